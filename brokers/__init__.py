@@ -1,0 +1,28 @@
+"""The message fabric: opaque messages between named peers, best effort, in order on a path, never blocking.
+
+It tells who is up; whatever must not be lost is the business of its users. It imports nothing from goreprox.
+"""
+
+from brokers.carrier import Buffer, Carrier, Receiver, Timings
+from brokers.errors import BadMessage, BadName, BindError, FabricError
+from brokers.link import Link
+from brokers.names import PeerName, Role
+from brokers.router import LocalPeer, Router
+from brokers.switch import PeerInfo
+
+__all__ = [
+    "BadMessage",
+    "BadName",
+    "BindError",
+    "Buffer",
+    "Carrier",
+    "FabricError",
+    "Link",
+    "LocalPeer",
+    "PeerInfo",
+    "PeerName",
+    "Receiver",
+    "Role",
+    "Router",
+    "Timings",
+]

@@ -1,0 +1,143 @@
+"""What the frames of a fabric message mean.
+
+To a broker: `[id of the destination, *body]`; from it: `[id of the source, *body]`. With an empty first frame
+the second is a control message in CBOR: `[kind, field, ...]`. All input is hostile.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
+
+import cbor2
+
+from brokers.carrier import Buffer
+from brokers.errors import BadMessage
+
+FABRIC_VERSION = 1
+FABRIC_VERSION_LEAST = 1
+CONTROL = b""
+"""The first frame of a control message."""
+MAX_CONTROL = 16 * 1024
+MAX_ATTRIBUTES = 4 * 1024
+MAX_FRAME = 2 * 1024 * 1024
+MAX_FRAMES = 130
+MAX_TEXT = 256
+RAW_BYTES = 16 * 1024
+"""Frames from this size on are referenced, smaller ones copied: that is cheaper below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A peer introduces itself; its name is in its routing id."""
+
+    version: int
+    least: int
+    attempt: int
+    attributes: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The broker's answer to a Hello, to be followed by the roster."""
+
+    version: int
+    attempt: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A peer of the other role is there."""
+
+    role: bytes
+    name: str
+    incarnation: bytes
+    epoch: int
+    attributes: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """A peer of the other role is gone."""
+
+    peer_id: bytes
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """A peer's new attributes."""
+
+    attributes: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """A peer's sign of life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The broker's sign of life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """A peer goes on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The broker does not take this peer, and why."""
+
+    reason: str
+
+
+Control = Hello | Welcome | Up | Down | Announce | Renew | Renewed | Leave | Refused
+_KINDS: tuple[type[Any], ...] = (Hello, Welcome, Up, Down, Announce, Renew, Renewed, Leave, Refused)
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("version", "least", "attempt", "epoch"), lambda v: type(v) is int and 0 <= v < 2**63),
+    **dict.fromkeys(("name", "reason"), lambda v: type(v) is str and len(v) <= MAX_TEXT),
+    **dict.fromkeys(("role", "incarnation", "peer_id"), lambda v: type(v) is bytes and len(v) <= 32),
+    "attributes": lambda v: type(v) is dict and all(type(k) is str for k in v) and len(cbor2.dumps(v)) <= MAX_ATTRIBUTES,
+}
+
+
+def control(message: Control) -> list[Buffer]:
+    """Return the frames of a control message."""
+    values = [getattr(message, field.name) for field in fields(message)]
+    return [CONTROL, cbor2.dumps([_KINDS.index(type(message)), *values])]
+
+
+def _refuse(_decoder: object, *_: object) -> NoReturn:
+    raise BadMessage("a CBOR tag, expected none")
+
+
+_NO_TAGS = dict.fromkeys(
+    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse
+)
+
+
+def parse_control(frames: Sequence[Buffer]) -> Control:
+    """Return the control message in `frames`.
+
+    Raises:
+        BadMessage: anything but exactly what `control` makes.
+    """
+    if len(frames) != 2 or len(frames[1]) > MAX_CONTROL:
+        raise BadMessage(f"control message of {len(frames)} frames, expected one of at most {MAX_CONTROL} bytes")
+    try:
+        item = cbor2.loads(
+            frames[1], semantic_decoders=_NO_TAGS, tag_hook=_refuse, max_depth=6, allow_indefinite=False, allow_duplicate_keys=False
+        )  # fmt: skip
+    except Exception as exc:  # whatever the decoder raises is the sender's fault
+        raise BadMessage(f"malformed CBOR: {exc}") from exc
+    if type(item) is not list or not item or type(item[0]) is not int or not 0 <= item[0] < len(_KINDS):
+        raise BadMessage("not a control message")
+    kind = _KINDS[item[0]]
+    names = [field.name for field in fields(kind)]
+    if len(item) != 1 + len(names) or not all(_CHECKS[n](v) for n, v in zip(names, item[1:], strict=True)):
+        raise BadMessage(f"malformed {kind.__name__}")
+    message: Control = kind(*item[1:])
+    return message

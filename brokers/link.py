@@ -1,0 +1,260 @@
+"""One DEALER to one broker: it connects, says hello, and tells its user who is there.
+
+    DOWN --handshake--> GREETING --Welcome--> UP --disconnected--> DOWN
+                            ^--broker silent---'
+
+libzmq reconnects by itself; names are resolved here, since libzmq does it in its I/O thread, where one slow
+name stalls every connection. Monitor events are not ordered with messages: so a Welcome counts only if it
+answers the latest Hello.
+"""
+
+import asyncio
+import enum
+import random
+import secrets
+import socket as stdsocket
+from collections.abc import Mapping, Sequence
+
+import zmq
+from loguru import logger
+from zmq.utils.monitor import parse_monitor_message
+
+from brokers.carrier import Buffer, Carrier, Receiver, Timings
+from brokers.channel import Channel
+from brokers.envelope import (
+    CONTROL, FABRIC_VERSION, FABRIC_VERSION_LEAST, MAX_FRAME, Announce, Control, Down, Hello, Leave, Refused, Renew, Up, Welcome,
+    control, parse_control,
+)  # fmt: skip
+from brokers.errors import BadMessage, BadName
+from brokers.names import NONCE_BYTES, PeerName, Role
+from brokers.switch import PeerInfo
+
+GREET_S = 1.0
+"""Between two Hellos while no Welcome comes."""
+RESOLVE_AFTER_S = 3.0
+"""An address that has not answered for so long is looked up again, and the next one is tried."""
+HIGH_WATER = 1000
+
+
+class Inbox:
+    """Turns what a broker sends into calls of a receiver; shared by links and local peers."""
+
+    def __init__(self, carrier: Carrier, receiver: Receiver) -> None:
+        """Serve `receiver` on behalf of `carrier`."""
+        self._carrier = carrier
+        self._receiver = receiver
+        self.up = False
+
+    def receive(self, frames: list[Buffer]) -> Control | None:
+        """Pass on a message; return it if it is a control message.
+
+        Raises:
+            BadMessage: the broker sent nonsense.
+        """
+        if len(frames) < 2:
+            raise BadMessage(f"{len(frames)} frames, expected at least 2")
+        if frames[0] != CONTROL:
+            if self.up:
+                self._receiver.message(self._carrier, bytes(frames[0]), frames[1:])
+            return None
+        message = parse_control(frames)
+        match message:
+            case Welcome():
+                self.up = True
+                self._receiver.carrier_up(self._carrier)
+            case Up(role, name, incarnation, epoch, attributes) if self.up:
+                try:
+                    info = PeerInfo(PeerName(Role(role), name, incarnation), epoch, attributes)
+                except (ValueError, BadName) as exc:
+                    raise BadMessage(f"a peer with a bad name: {exc}") from exc
+                self._receiver.peer_up(self._carrier, info)
+            case Down(peer_id, _, reason) if self.up:
+                self._receiver.peer_down(self._carrier, peer_id, reason)
+            case _:
+                pass
+        return message
+
+    def down(self, reason: str) -> None:
+        """Tell the receiver, once, that the broker is out of reach."""
+        if self.up:
+            self.up = False
+            self._receiver.carrier_down(self._carrier, reason)
+
+
+class State(enum.Enum):
+    """Of a link."""
+
+    DOWN = enum.auto()
+    GREETING = enum.auto()
+    UP = enum.auto()
+
+
+class Link:
+    """A carrier over TCP. All its methods belong to one event loop."""
+
+    def __init__(
+        self,
+        name: PeerName,
+        attributes: Mapping[str, object],
+        host: str,
+        port: int,
+        receiver: Receiver,
+        *,
+        timings: Timings | None = None,
+    ) -> None:
+        """Be `name` at the broker on `host`:`port`; call `start`."""
+        self.label = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.state = State.DOWN
+        self._name = name
+        self._attributes = attributes
+        self._host, self._port = host, port
+        self._timings = timings or Timings()
+        self._inbox = Inbox(self, receiver)
+        self._context = zmq.Context()
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = self._down_at = self._greeted_at = self._loop.time()
+        self._attempt = secrets.randbelow(2**32)
+        self._endpoint: str | None = None
+        self._tried: list[str] = []
+        self._complained = False
+        self._task: asyncio.Task[None] | None = None
+        self._socket = self._make_socket()
+        self._monitor = Channel(self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED), self._event)
+        self._channel = Channel(self._socket, self._receive)
+
+    def _make_socket(self) -> "zmq.Socket[bytes]":
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        timings = self._timings
+        link_ms = int(timings.link_timeout_s * 1000)
+        options: dict[int, int] = {
+            zmq.IMMEDIATE: 1, zmq.IPV6: 1, zmq.LINGER: 0, zmq.MAXMSGSIZE: MAX_FRAME, zmq.SNDHWM: HIGH_WATER, zmq.RCVHWM: HIGH_WATER,
+            zmq.RECONNECT_IVL: int(timings.reconnect_min_s * 1000), zmq.RECONNECT_IVL_MAX: int(timings.reconnect_max_s * 1000),
+            zmq.CONNECT_TIMEOUT: int(timings.connect_timeout_s * 1000), zmq.HANDSHAKE_IVL: int(timings.connect_timeout_s * 1000),
+            zmq.HEARTBEAT_IVL: link_ms // 3, zmq.HEARTBEAT_TIMEOUT: 2 * link_ms // 3, zmq.HEARTBEAT_TTL: link_ms,
+        }  # fmt: skip
+        for option, value in options.items():
+            socket.setsockopt(option, value)
+        socket.setsockopt(zmq.ROUTING_ID, self._name.routing_id(secrets.token_bytes(NONCE_BYTES)))
+        return socket
+
+    def start(self) -> None:
+        """Begin to connect, and go on for ever."""
+        self._task = self._loop.create_task(self._keep(), name=f"link {self.label}")
+
+    def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
+        """Send without blocking; False if there is no broker or its pipe is full."""
+        return self.state is State.UP and self._send([peer_id, *frames])
+
+    def announce(self, attributes: Mapping[str, object]) -> None:
+        """Replace what the roster says of us, now and in later hellos."""
+        self._attributes = attributes
+        if self.state is State.UP:
+            self._send(control(Announce(attributes)))
+
+    async def close(self, *, linger_s: float) -> None:
+        """Leave; what is queued has `linger_s` seconds to go out."""
+        if self._task is not None:
+            self._task.cancel()
+        if self.state is State.UP:
+            self._send(control(Leave()))
+        self.state = State.DOWN
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._channel.close(linger_s)
+        await self._loop.run_in_executor(None, self._context.term)
+
+    def _send(self, frames: list[Buffer]) -> bool:
+        try:
+            self._channel.send(frames)
+        except zmq.Again:
+            return False
+        return True
+
+    async def _keep(self) -> None:
+        """Resolve, renew, greet again: whatever time alone brings about."""
+        while True:
+            now = self._loop.time()
+            if self.state is State.DOWN and (self._endpoint is None or now - self._down_at >= RESOLVE_AFTER_S):
+                await self._connect()
+                self._down_at = self._loop.time()
+            elif self.state is State.UP and now - self._heard_at > self._timings.link_timeout_s:
+                self._lose("the broker is silent")
+                self._greet()
+            elif self.state is State.UP:
+                self._send(control(Renew()))
+            elif self.state is State.GREETING and now - self._greeted_at >= GREET_S:
+                self._greet()
+            pause = self._timings.renew_s if self.state is State.UP else min(GREET_S, self._timings.renew_s)
+            await asyncio.sleep(pause * random.uniform(0.8, 1.0))
+
+    async def _connect(self) -> None:
+        """Connect to the next address of the host; libzmq then reconnects to it by itself."""
+        try:
+            found = await self._loop.getaddrinfo(self._host, self._port, type=stdsocket.SOCK_STREAM)
+        except OSError as exc:
+            self._complain(f"the name {self._host} cannot be resolved ({exc.strerror}); trying on")
+            return
+        endpoints = list(dict.fromkeys(_endpoint(str(info[4][0]), self._port) for info in found))
+        untried = [e for e in endpoints if e not in self._tried] or endpoints
+        if self._endpoint is not None and self.state is State.DOWN:
+            self._complain(f"no server answers at {self.label}; is it running, and does a firewall let this through? trying on")
+        self._tried = [*self._tried, untried[0]] if untried is not endpoints else [untried[0]]
+        if self.state is State.DOWN and untried[0] != self._endpoint:
+            if self._endpoint is not None:
+                self._socket.disconnect(self._endpoint)
+            self._endpoint = untried[0]
+            self._socket.connect(self._endpoint)
+
+    def _complain(self, text: str) -> None:
+        if not self._complained:
+            self._complained = True
+            logger.warning("{}", text)
+
+    def _event(self, frames: list[Buffer]) -> None:
+        event = parse_monitor_message([bytes(frame) for frame in frames])["event"]
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._inbox.down("connected anew")
+            self._greet()
+        else:
+            self._lose("the connection was lost")
+            self.state = State.DOWN
+            self._down_at = self._loop.time()
+
+    def _greet(self) -> None:
+        self.state = State.GREETING
+        self._attempt += 1
+        self._greeted_at = self._loop.time()
+        self._send(control(Hello(FABRIC_VERSION, FABRIC_VERSION_LEAST, self._attempt, self._attributes)))
+
+    def _lose(self, reason: str) -> None:
+        if self.state is State.UP:
+            logger.warning("lost the server at {}: {}; connections are kept, reconnecting", self.label, reason)
+            self._complained = True
+        self._inbox.down(reason)
+
+    def _receive(self, frames: list[Buffer]) -> None:
+        self._heard_at = self._loop.time()
+        try:
+            if self.state is State.UP:
+                self._inbox.receive(frames)
+            elif frames[0] == CONTROL:
+                self._receive_welcome(frames)
+        except BadMessage as exc:
+            self._complain(f"{self.label} does not speak as a broker does: {exc}")
+
+    def _receive_welcome(self, frames: list[Buffer]) -> None:
+        match parse_control(frames):
+            case Welcome(_, attempt, _) if attempt == self._attempt:
+                self.state = State.UP
+                self._complained = False
+                self._tried.clear()
+                logger.info("connected to the server at {}", self.label)
+                self._inbox.receive(frames)
+            case Refused(reason):
+                self._complain(f"the server at {self.label} refuses: {reason}")
+            case _:
+                pass
+
+
+def _endpoint(address: str, port: int) -> str:
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"

@@ -1,0 +1,70 @@
+"""How peers are called: for people (`name`), in messages (`id`), and by ZeroMQ (the routing id)."""
+
+import enum
+import re
+from dataclasses import dataclass
+
+from brokers.errors import BadName
+
+INCARNATION_BYTES = 16
+NONCE_BYTES = 16
+ID_BYTES = 1 + INCARNATION_BYTES
+NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Role(enum.Enum):
+    """On which side of the broker a peer stands; its value is the first byte of its ids."""
+
+    EDGE = b"e"
+    PROVIDER = b"p"
+
+    @property
+    def other(self) -> "Role":
+        """The role that peers of this one talk to."""
+        return Role.PROVIDER if self is Role.EDGE else Role.EDGE
+
+
+@dataclass(frozen=True, slots=True)
+class PeerName:
+    """One process. Two of one `name` are replicas, told apart by their incarnations (16 random bytes a process).
+
+    Raises:
+        BadName: the name is not 1 to 64 of `A-Za-z0-9._-`, or the incarnation not 16 bytes.
+    """
+
+    role: Role
+    name: str
+    incarnation: bytes
+
+    def __post_init__(self) -> None:
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise BadName(f"name {self.name[:80]!r}, expected 1 to 64 of A-Z a-z 0-9 . _ -")
+        if len(self.incarnation) != INCARNATION_BYTES:
+            raise BadName(f"incarnation of {len(self.incarnation)} bytes, expected {INCARNATION_BYTES}")
+
+    @property
+    def id(self) -> bytes:
+        """The address of this peer in messages, 17 bytes."""
+        return self.role.value + self.incarnation
+
+    def routing_id(self, nonce: bytes) -> bytes:
+        """Return the ZeroMQ routing id: at most 97 of 255 bytes, never beginning with 0 (ZMQ_ROUTING_ID).
+
+        The nonce (16 bytes) is secret: ROUTER_HANDOVER lets whoever knows a routing id take over its
+        connection, before any check of ours, and rosters show only `id`.
+        """
+        return self.id + nonce + self.name.encode()
+
+    @classmethod
+    def from_routing_id(cls, routing_id: bytes) -> "PeerName":
+        """Return whose routing id this is.
+
+        Raises:
+            BadName: nobody's.
+        """
+        try:
+            role = Role(routing_id[:1])
+            name = routing_id[ID_BYTES + NONCE_BYTES :].decode("ascii")
+        except ValueError as exc:
+            raise BadName("a routing id of no role or name") from exc
+        return cls(role, name, routing_id[1:ID_BYTES])

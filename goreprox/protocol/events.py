@@ -1,0 +1,145 @@
+"""What the two ends of a session tell each other.
+
+These are values: they know nothing of CBOR (`wire`), of when they are sent (`session`) or of what they
+mean to a stream (`stream`). Offsets are absolute, in bytes from the start of their direction, below 2**63.
+"""
+
+from dataclasses import dataclass
+
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """The opener asks for a new stream; it may send up to the acceptor's `Resume.window` before the answer."""
+
+    stream: int
+    service: str
+    client: str
+    """Address of the client, for logs and for targets that want it."""
+    limit: int
+    """How far the acceptor may send."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The target answered: the stream is open."""
+
+    stream: int
+    limit: int
+    """How far the opener may send."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The target could not be reached: not one byte was delivered, so another provider may take the stream."""
+
+    stream: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes of a stream. The payload is immutable and may be shared with the replay buffer."""
+
+    stream: int
+    offset: int
+    payload: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Eof:
+    """The socket of the sender was half-closed after `final` bytes."""
+
+    stream: int
+    final: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The socket of the sender was reset after `final` bytes, which are delivered before the reset."""
+
+    stream: int
+    final: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The stream ends at once, whatever is still on its way: no socket did this, one of the ends gave up."""
+
+    stream: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The local socket took all bytes below `delivered`; the peer may send those below `limit`.
+
+    An end of file counts as one, as a FIN does in TCP (RFC 9293, 3.4): `delivered` is `final + 1` once the
+    socket was half-closed too.
+    """
+
+    stream: int
+    delivered: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One live stream, as its receiving half stands. Part of `Resume`."""
+
+    stream: int
+    accepted: bool
+    received: int
+    """Bytes that need not be sent again."""
+    delivered: int
+    limit: int
+    eof: bool
+    """The end of file was received: `received` is the final offset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A page of what one end knows; every epoch begins with these, from both ends."""
+
+    grace_s: float
+    """How long this end keeps sockets without a path; both use the smaller."""
+    window: int
+    """The floor of a stream's window: what may be sent before the first `Accept`."""
+    next_id: int
+    """The least stream id that this end has never seen."""
+    last: bool
+    streams: tuple[Live, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """This end wants no new streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """This process ends: streams that are still there are lost."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Nothing but a reason for an acknowledgement at once."""
+
+
+Event = Open | Accept | Refuse | Data | Eof | Reset | Abort | Ack | Resume | Drain | Goodbye | Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One message of a path: numbered within its epoch, acknowledging the other direction."""
+
+    epoch: int
+    seq: int
+    """Number of this message; one without events does not count, and carries the number of the next."""
+    ack: int
+    """Messages of this epoch received so far."""
+    events: tuple[Event, ...]

@@ -1,0 +1,61 @@
+"""The numbers of the protocol, each with its arithmetic."""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+VERSION = 1
+"""Version of the session protocol that we speak."""
+VERSION_LEAST = 1
+"""The least version that we still understand."""
+
+MAX_OFFSET = 2**63 - 1
+"""Offsets, ids, epochs and sequence numbers: at 10 Gbit/s a stream takes 230 years to get there."""
+MAX_NAME = 64
+"""Characters of a service's name."""
+MAX_TEXT = 256
+"""Characters of a reason or an address."""
+
+RAW_PAYLOAD = 16 * KIB
+"""Payloads from this size on travel as frames of their own: copying less than this is cheaper than a frame."""
+MAX_HEAD = 256 * KIB
+"""The CBOR frame of a message. Decoding amplifies at worst 64-fold (empty lists): 16 MiB, for a moment."""
+MAX_PAYLOAD = MIB
+"""One Data event."""
+MAX_RAW_FRAMES = 64
+"""Raw frames in one message."""
+BATCH_INLINE = 96 * KIB
+"""A batch is closed once its CBOR holds this: one more payload (16 KiB) and 2,000 events of 60 bytes fit in MAX_HEAD."""
+BATCH_EVENTS = 1024
+BATCH_BYTES = MIB
+"""A batch is closed once its payloads reach this."""
+RESUME_PAGE = 512
+"""Streams in one page of a resume: 512 * 40 bytes = 20 KiB."""
+
+WINDOW_MAX = 16 * MIB
+"""Of one stream and direction: 1 Gbit/s at 130 ms."""
+WINDOW_INITIAL = 64 * KIB
+"""Of a new stream, as long as the budget is mostly free."""
+
+IN_FLIGHT_MIN = 64 * KIB
+"""Unacknowledged bytes on a path: half a second at 1 Mbit/s, so that heartbeats (every 2 s) get through."""
+IN_FLIGHT_MAX = 32 * MIB
+QUANTUM_MIN = 16 * KIB
+"""What a stream may send before it is another's turn, at least."""
+
+STREAM_ACK_DELAY_S = 0.05
+"""Delivery is acknowledged this late at most, if a quarter of the window has not moved before."""
+PATH_ACK_DELAY_S = 0.02
+PATH_ACK_BYTES = 64 * KIB
+"""So many received bytes are acknowledged at once: the least bound must not wait for the delay."""
+PROBE_MIN_S = 0.25
+LOSS_TIMEOUT_S = 6.0
+"""Without progress for so long an epoch ends."""
+RESTART_MIN_S = 0.05
+RESTART_MAX_S = 2.0
+"""Between two attempts to begin an epoch on a path that stays up."""
+
+ALLOWANCE_S = 8.0
+"""Added to the grace. Ends notice an outage up to 6 s apart, and reconnection may take 1 s (interval) + 2 s
+(connect timeout) after it: 8 s cover an end that noticed at once; 6 + 8 < 15 s bounds the one that noticed last."""
+RESET_LINGER_S = 10.0
+"""How long the bytes before a reset may take to be delivered."""

@@ -1,0 +1,167 @@
+"""One epoch of a path: messages numbered and acknowledged, bytes in flight, round-trip time, loss.
+
+It tells *that* something was lost (a gap, or silence), never repairs it: the session begins a new epoch and
+resumes from offsets. It knows nothing of streams; `now` is an argument, in seconds.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from goreprox.protocol.errors import RemoteProtocolError
+from goreprox.protocol.limits import (
+    IN_FLIGHT_MAX,
+    IN_FLIGHT_MIN,
+    LOSS_TIMEOUT_S,
+    PATH_ACK_BYTES,
+    PATH_ACK_DELAY_S,
+    PROBE_MIN_S,
+)
+
+RATE_WINDOW_S = 1.0
+"""The highest rate of the last one to two of these counts."""
+LEAST_QUEUE_S = 0.010
+"""The bound is twice the rate times the round trip, taken as this at least: 20 ms of queue."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    size: int
+    at: float
+    acked_bytes: int
+    """Bytes that had been acknowledged by then, and when: the rate is measured between two acknowledgements."""
+    acked_at: float
+    limited: bool
+
+
+class Path:
+    """One epoch on one way to the peer."""
+
+    __slots__ = (
+        "_ack_due", "_acked_at", "_acked_bytes", "_min_rtt", "_next_probe", "_probe_s", "_progress_at", "_rate", "_rate_before",
+        "_rate_from", "_sent", "_unacked_bytes", "bound", "epoch", "established", "in_flight", "path_id", "peer_acked", "received",
+        "seq", "srtt",
+    )  # fmt: skip
+
+    def __init__(self, path_id: object, epoch: int, *, now: float) -> None:
+        """Begin `epoch` on the carrier that the driver calls `path_id`."""
+        self.path_id = path_id
+        self.epoch = epoch
+        self.established = False
+        """The peer's resume has arrived: streams may flow."""
+        self.seq = 0
+        self.received = 0
+        self.peer_acked = 0
+        self.in_flight = 0
+        self.bound = IN_FLIGHT_MIN
+        self.srtt = 0.0
+        self._min_rtt = float("inf")
+        self._sent: deque[_Sent] = deque()
+        self._acked_bytes = 0
+        self._acked_at = now
+        self._progress_at = now
+        self._probe_s = PROBE_MIN_S
+        self._next_probe = now + PROBE_MIN_S
+        self._rate = self._rate_before = 0.0
+        self._rate_from = now
+        self._unacked_bytes = 0
+        self._ack_due: float | None = None
+
+    @property
+    def room(self) -> int:
+        """Bytes that may still be put in flight."""
+        return self.bound - self.in_flight
+
+    @property
+    def deadline(self) -> float | None:
+        """When `ack_due`, `probe_due` or `lost` may next become true."""
+        times = [] if self._ack_due is None else [self._ack_due]
+        if self._sent:
+            times.append(min(self._next_probe, self._progress_at + LOSS_TIMEOUT_S))
+        return min(times, default=None)
+
+    def send(self, size: int, now: float) -> int:
+        """Count a message of `size` bytes as sent; return its number. It carries our acknowledgement."""
+        if not self._sent:
+            self._progress_at = now
+            self._next_probe = now + self._probe_s
+        limited = self.in_flight + size >= self.bound // 2
+        self._sent.append(_Sent(size, now, self._acked_bytes, self._acked_at if self.in_flight else now, limited))
+        self.in_flight += size
+        self.seq += 1
+        self.acknowledged()
+        return self.seq - 1
+
+    def acknowledged(self) -> None:
+        """Note that `received` was told to the peer."""
+        self._ack_due = None
+        self._unacked_bytes = 0
+
+    def receive(self, seq: int, size: int, now: float) -> bool:
+        """Count message `seq`, which holds events; return whether it is new.
+
+        Raises:
+            LookupError: messages between were lost.
+        """
+        if seq > self.received:
+            raise LookupError(f"message {seq}, expected {self.received}")
+        if seq < self.received:
+            return False
+        self.received += 1
+        self._unacked_bytes += size
+        due = now if self._unacked_bytes >= PATH_ACK_BYTES else now + PATH_ACK_DELAY_S
+        self._ack_due = due if self._ack_due is None else min(due, self._ack_due)
+        return True
+
+    def hurry(self, now: float) -> None:
+        """Acknowledge with the next flush: the peer probes."""
+        self._ack_due = now
+
+    def ack_due(self, now: float) -> bool:
+        """Whether an acknowledgement must go out even alone."""
+        return self._ack_due is not None and self._ack_due <= now
+
+    def ack(self, count: int, now: float) -> None:
+        """Take the peer's acknowledgement of our first `count` messages.
+
+        Raises:
+            RemoteProtocolError: more than were sent.
+        """
+        if count > self.seq:
+            raise RemoteProtocolError(f"ack of {count} messages, expected at most {self.seq}")
+        if count <= self.peer_acked:
+            return
+        newest = None
+        for _ in range(count - self.peer_acked):
+            newest = self._sent.popleft()
+            self.in_flight -= newest.size
+            self._acked_bytes += newest.size
+        self.peer_acked = count
+        self._acked_at = self._progress_at = now
+        assert newest is not None
+        self._measure(newest, now)
+        self._probe_s = max(PROBE_MIN_S, 4 * self.srtt)
+        self._next_probe = now + self._probe_s
+
+    def _measure(self, newest: _Sent, now: float) -> None:
+        """Estimate the path by its acknowledgements, as BBR does (RFC 9743's setting: one flow per path)."""
+        rtt = max(now - newest.at, 1e-6)
+        self.srtt = rtt if not self.srtt else self.srtt + (rtt - self.srtt) / 8
+        self._min_rtt = min(self._min_rtt, rtt)
+        rate = (self._acked_bytes - newest.acked_bytes) / max(now - newest.acked_at, rtt)
+        if newest.limited and now - self._rate_from >= RATE_WINDOW_S:
+            self._rate_before, self._rate, self._rate_from = self._rate, 0.0, now
+        self._rate = max(self._rate, rate)
+        bound = 2 * max(self._rate, self._rate_before) * max(self._min_rtt, LEAST_QUEUE_S)
+        self.bound = min(max(int(bound), IN_FLIGHT_MIN), IN_FLIGHT_MAX)
+
+    def probe_due(self, now: float) -> bool:
+        """Whether acknowledgements are late enough to ask; each time the next question waits twice as long."""
+        if not self._sent or now < self._next_probe:
+            return False
+        self._probe_s *= 2
+        self._next_probe = now + self._probe_s
+        return True
+
+    def lost(self, now: float) -> bool:
+        """Whether the peer has been silent for too long."""
+        return bool(self._sent) and now - self._progress_at >= LOSS_TIMEOUT_S

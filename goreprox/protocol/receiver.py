@@ -1,0 +1,129 @@
+"""The receiving half of a stream: bytes in order on their way to the local socket, and its window.
+
+    delivered <= received <= limit
+
+Duplicates are trimmed, gaps refused. The window grows while the socket keeps up. It knows nothing of paths
+or events; `now` and the round-trip time are arguments.
+"""
+
+from collections import deque
+
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.errors import RemoteProtocolError
+from goreprox.protocol.events import Buffer
+
+
+class ReceiveHalf:
+    """Bytes of the peer on their way to the local socket."""
+
+    __slots__ = ("_acked", "_borrowed", "_budget", "_chunks", "_mark", "_mark_at", "_window", "delivered", "eof", "eof_delivered", "limit", "received")
+
+    def __init__(self, budget: Budget) -> None:
+        """Start at offset 0 with the window that the budget has for new streams."""
+        self._budget = budget
+        self._window = budget.initial_window()
+        self._borrowed = budget.account(held=0, holding=self._window)
+        self._chunks: deque[Buffer] = deque()
+        self._mark = 0
+        self._mark_at = 0.0
+        self._acked = 0
+        self.received = 0
+        self.delivered = 0
+        self.limit = self._window
+        self.eof = False
+        self.eof_delivered = False
+
+    @property
+    def chunks(self) -> deque[Buffer]:
+        """What waits for the socket, in order. Not to be changed but through `consume`."""
+        return self._chunks
+
+    @property
+    def eof_ready(self) -> bool:
+        """Whether all bytes were delivered and the socket is to be half-closed next."""
+        return self.eof and not self.eof_delivered and self.delivered == self.received
+
+    @property
+    def ack_offset(self) -> int:
+        """What `Ack.delivered` says: the end of file counts as one."""
+        return self.delivered + self.eof_delivered
+
+    @property
+    def ack_pending(self) -> bool:
+        """Whether the peer does not know yet what was delivered."""
+        return self.ack_offset > self._acked
+
+    @property
+    def ack_urgent(self) -> bool:
+        """Whether the peer may be waiting for the acknowledgement: a quarter of its window, or the end."""
+        return self.eof_delivered or self.delivered - self._acked >= self._window // 4
+
+    def receive(self, offset: int, payload: Buffer) -> bool:
+        """Take bytes, less those that are here already; return whether any were new.
+
+        Raises:
+            RemoteProtocolError: a gap, or bytes beyond the limit or the end of file.
+        """
+        end = offset + len(payload)
+        if offset > self.received:
+            raise RemoteProtocolError(f"data at offset {offset}, expected {self.received}")
+        if end > self.limit:
+            raise RemoteProtocolError(f"data up to offset {end}, expected at most {self.limit}")
+        if end <= self.received:
+            return False
+        if self.eof:
+            raise RemoteProtocolError(f"data up to offset {end} after the end of file at {self.received}")
+        if offset < self.received:
+            payload = memoryview(payload)[self.received - offset :]
+        self._chunks.append(payload)
+        self.received = end
+        return True
+
+    def receive_eof(self, final: int) -> bool:
+        """Note the end of file; return whether it is new.
+
+        Raises:
+            RemoteProtocolError: it is not where the bytes end.
+        """
+        if final != self.received:
+            raise RemoteProtocolError(f"end of file at offset {final}, expected {self.received}")
+        new = not self.eof
+        self.eof = True
+        return new
+
+    def consume(self, count: int, *, now: float, round_trip_s: float) -> None:
+        """Note that the socket took `count` bytes, and let the window follow its pace."""
+        self.delivered += count
+        while count:
+            chunk = self._chunks[0]
+            if len(chunk) > count:
+                self._chunks[0] = memoryview(chunk)[count:]
+                break
+            count -= len(chunk)
+            self._chunks.popleft()
+        if self.delivered - self._mark >= self._window // 2:
+            self._grow(now, round_trip_s)
+
+    def _grow(self, now: float, round_trip_s: float) -> None:
+        """Double the window when half of it passed within two round trips: it, not the socket, sets the pace."""
+        if now - self._mark_at <= 2 * round_trip_s:
+            self._window *= 2
+        self._window = min(self._window, self._budget.allowance(self._borrowed))
+        self._mark, self._mark_at = self.delivered, now
+
+    def deliver_eof(self) -> None:
+        """Note that the socket was half-closed."""
+        self.eof_delivered = True
+
+    def take_ack(self) -> tuple[int, int]:
+        """Return offset and limit to acknowledge, and count them as told."""
+        if not self.eof:
+            self.limit = max(self.limit, self.delivered + self._window)
+        self._borrowed = self._budget.account(held=self._borrowed, holding=self.limit - self.delivered)
+        self._acked = self.ack_offset
+        return self._acked, self.limit
+
+    def discard(self) -> None:
+        """Drop everything; the half is of no more use."""
+        self._chunks.clear()
+        self._borrowed = self._budget.account(held=self._borrowed, holding=0)

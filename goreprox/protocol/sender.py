@@ -1,0 +1,149 @@
+"""The sending half of a stream: a replay buffer with three marks.
+
+    acked <= sent <= end,   end - acked <= window
+
+Bytes below `acked` are forgotten, those up to `sent` are on their way (or lost: a rewind sends them again),
+those up to `end` wait. It knows nothing of paths, events or time.
+"""
+
+from collections import deque
+
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
+from goreprox.protocol.events import Buffer
+from goreprox.protocol.limits import RAW_PAYLOAD
+
+
+class SendHalf:
+    """Bytes of the local socket on their way to the peer.
+
+    Chunks are immutable and may be referenced by messages still queued below. `finished` once the peer's
+    socket took everything, the end of file included.
+    """
+
+    __slots__ = ("_borrowed", "_budget", "_unacked", "_unsent", "acked", "end", "eof", "eof_sent", "finished", "limit", "sent")
+
+    def __init__(self, budget: Budget, *, limit: int) -> None:
+        """Start at offset 0; the peer takes bytes below `limit`."""
+        self._budget = budget
+        self._borrowed = 0
+        self._unacked: deque[Buffer] = deque()
+        self._unsent: deque[Buffer] = deque()
+        self.acked = 0
+        self.sent = 0
+        self.end = 0
+        self.limit = limit
+        self.eof = False
+        self.eof_sent = False
+        self.finished = False
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be written now: less is taken while the peer's window or our budget is full."""
+        if self.eof:
+            return 0
+        allowance = self._budget.allowance(self._borrowed)
+        return max(0, min(self.limit, self.acked + allowance) - self.end)
+
+    @property
+    def sendable(self) -> int:
+        """Bytes that wait and that the peer has room for."""
+        return min(self.end, self.limit) - self.sent
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything can be sent now."""
+        return self.sendable > 0 or (self.eof and not self.eof_sent and self.sent == self.end)
+
+    def write(self, data: bytes) -> None:
+        """Take bytes from the socket; the buffer becomes ours.
+
+        Raises:
+            LocalProtocolError: after `write_eof`, or beyond `room`.
+        """
+        if self.eof or len(data) > self.room:
+            raise LocalProtocolError(f"write of {len(data)} bytes, expected at most {self.room}")
+        self._unsent.append(data)
+        self.end += len(data)
+        self._account()
+
+    def write_eof(self) -> None:
+        """Note that the socket was half-closed by its peer."""
+        self.eof = True
+
+    def take(self, max_bytes: int) -> tuple[int, Buffer]:
+        """Return offset and payload of what is to be sent next; small chunks are joined into one.
+
+        There must be something: `sendable > 0`.
+        """
+        offset = self.sent
+        max_bytes = min(max_bytes, self.sendable)
+        payload = self._unsent.popleft()
+        if len(payload) > max_bytes:
+            view = memoryview(payload)
+            self._unsent.appendleft(view[max_bytes:])
+            payload = view[:max_bytes]
+        elif self._unsent and len(payload) < RAW_PAYLOAD:
+            payload = self._join(payload, max_bytes)
+        self._unacked.append(payload)
+        self.sent += len(payload)
+        return offset, payload
+
+    def _join(self, first: Buffer, max_bytes: int) -> Buffer:
+        parts = [first]
+        size = len(first)
+        while self._unsent and size + len(self._unsent[0]) <= min(max_bytes, RAW_PAYLOAD):
+            parts.append(self._unsent.popleft())
+            size += len(parts[-1])
+        return first if len(parts) == 1 else b"".join(parts)
+
+    def ack(self, delivered: int, limit: int) -> None:
+        """Forget what the peer's socket took; an older acknowledgement changes nothing.
+
+        Raises:
+            RemoteProtocolError: bytes acknowledged that were never sent.
+        """
+        if delivered > self.sent + self.eof_sent:
+            raise RemoteProtocolError(f"ack at offset {delivered}, expected at most {self.sent + self.eof_sent}")
+        if delivered > self.end:
+            self.finished = True
+            delivered = self.end
+        while self._unacked and self.acked + len(self._unacked[0]) <= delivered:
+            self.acked += len(self._unacked.popleft())
+        if delivered > self.acked:
+            self._unacked[0] = memoryview(self._unacked[0])[delivered - self.acked :]
+            self.acked = delivered
+        self.limit = max(self.limit, limit)
+        self._account()
+
+    def rewind(self, received: int, *, eof_received: bool) -> int:
+        """Send again from `received`; return how many bytes that are.
+
+        Raises:
+            RemoteProtocolError: the offset lies outside of what was sent and is still kept.
+        """
+        if not self.acked <= received <= self.sent or (eof_received and not (self.eof and received == self.end)):
+            raise RemoteProtocolError(f"resume at offset {received}, expected {self.acked} to {self.sent}")
+        replayed = self.sent - received
+        while self.sent > received:
+            chunk = self._unacked.pop()
+            start = self.sent - len(chunk)
+            if start < received:
+                view = memoryview(chunk)
+                self._unacked.append(view[: received - start])
+                chunk = view[received - start :]
+                start = received
+            self._unsent.appendleft(chunk)
+            self.sent = start
+        self.eof_sent = eof_received
+        return replayed
+
+    def discard(self) -> None:
+        """Drop everything; the half is of no more use."""
+        self._unacked.clear()
+        self._unsent.clear()
+        self.acked = self.sent = self.end
+        self._account()
+
+    def _account(self) -> None:
+        self._borrowed = self._budget.account(held=self._borrowed, holding=self.end - self.acked)

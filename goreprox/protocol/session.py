@@ -1,0 +1,668 @@
+"""All streams between one edge and one provider, over whatever path there is.
+
+An epoch is one unbroken use of one path. It begins with pages of `Resume` from its initiator, which the other
+end answers with its own; from then on everything flows in order. Any loss ends it, and the next one goes on
+from the offsets that the pages name. Epochs count up; the opener takes even numbers, the acceptor odd ones, so
+every epoch has one initiator and one path, and of two begun at once the higher wins.
+
+Stream ids count up and Opens are sent in their order: so "seen before" is one number, `next_id`.
+
+Sans-IO: the driver brings messages, paths and the time, takes messages (`flush`) and notices, and wakes us at
+`deadline`. Rejected: several paths at once for one session, which needs reordering across them and wins nothing
+where one link carries what Python can.
+"""
+
+import enum
+import itertools
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, assert_never
+
+from goreprox.protocol import wire
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.errors import RemoteProtocolError
+from goreprox.protocol.events import (
+    Abort, Accept, Ack, Batch, Buffer, Data, Drain, Eof, Event, Goodbye, Live, Open, Probe, Refuse, Reset, Resume,
+)  # fmt: skip
+from goreprox.protocol.fair import FairQueue
+from goreprox.protocol.limits import (
+    ALLOWANCE_S, BATCH_BYTES, BATCH_EVENTS, BATCH_INLINE, MAX_OFFSET, MAX_PAYLOAD, MAX_RAW_FRAMES, QUANTUM_MIN, RAW_PAYLOAD,
+    RESET_LINGER_S, RESTART_MAX_S, RESTART_MIN_S, RESUME_PAGE, STREAM_ACK_DELAY_S, VERSION,
+)  # fmt: skip
+from goreprox.protocol.path import Path
+from goreprox.protocol.stream import State, Step, Stream
+
+GONE = "the peer no longer knows this stream"
+EVENT_BYTES = 48
+"""What an event without payload is counted as."""
+
+
+class Kind(enum.Enum):
+    """What the driver is told."""
+
+    OPENED = enum.auto()
+    """The peer wants a stream: dial."""
+    ACCEPTED = enum.auto()
+    REFUSED = enum.auto()
+    READABLE = enum.auto()
+    """Bytes or an end of file wait for the socket."""
+    WRITABLE = enum.auto()
+    """The socket may be read again."""
+    RESET = enum.auto()
+    """Reset the socket after what waits for it."""
+    ABORTED = enum.auto()
+    """Reset the socket now."""
+    CLOSED = enum.auto()
+    """The stream ended well."""
+    ESTABLISHED = enum.auto()
+    """The peer answers: streams flow."""
+    DRAINING = enum.auto()
+    """The peer wants no new streams."""
+    GOODBYE = enum.auto()
+    """The peer has ended; its streams were aborted."""
+    FAILED = enum.auto()
+    """The peer broke the protocol; its streams were aborted."""
+
+
+class Notice(NamedTuple):
+    """One thing to do for the driver."""
+
+    kind: Kind
+    stream: Stream | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a session has been through, for people."""
+
+    outages: int = 0
+    replayed_bytes: int = 0
+    opened: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class Session:
+    """One end of a session. `wake` is called whenever `flush` has something new to do, perhaps often."""
+
+    def __init__(self, *, opener: bool, budget: Budget, grace_s: float, wake: Callable[[], None], now: float) -> None:
+        """Start without a path. `grace_s`: how long streams are kept without one, 0 to 86,400 s."""
+        self.opener = opener
+        self.streams: dict[int, Stream] = {}
+        self.notices: list[Notice] = []
+        self.counters = Counters()
+        self.peer_draining = False
+        self.failed: str | None = None
+        self._budget = budget
+        self._grace_s = self._peer_grace_s = float(grace_s)
+        self._peer_window = budget.floor_bytes
+        self._wake = wake
+        self._paths: dict[Hashable, None] = {}
+        self._path: Path | None = None
+        self._epoch = 0
+        self._lost_at: float | None = now
+        self._restart_at: float | None = None
+        self._restart_s = RESTART_MIN_S
+        self._next_id = 1
+        self._last_id_in = 0
+        self._control: deque[Event] = deque()
+        self._fair: FairQueue[Stream] = FairQueue()
+        self._acks: dict[int, Stream] = {}
+        self._acks_due: float | None = None
+        self._resetting: dict[int, float] = {}
+        self._ended: dict[int, Event] = {}
+        """Last words (Refuse, Abort, Reset) that the peer may not have heard yet."""
+        self._ended_at: deque[tuple[int, int]] = deque()
+        self._draining = False
+        self._goodbye: str | None = None
+
+    # Paths.
+
+    @property
+    def established(self) -> bool:
+        """Whether streams flow at this moment."""
+        return self._path is not None and self._path.established
+
+    @property
+    def round_trip_s(self) -> float:
+        """Smoothed round-trip time of the path in use, seconds; 0.1 while none is known."""
+        return self._path.srtt if self._path is not None and self._path.srtt else 0.1
+
+    @property
+    def path_id(self) -> Hashable | None:
+        """The path in use."""
+        return self._path.path_id if self._path is not None else None
+
+    @property
+    def lost_at(self) -> float | None:
+        """Since when nothing flows, or None."""
+        return self._lost_at
+
+    @property
+    def grace_s(self) -> float:
+        """The smaller of the two graces, without the allowance."""
+        return min(self._grace_s, self._peer_grace_s)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the peer has acknowledged all that we sent, or there is nobody to do it."""
+        return self._path is None or (self._path.peer_acked == self._path.seq and not self._control and not len(self._fair))
+
+    def path_up(self, path_id: Hashable, now: float) -> None:
+        """A path is there, perhaps again: it is used unless another one works."""
+        self._paths[path_id] = None
+        if self._path is None or self._path.path_id == path_id:
+            self._lose(now)
+            self._begin(path_id, now)
+
+    def path_down(self, path_id: Hashable, now: float) -> None:
+        """A path is gone; another takes over if there is one."""
+        self._paths.pop(path_id, None)
+        if self._path is not None and self._path.path_id == path_id:
+            self._lose(now)
+            if self._paths:
+                self._begin(next(iter(self._paths)), now)
+
+    def _lose(self, now: float) -> None:
+        if self._path is not None and self._path.established:
+            self.counters.outages += 1
+        self._path = None
+        if self._lost_at is None:
+            self._lost_at = now
+        self._control.clear()
+        self._fair.clear()
+        self._ended_at.clear()
+        self._acks.clear()
+        self._acks_due = None
+        self._wake()
+
+    def _begin(self, path_id: Hashable, now: float) -> None:
+        """Begin an epoch of ours."""
+        self._epoch += 1
+        if self._epoch % 2 != (0 if self.opener else 1):
+            self._epoch += 1
+        self._enter(path_id, now)
+
+    def _enter(self, path_id: Hashable, now: float) -> None:
+        self._path = Path(path_id, self._epoch, now=now)
+        self._restart_at = None
+        self._control.extend(self._pages())
+        if self._draining:
+            self._control.append(Drain())
+        if self._goodbye is not None:
+            self._control.append(Goodbye(self._goodbye))
+        self._wake()
+
+    def _pages(self) -> Iterator[Resume]:
+        lives = [
+            Live(s.id, s.accepted, s.receive.received, s.receive.ack_offset, s.receive.limit, s.receive.eof)
+            for s in self.streams.values()
+        ]
+        next_id = self._next_id if self.opener else self._last_id_in + 1
+        for start in range(0, max(len(lives), 1), RESUME_PAGE):
+            page = tuple(lives[start : start + RESUME_PAGE])
+            last = start + RESUME_PAGE >= len(lives)
+            yield Resume(self._grace_s, self._budget.floor_bytes, next_id, last, page)
+
+    def _restart(self, now: float) -> None:
+        """Something was lost on a path that stays up: begin again, on another one if there is one."""
+        path = self._path
+        assert path is not None
+        established = path.established
+        self._lose(now)
+        if path.path_id in self._paths:
+            del self._paths[path.path_id]
+            self._paths[path.path_id] = None
+        self._restart_s = RESTART_MIN_S if established else min(2 * self._restart_s, RESTART_MAX_S)
+        self._restart_at = now + self._restart_s
+
+    # Time.
+
+    def deadline(self) -> float | None:
+        """When `tick` wants to be called next."""
+        times = [] if self._acks_due is None else [self._acks_due]
+        if self._path is not None and (due := self._path.deadline) is not None:
+            times.append(due)
+        if self._lost_at is not None and self.streams:
+            times.append(self._lost_at + self.grace_s + ALLOWANCE_S)
+        if self._restart_at is not None:
+            times.append(self._restart_at)
+        if self._resetting and self.established:
+            times.append(next(iter(self._resetting.values())))
+        return min(times, default=None)
+
+    def tick(self, now: float) -> None:
+        """Do what is due; call `flush` afterwards."""
+        path = self._path
+        if path is not None and path.lost(now):
+            self._restart(now)
+        elif path is not None and path.probe_due(now):
+            self._control.append(Probe())
+        if self._restart_at is not None and now >= self._restart_at:
+            self._restart_at = None
+            if self._path is None and self._paths:
+                self._begin(next(iter(self._paths)), now)
+        if self.established:
+            for stream_id, _ in list(itertools.takewhile(lambda item: item[1] <= now, self._resetting.items())):
+                self._end(self.streams[stream_id], "the bytes before the reset could not be delivered in time")
+        if self._lost_at is not None and now >= self._lost_at + self.grace_s + ALLOWANCE_S:
+            self.abandon(f"no path to the peer for {self.grace_s:g} s")
+
+    def abandon(self, reason: str) -> None:
+        """End all streams: the peer is lost, or we are leaving."""
+        for stream in list(self.streams.values()):
+            self._end(stream, reason)
+
+    def _end(self, stream: Stream, reason: str) -> None:
+        stream.abort(reason)
+        self.notices.append(Notice(Kind.ABORTED, stream, reason))
+
+    # Commands.
+
+    def open(self, stream: Stream) -> None:
+        """Carry a stream of ours, with the bytes it has already taken from its client."""
+        stream.host = self
+        stream.id = self._next_id
+        self._next_id += 1
+        stream.send.limit = self._peer_window
+        self.streams[stream.id] = stream
+        self.counters.opened += 1
+        if self.established:
+            self._control.append(_open(stream))
+            self.stream_ready(stream)
+
+    def drain(self) -> None:
+        """Ask the peer for no new streams."""
+        self._draining = True
+        if self._path is not None:
+            self._control.append(Drain())
+            self._wake()
+
+    def goodbye(self, reason: str) -> None:
+        """Abort what is left and tell the peer that this process ends; wait for `settled`."""
+        for stream in list(self.streams.values()):
+            stream.abort(reason)
+        self._goodbye = reason
+        if self._path is not None:
+            self._control.append(Goodbye(reason))
+            self._wake()
+
+    # What streams ask for (stream.Host).
+
+    def stream_ready(self, stream: Stream) -> None:
+        """Schedule a stream that has something to send."""
+        if self.established and (stream.send.pending or stream.state is State.RESETTING):
+            self._fair.add(stream)
+            self._wake()
+
+    def stream_acks(self, stream: Stream, *, urgent: bool, now: float) -> None:
+        """Acknowledge delivery, soon or with others."""
+        if stream.state is not State.OPEN or not self.established:
+            return
+        if urgent:
+            self._acks.pop(stream.id, None)
+            self._control.append(Ack(stream.id, *stream.receive.take_ack()))
+            self._finish_if_done(stream)
+            self._wake()
+        elif not self._acks:
+            self._acks[stream.id] = stream
+            self._acks_due = now + STREAM_ACK_DELAY_S
+            self._wake()
+        else:
+            self._acks[stream.id] = stream
+
+    def stream_accepted(self, stream: Stream) -> None:
+        """Tell the opener."""
+        if self.established:
+            self._control.append(Accept(stream.id, stream.receive.limit))
+            self._wake()
+
+    def stream_refused(self, stream: Stream, reason: str) -> None:
+        """Tell the opener."""
+        self._last_word(Refuse(stream.id, reason))
+        stream.host = None
+        stream.close(abort=None)
+        self._forget(stream)
+
+    def stream_resetting(self, stream: Stream, now: float) -> None:
+        """Send what came before the reset, then the reset."""
+        self._resetting[stream.id] = now + RESET_LINGER_S
+        self.stream_ready(stream)
+        self._wake()
+
+    def stream_closed(self, stream: Stream, *, abort: str | None) -> None:
+        """Forget a stream."""
+        if abort is not None and stream.id in self.streams:
+            self._last_word(Abort(stream.id, abort))
+        self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        self.streams.pop(stream.id, None)
+        self._acks.pop(stream.id, None)
+        self._resetting.pop(stream.id, None)
+        stream.queued = False
+
+    def _last_word(self, event: Refuse | Abort) -> None:
+        """Say what ends a stream, again if need be, until the peer has it."""
+        self._ended[event.stream] = event
+        if self.established:
+            self._control.append(event)
+            self._wake()
+
+    def _finish_if_done(self, stream: Stream) -> None:
+        if stream.done:
+            stream.step(Step.FINISH)
+            stream.close(abort=None)
+            self.notices.append(Notice(Kind.CLOSED, stream))
+
+    # What arrives.
+
+    def receive(self, path_id: Hashable, frames: Sequence[Buffer], now: float) -> None:
+        """Take one message. A peer that breaks the protocol loses its streams; nothing is raised."""
+        if self.failed is not None or path_id not in self._paths:
+            return
+        try:
+            version, batch = wire.decode(frames)
+            if version != VERSION:
+                raise RemoteProtocolError(f"protocol version {version}, expected {VERSION}")
+            self._receive(path_id, batch, sum(map(len, frames)), now)
+        except RemoteProtocolError as exc:
+            self.fail(str(exc))
+
+    def fail(self, reason: str) -> None:
+        """End the session for good: the peer cannot be trusted with a single stream."""
+        self.failed = reason
+        self._path = None
+        self._control.clear()
+        self._fair.clear()
+        self.abandon(f"protocol error: {reason}")
+        self.notices.append(Notice(Kind.FAILED, None, reason))
+
+    def _receive(self, path_id: Hashable, batch: Batch, size: int, now: float) -> None:
+        if batch.epoch < self._epoch or (batch.epoch == self._epoch and self._path is None):
+            return  # superseded: inert
+        if batch.epoch > self._epoch:
+            if batch.epoch > MAX_OFFSET // 2:
+                raise RemoteProtocolError(f"epoch {batch.epoch}, expected at most {MAX_OFFSET // 2}")
+            self._lose(now)
+            self._epoch = batch.epoch
+            if batch.seq != 0 or not batch.events:
+                self._begin(path_id, now)  # its beginning was lost
+                return
+            self._enter(path_id, now)
+        path = self._path
+        assert path is not None
+        if path_id != path.path_id:
+            return
+        path.ack(batch.ack, now)
+        self._heard(path.peer_acked)
+        if not batch.events:
+            if batch.seq > path.received:
+                self._restart(now)
+            return
+        try:
+            new = path.receive(batch.seq, size, now)
+        except LookupError:
+            self._restart(now)
+            return
+        if new:
+            self.counters.received_bytes += size
+            for event in batch.events:
+                self._apply(event, path, now)
+        self._wake()
+
+    def _heard(self, acked: int) -> None:
+        """Drop last words, and streams whose reset arrived, that the peer has acknowledged."""
+        while self._ended_at and self._ended_at[0][0] < acked:
+            stream_id = self._ended_at.popleft()[1]
+            self._ended.pop(stream_id, None)
+            stream = self.streams.get(stream_id)
+            if stream is not None and stream.state is State.RESETTING:
+                stream.step(Step.FINISH)
+                stream.close(abort=None)
+
+    def _apply(self, event: Event, path: Path, now: float) -> None:
+        if not path.established and not isinstance(event, Resume | Drain | Goodbye | Probe):
+            raise RemoteProtocolError(f"{type(event).__name__} before the last page of the resume")
+        match event:
+            case Data(stream_id, offset, payload):
+                if (stream := self._stream(stream_id)) and stream.receive_data(offset, payload):
+                    self.notices.append(Notice(Kind.READABLE, stream))
+            case Ack(stream_id, delivered, limit):
+                if stream := self._stream(stream_id):
+                    self._acked(stream, delivered, limit)
+            case Open():
+                self._opened(event)
+            case Accept(stream_id, limit):
+                if stream := self._stream(stream_id):
+                    self._accepted(stream, limit)
+            case Eof(stream_id, final):
+                if (stream := self._stream(stream_id)) and stream.receive_eof(final):
+                    self.notices.append(Notice(Kind.READABLE, stream))
+            case Refuse(stream_id, reason):
+                if stream := self._stream(stream_id):
+                    self._refused(stream, reason)
+            case Reset(stream_id, final, reason):
+                if stream := self._stream(stream_id):
+                    again = stream.state is not State.OPEN and stream.state is not State.DIALING
+                    stream.receive_reset(final, reason)
+                    if not again:
+                        self.notices.append(Notice(Kind.RESET, stream, reason))
+            case Abort(stream_id, reason):
+                if stream := self._stream(stream_id):
+                    self._aborted(stream, reason)
+            case Resume():
+                self._resume(event, path, now)
+            case Drain():
+                self.peer_draining = True
+                self.notices.append(Notice(Kind.DRAINING))
+            case Goodbye(reason):
+                self.abandon(reason)
+                self.notices.append(Notice(Kind.GOODBYE, None, reason))
+                path.hurry(now)
+            case Probe():
+                path.hurry(now)
+            case _:
+                assert_never(event)
+
+    def _stream(self, stream_id: int) -> Stream | None:
+        """Return a live stream, or None for one that has ended.
+
+        Raises:
+            RemoteProtocolError: it was never opened.
+        """
+        stream = self.streams.get(stream_id)
+        if stream is None and stream_id >= (self._next_id if self.opener else self._last_id_in + 1):
+            raise RemoteProtocolError(f"stream {stream_id} was never opened")
+        return stream
+
+    def _opened(self, event: Open) -> None:
+        if self.opener:
+            raise RemoteProtocolError("Open from the acceptor")
+        if event.stream <= self._last_id_in:
+            raise RemoteProtocolError(f"stream id {event.stream} used again, expected more than {self._last_id_in}")
+        self._last_id_in = event.stream
+        stream = Stream(opener=False, service=event.service, client=event.client, budget=self._budget)
+        stream.id = event.stream
+        stream.host = self
+        stream.send.limit = event.limit
+        self.streams[stream.id] = stream
+        self.counters.opened += 1
+        self.notices.append(Notice(Kind.OPENED, stream))
+
+    def _accepted(self, stream: Stream, limit: int) -> None:
+        first = not stream.accepted
+        stream.step(Step.ACCEPT_IN)
+        stream.accepted = True
+        stream.send.limit = max(stream.send.limit, limit)
+        if first and stream.state is State.OPEN:
+            self.notices.append(Notice(Kind.ACCEPTED, stream))
+            self.notices.append(Notice(Kind.WRITABLE, stream))
+        self.stream_ready(stream)
+
+    def _refused(self, stream: Stream, reason: str) -> None:
+        if stream.state is State.OPENING:
+            stream.receive_refusal()
+            self._forget(stream)
+            self.notices.append(Notice(Kind.REFUSED, stream, reason))
+        else:
+            stream.receive_end(Step.REFUSE_IN, reason)
+
+    def _acked(self, stream: Stream, delivered: int, limit: int) -> None:
+        writable = stream.receive_ack(delivered, limit)
+        self.stream_ready(stream)
+        if writable:
+            self.notices.append(Notice(Kind.WRITABLE, stream))
+            self._finish_if_done(stream)
+
+    def _aborted(self, stream: Stream, reason: str) -> None:
+        well = stream.state is State.RESETTING or (reason == GONE and stream.passed)
+        stream.receive_end(Step.ABORT_IN, reason)
+        self.notices.append(Notice(Kind.CLOSED if well else Kind.ABORTED, stream, reason))
+
+    # Resume.
+
+    def _resume(self, event: Resume, path: Path, now: float) -> None:
+        if path.established:
+            raise RemoteProtocolError("Resume in the midst of an epoch")
+        self._peer_grace_s = event.grace_s
+        self._peer_window = event.window
+        for live in event.streams:
+            self._resume_stream(live)
+        if event.last:
+            self._establish(event.next_id, path, now)
+
+    def _resume_stream(self, live: Live) -> None:
+        stream = self.streams.get(live.stream)
+        if stream is None:
+            known = live.stream < self._next_id if self.opener else live.stream <= self._last_id_in
+            if self.opener and not known:
+                raise RemoteProtocolError(f"stream {live.stream} was never opened")
+            if known:
+                self._last_word_again(live.stream)
+            return
+        if stream.opener and live.accepted:
+            self._accepted(stream, live.limit)
+        if stream.state in (State.OPENING, State.DIALING, State.OPEN, State.RESETTING):
+            self.counters.replayed_bytes += stream.send.rewind(live.received, eof_received=live.eof)
+            stream.send.ack(live.delivered, live.limit)
+            stream.reset_sent = False
+
+    def _last_word_again(self, stream_id: int) -> None:
+        event = self._ended.setdefault(stream_id, Abort(stream_id, GONE))
+        self._control.append(event)
+
+    def _establish(self, peer_next_id: int, path: Path, now: float) -> None:
+        """The peer has told all it knows: go on from there."""
+        path.established = True
+        self._lost_at = None
+        if self.opener:
+            self._next_id = max(self._next_id, peer_next_id)
+        for stream in list(self.streams.values()):
+            if self.opener and not stream.accepted and stream.id >= peer_next_id:
+                stream.send.rewind(0, eof_received=False)
+                self._control.append(_open(stream))
+            if stream.state is State.OPEN:
+                self.notices.append(Notice(Kind.WRITABLE, stream))
+                if stream.receive.ack_pending:
+                    self._control.append(Ack(stream.id, *stream.receive.take_ack()))
+                self._finish_if_done(stream)
+            self.stream_ready(stream)
+        said = {event.stream for event in self._control if isinstance(event, Refuse | Abort)}
+        self._ended = {stream_id: event for stream_id, event in self._ended.items() if stream_id in said}
+        self._resetting = dict.fromkeys(self._resetting, now + RESET_LINGER_S)
+        self.notices.append(Notice(Kind.ESTABLISHED))
+
+    # What goes out.
+
+    def flush(self, now: float) -> list[tuple[Hashable, list[Buffer]]]:
+        """Return the messages to send now, each with its path. Payloads are shared with the replay buffers."""
+        messages: list[tuple[Hashable, list[Buffer]]] = []
+        if self._acks_due is not None and now >= self._acks_due:
+            self._flush_acks()
+        path = self._path
+        if path is None:
+            return messages
+        while True:
+            events, size = self._batch(path)
+            if not events:
+                break
+            batch = Batch(path.epoch, path.send(size, now), path.received, tuple(events))
+            messages.append((path.path_id, wire.encode(batch, version=VERSION)))
+            self.counters.sent_bytes += size
+        if path.ack_due(now):
+            path.acknowledged()
+            batch = Batch(path.epoch, path.seq, path.received, ())
+            messages.append((path.path_id, wire.encode(batch, version=VERSION)))
+        return messages
+
+    def _flush_acks(self) -> None:
+        self._acks_due = None
+        acks, self._acks = self._acks, {}
+        for stream in acks.values():
+            if stream.receive.ack_pending:
+                self._control.append(Ack(stream.id, *stream.receive.take_ack()))
+
+    def _batch(self, path: Path) -> tuple[list[Event], int]:
+        events: list[Event] = []
+        size = 0
+        while self._control and len(events) < BATCH_EVENTS:
+            event = self._control.popleft()
+            if isinstance(event, Resume) and events:
+                self._control.appendleft(event)
+                break
+            events.append(event)
+            size += EVENT_BYTES
+            if isinstance(event, Refuse | Abort):
+                self._ended_at.append((path.seq, event.stream))
+            if isinstance(event, Resume):
+                size += EVENT_BYTES * len(event.streams)
+                break
+        if path.established and not self._control:
+            size = self._fill(events, size, path)
+        return events, size
+
+    def _fill(self, events: list[Event], size: int, path: Path) -> int:
+        """Add what streams have to send, each in its turn, as far as the path has room."""
+        inline, raws = size, 0
+        quantum = min(max(path.bound // 4 // max(len(self._fair), 1), QUANTUM_MIN), MAX_PAYLOAD)
+        while len(events) < BATCH_EVENTS and inline < BATCH_INLINE and size < BATCH_BYTES and raws < MAX_RAW_FRAMES:
+            if path.room - size < QUANTUM_MIN:
+                break
+            stream = self._fair.turn(quantum)
+            if stream is None:
+                break
+            if stream.send.sendable > 0:
+                offset, payload = stream.send.take(min(quantum, path.room - size))
+                count = len(payload)
+                events.append(Data(stream.id, offset, payload))
+                stream.deficit -= count
+                size += count + EVENT_BYTES
+                if count < RAW_PAYLOAD:
+                    inline += count + EVENT_BYTES
+                else:
+                    raws += 1
+            if stream.send.sent == stream.send.end:
+                size += self._tail(stream, events, path)
+            self._fair.done(stream, more=stream.send.sendable > 0)
+        return size
+
+    def _tail(self, stream: Stream, events: list[Event], path: Path) -> int:
+        """Say how the stream ends, after its last byte."""
+        if stream.state is State.RESETTING:
+            if not stream.reset_sent:
+                stream.reset_sent = True
+                events.append(Reset(stream.id, stream.send.end, stream.end_reason))
+                self._ended_at.append((path.seq, stream.id))
+                return EVENT_BYTES
+        elif stream.send.eof and not stream.send.eof_sent:
+            stream.send.eof_sent = True
+            events.append(Eof(stream.id, stream.send.end))
+            return EVENT_BYTES
+        return 0
+
+
+def _open(stream: Stream) -> Open:
+    return Open(stream.id, stream.service, stream.client, stream.receive.limit)

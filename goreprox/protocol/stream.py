@@ -1,0 +1,321 @@
+"""One client connection joined to one target connection, as one of its two ends sees it.
+
+The life of a stream is the table `TRANSITIONS`; what it carries is in its two halves. It knows nothing of
+paths: the session gives it what arrives and takes from it what is to be sent.
+
+    opener     OPENING --Accept--> OPEN ---both directions done---> CLOSED
+    acceptor   DIALING --accept--> OPEN
+    any        --local reset--> RESETTING --the peer has it--> CLOSED
+    any        --Reset--> RESET --delivered, socket reset--> CLOSED
+    any        --Abort or local abort--> CLOSED
+"""
+
+import enum
+from typing import Any, Protocol
+
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
+from goreprox.protocol.events import Buffer
+from goreprox.protocol.receiver import ReceiveHalf
+from goreprox.protocol.sender import SendHalf
+
+
+class State(enum.Enum):
+    """Where a stream is in its life."""
+
+    OPENING = "opening"
+    """Opener: not yet answered; bytes flow already."""
+    DIALING = "dialing"
+    """Acceptor: the target is being reached."""
+    OPEN = "open"
+    RESETTING = "resetting"
+    """The local socket was reset: what it sent before, and the reset, are on their way to the peer."""
+    RESET = "reset"
+    """The peer's socket was reset: what it sent before is on its way to the local socket."""
+    CLOSED = "closed"
+
+
+class Step(enum.Enum):
+    """What can happen to a stream: `IN` from the peer, the rest from the local socket."""
+
+    ACCEPT_IN = enum.auto()
+    REFUSE_IN = enum.auto()
+    DATA_IN = enum.auto()
+    EOF_IN = enum.auto()
+    RESET_IN = enum.auto()
+    ABORT_IN = enum.auto()
+    ACK_IN = enum.auto()
+    ACCEPT = enum.auto()
+    REFUSE = enum.auto()
+    WRITE = enum.auto()
+    WRITE_EOF = enum.auto()
+    RESET = enum.auto()
+    ABORT = enum.auto()
+    FINISH = enum.auto()
+    """Nothing is left to do in either direction, or the reset has arrived."""
+
+
+_O, _D, _N, _G, _R, _C = State.OPENING, State.DIALING, State.OPEN, State.RESETTING, State.RESET, State.CLOSED
+
+TRANSITIONS: dict[tuple[State, Step], State] = {
+    (_O, Step.ACCEPT_IN): _N,
+    (_O, Step.REFUSE_IN): _O,  # another session may carry it
+    (_O, Step.ABORT_IN): _C,
+    (_O, Step.WRITE): _O,
+    (_O, Step.WRITE_EOF): _O,
+    (_O, Step.RESET): _G,
+    (_O, Step.ABORT): _C,
+    (_D, Step.DATA_IN): _D,
+    (_D, Step.EOF_IN): _D,
+    (_D, Step.ACK_IN): _D,
+    (_D, Step.RESET_IN): _R,
+    (_D, Step.ABORT_IN): _C,
+    (_D, Step.ACCEPT): _N,
+    (_D, Step.REFUSE): _C,
+    (_D, Step.ABORT): _C,
+    (_N, Step.DATA_IN): _N,
+    (_N, Step.EOF_IN): _N,
+    (_N, Step.ACK_IN): _N,
+    (_N, Step.ACCEPT_IN): _N,  # told again by a resume
+    (_N, Step.RESET_IN): _R,
+    (_N, Step.ABORT_IN): _C,
+    (_N, Step.WRITE): _N,
+    (_N, Step.WRITE_EOF): _N,
+    (_N, Step.RESET): _G,
+    (_N, Step.ABORT): _C,
+    (_N, Step.FINISH): _C,
+    # Our socket is gone: what still arrives for it is let go.
+    (_G, Step.ACCEPT_IN): _G,
+    (_G, Step.REFUSE_IN): _C,
+    (_G, Step.DATA_IN): _G,
+    (_G, Step.EOF_IN): _G,
+    (_G, Step.ACK_IN): _G,
+    (_G, Step.RESET_IN): _C,  # both were reset: nobody is left to tell
+    (_G, Step.ABORT_IN): _C,
+    (_G, Step.ABORT): _C,
+    (_G, Step.FINISH): _C,
+    # The peer's socket is gone: what our socket still says is let go.
+    (_R, Step.RESET_IN): _R,  # told again by a resume
+    (_R, Step.DATA_IN): _R,  # duplicates
+    (_R, Step.EOF_IN): _R,
+    (_R, Step.ACK_IN): _R,
+    (_R, Step.ABORT_IN): _C,
+    (_R, Step.ACCEPT): _R,
+    (_R, Step.REFUSE): _C,
+    (_R, Step.WRITE): _R,
+    (_R, Step.WRITE_EOF): _R,
+    (_R, Step.RESET): _C,
+    (_R, Step.ABORT): _C,
+    (_R, Step.FINISH): _C,
+}
+"""What is not here is a protocol error of the side that did it."""
+
+
+class Host(Protocol):
+    """The session, as far as a stream needs it."""
+
+    def stream_ready(self, stream: "Stream") -> None:
+        """The stream has something to send."""
+
+    def stream_acks(self, stream: "Stream", *, urgent: bool, now: float) -> None:
+        """The stream has delivered something."""
+
+    def stream_accepted(self, stream: "Stream") -> None:
+        """The acceptor's target answered."""
+
+    def stream_refused(self, stream: "Stream", reason: str) -> None:
+        """The acceptor's target could not be reached."""
+
+    def stream_resetting(self, stream: "Stream", now: float) -> None:
+        """The local socket was reset."""
+
+    def stream_closed(self, stream: "Stream", *, abort: str | None) -> None:
+        """The stream is over; `abort` is what the peer is to be told, if anything."""
+
+    @property
+    def round_trip_s(self) -> float:
+        """Of the path in use."""
+
+
+class Stream:
+    """One end of a stream: commands from its owner (the bridge), events from its session.
+
+    `owner` belongs to the driver. The host is the session that carries the stream, None while it waits for one.
+    """
+
+    __slots__ = (
+        "accepted", "client", "deficit", "end_reason", "host", "id", "opener", "owner", "queued", "receive", "reset_sent",
+        "send", "service", "state",
+    )  # fmt: skip
+
+    def __init__(self, *, opener: bool, service: str, client: str, budget: Budget) -> None:
+        """Make a stream that may buffer what the floor of its budget allows, until it is opened."""
+        self.id = 0
+        self.opener = opener
+        self.service = service
+        self.client = client
+        self.state = State.OPENING if opener else State.DIALING
+        self.accepted = False
+        self.send = SendHalf(budget, limit=budget.floor_bytes)
+        self.receive = ReceiveHalf(budget)
+        self.reset_sent = False
+        self.end_reason = ""
+        """Why the stream ended, for logs; of a reset, what the peer is told."""
+        self.host: Host | None = None
+        self.owner: Any = None
+        self.queued = False
+        self.deficit = 0
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.id} {self.state.value}>"
+
+    def step(self, step: Step) -> None:
+        """Move along the table.
+
+        Raises:
+            RemoteProtocolError, LocalProtocolError: the table does not allow it.
+        """
+        after = TRANSITIONS.get((self.state, step))
+        if after is None:
+            error = RemoteProtocolError if step.name.endswith("_IN") else LocalProtocolError
+            raise error(f"{step.name} in state {self.state.name} (stream {self.id})")
+        self.state = after
+
+    # What the local socket does.
+
+    @property
+    def room(self) -> int:
+        """Bytes that the socket may be read for now."""
+        return self.send.room if self.state in (State.OPENING, State.OPEN) else 0
+
+    def write(self, data: bytes) -> None:
+        """Send bytes that were read from the socket, at most `room`."""
+        self.step(Step.WRITE)
+        if self.state is not State.RESET:
+            self.send.write(data)
+            self._ready()
+
+    def write_eof(self) -> None:
+        """Pass on that the socket was half-closed by its peer."""
+        self.step(Step.WRITE_EOF)
+        if self.state is not State.RESET:
+            self.send.write_eof()
+            self._ready()
+
+    def reset(self, reason: str, *, now: float) -> None:
+        """Pass on that the socket was reset by its peer, after what it sent."""
+        self.step(Step.RESET)
+        self.end_reason = reason
+        if self.host is None or self.state is State.CLOSED:
+            self.close(abort=None)
+            return
+        self.receive.discard()
+        self.host.stream_resetting(self, now)
+
+    def abort(self, reason: str) -> None:
+        """End the stream at once, on both ends."""
+        if self.state is State.CLOSED:
+            return
+        self.step(Step.ABORT)
+        self.end_reason = self.end_reason or reason
+        self.close(abort=reason)
+
+    def accept(self) -> None:
+        """Tell the opener that the target answered."""
+        self.step(Step.ACCEPT)
+        self.accepted = True
+        if self.state is State.OPEN and self.host is not None:
+            self.host.stream_accepted(self)
+
+    def refuse(self, reason: str) -> None:
+        """Tell the opener that the target could not be reached."""
+        self.step(Step.REFUSE)
+        self.end_reason = reason
+        if self.host is not None:
+            self.host.stream_refused(self, reason)
+
+    def consume(self, count: int, *, now: float) -> None:
+        """Note that the socket took `count` bytes of `receive.chunks`."""
+        host = self.host
+        assert host is not None
+        self.receive.consume(count, now=now, round_trip_s=host.round_trip_s)
+        if self.state is State.OPEN:
+            host.stream_acks(self, urgent=self.receive.ack_urgent, now=now)
+
+    def deliver_eof(self, *, now: float) -> None:
+        """Note that the socket was half-closed after the last byte."""
+        self.receive.deliver_eof()
+        if self.host is not None:
+            self.host.stream_acks(self, urgent=True, now=now)
+
+    def finish_reset(self) -> None:
+        """Note that the socket was reset, as the peer's was."""
+        if self.state is State.RESET:
+            self.step(Step.FINISH)
+            self.close(abort=None)
+
+    # What the peer says.
+
+    def receive_data(self, offset: int, payload: Buffer) -> bool:
+        """Take bytes; return whether there is something new for the socket."""
+        self.step(Step.DATA_IN)
+        return self.state is not State.RESETTING and self.receive.receive(offset, payload)
+
+    def receive_eof(self, final: int) -> bool:
+        """Take the end of file; return whether there is something new for the socket."""
+        self.step(Step.EOF_IN)
+        return self.state is not State.RESETTING and self.receive.receive_eof(final)
+
+    def receive_reset(self, final: int, reason: str) -> None:
+        """Take a reset, which is applied once the bytes before it are delivered."""
+        resetting = self.state is State.RESETTING
+        self.step(Step.RESET_IN)
+        if resetting:
+            self.close(abort=None)
+            return
+        if final != self.receive.received:
+            raise RemoteProtocolError(f"reset at offset {final}, expected {self.receive.received} (stream {self.id})")
+        self.end_reason = reason
+        self.send.discard()
+
+    def receive_ack(self, delivered: int, limit: int) -> bool:
+        """Take an acknowledgement; return whether the socket may be read again."""
+        self.step(Step.ACK_IN)
+        if self.state is State.RESET:
+            return False
+        self.send.ack(delivered, limit)
+        return self.state is State.OPEN
+
+    def receive_refusal(self) -> None:
+        """Take a refusal: the stream is as if it had never been opened, its bytes ready for another session."""
+        self.step(Step.REFUSE_IN)
+        self.host = None
+        self.send.rewind(0, eof_received=False)
+
+    def receive_end(self, step: Step, reason: str) -> None:
+        """Take a refusal or an abort that ends the stream."""
+        self.step(step)
+        self.end_reason = self.end_reason or reason
+        self.close(abort=None)
+
+    @property
+    def done(self) -> bool:
+        """Whether both directions are finished and the peer knows of ours."""
+        return self.state is State.OPEN and self.send.finished and self.receive.eof_delivered and not self.receive.ack_pending
+
+    @property
+    def passed(self) -> bool:
+        """Whether the peer can have forgotten this stream without harm: nothing is left but its last word."""
+        return self.send.eof_sent and self.receive.eof_delivered
+
+    def close(self, *, abort: str | None) -> None:
+        """Let go of everything."""
+        self.state = State.CLOSED
+        self.send.discard()
+        self.receive.discard()
+        if self.host is not None:
+            self.host.stream_closed(self, abort=abort)
+
+    def _ready(self) -> None:
+        if self.host is not None:
+            self.host.stream_ready(self)

@@ -1,0 +1,189 @@
+"""Batches <-> frames. The only module that knows CBOR (RFC 8949).
+
+Frame 0 is `[version, epoch, seq, ack, [event, ...]]`, an event is `[kind, field, ...]`. Payloads of 16 KiB or
+more are frames of their own, in order; the event then holds their length instead of the bytes. `docs/protocol.md`
+has the CDDL. All input is hostile: lengths are bounded before decoding, types are exact, anything else raises.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import cbor2
+
+from goreprox.protocol.errors import RemoteProtocolError
+from goreprox.protocol.events import (
+    Abort, Accept, Ack, Batch, Buffer, Data, Drain, Eof, Event, Goodbye, Live, Open, Probe, Refuse, Reset, Resume,
+)  # fmt: skip
+from goreprox.protocol.limits import (
+    MAX_HEAD, MAX_NAME, MAX_OFFSET, MAX_PAYLOAD, MAX_RAW_FRAMES, MAX_TEXT, RAW_PAYLOAD, RESUME_PAGE,
+)  # fmt: skip
+
+DATA, ACK, OPEN, ACCEPT, REFUSE, EOF, RESET, ABORT, RESUME, DRAIN, GOODBYE, PROBE = range(12)
+
+MAX_DEPTH = 6
+"""Batch, events, event, live streams, one of them: five, and one to spare."""
+MAX_GRACE_S = 86_400.0
+
+
+def encode(batch: Batch, *, version: int) -> list[Buffer]:
+    """Return the frames of a batch. Raw payloads are referenced, not copied."""
+    raw: list[Buffer] = []
+    events = [_item(event, raw) for event in batch.events]
+    return [cbor2.dumps([version, batch.epoch, batch.seq, batch.ack, events]), *raw]
+
+
+def _item(event: Event, raw: list[Buffer]) -> list[object]:
+    match event:
+        case Data(stream, offset, payload):
+            if len(payload) >= RAW_PAYLOAD:
+                raw.append(payload)
+                return [DATA, stream, offset, len(payload)]
+            return [DATA, stream, offset, payload if type(payload) is bytes else bytes(payload)]
+        case Ack(stream, delivered, limit):
+            return [ACK, stream, delivered, limit]
+        case Open(stream, service, client, limit):
+            return [OPEN, stream, service, client[:MAX_TEXT], limit]
+        case Accept(stream, limit):
+            return [ACCEPT, stream, limit]
+        case Refuse(stream, reason):
+            return [REFUSE, stream, reason[:MAX_TEXT]]
+        case Eof(stream, final):
+            return [EOF, stream, final]
+        case Reset(stream, final, reason):
+            return [RESET, stream, final, reason[:MAX_TEXT]]
+        case Abort(stream, reason):
+            return [ABORT, stream, reason[:MAX_TEXT]]
+        case Resume(grace_s, window, next_id, last, streams):
+            lives = [[s.stream, s.accepted, s.received, s.delivered, s.limit, s.eof] for s in streams]
+            return [RESUME, grace_s, window, next_id, last, lives]
+        case Drain():
+            return [DRAIN]
+        case Goodbye(reason):
+            return [GOODBYE, reason[:MAX_TEXT]]
+        case Probe():
+            return [PROBE]
+
+
+def _refuse_tag(_decoder: object, *_: object) -> NoReturn:
+    raise RemoteProtocolError("a CBOR tag, expected none")
+
+
+_NO_TAGS: dict[int, Callable[..., NoReturn]] = {
+    tag: _refuse_tag
+    for tag in (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)
+}
+"""cbor2 decodes these by itself (big numbers, regular expressions, shared values …) unless told otherwise."""
+
+
+def load_cbor(head: Buffer, *, max_bytes: int, max_depth: int) -> object:
+    """Decode one hostile CBOR item without tags, indefinite lengths or duplicate keys.
+
+    Raises:
+        RemoteProtocolError: it is too long, too deep or malformed.
+    """
+    if len(head) > max_bytes:
+        raise RemoteProtocolError(f"CBOR of {len(head)} bytes, expected at most {max_bytes}")
+    try:
+        return cbor2.loads(
+            head, semantic_decoders=_NO_TAGS, tag_hook=_refuse_tag, max_depth=max_depth, allow_indefinite=False, allow_duplicate_keys=False
+        )  # fmt: skip
+    except RemoteProtocolError:
+        raise
+    except Exception as exc:  # cbor2 lets some foreign exceptions through; none of them is ours
+        raise RemoteProtocolError(f"malformed CBOR: {exc}") from exc
+
+
+def decode(frames: Sequence[Buffer]) -> tuple[int, Batch]:
+    """Return version and batch of a message. Payloads refer to the frames.
+
+    Raises:
+        RemoteProtocolError: anything but exactly what `encode` makes.
+    """
+    if not 1 <= len(frames) <= 1 + MAX_RAW_FRAMES:
+        raise RemoteProtocolError(f"{len(frames)} frames, expected 1 to {1 + MAX_RAW_FRAMES}")
+    head = load_cbor(frames[0], max_bytes=MAX_HEAD, max_depth=MAX_DEPTH)
+    if type(head) is not list or len(head) != 5 or type(head[4]) is not list:
+        raise RemoteProtocolError("not a batch")
+    version, epoch, seq, ack, items = head
+    raw = iter(frames[1:])
+    events = tuple([_event(item, raw) for item in items])
+    if next(raw, None) is not None:
+        raise RemoteProtocolError("more frames than the events announce")
+    return _uint(version), Batch(_uint(epoch), _uint(seq), _uint(ack), events)
+
+
+def _uint(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_OFFSET:
+        raise RemoteProtocolError(f"{_short(value)}, expected an unsigned integer")
+    return value
+
+
+def _text(value: Any, limit: int = MAX_TEXT) -> str:
+    if type(value) is not str or len(value) > limit:
+        raise RemoteProtocolError(f"{_short(value)}, expected at most {limit} characters")
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise RemoteProtocolError(f"{_short(value)}, expected true or false")
+    return value
+
+
+def _short(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}" if isinstance(value, int | str) else type(value).__name__
+
+
+def _data(fields: list[Any], raw: Any) -> Data:
+    stream, offset, payload = fields
+    if type(payload) is not bytes:
+        length = _uint(payload)
+        payload = next(raw, None)
+        if payload is None or len(payload) != length or not RAW_PAYLOAD <= length <= MAX_PAYLOAD:
+            raise RemoteProtocolError(f"a payload of {length} bytes, expected a frame of that length")
+    elif not payload or len(payload) >= RAW_PAYLOAD:
+        raise RemoteProtocolError(f"{len(payload)} bytes inside the CBOR, expected 1 to {RAW_PAYLOAD - 1}")
+    return Data(_uint(stream), _uint(offset), payload)
+
+
+def _resume(fields: list[Any]) -> Resume:
+    grace_s, window, next_id, last, lives = fields
+    if type(grace_s) is not float or not 0.0 <= grace_s <= MAX_GRACE_S:
+        raise RemoteProtocolError(f"a grace of {_short(grace_s)}, expected seconds")
+    if type(lives) is not list or len(lives) > RESUME_PAGE:
+        raise RemoteProtocolError("not a page of streams")
+    return Resume(grace_s, _uint(window), _uint(next_id), _bool(last), tuple([_live(live) for live in lives]))
+
+
+def _live(item: Any) -> Live:
+    if type(item) is not list or len(item) != 6:
+        raise RemoteProtocolError("not a live stream")
+    stream, accepted, received, delivered, limit, eof = item
+    return Live(_uint(stream), _bool(accepted), _uint(received), _uint(delivered), _uint(limit), _bool(eof))
+
+
+_DECODERS: dict[int, tuple[int, Callable[[list[Any]], Event]]] = {
+    ACK: (3, lambda f: Ack(_uint(f[0]), _uint(f[1]), _uint(f[2]))),
+    OPEN: (4, lambda f: Open(_uint(f[0]), _text(f[1], MAX_NAME), _text(f[2]), _uint(f[3]))),
+    ACCEPT: (2, lambda f: Accept(_uint(f[0]), _uint(f[1]))),
+    REFUSE: (2, lambda f: Refuse(_uint(f[0]), _text(f[1]))),
+    EOF: (2, lambda f: Eof(_uint(f[0]), _uint(f[1]))),
+    RESET: (3, lambda f: Reset(_uint(f[0]), _uint(f[1]), _text(f[2]))),
+    ABORT: (2, lambda f: Abort(_uint(f[0]), _text(f[1]))),
+    RESUME: (5, _resume),
+    DRAIN: (0, lambda f: Drain()),
+    GOODBYE: (1, lambda f: Goodbye(_text(f[0]))),
+    PROBE: (0, lambda f: Probe()),
+}
+
+
+def _event(item: Any, raw: Any) -> Event:
+    if type(item) is not list or not item or type(item[0]) is not int:
+        raise RemoteProtocolError("not an event")
+    kind = item[0]
+    if kind == DATA and len(item) == 4:
+        return _data(item[1:], raw)
+    arity, decoder = _DECODERS.get(kind, (-1, None))
+    if decoder is None or len(item) != arity + 1:
+        raise RemoteProtocolError(f"event of kind {kind} with {len(item) - 1} fields")
+    return decoder(item[1:])

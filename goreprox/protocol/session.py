@@ -422,6 +422,7 @@ class Session:
             if stream is not None and stream.state is State.RESETTING:
                 stream.step(Step.FINISH)
                 stream.close(abort=None)
+                self.notices.append(Notice(Kind.CLOSED, stream))
 
     def _apply(self, event: Event, path: Path, now: float) -> None:
         if not path.established and not isinstance(event, Resume | Drain | Goodbye | Probe):
@@ -446,10 +447,9 @@ class Session:
                     self._refused(stream, reason)
             case Reset(stream_id, final, reason):
                 if stream := self._stream(stream_id):
-                    again = stream.state is not State.OPEN and stream.state is not State.DIALING
                     stream.receive_reset(final, reason)
-                    if not again:
-                        self.notices.append(Notice(Kind.RESET, stream, reason))
+                    kind = Kind.RESET if stream.state is State.RESET else Kind.CLOSED
+                    self.notices.append(Notice(kind, stream, reason))
             case Abort(stream_id, reason):
                 if stream := self._stream(stream_id):
                     self._aborted(stream, reason)
@@ -509,6 +509,7 @@ class Session:
             self.notices.append(Notice(Kind.REFUSED, stream, reason))
         else:
             stream.receive_end(Step.REFUSE_IN, reason)
+            self.notices.append(Notice(Kind.CLOSED, stream, reason))
 
     def _acked(self, stream: Stream, delivered: int, limit: int) -> None:
         writable = stream.receive_ack(delivered, limit)
@@ -561,7 +562,11 @@ class Session:
         if self.opener:
             self._next_id = max(self._next_id, peer_next_id)
         for stream in list(self.streams.values()):
-            if self.opener and not stream.accepted and stream.id >= peer_next_id:
+            if self.opener and stream.id >= peer_next_id:
+                if stream.accepted:  # a peer that has forgotten our session altogether
+                    stream.receive_end(Step.ABORT_IN, GONE)
+                    self.notices.append(Notice(Kind.ABORTED, stream, GONE))
+                    continue
                 stream.send.rewind(0, eof_received=False)
                 self._control.append(_open(stream))
             if stream.state is State.OPEN:

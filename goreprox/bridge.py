@@ -1,0 +1,270 @@
+"""One non-blocking socket <-> one stream: what the far socket did, this socket does.
+
+The same bytes, FIN for FIN, RST for RST. Reading stops when the stream has no room, so TCP slows the writer.
+It knows nothing of sessions and paths.
+"""
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable
+
+from goreprox import sockets
+from goreprox.protocol.limits import MIB, RESET_LINGER_S
+from goreprox.protocol.session import Kind
+from goreprox.protocol.stream import State, Stream
+
+READ_BYTES = MIB
+"""One read at most: 64 KiB reads carry a third of what these do."""
+SEND_CHUNKS = 64
+"""Buffers in one sendmsg; IOV_MAX is 1024."""
+WATCH_S = 0.5
+"""Between two looks for resets at sockets that are not being read."""
+LINGER_POLL_S = 0.02
+
+
+class Bridges:
+    """What all bridges of a process share: the loop, the clock, one read buffer, and a watch over silent sockets."""
+
+    def __init__(self, *, clock: Callable[[], float], half_closed_timeout_s: float | None) -> None:
+        """Serve bridges on the running loop."""
+        self.loop = asyncio.get_running_loop()
+        self.clock = clock
+        self.half_closed_timeout_s = half_closed_timeout_s
+        self.view = memoryview(bytearray(READ_BYTES))
+        self.live: set[Bridge] = set()
+        self._paused: dict[int, Bridge] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, fd: int, bridge: "Bridge") -> None:
+        """Look for errors on a socket that is not being read."""
+        self._paused[fd] = bridge
+        if self._timer is None:
+            self._timer = self.loop.call_later(WATCH_S, self._look)
+
+    def unwatch(self, fd: int) -> None:
+        """Look no longer."""
+        self._paused.pop(fd, None)
+
+    def _look(self) -> None:
+        self._timer = None
+        for fd in sockets.errors_among(list(self._paused)):
+            if (bridge := self._paused.get(fd)) is not None:
+                bridge.failed("reset by the peer")
+        if self._paused:
+            self._timer = self.loop.call_later(WATCH_S, self._look)
+
+
+class Bridge:
+    """Owns the socket; the stream's owner. Ends once, when both the socket and the stream are over."""
+
+    __slots__ = ("_active_at", "_bridges", "_ended", "_fd", "_on_end", "_read_done", "_reading", "_reset_by", "_sock", "_timer", "_write_done", "_writing", "stream")
+
+    def __init__(self, bridges: Bridges, sock: socket.socket, stream: Stream, on_end: "Callable[[Bridge], None]") -> None:
+        """Take over `sock`, prepared and connected, and begin to read it. `on_end` is called once."""
+        self.stream = stream
+        self._bridges = bridges
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._on_end = on_end
+        self._reading = self._writing = self._read_done = self._write_done = self._ended = False
+        self._reset_by = 0.0
+        self._active_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        stream.owner = self
+        bridges.live.add(self)
+        self._read()
+
+    @property
+    def open(self) -> bool:
+        """Whether the socket is still ours."""
+        return self._fd >= 0
+
+    def notice(self, kind: Kind) -> None:
+        """Do what the session says of our stream."""
+        if kind is Kind.READABLE:
+            self._deliver()
+        elif kind is Kind.WRITABLE:
+            if not self._reading:
+                self._read()
+        elif kind is Kind.RESET:
+            self._reset_by = self._bridges.clock() + RESET_LINGER_S
+            self._pause()
+            self._deliver()
+        elif kind is Kind.ABORTED:
+            self._close()
+        self._end_if_over()
+
+    def abort(self, reason: str) -> None:
+        """Reset the socket and the stream now."""
+        self.stream.abort(reason)
+        self._close()
+        self._end_if_over()
+
+    def failed(self, reason: str) -> None:
+        """Take note that the socket was reset by its peer."""
+        if self.open:
+            self._close()
+            if self.stream.state is State.CLOSED:
+                return
+            self.stream.reset(reason, now=self._bridges.clock())
+        self._end_if_over()
+
+    # Socket to stream.
+
+    def _read(self) -> None:
+        """Read whenever there is something, as long as the stream has room."""
+        if self.open and not self._read_done and self.stream.room > 0:
+            self._reading = True
+            self._bridges.unwatch(self._fd)
+            self._bridges.loop.add_reader(self._fd, self._readable)
+        elif self.open and not self._reading:
+            self._bridges.watch(self._fd, self)
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._bridges.loop.remove_reader(self._fd)
+        if self.open:
+            self._bridges.watch(self._fd, self)
+
+    def _readable(self) -> None:
+        room = self.stream.room
+        if room <= 0:
+            self._pause()
+            return
+        view = self._bridges.view
+        try:
+            count = self._sock.recv_into(view, min(room, READ_BYTES))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self.failed(exc.strerror or str(exc))
+            return
+        if count:
+            self._active_at = self._bridges.clock()
+            self.stream.write(bytes(view[:count]))
+            if count >= room or self.stream.room <= 0:
+                self._pause()
+        else:
+            self._read_done = True
+            self._pause()
+            self.stream.write_eof()
+            self._half_closed()
+
+    # Stream to socket.
+
+    def _deliver(self) -> None:
+        """Give the socket what it takes."""
+        if not self.open or self._writing:
+            return
+        self._write()
+
+    def _writable(self) -> None:
+        self._writing = False
+        self._bridges.loop.remove_writer(self._fd)
+        self._write()
+        self._end_if_over()
+
+    def _write(self) -> None:
+        chunks = self.stream.receive.chunks
+        try:
+            while chunks:
+                if len(chunks) == 1:
+                    size = len(chunks[0])
+                    sent = self._sock.send(chunks[0])
+                else:
+                    buffers = list(itertools.islice(chunks, SEND_CHUNKS))
+                    size = sum(map(len, buffers))
+                    sent = self._sock.sendmsg(buffers)
+                self._active_at = self._bridges.clock()
+                self.stream.consume(sent, now=self._active_at)
+                if sent < size:
+                    self._wait_writable()
+                    return
+        except (BlockingIOError, InterruptedError):
+            self._wait_writable()
+            return
+        except OSError as exc:
+            self.failed(exc.strerror or str(exc))
+            return
+        if self.stream.state is State.RESET:
+            self._reset_when_sent()
+        elif self.stream.receive.eof_ready:
+            self._shut_down()
+
+    def _wait_writable(self) -> None:
+        self._writing = True
+        self._bridges.loop.add_writer(self._fd, self._writable)
+        if self.stream.state is State.RESET:
+            self._reset_later()
+
+    def _shut_down(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            self.failed(exc.strerror or str(exc))
+            return
+        self._write_done = True
+        self._half_closed()
+        self.stream.deliver_eof(now=self._bridges.clock())
+
+    def _half_closed(self) -> None:
+        """After both ends of file the socket is done; after one, its silence may be bounded."""
+        if self._read_done and self._write_done:
+            self._close(finish=True)
+        elif (timeout_s := self._bridges.half_closed_timeout_s) is not None:
+            self._active_at = self._bridges.clock()
+            self._timer = self._bridges.loop.call_later(timeout_s, self._check_half_closed, timeout_s)
+
+    def _check_half_closed(self, timeout_s: float) -> None:
+        idle_s = self._bridges.clock() - self._active_at
+        if idle_s < timeout_s:
+            self._timer = self._bridges.loop.call_later(timeout_s - idle_s, self._check_half_closed, timeout_s)
+        else:
+            self.abort(f"half-closed and silent for {timeout_s:g} s")
+
+    # Ends.
+
+    def _reset_when_sent(self) -> None:
+        """Reset once the peer has the bytes before it: RST throws away what is still queued (RFC 9293, 3.10.7)."""
+        try:
+            waiting = bool(self.stream.receive.chunks) or sockets.unsent_bytes(self._sock) > 0
+        except OSError:
+            waiting = False
+        if waiting and self._bridges.clock() < self._reset_by:
+            self._reset_later()
+            return
+        self._close()
+        self.stream.finish_reset()
+        self._end_if_over()
+
+    def _reset_later(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._bridges.loop.call_later(LINGER_POLL_S, self._reset_when_sent)
+
+    def _close(self, *, finish: bool = False) -> None:
+        """Let go of the socket: with RST, unless it is finished."""
+        if not self.open:
+            return
+        loop = self._bridges.loop
+        if self._reading:
+            loop.remove_reader(self._fd)
+        if self._writing:
+            loop.remove_writer(self._fd)
+        self._bridges.unwatch(self._fd)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._reading = self._writing = False
+        self._fd = -1
+        if finish:
+            sockets.finish(self._sock)
+        else:
+            self._sock.close()
+
+    def _end_if_over(self) -> None:
+        if not self.open and self.stream.state is State.CLOSED and not self._ended:
+            self._ended = True
+            self._bridges.live.discard(self)
+            self._on_end(self)

@@ -1,0 +1,259 @@
+"""Sessions on the fabric: gives them messages, paths and the time; sends what they say; passes notices on.
+
+One driver in each process, for all its carriers and peers. It holds no stream state.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from loguru import logger
+
+from brokers import Buffer, Carrier, PeerInfo, Role
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.limits import VERSION, VERSION_LEAST
+from goreprox.protocol.session import Kind, Notice, Session
+from goreprox.protocol.stream import Stream
+
+MAX_TIMER_S = 5.0
+"""Timers of the loop do not count suspend: look at the clock at least so often."""
+FORGET_S = 120.0
+"""An empty session is kept so long after its grace: a peer that returns finds its ids remembered."""
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clock() -> float:
+    """Return seconds that never go back and count suspend where the system can (CLOCK_BOOTTIME, Linux)."""
+    return time.clock_gettime(_CLOCK)
+
+
+class Application(Protocol):
+    """What an edge or a provider does with sessions. Called from the loop; must not raise."""
+
+    def stream_opened(self, peer: "Peer", stream: Stream) -> None:
+        """A peer wants a stream."""
+
+    def stream_refused(self, peer: "Peer", stream: Stream, reason: str) -> None:
+        """A peer cannot serve a stream, of which nothing has reached its target."""
+
+    def stream_dropped(self, stream: Stream) -> None:
+        """A stream without an owner is over."""
+
+    def peers_changed(self) -> None:
+        """A session began to flow, or a peer left, or is draining."""
+
+
+@dataclass(slots=True)
+class Peer:
+    """A process at the other end, and our session with it."""
+
+    info: PeerInfo
+    session: Session
+    epochs: dict[Carrier, int] = field(default_factory=dict)
+    """Over which carriers it is up, at which epoch."""
+    timer: asyncio.TimerHandle | None = None
+    due: float = float("inf")
+
+    @property
+    def services(self) -> Sequence[str]:
+        """What it offers."""
+        services = self.info.attributes.get("services")
+        return [name for name in services if isinstance(name, str)] if isinstance(services, list) else []
+
+
+class Driver:
+    """The receiver of all carriers of a process (brokers.Receiver)."""
+
+    def __init__(self, application: Application, *, role: Role, budget: Budget, grace_s: float) -> None:
+        """Drive the sessions of an edge (which opens streams) or of a provider."""
+        self.peers: dict[bytes, Peer] = {}
+        self._application = application
+        self._role = role
+        self._budget = budget
+        self._grace_s = grace_s
+        self._loop = asyncio.get_running_loop()
+        self._dirty: dict[bytes, Peer] = {}
+        self._draining = False
+        self._mismatched: set[bytes] = set()
+
+    # What carriers tell.
+
+    def carrier_up(self, carrier: Carrier) -> None:
+        """Nothing to do: peers are announced one by one."""
+
+    def carrier_down(self, carrier: Carrier, reason: str) -> None:
+        """Every path over this carrier is down."""
+        for peer_id in [peer_id for peer_id, peer in self.peers.items() if carrier in peer.epochs]:
+            self.peer_down(carrier, peer_id, reason)
+
+    def peer_up(self, carrier: Carrier, info: PeerInfo) -> None:
+        """A path to a peer is there."""
+        if info.name.role is self._role or not self._speaks(info):
+            return
+        self._bury(info)
+        peer = self.peers.get(info.name.id)
+        if peer is None:
+            peer = self.peers[info.name.id] = self._meet(info)
+        peer.info = info
+        if peer.epochs.get(carrier) == info.epoch:
+            self._application.peers_changed()
+            return
+        peer.epochs[carrier] = info.epoch
+        peer.session.path_up(carrier, clock())
+        self._wake(peer)
+
+    def _speaks(self, info: PeerInfo) -> bool:
+        versions = info.attributes.get("protocol")
+        match versions:
+            case [int(least), int(most)] if least <= VERSION <= most or VERSION_LEAST <= most <= VERSION:
+                return True
+        if info.name.id not in self._mismatched and len(self._mismatched) < 1024:
+            self._mismatched.add(info.name.id)
+            logger.warning(
+                "{} {} speaks protocol versions {}, we speak {} to {}: upgrade the older one",
+                info.name.role.name.lower(), info.name.name, versions, VERSION_LEAST, VERSION,
+            )  # fmt: skip
+        return False
+
+    def _bury(self, info: PeerInfo) -> None:
+        """A successor that holds its predecessor's lock proves it dead: its streams end now."""
+        predecessor = info.attributes.get("predecessor")
+        if isinstance(predecessor, bytes) and (peer := self.peers.get(info.name.role.value + predecessor)):
+            logger.warning("{} was restarted: the streams of its predecessor are reset", info.name.name)
+            self._drop(peer, "the process that owned the connection died")
+
+    def _drop(self, peer: Peer, reason: str) -> None:
+        peer.session.abandon(reason)
+        self._notices(peer)
+        if peer.timer is not None:
+            peer.timer.cancel()
+        self.peers.pop(peer.info.name.id, None)
+
+    def _meet(self, info: PeerInfo) -> Peer:
+        peer: Peer
+
+        def wake() -> None:
+            self._wake(peer)
+
+        session = Session(
+            opener=self._role is Role.EDGE, budget=self._budget, grace_s=self._grace_s, wake=wake, now=clock()
+        )  # fmt: skip
+        peer = Peer(info, session)
+        if self._draining:
+            session.drain()
+        return peer
+
+    def peer_down(self, carrier: Carrier, peer_id: bytes, reason: str) -> None:
+        """A path is gone."""
+        peer = self.peers.get(peer_id)
+        if peer is None or peer.epochs.pop(carrier, None) is None:
+            return
+        flowed = peer.session.established
+        peer.session.path_down(carrier, clock())
+        if flowed and not peer.session.established:
+            logger.info("{} is out of reach ({}): {} streams are kept", peer.info.name.name, reason, len(peer.session.streams))
+        self._wake(peer)
+        self._application.peers_changed()
+
+    def message(self, carrier: Carrier, peer_id: bytes, frames: list[Buffer]) -> None:
+        """A message for one of our sessions."""
+        peer = self.peers.get(peer_id)
+        if peer is not None:
+            peer.session.receive(carrier, frames, clock())
+            self._notices(peer)
+
+    # What sessions want.
+
+    def _wake(self, peer: Peer) -> None:
+        if not self._dirty:
+            self._loop.call_soon(self._flush)
+        self._dirty[peer.info.name.id] = peer
+
+    def _flush(self) -> None:
+        """Once a turn, for all peers that have something to say."""
+        dirty, self._dirty = self._dirty, {}
+        now = clock()
+        for peer in dirty.values():
+            self._notices(peer)
+            for carrier, frames in peer.session.flush(now):
+                carrier.send(peer.info.name.id, frames)  # type: ignore[attr-defined]
+            self._notices(peer)
+            self._schedule(peer, now)
+
+    def _schedule(self, peer: Peer, now: float) -> None:
+        due = peer.session.deadline()
+        if due is None:
+            due = float("inf") if peer.epochs else now + MAX_TIMER_S
+        if due < peer.due:
+            peer.due = due
+            if peer.timer is not None:
+                peer.timer.cancel()
+            peer.timer = self._loop.call_later(min(max(due - now, 0.001), MAX_TIMER_S), self._tick, peer)
+
+    def _tick(self, peer: Peer) -> None:
+        now = clock()
+        peer.timer, peer.due = None, float("inf")
+        peer.session.tick(now)
+        lost_at = peer.session.lost_at
+        if not peer.epochs and not peer.session.streams and lost_at is not None and now - lost_at > self._grace_s + FORGET_S:
+            self.peers.pop(peer.info.name.id, None)
+            return
+        self._wake(peer)
+
+    def _notices(self, peer: Peer) -> None:
+        session = peer.session
+        while session.notices:
+            notices, session.notices = session.notices, []
+            for notice in notices:
+                if notice.stream is not None:
+                    self._stream_notice(peer, notice.stream, notice)
+                else:
+                    self._session_notice(peer, notice)
+
+    def _stream_notice(self, peer: Peer, stream: Stream, notice: Notice) -> None:
+        if notice.kind is Kind.OPENED:
+            self._application.stream_opened(peer, stream)
+        elif notice.kind is Kind.REFUSED:
+            self._application.stream_refused(peer, stream, notice.reason)
+        elif stream.owner is not None:
+            stream.owner.notice(notice.kind)
+        elif notice.kind in (Kind.ABORTED, Kind.CLOSED):
+            self._application.stream_dropped(stream)
+
+    def _session_notice(self, peer: Peer, notice: Notice) -> None:
+        name = peer.info.name.name
+        if notice.kind is Kind.ESTABLISHED:
+            counters = peer.session.counters
+            logger.info("{} is there: {} streams go on, {} outages so far", name, len(peer.session.streams), counters.outages)
+        elif notice.kind is Kind.GOODBYE:
+            logger.info("{} has ended: {}", name, notice.reason)
+        elif notice.kind is Kind.DRAINING:
+            logger.info("{} is draining: it gets no new streams", name)
+        elif notice.kind is Kind.FAILED:
+            logger.warning("{} broke the protocol, its streams are reset: {}", name, notice.reason)
+        self._application.peers_changed()
+
+    # Shutdown.
+
+    def drain(self) -> None:
+        """Tell all peers that no new streams are wanted."""
+        self._draining = True
+        for peer in self.peers.values():
+            peer.session.drain()
+
+    async def goodbye(self, reason: str, *, deadline_s: float) -> None:
+        """End all sessions, and wait for the peers' acknowledgements for at most `deadline_s`."""
+        for peer in self.peers.values():
+            peer.session.goodbye(reason)
+        give_up = self._loop.time() + deadline_s
+        while self._loop.time() < give_up and not all(peer.session.settled for peer in self.peers.values()):
+            await asyncio.sleep(0.01)
+
+    async def wait_empty(self, is_empty: Callable[[], bool], *, deadline_s: float) -> None:
+        """Wait until `is_empty`, for at most `deadline_s`."""
+        give_up = self._loop.time() + deadline_s
+        while self._loop.time() < give_up and not is_empty():
+            await asyncio.sleep(0.02)

@@ -1,0 +1,226 @@
+"""The provider: dials the target for every stream that an edge opens."""
+
+import asyncio
+import errno
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from loguru import logger
+
+from brokers import Link, PeerName, Role, Timings
+from goreprox import sockets
+from goreprox.bridge import Bridge, Bridges
+from goreprox.config import Address, ProviderConfig
+from goreprox.driver import Driver, Peer, clock
+from goreprox.instance import Instance
+from goreprox.lifetime import Signals
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.limits import VERSION, VERSION_LEAST
+from goreprox.protocol.session import Kind
+from goreprox.protocol.stream import State, Stream
+
+RESOLVED_FOR_S = 5.0
+"""A target's name is looked up again after this."""
+
+Endpoint = tuple[int, Any]
+"""Family and socket address."""
+
+
+class Targets:
+    """Where the targets are: addresses as they are, names resolved in a thread and kept for a moment."""
+
+    def __init__(self, targets: dict[str, Address]) -> None:
+        """Know the address of each service."""
+        self.targets = targets
+        self._found: dict[str, tuple[float, list[Endpoint]]] = {}
+
+    def known(self, service: str) -> list[Endpoint] | None:
+        """Return the endpoints of a service, or None if they are to be resolved first."""
+        at, endpoints = self._found.get(service, (0.0, []))
+        return endpoints if endpoints and clock() - at < RESOLVED_FOR_S else None
+
+    async def resolve(self, service: str) -> list[Endpoint]:
+        """Look the target's name up.
+
+        Raises:
+            OSError: it has no address.
+        """
+        address = self.targets[service]
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        endpoints: list[Endpoint] = [(info[0], info[4]) for info in found]
+        self._found[service] = (clock(), endpoints)
+        return endpoints
+
+
+class Dial:
+    """One attempt to reach a target: its addresses in turn, within the dial timeout. Owner of the stream until then."""
+
+    def __init__(self, provider: "Provider", stream: Stream) -> None:
+        """Begin at once."""
+        self._provider = provider
+        self._stream = stream
+        self._loop = asyncio.get_running_loop()
+        self._sock: socket.socket | None = None
+        self._rest: list[Endpoint] = []
+        self._over = False
+        self._task: asyncio.Task[None] | None = None
+        stream.owner = self
+        timeout_s = provider.config.dial_timeout_s
+        self._timer = self._loop.call_later(timeout_s, self._refuse, f"no answer within {timeout_s:g} s")
+        endpoints = provider.targets.known(stream.service)
+        if endpoints is not None:
+            self._try(endpoints)
+        else:
+            self._task = self._loop.create_task(self._resolve(), name=f"resolve {stream.service}")
+
+    def notice(self, kind: Kind) -> None:
+        """Give up when the stream does; everything else waits for the socket."""
+        if kind is Kind.ABORTED:
+            self._finish()
+
+    async def _resolve(self) -> None:
+        try:
+            endpoints = await self._provider.targets.resolve(self._stream.service)
+        except OSError as exc:
+            self._refuse(f"the name cannot be resolved: {exc.strerror}")
+            return
+        if not self._over:
+            self._try(endpoints)
+
+    def _try(self, endpoints: Sequence[Endpoint]) -> None:
+        (family, address), *self._rest = endpoints
+        try:
+            sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+            sockets.prepare(sock)
+            code = sock.connect_ex(address)
+        except OSError as exc:
+            code = exc.errno or errno.EIO
+        if code == errno.EINPROGRESS and self._sock is not None:
+            self._loop.add_writer(self._sock, self._connected)
+        else:
+            self._tried(code)
+
+    def _connected(self) -> None:
+        assert self._sock is not None
+        self._loop.remove_writer(self._sock)
+        self._tried(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _tried(self, code: int) -> None:
+        if code == 0:
+            sock, self._sock = self._sock, None
+            assert sock is not None
+            self._finish()
+            self._provider.connected(self._stream, sock)
+            return
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        if self._rest:
+            self._try(self._rest)
+        else:
+            self._refuse(os.strerror(code))
+
+    def _refuse(self, reason: str) -> None:
+        if self._over:
+            return
+        self._finish()
+        address = self._provider.targets.targets[self._stream.service]
+        logger.warning("cannot reach the target {} for {}: {}", address, self._stream.client, reason)
+        self._stream.refuse(f"target {address}: {reason}")
+
+    def _finish(self) -> None:
+        self._over = True
+        self._timer.cancel()
+        self._provider.dials.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+        if self._sock is not None:
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
+
+
+class Provider:
+    """Owns the target connections (driver.Application)."""
+
+    def __init__(self, config: ProviderConfig) -> None:
+        """Be ready for streams."""
+        self.config = config
+        self.targets = Targets({target.service: target.address for target in config.targets})
+        self.dials: set[Dial] = set()
+        self._draining = False
+        budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
+        self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=config.grace_s)
+        self.bridges = Bridges(clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
+
+    def stream_opened(self, peer: Peer, stream: Stream) -> None:
+        """Dial the target."""
+        if stream.service not in self.targets.targets:
+            stream.refuse(f"service {stream.service} is not offered here")
+        elif self._draining:
+            stream.refuse("the provider is draining")
+        elif len(self.bridges.live) + len(self.dials) >= self.config.max_connections:
+            stream.refuse(f"the provider has its {self.config.max_connections} connections already")
+        else:
+            self.dials.add(Dial(self, stream))
+
+    def connected(self, stream: Stream, sock: socket.socket) -> None:
+        """Join a target connection to its stream, bytes that came early included."""
+        stream.accept()
+        bridge = Bridge(self.bridges, sock, stream, self._ended)
+        bridge.notice(Kind.RESET if stream.state is State.RESET else Kind.READABLE)
+
+    def _ended(self, bridge: Bridge) -> None:
+        stream = bridge.stream
+        logger.debug("stream {} of {} ended: {}", stream.id, stream.client, stream.end_reason or "done")
+
+    def stream_refused(self, peer: Peer, stream: Stream, reason: str) -> None:
+        """Only openers are refused."""
+
+    def stream_dropped(self, stream: Stream) -> None:
+        """Every stream here has an owner, or was refused."""
+
+    def peers_changed(self) -> None:
+        """Nothing waits for peers here."""
+
+    async def close(self, *, drain_s: float) -> None:
+        """Take no new streams, let those that are here end for `drain_s`, reset the rest."""
+        self._draining = True
+        self.driver.drain()
+        await self.driver.wait_empty(lambda: not self.bridges.live and not self.dials, deadline_s=drain_s)
+        for bridge in list(self.bridges.live):
+            bridge.abort("the provider is shutting down")
+        await self.driver.goodbye("the provider was shut down", deadline_s=1.0)
+
+
+async def run(config: ProviderConfig) -> None:
+    """Be a provider until a signal ends it.
+
+    Raises:
+        StartError: the runtime directory cannot be used.
+    """
+    incarnation = secrets.token_bytes(16)
+    instance = Instance.acquire(config.runtime_dir, "provider", config.name, incarnation)
+    attributes: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION], "services": [t.service for t in config.targets]}
+    if instance.predecessor is not None:
+        attributes["predecessor"] = instance.predecessor
+    provider = Provider(config)
+    name = PeerName(Role.PROVIDER, config.name, incarnation)
+    timings = Timings(link_timeout_s=config.link_timeout_s)
+    links = [
+        Link(name, attributes, server.host or "127.0.0.1", server.port, provider.driver, timings=timings)
+        for server in config.servers
+    ]
+    with Signals() as signals:
+        for link in links:
+            link.start()
+        offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
+        logger.bind(event="ready").info("ready: offering {} at {}", offered, ", ".join(map(str, config.servers)))
+        await signals.stop.wait()
+        logger.info("shutting down: connections have {:g} s to end", config.drain_s)
+        await signals.unless_hurried(provider.close(drain_s=config.drain_s))
+        for link in links:
+            await link.close(linger_s=0.0 if signals.hurried else 1.0)
+    instance.release()

@@ -1,0 +1,52 @@
+"""What we ask of TCP sockets, on Linux and macOS."""
+
+import contextlib
+import fcntl
+import select
+import socket
+import struct
+import sys
+import termios
+
+KEEPALIVE_IDLE_S = 60
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_FINISH_ON_CLOSE = struct.pack("ii", 0, 0)
+_SO_NWRITE = 0x1024
+"""macOS, sys/socket.h: bytes not yet acknowledged by the other side."""
+
+
+def prepare(sock: socket.socket) -> None:
+    """Make a TCP socket ours: non-blocking, without delay, with keepalive, and such that its death is a reset.
+
+    SO_LINGER(1, 0) makes close, and the kernel at the death of the process, send RST: without it `kill -9`
+    would look like a clean end to the other side. `finish` takes it back.
+    """
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    idle = socket.TCP_KEEPALIVE if sys.platform == "darwin" else socket.TCP_KEEPIDLE
+    sock.setsockopt(socket.IPPROTO_TCP, idle, KEEPALIVE_IDLE_S)
+
+
+def finish(sock: socket.socket) -> None:
+    """Close a socket that has ended well in both directions; what is queued still goes out."""
+    with contextlib.suppress(OSError):  # the other side may have reset it meanwhile
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
+    sock.close()
+
+
+def unsent_bytes(sock: socket.socket) -> int:
+    """Return how many bytes the other side has not acknowledged yet (SIOCOUTQ, tcp(7); SO_NWRITE on macOS)."""
+    if sys.platform == "darwin":
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
+    count: int = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+    return count
+
+
+def errors_among(fds: list[int]) -> list[int]:
+    """Return those sockets that have failed. A socket that nobody reads shows its reset only here."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, 0)
+    return [fd for fd, events in poll.poll(0) if events & (select.POLLERR | select.POLLNVAL)]

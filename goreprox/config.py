@@ -35,8 +35,10 @@ MIN_FLOOR_BYTES: Final = 2048
 MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
-                               r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
+_HOST_NAME: Final = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+    r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
+)
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _ADDRESS_FORMS: Final = "write PORT, :PORT, HOST:PORT or [IPV6]:PORT"
 
@@ -116,7 +118,9 @@ class Target:
         """
         service, separator, address = text.rpartition("=")
         parsed = Address.parse(address)
-        return cls(service if separator else DEFAULT_SERVICE, Address(parsed.host or "127.0.0.1", parsed.port))
+        return cls(
+            service if separator else DEFAULT_SERVICE, Address(parsed.host or "127.0.0.1", parsed.port)
+        )
 
     def __post_init__(self) -> None:
         check_name("service", self.service)
@@ -171,7 +175,9 @@ class ServerConfig(CommonConfig):
     providers: Address = Address(None, PROVIDER_PORT)
 
     def __post_init__(self) -> None:
-        CommonConfig.__post_init__(self)  # not super(): a dataclass with slots is not the class that was written
+        CommonConfig.__post_init__(
+            self
+        )  # not super(): a dataclass with slots is not the class that was written
         _check_count("listen", len(self.listeners))
         addresses = [listener.address for listener in self.listeners]
         _check_distinct("listen", [str(address) for address in addresses if address.port])
@@ -252,4 +258,6 @@ def _check_memory(memory_bytes: int, *, max_connections: int) -> None:
             f"{math.ceil(least / MIB)} MiB; raise --memory or lower --max-connections"
         )
     if memory_bytes > MAX_MEMORY_BYTES:
-        raise ConfigError(f"memory {memory_bytes / MIB:g} MiB: expected at most {MAX_MEMORY_BYTES // MIB:,} MiB")
+        raise ConfigError(
+            f"memory {memory_bytes / MIB:g} MiB: expected at most {MAX_MEMORY_BYTES // MIB:,} MiB"
+        )

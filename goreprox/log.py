@@ -46,12 +46,12 @@ def _writer(stream: TextIO, line: "Callable[[Record], str]") -> "Callable[[Messa
 def _json_line(record: "Record") -> str:
     """Make one flat JSON object; what was bound can hide neither the time nor the level nor the message."""
     entry: dict[str, object] = {
-        **record["extra"],
         "time": record["time"].isoformat(timespec="milliseconds"),
         "level": record["level"].name.lower(),
         "message": record["message"],
         "module": record["name"],
     }
+    entry |= {key: value for key, value in record["extra"].items() if key not in entry}
     if record["exception"] is not None:
         entry["exception"] = _exception(record)
     return json.dumps(entry, default=str, ensure_ascii=False) + "\n"

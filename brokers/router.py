@@ -1,218 +1,251 @@
-"""A broker: ROUTER sockets around a `Switch` for the peers elsewhere, and local peers for those in this process.
+"""The broker: ROUTER sockets around a switch, and peers in this very process.
 
-Knows sockets and the clock, and takes no decisions: the switch does. Embedded in a server and standing alone it
-is this same code. There is one ROUTER per role; which one a connection came by tells what its peer may be.
+Standalone and embedded brokers are this same code. libzmq limits: its high-water marks count messages, so
+outboxes here count bytes; it cannot disconnect a peer, so one that is dropped is merely no longer heard.
 """
 
 import asyncio
-import errno
-import ipaddress
-import os
-import socket as net
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import zmq
 from loguru import logger
+from zmq.utils.monitor import parse_monitor_message
 
-from brokers.carrier import Buffer, Receiver, Roster, Timings
-from brokers.envelope import Control, Down, Reason, Refused, Renewed, Up, Welcome, check_attributes, encode
-from brokers.errors import BindError
-from brokers.names import INCARNATION_BYTES, PeerInfo, PeerName, Role
-from brokers.presence import Peer
-from brokers.sockets import Frame, Monitor, Pump, buffers, open_router, send, terminate
-from brokers.switch import Output, Switch
+from brokers.carrier import Buffer, Receiver, Timings
+from brokers.channel import Channel
+from brokers.envelope import FABRIC_VERSION, FABRIC_VERSION_LEAST, MAX_FRAME, Announce, Hello, Leave, Renew, control
+from brokers.errors import BadMessage, BadName, BindError
+from brokers.link import Inbox
+from brokers.names import PeerName, Role
+from brokers.switch import Output, PeerInfo, Switch
 
-PROBE_DELAY_S = 0.05
-"""How long after a connection was closed its peer is looked for: libzmq tells so a moment before it acts on it, and
-many that close at once shall cost one search."""
-TICKS_PER_LEASE = 8
-REFUSALS_REMEMBERED = 64
-"""So many different refusals are not logged twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouterStatus:
-    """What a broker has done since it began, and what waits in it now."""
-
-    messages: int
-    bytes: int
-    dropped: int
-    """Messages that could not go on: sender or destination unknown or down, too large, or lost in an overflow."""
-    refused: int
-    overflows: int
-    held_bytes: int
-    """What waits in the outboxes of all peers whose pipes are full."""
-    held_messages: Mapping[PeerName, int]
-    """How many wait for each peer; those for whom none waits are left out."""
+HIGH_WATER = 1000
+"""Messages in a pipe. Sessions keep at most 32 MiB in flight, so bytes are bounded above us."""
+OUTBOX_BYTES = 16 * 1024 * 1024
+OUTBOX_MESSAGES = 4096
+RETRY_S = 0.02
+HANDSHAKE_MS = 5000
+WARNINGS = 64
+"""So many different senders of nonsense are logged; more would let strangers fill the log."""
+NAMES = 4096
+"""Parsed routing ids kept; each is a few hundred bytes."""
 
 
 @dataclass(slots=True)
-class _Port:
-    """The ROUTER for the peers of one role."""
+class _Outbox:
+    messages: deque[list[Buffer]] = field(default_factory=deque)
+    size: int = 0
 
-    socket: "zmq.Socket[bytes]"
-    pump: Pump
-    monitor: Monitor
+
+class LocalPeer:
+    """The carrier of a peer inside the broker's own process."""
+
+    def __init__(self, router: "Router", name: PeerName, receiver: Receiver) -> None:
+        """Belong to `router`; use `Router.attach`."""
+        self.label = "embedded broker"
+        self.name = name
+        self._router = router
+        self._inbox = Inbox(self, receiver)
+        self._queue: deque[list[Buffer]] = deque()
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
+        """Send without blocking; what overflows is told by the roster."""
+        self._router.from_local(self, [peer_id, *frames])
+        return True
+
+    def announce(self, attributes: Mapping[str, object]) -> None:
+        """Replace what the roster says of us."""
+        self._router.from_local(self, control(Announce(attributes)))
+
+    async def close(self, *, linger_s: float) -> None:
+        """Leave; nothing is queued here."""
+        self._router.from_local(self, control(Leave()))
+
+    def deliver(self, frames: list[Buffer], *, later: bool) -> None:
+        """Hand over a message: at once, or in the next turn if we are inside a call of ours."""
+        if later or self._queue:
+            if not self._queue:
+                self._loop.call_soon(self._deliver_queued)
+            self._queue.append(frames)
+        else:
+            self._inbox.receive(frames)
+
+    def _deliver_queued(self) -> None:
+        while self._queue:
+            self._inbox.receive(self._queue[0])
+            self._queue.popleft()
 
 
 class Router:
-    """A broker. To be created in the event loop it shall run in."""
+    """A broker. All its methods belong to one event loop."""
 
-    def __init__(self, *, timings: Timings = Timings(), max_peers: int = 1024) -> None:  # noqa: B008 -- frozen
-        self._timings = timings
+    def __init__(self, *, timings: Timings | None = None, max_peers: int = 1024) -> None:
+        """Start without ports; `max_peers` bounds memory: each may have an outbox of 16 MiB while it is slow."""
+        self._timings = timings or Timings()
+        self._context = zmq.Context()
+        self._switch = Switch(lease_s=self._timings.link_timeout_s, max_peers=max_peers)
+        self._channels: dict[Role, Channel] = {}
+        self._monitors: list[Channel] = []
+        self._local: list[LocalPeer] = []
+        self._outboxes: dict[bytes, _Outbox] = {}
+        self._names: dict[bytes, PeerName] = {}
+        self._pending: deque[Output] = deque()
+        self._dispatching = False
         self._loop = asyncio.get_running_loop()
-        self._context: zmq.Context[Any] = zmq.Context()
-        incarnation = os.urandom(INCARNATION_BYTES)
-        self._switch = Switch(incarnation=incarnation, lease_s=timings.lease_s, max_peers=max_peers)
-        self._ports: dict[Role, _Port] = {}
-        self._locals: dict[bytes, LocalPeer] = {}
-        self._waiting: dict[Peer, None] = {}
-        """Remote peers with something in their outbox, in order of arrival."""
-        self._bytes = 0
-        self._all_sent = asyncio.Event()
-        self._probe: asyncio.TimerHandle | None = None
-        self._logged: OrderedDict[tuple[bytes, str], None] = OrderedDict()
-        self._closed = False
-        self._timer = self._loop.call_soon(self._tick)
+        self._timer = self._loop.call_later(self._timings.renew_s, self._tick)
+        self._retry: asyncio.TimerHandle | None = None
+        self._warned: set[bytes] = set()
 
-    # -- for the user
+    @property
+    def peers(self) -> list[PeerInfo]:
+        """Who is up, local peers included."""
+        return self._switch.peers
 
     def bind(self, role: Role, host: str | None, port: int) -> int:
-        """Listen for remote peers of a role, and return the port.
-
-        None as host means all interfaces, IPv4 and IPv6. A host name is resolved here and now (this may block;
-        it is meant for names of this machine), and all its addresses are listened on. Port 0 means any.
+        """Listen for peers of `role`; None is all interfaces, IPv4 and IPv6; port 0 any. Return the port.
 
         Raises:
-            BindError: the address is in use, is not this machine's, is not allowed, or does not exist.
+            BindError: the address is taken, not allowed or not here.
         """
-        if role not in self._ports:
-            socket = open_router(self._context, self._timings)
-            pump = Pump(
-                socket, heads=3, on_message=lambda frames, size: self._receive(role, frames, size),
-                on_turn=self._on_turn,
-            )  # fmt: skip
-            monitor = Monitor(socket, zmq.EVENT_DISCONNECTED, lambda _event, _endpoint: self._probe_soon())
-            self._ports[role] = _Port(socket, pump, monitor)
-        socket = self._ports[role].socket
-        for address in _addresses(host, port):
-            port = _bind(socket, address, port)
-        return port
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        link_ms = int(self._timings.link_timeout_s * 1000)
+        options: dict[int, int] = {
+            zmq.ROUTER_MANDATORY: 1, zmq.ROUTER_HANDOVER: 1, zmq.IPV6: 1, zmq.LINGER: 0, zmq.MAXMSGSIZE: MAX_FRAME,
+            zmq.SNDHWM: HIGH_WATER, zmq.RCVHWM: HIGH_WATER, zmq.HANDSHAKE_IVL: HANDSHAKE_MS, zmq.BACKLOG: 1024,
+            zmq.HEARTBEAT_IVL: link_ms // 3, zmq.HEARTBEAT_TIMEOUT: 2 * link_ms // 3, zmq.HEARTBEAT_TTL: link_ms,
+        }  # fmt: skip
+        for option, value in options.items():
+            socket.setsockopt(option, value)
+        where = f"[{host}]" if host is not None and ":" in host else host or "*"
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            socket.bind(f"tcp://{where}:{port or '*'}")
+        except zmq.ZMQError as exc:
+            socket.disable_monitor()
+            monitor.close(linger=0)
+            socket.close(linger=0)
+            raise BindError(exc.errno, f"cannot listen on {where}:{port}: {exc.strerror}") from exc
+        self._channels[role] = Channel(socket, lambda frames: self._from_remote(role, frames))
+        self._channels[role].on_drained = self._retry_outboxes
+        self._monitors.append(Channel(monitor, self._disconnected))
+        return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 
-    def attach(self, name: PeerName, attributes: Mapping[str, object], receiver: Receiver) -> "LocalPeer":
-        """Take in a peer of this process; its receiver hears of that in the next turn of the loop.
+    def attach(self, name: PeerName, attributes: Mapping[str, object], receiver: Receiver) -> LocalPeer:
+        """Join a peer of this process; its receiver hears of it in the next turn of the loop."""
+        peer = LocalPeer(self, name, receiver)
+        self._local.append(peer)
+        self.from_local(peer, control(Hello(FABRIC_VERSION, FABRIC_VERSION_LEAST, 0, attributes)))
+        return peer
 
-        Raises:
-            NotAdmitted: it is here already, or there are too many.
-            BadMessage: the attributes are not plain values, or more than 4 KiB.
-        """
-        peer, outputs = self._switch.attach(name, check_attributes(dict(attributes)), self._loop.time())
-        local = self._locals[peer.id] = LocalPeer(self, peer, receiver)
-        self.dispatch(outputs)
-        return local
+    def from_local(self, peer: LocalPeer, frames: list[Buffer]) -> None:
+        """Route a message of a peer of this process."""
+        self._dispatch(self._switch.receive(peer, peer.name, frames, self._loop.time()), later=True)
 
-    def peers(self) -> list[PeerInfo]:
-        """Return who is up."""
-        return [peer.info for peer in self._switch.presence if peer.up]
+    def _from_remote(self, role: Role, frames: list[Buffer]) -> None:
+        routing_id = bytes(frames[0])
+        try:
+            name = self._names.get(routing_id) or self._name(role, routing_id)
+            outputs = self._switch.receive(routing_id, name, frames[1:], self._loop.time())
+        except (BadName, BadMessage) as exc:
+            if len(self._warned) < WARNINGS and routing_id not in self._warned:
+                self._warned.add(routing_id)
+                logger.warning("dropped a message on the {} port: {}", role.name.lower(), exc)
+            return
+        self._dispatch(outputs)
 
-    def status(self) -> RouterStatus:
-        """Return counters and lengths."""
-        counters = self._switch.counters
-        return RouterStatus(
-            messages=counters.messages,
-            bytes=self._bytes,
-            dropped=counters.dropped + sum(port.pump.discarded for port in self._ports.values()),
-            refused=counters.refused,
-            overflows=counters.overflows,
-            held_bytes=self._switch.held_bytes,
-            held_messages={peer.name: len(peer.outbox) for peer in self._switch.presence if len(peer.outbox)},
-        )
+    def _name(self, role: Role, routing_id: bytes) -> PeerName:
+        name = PeerName.from_routing_id(routing_id)
+        if name.role is not role:
+            raise BadName(f"{name.role.name.lower()} {name.name} on the port for the other role")
+        if len(self._names) >= NAMES:
+            self._names.clear()  # a cache of what can be parsed again
+        self._names[routing_id] = name
+        return name
+
+    def _dispatch(self, outputs: Sequence[Output], *, later: bool = False) -> None:
+        """Send; what sending brings about (a lost peer) is sent after it, not inside it."""
+        self._pending.extend(outputs)
+        if self._dispatching:
+            return
+        self._dispatching = True
+        try:
+            while self._pending:
+                key, frames = self._pending.popleft()
+                if isinstance(key, LocalPeer):
+                    key.deliver(frames, later=later)
+                else:
+                    assert isinstance(key, bytes)
+                    self._send(key, frames)
+        finally:
+            self._dispatching = False
+
+    def _send(self, key: bytes, frames: list[Buffer]) -> None:
+        box = self._outboxes.get(key)
+        if box is None and self._try(key, frames):
+            return
+        if box is None:
+            box = self._outboxes[key] = _Outbox()
+            self._retry = self._retry or self._loop.call_later(RETRY_S, self._retry_timer)
+        box.messages.append(frames)
+        box.size += sum(map(len, frames))
+        if box.size > OUTBOX_BYTES or len(box.messages) > OUTBOX_MESSAGES:
+            del self._outboxes[key]
+            logger.warning("a peer is too slow: {} messages to it are dropped and will be sent again", len(box.messages))
+            self._pending.extend(self._switch.overflow(key, self._loop.time()))
+
+    def _try(self, key: bytes, frames: list[Buffer]) -> bool:
+        """Return whether the message needs no more care: it was sent, or its receiver is gone."""
+        role = Role(key[:1])
+        try:
+            self._channels[role].send([key, *frames])
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as exc:
+            if exc.errno != zmq.EHOSTUNREACH:
+                raise
+            self._pending.extend(self._switch.lost(key, "lost"))
+        return True
+
+    def _retry_timer(self) -> None:
+        self._retry = None
+        self._retry_outboxes()
+        if self._outboxes:
+            self._retry = self._loop.call_later(RETRY_S, self._retry_timer)
+
+    def _retry_outboxes(self) -> None:
+        for key, box in list(self._outboxes.items()):
+            while box.messages and self._try(key, box.messages[0]):
+                box.size -= sum(map(len, box.messages.popleft()))
+            if not box.messages:
+                del self._outboxes[key]
+        self._dispatch(())
+
+    def _disconnected(self, frames: list[Buffer]) -> None:
+        """Probe everybody: libzmq does not say whose connection was closed, but it cannot reach that one."""
+        parse_monitor_message([bytes(frame) for frame in frames])
+        self._probe()
+
+    def _probe(self) -> None:
+        self._dispatch([output for output in self._switch.renewals() if not isinstance(output[0], LocalPeer)])
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self._timings.renew_s, self._tick)
+        for peer in self._local:
+            self.from_local(peer, control(Renew()))
+        self._probe()
+        self._dispatch(self._switch.tick(self._loop.time()))
 
     async def close(self, *, linger_s: float) -> None:
-        """Stop listening, wait at most `linger_s` until what was sent has gone out, and end all local peers."""
-        if self._closed:
-            return
-        self._closed = True
-        deadline_s = self._loop.time() + linger_s
-        try:
-            if self._waiting:
-                async with asyncio.timeout(linger_s):
-                    await self._all_sent.wait()
-        except TimeoutError:
-            logger.warning("broker closes with messages for {} slow peers unsent", len(self._waiting))
-        finally:
-            self._timer.cancel()
-            if self._probe is not None:
-                self._probe.cancel()
-            for local in list(self._locals.values()):
-                local.end("the broker has closed")
-            linger_ms = max(0, round((deadline_s - self._loop.time()) * 1000))
-            for port in self._ports.values():
-                port.pump.stop()
-                port.monitor.stop()
-                port.socket.close(linger=linger_ms)
-            await terminate(self._context)
-
-    # -- messages
-
-    def _receive(self, role: Role, frames: list[Frame], size: int) -> None:
-        self._bytes += size
-        outputs = self._switch.receive(role, frames, self._loop.time())
-        if outputs:
-            self.dispatch(outputs)
-
-    def forward(self, peer: Peer, destination: bytes, frames: Sequence[Buffer]) -> bool:
-        """Send a local peer's message. Return False if it was dropped."""
-        outputs = self._switch.forward(peer, destination, frames)
-        self.dispatch(outputs)
-        return bool(outputs)
-
-    def announce(self, peer: Peer, attributes: Mapping[str, object]) -> None:
-        """Replace a local peer's attributes."""
-        self.dispatch(self._switch.announce(peer, attributes))
-
-    def detach(self, peer: Peer) -> None:
-        """Let a local peer go."""
-        if self._locals.pop(peer.id, None) is not None and peer in self._switch.presence:
-            self.dispatch(self._switch.depart(peer, Reason.LEFT))
-
-    def drained(self, peer: Peer) -> None:
-        """Go on after a local peer has taken all its messages."""
-        if not peer.up:
-            self.dispatch(self._switch.drained(peer))
-
-    def dispatch(self, outputs: list[Output]) -> None:
-        """Send what the switch decided, and what it decides next because of how that went."""
-        for output in outputs:  # grows meanwhile; it ends, as every loss and every overflow takes a peer out
-            outputs.extend(self._send(*output))
-
-    def _send(self, to: Peer, source: bytes, body: Any) -> Sequence[Output]:
-        if not source:
-            self._log(to, body)
-        if to.route is None:
-            local = self._locals.get(to.id)
-            if local is None:
-                return ()
-            local.wake()
-            return self._switch.hold(to, source, body)
-        if len(to.outbox):
-            return self._switch.hold(to, source, body)
-        return self._transmit(to, source, body)
-
-    def _transmit(self, to: Peer, source: bytes, body: Any) -> Sequence[Output]:
-        assert to.route is not None
-        port = self._ports[to.role]
-        try:
-            send(port.socket, (to.route, source), body if source else (encode(body),))
-        except zmq.Again:
-            self._waiting[to] = None
-            return self._switch.hold(to, source, body)
-        except zmq.ZMQError as exc:
-            if exc.errno != errno.EHOSTUNREACH:
-                raise
-            return self._switch.lost(to)
-        port.pump.touch()
-        return ()
+        """Close all ports; what is queued has `linger_s` seconds to go out."""
+        self._timer.cancel()
+        if self._retry is not None:
+            self._retry.cancel()
+        for channel in self._channels.values():
+            channel.socket.disable_monitor()
+        for channel in itertools.chain(self._monitors, self._channels.values()):
+            channel.close(linger_s)
+        await self._loop.run_in_executor(None, self._context.term)

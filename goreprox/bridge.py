@@ -58,9 +58,25 @@ class Bridges:
 class Bridge:
     """Owns the socket; the stream's owner. Ends once, when both the socket and the stream are over."""
 
-    __slots__ = ("_active_at", "_bridges", "_ended", "_fd", "_on_end", "_read_done", "_reading", "_reset_by", "_sock", "_timer", "_write_done", "_writing", "stream")
+    __slots__ = (
+        "_active_at",
+        "_bridges",
+        "_ended",
+        "_fd",
+        "_on_end",
+        "_read_done",
+        "_reading",
+        "_reset_by",
+        "_sock",
+        "_timer",
+        "_write_done",
+        "_writing",
+        "stream",
+    )
 
-    def __init__(self, bridges: Bridges, sock: socket.socket, stream: Stream, on_end: "Callable[[Bridge], None]") -> None:
+    def __init__(
+        self, bridges: Bridges, sock: socket.socket, stream: Stream, on_end: "Callable[[Bridge], None]"
+    ) -> None:
         """Take over `sock`, prepared and connected, and begin to read it. `on_end` is called once."""
         self.stream = stream
         self._bridges = bridges
@@ -220,7 +236,9 @@ class Bridge:
     def _check_half_closed(self, timeout_s: float) -> None:
         idle_s = self._bridges.clock() - self._active_at
         if idle_s < timeout_s:
-            self._timer = self._bridges.loop.call_later(timeout_s - idle_s, self._check_half_closed, timeout_s)
+            self._timer = self._bridges.loop.call_later(
+                timeout_s - idle_s, self._check_half_closed, timeout_s
+            )
         else:
             self.abort(f"half-closed and silent for {timeout_s:g} s")
 

@@ -154,7 +154,12 @@ class Driver:
         flowed = peer.session.established
         peer.session.path_down(carrier, clock())
         if flowed and not peer.session.established:
-            logger.info("{} is out of reach ({}): {} streams are kept", peer.info.name.name, reason, len(peer.session.streams))
+            logger.info(
+                "{} is out of reach ({}): {} streams are kept",
+                peer.info.name.name,
+                reason,
+                len(peer.session.streams),
+            )
         self._wake(peer)
         self._application.peers_changed()
 
@@ -198,7 +203,12 @@ class Driver:
         peer.timer, peer.due = None, float("inf")
         peer.session.tick(now)
         lost_at = peer.session.lost_at
-        if not peer.epochs and not peer.session.streams and lost_at is not None and now - lost_at > self._grace_s + FORGET_S:
+        if (
+            not peer.epochs
+            and not peer.session.streams
+            and lost_at is not None
+            and now - lost_at > self._grace_s + FORGET_S
+        ):
             self.peers.pop(peer.info.name.id, None)
             return
         self._wake(peer)
@@ -227,7 +237,12 @@ class Driver:
         name = peer.info.name.name
         if notice.kind is Kind.ESTABLISHED:
             counters = peer.session.counters
-            logger.info("{} is there: {} streams go on, {} outages so far", name, len(peer.session.streams), counters.outages)
+            logger.info(
+                "{} is there: {} streams go on, {} outages so far",
+                name,
+                len(peer.session.streams),
+                counters.outages,
+            )
         elif notice.kind is Kind.GOODBYE:
             logger.info("{} has ended: {}", name, notice.reason)
         elif notice.kind is Kind.DRAINING:

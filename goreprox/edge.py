@@ -94,7 +94,9 @@ class Edge:
     def _accept(self, listening: socket.socket, listener: Listener) -> None:
         for _ in range(ACCEPTS):
             if len(self.bridges.live) >= self._config.max_connections:
-                self._warn_once(f"{self._config.max_connections} connections are open: new ones wait; raise --max-connections")
+                self._warn_once(
+                    f"{self._config.max_connections} connections are open: new ones wait; raise --max-connections"
+                )
                 self._pause_accepting()
                 return
             try:
@@ -104,7 +106,9 @@ class Edge:
             except OSError as exc:
                 if exc.errno not in _NO_FDS:
                     raise
-                self._warn_once(f"no file descriptor for another client ({exc.strerror}): new ones wait; raise ulimit -n")
+                self._warn_once(
+                    f"no file descriptor for another client ({exc.strerror}): new ones wait; raise ulimit -n"
+                )
                 self._pause_accepting()
                 self._loop.call_later(FD_PAUSE_S, self._accept_again)
                 return
@@ -121,7 +125,9 @@ class Edge:
         except OSError:  # the client is gone already
             sock.close()
             return
-        stream = Stream(opener=True, service=service, client=str(Address(address[0], address[1])), budget=self._budget)
+        stream = Stream(
+            opener=True, service=service, client=str(Address(address[0], address[1])), budget=self._budget
+        )
         bridge = Bridge(self.bridges, sock, stream, self._ended)
         if not self._assign(stream):
             self._wait(bridge)
@@ -153,7 +159,9 @@ class Edge:
 
     def _wait(self, bridge: Bridge) -> None:
         if not self._waiting:
-            logger.info("no provider for {}: clients wait up to {:g} s", bridge.stream.service, self._config.grace_s)
+            logger.info(
+                "no provider for {}: clients wait up to {:g} s", bridge.stream.service, self._config.grace_s
+            )
         self._waiting.append(_Waiting(bridge, clock() + self._config.grace_s))
         self._watch_waiting()
 
@@ -216,7 +224,9 @@ def _listen(address: Address) -> list[socket.socket]:
     """
     socks: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         port = address.port
         for family, _, _, _, where in dict.fromkeys(found):
             try:
@@ -241,7 +251,9 @@ def _listen(address: Address) -> list[socket.socket]:
         for sock in socks:
             with contextlib.suppress(OSError):
                 sock.close()
-        raise StartError(f"cannot listen for clients on {address}: {exc.strerror}; {_advice(exc.errno)}") from exc
+        raise StartError(
+            f"cannot listen for clients on {address}: {exc.strerror}; {_advice(exc.errno)}"
+        ) from exc
     return socks
 
 

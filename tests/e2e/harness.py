@@ -1,0 +1,287 @@
+"""Real processes, and a relay between them that breaks the link in every way a network can."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+DEADLINE_S = 30.0
+HOST = "127.0.0.1"
+
+
+async def eventually(condition: Callable[[], bool], what: str, *, deadline_s: float = DEADLINE_S) -> None:
+    """Wait until `condition` holds."""
+    give_up = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < give_up, f"not within {deadline_s} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+class Process:
+    """One goreprox process; its log is read as JSON."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log: list[dict[str, object]] = []
+        self._reader = asyncio.create_task(self._read(), name="log reader")
+
+    @classmethod
+    async def start(cls, tmp: Path, command: str, *args: str, env: dict[str, str] | None = None) -> "Process":
+        common = ["--insecure", "--log-json", "--log-level", "debug", "--runtime-dir", str(tmp / "run")]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-W", "error", "-m", "goreprox", command, *args, *common,
+            stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, env={**os.environ, **(env or {})}, cwd=tmp,
+        )  # fmt: skip
+        return cls(process)
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = {"message": line.decode()}
+            self.log.append(entry if isinstance(entry, dict) else {"message": str(entry)})
+
+    def said(self, text: str) -> bool:
+        """Whether a log message holds `text`."""
+        return any(text in str(entry.get("message", "")) for entry in self.log)
+
+    async def ready(self) -> dict[str, object]:
+        """Wait for the line that says so, and return it."""
+        await eventually(
+            lambda: self.process.returncode is not None or any(entry.get("event") == "ready" for entry in self.log),
+            "ready",
+        )
+        assert self.process.returncode is None, self.log
+        return next(entry for entry in self.log if entry.get("event") == "ready")
+
+    @property
+    def rss_kib(self) -> int:
+        """Resident memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        async with asyncio.timeout(deadline_s):
+            code = await self.process.wait()
+            await self._reader
+        return code
+
+    async def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+        await self._reader
+
+
+class Relay:
+    """A TCP relay to `port` that can fail: cut with RST or FIN, be silent, refuse, slow down."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.port = 0
+        self.refusing = False
+        self.silent = False
+        self.bytes_per_s: float | None = None
+        self.connections = 0
+        self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
+    async def start(self, port: int = 0) -> None:
+        self._server = await asyncio.start_server(self._accept, HOST, port or self.port, limit=1 << 18)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refusing:
+            writer.transport.abort()
+            return
+        try:
+            up_reader, up_writer = await asyncio.open_connection(HOST, self.target, limit=1 << 18)
+        except OSError:
+            writer.transport.abort()
+            return
+        self.connections += 1
+        self._pairs.append((writer, up_writer))
+        for source, sink in ((reader, up_writer), (up_reader, writer)):
+            task = asyncio.create_task(self._copy(source, sink), name="relay")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(4096 if self.bytes_per_s else 1 << 18):
+                if self.silent:
+                    await self._flowing.wait()
+                if self.bytes_per_s:
+                    await asyncio.sleep(len(data) / self.bytes_per_s)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    def cut(self, *, fin: bool = False) -> None:
+        """End all connections, with RST or with FIN. What was silent is lost."""
+        pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for writer in pair:
+                if fin:
+                    writer.close()
+                else:
+                    sock = writer.get_extra_info("socket")
+                    with contextlib.suppress(OSError):
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    writer.transport.abort()
+
+    def silence(self) -> None:
+        """Hold the sockets and pass nothing on."""
+        self.silent = True
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        self.silent = self.refusing = False
+        self._flowing.set()
+
+    async def stop(self) -> None:
+        self.resume()
+        self.cut()
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Tunnel:
+    """A target in this process, a provider, a relay, and a server."""
+
+    def __init__(self, tmp: Path) -> None:
+        self.tmp = tmp
+        self.target_port = 0
+        self.port = 0
+        self._stack = contextlib.AsyncExitStack()
+
+    async def target(self, handler: Handler) -> int:
+        """Serve `handler` on a port of its own."""
+
+        async def contained(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await handler(reader, writer)
+
+        server = await asyncio.start_server(contained, HOST, 0, limit=1 << 20, backlog=1024)
+
+        async def stop() -> None:
+            server.close()
+
+        self._stack.push_async_callback(stop)
+        self.target_port = server.sockets[0].getsockname()[1]
+        return self.target_port
+
+    async def serve(self, *args: str, port: int = 0, providers: int = 0) -> Process:
+        """Start the server, and the relay before it."""
+        self.server = await Process.start(self.tmp, "server", "--listen", f"{HOST}:{port}", "--providers", f"{HOST}:{providers}", *args)
+        self._stack.push_async_callback(self.server.stop)
+        ready = await self.server.ready()
+        clients = ready["clients"]
+        assert isinstance(clients, list)
+        self.port = clients[0]
+        provider_port = ready["providers"]
+        assert isinstance(provider_port, int)
+        self.relay = Relay(provider_port)
+        await self.relay.start()
+        self._stack.push_async_callback(self.relay.stop)
+        return self.server
+
+    async def provide(self, *args: str, target: int | None = None, connect: bool = True) -> Process:
+        """Start a provider that reaches the server through the relay."""
+        self.provider = await Process.start(
+            self.tmp, "provider", f"{HOST}:{target or self.target_port}", "--server", f"{HOST}:{self.relay.port}", *args
+        )  # fmt: skip
+        self._stack.push_async_callback(self.provider.stop)
+        await self.provider.ready()
+        if connect:
+            provider = self.provider
+            await eventually(lambda: provider.said(" is there: "), "provider connected")
+        return self.provider
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Be a client."""
+        return await asyncio.open_connection(HOST, self.port, limit=1 << 20)
+
+
+@contextlib.asynccontextmanager
+async def tunnel(
+    tmp: Path, handler: Handler, *, server: tuple[str, ...] = (), provider: tuple[str, ...] = ()
+) -> AsyncIterator[Tunnel]:
+    """A tunnel to `handler`, up and connected; all of it ends with the context."""
+    made = Tunnel(tmp)
+    async with made._stack:
+        await made.target(handler)
+        await made.serve(*server)
+        await made.provide(*provider)
+        yield made
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send everything back; end as the client ends."""
+    while data := await reader.read(1 << 18):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+def block(index: int) -> bytes:
+    """64 KiB that no other index has."""
+    return hashlib.shake_128(index.to_bytes(8, "big")).digest(1 << 16)
+
+
+_BLOCKS = [block(index) for index in range(61)]
+
+
+async def send_blocks(writer: asyncio.StreamWriter, count: int) -> str:
+    """Write `count` blocks of 64 KiB; return their SHA-256."""
+    digest = hashlib.sha256()
+    for index in range(count):
+        data = index.to_bytes(8, "big") + _BLOCKS[index % len(_BLOCKS)][8:]
+        digest.update(data)
+        writer.write(data)
+        await writer.drain()
+    return digest.hexdigest()
+
+
+async def read_digest(reader: asyncio.StreamReader, *, size: int | None = None) -> tuple[int, str]:
+    """Read `size` bytes, or to the end of file; return how many there were and their SHA-256."""
+    digest = hashlib.sha256()
+    total = 0
+    while size is None or total < size:
+        data = await reader.read(1 << 18 if size is None else min(1 << 18, size - total))
+        if not data:
+            break
+        digest.update(data)
+        total += len(data)
+    return total, digest.hexdigest()
+
+
+def reset_now(writer: asyncio.StreamWriter) -> None:
+    """Send RST."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

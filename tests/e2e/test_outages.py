@@ -1,0 +1,208 @@
+"""Connections outlive the tunnel: transfers and idle connections through every kind of break."""
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import (
+    DEADLINE_S, Relay, echo, eventually, read_digest, send_blocks, tunnel,
+)  # fmt: skip
+
+
+def run(main: object, *, deadline_s: float) -> None:
+    """Run a test's coroutine with a deadline."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(deadline_s):
+            await main  # type: ignore[misc]
+
+    asyncio.run(bounded())
+
+
+async def both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """`d` and a count: send so many blocks. `u`: read to the end of file and answer with the digest. Else echo."""
+    kind = await reader.readexactly(1)
+    if kind == b"d":
+        await send_blocks(writer, int.from_bytes(await reader.readexactly(4), "big"))
+    elif kind == b"u":
+        size, digest = await read_digest(reader)
+        writer.write(f"{size} {digest}".encode())
+    else:
+        await echo(reader, writer)
+    writer.close()
+
+
+async def download(made: object, count: int) -> None:
+    reader, writer = await made.connect()  # type: ignore[attr-defined]
+    writer.write(b"d" + count.to_bytes(4, "big"))
+    digest = await digest_of(count)
+    assert await read_digest(reader) == (count << 16, digest)
+    writer.close()
+
+
+async def upload(made: object, count: int) -> None:
+    reader, writer = await made.connect()  # type: ignore[attr-defined]
+    writer.write(b"u")
+    digest = await send_blocks(writer, count)
+    writer.write_eof()
+    assert (await reader.read()).decode() == f"{count << 16} {digest}"
+    writer.close()
+
+
+class _Null:
+    def write(self, _: bytes) -> None:
+        """Take and forget."""
+
+    async def drain(self) -> None:
+        """Be ready."""
+
+
+async def digest_of(count: int) -> str:
+    return await send_blocks(_Null(), count)  # type: ignore[arg-type]
+
+
+async def disturb(relay: Relay, rng: random.Random, *, faults: int, busy: asyncio.Future[object]) -> int:
+    """Break the link again and again, each time once it has come back, until `faults` are done or nothing runs."""
+    done = 0
+    while done < faults and not busy.done():
+        before = relay.connections
+        kind = rng.choice(["reset", "fin", "refuse", "silent"])
+        if kind == "silent":
+            relay.silence()
+            await asyncio.sleep(rng.uniform(0.05, 0.5))
+            if rng.random() < 0.5:
+                relay.cut()
+            else:
+                before -= 1
+            relay.resume()
+        elif kind == "refuse":
+            relay.refusing = True
+            relay.cut()
+            await asyncio.sleep(rng.uniform(0.05, 0.3))
+            relay.resume()
+        else:
+            relay.cut(fin=kind == "fin")
+        done += 1
+        await eventually(lambda floor=before: relay.connections > floor or busy.done(), "the link is back")  # type: ignore[misc]
+        await asyncio.sleep(rng.uniform(0.05, 0.4))
+    return done
+
+
+@pytest.mark.timeout(300)
+def test_a_gibibyte_each_way_and_200_idle_connections_survive_50_faults(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with tunnel(tmp_path, both_ways) as made:
+            idle = [await made.connect() for _ in range(200)]
+            for _, writer in idle:
+                writer.write(b"e1")
+            for reader, _ in idle:
+                assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"1"
+            rng = random.Random(20261123)
+            total = 0
+            transfers = asyncio.gather(download(made, 16384), upload(made, 16384))
+            total += await disturb(made.relay, rng, faults=50, busy=transfers)
+            await transfers
+            while total < 50:  # a fast machine is done early: go on with smaller ones
+                transfers = asyncio.gather(download(made, 2048), upload(made, 2048))
+                total += await disturb(made.relay, rng, faults=50 - total, busy=transfers)
+                await transfers
+            for reader, writer in idle:
+                writer.write(b"2")
+                assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"2"
+                writer.write_eof()
+                assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
+                writer.close()
+
+    run(main(), deadline_s=290)
+
+
+def test_a_link_that_falls_silent_is_noticed_and_replaced(tmp_path: Path) -> None:
+    async def main() -> None:
+        timeout = ("--link-timeout", "1.5")
+        async with tunnel(tmp_path, echo, server=timeout, provider=timeout) as made:
+            reader, writer = await made.connect()
+            writer.write(b"1")
+            assert await reader.readexactly(1) == b"1"
+            made.relay.silence()
+            writer.write(b"2")
+            await eventually(lambda: made.provider.said("lost the server"), "silence is noticed", deadline_s=15)
+            await eventually(lambda: made.server.said("out of reach"), "silence is noticed", deadline_s=15)
+            made.relay.cut()
+            made.relay.resume()
+            assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"2"
+            writer.close()
+
+    run(main(), deadline_s=100)
+
+
+@pytest.mark.timeout(200)
+def test_an_outage_of_a_full_minute_is_survived(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with tunnel(tmp_path, both_ways) as made:
+            reader, writer = await made.connect()
+            writer.write(b"e1")
+            assert await reader.readexactly(1) == b"1"
+            transfers = asyncio.gather(download(made, 4096), upload(made, 4096))
+            made.relay.refusing = True
+            made.relay.cut()
+            began = time.monotonic()
+            writer.write(b"2")
+            await asyncio.sleep(60.0)  # the subject of this test
+            made.relay.resume()
+            assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"2"
+            assert time.monotonic() - began >= 60.0
+            await transfers
+            writer.close()
+
+    run(main(), deadline_s=190)
+
+
+def test_an_outage_beyond_the_grace_ends_in_resets_on_both_sides(tmp_path: Path) -> None:
+    async def main() -> None:
+        target_saw: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while data := await reader.read(100):
+                    writer.write(data)
+                target_saw.set_result("end of file")
+            except ConnectionResetError:
+                target_saw.set_result("reset")
+
+        # the server would wait for an hour: the smaller grace counts on both ends
+        async with tunnel(tmp_path, handler, server=("--grace", "3600"), provider=("--grace", "1")) as made:
+            reader, writer = await made.connect()
+            writer.write(b"1")
+            assert await reader.readexactly(1) == b"1"
+            made.relay.refusing = True
+            made.relay.cut()
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), 16 + 10)
+            assert await asyncio.wait_for(target_saw, 16) == "reset"
+            writer.close()
+
+    run(main(), deadline_s=100)
+
+
+def test_a_link_of_1_mbit_carries_bulk_and_chatter_without_reconnecting(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with tunnel(tmp_path, both_ways) as made:
+            made.relay.bytes_per_s = 125_000
+            connections = made.relay.connections
+            bulk = asyncio.create_task(download(made, 24))  # 1.5 MiB: 12 s
+            reader, writer = await made.connect()
+            writer.write(b"e")
+            rounds = 0
+            while not bulk.done():
+                writer.write(b"x")
+                assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"x"
+                rounds += 1
+            await bulk
+            assert rounds >= 3
+            assert made.relay.connections == connections
+            writer.close()
+
+    run(main(), deadline_s=110)

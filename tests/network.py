@@ -1,0 +1,199 @@
+"""A network for two sessions on virtual time, with every fault a fabric may have. Deterministic from its random source."""
+
+import random
+from collections import deque
+from collections.abc import Hashable
+
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.events import Buffer
+from goreprox.protocol.session import Kind, Session
+from goreprox.protocol.stream import State, Stream
+
+KIB = 1024
+
+
+def pattern(seed: int, start: int, count: int) -> bytes:
+    """Return bytes `start` to `start + count` of an endless text that no other seed has."""
+    period = bytes((seed * 7 + i * 31 + (i >> 3)) % 251 for i in range(251))
+    offset = start % 251
+    return (period * (2 + count // 251))[offset : offset + count]
+
+
+class Socket:
+    """What a bridge is to a stream, with a far end that the test plays: it writes, reads, half-closes and resets."""
+
+    def __init__(self, stream: Stream, seed: int) -> None:
+        self.stream = stream
+        self.seed = seed
+        self.written = 0
+        self.eof_written = False
+        self.read = bytearray()
+        self.eof_read = False
+        self.was_reset = False
+        """The far end saw a reset that it did not make."""
+        self.did_reset = False
+        self.reset_pending = False
+        stream.owner = self
+
+    @property
+    def over(self) -> bool:
+        return self.was_reset or self.did_reset or (self.eof_written and self.eof_read)
+
+    def write(self, count: int) -> None:
+        if not self.over and not self.eof_written and self.stream.state is not State.RESET:
+            count = min(count, self.stream.room)
+            if count:
+                self.stream.write(pattern(self.seed, self.written, count))
+                self.written += count
+
+    def write_eof(self) -> None:
+        if not self.over and not self.eof_written and self.stream.state is not State.RESET:
+            self.stream.write_eof()
+            self.eof_written = True
+
+    def reset(self, now: float) -> None:
+        if not self.over and self.stream.state in (State.OPENING, State.OPEN):
+            self.did_reset = True
+            self.stream.reset("test", now=now)
+
+    def deliver(self, count: int, now: float) -> None:
+        """Let the far end read at most `count` bytes, then what follows them."""
+        if self.was_reset or self.did_reset:
+            return
+        chunks = self.stream.receive.chunks
+        while chunks and count:
+            piece = bytes(chunks[0][:count])
+            self.read += piece
+            count -= len(piece)
+            self.stream.consume(len(piece), now=now)
+        if chunks:
+            return
+        if self.reset_pending:
+            self.was_reset = True
+            self.stream.finish_reset()
+        elif self.stream.receive.eof_ready:
+            self.eof_read = True
+            self.stream.deliver_eof(now=now)
+
+    def notice(self, kind: Kind) -> None:
+        if kind is Kind.RESET:
+            self.reset_pending = True
+        elif kind is Kind.ABORTED and not (self.eof_written and self.eof_read):
+            self.was_reset = True
+
+
+class Network:
+    """An edge's session and a provider's, and the carriers between them."""
+
+    def __init__(self, seed: int, *, grace_s: float = 60.0, memory: int = 4 * 1024 * KIB, max_streams: int = 64) -> None:
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.budgets = {end: Budget(total_bytes=memory, max_streams=max_streams) for end in ("edge", "provider")}
+        self.sessions = {
+            end: Session(opener=end == "edge", budget=budget, grace_s=grace_s, wake=lambda: None, now=0.0)
+            for end, budget in self.budgets.items()
+        }
+        self.queues: dict[tuple[str, Hashable], deque[list[Buffer]]] = {}
+        self.up: set[Hashable] = set()
+        self.mute: set[str] = set()
+        """Ends whose messages are lost without notice."""
+        self.loss = self.doubling = 0.0
+        self.clients: list[Socket] = []
+        self.targets: dict[int, Socket] = {}
+        self.refuse = False
+        self.refused: list[Stream] = []
+        self.failures: list[str] = []
+
+    def open(self) -> Socket:
+        stream = Stream(opener=True, service="default", client="test", budget=self.budgets["edge"])
+        client = Socket(stream, seed=len(self.clients) * 2)
+        self.clients.append(client)
+        self.sessions["edge"].open(stream)
+        return client
+
+    def connect(self, path: Hashable) -> None:
+        self.up.add(path)
+        for end, session in self.sessions.items():
+            self.queues[end, path] = deque()
+            session.path_up(path, self.now)
+
+    def cut(self, path: Hashable, *, unseen_by: str = "") -> None:
+        """Lose what is on its way; one end may not notice."""
+        self.up.discard(path)
+        for end, session in self.sessions.items():
+            self.queues[end, path] = deque()
+            if end != unseen_by:
+                session.path_down(path, self.now)
+
+    def step(self, dt: float = 0.01, *, deliver: bool = True) -> None:
+        """Let time pass; exchange messages; check what must hold always."""
+        self.now += dt
+        for end, session in self.sessions.items():
+            due = session.deadline()
+            if due is not None and due <= self.now:
+                session.tick(self.now)
+            for path, frames in session.flush(self.now):
+                if path in self.up and end not in self.mute and self.random.random() >= self.loss:
+                    for _ in range(1 + (self.random.random() < self.doubling)):
+                        self.queues[end, path].append([bytes(frame) for frame in frames])
+            self._notices(end)
+        if deliver:
+            for (end, path), queue in list(self.queues.items()):
+                other = self.sessions["provider" if end == "edge" else "edge"]
+                while queue:
+                    other.receive(path, queue.popleft(), self.now)
+                    self._notices("provider" if end == "edge" else "edge")
+        self.check()
+
+    def _notices(self, end: str) -> None:
+        session = self.sessions[end]
+        notices, session.notices = session.notices, []
+        for notice in notices:
+            stream = notice.stream
+            if notice.kind is Kind.FAILED:
+                self.failures.append(notice.reason)
+            elif notice.kind is Kind.OPENED:
+                assert stream is not None
+                if self.refuse:
+                    stream.refuse("refused by the test")
+                else:
+                    self.targets[stream.id] = Socket(stream, seed=stream.id * 2 - 1)
+                    stream.accept()
+            elif notice.kind is Kind.REFUSED:
+                assert stream is not None
+                self.refused.append(stream)
+            elif stream is not None and stream.owner is not None:
+                stream.owner.notice(notice.kind)
+
+    def check(self) -> None:
+        """What was received is a prefix of what was written, buffers fit their windows, and no end is invented."""
+        assert not self.failures, self.failures
+        for client in self.clients:
+            target = self.targets.get(client.stream.id)
+            if target is None:
+                assert not client.read and not client.eof_read
+                continue
+            for a, b in ((client, target), (target, client)):
+                assert bytes(a.read) == pattern(b.seed, 0, len(a.read))
+                assert len(a.read) <= b.written
+                if a.eof_read:
+                    assert b.eof_written and len(a.read) == b.written
+                assert a.stream.send.end - a.stream.send.acked <= max(a.stream.send.limit - a.stream.send.acked, 0)
+        for budget in self.budgets.values():
+            assert 0 <= budget.borrowed_bytes <= budget.loan_bytes
+
+    def settle(self, *, seconds: float = 120.0) -> None:
+        """Heal everything and let all sockets read, until both sessions are empty and at rest."""
+        self.loss = self.doubling = 0.0
+        self.mute.clear()
+        if not self.up:
+            self.connect("healed")
+        end = self.now + seconds
+        while any(session.streams for session in self.sessions.values()):
+            assert self.now < end, [session.streams for session in self.sessions.values()]
+            self.step(0.02)
+            for socket in [*self.clients, *self.targets.values()]:
+                socket.deliver(1 << 30, self.now)
+                socket.write_eof()
+        for budget in self.budgets.values():
+            assert budget.borrowed_bytes == 0

@@ -1,7 +1,7 @@
 """What a server and a provider are told to do, checked.
 
-Plain values with their limits: knows neither the command line nor files nor sockets. Whoever builds one of these
-may rely on it; whoever gets one need not check it again. Everything wrong raises `ConfigError`.
+Plain values with their limits: knows neither the command line nor files nor sockets. Whoever gets one of these
+need not check it again: everything wrong raises `ConfigError` when it is made.
 """
 
 import ipaddress
@@ -29,8 +29,8 @@ MIB: Final = 1 << 20
 DAY_S: Final = 86_400.0
 MAX_MEMORY_BYTES: Final = 1 << 40
 MAX_CONNECTIONS: Final = 1_000_000
-# A stream keeps a window of memory / (4 * max_connections) whatever happens: half of the memory for floors, and two
-# directions. 2 KiB is the least that still moves a request. With the defaults: 256 MiB / 40,000 = 6.5 KiB.
+# A stream keeps a window of memory / (4 * max_connections) whatever happens: half of the memory is for floors, in
+# two directions. 2 KiB is the least that still moves a request. With the defaults: 256 MiB / 40,000 = 6.5 KiB.
 MIN_FLOOR_BYTES: Final = 2048
 MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
 
@@ -68,7 +68,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine is behind it. A name other than `localhost` is taken for another machine."""
+        """Whether it is this machine alone; a name other than `localhost` is taken for another."""
         if self.host is None or self.host == "localhost":
             return self.host is not None
         try:
@@ -183,7 +183,7 @@ class ServerConfig(CommonConfig):
         _check_distinct("listen", [str(address) for address in addresses if address.port])
         if self.providers.port and self.providers in addresses:
             raise ConfigError(
-                f"providers {self.providers}: clients are accepted there, too; choose another port for one of them"
+                f"providers {self.providers}: clients are accepted there, too; choose another port for one"
             )
 
 

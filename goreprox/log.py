@@ -1,7 +1,7 @@
 """Where log lines go and what they look like: one line each on standard error, for people or as JSON.
 
-Modules that do IO log through loguru and bind what a line is about (`logger.bind(peer=...)`); this one only shows
-it. Never payloads: whoever logs a value answers for it. Tracebacks show no values of variables.
+Modules that do IO log through loguru and bind what a line is about (`logger.bind(peer=...)`); this one only
+shows it. Never payloads: whoever logs a value answers for it. Tracebacks show no values of variables.
 """
 
 import json
@@ -58,14 +58,17 @@ def _json_line(record: "Record") -> str:
 
 
 def _text_line(record: "Record") -> str:
-    return f"{_time(record)} {record['level'].name:<7} {_printable(record['message'])}{_context(record)}\n{_exception(record)}"
+    return (
+        f"{_time(record)} {record['level'].name:<7} {_printable(record['message'])}"
+        f"{_context(record)}\n{_exception(record)}"
+    )
 
 
 def _coloured_line(record: "Record") -> str:
     level = record["level"].name
     return (
-        f"{_DIM}{_time(record)}{_PLAIN} {_COLOURS.get(level, '')}{level:<7}{_PLAIN} {_printable(record['message'])}"
-        f"{_DIM}{_context(record)}{_PLAIN}\n{_exception(record)}"
+        f"{_DIM}{_time(record)}{_PLAIN} {_COLOURS.get(level, '')}{level:<7}{_PLAIN} "
+        f"{_printable(record['message'])}{_DIM}{_context(record)}{_PLAIN}\n{_exception(record)}"
     )
 
 

@@ -1,0 +1,310 @@
+"""The command line: flags, environment and file become a configuration, and every error one line.
+
+Imports little at the top: `--help` and `--version` load no networking. Knows how options are spelled and where they
+come from; what they may be, `goreprox.config` knows. Every option is declared once and exists three times: `--grace`,
+`GOREPROX_GRACE`, and `grace` in the file; the flag wins over the variable, over the file, over the default.
+"""
+
+import asyncio
+import difflib
+import sys
+import tomllib
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.config import Dict, Env
+
+from goreprox import __version__
+from goreprox.errors import ConfigError, GoreproxError, StartError
+from goreprox.log import Level, configure
+
+if TYPE_CHECKING:
+    from cyclopts import ArgumentCollection
+
+    from goreprox.config import Address
+
+DEFAULT_FILE: Final = Path("goreprox.toml")
+ENV_PREFIX: Final = "GOREPROX_"
+INTERRUPTED: Final = 130  # what a shell reports for SIGINT
+
+_ADDRESSES: Final = Group("Addresses", sort_key=1)
+_LIFETIMES: Final = Group("Lifetimes", sort_key=2)
+_LIMITS: Final = Group("Limits", sort_key=3)
+_PROCESS: Final = Group("Process", sort_key=4)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions:
+    """Options of every command."""
+
+    config: Annotated[Path | None, Parameter(group=_PROCESS)] = None
+    """Read options from this TOML file. [default: goreprox.toml, if there is one]"""
+    log_level: Annotated[Level, Parameter(group=_PROCESS)] = "info"
+    """Log from this level on."""
+    log_json: Annotated[bool, Parameter(group=_PROCESS)] = False
+    """Log JSON, one object a line."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TunnelOptions(ProcessOptions):
+    """Options of a server and of a provider alike. The defaults are those of `goreprox.config`."""
+
+    name: Annotated[str | None, Parameter(group=_PROCESS)] = None
+    """Name of this process for the other side; processes of one name are replicas. [default: the host's name]"""
+    runtime_dir: Annotated[Path | None, Parameter(group=_PROCESS)] = None
+    """Directory for lock files. [default: goreprox in XDG_RUNTIME_DIR or /run, else one below the temporary one]"""
+    insecure: Annotated[bool, Parameter(group=_PROCESS)] = False
+    """Accept links in plaintext and without authentication. Required until links have keys."""
+    grace: Annotated[float, Parameter(group=_LIFETIMES)] = 60
+    """Seconds for which connections outlive a broken link. The smaller one of the two sides counts."""
+    drain: Annotated[float, Parameter(group=_LIFETIMES)] = 30
+    """Seconds that connections have to end after SIGTERM."""
+    half_closed_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 0
+    """Seconds without traffic after which a half-closed connection is reset; 0: never."""
+    link_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 6
+    """Seconds of silence after which a link counts as broken."""
+    max_connections: Annotated[int, Parameter(group=_LIMITS)] = 10_000
+    """Connections at a time; further ones wait in the kernel's backlog."""
+    memory: Annotated[int, Parameter(group=_LIMITS)] = 256
+    """MiB for what is on its way, both directions together."""
+
+    def common(self) -> dict[str, Any]:
+        """Give the arguments that `CommonConfig` takes."""
+        given = {"name": self.name, "runtime_dir": self.runtime_dir}
+        return {key: value for key, value in given.items() if value is not None} | {
+            "grace_s": self.grace,
+            "drain_s": self.drain,
+            "half_closed_timeout_s": self.half_closed_timeout or None,
+            "link_timeout_s": self.link_timeout,
+            "max_connections": self.max_connections,
+            "memory_bytes": self.memory << 20,
+        }
+
+
+app: Final = App(
+    name="goreprox",
+    help="A reverse tunnel for TCP whose connections outlive the tunnel.",
+    help_epilogue="Every option is also a variable (GOREPROX_GRACE=60) and a key of the file (grace = 60).",
+    version=__version__,
+    help_format="plaintext",
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    verbose=False,
+    suppress_keyboard_interrupt=False,
+)
+app.register_install_completion_command(help="Install completion for this shell.")
+
+
+@app.command
+def server(
+    *,
+    listen: Annotated[list[str] | None, Parameter(group=_ADDRESSES, negative="")] = None,
+    providers: Annotated[str, Parameter(group=_ADDRESSES)] = "9887",
+    options: TunnelOptions | None = None,
+) -> None:
+    """Accept clients, and pass them on to providers.
+
+    ADDR is 8080, :8080, host:8080 or [::1]:8080.
+
+    Parameters
+    ----------
+    listen
+        ADDR for clients; may be repeated. [default: 8080, on all interfaces]
+    providers
+        ADDR for providers.
+    """
+    from goreprox.config import Address, Listener, ServerConfig
+
+    options = options or TunnelOptions()
+    addresses = {"listeners": tuple(map(Listener.parse, listen))} if listen else {}
+    config = ServerConfig(**addresses, providers=Address.parse(providers), **options.common())
+    _check_insecure(options, [config.providers])
+    from goreprox.server import run
+
+    _run(run(config))
+
+
+@app.command
+def provider(
+    target: Annotated[list[str] | None, Parameter(group=_ADDRESSES, negative="")] = None,
+    *,
+    server: Annotated[list[str] | None, Parameter(group=_ADDRESSES, negative="")] = None,
+    dial_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 5,
+    options: TunnelOptions | None = None,
+) -> None:
+    """Expose a local TCP server through a goreprox server.
+
+    Parameters
+    ----------
+    target
+        [host:]port of the local server; the host is 127.0.0.1 if there is none. Required.
+    server
+        host[:port] of the goreprox server, with the port for providers (9887). Required.
+    dial_timeout
+        Seconds for reaching the target.
+    """
+    from goreprox.config import PROVIDER_PORT, Address, ProviderConfig, Target
+
+    options = options or TunnelOptions()
+    if not target:
+        raise ConfigError(
+            "target: none is given; say what to expose, like `goreprox provider 3000 --server HOST`"
+        )
+    if not server:
+        raise ConfigError("server: none is given; say where it is, like `--server host:9887`")
+    config = ProviderConfig(
+        targets=tuple(map(Target.parse, target)),
+        servers=tuple(Address.parse(text, PROVIDER_PORT) for text in server),
+        dial_timeout_s=dial_timeout,
+        **options.common(),
+    )
+    _check_insecure(options, config.servers)
+    from goreprox.provider import run
+
+    _run(run(config))
+
+
+@app.command
+def demo(
+    *,
+    size: int = 256,
+    cuts: int = 5,
+    keep: bool = False,
+    options: ProcessOptions | None = None,  # noqa: ARG001 - they are for the file and the log, which are set up
+) -> None:
+    """Show a download survive a link that is cut again and again, all on this machine.
+
+    Parameters
+    ----------
+    size
+        MiB to download.
+    cuts
+        How often to cut the link.
+    keep
+        Leave it running afterwards to play with, until Ctrl-C.
+    """
+    from goreprox.demo import run
+
+    if not 1 <= size <= 65_536:
+        raise ConfigError(f"size {size}: expected 1 to 65536 MiB")
+    if not 0 <= cuts <= 1000:
+        raise ConfigError(f"cuts {cuts}: expected 0 to 1000")
+    asyncio.run(run(size_bytes=size << 20, cuts=cuts, keep=keep))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments` (default: the process's own) ask for, and return the exit code.
+
+    0: done. 1: it could not run. 2: an option, a variable or a key of the file is wrong.
+    """
+    if sys.platform == "win32":
+        print("goreprox: Windows is not supported; run it on Linux or macOS, or in WSL", file=sys.stderr)
+        return 1
+    try:
+        app(list(sys.argv[1:] if arguments is None else arguments))
+    except GoreproxError as exc:
+        return _fail(str(exc), exc.exit_code)
+    except CycloptsError as exc:
+        return _fail(" ".join(str(exc).split()), ConfigError.exit_code)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"goreprox: {message}", file=sys.stderr)
+    return code
+
+
+def _check_insecure(options: TunnelOptions, addresses: Iterable["Address"]) -> None:
+    """Set up the log, and let nobody run in plaintext unknowingly."""
+    if not options.insecure:
+        raise ConfigError(
+            "links between server and providers would be plaintext, open to anybody who reaches the port: "
+            "keys are not there yet; add --insecure if that is acceptable"
+        )
+    configure(options.log_level, as_json=options.log_json)
+    exposed = [str(address) for address in addresses if not address.is_loopback]
+    if exposed:
+        from loguru import logger
+
+        logger.warning(
+            "--insecure: links on {} are plaintext, and anybody who reaches that port can be a provider",
+            ", ".join(exposed),
+        )
+
+
+def _run(role: Coroutine[Any, Any, None]) -> None:
+    _raise_file_limit()
+    asyncio.run(role)
+
+
+def _raise_file_limit() -> None:
+    """Let this process open as many files as it may: every connection is one."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    # macOS reports no limit and takes none above OPEN_MAX (10,240); the old limit is still one to run with.
+    for limit in (hard, 10_240):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        except (ValueError, OSError):
+            continue
+        return
+
+
+def _read_file(command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
+    """Fill what flags and variables left open from the file: first its table for the command, then its top level."""
+    if not commands or commands[0] not in _COMMANDS:
+        return
+    given = next(
+        (argument for argument in arguments if "--config" in argument.names and argument.tokens), None
+    )
+    path = Path(given.tokens[-1].value).expanduser() if given else DEFAULT_FILE
+    if not given and not path.exists():
+        return
+    document = _load(path)
+    known = {name: _keys(name) for name in _COMMANDS}
+    tables = {key: value for key, value in document.items() if isinstance(value, dict)}
+    top = {key: value for key, value in document.items() if key not in tables}
+    _check_keys(tables, set(_COMMANDS), path, "")
+    _check_keys(top, set().union(*known.values()), path, "")
+    for name, table in tables.items():
+        _check_keys(table, known[name], path, f"[{name}] ")
+    command = commands[0]
+    values = {key: value for key, value in top.items() if key in known[command]} | tables.get(command, {})
+    Dict({command: values}, source=str(path))(command_app, commands, arguments)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"file {path}: {exc.strerror}; --config names the file") from exc
+    except ValueError as exc:  # not TOML, or not UTF-8
+        raise ConfigError(f"file {path}: {exc}; see docs/configuration.md for its form") from exc
+
+
+def _keys(command: str) -> set[str]:
+    """Give the keys that a command has in the file: its flags without dashes, except the one that names the file."""
+    arguments = app[command].assemble_argument_collection()
+    return {argument.name.lstrip("-") for argument in arguments if argument.parse} - {"config"}
+
+
+def _check_keys(table: Iterable[str], known: set[str], path: Path, where: str) -> None:
+    for key in table:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)
+            raise ConfigError(f"file {path}: {where}{key} is not an option; the nearest one is {nearest[0]}")
+
+
+_COMMANDS: Final = ("server", "provider", "demo")
+app.config = (Env(ENV_PREFIX, command=False), _read_file)

@@ -177,12 +177,21 @@ class Tunnel:
         self.tmp = tmp
         self.target_port = 0
         self.port = 0
+        self._writers: list[asyncio.StreamWriter] = []
         self._stack = contextlib.AsyncExitStack()
+        self._stack.push_async_callback(self._hang_up)
+
+    async def _hang_up(self) -> None:
+        """Let go of all sockets of targets and clients, so that nothing outlives the loop."""
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
     async def target(self, handler: Handler) -> int:
         """Serve `handler` on a port of its own."""
 
         async def contained(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.append(writer)
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 await handler(reader, writer)
 
@@ -224,7 +233,9 @@ class Tunnel:
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Be a client."""
-        return await asyncio.open_connection(HOST, self.port, limit=1 << 20)
+        reader, writer = await asyncio.open_connection(HOST, self.port, limit=1 << 20)
+        self._writers.append(writer)
+        return reader, writer
 
 
 @contextlib.asynccontextmanager

@@ -197,3 +197,20 @@ class Network:
                 socket.write_eof()
         for budget in self.budgets.values():
             assert budget.borrowed_bytes == 0
+
+    def finish(self) -> None:
+        """Heal, let everything end, and compare every end with what the other side did."""
+        self.settle()
+        for client in self.clients:
+            target = self.targets.get(client.stream.id)
+            assert client.over
+            if target is None:
+                continue
+            assert target.over
+            if not (client.did_reset or target.did_reset):
+                assert not client.was_reset and not target.was_reset, "an end was invented"
+                assert len(client.read) == target.written and len(target.read) == client.written
+            for a, b in ((client, target), (target, client)):
+                if a.did_reset and not b.did_reset:
+                    assert b.was_reset or (b.eof_written and b.eof_read), "a reset was lost"
+                    assert len(b.read) == a.written, "bytes before a reset were lost"

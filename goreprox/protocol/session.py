@@ -115,6 +115,10 @@ class Session:
         self._ended: dict[int, Event] = {}
         """Last words (Refuse, Abort, Reset) that the peer may not have heard yet."""
         self._ended_at: deque[tuple[int, int]] = deque()
+        self._listed: list[int] = []
+        """Streams that the peer's resume has named so far."""
+        self._late: list[Stream] = []
+        """Accepted after our resume was written."""
         self._draining = False
         self._goodbye: str | None = None
 
@@ -188,6 +192,8 @@ class Session:
     def _enter(self, path_id: Hashable, now: float) -> None:
         self._path = Path(path_id, self._epoch, now=now)
         self._restart_at = None
+        self._listed.clear()
+        self._late.clear()
         self._control.extend(self._pages())
         if self._draining:
             self._control.append(Drain())
@@ -199,6 +205,7 @@ class Session:
         lives = [
             Live(s.id, s.accepted, s.receive.received, s.receive.ack_offset, s.receive.limit, s.receive.eof)
             for s in self.streams.values()
+            if s.state is not State.RESET  # nothing more is expected from the peer, which may have forgotten it
         ]
         next_id = self._next_id if self.opener else self._last_id_in + 1
         for start in range(0, max(len(lives), 1), RESUME_PAGE):
@@ -318,6 +325,8 @@ class Session:
         if self.established:
             self._control.append(Accept(stream.id, stream.receive.limit))
             self._wake()
+        else:
+            self._late.append(stream)
 
     def stream_refused(self, stream: Stream, reason: str) -> None:
         """Tell the opener."""
@@ -420,9 +429,12 @@ class Session:
             self._ended.pop(stream_id, None)
             stream = self.streams.get(stream_id)
             if stream is not None and stream.state is State.RESETTING:
-                stream.step(Step.FINISH)
-                stream.close(abort=None)
-                self.notices.append(Notice(Kind.CLOSED, stream))
+                self._reset_arrived(stream)
+
+    def _reset_arrived(self, stream: Stream) -> None:
+        stream.step(Step.FINISH)
+        stream.close(abort=None)
+        self.notices.append(Notice(Kind.CLOSED, stream))
 
     def _apply(self, event: Event, path: Path, now: float) -> None:
         if not path.established and not isinstance(event, Resume | Drain | Goodbye | Probe):
@@ -531,6 +543,9 @@ class Session:
         self._peer_grace_s = event.grace_s
         self._peer_window = event.window
         for live in event.streams:
+            if self._listed and live.stream <= self._listed[-1]:
+                raise RemoteProtocolError(f"stream {live.stream} listed after {self._listed[-1]}")
+            self._listed.append(live.stream)
             self._resume_stream(live)
         if event.last:
             self._establish(event.next_id, path, now)
@@ -538,27 +553,30 @@ class Session:
     def _resume_stream(self, live: Live) -> None:
         stream = self.streams.get(live.stream)
         if stream is None:
-            known = live.stream < self._next_id if self.opener else live.stream <= self._last_id_in
-            if self.opener and not known:
-                raise RemoteProtocolError(f"stream {live.stream} was never opened")
-            if known:
-                self._last_word_again(live.stream)
             return
-        if stream.opener and live.accepted:
+        if stream.opener and live.accepted and not stream.accepted:
             self._accepted(stream, live.limit)
         if stream.state in (State.OPENING, State.DIALING, State.OPEN, State.RESETTING):
             self.counters.replayed_bytes += stream.send.rewind(live.received, eof_received=live.eof)
             stream.send.ack(live.delivered, live.limit)
             stream.reset_sent = False
 
-    def _last_word_again(self, stream_id: int) -> None:
-        event = self._ended.setdefault(stream_id, Abort(stream_id, GONE))
-        self._control.append(event)
+    def _last_words_again(self) -> None:
+        """Tell the peer how those streams ended that only it still has; what it does not list, it knows."""
+        seen = self._next_id if self.opener else self._last_id_in + 1
+        gone = [stream_id for stream_id in self._listed if stream_id not in self.streams and stream_id < seen]
+        self._ended = {stream_id: self._ended.get(stream_id, Abort(stream_id, GONE)) for stream_id in gone}
+        self._control.extend(self._ended.values())
+        self._control.extend(Accept(stream.id, stream.receive.limit) for stream in self._late if stream.id in self.streams)
+        self._listed.clear()
+        self._late.clear()
 
     def _establish(self, peer_next_id: int, path: Path, now: float) -> None:
         """The peer has told all it knows: go on from there."""
         path.established = True
         self._lost_at = None
+        listed = set(self._listed)
+        self._last_words_again()
         if self.opener:
             self._next_id = max(self._next_id, peer_next_id)
         for stream in list(self.streams.values()):
@@ -568,15 +586,16 @@ class Session:
                     self.notices.append(Notice(Kind.ABORTED, stream, GONE))
                     continue
                 stream.send.rewind(0, eof_received=False)
+                stream.reset_sent = False
                 self._control.append(_open(stream))
+            elif stream.state is State.RESETTING and stream.id not in listed:
+                self._reset_arrived(stream)
             if stream.state is State.OPEN:
                 self.notices.append(Notice(Kind.WRITABLE, stream))
                 if stream.receive.ack_pending:
                     self._control.append(Ack(stream.id, *stream.receive.take_ack()))
                 self._finish_if_done(stream)
             self.stream_ready(stream)
-        said = {event.stream for event in self._control if isinstance(event, Refuse | Abort)}
-        self._ended = {stream_id: event for stream_id, event in self._ended.items() if stream_id in said}
         self._resetting = dict.fromkeys(self._resetting, now + RESET_LINGER_S)
         self.notices.append(Notice(Kind.ESTABLISHED))
 

@@ -76,7 +76,6 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (_N, Step.DATA_IN): _N,
     (_N, Step.EOF_IN): _N,
     (_N, Step.ACK_IN): _N,
-    (_N, Step.ACCEPT_IN): _N,  # told again by a resume
     (_N, Step.RESET_IN): _R,
     (_N, Step.ABORT_IN): _C,
     (_N, Step.WRITE): _N,

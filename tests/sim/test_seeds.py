@@ -1,0 +1,221 @@
+"""Random scenarios on virtual time, from seeds; and seeded defects, each of which they must catch."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from goreprox.protocol import session as session_module
+from goreprox.protocol.events import Open, Reset
+from goreprox.protocol.path import Path
+from goreprox.protocol.receiver import ReceiveHalf
+from goreprox.protocol.sender import SendHalf
+from goreprox.protocol.session import Session
+from goreprox.protocol.stream import Stream
+from tests.network import KIB, Network
+
+SEEDS = 120
+STEPS = 250
+
+
+def scenario(seed: int) -> Network:
+    """Do random things to random sockets on a failing network; then heal it and check every end."""
+    net = Network(seed)
+    rng = random.Random(seed)
+    net.connect("a")
+    for _ in range(STEPS):
+        sockets = [*net.clients, *net.targets.values()]
+        action = rng.random()
+        if action < 0.06 and len(net.clients) < 12:
+            net.open()
+        elif action < 0.40 and sockets:
+            rng.choice(sockets).write(rng.choice([1, 100, 5 * KIB, 40 * KIB, 300 * KIB]))
+        elif action < 0.66 and sockets:
+            rng.choice(sockets).deliver(rng.choice([1, 100, 5 * KIB, 1 << 30]), net.now)
+        elif action < 0.69 and sockets:
+            rng.choice(sockets).write_eof()
+        elif action < 0.71 and sockets:
+            rng.choice(sockets).reset(net.now)
+        elif action < 0.73:
+            if net.up:
+                net.cut(rng.choice(sorted(map(str, net.up))), unseen_by=rng.choice(["", "edge", "provider"]))
+        elif action < 0.76:
+            net.connect(rng.choice("ab"))
+        elif action < 0.77:
+            net.loss, net.doubling = rng.choice([0.0, 0.05, 0.3]), rng.choice([0.0, 0.3])
+        elif action < 0.775:
+            net.mute ^= {rng.choice(["edge", "provider"])}
+        net.step(rng.choice([0.001, 0.01, 0.1]), deliver=rng.random() < 0.9)
+    net.finish()
+    return net
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_every_seed_keeps_the_promise(chunk: int) -> None:
+    outages = replayed = 0
+    for seed in range(chunk * SEEDS, (chunk + 1) * SEEDS):
+        try:
+            net = scenario(seed)
+        except AssertionError as exc:
+            raise AssertionError(f"seed {seed}") from exc
+        outages += sum(session.counters.outages for session in net.sessions.values())
+        replayed += sum(session.counters.replayed_bytes for session in net.sessions.values())
+    assert outages > SEEDS and replayed > 0, "the scenarios broke nothing"
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def _acknowledge_before_delivery(patch: pytest.MonkeyPatch) -> None:
+    original = ReceiveHalf.take_ack
+
+    def take_ack(self: ReceiveHalf) -> tuple[int, int]:
+        _, limit = original(self)
+        return self.received, limit
+
+    patch.setattr(ReceiveHalf, "take_ack", take_ack)
+    patch.setattr(ReceiveHalf, "ack_urgent", property(lambda self: True))
+    patch.setattr(ReceiveHalf, "ack_offset", property(lambda self: self.received + self.eof_delivered))
+
+
+def _do_not_trim(patch: pytest.MonkeyPatch) -> None:
+    def receive(self: ReceiveHalf, offset: int, payload: Any) -> bool:
+        self._chunks.append(payload)
+        self.received += len(payload)
+        return True
+
+    original_rewind = SendHalf.rewind
+
+    def rewind(self: SendHalf, received: int, *, eof_received: bool) -> int:
+        return original_rewind(self, self.acked, eof_received=eof_received)
+
+    patch.setattr(ReceiveHalf, "receive", receive)
+    patch.setattr(SendHalf, "rewind", rewind)
+
+
+def _rewind_too_little(patch: pytest.MonkeyPatch) -> None:
+    original = SendHalf.rewind
+
+    def rewind(self: SendHalf, received: int, *, eof_received: bool) -> int:
+        return original(self, min(received + 1, self.sent), eof_received=eof_received)
+
+    patch.setattr(SendHalf, "rewind", rewind)
+
+
+def _lose_resets(patch: pytest.MonkeyPatch) -> None:
+    original = Session._tail
+
+    def tail(self: Session, stream: Stream, events: list[Any], path: Path) -> int:
+        size = original(self, stream, events, path)
+        if events and isinstance(events[-1], Reset):
+            events.pop()
+        return size
+
+    patch.setattr(Session, "_tail", tail)
+
+
+def _reset_overtakes_data(patch: pytest.MonkeyPatch) -> None:
+    original = Stream.reset
+
+    def reset(self: Stream, reason: str, *, now: float) -> None:
+        self.abort(reason)
+
+    assert original is not reset
+    patch.setattr(Stream, "reset", reset)
+
+
+def _do_not_repeat_open(patch: pytest.MonkeyPatch) -> None:
+    original = Session._establish
+
+    def establish(self: Session, *args: Any) -> None:
+        original(self, *args)
+        self._control = type(self._control)(event for event in self._control if not isinstance(event, Open))
+
+    patch.setattr(Session, "_establish", establish)
+
+
+def _accept_stale_epochs(patch: pytest.MonkeyPatch) -> None:
+    original = Session._receive
+
+    def receive(self: Session, path_id: Any, batch: Any, size: int, now: float) -> None:
+        if self._path is not None and batch.epoch < self._epoch:
+            for event in batch.events:
+                self._apply(event, self._path, now)
+            return
+        original(self, path_id, batch, size, now)
+
+    patch.setattr(Session, "_receive", receive)
+
+
+def _ignore_gaps(patch: pytest.MonkeyPatch) -> None:
+    original = Path.receive
+
+    def receive(self: Path, seq: int, size: int, now: float) -> bool:
+        self.received = max(self.received, seq)
+        return original(self, seq, size, now)
+
+    patch.setattr(Path, "receive", receive)
+
+
+def _leak_the_budget(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ReceiveHalf, "discard", lambda self: self._chunks.clear())
+
+
+def _count_the_window_twice(patch: pytest.MonkeyPatch) -> None:
+    original = SendHalf.ack
+
+    def ack(self: SendHalf, delivered: int, limit: int) -> None:
+        original(self, delivered, 2 * limit)
+
+    patch.setattr(SendHalf, "ack", ack)
+
+
+def _use_ids_again(patch: pytest.MonkeyPatch) -> None:
+    original = Session.open
+
+    def open_again(self: Session, stream: Stream) -> None:
+        self._next_id = max(1, self._next_id - (len(self.streams) > 2))
+        original(self, stream)
+
+    patch.setattr(Session, "open", open_again)
+
+
+def _end_with_fin(patch: pytest.MonkeyPatch) -> None:
+    original = Stream.receive_reset
+
+    def receive_reset(self: Stream, final: int, reason: str) -> None:
+        if self.accepted and self.receive.received == final and not self.receive.eof:
+            self.receive_eof(final)
+        else:
+            original(self, final, reason)
+
+    patch.setattr(Stream, "receive_reset", receive_reset)
+
+
+DEFECTS: list[Patch] = [
+    _acknowledge_before_delivery,
+    _do_not_trim,
+    _rewind_too_little,
+    _lose_resets,
+    _reset_overtakes_data,
+    _do_not_repeat_open,
+    _accept_stale_epochs,
+    _ignore_gaps,
+    _leak_the_budget,
+    _count_the_window_twice,
+    _use_ids_again,
+    _end_with_fin,
+]
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__.strip("_"))
+def test_a_defect_is_caught(defect: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert session_module.Session is Session
+    defect(monkeypatch)
+    for seed in range(200):
+        try:
+            scenario(seed)
+        except Exception:  # noqa: BLE001 -- whatever shows the defect is a catch
+            return
+    pytest.fail("200 scenarios did not notice")

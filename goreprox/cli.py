@@ -302,7 +302,8 @@ def _load(path: Path) -> dict[str, Any]:
 def _keys(command: str) -> set[str]:
     """Give the keys that a command has in the file: its flags without dashes, but for `--config`."""
     arguments = app[command].assemble_argument_collection()
-    return {argument.name.lstrip("-") for argument in arguments if argument.parse} - {"config"}
+    flags = {argument.name for argument in arguments if argument.name.startswith("--")}
+    return {flag.removeprefix("--") for flag in flags} - {"config"}
 
 
 def _check_keys(table: Iterable[str], known: set[str], path: Path, where: str) -> None:

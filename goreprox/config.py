@@ -61,10 +61,10 @@ class Address:
         if _PORT.fullmatch(text):
             return cls(None, _port(text, text))
         host, separator, port = text.rpartition(":")
-        if default_port is not None and (not separator or text.endswith("]")):
+        if not separator or text.endswith("]"):
+            if default_port is None:
+                raise _bad_address(text, "the port is missing")
             return cls(_host(text, text), default_port)
-        if not separator:
-            raise _bad_address(text, "the port is missing")
         return cls(_host(host, text) if host else None, _port(port, text))
 
     @property

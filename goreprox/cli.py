@@ -1,25 +1,24 @@
 """The command line: flags, environment and file become a configuration, and every error one line.
 
-Imports little at the top: `--help` and `--version` load no networking. Knows how options are spelled and where they
-come from; what they may be, `goreprox.config` knows. Every option is declared once and exists three times: `--grace`,
-`GOREPROX_GRACE`, and `grace` in the file; the flag wins over the variable, over the file, over the default.
+Imports little at the top: `--help` and `--version` load no networking. Knows how options are spelled and
+where they come from; what they may be, `goreprox.config` knows. Every option is declared once and exists
+three times: `--grace`, `GOREPROX_GRACE`, and `grace` in the file; the flag wins over the variable, over the
+file, over the default.
 """
 
-import asyncio
 import difflib
 import sys
 import tomllib
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Dict, Env
 
 from goreprox import __version__
-from goreprox.errors import ConfigError, GoreproxError, StartError
-from goreprox.log import Level, configure
+from goreprox.errors import ConfigError, GoreproxError
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from goreprox.config import Address
 
 DEFAULT_FILE: Final = Path("goreprox.toml")
+Level = Literal["trace", "debug", "info", "warning", "error"]
 ENV_PREFIX: Final = "GOREPROX_"
 INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 
@@ -55,9 +55,9 @@ class TunnelOptions(ProcessOptions):
     """Options of a server and of a provider alike. The defaults are those of `goreprox.config`."""
 
     name: Annotated[str | None, Parameter(group=_PROCESS)] = None
-    """Name of this process for the other side; processes of one name are replicas. [default: the host's name]"""
+    """Name for the other side; processes of one name are replicas. [default: the host's name]"""
     runtime_dir: Annotated[Path | None, Parameter(group=_PROCESS)] = None
-    """Directory for lock files. [default: goreprox in XDG_RUNTIME_DIR or /run, else one below the temporary one]"""
+    """Directory for lock files. [default: goreprox in XDG_RUNTIME_DIR, /run or the temporary one]"""
     insecure: Annotated[bool, Parameter(group=_PROCESS)] = False
     """Accept links in plaintext and without authentication. Required until links have keys."""
     grace: Annotated[float, Parameter(group=_LIFETIMES)] = 60
@@ -122,7 +122,7 @@ def server(
     from goreprox.config import Address, Listener, ServerConfig
 
     options = options or TunnelOptions()
-    addresses = {"listeners": tuple(map(Listener.parse, listen))} if listen else {}
+    addresses: dict[str, Any] = {"listeners": tuple(map(Listener.parse, listen))} if listen else {}
     config = ServerConfig(**addresses, providers=Address.parse(providers), **options.common())
     _check_insecure(options, [config.providers])
     from goreprox.server import run
@@ -176,7 +176,7 @@ def demo(
     size: int = 256,
     cuts: int = 5,
     keep: bool = False,
-    options: ProcessOptions | None = None,  # noqa: ARG001 - they are for the file and the log, which are set up
+    options: ProcessOptions | None = None,  # noqa: ARG001 - `_read_file` has used it
 ) -> None:
     """Show a download survive a link that is cut again and again, all on this machine.
 
@@ -189,13 +189,15 @@ def demo(
     keep
         Leave it running afterwards to play with, until Ctrl-C.
     """
+    import asyncio
+
     from goreprox.demo import run
 
     if not 1 <= size <= 65_536:
         raise ConfigError(f"size {size}: expected 1 to 65536 MiB")
     if not 0 <= cuts <= 1000:
         raise ConfigError(f"cuts {cuts}: expected 0 to 1000")
-    asyncio.run(run(size_bytes=size << 20, cuts=cuts, keep=keep))
+    asyncio.run(run(keep=keep, size_mib=size, cuts=cuts))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -229,6 +231,8 @@ def _check_insecure(options: TunnelOptions, addresses: Iterable["Address"]) -> N
             "links between server and providers would be plaintext, open to anybody who reaches the port: "
             "keys are not there yet; add --insecure if that is acceptable"
         )
+    from goreprox.log import configure
+
     configure(options.log_level, as_json=options.log_json)
     exposed = [str(address) for address in addresses if not address.is_loopback]
     if exposed:
@@ -241,6 +245,8 @@ def _check_insecure(options: TunnelOptions, addresses: Iterable["Address"]) -> N
 
 
 def _run(role: Coroutine[Any, Any, None]) -> None:
+    import asyncio
+
     _raise_file_limit()
     asyncio.run(role)
 
@@ -262,7 +268,7 @@ def _raise_file_limit() -> None:
 
 
 def _read_file(command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
-    """Fill what flags and variables left open from the file: first its table for the command, then its top level."""
+    """Fill from the file what flags and variables left open; the command's table wins over the top."""
     if not commands or commands[0] not in _COMMANDS:
         return
     given = next(
@@ -294,9 +300,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _keys(command: str) -> set[str]:
-    """Give the keys that a command has in the file: its flags without dashes, except the one that names the file."""
+    """Give the keys that a command has in the file: its flags without dashes, but for `--config`."""
     arguments = app[command].assemble_argument_collection()
-    return {argument.name.lstrip("-") for argument in arguments if argument.parse} - {"config"}
+    flags = {argument.name for argument in arguments if argument.name.startswith("--")}
+    return {flag.removeprefix("--") for flag in flags} - {"config"}
 
 
 def _check_keys(table: Iterable[str], known: set[str], path: Path, where: str) -> None:

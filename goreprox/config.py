@@ -1,7 +1,7 @@
 """What a server and a provider are told to do, checked.
 
-Plain values with their limits: knows neither the command line nor files nor sockets. Whoever gets one of these
-need not check it again: everything wrong raises `ConfigError` when it is made.
+Plain values with their limits: knows neither the command line nor files nor sockets. Whoever gets one of
+these need not check it again: everything wrong raises `ConfigError` when it is made.
 """
 
 import ipaddress
@@ -29,8 +29,9 @@ MIB: Final = 1 << 20
 DAY_S: Final = 86_400.0
 MAX_MEMORY_BYTES: Final = 1 << 40
 MAX_CONNECTIONS: Final = 1_000_000
-# A stream keeps a window of memory / (4 * max_connections) whatever happens: half of the memory is for floors, in
-# two directions. 2 KiB is the least that still moves a request. With the defaults: 256 MiB / 40,000 = 6.5 KiB.
+# A stream keeps a window of memory / (4 * max_connections) whatever happens: half of the memory is for
+# floors, in two directions. 2 KiB is the least that still moves a request. With the defaults: 256 MiB /
+# 40,000 = 6.5 KiB.
 MIN_FLOOR_BYTES: Final = 2048
 MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
 
@@ -60,10 +61,10 @@ class Address:
         if _PORT.fullmatch(text):
             return cls(None, _port(text, text))
         host, separator, port = text.rpartition(":")
-        if default_port is not None and (not separator or text.endswith("]")):
+        if not separator or text.endswith("]"):
+            if default_port is None:
+                raise _bad_address(text, "the port is missing")
             return cls(_host(text, text), default_port)
-        if not separator:
-            raise _bad_address(text, "the port is missing")
         return cls(_host(host, text) if host else None, _port(port, text))
 
     @property

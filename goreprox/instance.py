@@ -1,9 +1,9 @@
 """Proof of death: a locked file by which a process learns that the one before it is gone.
 
 Every process locks (`flock`) a file and writes its incarnation into it. The kernel drops the lock when the
-process ends, however it ends; a process that exits cleanly empties the file. So whoever finds the lock free and
-an incarnation inside knows for certain that this one is dead, and may say so: its streams need not wait for the
-grace. A lock that is held proves nothing.
+process ends, however it ends; a process that exits cleanly empties the file. So whoever finds the lock free
+and an incarnation inside knows for certain that this one is dead, and may say so: its streams need not wait
+for the grace. A lock that is held proves nothing.
 
     lock    content        what it means
     held    anything       alive (or a child of it is): try the next slot
@@ -11,8 +11,8 @@ grace. A lock that is held proves nothing.
     free    empty          never used, or ended cleanly
     free    anything else  not ours to interpret: as empty
 
-There is one file for each role, name and slot; several live processes of one name hold slots 0, 1, 2 and so on.
-Knows files only; what an incarnation is for, the session knows.
+There is one file for each role, name and slot; several live processes of one name hold slots 0, 1, 2 and so
+on. Knows files only; what an incarnation is for, the session knows.
 """
 
 import contextlib
@@ -47,7 +47,8 @@ class Instance:
         The directory is made if it is missing (mode 0700). `role` and `name` become part of a file name.
 
         Raises:
-            StartError: the directory cannot be used, is another user's or open to others, or all slots are taken.
+            StartError: the directory cannot be used, is another user's or open to others, or all slots are
+            taken.
         """
         assert len(incarnation) == INCARNATION_BYTES
         try:
@@ -125,8 +126,8 @@ def _is_still(path: Path, fd: int) -> bool:
 
 def _exchange(fd: int, incarnation: bytes) -> bytes | None:
     """Put our incarnation into the locked file and give the one that was there."""
-    # One byte more than expected shows that there is more. Killed between the two writes, we leave ours and a tail
-    # of garbage: garbage again, never a wrong incarnation.
+    # One byte more than expected shows that there is more. Killed between the two writes, we leave ours and a
+    # tail of garbage: garbage again, never a wrong incarnation.
     match = _CONTENT.fullmatch(os.pread(fd, 2 * INCARNATION_BYTES + 2, 0))
     os.pwrite(fd, incarnation.hex().encode() + b"\n", 0)
     os.ftruncate(fd, 2 * INCARNATION_BYTES + 1)

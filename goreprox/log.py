@@ -9,21 +9,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from loguru import logger
 
 if TYPE_CHECKING:
     from loguru import Message, Record
 
-Level = Literal["trace", "debug", "info", "warning", "error"]
-
 _COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 _DIM: Final = "\x1b[2m"
 _PLAIN: Final = "\x1b[0m"
 
 
-def configure(level: Level, *, as_json: bool) -> None:
+def configure(level: str, *, as_json: bool) -> None:
     """Send everything from `level` on to standard error, and to nowhere else.
 
     Colours appear on a terminal only, and not where `NO_COLOR` is set.

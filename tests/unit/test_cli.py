@@ -1,0 +1,215 @@
+"""The command line: where options come from, who wins, and errors of one line."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import goreprox.provider
+import goreprox.server
+from goreprox import __version__, cli
+from goreprox.config import Address, CommonConfig, Listener, ProviderConfig, ServerConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+class Started:
+    """Notes what a command would have run with, in place of the network."""
+
+    config: Any = None
+
+    async def __call__(self, config: ServerConfig | ProviderConfig) -> None:
+        self.config = config
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
+    """Start from a clean environment in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("CONFIG", "GRACE", "LISTEN", "INSECURE", "MEMORY"):
+        monkeypatch.delenv(f"GOREPROX_{variable}", raising=False)
+    monkeypatch.setattr(cli, "_raise_file_limit", lambda: None)
+    started = Started()
+    monkeypatch.setattr(goreprox.server, "run", started)
+    monkeypatch.setattr(goreprox.provider, "run", started)
+    return started
+
+
+def server(started: Started, *arguments: str) -> ServerConfig:
+    assert cli.main(["server", "--insecure", *arguments]) == 0
+    assert isinstance(started.config, ServerConfig)
+    return started.config
+
+
+def test_the_defaults_are_those_of_the_configuration(started: Started) -> None:
+    assert server(started) == ServerConfig()
+    assert CommonConfig(**cli.TunnelOptions().common()) == CommonConfig()
+
+
+def test_flag_wins_over_variable_over_table_over_top_level(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "goreprox.toml"
+    file.write_text("grace = 11")
+    assert server(started).grace_s == 11
+    file.write_text("grace = 11\n[server]\ngrace = 12\n[provider]\ngrace = 9")
+    assert server(started).grace_s == 12
+    monkeypatch.setenv("GOREPROX_GRACE", "13")
+    assert server(started).grace_s == 13
+    assert server(started, "--grace", "14").grace_s == 14
+
+
+def test_every_option_is_a_flag_a_variable_and_a_key(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {
+        "listen": ["127.0.0.1:1", "[::1]:2"],
+        "providers": "localhost:3",
+        "name": "n",
+        "grace": 61,
+        "drain": 31,
+        "half-closed-timeout": 5,
+        "link-timeout": 7,
+        "max-connections": 100,
+        "memory": 64,
+        "runtime-dir": str(tmp_path),
+    }
+    flags = [
+        text for key, value in values.items() for each in listed(value) for text in (f"--{key}", str(each))
+    ]
+    by_flag = server(started, *flags)
+    assert by_flag.listeners == (Listener(Address("127.0.0.1", 1)), Listener(Address("::1", 2)))
+
+    with monkeypatch.context() as environment:
+        for key, value in values.items():
+            environment.setenv(f"GOREPROX_{key.upper().replace('-', '_')}", " ".join(map(str, listed(value))))
+        assert server(started) == by_flag
+
+    file = tmp_path / "other.toml"
+    file.write_text("".join(f"{key} = {value!r}\n" for key, value in values.items()))
+    assert tomllib.loads(file.read_text())
+    assert server(started, "--config", str(file)) == by_flag
+    monkeypatch.setenv("GOREPROX_CONFIG", str(file))
+    assert server(started) == by_flag
+
+
+def listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_a_provider_can_be_configured_by_its_file_alone(started: Started, tmp_path: Path) -> None:
+    (tmp_path / "goreprox.toml").write_text('[provider]\ntarget = "3000"\nserver = ["h"]\ninsecure = true\n')
+    assert cli.main(["provider"]) == 0
+    assert str(started.config.targets[0].address) == "127.0.0.1:3000"
+    assert started.config.servers == (Address("h", 9887),)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("grase = 1", "grase is not an option; the nearest one is grace"),
+        ("[server]\ngrase = 1", "[server] grase is not an option; the nearest one is grace"),
+        ("[sever]\ngrace = 1", "sever is not an option; the nearest one is server"),
+        ("[server]\ndial-timeout = 1", "[server] dial-timeout is not an option"),
+        ("config = 'x'", "config is not an option"),
+        ("grace = ", "goreprox.toml: "),
+        ("grace = 'soon'", 'unable to convert "soon" into float'),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    (tmp_path / "goreprox.toml").write_text(content)
+    assert cli.main(["server", "--insecure"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert started.config is None
+
+
+def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path: Path) -> None:
+    (tmp_path / "goreprox.toml").write_text("dial-timeout = 3\nsize = 4\ngrace = 11")
+    assert server(started).grace_s == 11
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["server"], "add --insecure"),
+        (["provider", "3000", "--server", "h"], "add --insecure"),
+        (["provider", "--insecure", "--server", "h"], "target: none is given"),
+        (["provider", "3000", "--insecure"], "server: none is given"),
+        (["server", "--insecure", "--listen", "host"], "address 'host': the port is missing"),
+        (["server", "--insecure", "--memory", "1"], "need at least 79 MiB"),
+        (["server", "--insecure", "--config", "missing.toml"], "file missing.toml: No such file"),
+        (["server", "--grase", "1"], "Unknown option: --grase. Did you mean --grace?"),
+        (["server", "--grace", "soon"], 'unable to convert "soon"'),
+        (["sever"], 'Unknown command "sever"'),
+        (["demo", "--size", "0"], "size 0: expected 1"),
+        (["demo", "--cuts", "-1"], "cuts -1: expected 0"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_code_2(
+    started: Started, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("goreprox: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert started.config is None
+
+
+@pytest.mark.parametrize(("providers", "lines"), [("127.0.0.1:1", 0), (":1", 1), ("example.org:1", 1)])
+def test_plaintext_beyond_loopback_warns_in_one_line(
+    started: Started, capsys: pytest.CaptureFixture[str], providers: str, lines: int
+) -> None:
+    server(started, "--providers", providers)
+    error = capsys.readouterr().err
+    assert error.count("\n") == lines
+    assert error.count("plaintext") == lines
+
+
+def test_help_shows_defaults_units_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["provider", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for part in ("TARGET", "Seconds", "MiB", "GOREPROX_DIAL_TIMEOUT", "[default: 10000]", "Lifetimes"):
+        assert part in shown
+
+
+def test_windows_gets_a_clear_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert cli.main(["--version"]) == 1
+    assert "Windows is not supported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_the_commands(shell: Any) -> None:
+    script = cli.app.generate_completion(shell=shell)
+    assert "provider" in script
+    assert "grace" in script
+
+
+def test_version_and_help_load_no_networking() -> None:
+    code = (
+        "import sys; from goreprox.cli import main; main(['--version']); main(['server', '--help']);"
+        "print(sorted({'zmq', 'asyncio', 'cbor2', 'loguru'} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.startswith(f"{__version__}\n")
+    assert shown.endswith("[]\n")
+
+
+def test_the_document_names_every_option_in_its_three_spellings() -> None:
+    document = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    for command in ("server", "provider", "demo"):
+        for key in cli._keys(command):
+            assert f"`GOREPROX_{key.upper().replace('-', '_')}` | `{key}` |" in document
+            assert f"`--{key}" in document

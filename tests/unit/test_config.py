@@ -1,0 +1,194 @@
+"""What a configuration accepts and how it refuses the rest."""
+
+import contextlib
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goreprox.config import (
+    MIB,
+    Address,
+    CommonConfig,
+    Listener,
+    ProviderConfig,
+    ServerConfig,
+    Target,
+    check_name,
+    default_name,
+)
+from goreprox.errors import ConfigError
+
+TARGET = Target("default", Address("127.0.0.1", 3000))
+SERVER = Address("192.0.2.1", 9887)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("8080", None, 8080),
+        (":8080", None, 8080),
+        ("host:8080", "host", 8080),
+        ("a.example.org:1", "a.example.org", 1),
+        ("127.0.0.1:0", "127.0.0.1", 0),
+        ("[::1]:65535", "::1", 65535),
+        ("[fe80::1%eth0]:80", "fe80::1%eth0", 80),
+    ],
+)
+def test_an_address_has_four_forms(text: str, host: str | None, port: int) -> None:
+    assert Address.parse(text) == Address(host, port)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("", "port is missing"),
+        ("host", "port is missing"),
+        ("[::1]", "port is missing"),
+        ("host:", "not a port"),
+        ("host:http", "not a port"),
+        ("host:65536", "not a port"),
+        ("65536", "not a port"),
+        ("host:-1", "not a port"),
+        ("host:\uff18\uff10", "not a port"),
+        ("::1:8080", "needs brackets"),
+        ("[::g]:80", "not an IPv6 address"),
+        ("ho st:80", "neither a host name"),
+        ("-host:80", "neither a host name"),
+        (f"{'a' * 254}:80", "neither a host name"),
+        ("http://host:80", "needs brackets"),
+    ],
+)
+def test_a_bad_address_is_refused_with_its_cause(text: str, cause: str) -> None:
+    with pytest.raises(ConfigError, match=cause):
+        Address.parse(text)
+
+
+def test_a_default_port_makes_the_port_optional() -> None:
+    assert Address.parse("host", 9887) == Address("host", 9887)
+    assert Address.parse("[::1]", 9887) == Address("::1", 9887)
+    assert Address.parse("host:1", 9887) == Address("host", 1)
+
+
+@given(
+    st.one_of(
+        st.none(), st.ip_addresses().map(str), st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z])?", fullmatch=True)
+    ),
+    st.integers(0, 65535),
+)
+def test_an_address_reads_back_as_it_is_written(host: str | None, port: int) -> None:
+    assert Address.parse(str(Address(host, port))) == Address(host, port)
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_a_config_error(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        (None, False),
+        ("localhost", True),
+        ("127.8.0.1", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("a.org", False),
+    ],
+)
+def test_only_loopback_is_loopback(host: str | None, loopback: bool) -> None:
+    assert Address(host, 1).is_loopback is loopback
+
+
+def test_a_listener_and_a_target_may_name_a_service() -> None:
+    assert Listener.parse("8080") == Listener(Address(None, 8080), "default")
+    assert Listener.parse("[::1]:8080=web") == Listener(Address("::1", 8080), "web")
+    assert Target.parse("3000") == TARGET
+    assert Target.parse("ssh=host:22") == Target("ssh", Address("host", 22))
+
+
+@pytest.mark.parametrize("text", ["8080=", "8080=a b", "8080=a=b"])
+def test_a_listener_with_a_bad_service_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="service"):
+        Listener.parse(text)
+
+
+@pytest.mark.parametrize("text", ["=3000", "0", "web=host:0"])
+def test_a_target_needs_a_name_and_a_port(text: str) -> None:
+    with pytest.raises(ConfigError):
+        Target.parse(text)
+
+
+@pytest.mark.parametrize("name", ["", "a" * 65, "a b", "a/b", "ä", "a\n"])
+def test_a_bad_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="expected 1 to 64 of"):
+        check_name("name", name)
+
+
+def test_the_default_name_is_a_name() -> None:
+    check_name("name", default_name())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("grace_s", 0),
+        ("grace_s", float("nan")),
+        ("grace_s", 86_401),
+        ("drain_s", -1),
+        ("drain_s", float("inf")),
+        ("link_timeout_s", 0.1),
+        ("half_closed_timeout_s", 0),
+        ("max_connections", 0),
+        ("max_connections", 1_000_001),
+        ("memory_bytes", 2 << 40),
+        ("name", ""),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(option: str, value: float) -> None:
+    arguments: dict[str, Any] = {option: value}
+    with pytest.raises(
+        ConfigError, match=f"^{option.removesuffix('_s').removesuffix('_bytes').replace('_', '-')} "
+    ):
+        CommonConfig(**arguments)
+
+
+def test_memory_too_small_for_the_floors_names_the_minimum() -> None:
+    with pytest.raises(ConfigError, match="10,000 connections need at least 79 MiB"):
+        CommonConfig(memory_bytes=78 * MIB)
+    assert CommonConfig(memory_bytes=79 * MIB).memory_bytes // (4 * 10_000) >= 2048
+
+
+def test_listening_twice_on_one_address_is_refused() -> None:
+    twice = (Listener.parse("8080=a"), Listener.parse("8080=b"))
+    with pytest.raises(ConfigError, match="listen :8080: given twice"):
+        ServerConfig(listeners=twice)
+    with pytest.raises(ConfigError, match="clients are accepted there, too"):
+        ServerConfig(listeners=(Listener.parse("9887"),))
+    ServerConfig(listeners=(Listener.parse("127.0.0.1:0"),) * 2, providers=Address("127.0.0.1", 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ({"targets": ()}, "target: expected 1 to 64"),
+        ({"servers": ()}, "server: expected 1 to 64"),
+        ({"targets": (TARGET, TARGET)}, "service default: given twice"),
+        ({"servers": (SERVER, SERVER)}, "server 192.0.2.1:9887: given twice"),
+        ({"servers": (Address(None, 9887),)}, "server :9887: expected a host and a port"),
+        ({"dial_timeout_s": 0}, "dial-timeout 0: expected"),
+    ],
+)
+def test_a_provider_needs_targets_and_servers(arguments: dict[str, Any], cause: str) -> None:
+    with pytest.raises(ConfigError, match=cause):
+        ProviderConfig(**{"targets": (TARGET,), "servers": (SERVER,)} | arguments)
+
+
+def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    config = ServerConfig(runtime_dir=tmp_path)
+    with pytest.raises(FrozenInstanceError):
+        config.grace_s = 1  # type: ignore[misc]

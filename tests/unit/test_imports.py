@@ -1,0 +1,50 @@
+"""Which module may import which, read from the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SANS_IO = ("brokers", "asyncio", "socket", "zmq", "time", "random", "loguru", "select", "threading")
+# What may not be imported where. Direction: cli -> server -> edge|provider -> driver, bridge -> protocol.
+FORBIDDEN = {
+    "brokers": ("goreprox",),
+    "goreprox/protocol": (
+        *SANS_IO,
+        *(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server")),
+    ),
+    "goreprox/driver.py": tuple(f"goreprox.{m}" for m in ("bridge", "edge", "provider", "server", "cli")),
+    "goreprox/bridge.py": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
+    "goreprox/edge.py": ("goreprox.provider", "goreprox.server", "goreprox.cli"),
+    "goreprox/provider.py": ("goreprox.edge", "goreprox.server", "goreprox.cli"),
+    "goreprox/server.py": ("goreprox.cli",),
+    "goreprox/config.py": ("goreprox.cli", "cyclopts", "asyncio"),
+    "goreprox/errors.py": ("goreprox.",),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Give the dotted names of what a module imports, also in functions; `from a import b` may be `a.b`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize("where", FORBIDDEN)
+def test_imports_point_one_way_only(where: str) -> None:
+    path = ROOT / where
+    modules = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    assert modules
+    wrong = [
+        f"{module.relative_to(ROOT)} imports {name}"
+        for module in modules
+        for name in imported(module)
+        if any(f"{name}.".startswith(prefix.rstrip(".") + ".") for prefix in FORBIDDEN[where])
+    ]
+    assert not wrong

@@ -26,7 +26,7 @@ class Channel:
         self._receive = receive
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
-        self._fd: int = socket.getsockopt(zmq.FD)
+        self._fd = int(socket.getsockopt(zmq.FD))
         self.on_drained: Callable[[], None] | None = None
         """Called after each drain: room for sending may be there again."""
         socket.copy_threshold = 0
@@ -45,7 +45,10 @@ class Channel:
         for index, frame in enumerate(frames):
             flags = zmq.NOBLOCK if index == last else zmq.NOBLOCK | zmq.SNDMORE
             send(frame, flags, copy=len(frame) < RAW_BYTES)
-        if self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if not self.socket.closed and int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._schedule()
 
     def _schedule(self) -> None:
@@ -74,14 +77,13 @@ class Channel:
             except zmq.Again:
                 break
             self._receive(frames)
-        if self.socket.closed:
-            return
-        if self.on_drained is not None:
+        if self.on_drained is not None and not self.socket.closed:
             self.on_drained()
-        if not self.socket.closed and self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            self._schedule()
+        self._look_again()
 
     def close(self, linger_s: float) -> None:
         """Stop reading; what is queued has `linger_s` seconds to go out once the context is terminated."""
+        if self.socket.closed:
+            return
         self._loop.remove_reader(self._fd)
         self.socket.close(linger=int(linger_s * 1000))

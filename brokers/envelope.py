@@ -4,6 +4,7 @@ To a broker: `[id of the destination, *body]`; from it: `[id of the source, *bod
 the second is a control message in CBOR: `[kind, field, ...]`. All input is hostile.
 """
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
@@ -100,7 +101,9 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("version", "least", "attempt", "epoch"), lambda v: type(v) is int and 0 <= v < 2**63),
     **dict.fromkeys(("name", "reason"), lambda v: type(v) is str and len(v) <= MAX_TEXT),
     **dict.fromkeys(("role", "incarnation", "peer_id"), lambda v: type(v) is bytes and len(v) <= 32),
-    "attributes": lambda v: type(v) is dict and all(type(k) is str for k in v) and len(cbor2.dumps(v)) <= MAX_ATTRIBUTES,
+    "attributes": lambda v: (
+        type(v) is dict and all(type(k) is str for k in v) and len(cbor2.dumps(v)) <= MAX_ATTRIBUTES
+    ),
 }
 
 
@@ -128,15 +131,25 @@ def parse_control(frames: Sequence[Buffer]) -> Control:
     if len(frames) != 2 or len(frames[1]) > MAX_CONTROL:
         raise BadMessage(f"control message of {len(frames)} frames, expected one of at most {MAX_CONTROL} bytes")
     try:
-        item = cbor2.loads(
-            frames[1], semantic_decoders=_NO_TAGS, tag_hook=_refuse, max_depth=6, allow_indefinite=False, allow_duplicate_keys=False
-        )  # fmt: skip
+        stream = io.BytesIO(frames[1])
+        item = cbor2.load(
+            stream,
+            semantic_decoders=_NO_TAGS,
+            tag_hook=_refuse,
+            max_depth=6,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+        )
     except Exception as exc:  # whatever the decoder raises is the sender's fault
         raise BadMessage(f"malformed CBOR: {exc}") from exc
+    if stream.read(1):
+        raise BadMessage("bytes behind the control message")
     if type(item) is not list or not item or type(item[0]) is not int or not 0 <= item[0] < len(_KINDS):
         raise BadMessage("not a control message")
     kind = _KINDS[item[0]]
     names = [field.name for field in fields(kind)]
+    if kind is Hello:
+        item = item[: 1 + len(names)]  # a later version may say more; it is to be told so, not to be misunderstood
     if len(item) != 1 + len(names) or not all(_CHECKS[n](v) for n, v in zip(names, item[1:], strict=True)):
         raise BadMessage(f"malformed {kind.__name__}")
     message: Control = kind(*item[1:])

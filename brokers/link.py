@@ -22,9 +22,22 @@ from zmq.utils.monitor import parse_monitor_message
 from brokers.carrier import Buffer, Carrier, Receiver, Timings
 from brokers.channel import Channel
 from brokers.envelope import (
-    CONTROL, FABRIC_VERSION, FABRIC_VERSION_LEAST, MAX_FRAME, Announce, Control, Down, Hello, Leave, Refused, Renew, Up, Welcome,
-    control, parse_control,
-)  # fmt: skip
+    CONTROL,
+    FABRIC_VERSION,
+    FABRIC_VERSION_LEAST,
+    MAX_FRAME,
+    Announce,
+    Control,
+    Down,
+    Hello,
+    Leave,
+    Refused,
+    Renew,
+    Up,
+    Welcome,
+    control,
+    parse_control,
+)
 from brokers.errors import BadMessage, BadName
 from brokers.names import NONCE_BYTES, PeerName, Role
 from brokers.switch import PeerInfo
@@ -119,7 +132,9 @@ class Link:
         self._complained = False
         self._task: asyncio.Task[None] | None = None
         self._socket = self._make_socket()
-        self._monitor = Channel(self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED), self._event)
+        self._monitor = Channel(
+            self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED), self._event
+        )
         self._channel = Channel(self._socket, self._receive)
 
     def _make_socket(self) -> "zmq.Socket[bytes]":
@@ -127,11 +142,20 @@ class Link:
         timings = self._timings
         link_ms = int(timings.link_timeout_s * 1000)
         options: dict[int, int] = {
-            zmq.IMMEDIATE: 1, zmq.IPV6: 1, zmq.LINGER: 0, zmq.MAXMSGSIZE: MAX_FRAME, zmq.SNDHWM: HIGH_WATER, zmq.RCVHWM: HIGH_WATER,
-            zmq.RECONNECT_IVL: int(timings.reconnect_min_s * 1000), zmq.RECONNECT_IVL_MAX: int(timings.reconnect_max_s * 1000),
-            zmq.CONNECT_TIMEOUT: int(timings.connect_timeout_s * 1000), zmq.HANDSHAKE_IVL: int(timings.connect_timeout_s * 1000),
-            zmq.HEARTBEAT_IVL: link_ms // 3, zmq.HEARTBEAT_TIMEOUT: 2 * link_ms // 3, zmq.HEARTBEAT_TTL: link_ms,
-        }  # fmt: skip
+            zmq.IMMEDIATE: 1,
+            zmq.IPV6: 1,
+            zmq.LINGER: 0,
+            zmq.MAXMSGSIZE: MAX_FRAME,
+            zmq.SNDHWM: HIGH_WATER,
+            zmq.RCVHWM: HIGH_WATER,
+            zmq.RECONNECT_IVL: int(timings.reconnect_min_s * 1000),
+            zmq.RECONNECT_IVL_MAX: int(timings.reconnect_max_s * 1000),
+            zmq.CONNECT_TIMEOUT: int(timings.connect_timeout_s * 1000),
+            zmq.HANDSHAKE_IVL: int(timings.connect_timeout_s * 1000),
+            zmq.HEARTBEAT_IVL: link_ms // 3,
+            zmq.HEARTBEAT_TIMEOUT: 2 * link_ms // 3,
+            zmq.HEARTBEAT_TTL: link_ms,
+        }
         for option, value in options.items():
             socket.setsockopt(option, value)
         socket.setsockopt(zmq.ROUTING_ID, self._name.routing_id(secrets.token_bytes(NONCE_BYTES)))
@@ -153,6 +177,8 @@ class Link:
 
     async def close(self, *, linger_s: float) -> None:
         """Leave; what is queued has `linger_s` seconds to go out."""
+        if self._context.closed:
+            return
         if self._task is not None:
             self._task.cancel()
         if self.state is State.UP:
@@ -197,7 +223,9 @@ class Link:
         endpoints = list(dict.fromkeys(_endpoint(str(info[4][0]), self._port) for info in found))
         untried = [e for e in endpoints if e not in self._tried] or endpoints
         if self._endpoint is not None and self.state is State.DOWN:
-            self._complain(f"no server answers at {self.label}; is it running, and does a firewall let this through? trying on")
+            self._complain(
+                f"no server answers at {self.label}; is it running, and does a firewall let this through? trying on"
+            )
         self._tried = [*self._tried, untried[0]] if untried is not endpoints else [untried[0]]
         if self.state is State.DOWN and untried[0] != self._endpoint:
             if self._endpoint is not None:

@@ -10,6 +10,7 @@ class Presence:
         """Grant leases of `lease_s` seconds."""
         self._lease_s = lease_s
         self._heard: dict[Hashable, float] = {}
+        self._looked_at: float | None = None
         self._epoch = 0
 
     def enter(self, key: Hashable, now: float) -> int:
@@ -27,5 +28,11 @@ class Presence:
         self._heard.pop(key, None)
 
     def expired(self, now: float) -> list[Hashable]:
-        """Return the peers that have been silent for longer than their lease."""
+        """Return the peers that have been silent for longer than their lease.
+
+        To be called several times a lease. If we were asleep for one, nobody could be heard: all leases begin anew.
+        """
+        if self._looked_at is not None and now - self._looked_at > self._lease_s:
+            self._heard = dict.fromkeys(self._heard, now)
+        self._looked_at = now
         return [key for key, heard in self._heard.items() if now - heard > self._lease_s]

@@ -114,10 +114,19 @@ class Router:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         link_ms = int(self._timings.link_timeout_s * 1000)
         options: dict[int, int] = {
-            zmq.ROUTER_MANDATORY: 1, zmq.ROUTER_HANDOVER: 1, zmq.IPV6: 1, zmq.LINGER: 0, zmq.MAXMSGSIZE: MAX_FRAME,
-            zmq.SNDHWM: HIGH_WATER, zmq.RCVHWM: HIGH_WATER, zmq.HANDSHAKE_IVL: HANDSHAKE_MS, zmq.BACKLOG: 1024,
-            zmq.HEARTBEAT_IVL: link_ms // 3, zmq.HEARTBEAT_TIMEOUT: 2 * link_ms // 3, zmq.HEARTBEAT_TTL: link_ms,
-        }  # fmt: skip
+            zmq.ROUTER_MANDATORY: 1,
+            zmq.ROUTER_HANDOVER: 1,
+            zmq.IPV6: 1,
+            zmq.LINGER: 0,
+            zmq.MAXMSGSIZE: MAX_FRAME,
+            zmq.SNDHWM: HIGH_WATER,
+            zmq.RCVHWM: HIGH_WATER,
+            zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
+            zmq.BACKLOG: 1024,
+            zmq.HEARTBEAT_IVL: link_ms // 3,
+            zmq.HEARTBEAT_TIMEOUT: 2 * link_ms // 3,
+            zmq.HEARTBEAT_TTL: link_ms,
+        }
         for option, value in options.items():
             socket.setsockopt(option, value)
         where = f"[{host}]" if host is not None and ":" in host else host or "*"
@@ -194,7 +203,9 @@ class Router:
         box.size += sum(map(len, frames))
         if box.size > OUTBOX_BYTES or len(box.messages) > OUTBOX_MESSAGES:
             del self._outboxes[key]
-            logger.warning("a peer is too slow: {} messages to it are dropped and will be sent again", len(box.messages))
+            logger.warning(
+                "a peer is too slow: {} messages to it are dropped and will be sent again", len(box.messages)
+            )
             self._pending.extend(self._switch.overflow(key, self._loop.time()))
 
     def _try(self, key: bytes, frames: list[Buffer]) -> bool:
@@ -241,6 +252,8 @@ class Router:
 
     async def close(self, *, linger_s: float) -> None:
         """Close all ports; what is queued has `linger_s` seconds to go out."""
+        if self._context.closed:
+            return
         self._timer.cancel()
         if self._retry is not None:
             self._retry.cancel()

@@ -9,9 +9,23 @@ from dataclasses import dataclass, replace
 
 from brokers.carrier import Buffer
 from brokers.envelope import (
-    CONTROL, FABRIC_VERSION, FABRIC_VERSION_LEAST, MAX_FRAMES, Announce, Control, Down, Hello, Leave, Refused, Renew, Renewed,
-    Up, Welcome, control, parse_control,
-)  # fmt: skip
+    CONTROL,
+    FABRIC_VERSION,
+    FABRIC_VERSION_LEAST,
+    MAX_FRAMES,
+    Announce,
+    Control,
+    Down,
+    Hello,
+    Leave,
+    Refused,
+    Renew,
+    Renewed,
+    Up,
+    Welcome,
+    control,
+    parse_control,
+)
 from brokers.errors import BadMessage
 from brokers.names import PeerName
 from brokers.presence import Presence
@@ -70,7 +84,9 @@ class Switch:
         self.messages += 1
         return [(target, [name.id, *frames[1:]])]
 
-    def _control(self, key: Hashable, name: PeerName, peer: PeerInfo | None, message: Control, now: float) -> list[Output]:
+    def _control(
+        self, key: Hashable, name: PeerName, peer: PeerInfo | None, message: Control, now: float
+    ) -> list[Output]:
         if isinstance(message, Hello):
             return self._hello(key, name, message, now)
         if peer is None:
@@ -96,8 +112,11 @@ class Switch:
         self._peers[key] = info
         self._keys[name.id] = key
         version = min(hello.version, FABRIC_VERSION)
-        roster = [(key, control(_up(other))) for other in self._peers.values() if other.name.role is name.role.other]
-        return [(key, control(Welcome(version, hello.attempt, epoch))), *roster, *self._tell(name, _up(info))]
+        welcome = (key, control(Welcome(version, hello.attempt, epoch)))
+        return [welcome, *self._roster(key, name), *self._tell(name, _up(info))]
+
+    def _roster(self, key: Hashable, name: PeerName) -> list[Output]:
+        return [(key, control(_up(other))) for other in self._peers.values() if other.name.role is name.role.other]
 
     def _refusal(self, key: Hashable, name: PeerName, hello: Hello) -> str | None:
         if hello.least > FABRIC_VERSION or hello.version < FABRIC_VERSION_LEAST:
@@ -121,13 +140,16 @@ class Switch:
         return self._tell(peer.name, Down(peer.name.id, peer.epoch, reason))
 
     def overflow(self, key: Hashable, now: float) -> list[Output]:
-        """Messages to a peer were dropped: begin a new life of it, so that its correspondents resume."""
+        """Messages to a peer were dropped: begin a new life of it, so that its correspondents resume.
+
+        News of others may have been among them: it gets the roster anew.
+        """
         peer = self._peers.get(key)
         if peer is None:
             return []
         self._peers[key] = replace(peer, epoch=self._presence.enter(key, now))
         down = self._tell(peer.name, Down(peer.name.id, peer.epoch, "overflow"))
-        return [*down, *self._tell(peer.name, _up(self._peers[key]))]
+        return [*down, *self._tell(peer.name, _up(self._peers[key])), *self._roster(key, peer.name)]
 
     def tick(self, now: float) -> list[Output]:
         """Drop the peers whose leases have expired."""

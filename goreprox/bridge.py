@@ -236,9 +236,7 @@ class Bridge:
     def _check_half_closed(self, timeout_s: float) -> None:
         idle_s = self._bridges.clock() - self._active_at
         if idle_s < timeout_s:
-            self._timer = self._bridges.loop.call_later(
-                timeout_s - idle_s, self._check_half_closed, timeout_s
-            )
+            self._timer = self._bridges.loop.call_later(timeout_s - idle_s, self._check_half_closed, timeout_s)
         else:
             self.abort(f"half-closed and silent for {timeout_s:g} s")
 

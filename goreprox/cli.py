@@ -153,9 +153,7 @@ def provider(
 
     options = options or TunnelOptions()
     if not target:
-        raise ConfigError(
-            "target: none is given; say what to expose, like `goreprox provider 3000 --server HOST`"
-        )
+        raise ConfigError("target: none is given; say what to expose, like `goreprox provider 3000 --server HOST`")
     if not server:
         raise ConfigError("server: none is given; say where it is, like `--server host:9887`")
     config = ProviderConfig(
@@ -271,9 +269,7 @@ def _read_file(command_app: App, commands: tuple[str, ...], arguments: "Argument
     """Fill from the file what flags and variables left open; the command's table wins over the top."""
     if not commands or commands[0] not in _COMMANDS:
         return
-    given = next(
-        (argument for argument in arguments if "--config" in argument.names and argument.tokens), None
-    )
+    given = next((argument for argument in arguments if "--config" in argument.names and argument.tokens), None)
     path = Path(given.tokens[-1].value).expanduser() if given else DEFAULT_FILE
     if not given and not path.exists():
         return

@@ -119,9 +119,7 @@ class Target:
         """
         service, separator, address = text.rpartition("=")
         parsed = Address.parse(address)
-        return cls(
-            service if separator else DEFAULT_SERVICE, Address(parsed.host or "127.0.0.1", parsed.port)
-        )
+        return cls(service if separator else DEFAULT_SERVICE, Address(parsed.host or "127.0.0.1", parsed.port))
 
     def __post_init__(self) -> None:
         check_name("service", self.service)
@@ -176,9 +174,7 @@ class ServerConfig(CommonConfig):
     providers: Address = Address(None, PROVIDER_PORT)
 
     def __post_init__(self) -> None:
-        CommonConfig.__post_init__(
-            self
-        )  # not super(): a dataclass with slots is not the class that was written
+        CommonConfig.__post_init__(self)  # not super(): a dataclass with slots is not the class that was written
         _check_count("listen", len(self.listeners))
         addresses = [listener.address for listener in self.listeners]
         _check_distinct("listen", [str(address) for address in addresses if address.port])
@@ -259,6 +255,4 @@ def _check_memory(memory_bytes: int, *, max_connections: int) -> None:
             f"{math.ceil(least / MIB)} MiB; raise --memory or lower --max-connections"
         )
     if memory_bytes > MAX_MEMORY_BYTES:
-        raise ConfigError(
-            f"memory {memory_bytes / MIB:g} MiB: expected at most {MAX_MEMORY_BYTES // MIB:,} MiB"
-        )
+        raise ConfigError(f"memory {memory_bytes / MIB:g} MiB: expected at most {MAX_MEMORY_BYTES // MIB:,} MiB")

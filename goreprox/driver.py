@@ -114,8 +114,12 @@ class Driver:
             self._mismatched.add(info.name.id)
             logger.warning(
                 "{} {} speaks protocol versions {}, we speak {} to {}: upgrade the older one",
-                info.name.role.name.lower(), info.name.name, versions, VERSION_LEAST, VERSION,
-            )  # fmt: skip
+                info.name.role.name.lower(),
+                info.name.name,
+                versions,
+                VERSION_LEAST,
+                VERSION,
+            )
         return False
 
     def _bury(self, info: PeerInfo) -> None:
@@ -140,7 +144,7 @@ class Driver:
 
         session = Session(
             opener=self._role is Role.EDGE, budget=self._budget, grace_s=self._grace_s, wake=wake, now=clock()
-        )  # fmt: skip
+        )
         peer = Peer(info, session)
         if self._draining:
             session.drain()
@@ -259,16 +263,20 @@ class Driver:
         for peer in self.peers.values():
             peer.session.drain()
 
+    @property
+    def _settled(self) -> bool:
+        return all(peer.session.settled for peer in self.peers.values())
+
     async def goodbye(self, reason: str, *, deadline_s: float) -> None:
         """End all sessions, and wait for the peers' acknowledgements for at most `deadline_s`."""
         for peer in self.peers.values():
             peer.session.goodbye(reason)
         give_up = self._loop.time() + deadline_s
-        while self._loop.time() < give_up and not all(peer.session.settled for peer in self.peers.values()):
+        while self._loop.time() < give_up and not self._settled:  # noqa: ASYNC110 -- at shutdown, bounded
             await asyncio.sleep(0.01)
 
     async def wait_empty(self, is_empty: Callable[[], bool], *, deadline_s: float) -> None:
         """Wait until `is_empty`, for at most `deadline_s`."""
         give_up = self._loop.time() + deadline_s
-        while self._loop.time() < give_up and not is_empty():
+        while self._loop.time() < give_up and not is_empty():  # noqa: ASYNC110 -- at shutdown, bounded
             await asyncio.sleep(0.02)

@@ -17,7 +17,6 @@ from goreprox.config import Address, Listener, ServerConfig
 from goreprox.driver import Driver, Peer, clock
 from goreprox.errors import StartError
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.limits import ALLOWANCE_S
 from goreprox.protocol.stream import State, Stream
 
 ACCEPTS = 64
@@ -125,9 +124,7 @@ class Edge:
         except OSError:  # the client is gone already
             sock.close()
             return
-        stream = Stream(
-            opener=True, service=service, client=str(Address(address[0], address[1])), budget=self._budget
-        )
+        stream = Stream(opener=True, service=service, client=str(Address(address[0], address[1])), budget=self._budget)
         bridge = Bridge(self.bridges, sock, stream, self._ended)
         if not self._assign(stream):
             self._wait(bridge)
@@ -159,9 +156,7 @@ class Edge:
 
     def _wait(self, bridge: Bridge) -> None:
         if not self._waiting:
-            logger.info(
-                "no provider for {}: clients wait up to {:g} s", bridge.stream.service, self._config.grace_s
-            )
+            logger.info("no provider for {}: clients wait up to {:g} s", bridge.stream.service, self._config.grace_s)
         self._waiting.append(_Waiting(bridge, clock() + self._config.grace_s))
         self._watch_waiting()
 
@@ -224,9 +219,7 @@ def _listen(address: Address) -> list[socket.socket]:
     """
     socks: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         port = address.port
         for family, _, _, _, where in dict.fromkeys(found):
             try:
@@ -251,9 +244,7 @@ def _listen(address: Address) -> list[socket.socket]:
         for sock in socks:
             with contextlib.suppress(OSError):
                 sock.close()
-        raise StartError(
-            f"cannot listen for clients on {address}: {exc.strerror}; {_advice(exc.errno)}"
-        ) from exc
+        raise StartError(f"cannot listen for clients on {address}: {exc.strerror}; {_advice(exc.errno)}") from exc
     return socks
 
 

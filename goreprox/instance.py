@@ -62,9 +62,7 @@ class Instance:
             raise StartError(
                 f"runtime directory {runtime_dir}: {exc.strerror}; name a writable one with --runtime-dir"
             ) from exc
-        raise StartError(
-            f"name {name}: {MAX_SLOTS} processes of that name run here already; choose another name"
-        )
+        raise StartError(f"name {name}: {MAX_SLOTS} processes of that name run here already; choose another name")
 
     def release(self) -> None:
         """Say that this process ends cleanly: empty the file and drop the lock. Again: no effect."""

@@ -49,9 +49,7 @@ class Targets:
             OSError: it has no address.
         """
         address = self.targets[service]
-        found = await asyncio.get_running_loop().getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM
-        )
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         endpoints: list[Endpoint] = [(info[0], info[4]) for info in found]
         self._found[service] = (clock(), endpoints)
         return endpoints
@@ -222,9 +220,7 @@ async def run(config: ProviderConfig) -> None:
         for link in links:
             link.start()
         offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
-        logger.bind(event="ready").info(
-            "ready: offering {} at {}", offered, ", ".join(map(str, config.servers))
-        )
+        logger.bind(event="ready").info("ready: offering {} at {}", offered, ", ".join(map(str, config.servers)))
         await signals.stop.wait()
         logger.info("shutting down: connections have {:g} s to end", config.drain_s)
         await signals.unless_hurried(provider.close(drain_s=config.drain_s))

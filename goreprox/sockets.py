@@ -11,6 +11,8 @@ import termios
 KEEPALIVE_IDLE_S = 60
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _FINISH_ON_CLOSE = struct.pack("ii", 0, 0)
+_KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", 0x10)
+"""macOS calls it TCP_KEEPALIVE, netinet/tcp.h."""
 _SO_NWRITE = 0x1024
 """macOS, sys/socket.h: bytes not yet acknowledged by the other side."""
 
@@ -25,8 +27,7 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    idle = socket.TCP_KEEPALIVE if sys.platform == "darwin" else socket.TCP_KEEPIDLE
-    sock.setsockopt(socket.IPPROTO_TCP, idle, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, _KEEPIDLE, KEEPALIVE_IDLE_S)
 
 
 def finish(sock: socket.socket) -> None:

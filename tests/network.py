@@ -1,4 +1,4 @@
-"""A network for two sessions on virtual time, with every fault a fabric may have. Deterministic from its random source."""
+"""A network for two sessions on virtual time, with every fault a fabric may have; deterministic from its seed."""
 
 import random
 from collections import deque
@@ -85,7 +85,9 @@ class Socket:
 class Network:
     """An edge's session and a provider's, and the carriers between them."""
 
-    def __init__(self, seed: int, *, grace_s: float = 60.0, memory: int = 4 * 1024 * KIB, max_streams: int = 64) -> None:
+    def __init__(
+        self, seed: int, *, grace_s: float = 60.0, memory: int = 4 * 1024 * KIB, max_streams: int = 64
+    ) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
         self.budgets = {end: Budget(total_bytes=memory, max_streams=max_streams) for end in ("edge", "provider")}

@@ -115,12 +115,12 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """This end wants no new streams."""
+    """The sender wants no new streams."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """This process ends: streams that are still there are lost."""
+    """The sender ends: streams that are still there are lost."""
 
     reason: str
 

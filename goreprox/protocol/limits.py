@@ -24,7 +24,7 @@ MAX_PAYLOAD = MIB
 MAX_RAW_FRAMES = 64
 """Raw frames in one message."""
 BATCH_INLINE = 96 * KIB
-"""A batch is closed once its CBOR holds this: one more payload (16 KiB) and 2,000 events of 60 bytes fit in MAX_HEAD."""
+"""A batch is closed once its CBOR holds this: one more payload (16 KiB) and 1,024 events of 60 bytes still fit."""
 BATCH_EVENTS = 1024
 BATCH_BYTES = MIB
 """A batch is closed once its payloads reach this."""

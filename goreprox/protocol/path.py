@@ -37,10 +37,28 @@ class Path:
     """One epoch on one way to the peer."""
 
     __slots__ = (
-        "_ack_due", "_acked_at", "_acked_bytes", "_min_rtt", "_next_probe", "_probe_s", "_progress_at", "_rate", "_rate_before",
-        "_rate_from", "_sent", "_unacked_bytes", "bound", "epoch", "established", "in_flight", "path_id", "peer_acked", "received",
-        "seq", "srtt",
-    )  # fmt: skip
+        "_ack_due",
+        "_acked_at",
+        "_acked_bytes",
+        "_min_rtt",
+        "_next_probe",
+        "_probe_s",
+        "_progress_at",
+        "_rate",
+        "_rate_before",
+        "_rate_from",
+        "_sent",
+        "_unacked_bytes",
+        "bound",
+        "epoch",
+        "established",
+        "in_flight",
+        "path_id",
+        "peer_acked",
+        "received",
+        "seq",
+        "srtt",
+    )
 
     def __init__(self, path_id: object, epoch: int, *, now: float) -> None:
         """Begin `epoch` on the carrier that the driver calls `path_id`."""

@@ -16,7 +16,20 @@ from goreprox.protocol.events import Buffer
 class ReceiveHalf:
     """Bytes of the peer on their way to the local socket."""
 
-    __slots__ = ("_acked", "_borrowed", "_budget", "_chunks", "_mark", "_mark_at", "_window", "delivered", "eof", "eof_delivered", "limit", "received")
+    __slots__ = (
+        "_acked",
+        "_borrowed",
+        "_budget",
+        "_chunks",
+        "_mark",
+        "_mark_at",
+        "_window",
+        "delivered",
+        "eof",
+        "eof_delivered",
+        "limit",
+        "received",
+    )
 
     def __init__(self, budget: Budget) -> None:
         """Start at offset 0 with the window that the budget has for new streams."""

@@ -21,7 +21,19 @@ class SendHalf:
     socket took everything, the end of file included.
     """
 
-    __slots__ = ("_borrowed", "_budget", "_unacked", "_unsent", "acked", "end", "eof", "eof_sent", "finished", "limit", "sent")
+    __slots__ = (
+        "_borrowed",
+        "_budget",
+        "_unacked",
+        "_unsent",
+        "acked",
+        "end",
+        "eof",
+        "eof_sent",
+        "finished",
+        "limit",
+        "sent",
+    )
 
     def __init__(self, budget: Budget, *, limit: int) -> None:
         """Start at offset 0; the peer takes bytes below `limit`."""

@@ -15,7 +15,7 @@ where one link carries what Python can.
 import enum
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
@@ -23,13 +23,41 @@ from goreprox.protocol import wire
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import (
-    Abort, Accept, Ack, Batch, Buffer, Data, Drain, Eof, Event, Goodbye, Live, Open, Probe, Refuse, Reset, Resume,
-)  # fmt: skip
+    Abort,
+    Accept,
+    Ack,
+    Batch,
+    Buffer,
+    Data,
+    Drain,
+    Eof,
+    Event,
+    Goodbye,
+    Live,
+    Open,
+    Probe,
+    Refuse,
+    Reset,
+    Resume,
+)
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.limits import (
-    ALLOWANCE_S, BATCH_BYTES, BATCH_EVENTS, BATCH_INLINE, MAX_OFFSET, MAX_PAYLOAD, MAX_RAW_FRAMES, QUANTUM_MIN, RAW_PAYLOAD,
-    RESET_LINGER_S, RESTART_MAX_S, RESTART_MIN_S, RESUME_PAGE, STREAM_ACK_DELAY_S, VERSION,
-)  # fmt: skip
+    ALLOWANCE_S,
+    BATCH_BYTES,
+    BATCH_EVENTS,
+    BATCH_INLINE,
+    MAX_OFFSET,
+    MAX_PAYLOAD,
+    MAX_RAW_FRAMES,
+    QUANTUM_MIN,
+    RAW_PAYLOAD,
+    RESET_LINGER_S,
+    RESTART_MAX_S,
+    RESTART_MIN_S,
+    RESUME_PAGE,
+    STREAM_ACK_DELAY_S,
+    VERSION,
+)
 from goreprox.protocol.path import Path
 from goreprox.protocol.stream import State, Step, Stream
 
@@ -99,7 +127,7 @@ class Session:
         self._grace_s = self._peer_grace_s = float(grace_s)
         self._peer_window = budget.floor_bytes
         self._wake = wake
-        self._paths: dict[Hashable, None] = {}
+        self._paths: dict[object, None] = {}
         self._path: Path | None = None
         self._epoch = 0
         self._lost_at: float | None = now
@@ -135,7 +163,7 @@ class Session:
         return self._path.srtt if self._path is not None and self._path.srtt else 0.1
 
     @property
-    def path_id(self) -> Hashable | None:
+    def path_id(self) -> object | None:
         """The path in use."""
         return self._path.path_id if self._path is not None else None
 
@@ -152,16 +180,18 @@ class Session:
     @property
     def settled(self) -> bool:
         """Whether the peer has acknowledged all that we sent, or there is nobody to do it."""
-        return self._path is None or (self._path.peer_acked == self._path.seq and not self._control and not len(self._fair))
+        return self._path is None or (
+            self._path.peer_acked == self._path.seq and not self._control and not len(self._fair)
+        )
 
-    def path_up(self, path_id: Hashable, now: float) -> None:
+    def path_up(self, path_id: object, now: float) -> None:
         """A path is there, perhaps again: it is used unless another one works."""
         self._paths[path_id] = None
         if self._path is None or self._path.path_id == path_id:
             self._lose(now)
             self._begin(path_id, now)
 
-    def path_down(self, path_id: Hashable, now: float) -> None:
+    def path_down(self, path_id: object, now: float) -> None:
         """A path is gone; another takes over if there is one."""
         self._paths.pop(path_id, None)
         if self._path is not None and self._path.path_id == path_id:
@@ -182,14 +212,14 @@ class Session:
         self._acks_due = None
         self._wake()
 
-    def _begin(self, path_id: Hashable, now: float) -> None:
+    def _begin(self, path_id: object, now: float) -> None:
         """Begin an epoch of ours."""
         self._epoch += 1
         if self._epoch % 2 != (0 if self.opener else 1):
             self._epoch += 1
         self._enter(path_id, now)
 
-    def _enter(self, path_id: Hashable, now: float) -> None:
+    def _enter(self, path_id: object, now: float) -> None:
         self._path = Path(path_id, self._epoch, now=now)
         self._restart_at = None
         self._listed.clear()
@@ -368,7 +398,7 @@ class Session:
 
     # What arrives.
 
-    def receive(self, path_id: Hashable, frames: Sequence[Buffer], now: float) -> None:
+    def receive(self, path_id: object, frames: Sequence[Buffer], now: float) -> None:
         """Take one message. A peer that breaks the protocol loses its streams; nothing is raised."""
         if self.failed is not None or path_id not in self._paths:
             return
@@ -389,7 +419,7 @@ class Session:
         self.abandon(f"protocol error: {reason}")
         self.notices.append(Notice(Kind.FAILED, None, reason))
 
-    def _receive(self, path_id: Hashable, batch: Batch, size: int, now: float) -> None:
+    def _receive(self, path_id: object, batch: Batch, size: int, now: float) -> None:
         if batch.epoch < self._epoch or (batch.epoch == self._epoch and self._path is None):
             return  # superseded: inert
         if batch.epoch > self._epoch:
@@ -436,7 +466,7 @@ class Session:
         stream.close(abort=None)
         self.notices.append(Notice(Kind.CLOSED, stream))
 
-    def _apply(self, event: Event, path: Path, now: float) -> None:
+    def _apply(self, event: Event, path: Path, now: float) -> None:  # noqa: C901, PLR0912 -- one arm an event
         if not path.established and not isinstance(event, Resume | Drain | Goodbye | Probe):
             raise RemoteProtocolError(f"{type(event).__name__} before the last page of the resume")
         match event:
@@ -567,7 +597,9 @@ class Session:
         gone = [stream_id for stream_id in self._listed if stream_id not in self.streams and stream_id < seen]
         self._ended = {stream_id: self._ended.get(stream_id, Abort(stream_id, GONE)) for stream_id in gone}
         self._control.extend(self._ended.values())
-        self._control.extend(Accept(stream.id, stream.receive.limit) for stream in self._late if stream.id in self.streams)
+        self._control.extend(
+            Accept(stream.id, stream.receive.limit) for stream in self._late if stream.id in self.streams
+        )
         self._listed.clear()
         self._late.clear()
 
@@ -601,9 +633,9 @@ class Session:
 
     # What goes out.
 
-    def flush(self, now: float) -> list[tuple[Hashable, list[Buffer]]]:
+    def flush(self, now: float) -> list[tuple[object, list[Buffer]]]:
         """Return the messages to send now, each with its path. Payloads are shared with the replay buffers."""
-        messages: list[tuple[Hashable, list[Buffer]]] = []
+        messages: list[tuple[object, list[Buffer]]] = []
         if self._acks_due is not None and now >= self._acks_due:
             self._flush_acks()
         path = self._path

@@ -143,9 +143,21 @@ class Stream:
     """
 
     __slots__ = (
-        "accepted", "client", "deficit", "end_reason", "host", "id", "opener", "owner", "queued", "receive", "reset_sent",
-        "send", "service", "state",
-    )  # fmt: skip
+        "accepted",
+        "client",
+        "deficit",
+        "end_reason",
+        "host",
+        "id",
+        "opener",
+        "owner",
+        "queued",
+        "receive",
+        "reset_sent",
+        "send",
+        "service",
+        "state",
+    )
 
     def __init__(self, *, opener: bool, service: str, client: str, budget: Budget) -> None:
         """Make a stream that may buffer what the floor of its budget allows, until it is opened."""
@@ -300,7 +312,12 @@ class Stream:
     @property
     def done(self) -> bool:
         """Whether both directions are finished and the peer knows of ours."""
-        return self.state is State.OPEN and self.send.finished and self.receive.eof_delivered and not self.receive.ack_pending
+        return (
+            self.state is State.OPEN
+            and self.send.finished
+            and self.receive.eof_delivered
+            and not self.receive.ack_pending
+        )
 
     @property
     def passed(self) -> bool:

@@ -12,11 +12,33 @@ import cbor2
 
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import (
-    Abort, Accept, Ack, Batch, Buffer, Data, Drain, Eof, Event, Goodbye, Live, Open, Probe, Refuse, Reset, Resume,
-)  # fmt: skip
+    Abort,
+    Accept,
+    Ack,
+    Batch,
+    Buffer,
+    Data,
+    Drain,
+    Eof,
+    Event,
+    Goodbye,
+    Live,
+    Open,
+    Probe,
+    Refuse,
+    Reset,
+    Resume,
+)
 from goreprox.protocol.limits import (
-    MAX_HEAD, MAX_NAME, MAX_OFFSET, MAX_PAYLOAD, MAX_RAW_FRAMES, MAX_TEXT, RAW_PAYLOAD, RESUME_PAGE,
-)  # fmt: skip
+    MAX_HEAD,
+    MAX_NAME,
+    MAX_OFFSET,
+    MAX_PAYLOAD,
+    MAX_RAW_FRAMES,
+    MAX_TEXT,
+    RAW_PAYLOAD,
+    RESUME_PAGE,
+)
 
 DATA, ACK, OPEN, ACCEPT, REFUSE, EOF, RESET, ABORT, RESUME, DRAIN, GOODBYE, PROBE = range(12)
 
@@ -32,7 +54,7 @@ def encode(batch: Batch, *, version: int) -> list[Buffer]:
     return [cbor2.dumps([version, batch.epoch, batch.seq, batch.ack, events]), *raw]
 
 
-def _item(event: Event, raw: list[Buffer]) -> list[object]:
+def _item(event: Event, raw: list[Buffer]) -> list[object]:  # noqa: C901, PLR0911, PLR0912
     match event:
         case Data(stream, offset, payload):
             if len(payload) >= RAW_PAYLOAD:
@@ -68,10 +90,9 @@ def _refuse_tag(_decoder: object, *_: object) -> NoReturn:
     raise RemoteProtocolError("a CBOR tag, expected none")
 
 
-_NO_TAGS: dict[int, Callable[..., NoReturn]] = {
-    tag: _refuse_tag
-    for tag in (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)
-}
+_NO_TAGS: dict[int, Callable[..., NoReturn]] = dict.fromkeys(
+    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
+)
 """cbor2 decodes these by itself (big numbers, regular expressions, shared values …) unless told otherwise."""
 
 
@@ -85,8 +106,13 @@ def load_cbor(head: Buffer, *, max_bytes: int, max_depth: int) -> object:
         raise RemoteProtocolError(f"CBOR of {len(head)} bytes, expected at most {max_bytes}")
     try:
         return cbor2.loads(
-            head, semantic_decoders=_NO_TAGS, tag_hook=_refuse_tag, max_depth=max_depth, allow_indefinite=False, allow_duplicate_keys=False
-        )  # fmt: skip
+            head,
+            semantic_decoders=_NO_TAGS,
+            tag_hook=_refuse_tag,
+            max_depth=max_depth,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+        )
     except RemoteProtocolError:
         raise
     except Exception as exc:  # cbor2 lets some foreign exceptions through; none of them is ours
@@ -171,9 +197,9 @@ _DECODERS: dict[int, tuple[int, Callable[[list[Any]], Event]]] = {
     RESET: (3, lambda f: Reset(_uint(f[0]), _uint(f[1]), _text(f[2]))),
     ABORT: (2, lambda f: Abort(_uint(f[0]), _text(f[1]))),
     RESUME: (5, _resume),
-    DRAIN: (0, lambda f: Drain()),
+    DRAIN: (0, lambda _: Drain()),
     GOODBYE: (1, lambda f: Goodbye(_text(f[0]))),
-    PROBE: (0, lambda f: Probe()),
+    PROBE: (0, lambda _: Probe()),
 }
 
 

@@ -37,9 +37,19 @@ class Process:
     async def start(cls, tmp: Path, command: str, *args: str, env: dict[str, str] | None = None) -> "Process":
         common = ["--insecure", "--log-json", "--log-level", "debug", "--runtime-dir", str(tmp / "run")]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-W", "error", "-m", "goreprox", command, *args, *common,
-            stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, env={**os.environ, **(env or {})}, cwd=tmp,
-        )  # fmt: skip
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "goreprox",
+            command,
+            *args,
+            *common,
+            stderr=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
+            cwd=tmp,
+        )
         return cls(process)
 
     async def _read(self) -> None:
@@ -206,7 +216,9 @@ class Tunnel:
 
     async def serve(self, *args: str, port: int = 0, providers: int = 0) -> Process:
         """Start the server, and the relay before it."""
-        self.server = await Process.start(self.tmp, "server", "--listen", f"{HOST}:{port}", "--providers", f"{HOST}:{providers}", *args)
+        self.server = await Process.start(
+            self.tmp, "server", "--listen", f"{HOST}:{port}", "--providers", f"{HOST}:{providers}", *args
+        )
         self._stack.push_async_callback(self.server.stop)
         ready = await self.server.ready()
         clients = ready["clients"]
@@ -223,7 +235,7 @@ class Tunnel:
         """Start a provider that reaches the server through the relay."""
         self.provider = await Process.start(
             self.tmp, "provider", f"{HOST}:{target or self.target_port}", "--server", f"{HOST}:{self.relay.port}", *args
-        )  # fmt: skip
+        )
         self._stack.push_async_callback(self.provider.stop)
         await self.provider.ready()
         if connect:

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import (
-    DEADLINE_S, Relay, echo, eventually, read_digest, send_blocks, tunnel,
-)  # fmt: skip
+    DEADLINE_S,
+    Relay,
+    echo,
+    eventually,
+    read_digest,
+    send_blocks,
+    tunnel,
+)
 
 
 def run(main: object, *, deadline_s: float) -> None:
@@ -64,7 +70,7 @@ async def digest_of(count: int) -> str:
     return await send_blocks(_Null(), count)  # type: ignore[arg-type]
 
 
-async def disturb(relay: Relay, rng: random.Random, *, faults: int, busy: asyncio.Future[object]) -> int:
+async def disturb(relay: Relay, rng: random.Random, *, faults: int, busy: asyncio.Future[tuple[None, None]]) -> int:
     """Break the link again and again, each time once it has come back, until `faults` are done or nothing runs."""
     done = 0
     while done < faults and not busy.done():

@@ -184,8 +184,12 @@ def test_a_stopped_reader_stops_its_writer_and_nobody_else(tmp_path: Path) -> No
             else:
                 await echo(reader, writer)
 
-        async with tunnel(tmp_path, handler, server=("--memory", "32", "--max-connections", "100"),
-                          provider=("--memory", "32", "--max-connections", "100")) as made:  # fmt: skip
+        async with tunnel(
+            tmp_path,
+            handler,
+            server=("--memory", "32", "--max-connections", "100"),
+            provider=("--memory", "32", "--max-connections", "100"),
+        ) as made:
             _, stopped = await made.connect()
             stopped.transport.pause_reading()  # type: ignore[attr-defined]
             stopped.write(b"b")
@@ -271,7 +275,7 @@ def test_streams_left_after_the_drain_are_reset(tmp_path: Path, which: str) -> N
             except ConnectionResetError:
                 target_saw.set_result("reset")
 
-        async with tunnel(tmp_path, handler, **{which: ("--drain", "0.3")}) as made:  # type: ignore[arg-type]
+        async with tunnel(tmp_path, handler, **{which: ("--drain", "0.3")}) as made:
             reader, writer = await made.connect()
             writer.write(b"1")
             assert await reader.readexactly(1) == b"1"
@@ -304,7 +308,9 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["server", "provider"])
-def test_a_killed_process_leaves_resets_and_its_successor_resets_the_other_side_at_once(tmp_path: Path, which: str) -> None:
+def test_a_killed_process_leaves_resets_and_its_successor_resets_the_other_side_at_once(
+    tmp_path: Path, which: str
+) -> None:
     async def main() -> None:
         target_saw: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -369,5 +375,3 @@ def test_two_providers_share_new_streams_and_a_lost_one_costs_only_its_own(tmp_p
             assert still == 10
 
     run(main())
-
-

@@ -75,7 +75,7 @@ def _acknowledge_before_delivery(patch: pytest.MonkeyPatch) -> None:
         return self.received, limit
 
     patch.setattr(ReceiveHalf, "take_ack", take_ack)
-    patch.setattr(ReceiveHalf, "ack_urgent", property(lambda self: True))
+    patch.setattr(ReceiveHalf, "ack_urgent", property(lambda _: True))
     patch.setattr(ReceiveHalf, "ack_offset", property(lambda self: self.received + self.eof_delivered))
 
 

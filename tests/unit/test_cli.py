@@ -77,9 +77,7 @@ def test_every_option_is_a_flag_a_variable_and_a_key(
         "memory": 64,
         "runtime-dir": str(tmp_path),
     }
-    flags = [
-        text for key, value in values.items() for each in listed(value) for text in (f"--{key}", str(each))
-    ]
+    flags = [text for key, value in values.items() for each in listed(value) for text in (f"--{key}", str(each))]
     by_flag = server(started, *flags)
     assert by_flag.listeners == (Listener(Address("127.0.0.1", 1)), Listener(Address("::1", 2)))
 
@@ -180,9 +178,7 @@ def test_help_shows_defaults_units_and_variables(capsys: pytest.CaptureFixture[s
         assert part in shown
 
 
-def test_windows_gets_a_clear_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_windows_gets_a_clear_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert cli.main(["--version"]) == 1
     assert "Windows is not supported" in capsys.readouterr().err
@@ -200,9 +196,7 @@ def test_version_and_help_load_no_networking() -> None:
         "import sys; from goreprox.cli import main; main(['--version']); main(['server', '--help']);"
         "print(sorted({'zmq', 'asyncio', 'cbor2', 'loguru'} & set(sys.modules)))"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.startswith(f"{__version__}\n")
     assert shown.endswith("[]\n")
 

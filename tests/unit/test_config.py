@@ -74,9 +74,7 @@ def test_a_default_port_makes_the_port_optional() -> None:
 
 
 @given(
-    st.one_of(
-        st.none(), st.ip_addresses().map(str), st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z])?", fullmatch=True)
-    ),
+    st.one_of(st.none(), st.ip_addresses().map(str), st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z])?", fullmatch=True)),
     st.integers(0, 65535),
 )
 def test_an_address_reads_back_as_it_is_written(host: str | None, port: int) -> None:
@@ -151,9 +149,7 @@ def test_the_default_name_is_a_name() -> None:
 )
 def test_a_value_out_of_its_range_is_refused(option: str, value: float) -> None:
     arguments: dict[str, Any] = {option: value}
-    with pytest.raises(
-        ConfigError, match=f"^{option.removesuffix('_s').removesuffix('_bytes').replace('_', '-')} "
-    ):
+    with pytest.raises(ConfigError, match=f"^{option.removesuffix('_s').removesuffix('_bytes').replace('_', '-')} "):
         CommonConfig(**arguments)
 
 

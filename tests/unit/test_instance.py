@@ -28,9 +28,7 @@ def holder(directory: Path, incarnation: bytes) -> Iterator[subprocess.Popen[str
     """Run a process that holds a slot until its standard input ends."""
     command = [sys.executable, "-c", HOLDER, str(directory), incarnation.hex()]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline().startswith("provider-n.")
@@ -91,9 +89,7 @@ def test_other_names_and_roles_are_others(tmp_path: Path) -> None:
             instance.release()
 
 
-@pytest.mark.parametrize(
-    "content", [b"x", b"\xff" * 33, A.hex().encode(), A.hex().encode() + b"\nmore", b"z" * 9999]
-)
+@pytest.mark.parametrize("content", [b"x", b"\xff" * 33, A.hex().encode(), A.hex().encode() + b"\nmore", b"z" * 9999])
 def test_garbage_is_no_predecessor_and_is_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "provider-n.0").write_bytes(content)
     instance = acquire(tmp_path, B)

@@ -22,7 +22,7 @@ from brokers.envelope import (
     Welcome,
     control,
     parse_control,
-)  # fmt: skip
+)
 
 INCARNATION = bytes(range(16))
 PEER_ID = b"p" + INCARNATION
@@ -131,13 +131,11 @@ def test_noise_is_refused_or_understood_but_never_breaks_anything(noise: bytes) 
     assert parse_control(control(message)) == message
 
 
-@pytest.mark.xfail(reason="cbor2.loads ignores what follows the first item", strict=True)
 def test_bytes_behind_the_control_are_refused() -> None:
     with pytest.raises(BadMessage):
         parse_control([CONTROL, bytes.fromhex("8105 00")])
 
 
-@pytest.mark.xfail(reason="a hello of another length is malformed, not of another version", strict=True)
 def test_the_hello_of_a_later_version_may_have_more_fields() -> None:
     message = parse_control([CONTROL, cbor2.dumps([0, 2, 1, 7, {}, "later"])])
     assert message == Hello(2, 1, 7, {})

@@ -47,6 +47,7 @@ GREET_S = 1.0
 RESOLVE_AFTER_S = 3.0
 """An address that has not answered for so long is looked up again, and the next one is tried."""
 HIGH_WATER = 1000
+COMPLAINTS = 16
 
 
 class Inbox:
@@ -129,7 +130,7 @@ class Link:
         self._attempt = secrets.randbelow(2**32)
         self._endpoint: str | None = None
         self._tried: list[str] = []
-        self._complained = False
+        self._said: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._socket = self._make_socket()
         self._monitor = Channel(
@@ -217,8 +218,9 @@ class Link:
         """Connect to the next address of the host; libzmq then reconnects to it by itself."""
         try:
             found = await self._loop.getaddrinfo(self._host, self._port, type=stdsocket.SOCK_STREAM)
-        except OSError as exc:
-            self._complain(f"the name {self._host} cannot be resolved ({exc.strerror}); trying on")
+        except (OSError, UnicodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "no host can have it"
+            self._complain(f"the name {self._host} cannot be resolved ({reason}); trying on")
             return
         endpoints = list(dict.fromkeys(_endpoint(str(info[4][0]), self._port) for info in found))
         untried = [e for e in endpoints if e not in self._tried] or endpoints
@@ -234,8 +236,9 @@ class Link:
             self._socket.connect(self._endpoint)
 
     def _complain(self, text: str) -> None:
-        if not self._complained:
-            self._complained = True
+        """Say everything once until the link is up again; what a broker may make us say is bounded."""
+        if text not in self._said and len(self._said) < COMPLAINTS:
+            self._said.add(text)
             logger.warning("{}", text)
 
     def _event(self, frames: list[Buffer]) -> None:
@@ -257,7 +260,6 @@ class Link:
     def _lose(self, reason: str) -> None:
         if self.state is State.UP:
             logger.warning("lost the server at {}: {}; connections are kept, reconnecting", self.label, reason)
-            self._complained = True
         self._inbox.down(reason)
 
     def _receive(self, frames: list[Buffer]) -> None:
@@ -274,7 +276,7 @@ class Link:
         match parse_control(frames):
             case Welcome(_, attempt, _) if attempt == self._attempt:
                 self.state = State.UP
-                self._complained = False
+                self._said.clear()
                 self._tried.clear()
                 logger.info("connected to the server at {}", self.label)
                 self._inbox.receive(frames)

@@ -745,3 +745,26 @@ def test_closing_twice_is_harmless() -> None:
         await link.close(linger_s=0)
 
     run(test)
+
+
+def test_a_name_that_no_host_can_have_is_told_like_an_unknown_one(warnings: list[str]) -> None:
+    async def test(it: Fabric) -> None:
+        it.link_to("a" * 64 + ".test", 1, name(Role.PROVIDER))
+        await eventually(lambda: any("a" * 64 in line for line in warnings), 2.0)
+
+    run(test)
+
+
+def test_a_refusal_is_told_even_after_the_server_was_out_of_reach(warnings: list[str]) -> None:
+    async def test(it: Fabric) -> None:
+        broker, port = it.broker()
+        endpoint = broker.getsockopt_string(zmq.LAST_ENDPOINT)
+        broker.unbind(endpoint)
+        it.link_to(HOST, port, name(Role.PROVIDER))
+        await eventually(lambda: any("no server answers" in line for line in warnings))
+        broker.bind(endpoint)
+        routing_id, *_ = await receive(broker)
+        broker.send_multipart([routing_id, *control(Refused("versions 8 to 9 here"))])
+        await eventually(lambda: any("versions 8 to 9 here" in line for line in warnings), 2.0)
+
+    run(test)

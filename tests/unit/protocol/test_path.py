@@ -1,0 +1,197 @@
+"""One epoch of a path: numbers, acknowledgements, bytes in flight, probes and loss."""
+
+import pytest
+
+from goreprox.protocol.errors import RemoteProtocolError
+from goreprox.protocol.limits import (
+    IN_FLIGHT_MAX,
+    IN_FLIGHT_MIN,
+    KIB,
+    LOSS_TIMEOUT_S,
+    MIB,
+    PATH_ACK_BYTES,
+    PATH_ACK_DELAY_S,
+    PROBE_MIN_S,
+)
+from goreprox.protocol.path import LEAST_QUEUE_S, RATE_WINDOW_S, Path
+
+
+def path(now: float = 0.0) -> Path:
+    return Path("a", 2, now=now)
+
+
+def transfer(p: Path, *, start: float, count: int, size: int, rtt: float) -> float:
+    """Send so many messages, each acknowledged one round trip later; return the time."""
+    now = start
+    for _ in range(count):
+        p.send(size, now)
+        now += rtt
+        p.ack(p.seq, now)
+    return now
+
+
+def test_messages_are_numbered_and_counted_in_flight() -> None:
+    p = path()
+    assert [p.send(100, 0.0), p.send(50, 0.0)] == [0, 1]
+    assert p.in_flight == 150
+    assert p.room == IN_FLIGHT_MIN - 150
+    p.ack(1, 0.1)
+    assert p.in_flight == 50
+    assert p.peer_acked == 1
+
+
+def test_a_stale_ack_changes_nothing() -> None:
+    p = path()
+    p.send(1, 0.0)
+    p.send(1, 0.0)
+    p.ack(2, 0.1)
+    p.ack(1, 5.0)
+    assert (p.peer_acked, p.srtt) == (2, pytest.approx(0.1))
+
+
+def test_an_ack_of_what_was_never_sent_is_refused() -> None:
+    p = path()
+    p.send(1, 0.0)
+    with pytest.raises(RemoteProtocolError, match="ack of 2 messages, expected at most 1"):
+        p.ack(2, 0.1)
+
+
+def test_messages_arrive_in_order() -> None:
+    p = path()
+    assert p.receive(0, 10, 0.0)
+    assert p.receive(1, 10, 0.0)
+    assert p.received == 2
+
+
+def test_a_doubled_message_is_not_new() -> None:
+    p = path()
+    p.receive(0, 10, 0.0)
+    assert not p.receive(0, 10, 0.0)
+
+
+def test_a_gap_is_loss() -> None:
+    with pytest.raises(LookupError, match="message 1, expected 0"):
+        path().receive(1, 10, 0.0)
+
+
+def test_an_ack_is_due_after_a_short_delay() -> None:
+    p = path()
+    assert not p.ack_due(0.0)
+    p.receive(0, 10, 1.0)
+    assert p.deadline == 1.0 + PATH_ACK_DELAY_S
+    p.receive(1, 10, 1.01)
+    assert p.deadline == 1.0 + PATH_ACK_DELAY_S, "the first message counts"
+    assert not p.ack_due(1.01)
+    assert p.ack_due(1.0 + PATH_ACK_DELAY_S)
+    p.acknowledged()
+    assert not p.ack_due(9.0)
+    assert p.deadline is None
+
+
+def test_many_bytes_are_acknowledged_at_once() -> None:
+    p = path()
+    p.receive(0, PATH_ACK_BYTES - 1, 1.0)
+    assert not p.ack_due(1.0)
+    p.receive(1, 1, 1.0)
+    assert p.ack_due(1.0)
+
+
+def test_a_message_of_ours_carries_the_ack() -> None:
+    p = path()
+    p.receive(0, PATH_ACK_BYTES, 1.0)
+    p.send(1, 1.0)
+    assert not p.ack_due(1.0)
+
+
+def test_a_probe_is_answered_at_once() -> None:
+    p = path()
+    p.hurry(1.0)
+    assert p.ack_due(1.0)
+
+
+def test_the_round_trip_is_smoothed() -> None:
+    p = path()
+    transfer(p, start=0.0, count=1, size=1, rtt=0.08)
+    assert p.srtt == pytest.approx(0.08)
+    transfer(p, start=1.0, count=1, size=1, rtt=0.16)
+    assert p.srtt == pytest.approx(0.09)
+
+
+def test_an_ack_within_the_tick_of_the_clock_is_no_division_by_zero() -> None:
+    p = path()
+    transfer(p, start=1.0, count=1, size=KIB, rtt=0.0)
+    assert 0 < p.srtt < 1e-3
+    assert IN_FLIGHT_MIN <= p.bound <= IN_FLIGHT_MAX
+
+
+def test_the_bound_is_twice_what_the_path_carries_in_a_round_trip() -> None:
+    p = path()
+    transfer(p, start=0.0, count=1, size=MIB, rtt=0.1)
+    assert p.bound == pytest.approx(2 * MIB, rel=1e-6)
+
+
+def test_the_bound_has_a_least_queue_and_a_maximum() -> None:
+    p = path()
+    transfer(p, start=0.0, count=1, size=MIB, rtt=0.001)
+    assert p.bound == pytest.approx(2 * MIB * LEAST_QUEUE_S / 0.001, rel=1e-6)
+    q = path()
+    transfer(q, start=0.0, count=1, size=64 * MIB, rtt=0.1)
+    assert q.bound == IN_FLIGHT_MAX
+
+
+def test_the_bound_falls_with_the_rate_after_two_windows() -> None:
+    p = path()
+    now = transfer(p, start=0.0, count=1, size=4 * MIB, rtt=0.1)
+    high = p.bound
+    now = transfer(p, start=now + RATE_WINDOW_S, count=1, size=4 * MIB, rtt=0.2)
+    assert p.bound == high, "the rate before counts still"
+    transfer(p, start=now + RATE_WINDOW_S, count=1, size=4 * MIB, rtt=0.2)
+    assert p.bound == pytest.approx(high / 2, rel=1e-6)
+
+
+def test_an_idle_path_keeps_its_bound() -> None:
+    p = path()
+    now = transfer(p, start=0.0, count=1, size=4 * MIB, rtt=0.1)
+    high = p.bound
+    transfer(p, start=now, count=50, size=10, rtt=0.1)
+    assert p.bound == pytest.approx(high, rel=1e-6)
+
+
+def test_silence_is_probed_ever_more_rarely() -> None:
+    p = path()
+    assert not p.probe_due(100.0), "nothing was sent"
+    p.send(1, 1.0)
+    assert p.deadline == 1.0 + PROBE_MIN_S
+    assert not p.probe_due(1.0)
+    assert p.probe_due(1.25)
+    assert p.deadline == 1.75
+    assert p.probe_due(1.75)
+    assert p.deadline == 2.75
+
+
+def test_probes_wait_for_a_slow_path() -> None:
+    p = path()
+    now = transfer(p, start=0.0, count=1, size=1, rtt=1.0)
+    p.send(1, now)
+    assert p.deadline == now + 4.0
+
+
+def test_six_seconds_without_progress_are_loss() -> None:
+    p = path()
+    assert not p.lost(100.0), "nothing was sent"
+    p.send(1, 100.0)
+    p.send(1, 103.0)
+    assert not p.lost(100.0 + LOSS_TIMEOUT_S - 0.01)
+    assert p.lost(100.0 + LOSS_TIMEOUT_S)
+
+
+def test_progress_puts_off_loss() -> None:
+    p = path()
+    p.send(1, 0.0)
+    p.send(1, 0.0)
+    p.ack(1, 5.0)
+    assert not p.lost(LOSS_TIMEOUT_S)
+    assert p.lost(5.0 + LOSS_TIMEOUT_S)
+    p.ack(2, 12.0)
+    assert not p.lost(100.0)
+    assert p.deadline is None

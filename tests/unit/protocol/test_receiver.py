@@ -1,0 +1,173 @@
+"""The receiving half: duplicates, gaps, the end of file, and a window that follows the socket."""
+
+import pytest
+
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.errors import RemoteProtocolError
+from goreprox.protocol.limits import KIB, MIB, WINDOW_INITIAL
+from goreprox.protocol.receiver import ReceiveHalf
+
+RTT_S = 0.1
+
+
+def half() -> ReceiveHalf:
+    return ReceiveHalf(Budget(total_bytes=64 * MIB, max_streams=64))
+
+
+def waiting(receive: ReceiveHalf) -> bytes:
+    return b"".join(map(bytes, receive.chunks))
+
+
+def consume(receive: ReceiveHalf, count: int, now: float = 0.0) -> None:
+    receive.consume(count, now=now, round_trip_s=RTT_S)
+
+
+def test_bytes_wait_in_order() -> None:
+    receive = half()
+    assert receive.receive(0, b"abc")
+    assert receive.receive(3, b"def")
+    assert waiting(receive) == b"abcdef"
+    assert receive.received == 6
+
+
+def test_a_duplicate_is_dropped() -> None:
+    receive = half()
+    receive.receive(0, b"abc")
+    assert not receive.receive(0, b"abc")
+    assert not receive.receive(1, b"b")
+    assert waiting(receive) == b"abc"
+
+
+def test_an_overlap_is_trimmed() -> None:
+    receive = half()
+    receive.receive(0, b"abc")
+    assert receive.receive(1, b"bcde")
+    assert waiting(receive) == b"abcde"
+
+
+def test_a_gap_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="data at offset 1, expected 0"):
+        half().receive(1, b"a")
+
+
+def test_bytes_beyond_the_limit_are_refused() -> None:
+    receive = half()
+    assert receive.limit == WINDOW_INITIAL
+    receive.receive(0, bytes(WINDOW_INITIAL))
+    with pytest.raises(RemoteProtocolError, match="data up to offset 65537, expected at most 65536"):
+        receive.receive(WINDOW_INITIAL, b"a")
+
+
+def test_bytes_after_the_end_of_file_are_refused_but_duplicates_are_not() -> None:
+    receive = half()
+    receive.receive(0, b"abc")
+    receive.receive_eof(3)
+    assert not receive.receive(0, b"abc")
+    with pytest.raises(RemoteProtocolError, match="data up to offset 4 after the end of file at 3"):
+        receive.receive(3, b"d")
+
+
+def test_an_end_of_file_is_new_once() -> None:
+    receive = half()
+    assert receive.receive_eof(0)
+    assert not receive.receive_eof(0)
+
+
+def test_an_end_of_file_elsewhere_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="end of file at offset 5, expected 0"):
+        half().receive_eof(5)
+
+
+def test_the_socket_takes_chunks_and_parts_of_them() -> None:
+    receive = half()
+    for offset, chunk in ((0, b"abc"), (3, b"def"), (6, b"ghi")):
+        receive.receive(offset, chunk)
+    consume(receive, 5)
+    assert waiting(receive) == b"fghi"
+    consume(receive, 4)
+    assert waiting(receive) == b""
+    assert receive.delivered == 9
+
+
+def test_the_end_of_file_follows_the_last_byte() -> None:
+    receive = half()
+    receive.receive(0, b"ab")
+    assert not receive.eof_ready
+    receive.receive_eof(2)
+    assert not receive.eof_ready
+    consume(receive, 2)
+    assert receive.eof_ready
+    receive.deliver_eof()
+    assert not receive.eof_ready
+
+
+def test_an_end_of_file_counts_as_one_in_acks() -> None:
+    receive = half()
+    receive.receive(0, b"ab")
+    receive.receive_eof(2)
+    consume(receive, 2)
+    assert receive.take_ack() == (2, WINDOW_INITIAL)
+    assert not receive.ack_pending
+    receive.deliver_eof()
+    assert receive.ack_pending
+    assert receive.ack_urgent
+    assert receive.take_ack() == (3, WINDOW_INITIAL), "no byte will come: the limit stays"
+
+
+def test_an_ack_is_urgent_after_a_quarter_of_the_window() -> None:
+    receive = half()
+    receive.receive(0, bytes(WINDOW_INITIAL))
+    assert not receive.ack_pending
+    consume(receive, WINDOW_INITIAL // 4 - 1)
+    assert receive.ack_pending
+    assert not receive.ack_urgent
+    consume(receive, 1)
+    assert receive.ack_urgent
+    assert receive.take_ack() == (WINDOW_INITIAL // 4, WINDOW_INITIAL + WINDOW_INITIAL // 4)
+    assert not receive.ack_urgent
+
+
+def test_the_window_doubles_while_the_socket_keeps_up() -> None:
+    receive = half()
+    receive.receive(0, bytes(WINDOW_INITIAL))
+    consume(receive, WINDOW_INITIAL // 2, now=2 * RTT_S)
+    assert receive.take_ack()[1] == WINDOW_INITIAL // 2 + 2 * WINDOW_INITIAL
+
+
+def test_the_window_stays_while_the_socket_is_slow() -> None:
+    receive = half()
+    receive.receive(0, bytes(WINDOW_INITIAL))
+    consume(receive, WINDOW_INITIAL // 2, now=2 * RTT_S + 0.01)
+    assert receive.take_ack()[1] == WINDOW_INITIAL // 2 + WINDOW_INITIAL
+
+
+def test_the_window_grows_no_further_than_the_budget() -> None:
+    budget = Budget(total_bytes=MIB, max_streams=64)
+    receive = ReceiveHalf(budget)
+    receive.receive(0, bytes(WINDOW_INITIAL))
+    borrowed = WINDOW_INITIAL - budget.floor_bytes
+    assert budget.borrowed_bytes == borrowed
+    budget.account(held=0, holding=budget.floor_bytes + 400 * KIB)
+    expected = budget.allowance(borrowed)
+    assert expected < WINDOW_INITIAL
+    consume(receive, WINDOW_INITIAL // 2)
+    assert receive.take_ack() == (WINDOW_INITIAL // 2, max(WINDOW_INITIAL, WINDOW_INITIAL // 2 + expected))
+
+
+def test_the_limit_never_moves_back() -> None:
+    budget = Budget(total_bytes=MIB, max_streams=64)
+    receive = ReceiveHalf(budget)
+    receive.receive(0, bytes(WINDOW_INITIAL))
+    budget.account(held=0, holding=budget.floor_bytes + budget.loan_bytes)
+    consume(receive, WINDOW_INITIAL // 2)
+    assert receive.take_ack()[1] == WINDOW_INITIAL
+
+
+def test_a_discard_gives_the_budget_back() -> None:
+    budget = Budget(total_bytes=4 * MIB, max_streams=64)
+    receive = ReceiveHalf(budget)
+    assert budget.borrowed_bytes == WINDOW_INITIAL - budget.floor_bytes
+    receive.receive(0, b"abc")
+    receive.discard()
+    assert budget.borrowed_bytes == 0
+    assert not receive.chunks

@@ -92,13 +92,14 @@ def test_the_socket_takes_chunks_and_parts_of_them() -> None:
 def test_the_end_of_file_follows_the_last_byte() -> None:
     receive = half()
     receive.receive(0, b"ab")
-    assert not receive.eof_ready
+    ready = [receive.eof_ready]
     receive.receive_eof(2)
-    assert not receive.eof_ready
+    ready.append(receive.eof_ready)
     consume(receive, 2)
-    assert receive.eof_ready
+    ready.append(receive.eof_ready)
     receive.deliver_eof()
-    assert not receive.eof_ready
+    ready.append(receive.eof_ready)
+    assert ready == [False, False, True, False]
 
 
 def test_an_end_of_file_counts_as_one_in_acks() -> None:
@@ -107,9 +108,9 @@ def test_an_end_of_file_counts_as_one_in_acks() -> None:
     receive.receive_eof(2)
     consume(receive, 2)
     assert receive.take_ack() == (2, WINDOW_INITIAL)
-    assert not receive.ack_pending
+    pending = receive.ack_pending
     receive.deliver_eof()
-    assert receive.ack_pending
+    assert (pending, receive.ack_pending) == (False, True)
     assert receive.ack_urgent
     assert receive.take_ack() == (3, WINDOW_INITIAL), "no byte will come: the limit stays"
 
@@ -117,12 +118,11 @@ def test_an_end_of_file_counts_as_one_in_acks() -> None:
 def test_an_ack_is_urgent_after_a_quarter_of_the_window() -> None:
     receive = half()
     receive.receive(0, bytes(WINDOW_INITIAL))
-    assert not receive.ack_pending
-    consume(receive, WINDOW_INITIAL // 4 - 1)
-    assert receive.ack_pending
-    assert not receive.ack_urgent
-    consume(receive, 1)
-    assert receive.ack_urgent
+    state = [(receive.ack_pending, receive.ack_urgent)]
+    for count in (WINDOW_INITIAL // 4 - 1, 1):
+        consume(receive, count)
+        state.append((receive.ack_pending, receive.ack_urgent))
+    assert state == [(False, False), (True, False), (True, True)]
     assert receive.take_ack() == (WINDOW_INITIAL // 4, WINDOW_INITIAL + WINDOW_INITIAL // 4)
     assert not receive.ack_urgent
 

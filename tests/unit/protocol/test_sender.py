@@ -63,9 +63,9 @@ def test_only_what_the_peer_takes_is_sendable() -> None:
     send.limit = 4
     assert send.sendable == 4
     assert send.take(MIB) == (0, b"1234")
-    assert not send.pending
+    stuck = send.pending
     send.limit = 6
-    assert send.pending
+    assert (stuck, send.pending) == (False, True)
     assert send.take(MIB) == (4, b"56")
 
 
@@ -75,12 +75,13 @@ def test_an_end_of_file_waits_for_the_bytes_before_it() -> None:
     send.write_eof()
     send.limit = 2
     assert sent(send) == [(0, b"12")]
-    assert not send.pending
+    pending = [send.pending]
     send.limit = 4
     assert sent(send) == [(2, b"34")]
-    assert send.pending
+    pending.append(send.pending)
     send.eof_sent = True
-    assert not send.pending
+    pending.append(send.pending)
+    assert pending == [False, True, False]
 
 
 def test_a_long_chunk_is_divided_without_a_copy() -> None:
@@ -159,10 +160,11 @@ def test_an_end_of_file_counts_as_one_in_acks() -> None:
     with pytest.raises(RemoteProtocolError):
         send.ack(3, MIB)
     send.eof_sent = True
-    send.ack(2, MIB)
-    assert not send.finished
-    send.ack(3, MIB)
-    assert send.finished
+    finished = []
+    for offset in (2, 3):
+        send.ack(offset, MIB)
+        finished.append(send.finished)
+    assert finished == [False, True]
     assert send.acked == 2
 
 
@@ -202,10 +204,11 @@ def test_a_lost_end_of_file_is_sent_again() -> None:
     send.write_eof()
     send.take(MIB)
     send.eof_sent = True
-    send.rewind(2, eof_received=True)
-    assert not send.pending
-    send.rewind(2, eof_received=False)
-    assert send.pending
+    pending = []
+    for eof_received in (True, False):
+        send.rewind(2, eof_received=eof_received)
+        pending.append(send.pending)
+    assert pending == [False, True]
 
 
 @pytest.mark.parametrize(("eof", "received"), [(False, 2), (True, 1)])

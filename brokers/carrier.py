@@ -21,6 +21,11 @@ class Timings:
     connect_timeout_s: float = 2.0
 
     @property
+    def lease_s(self) -> float:
+        """A peer whose loop is silent for so long counts as gone; looked at every `renew_s`, so in the link timeout."""
+        return self.link_timeout_s * 2 / 3
+
+    @property
     def renew_s(self) -> float:
         """Between two signs of life."""
         return self.link_timeout_s / 3

@@ -43,7 +43,8 @@ from brokers.names import NONCE_BYTES, PeerName, Role
 from brokers.switch import PeerInfo
 
 GREET_S = 1.0
-"""Between two Hellos while no Welcome comes."""
+GREET_MAX_S = 8.0
+"""Between two Hellos while no Welcome comes; doubled each time, as a Welcome answers only the latest."""
 RESOLVE_AFTER_S = 3.0
 """An address that has not answered for so long is looked up again, and the next one is tried."""
 HIGH_WATER = 1000
@@ -131,6 +132,7 @@ class Link:
         self._endpoint: str | None = None
         self._tried: list[str] = []
         self._said: set[str] = set()
+        self._greet_s = GREET_S
         self._task: asyncio.Task[None] | None = None
         self._socket = self._make_socket()
         self._monitor = Channel(
@@ -149,7 +151,7 @@ class Link:
             zmq.MAXMSGSIZE: MAX_FRAME,
             zmq.SNDHWM: HIGH_WATER,
             zmq.RCVHWM: HIGH_WATER,
-            zmq.RECONNECT_IVL: int(timings.reconnect_min_s * 1000),
+            zmq.RECONNECT_IVL: int(timings.reconnect_min_s * 1000 * random.uniform(1.0, 1.5)),
             zmq.RECONNECT_IVL_MAX: int(timings.reconnect_max_s * 1000),
             zmq.CONNECT_TIMEOUT: int(timings.connect_timeout_s * 1000),
             zmq.HANDSHAKE_IVL: int(timings.connect_timeout_s * 1000),
@@ -209,7 +211,8 @@ class Link:
                 self._greet()
             elif self.state is State.UP:
                 self._send(control(Renew()))
-            elif self.state is State.GREETING and now - self._greeted_at >= GREET_S:
+            elif self.state is State.GREETING and now - self._greeted_at >= self._greet_s:
+                self._greet_s = min(2 * self._greet_s, GREET_MAX_S)
                 self._greet()
             pause = self._timings.renew_s if self.state is State.UP else min(GREET_S, self._timings.renew_s)
             await asyncio.sleep(pause * random.uniform(0.8, 1.0))
@@ -277,6 +280,7 @@ class Link:
             case Welcome(_, attempt, _) if attempt == self._attempt:
                 self.state = State.UP
                 self._said.clear()
+                self._greet_s = GREET_S
                 self._tried.clear()
                 logger.info("connected to the server at {}", self.label)
                 self._inbox.receive(frames)

@@ -27,6 +27,8 @@ HIGH_WATER = 1000
 OUTBOX_BYTES = 16 * 1024 * 1024
 OUTBOX_MESSAGES = 4096
 RETRY_S = 0.02
+PROBE_AGAIN_S = 0.05
+"""libzmq may tell of a disconnection a moment before it forgets the peer."""
 HANDSHAKE_MS = 5000
 WARNINGS = 64
 """So many different senders of nonsense are logged; more would let strangers fill the log."""
@@ -75,9 +77,10 @@ class LocalPeer:
             self._inbox.receive(frames)
 
     def _deliver_queued(self) -> None:
-        while self._queue:
-            self._inbox.receive(self._queue[0])
-            self._queue.popleft()
+        """Everything that is queued by now; what these messages bring about has its own turn."""
+        queue, self._queue = self._queue, deque()
+        for frames in queue:
+            self._inbox.receive(frames)
 
 
 class Router:
@@ -87,7 +90,7 @@ class Router:
         """Start without ports; `max_peers` bounds memory: each may have an outbox of 16 MiB while it is slow."""
         self._timings = timings or Timings()
         self._context = zmq.Context()
-        self._switch = Switch(lease_s=self._timings.link_timeout_s, max_peers=max_peers)
+        self._switch = Switch(lease_s=self._timings.lease_s, max_peers=max_peers)
         self._channels: dict[Role, Channel] = {}
         self._monitors: list[Channel] = []
         self._local: list[LocalPeer] = []
@@ -98,6 +101,7 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(self._timings.renew_s, self._tick)
         self._retry: asyncio.TimerHandle | None = None
+        self._probe_again: asyncio.TimerHandle | None = None
         self._warned: set[bytes] = set()
 
     @property
@@ -111,6 +115,7 @@ class Router:
         Raises:
             BindError: the address is taken, not allowed or not here.
         """
+        assert role not in self._channels, "one port a role"
         socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         link_ms = int(self._timings.link_timeout_s * 1000)
         options: dict[int, int] = {
@@ -239,6 +244,12 @@ class Router:
         """Probe everybody: libzmq does not say whose connection was closed, but it cannot reach that one."""
         parse_monitor_message([bytes(frame) for frame in frames])
         self._probe()
+        if self._probe_again is None:
+            self._probe_again = self._loop.call_later(PROBE_AGAIN_S, self._probe_late)
+
+    def _probe_late(self) -> None:
+        self._probe_again = None
+        self._probe()
 
     def _probe(self) -> None:
         self._dispatch([output for output in self._switch.renewals() if not isinstance(output[0], LocalPeer)])
@@ -255,8 +266,9 @@ class Router:
         if self._context.closed:
             return
         self._timer.cancel()
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._probe_again):
+            if timer is not None:
+                timer.cancel()
         for channel in self._channels.values():
             channel.socket.disable_monitor()
         for channel in itertools.chain(self._monitors, self._channels.values()):

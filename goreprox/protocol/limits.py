@@ -39,6 +39,8 @@ WINDOW_INITIAL = 64 * KIB
 IN_FLIGHT_MIN = 64 * KIB
 """Unacknowledged bytes on a path: half a second at 1 Mbit/s, so that heartbeats (every 2 s) get through."""
 IN_FLIGHT_MAX = 32 * MIB
+IN_FLIGHT_MESSAGES = 400
+"""Below what ZeroMQ queues: its high-water mark of 1,000 is sure to take 500 (it counts what was read by halves)."""
 QUANTUM_MIN = 16 * KIB
 """What a stream may send before it is another's turn, at least."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.limits import (
     IN_FLIGHT_MAX,
+    IN_FLIGHT_MESSAGES,
     IN_FLIGHT_MIN,
     LOSS_TIMEOUT_S,
     PATH_ACK_BYTES,
@@ -87,6 +88,8 @@ class Path:
     @property
     def room(self) -> int:
         """Bytes that may still be put in flight."""
+        if self.seq - self.peer_acked >= IN_FLIGHT_MESSAGES:
+            return 0
         return self.bound - self.in_flight
 
     @property

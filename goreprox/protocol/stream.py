@@ -23,6 +23,8 @@ from goreprox.protocol.sender import SendHalf
 class State(enum.Enum):
     """Where a stream is in its life."""
 
+    __hash__ = object.__hash__  # members are single: a table look-up need not hash their names
+
     OPENING = "opening"
     """Opener: not yet answered; bytes flow already."""
     DIALING = "dialing"
@@ -37,6 +39,8 @@ class State(enum.Enum):
 
 class Step(enum.Enum):
     """What can happen to a stream: `IN` from the peer, the rest from the local socket."""
+
+    __hash__ = object.__hash__
 
     ACCEPT_IN = enum.auto()
     REFUSE_IN = enum.auto()

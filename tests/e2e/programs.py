@@ -67,9 +67,7 @@ async def daemon(tmp: Path, port: int, *argv: str) -> AsyncIterator[None]:
     """Run a server in the foreground from when it answers on `port` to the end of the context."""
     log = tmp / f"{Path(argv[0]).name}.log"
     with log.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(
-            *argv, stdin=DEVNULL, stdout=sink, stderr=STDOUT, cwd=tmp
-        )
+        process = await asyncio.create_subprocess_exec(*argv, stdin=DEVNULL, stdout=sink, stderr=STDOUT, cwd=tmp)
     try:
         async with asyncio.timeout(DEADLINE_S):
             while not await _answers(port):

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check
+.PHONY: demo test check bench
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
@@ -11,7 +11,11 @@ test: .venv/dev
 
 check: .venv/dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/runtime
+	$(BIN)/python -m benchmarks
 
 .venv/runtime: pyproject.toml
 	$(PYTHON) -m venv .venv

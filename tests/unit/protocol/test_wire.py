@@ -2,7 +2,7 @@
 
 import cbor2
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from goreprox.protocol import wire
@@ -99,6 +99,8 @@ def test_long_texts_are_cut() -> None:
     )
 
 
+# No time limits: a busy machine is not a bug.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 UINT = st.integers(0, MAX_OFFSET)
 TEXT = st.text(max_size=MAX_TEXT)
 PAYLOAD = st.binary(min_size=1, max_size=50) | st.integers(RAW_PAYLOAD - 2, RAW_PAYLOAD + 2).map(bytes)
@@ -119,11 +121,13 @@ EVENT: st.SearchStrategy[Event] = st.one_of(
 )
 
 
+@unhurried
 @given(st.builds(Batch, UINT, UINT, UINT, st.lists(EVENT, max_size=5).map(tuple)), UINT)
 def test_what_is_encoded_is_decoded(batch: Batch, version: int) -> None:
     assert wire.decode(wire.encode(batch, version=version)) == (version, batch)
 
 
+@unhurried
 @given(st.lists(st.binary(max_size=60), max_size=3))
 def test_noise_is_refused_or_a_batch(frames: list[bytes]) -> None:
     try:
@@ -139,6 +143,7 @@ JSON = st.recursive(
 )
 
 
+@unhurried
 @given(st.integers(-1, 13), st.lists(JSON, max_size=6))
 def test_events_with_any_fields_are_refused_or_decoded(kind: int, fields: list[object]) -> None:
     try:
@@ -147,6 +152,7 @@ def test_events_with_any_fields_are_refused_or_decoded(kind: int, fields: list[o
         return
 
 
+@unhurried
 @given(st.sampled_from(GOLDEN), st.data())
 def test_one_changed_byte_is_refused_or_decoded(golden: tuple[Event, str], data: st.DataObject) -> None:
     head = bytearray.fromhex(golden[1])
@@ -157,6 +163,7 @@ def test_one_changed_byte_is_refused_or_decoded(golden: tuple[Event, str], data:
         return
 
 
+@unhurried
 @given(st.sampled_from(GOLDEN), st.data())
 def test_a_truncated_message_is_refused(golden: tuple[Event, str], data: st.DataObject) -> None:
     head = bytes.fromhex(golden[1])

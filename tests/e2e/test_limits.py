@@ -1,0 +1,209 @@
+"""What a server and a provider may use, under the heaviest of loads: memory, sockets, descriptors."""
+
+import asyncio
+import resource
+import socket
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import (
+    DEADLINE_S,
+    HOST,
+    Process,
+    Tunnel,
+    block,
+    eventually,
+    read_digest,
+    send_blocks,
+    tunnel,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+MIB_KIB = 1024
+STALLED = 1000
+SHORT = 20_000
+MSS = 1440
+"""As on Ethernet. With 64 KiB, as on loopback, the kernel lends each socket over 1 MiB, and a thousand of them
+use up what it has for TCP (tcp_mem): then everyone is slow, whatever we do."""
+AT_ONCE = 100
+
+
+def run(main: Coroutine[object, object, None]) -> None:
+    """Run a test's coroutine with a deadline."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(110):
+            await main
+
+    asyncio.run(bounded())
+
+
+@pytest.fixture(autouse=True)
+def many_descriptors() -> Iterator[None]:
+    """Let this process hold clients and targets by the thousand."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def peak_rss_kib(process: Process) -> int:
+    """Return the most that was ever resident."""
+    status = Path(f"/proc/{process.process.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def descriptors(process: Process) -> list[str]:
+    """Return what the open descriptors of `process` refer to."""
+    found = []
+    for entry in Path(f"/proc/{process.process.pid}/fd").iterdir():
+        try:
+            found.append(str(entry.readlink()))
+        except FileNotFoundError:
+            continue  # closed since it was listed
+    return found
+
+
+def in_close_wait(process: Process) -> int:
+    """Count the sockets of `process` whose other end is closed and they are not."""
+    own = set(descriptors(process))
+    count = 0
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process.process.pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            count += fields[3] == "08" and f"socket:[{fields[9]}]" in own
+    return count
+
+
+class Level:
+    """A number that is level once it has not changed for a second."""
+
+    def __init__(self) -> None:
+        self.value = -1
+        self.since = time.monotonic()
+
+    def holds(self, value: int) -> bool:
+        if value != self.value:
+            self.value, self.since = value, time.monotonic()
+        return time.monotonic() - self.since >= 1.0
+
+
+class _Null:
+    def write(self, _: bytes) -> None:
+        """Take and forget."""
+
+    async def drain(self) -> None:
+        """Be ready."""
+
+
+async def stalled_client(port: int) -> socket.socket:
+    """Ask for a download without end, read some of it, and never read again."""
+    loop = asyncio.get_running_loop()
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, MSS)
+    await loop.sock_connect(sock, (HOST, port))
+    await loop.sock_sendall(sock, (0).to_bytes(4, "big"))
+    missing = 1 << 16
+    while missing > 0:
+        data = await loop.sock_recv(sock, missing)
+        assert data
+        missing -= len(data)
+    return sock
+
+
+def test_1000_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(tmp_path: Path) -> None:
+    sent = 0
+
+    async def download(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        if count := int.from_bytes(await reader.readexactly(4), "big"):
+            await send_blocks(writer, count)
+            writer.close()
+            return
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        endless = block(0)
+        while True:
+            writer.write(endless)
+            await writer.drain()
+            sent += len(endless)
+
+    async def main() -> None:
+        limits = ("--memory", "64", "--max-connections", "2000")
+        clients: list[socket.socket] = []
+        try:
+            async with tunnel(tmp_path, download, server=limits, provider=limits) as made:
+                for _ in range(STALLED // AT_ONCE):
+                    clients += await asyncio.gather(*(stalled_client(made.port) for _ in range(AT_ONCE)))
+                level = Level()
+                await eventually(lambda: level.holds(sent), "all buffers are full", deadline_s=60)
+
+                blocks = 2048  # 128 MiB
+                digest = await send_blocks(_Null(), blocks)  # type: ignore[arg-type]
+                reader, writer = await made.connect()
+                writer.write(blocks.to_bytes(4, "big"))
+                assert await read_digest(reader) == (blocks << 16, digest)
+                writer.close()
+                for process in (made.server, made.provider):
+                    assert peak_rss_kib(process) < (64 + 64) * MIB_KIB
+        finally:
+            for sock in clients:
+                sock.close()
+
+    run(main())
+
+
+async def short(port: int, *, kind: bytes) -> None:
+    """Be a client that asks once; `t`: the target closes first, `c`: the client does."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(kind + b" is a small request")
+    if kind == b"t":
+        assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b"a small response"
+    else:
+        assert await asyncio.wait_for(reader.readexactly(16), DEADLINE_S) == b"a small response"
+    writer.close()
+    await writer.wait_closed()
+
+
+async def many_short(port: int, count: int) -> None:
+    async def one_after_another() -> None:
+        for index in range(count // AT_ONCE):
+            await short(port, kind=b"tc"[index % 2 :][:1])
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(one_after_another(), name="short connections")
+
+
+async def settled(made: Tunnel, *, idle: dict[Process, int]) -> dict[Process, int]:
+    """Wait until nothing is left of any connection; return the resident KiB of each process."""
+    await eventually(lambda: not any(map(in_close_wait, idle)), "no socket in CLOSE_WAIT")
+    await eventually(lambda: all(len(descriptors(process)) <= idle[process] for process in idle), "few descriptors")
+    return {process: process.rss_kib for process in idle}
+
+
+def test_20000_short_connections_leave_nothing_behind(tmp_path: Path) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readexactly(20)
+        writer.write(b"a small response")
+        if request[:1] == b"c":
+            assert await reader.read() == b""
+        writer.close()
+
+    async def main() -> None:
+        async with tunnel(tmp_path, respond) as made:
+            processes = (made.server, made.provider)
+            idle = {process: len(descriptors(process)) for process in processes}
+            await many_short(made.port, SHORT // 4)
+            early = await settled(made, idle=idle)
+            await many_short(made.port, SHORT - SHORT // 4)
+            late = await settled(made, idle=idle)
+            for process in processes:
+                assert late[process] - early[process] <= 8 * MIB_KIB, (early, late)
+
+    run(main())

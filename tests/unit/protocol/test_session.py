@@ -1,0 +1,948 @@
+"""One session, with its peer played by the test: who says what, and what the driver is told."""
+
+import pytest
+
+from goreprox.protocol import wire
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.events import (
+    Abort,
+    Accept,
+    Ack,
+    Batch,
+    Data,
+    Drain,
+    Eof,
+    Event,
+    Goodbye,
+    Live,
+    Open,
+    Probe,
+    Refuse,
+    Reset,
+    Resume,
+)
+from goreprox.protocol.limits import (
+    ALLOWANCE_S,
+    BATCH_BYTES,
+    BATCH_EVENTS,
+    IN_FLIGHT_MAX,
+    IN_FLIGHT_MIN,
+    KIB,
+    LOSS_TIMEOUT_S,
+    MAX_OFFSET,
+    MAX_RAW_FRAMES,
+    MIB,
+    PATH_ACK_DELAY_S,
+    PROBE_MIN_S,
+    QUANTUM_MIN,
+    RAW_PAYLOAD,
+    RESET_LINGER_S,
+    RESTART_MAX_S,
+    RESTART_MIN_S,
+    RESUME_PAGE,
+    STREAM_ACK_DELAY_S,
+    WINDOW_INITIAL,
+)
+from goreprox.protocol.session import GONE, Kind, Notice, Session
+from goreprox.protocol.stream import State, Stream
+
+GRACE_S = 60.0
+WINDOW = 1 << 30
+
+
+def hello(*lives: Live, next_id: int = 1, last: bool = True, grace_s: float = GRACE_S) -> Resume:
+    return Resume(grace_s, WINDOW, next_id, last, lives)
+
+
+def live(stream: int, *, accepted: bool = True, received: int = 0, delivered: int = 0, eof: bool = False) -> Live:
+    return Live(stream, accepted, received, delivered, WINDOW, eof)
+
+
+class Peer:
+    """The far end of a session under test. It numbers and acknowledges as a peer does, and says what it is told to."""
+
+    def __init__(self, *, opener: bool = True, memory: int = 64 * MIB, max_streams: int = 64) -> None:
+        self.now = 0.0
+        self.budget = Budget(total_bytes=memory, max_streams=max_streams)
+        self.wakes = 0
+        self.session = Session(opener=opener, budget=self.budget, grace_s=GRACE_S, wake=self.woken, now=0.0)
+        self.epoch = self.seq = self.received = 0
+        self.acked = 0
+        self.path: object = None
+
+    def woken(self) -> None:
+        self.wakes += 1
+
+    def heard(self) -> list[Event]:
+        """Take what the session sends now."""
+        events: list[Event] = []
+        for path, frames in self.session.flush(self.now):
+            _, batch = wire.decode(frames)
+            if batch.epoch != self.epoch:
+                self.epoch, self.seq, self.received = batch.epoch, 0, 0
+            assert batch.seq == self.received
+            self.received += bool(batch.events)
+            self.acked = batch.ack
+            self.path = path
+            events += batch.events
+        return events
+
+    def say(self, *events: Event, path: object = "a", seq: int | None = None) -> None:
+        batch = Batch(self.epoch, self.seq if seq is None else seq, self.received, events)
+        self.seq += bool(events)
+        self.session.receive(path, wire.encode(batch, version=1), self.now)
+
+    def begin(self, *events: Event, epoch: int, path: object = "a") -> None:
+        """Begin an epoch of the peer's."""
+        self.epoch, self.seq, self.received = epoch, 0, 0
+        self.say(*events, path=path)
+
+    def connect(self, *lives: Live, next_id: int = 1) -> list[Event]:
+        """Bring a path up, resume, and return what the session says in this epoch."""
+        self.session.path_up("a", self.now)
+        events = self.heard()
+        self.say(hello(*lives, next_id=next_id))
+        return events + self.heard()
+
+    def notices(self) -> list[Notice]:
+        notices, self.session.notices = self.session.notices, []
+        return notices
+
+    def kinds(self) -> list[Kind]:
+        return [notice.kind for notice in self.notices()]
+
+    def open(self) -> Stream:
+        stream = Stream(opener=True, service="web", client="test", budget=self.budget)
+        self.session.open(stream)
+        return stream
+
+
+def edge() -> Peer:
+    """Give the peer of an opener, connected."""
+    peer = Peer(opener=True)
+    peer.connect()
+    peer.notices()
+    return peer
+
+
+def provider() -> Peer:
+    """Give the peer of an acceptor, connected."""
+    peer = Peer(opener=False)
+    peer.connect()
+    peer.notices()
+    return peer
+
+
+def opened() -> tuple[Peer, Stream]:
+    """Give the peer of an opener, and a stream that was accepted."""
+    peer = edge()
+    stream = peer.open()
+    peer.heard()
+    peer.say(Accept(1, WINDOW))
+    peer.notices()
+    return peer, stream
+
+
+def accepted() -> tuple[Peer, Stream]:
+    """Give the peer of an acceptor, and a stream whose target answered."""
+    peer, stream = dialing()
+    stream.accept()
+    peer.heard()
+    return peer, stream
+
+
+def dialing() -> tuple[Peer, Stream]:
+    """Give the peer of an acceptor, and a stream whose target was not reached yet."""
+    peer = provider()
+    peer.say(Open(1, "web", "test", WINDOW))
+    (notice,) = peer.notices()
+    assert notice.kind is Kind.OPENED
+    assert notice.stream is not None
+    return peer, notice.stream
+
+
+def failure(peer: Peer) -> str:
+    """Give why the session failed; it told so last."""
+    notice = peer.notices()[-1]
+    assert notice.kind is Kind.FAILED
+    assert peer.session.failed == notice.reason
+    return notice.reason
+
+
+# Paths and epochs.
+
+
+def test_an_epoch_begins_with_a_resume_from_both_ends() -> None:
+    peer = Peer()
+    assert peer.session.path_id is None
+    assert peer.session.round_trip_s == 0.1
+    peer.session.path_up("a", 0.0)
+    assert peer.session.path_id == "a"
+    assert peer.heard() == [Resume(GRACE_S, peer.budget.floor_bytes, 1, True, ())]
+    before = (peer.session.established, peer.session.lost_at)
+    peer.now = 0.2
+    peer.say(hello())
+    assert (before, peer.session.established, peer.session.lost_at) == ((False, 0.0), True, None)
+    assert peer.kinds() == [Kind.ESTABLISHED]
+    assert peer.session.round_trip_s == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("opener", "epochs"), [(True, [2, 4]), (False, [1, 3])])
+def test_each_end_has_epochs_of_its_own(opener: bool, epochs: list[int]) -> None:
+    peer = Peer(opener=opener)
+    begun = []
+    for _ in epochs:
+        peer.session.path_up("a", 0.0)
+        peer.heard()
+        begun.append(peer.epoch)
+    assert begun == epochs
+
+
+def test_an_epoch_of_the_peer_is_answered() -> None:
+    peer = Peer(opener=False)
+    peer.session.path_up("a", 0.0)
+    peer.begin(hello(), epoch=2)
+    assert peer.heard() == [Resume(GRACE_S, peer.budget.floor_bytes, 1, True, ())]
+    assert (peer.epoch, peer.session.established) == (2, True)
+
+
+def test_the_higher_of_two_epochs_wins() -> None:
+    peer = edge()
+    peer.begin(hello(), epoch=1)
+    assert peer.kinds() == []
+    assert peer.session.counters.outages == 0
+    peer.begin(hello(), epoch=3)
+    assert peer.kinds() == [Kind.ESTABLISHED]
+    assert peer.session.counters.outages == 1
+
+
+@pytest.mark.parametrize("events", [(), (Probe(),)])
+def test_an_epoch_whose_beginning_was_lost_is_begun_anew(events: tuple[Event, ...]) -> None:
+    peer = edge()
+    peer.epoch, peer.seq, peer.received = 5, 1, 0
+    peer.say(*events)
+    assert [type(event) for event in peer.heard()] == [Resume]
+    assert peer.epoch == 6
+
+
+def test_an_epoch_too_high_to_go_on_from_is_refused() -> None:
+    peer = edge()
+    peer.begin(hello(), epoch=MAX_OFFSET // 2 + 1)
+    assert "epoch 4611686018427387904, expected at most 4611686018427387903" in failure(peer)
+
+
+def test_messages_of_an_unknown_path_are_inert() -> None:
+    peer = edge()
+    peer.say(Drain(), path="b")
+    assert not peer.session.peer_draining
+
+
+def test_messages_of_another_path_in_this_epoch_are_inert() -> None:
+    peer = edge()
+    peer.session.path_up("b", 0.0)
+    peer.say(Drain(), path="b")
+    assert not peer.session.peer_draining
+    assert peer.session.path_id == "a"
+
+
+def test_another_path_takes_over() -> None:
+    peer = edge()
+    peer.session.path_up("b", 0.0)
+    assert peer.heard() == []
+    peer.session.path_down("a", 1.0)
+    peer.heard()
+    assert (peer.path, peer.session.lost_at) == ("b", 1.0)
+
+
+def test_a_path_that_was_not_in_use_is_not_missed() -> None:
+    peer = edge()
+    peer.session.path_up("b", 0.0)
+    peer.session.path_down("b", 1.0)
+    peer.session.path_down("unknown", 1.0)
+    assert peer.session.established
+
+
+def test_without_a_path_nothing_is_sent() -> None:
+    peer = edge()
+    peer.session.path_down("a", 1.0)
+    peer.session.path_down("a", 1.0)
+    stream = peer.open()
+    stream.write(b"abc")
+    assert peer.heard() == []
+    assert peer.session.settled
+    assert peer.session.lost_at == 1.0
+
+
+def test_a_doubled_message_counts_once() -> None:
+    peer = edge()
+    peer.say(Drain())
+    peer.say(Drain(), seq=1)
+    assert peer.kinds() == [Kind.DRAINING]
+
+
+def test_a_gap_begins_a_new_epoch_soon() -> None:
+    peer = edge()
+    peer.say(Probe(), seq=3)
+    assert (peer.session.established, peer.heard()) == (False, [])
+    assert peer.session.deadline() == RESTART_MIN_S
+    peer.now = RESTART_MIN_S
+    peer.session.tick(peer.now)
+    assert [type(event) for event in peer.heard()] == [Resume]
+    assert peer.epoch == 4
+
+
+def test_an_ack_alone_tells_of_a_gap_too() -> None:
+    peer = edge()
+    peer.say()
+    whole = peer.session.established
+    peer.say(seq=2)
+    assert (whole, peer.session.established) == (True, False)
+
+
+def test_between_two_epochs_messages_are_inert() -> None:
+    peer = edge()
+    peer.say(seq=2)
+    peer.say(Drain())
+    assert not peer.session.peer_draining
+
+
+def test_a_new_epoch_tries_another_path_first() -> None:
+    peer = edge()
+    peer.session.path_up("b", 0.0)
+    peer.say(seq=9)
+    peer.now = RESTART_MIN_S
+    peer.session.tick(peer.now)
+    peer.heard()
+    assert peer.path == "b"
+
+
+def test_no_epoch_begins_once_the_last_path_is_gone() -> None:
+    peer = edge()
+    peer.say(seq=9)
+    peer.session.path_down("a", 0.0)
+    peer.session.tick(RESTART_MIN_S)
+    assert peer.session.path_id is None
+    assert peer.session.deadline() is None
+
+
+def test_silence_is_probed_and_ends_the_epoch() -> None:
+    peer = edge()
+    stream = peer.open()
+    stream.write(b"abc")
+    peer.heard()
+    assert peer.session.deadline() == PROBE_MIN_S
+    peer.now = PROBE_MIN_S
+    peer.session.tick(peer.now)
+    assert peer.heard() == [Probe()]
+    peer.session.tick(PROBE_MIN_S)
+    assert peer.heard() == []
+    peer.session.tick(LOSS_TIMEOUT_S)
+    assert not peer.session.established
+
+
+def test_attempts_that_nobody_answers_become_rare() -> None:
+    peer = Peer()
+    peer.session.path_up("a", 0.0)
+    waits = []
+    for _ in range(7):
+        peer.heard()
+        peer.now += LOSS_TIMEOUT_S + 0.01
+        peer.session.tick(peer.now)
+        due = peer.session.deadline()
+        assert due is not None
+        waits.append(round(due - peer.now, 3))
+        peer.now = due
+        peer.session.tick(peer.now)
+    assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, RESTART_MAX_S, RESTART_MAX_S]
+
+
+def test_a_probe_is_acknowledged_at_once() -> None:
+    peer = edge()
+    peer.heard()
+    peer.say(Probe())
+    assert peer.heard() == []
+    assert peer.acked == 2
+
+
+def test_messages_are_acknowledged_alone_after_a_delay() -> None:
+    peer = edge()
+    peer.now = PATH_ACK_DELAY_S
+    peer.heard()
+    peer.say(Drain())
+    peer.heard()
+    assert peer.acked == 1
+    peer.now += PATH_ACK_DELAY_S
+    peer.heard()
+    assert peer.acked == 2
+
+
+def test_a_session_is_settled_once_the_peer_has_all() -> None:
+    peer = edge()
+    peer.session.drain()
+    settled = [peer.session.settled]
+    peer.heard()
+    settled.append(peer.session.settled)
+    peer.say()
+    settled.append(peer.session.settled)
+    assert settled == [False, False, True]
+
+
+# Time.
+
+
+def test_streams_end_when_no_path_comes_back_in_the_grace_of_both() -> None:
+    peer = Peer()
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    peer.say(hello(grace_s=5.0))
+    stream = peer.open()
+    peer.session.path_down("a", 100.0)
+    peer.notices()
+    end = 100.0 + 5.0 + ALLOWANCE_S
+    assert peer.session.deadline() == end
+    peer.session.tick(end - 0.1)
+    assert peer.notices() == []
+    peer.session.tick(end)
+    assert peer.notices() == [Notice(Kind.ABORTED, stream, "no path to the peer for 5 s")]
+    assert peer.session.deadline() is None
+
+
+def test_a_reset_waits_only_so_long_for_its_bytes() -> None:
+    peer, stream = opened()
+    stream.reset("gone", now=1.0)
+    peer.heard()
+    peer.say()
+    assert peer.notices() == [Notice(Kind.CLOSED, stream)]
+    stuck = peer.open()
+    stuck.reset("gone", now=2.0)
+    assert peer.session.deadline() == 2.0 + RESET_LINGER_S
+    peer.session.tick(2.0 + RESET_LINGER_S)
+    assert peer.kinds() == [Kind.ABORTED]
+
+
+def test_the_wait_for_a_reset_starts_again_with_a_path() -> None:
+    peer, stream = opened()
+    stream.reset("gone", now=1.0)
+    peer.session.path_down("a", 1.0)
+    peer.now = 30.0
+    peer.session.tick(30.0)
+    peer.connect(live(1), next_id=2)
+    assert list(peer.session._resetting.values()) == [30.0 + RESET_LINGER_S]
+
+
+# Streams of the opener.
+
+
+def test_a_new_stream_is_opened_and_its_bytes_follow_at_once() -> None:
+    peer = edge()
+    stream = peer.open()
+    stream.write(b"abc")
+    assert peer.heard() == [Open(1, "web", "test", WINDOW_INITIAL), Data(1, 0, b"abc")]
+    peer.say(Accept(1, WINDOW))
+    assert peer.kinds() == [Kind.ACCEPTED, Kind.WRITABLE]
+    assert stream.send.limit == WINDOW
+
+
+def test_an_accept_of_a_reset_stream_tells_the_driver_nothing() -> None:
+    peer = edge()
+    stream = peer.open()
+    peer.heard()
+    stream.reset("gone", now=0.0)
+    peer.session.path_down("a", 0.0)
+    peer.connect(live(1), next_id=2)
+    assert stream.accepted
+    assert peer.kinds() == [Kind.ESTABLISHED]
+
+
+def test_a_refused_stream_may_go_elsewhere() -> None:
+    peer = edge()
+    stream = peer.open()
+    stream.write(b"abc")
+    peer.heard()
+    peer.say(Refuse(1, "no target"))
+    assert peer.notices() == [Notice(Kind.REFUSED, stream, "no target")]
+    assert (stream.host, stream.send.sendable, peer.session.streams) == (None, 3, {})
+
+
+def test_a_refusal_ends_a_stream_whose_client_was_reset() -> None:
+    peer = edge()
+    stream = peer.open()
+    peer.heard()
+    stream.reset("gone", now=0.0)
+    peer.say(Refuse(1, "no target"))
+    assert peer.notices() == [Notice(Kind.CLOSED, stream, "no target")]
+
+
+def test_streams_opened_without_a_path_are_opened_later() -> None:
+    peer = Peer()
+    stream = peer.open()
+    stream.write(b"abc")
+    assert peer.connect()[1:] == [Open(1, "web", "test", WINDOW_INITIAL), Data(1, 0, b"abc")]
+
+
+def test_ids_go_on_from_what_the_peer_has_seen() -> None:
+    peer = Peer()
+    peer.connect(next_id=8)
+    assert peer.open().id == 8
+
+
+# Streams of the acceptor.
+
+
+def test_an_accept_is_told() -> None:
+    peer, stream = dialing()
+    assert (stream.service, stream.client, stream.send.limit) == ("web", "test", WINDOW)
+    stream.accept()
+    assert peer.heard() == [Accept(1, WINDOW_INITIAL)]
+
+
+def test_an_accept_during_a_resume_is_told_after_it() -> None:
+    peer, stream = dialing()
+    peer.session.path_up("a", 0.0)
+    assert peer.heard() == [
+        Resume(GRACE_S, peer.budget.floor_bytes, 2, True, (Live(1, False, 0, 0, WINDOW_INITIAL, False),))
+    ]
+    stream.accept()
+    peer.say(hello(live(1, accepted=False), next_id=2))
+    assert peer.heard() == [Accept(1, WINDOW_INITIAL)]
+
+
+def test_an_accept_during_a_resume_is_not_told_of_a_stream_that_has_ended() -> None:
+    peer, stream = dialing()
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    stream.accept()
+    stream.abort("changed its mind")
+    peer.say(hello(live(1, accepted=False), next_id=2))
+    assert peer.heard() == [Abort(1, "changed its mind")]
+
+
+def test_a_refusal_is_told_until_the_peer_has_it() -> None:
+    peer, stream = dialing()
+    stream.refuse("no target")
+    assert peer.heard() == [Refuse(1, "no target")]
+    peer.session.path_down("a", 0.0)
+    assert peer.connect(live(1, accepted=False), next_id=2)[1:] == [Refuse(1, "no target")]
+    peer.say()
+    peer.session.path_down("a", 0.0)
+    assert peer.connect(live(1, accepted=False), next_id=2)[1:] == [Abort(1, GONE)]
+
+
+# Data, acknowledgements, ends.
+
+
+def test_bytes_wait_for_the_socket() -> None:
+    peer, stream = opened()
+    peer.say(Data(1, 0, b"abc"), Data(1, 0, b"abc"), Eof(1, 3), Eof(1, 3))
+    assert peer.notices() == [Notice(Kind.READABLE, stream), Notice(Kind.READABLE, stream)]
+
+
+def test_delivery_is_acknowledged_with_others_after_a_delay() -> None:
+    peer = edge()
+    streams = [peer.open(), peer.open(), peer.open()]
+    peer.heard()
+    for stream in streams:
+        peer.say(Accept(stream.id, WINDOW), Data(stream.id, 0, b"abc"))
+        stream.consume(3, now=1.0)
+    streams[2].receive.take_ack()
+    assert peer.session.deadline() == min(PATH_ACK_DELAY_S, 1.0 + STREAM_ACK_DELAY_S)
+    peer.now = 1.0
+    assert peer.heard() == []
+    assert peer.session.deadline() == 1.0 + STREAM_ACK_DELAY_S
+    peer.now = 1.0 + STREAM_ACK_DELAY_S
+    assert peer.heard() == [Ack(1, 3, WINDOW_INITIAL + 3), Ack(2, 3, WINDOW_INITIAL + 3)]
+
+
+def test_delivery_of_a_quarter_of_the_window_is_acknowledged_at_once() -> None:
+    peer, stream = opened()
+    quarter = WINDOW_INITIAL // 4
+    peer.say(Data(1, 0, bytes(quarter)))
+    stream.consume(quarter, now=0.0)
+    assert peer.heard() == [Ack(1, quarter, WINDOW_INITIAL + quarter)]
+
+
+def test_delivery_without_a_path_is_acknowledged_later() -> None:
+    peer, stream = opened()
+    peer.say(Data(1, 0, b"abc"))
+    peer.session.path_down("a", 0.0)
+    stream.consume(3, now=0.0)
+    events = peer.connect(live(1), next_id=2)
+    assert events[1:] == [Ack(1, 3, WINDOW_INITIAL + 3)]
+
+
+def test_a_stream_ends_well_once_both_directions_have() -> None:
+    peer, stream = opened()
+    stream.write_eof()
+    assert peer.heard() == [Eof(1, 0)]
+    peer.say(Eof(1, 0), Ack(1, 1, WINDOW))
+    assert peer.kinds() == [Kind.READABLE, Kind.WRITABLE]
+    stream.deliver_eof(now=0.0)
+    assert peer.kinds() == [Kind.CLOSED]
+    assert peer.heard() == [Ack(1, 1, WINDOW_INITIAL)]
+    assert peer.session.streams == {}
+    peer.say(Ack(1, 1, WINDOW), Data(1, 0, b"x"), Eof(1, 0), Accept(1, 0), Refuse(1, ""), Reset(1, 0, ""))
+    peer.say(Abort(1, ""))
+    assert peer.kinds() == [], "what still arrives for it is let go"
+
+
+def test_a_reset_follows_its_bytes_and_ends_the_stream_on_arrival() -> None:
+    peer, stream = opened()
+    stream.write(b"abc")
+    stream.reset("gone", now=0.0)
+    assert peer.heard() == [Data(1, 0, b"abc"), Reset(1, 3, "gone")]
+    assert stream.state is State.RESETTING
+    peer.say(Ack(1, 3, WINDOW))
+    assert peer.notices() == [Notice(Kind.CLOSED, stream)]
+
+
+def test_a_reset_is_said_once_an_epoch() -> None:
+    peer, stream = opened()
+    stream.reset("gone", now=0.0)
+    assert peer.heard() == [Reset(1, 0, "gone")]
+    peer.session.stream_ready(stream)
+    assert peer.heard() == []
+
+
+def test_a_reset_of_the_peer_is_for_the_socket() -> None:
+    peer, stream = opened()
+    peer.say(Data(1, 0, b"abc"), Reset(1, 3, "gone"))
+    assert peer.notices() == [Notice(Kind.READABLE, stream), Notice(Kind.RESET, stream, "gone")]
+    peer.say(Ack(1, 0, WINDOW))
+    assert peer.kinds() == []
+
+
+def test_resets_of_both_ends_meet() -> None:
+    peer, stream = opened()
+    stream.reset("gone", now=0.0)
+    peer.say(Reset(1, 0, "gone too"))
+    assert peer.notices() == [Notice(Kind.CLOSED, stream, "gone too")]
+
+
+def test_an_abort_of_the_peer_is_at_once() -> None:
+    peer, stream = opened()
+    peer.say(Data(1, 0, b"abc"), Abort(1, "enough"))
+    assert peer.notices()[1:] == [Notice(Kind.ABORTED, stream, "enough")]
+    assert peer.session.streams == {}
+
+
+def test_an_abort_of_ours_is_told_and_forgotten_once_heard() -> None:
+    peer, stream = opened()
+    stream.abort("enough")
+    assert peer.heard() == [Abort(1, "enough")]
+    assert peer.session._ended == {1: Abort(1, "enough")}
+    peer.say()
+    assert peer.session._ended == {}
+
+
+# Resume.
+
+
+def test_what_the_peer_did_not_receive_is_sent_again() -> None:
+    peer, stream = opened()
+    stream.write(b"abcdef")
+    stream.write_eof()
+    assert peer.heard() == [Data(1, 0, b"abcdef"), Eof(1, 6)]
+    peer.session.path_down("a", 0.0)
+    resume, *replay = peer.connect(live(1, received=4, delivered=2), next_id=2)
+    assert resume == Resume(GRACE_S, peer.budget.floor_bytes, 2, True, (Live(1, True, 0, 0, WINDOW_INITIAL, False),))
+    assert replay == [Data(1, 4, b"ef"), Eof(1, 6)]
+    assert (peer.session.counters.replayed_bytes, stream.send.acked) == (2, 2)
+
+
+def test_a_stream_that_the_peer_has_not_seen_is_opened_again() -> None:
+    peer = edge()
+    stream = peer.open()
+    stream.write(b"abc")
+    peer.heard()
+    peer.session.path_down("a", 0.0)
+    assert peer.connect()[1:] == [Open(1, "web", "test", WINDOW_INITIAL), Data(1, 0, b"abc")]
+
+
+def test_an_accept_that_was_lost_is_in_the_resume() -> None:
+    peer = edge()
+    stream = peer.open()
+    peer.heard()
+    peer.session.path_down("a", 0.0)
+    peer.connect(live(1), next_id=2)
+    assert stream.state is State.OPEN
+    assert peer.kinds() == [Kind.ACCEPTED, Kind.WRITABLE, Kind.WRITABLE, Kind.ESTABLISHED]
+
+
+def test_a_peer_that_has_forgotten_the_session_ends_accepted_streams() -> None:
+    peer, stream = opened()
+    peer.session.path_down("a", 0.0)
+    peer.connect(next_id=1)
+    assert peer.notices() == [Notice(Kind.ABORTED, stream, GONE), Notice(Kind.ESTABLISHED)]
+
+
+def test_a_stream_that_only_the_peer_has_is_ended_there() -> None:
+    peer, stream = accepted()
+    stream.abort("enough")
+    peer.session.path_down("a", 0.0)
+    assert peer.connect(live(1), live(2), next_id=3)[1:] == [Abort(1, "enough")]
+
+
+def test_a_stream_that_ended_well_on_both_ends_is_no_loss() -> None:
+    peer, stream = opened()
+    stream.write_eof()
+    peer.heard()
+    peer.say(Eof(1, 0))
+    peer.session.path_down("a", 0.0)
+    peer.notices()
+    stream.deliver_eof(now=0.0)
+    peer.connect(next_id=2)
+    peer.notices()
+    peer.say(Abort(1, GONE))
+    assert peer.notices() == [Notice(Kind.CLOSED, stream, GONE)]
+
+
+def test_a_stream_that_ended_in_an_outage_closes_with_the_resume() -> None:
+    peer, stream = opened()
+    stream.write_eof()
+    peer.heard()
+    peer.say(Eof(1, 0), Ack(1, 1, WINDOW))
+    peer.session.path_down("a", 0.0)
+    stream.deliver_eof(now=0.0)
+    peer.notices()
+    assert peer.connect(live(1, delivered=1, eof=True), next_id=2)[1:] == [Ack(1, 1, WINDOW_INITIAL)]
+    assert peer.kinds() == [Kind.WRITABLE, Kind.CLOSED, Kind.ESTABLISHED]
+
+
+def test_a_reset_whose_arrival_was_not_heard_of_is_over() -> None:
+    peer, stream = opened()
+    stream.reset("gone", now=0.0)
+    peer.heard()
+    peer.session.path_down("a", 0.0)
+    peer.connect(next_id=2)
+    assert peer.notices() == [Notice(Kind.CLOSED, stream), Notice(Kind.ESTABLISHED)]
+
+
+def test_a_stream_that_the_peer_has_reset_goes_on_to_its_socket() -> None:
+    peer, stream = opened()
+    peer.say(Data(1, 0, b"abc"), Reset(1, 3, "gone"))
+    peer.session.path_down("a", 0.0)
+    assert peer.connect(live(1), next_id=2)[0] == Resume(GRACE_S, peer.budget.floor_bytes, 2, True, ())
+    assert stream.state is State.RESET
+    stream.consume(3, now=0.0)
+    stream.finish_reset()
+    assert peer.session.streams == {}
+
+
+def test_many_streams_are_listed_in_pages() -> None:
+    peer = Peer(memory=64 * MIB, max_streams=2 * RESUME_PAGE)
+    for _ in range(RESUME_PAGE + 1):
+        peer.open()
+    peer.session.path_up("a", 0.0)
+    pages = [event for event in peer.heard() if isinstance(event, Resume)]
+    assert [(len(page.streams), page.last) for page in pages] == [(RESUME_PAGE, False), (1, True)]
+
+
+def test_the_last_page_establishes() -> None:
+    peer, stream = accepted()
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    peer.say(hello(live(1, received=0), next_id=3, last=False))
+    first = peer.session.established
+    peer.say(hello(live(2), next_id=3))
+    assert (first, peer.session.established, stream.state) == (False, True, State.OPEN)
+
+
+# Leaving.
+
+
+def test_drain_is_told_now_and_in_every_epoch() -> None:
+    peer = Peer()
+    peer.session.drain()
+    assert peer.connect()[1:] == [Drain()]
+    peer.session.drain()
+    assert peer.heard() == [Drain()]
+    peer.say(Drain())
+    assert peer.session.peer_draining
+    assert Kind.DRAINING in peer.kinds()
+
+
+def test_goodbye_ends_all_streams_and_is_told_in_every_epoch() -> None:
+    peer, _ = opened()
+    peer.session.goodbye("shutdown")
+    assert peer.heard() == [Abort(1, "shutdown"), Goodbye("shutdown")]
+    peer.session.path_down("a", 0.0)
+    peer.session.goodbye("shutdown")
+    assert peer.connect(next_id=2)[1:] == [Goodbye("shutdown")]
+
+
+def test_goodbye_of_the_peer_ends_all_streams_and_is_acknowledged_at_once() -> None:
+    peer, stream = opened()
+    peer.heard()
+    peer.say(Goodbye("shutdown"))
+    assert peer.notices() == [
+        Notice(Kind.ABORTED, stream, "shutdown"),
+        Notice(Kind.GOODBYE, None, "shutdown"),
+    ]
+    peer.heard()
+    assert peer.acked == peer.seq
+
+
+# What a peer may not do.
+
+
+@pytest.mark.parametrize(
+    "event",
+    [Data(1, 0, b"x"), Ack(1, 0, 0), Open(1, "", "", 0), Accept(1, 0), Eof(1, 0), Refuse(1, ""), Reset(1, 0, "")],
+)
+def test_streams_wait_for_the_last_page(event: Event) -> None:
+    peer = Peer(opener=False)
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    peer.say(event)
+    assert failure(peer) == f"{type(event).__name__} before the last page of the resume"
+
+
+@pytest.mark.parametrize("opener", [True, False])
+@pytest.mark.parametrize(
+    "event",
+    [Data(9, 0, b"x"), Ack(9, 0, 0), Accept(9, 0), Eof(9, 0), Refuse(9, ""), Reset(9, 0, ""), Abort(9, "")],
+)
+def test_a_stream_that_was_never_opened_is_refused(event: Event, opener: bool) -> None:
+    peer = edge() if opener else provider()
+    peer.say(event)
+    assert failure(peer) == "stream 9 was never opened"
+
+
+def test_the_acceptor_may_not_open() -> None:
+    peer = edge()
+    peer.say(Open(1, "", "", 0))
+    assert failure(peer) == "Open from the acceptor"
+
+
+def test_an_id_is_used_once() -> None:
+    peer, _ = dialing()
+    peer.say(Open(1, "web", "test", 0))
+    assert failure(peer) == "stream id 1 used again, expected more than 1"
+
+
+def test_a_resume_within_an_epoch_is_refused() -> None:
+    peer = edge()
+    peer.say(hello())
+    assert failure(peer) == "Resume in the midst of an epoch"
+
+
+def test_a_resume_lists_each_stream_once_and_in_order() -> None:
+    peer = Peer()
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    peer.say(hello(live(2), live(2)))
+    assert failure(peer) == "stream 2 listed after 2"
+
+
+def test_a_failed_session_aborts_its_streams_and_listens_no_more() -> None:
+    peer, stream = opened()
+    peer.say(Accept(1, 0))
+    notices = peer.notices()
+    reason = "ACCEPT_IN in state OPEN (stream 1)"
+    assert notices == [
+        Notice(Kind.ABORTED, stream, f"protocol error: {reason}"),
+        Notice(Kind.FAILED, None, reason),
+    ]
+    peer.say(Drain())
+    assert peer.notices() == []
+    assert peer.heard() == []
+    assert peer.budget.borrowed_bytes == 0
+
+
+def test_another_version_is_refused() -> None:
+    peer = edge()
+    peer.session.receive("a", wire.encode(Batch(2, 1, 1, ()), version=2), 0.0)
+    assert failure(peer) == "protocol version 2, expected 1"
+
+
+def test_noise_is_refused() -> None:
+    peer = edge()
+    peer.session.receive("a", [b"noise"], 0.0)
+    assert failure(peer)
+
+
+# Batches.
+
+
+def bound(peer: Peer, bound_bytes: int) -> None:
+    """Say how many bytes may be in flight, as if it had been measured."""
+    path = peer.session._path
+    assert path is not None
+    path.bound = bound_bytes
+
+
+def test_bytes_in_flight_are_bounded() -> None:
+    peer, stream = opened()
+    bound(peer, IN_FLIGHT_MIN)
+    stream.write(bytes(MIB))
+    sizes = [len(event.payload) for event in peer.heard() if isinstance(event, Data)]
+    assert IN_FLIGHT_MIN - QUANTUM_MIN <= sum(sizes) <= IN_FLIGHT_MIN
+    assert peer.heard() == []
+    peer.say()
+    assert peer.heard()
+
+
+def batches(peer: Peer) -> list[list[int]]:
+    """Give the sizes of the frames of what is sent now."""
+    messages = [frames for _, frames in peer.session.flush(peer.now)]
+    for frames in messages:
+        wire.decode(frames)
+    return [[len(frame) for frame in frames] for frames in messages]
+
+
+def test_a_message_ends_with_a_mebibyte_of_payload() -> None:
+    peer, stream = opened()
+    bound(peer, IN_FLIGHT_MAX)
+    for _ in range(3):
+        stream.write(bytes(MIB // 2))
+    assert [sum(sizes) // (BATCH_BYTES // 2) for sizes in batches(peer)] == [2, 1]
+
+
+def test_a_message_ends_with_64_raw_frames() -> None:
+    peer = Peer(memory=512 * MIB, max_streams=1000)
+    peer.connect()
+    bound(peer, IN_FLIGHT_MAX)
+    for _ in range(MAX_RAW_FRAMES + 1):
+        peer.open()
+    peer.heard()
+    for stream in peer.session.streams.values():
+        stream.write(bytes(RAW_PAYLOAD))
+    assert [len(sizes) - 1 for sizes in batches(peer)] == [MAX_RAW_FRAMES, 1]
+
+
+def test_a_message_ends_with_so_many_bytes_inside_the_cbor() -> None:
+    peer = edge()
+    bound(peer, IN_FLIGHT_MAX)
+    streams = [peer.open() for _ in range(20)]
+    peer.heard()
+    for stream in streams:
+        stream.write(bytes(10 * KIB))
+    sizes = batches(peer)
+    assert len(sizes) == 2
+    assert max(map(sum, sizes)) < 128 * KIB
+
+
+def test_a_message_ends_with_1024_events() -> None:
+    count = BATCH_EVENTS + 1
+    peer = Peer(memory=64 * MIB, max_streams=2000)
+    peer.connect()
+    streams = [peer.open() for _ in range(count)]
+    lengths = []
+    for _ in range(2):
+        lengths.append([len(wire.decode(frames)[1].events) for _, frames in peer.session.flush(0.0)])
+        for stream in streams:
+            stream.write(b"x")
+        bound(peer, IN_FLIGHT_MAX)
+    assert lengths[0] == [BATCH_EVENTS, 1]
+    assert max(lengths[1]) == BATCH_EVENTS
+
+
+def test_counters_count() -> None:
+    peer, stream = opened()
+    before = peer.session.counters.sent_bytes
+    stream.write(bytes(1000))
+    peer.heard()
+    assert peer.session.counters.sent_bytes - before >= 1000
+    assert peer.session.counters.received_bytes > 0
+    assert peer.session.counters.opened == 1
+    assert peer.wakes > 0

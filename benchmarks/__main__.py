@@ -33,7 +33,8 @@ ROWS = ["requests/s, 32", "requests/s, 256", "connections/s", "p50 ms", "p99 ms"
 
 NGINX = """
 daemon off; master_process off; pid {tmp}/nginx.pid; error_log {tmp}/nginx.log; events {{ worker_connections 4096; }}
-http {{ access_log off; sendfile on; keepalive_requests 1000000000; client_body_temp_path {tmp}/b; proxy_temp_path {tmp}/p;
+http {{ access_log off; sendfile on; keepalive_requests 1000000000;
+client_body_temp_path {tmp}/b; proxy_temp_path {tmp}/p;
 fastcgi_temp_path {tmp}/f; uwsgi_temp_path {tmp}/u; scgi_temp_path {tmp}/s;
 server {{ listen {host}:{port} backlog=4096; root {tmp}/www; }} }}
 """

@@ -107,6 +107,8 @@ class Bridge:
             self._reset_by = self._bridges.clock() + RESET_LINGER_S
             self._pause()
             self._deliver()
+            if self._writing:
+                self._reset_later()
         elif kind is Kind.ABORTED:
             self._close()
         self._end_if_over()

@@ -125,7 +125,8 @@ class Driver:
     def _bury(self, info: PeerInfo) -> None:
         """A successor that holds its predecessor's lock proves it dead: its streams end now."""
         predecessor = info.attributes.get("predecessor")
-        if isinstance(predecessor, bytes) and (peer := self.peers.get(info.name.role.value + predecessor)):
+        peer = self.peers.get(info.name.role.value + predecessor) if isinstance(predecessor, bytes) else None
+        if peer is not None and peer.info.name.name == info.name.name:
             logger.warning("{} was restarted: the streams of its predecessor are reset", info.name.name)
             self._drop(peer, "the process that owned the connection died")
 

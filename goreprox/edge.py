@@ -5,8 +5,6 @@ import contextlib
 import errno
 import random
 import socket
-from collections import deque
-from dataclasses import dataclass
 
 from loguru import logger
 
@@ -17,7 +15,7 @@ from goreprox.config import Address, Listener, ServerConfig
 from goreprox.driver import Driver, Peer, clock
 from goreprox.errors import StartError
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.stream import Stream
 
 ACCEPTS = 64
 """Connections accepted in one turn of the loop, per listener."""
@@ -25,12 +23,6 @@ BACKLOG = 1024
 FD_PAUSE_S = 0.5
 """Without file descriptors accepting pauses so long, unless a connection ends before."""
 _NO_FDS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    bridge: Bridge
-    until: float
 
 
 class Edge:
@@ -47,7 +39,8 @@ class Edge:
         self.driver = Driver(self, role=Role.EDGE, budget=self._budget, grace_s=config.grace_s)
         self.bridges = Bridges(clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: dict[Bridge, float] = {}
+        """Clients for whom there is no provider yet, and until when they wait; in this order."""
         self._waiting_timer: asyncio.TimerHandle | None = None
         self._refused_by: dict[Stream, set[bytes]] = {}
         self._accepting = False
@@ -132,6 +125,7 @@ class Edge:
     def _ended(self, bridge: Bridge) -> None:
         stream = bridge.stream
         self._refused_by.pop(stream, None)
+        self._waiting.pop(bridge, None)
         logger.debug("stream {} of {} ended: {}", stream.id, stream.client, stream.end_reason or "done")
         self._accept_again()
 
@@ -157,31 +151,30 @@ class Edge:
     def _wait(self, bridge: Bridge) -> None:
         if not self._waiting:
             logger.info("no provider for {}: clients wait up to {:g} s", bridge.stream.service, self._config.grace_s)
-        self._waiting.append(_Waiting(bridge, clock() + self._config.grace_s))
+        self._waiting[bridge] = clock() + self._config.grace_s
         self._watch_waiting()
 
     def _watch_waiting(self) -> None:
         if self._waiting and self._waiting_timer is None:
-            delay_s = max(self._waiting[0].until - clock(), 0.01)
+            delay_s = max(next(iter(self._waiting.values())) - clock(), 0.01)
             self._waiting_timer = self._loop.call_later(delay_s, self._expire_waiting)
 
     def _expire_waiting(self) -> None:
         self._waiting_timer = None
         now = clock()
-        while self._waiting and self._waiting[0].until <= now:
-            bridge = self._waiting.popleft().bridge
-            if bridge.stream.state is not State.CLOSED:
-                bridge.abort(f"no provider within {self._config.grace_s:g} s")
+        for bridge, until in list(self._waiting.items()):
+            if until > now:
+                break
+            bridge.abort(f"no provider within {self._config.grace_s:g} s")
         self._watch_waiting()
 
     # What the driver tells.
 
     def peers_changed(self) -> None:
         """Give waiting clients to whoever is there now."""
-        waiting, self._waiting = self._waiting, deque()
-        for entry in waiting:
-            if entry.bridge.stream.state is not State.CLOSED and not self._assign(entry.bridge.stream):
-                self._waiting.append(entry)
+        for bridge in list(self._waiting):
+            if self._assign(bridge.stream):
+                del self._waiting[bridge]
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Providers open no streams; the session refuses them before this."""
@@ -203,8 +196,8 @@ class Edge:
         """Stop accepting, let streams end for `drain_s`, reset the rest."""
         self.stop_accepting()
         self.driver.drain()
-        for entry in self._waiting:
-            entry.bridge.abort("the server is shutting down")
+        for bridge in list(self._waiting):
+            bridge.abort("the server is shutting down")
         await self.driver.wait_empty(lambda: not self.bridges.live, deadline_s=drain_s)
         for bridge in list(self.bridges.live):
             bridge.abort("the server is shutting down")

@@ -84,8 +84,9 @@ class Dial:
     async def _resolve(self) -> None:
         try:
             endpoints = await self._provider.targets.resolve(self._stream.service)
-        except OSError as exc:
-            self._refuse(f"the name cannot be resolved: {exc.strerror}")
+        except (OSError, UnicodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "no host can have it"
+            self._refuse(f"the name cannot be resolved: {reason}")
             return
         if not self._over:
             self._try(endpoints)

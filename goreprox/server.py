@@ -33,7 +33,7 @@ async def run(config: ServerConfig) -> None:
         edge.stop_accepting()
         await router.close(linger_s=0)
         advice = "ports below 1024 need privileges" if exc.errno == errno.EACCES else "is another server running?"
-        raise StartError(f"{exc}; {advice} choose another port with --providers") from exc
+        raise StartError(f"{exc}; {advice}; choose another port with --providers") from exc
     local = router.attach(PeerName(Role.EDGE, config.name, incarnation), attributes, edge.driver)
     with Signals() as signals:
         edge.start()

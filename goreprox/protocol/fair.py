@@ -45,8 +45,6 @@ class FairQueue(Generic[F]):
             if not queue:
                 return None
             flow = queue.popleft()
-            if not flow.queued:
-                continue
             if flow.deficit > 0:
                 return flow
             flow.deficit += quantum
@@ -62,6 +60,12 @@ class FairQueue(Generic[F]):
             self._old.appendleft(flow)
         else:
             self._old.append(flow)
+
+    def remove(self, flow: F) -> None:
+        """Take out a flow that goes elsewhere or ends."""
+        if flow.queued:
+            flow.queued = False
+            (self._new if flow in self._new else self._old).remove(flow)
 
     def clear(self) -> None:
         """Forget all flows."""

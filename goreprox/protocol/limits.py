@@ -31,6 +31,9 @@ BATCH_BYTES = MIB
 RESUME_PAGE = 512
 """Streams in one page of a resume: 512 * 40 bytes = 20 KiB."""
 
+RESUME_MAX = 1_000_000
+"""Streams in one resume, all pages: the most connections that can be configured."""
+
 WINDOW_MAX = 16 * MIB
 """Of one stream and direction: 1 Gbit/s at 130 ms."""
 WINDOW_INITIAL = 64 * KIB

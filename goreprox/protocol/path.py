@@ -164,7 +164,7 @@ class Path:
         self._next_probe = now + self._probe_s
 
     def _measure(self, newest: _Sent, now: float) -> None:
-        """Estimate the path by its acknowledgements, as BBR does (RFC 9743's setting: one flow per path)."""
+        """Estimate the path as BBR does: by what was acknowledged between two acknowledgements."""
         rtt = max(now - newest.at, 1e-6)
         self.srtt = rtt if not self.srtt else self.srtt + (rtt - self.srtt) / 8
         self._min_rtt = min(self._min_rtt, rtt)

@@ -54,6 +54,7 @@ from goreprox.protocol.limits import (
     RESET_LINGER_S,
     RESTART_MAX_S,
     RESTART_MIN_S,
+    RESUME_MAX,
     RESUME_PAGE,
     STREAM_ACK_DELAY_S,
     VERSION,
@@ -141,7 +142,7 @@ class Session:
         self._acks_due: float | None = None
         self._resetting: dict[int, float] = {}
         self._ended: dict[int, Event] = {}
-        """Last words (Refuse, Abort, Reset) that the peer may not have heard yet."""
+        """Last words (Refuse, Abort) that the peer may not have heard yet."""
         self._ended_at: deque[tuple[int, int]] = deque()
         self._listed: list[int] = []
         """Streams that the peer's resume has named so far."""
@@ -155,7 +156,7 @@ class Session:
     @property
     def established(self) -> bool:
         """Whether streams flow at this moment."""
-        return self._path is not None and self._path.established
+        return self._path is not None and self._path.established and self.failed is None
 
     @property
     def round_trip_s(self) -> float:
@@ -186,6 +187,8 @@ class Session:
 
     def path_up(self, path_id: object, now: float) -> None:
         """A path is there, perhaps again: it is used unless another one works."""
+        if self.failed is not None:
+            return
         self._paths[path_id] = None
         if self._path is None or self._path.path_id == path_id:
             self._lose(now)
@@ -259,6 +262,8 @@ class Session:
 
     def deadline(self) -> float | None:
         """When `tick` wants to be called next."""
+        if self.failed is not None:
+            return None
         times = [] if self._acks_due is None else [self._acks_due]
         if self._path is not None and (due := self._path.deadline) is not None:
             times.append(due)
@@ -273,6 +278,8 @@ class Session:
     def tick(self, now: float) -> None:
         """Do what is due; call `flush` afterwards."""
         path = self._path
+        if self.failed is not None:
+            return
         if path is not None and path.lost(now):
             self._restart(now)
         elif path is not None and path.probe_due(now):
@@ -289,6 +296,7 @@ class Session:
 
     def abandon(self, reason: str) -> None:
         """End all streams: the peer is lost, or we are leaving."""
+        self._fair.clear()
         for stream in list(self.streams.values()):
             self._end(stream, reason)
 
@@ -381,7 +389,7 @@ class Session:
         self.streams.pop(stream.id, None)
         self._acks.pop(stream.id, None)
         self._resetting.pop(stream.id, None)
-        stream.queued = False
+        self._fair.remove(stream)
 
     def _last_word(self, event: Refuse | Abort) -> None:
         """Say what ends a stream, again if need be, until the peer has it."""
@@ -408,16 +416,17 @@ class Session:
                 raise RemoteProtocolError(f"protocol version {version}, expected {VERSION}")
             self._receive(path_id, batch, sum(map(len, frames)), now)
         except RemoteProtocolError as exc:
-            self.fail(str(exc))
+            self._fail(str(exc), now)
 
-    def fail(self, reason: str) -> None:
-        """End the session for good: the peer cannot be trusted with a single stream."""
-        self.failed = reason
-        self._path = None
-        self._control.clear()
-        self._fair.clear()
+    def _fail(self, reason: str, now: float) -> None:
+        """End the session for good: the peer cannot be trusted with a single stream. Its last message says so."""
         self.abandon(f"protocol error: {reason}")
+        self._control.append(Goodbye(f"protocol error: {reason}"))
+        self.failed = reason
+        self._paths.clear()
+        self._lost_at = now
         self.notices.append(Notice(Kind.FAILED, None, reason))
+        self._wake()
 
     def _receive(self, path_id: object, batch: Batch, size: int, now: float) -> None:
         if batch.epoch < self._epoch or (batch.epoch == self._epoch and self._path is None):
@@ -501,6 +510,7 @@ class Session:
                 self.peer_draining = True
                 self.notices.append(Notice(Kind.DRAINING))
             case Goodbye(reason):
+                self.peer_draining = True
                 self.abandon(reason)
                 self.notices.append(Notice(Kind.GOODBYE, None, reason))
                 path.hurry(now)
@@ -575,6 +585,8 @@ class Session:
         for live in event.streams:
             if self._listed and live.stream <= self._listed[-1]:
                 raise RemoteProtocolError(f"stream {live.stream} listed after {self._listed[-1]}")
+            if len(self._listed) >= RESUME_MAX:
+                raise RemoteProtocolError(f"more than {RESUME_MAX} streams listed")
             self._listed.append(live.stream)
             self._resume_stream(live)
         if event.last:

@@ -5,6 +5,7 @@ more are frames of their own, in order; the event then holds their length instea
 has the CDDL. All input is hostile: lengths are bounded before decoding, types are exact, anything else raises.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -105,8 +106,9 @@ def load_cbor(head: Buffer, *, max_bytes: int, max_depth: int) -> object:
     if len(head) > max_bytes:
         raise RemoteProtocolError(f"CBOR of {len(head)} bytes, expected at most {max_bytes}")
     try:
-        return cbor2.loads(
-            head,
+        stream = io.BytesIO(head)
+        item: object = cbor2.load(
+            stream,
             semantic_decoders=_NO_TAGS,
             tag_hook=_refuse_tag,
             max_depth=max_depth,
@@ -117,6 +119,9 @@ def load_cbor(head: Buffer, *, max_bytes: int, max_depth: int) -> object:
         raise
     except Exception as exc:  # cbor2 lets some foreign exceptions through; none of them is ours
         raise RemoteProtocolError(f"malformed CBOR: {exc}") from exc
+    if stream.read(1):
+        raise RemoteProtocolError("bytes behind the CBOR item")
+    return item
 
 
 def decode(frames: Sequence[Buffer]) -> tuple[int, Batch]:

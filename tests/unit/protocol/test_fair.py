@@ -91,13 +91,24 @@ def test_a_new_flow_goes_before_those_that_have_been_sending() -> None:
     assert run(queue, piece=100, turns=3) == "nba"
 
 
-def test_a_forgotten_flow_is_passed_over() -> None:
+def test_a_flow_that_is_removed_has_no_turn() -> None:
     queue: FairQueue[Source] = FairQueue()
     gone, here = Source("g", 10), Source("h", 10)
     queue.add(gone)
     queue.add(here)
-    gone.queued = False
+    queue.remove(gone)
+    queue.remove(gone)  # one that is not there stays so
     assert run(queue, piece=10, turns=5) == "h"
+
+
+def test_a_flow_that_waits_behind_others_can_be_removed() -> None:
+    queue: FairQueue[Source] = FairQueue()
+    gone, here = Source("g", 1000), Source("h", 1000)
+    queue.add(gone)
+    queue.add(here)
+    assert run(queue, piece=100, turns=2) == "gh"
+    queue.remove(gone)
+    assert run(queue, piece=100, turns=2) == "hh"
 
 
 def test_clear_forgets_new_and_old_flows() -> None:

@@ -843,7 +843,12 @@ def test_a_failed_session_aborts_its_streams_and_listens_no_more() -> None:
         Notice(Kind.ABORTED, stream, f"protocol error: {reason}"),
         Notice(Kind.FAILED, None, reason),
     ]
+    assert peer.heard() == [Abort(1, f"protocol error: {reason}"), Goodbye(f"protocol error: {reason}")]
     peer.say(Drain())
+    peer.session.path_up("b", 1.0)
+    peer.session.tick(1000.0)
+    assert peer.session.deadline() is None
+    assert not peer.session.established
     assert peer.notices() == []
     assert peer.heard() == []
     assert peer.budget.borrowed_bytes == 0

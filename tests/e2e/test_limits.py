@@ -27,10 +27,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 MIB_KIB = 1024
 STALLED = 1000
 SHORT = 20_000
-MSS = 1440
-"""As on Ethernet. With 64 KiB, as on loopback, the kernel lends each socket over 1 MiB, and a thousand of them
-use up what it has for TCP (tcp_mem): then everyone is slow, whatever we do."""
 AT_ONCE = 100
+MSS = 1440
+QUEUE_BYTES = 1 << 16
+"""Stalled clients speak as if over Ethernet, and they and their targets have small queues in the kernel: with what
+it lends them on loopback, over 1 MiB each, the four sockets of each connection, here all on one machine, use up
+what the kernel has for TCP (tcp_mem), and everyone is slow, whatever we do."""
 
 
 def run(main: Coroutine[object, object, None]) -> None:
@@ -107,6 +109,7 @@ async def stalled_client(port: int) -> socket.socket:
     sock = socket.socket()
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, MSS)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, QUEUE_BYTES)
     await loop.sock_connect(sock, (HOST, port))
     await loop.sock_sendall(sock, (0).to_bytes(4, "big"))
     missing = 1 << 16
@@ -126,7 +129,7 @@ def test_1000_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another
             await send_blocks(writer, count)
             writer.close()
             return
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BYTES)
         endless = block(0)
         while True:
             writer.write(endless)

@@ -7,7 +7,7 @@ demo: .venv/runtime
 	$(BIN)/goreprox demo
 
 test: .venv/dev
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal --cov=goreprox/protocol --cov=brokers --cov-branch
 
 check: .venv/dev
 	$(BIN)/ruff check .

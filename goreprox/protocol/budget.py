@@ -5,12 +5,14 @@ floors. No half may borrow more than a fifth of what is free to it, so that the 
 latecomers still get theirs (dynamic thresholds, Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998).
 """
 
-from goreprox.protocol.limits import WINDOW_INITIAL, WINDOW_MAX
+from goreprox.protocol.limits import MIB, WINDOW_INITIAL, WINDOW_MAX
 
 HALVES = 2
 """A stream has two in each process: what it sends and what it receives."""
 SHARE = 5
 """A half may borrow this part of the free bytes: with alpha = 1/4, alpha / (1 + alpha) = 1/5."""
+PROVEN_BYTES = 4 * MIB
+"""More than sockets on both sides of a stopped reader take in."""
 FLOOR_MIN = 2048
 FLOOR_MAX = WINDOW_INITIAL
 
@@ -38,9 +40,14 @@ class Budget:
         self.loan_bytes = total_bytes // 2
         self.borrowed_bytes = 0
 
-    def allowance(self, held: int) -> int:
-        """Bytes that a half which has borrowed `held` may hold in all, its floor included."""
-        loan = (self.loan_bytes - self.borrowed_bytes + held) // SHARE
+    def allowance(self, held: int, *, moved: int = PROVEN_BYTES) -> int:
+        """Bytes that a half which has borrowed `held`, and moved so many bytes so far, may hold in all.
+
+        Half of the loans is for those that have moved `PROVEN_BYTES`: a thousand readers that stopped early, whose
+        loans cannot be called back, leave it to those that go on.
+        """
+        loans = self.loan_bytes if moved >= PROVEN_BYTES else self.loan_bytes // 2
+        loan = (loans - self.borrowed_bytes + held) // SHARE
         return min(WINDOW_MAX, self.floor_bytes + max(loan, 0))
 
     def initial_window(self) -> int:

@@ -185,4 +185,4 @@ class Path:
 
     def lost(self, now: float) -> bool:
         """Whether the peer has been silent for too long."""
-        return bool(self._sent) and now - self._progress_at >= LOSS_TIMEOUT_S
+        return bool(self._sent) and now >= self._progress_at + LOSS_TIMEOUT_S

@@ -121,7 +121,7 @@ class ReceiveHalf:
         """Double the window when half of it passed within two round trips: it, not the socket, sets the pace."""
         if now - self._mark_at <= 2 * round_trip_s:
             self._window *= 2
-        self._window = min(self._window, self._budget.allowance(self._borrowed))
+        self._window = min(self._window, self._budget.allowance(self._borrowed, moved=self.delivered))
         self._mark, self._mark_at = self.delivered, now
 
     def deliver_eof(self) -> None:

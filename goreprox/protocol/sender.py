@@ -54,7 +54,7 @@ class SendHalf:
         """Bytes that may be written now: less is taken while the peer's window or our budget is full."""
         if self.eof:
             return 0
-        allowance = self._budget.allowance(self._borrowed)
+        allowance = self._budget.allowance(self._borrowed, moved=self.acked)
         return max(0, min(self.limit, self.acked + allowance) - self.end)
 
     @property

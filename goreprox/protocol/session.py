@@ -181,6 +181,8 @@ class Session:
     @property
     def settled(self) -> bool:
         """Whether the peer has acknowledged all that we sent, or there is nobody to do it."""
+        if self._restart_at is not None:
+            return False
         return self._path is None or (
             self._path.peer_acked == self._path.seq and not self._control and not len(self._fair)
         )
@@ -252,9 +254,8 @@ class Session:
         assert path is not None
         established = path.established
         self._lose(now)
-        if path.path_id in self._paths:
-            del self._paths[path.path_id]
-            self._paths[path.path_id] = None
+        del self._paths[path.path_id]  # to the end: another one goes first
+        self._paths[path.path_id] = None
         self._restart_s = RESTART_MIN_S if established else min(2 * self._restart_s, RESTART_MAX_S)
         self._restart_at = now + self._restart_s
 
@@ -634,6 +635,7 @@ class Session:
                 self._control.append(_open(stream))
             elif stream.state is State.RESETTING and stream.id not in listed:
                 self._reset_arrived(stream)
+                continue
             if stream.state is State.OPEN:
                 self.notices.append(Notice(Kind.WRITABLE, stream))
                 if stream.receive.ack_pending:
@@ -676,14 +678,12 @@ class Session:
     def _batch(self, path: Path) -> tuple[list[Event], int]:
         events: list[Event] = []
         size = 0
-        while self._control and len(events) < BATCH_EVENTS:
+        while self._control and len(events) < BATCH_EVENTS and size < BATCH_INLINE:
             event = self._control.popleft()
-            if isinstance(event, Resume) and events:
-                self._control.appendleft(event)
-                break
             events.append(event)
             size += EVENT_BYTES
             if isinstance(event, Refuse | Abort):
+                size += 4 * len(event.reason)  # UTF-8 at its longest
                 self._ended_at.append((path.seq, event.stream))
             if isinstance(event, Resume):
                 size += EVENT_BYTES * len(event.streams)

@@ -7,7 +7,7 @@ has the CDDL. All input is hostile: lengths are bounded before decoding, types a
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, assert_never
 
 import cbor2
 
@@ -85,6 +85,8 @@ def _item(event: Event, raw: list[Buffer]) -> list[object]:  # noqa: C901, PLR09
             return [GOODBYE, reason[:MAX_TEXT]]
         case Probe():
             return [PROBE]
+        case _:
+            assert_never(event)
 
 
 def _refuse_tag(_decoder: object, *_: object) -> NoReturn:
@@ -115,9 +117,7 @@ def load_cbor(head: Buffer, *, max_bytes: int, max_depth: int) -> object:
             allow_indefinite=False,
             allow_duplicate_keys=False,
         )
-    except RemoteProtocolError:
-        raise
-    except Exception as exc:  # cbor2 lets some foreign exceptions through; none of them is ours
+    except Exception as exc:  # whatever the decoder or a refused tag raises is the sender's fault
         raise RemoteProtocolError(f"malformed CBOR: {exc}") from exc
     if stream.read(1):
         raise RemoteProtocolError("bytes behind the CBOR item")

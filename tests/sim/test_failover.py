@@ -13,7 +13,8 @@ def test_a_refused_stream_takes_its_bytes_to_another_session_even_while_they_wai
     first.refuse = True
     client = first.open()
     client.write(3000)
-    first.step()  # the Open and the first bytes go out; the refusal comes back
+    first.step()  # the Open and the first bytes go out
+    first.step()  # the refusal comes back
     assert client.stream in first.refused
     client.write(2000)  # now nobody's; must not enter the first session's queue
     second.clients.append(client)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from goreprox.protocol.budget import FLOOR_MAX, Budget
+from goreprox.protocol.budget import FLOOR_MAX, PROVEN_BYTES, Budget
 from goreprox.protocol.limits import KIB, MIB, WINDOW_INITIAL, WINDOW_MAX
 
 
@@ -60,3 +60,13 @@ def test_new_streams_start_at_the_floor_once_a_quarter_is_lent() -> None:
     assert budget.initial_window() == WINDOW_INITIAL
     budget.account(held=0, holding=budget.floor_bytes + budget.loan_bytes // 4)
     assert budget.initial_window() == budget.floor_bytes == 16 * KIB
+
+
+def test_half_of_the_loans_is_for_those_that_have_moved_much() -> None:
+    budget = Budget(total_bytes=64 * MIB, max_streams=1000)
+    held = [0] * 1000
+    for _ in range(50):  # a thousand stop early, with all that they can get
+        for index, borrowed in enumerate(held):
+            held[index] = budget.account(held=borrowed, holding=budget.allowance(borrowed, moved=0))
+    assert budget.borrowed_bytes <= budget.loan_bytes // 2
+    assert budget.allowance(0, moved=PROVEN_BYTES) >= 3 * MIB

@@ -5,6 +5,7 @@ import pytest
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.limits import (
     IN_FLIGHT_MAX,
+    IN_FLIGHT_MESSAGES,
     IN_FLIGHT_MIN,
     KIB,
     LOSS_TIMEOUT_S,
@@ -196,3 +197,14 @@ def test_progress_puts_off_loss() -> None:
     p.ack(2, 12.0)
     assert not p.lost(100.0)
     assert p.deadline is None
+
+
+def test_messages_in_flight_are_bounded_too() -> None:
+    path = Path("a", 1, now=0.0)
+    for _ in range(IN_FLIGHT_MESSAGES - 1):
+        path.send(1, 0.0)
+    assert path.room > 0
+    path.send(1, 0.0)
+    assert path.room == 0
+    path.ack(1, 0.1)
+    assert path.room > 0

@@ -34,7 +34,7 @@ def test_room_is_what_the_peer_takes() -> None:
 
 def test_room_is_bounded_by_the_budget() -> None:
     budget = Budget(total_bytes=4 * MIB, max_streams=64)
-    assert SendHalf(budget, limit=16 * MIB).room == budget.allowance(0)
+    assert SendHalf(budget, limit=16 * MIB).room == budget.allowance(0, moved=0)
 
 
 def test_room_is_never_negative() -> None:

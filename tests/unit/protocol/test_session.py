@@ -951,3 +951,41 @@ def test_counters_count() -> None:
     assert peer.session.counters.received_bytes > 0
     assert peer.session.counters.opened == 1
     assert peer.wakes > 0
+
+
+def test_many_long_last_words_fit_in_messages() -> None:
+    peer = Peer(memory=128 * MIB, max_streams=2000)
+    peer.connect()
+    for _ in range(1200):
+        peer.open()
+    peer.heard()
+    peer.session.goodbye("x" * 256)
+    assert len(peer.heard()) == 1201
+
+
+def test_a_refused_stream_with_fresh_bytes_goes_to_one_peer_only() -> None:
+    first, second = edge(), edge()
+    stream = first.open()
+    first.heard()
+    stream.write(b"abc")
+    first.say(Refuse(1, "no target"))
+    second.session.open(stream)
+    assert first.heard() == []
+    assert second.heard() == [Open(1, "web", "test", WINDOW_INITIAL), Data(1, 0, b"abc")]
+
+
+def test_a_session_that_is_about_to_begin_again_is_not_settled() -> None:
+    peer, _ = opened()
+    peer.session.goodbye("bye")
+    peer.heard()
+    peer.say(seq=9)
+    assert not peer.session.settled
+
+
+def test_a_resume_may_not_list_streams_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goreprox.protocol.session.RESUME_MAX", 2)
+    peer = Peer()
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    peer.say(hello(live(2), live(3), live(4)))
+    assert failure(peer) == "more than 2 streams listed"

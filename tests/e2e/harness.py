@@ -194,7 +194,8 @@ class Tunnel:
     async def _hang_up(self) -> None:
         """Let go of all sockets of targets and clients, so that nothing outlives the loop."""
         for writer in self._writers:
-            writer.transport.abort()
+            if writer.get_extra_info("socket").fileno() >= 0:  # aborting a closed one raises
+                writer.transport.abort()
         await asyncio.sleep(0)
 
     async def target(self, handler: Handler) -> int:

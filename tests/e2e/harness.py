@@ -10,7 +10,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 
 DEADLINE_S = 30.0
@@ -23,6 +23,16 @@ async def eventually(condition: Callable[[], bool], what: str, *, deadline_s: fl
     while not condition():
         assert time.monotonic() < give_up, f"not within {deadline_s} s: {what}"
         await asyncio.sleep(0.02)
+
+
+def run(main: Coroutine[object, object, None], *, deadline_s: float = 110) -> None:
+    """Run a test's coroutine with a deadline."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(deadline_s):
+            await main
+
+    asyncio.run(bounded())
 
 
 class Process:

@@ -5,7 +5,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from tests.e2e.harness import (
     block,
     eventually,
     read_digest,
+    run,
     send_blocks,
     tunnel,
 )
@@ -33,16 +34,6 @@ QUEUE_BYTES = 1 << 16
 """Stalled clients speak as if over Ethernet, and they and their targets have small queues in the kernel: with what
 it lends them on loopback, over 1 MiB each, the four sockets of each connection, here all on one machine, use up
 what the kernel has for TCP (tcp_mem), and everyone is slow, whatever we do."""
-
-
-def run(main: Coroutine[object, object, None]) -> None:
-    """Run a test's coroutine with a deadline."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(110):
-            await main
-
-    asyncio.run(bounded())
 
 
 @pytest.fixture(autouse=True)

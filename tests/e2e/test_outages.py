@@ -7,25 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import (
-    DEADLINE_S,
-    Relay,
-    echo,
-    eventually,
-    read_digest,
-    send_blocks,
-    tunnel,
-)
-
-
-def run(main: object, *, deadline_s: float) -> None:
-    """Run a test's coroutine with a deadline."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(deadline_s):
-            await main  # type: ignore[misc]
-
-    asyncio.run(bounded())
+from tests.e2e.harness import DEADLINE_S, Relay, echo, eventually, read_digest, run, send_blocks, tunnel
 
 
 async def both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

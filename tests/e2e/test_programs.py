@@ -3,27 +3,16 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import Coroutine
 from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from tests.e2e.harness import DEADLINE_S, HOST, Relay, block, eventually
+from tests.e2e.harness import DEADLINE_S, HOST, Relay, block, eventually, run
 from tests.e2e.programs import nginx, output_of, program, redis, running, sshd, tunnel_to
 
 pytestmark = pytest.mark.programs
-
-
-def run(main: Coroutine[object, object, None]) -> None:
-    """Run a test's coroutine with a deadline."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(110):
-            await main
-
-    asyncio.run(bounded())
 
 
 async def break_link(relay: Relay) -> None:

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import DEADLINE_S, Tunnel, echo, eventually, read_digest, reset_now, send_blocks, tunnel
-
-
-def run(main: object) -> None:
-    """Run a test's coroutine with a deadline."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(110):
-            await main  # type: ignore[misc]
-
-    asyncio.run(bounded())
+from tests.e2e.harness import (
+    DEADLINE_S,
+    Tunnel,
+    echo,
+    eventually,
+    read_digest,
+    reset_now,
+    run,
+    send_blocks,
+    tunnel,
+)
 
 
 def test_bytes_arrive_both_ways_on_64_connections_at_once(tmp_path: Path) -> None:

@@ -750,7 +750,7 @@ def test_closing_twice_is_harmless() -> None:
 def test_a_name_that_no_host_can_have_is_told_like_an_unknown_one(warnings: list[str]) -> None:
     async def test(it: Fabric) -> None:
         it.link_to("a" * 64 + ".test", 1, name(Role.PROVIDER))
-        await eventually(lambda: any("a" * 64 in line for line in warnings), 2.0)
+        await eventually(lambda: any("a" * 64 in line for line in warnings))
 
     run(test)
 
@@ -765,6 +765,6 @@ def test_a_refusal_is_told_even_after_the_server_was_out_of_reach(warnings: list
         broker.bind(endpoint)
         routing_id, *_ = await receive(broker)
         broker.send_multipart([routing_id, *control(Refused("versions 8 to 9 here"))])
-        await eventually(lambda: any("versions 8 to 9 here" in line for line in warnings), 2.0)
+        await eventually(lambda: any("versions 8 to 9 here" in line for line in warnings))
 
     run(test)

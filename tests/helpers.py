@@ -6,7 +6,7 @@ from collections.abc import Callable
 POLL_S = 0.005
 
 
-async def eventually(condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+async def eventually(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
     """Return as soon as the condition holds; fail, naming it, if it does not within `deadline_s`."""
     try:
         async with asyncio.timeout(deadline_s):

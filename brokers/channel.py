@@ -47,8 +47,13 @@ class Channel:
             send(frame, flags, copy=len(frame) < RAW_BYTES)
         self._look_again()
 
+    @property
+    def readable(self) -> bool:
+        """Whether a message waits."""
+        return not self.socket.closed and bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
     def _look_again(self) -> None:
-        if not self.socket.closed and int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if self.readable:
             self._schedule()
 
     def _schedule(self) -> None:

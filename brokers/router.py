@@ -29,6 +29,8 @@ OUTBOX_MESSAGES = 4096
 RETRY_S = 0.02
 PROBE_AGAIN_S = 0.05
 """libzmq may tell of a disconnection a moment before it forgets the peer."""
+PROBE_TURNS = 8
+"""Turns of the loop in which last words are read, 8 MiB each: twice what a session keeps in flight."""
 HANDSHAKE_MS = 5000
 WARNINGS = 64
 """So many different senders of nonsense are logged; more would let strangers fill the log."""
@@ -103,6 +105,7 @@ class Router:
         self._retry: asyncio.TimerHandle | None = None
         self._probe_again: asyncio.TimerHandle | None = None
         self._warned: set[bytes] = set()
+        self._closed = False
 
     @property
     def peers(self) -> list[PeerInfo]:
@@ -243,13 +246,22 @@ class Router:
     def _disconnected(self, frames: list[Buffer]) -> None:
         """Probe everybody: libzmq does not say whose connection was closed, but it cannot reach that one."""
         parse_monitor_message([bytes(frame) for frame in frames])
-        self._probe()
+        self._loop.call_soon(self._probe_when_read, PROBE_TURNS)
         if self._probe_again is None:
             self._probe_again = self._loop.call_later(PROBE_AGAIN_S, self._probe_late)
 
+    def _probe_when_read(self, turns: int) -> None:
+        """The last words of a peer may still be in the queue: hear them before it counts as gone."""
+        if self._closed:
+            return
+        if turns and any(channel.readable for channel in self._channels.values()):
+            self._loop.call_soon(self._probe_when_read, turns - 1)
+        else:
+            self._probe()
+
     def _probe_late(self) -> None:
         self._probe_again = None
-        self._probe()
+        self._probe_when_read(PROBE_TURNS)
 
     def _probe(self) -> None:
         self._dispatch([output for output in self._switch.renewals() if not isinstance(output[0], LocalPeer)])
@@ -263,8 +275,9 @@ class Router:
 
     async def close(self, *, linger_s: float) -> None:
         """Close all ports; what is queued has `linger_s` seconds to go out."""
-        if self._context.closed:
+        if self._closed:
             return
+        self._closed = True
         self._timer.cancel()
         for timer in (self._retry, self._probe_again):
             if timer is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from goreprox import sockets
 from goreprox.protocol.limits import MIB, RESET_LINGER_S
 from goreprox.protocol.session import Kind
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.stream import RESET, State, Stream
 
 READ_BYTES = MIB
 """One read at most: 64 KiB reads carry a third of what these do."""
@@ -21,6 +21,7 @@ SEND_CHUNKS = 64
 WATCH_S = 0.5
 """Between two looks for resets at sockets that are not being read."""
 LINGER_POLL_S = 0.02
+READABLE = Kind.READABLE
 
 
 class Bridges:
@@ -98,20 +99,23 @@ class Bridge:
 
     def notice(self, kind: Kind) -> None:
         """Do what the session says of our stream."""
-        if kind is Kind.READABLE:
-            self._deliver()
+        if kind is READABLE:
+            if self.open and not self._writing:
+                self._write()
         elif kind is Kind.WRITABLE:
             if not self._reading:
                 self._read()
         elif kind is Kind.RESET:
             self._reset_by = self._bridges.clock() + RESET_LINGER_S
             self._pause()
-            self._deliver()
             if self._writing:
                 self._reset_later()
+            elif self.open:
+                self._write()
         elif kind is Kind.ABORTED:
             self._close()
-        self._end_if_over()
+        if not self.open:
+            self._end_if_over()
 
     def abort(self, reason: str) -> None:
         """Reset the socket and the stream now."""
@@ -153,16 +157,17 @@ class Bridge:
             return
         view = self._bridges.view
         try:
-            count = self._sock.recv_into(view, min(room, READ_BYTES))
+            count = self._sock.recv_into(view, room if room < READ_BYTES else READ_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as exc:
             self.failed(exc.strerror or str(exc))
             return
         if count:
-            self._active_at = self._bridges.clock()
+            if self._write_done:
+                self._active_at = self._bridges.clock()
             self.stream.write(bytes(view[:count]))
-            if count >= room or self.stream.room <= 0:
+            if count == room:
                 self._pause()
         else:
             self._read_done = True
@@ -172,12 +177,6 @@ class Bridge:
 
     # Stream to socket.
 
-    def _deliver(self) -> None:
-        """Give the socket what it takes."""
-        if not self.open or self._writing:
-            return
-        self._write()
-
     def _writable(self) -> None:
         self._writing = False
         self._bridges.loop.remove_writer(self._fd)
@@ -185,12 +184,14 @@ class Bridge:
         self._end_if_over()
 
     def _write(self) -> None:
+        """Give the socket what it takes."""
         chunks = self.stream.receive.chunks
         try:
             while chunks:
                 if len(chunks) == 1:
-                    size = len(chunks[0])
-                    sent = self._sock.send(chunks[0])
+                    chunk = chunks[0]
+                    size = len(chunk)
+                    sent = self._sock.send(chunk)
                 else:
                     buffers = list(itertools.islice(chunks, SEND_CHUNKS))
                     size = sum(map(len, buffers))
@@ -206,7 +207,7 @@ class Bridge:
         except OSError as exc:
             self.failed(exc.strerror or str(exc))
             return
-        if self.stream.state is State.RESET:
+        if self.stream.state is RESET:
             self._reset_when_sent()
         elif self.stream.receive.eof_ready:
             self._shut_down()

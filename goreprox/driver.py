@@ -4,6 +4,7 @@ One driver in each process, for all its carriers and peers. It holds no stream s
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +22,14 @@ MAX_TIMER_S = 5.0
 """Timers of the loop do not count suspend: look at the clock at least so often."""
 FORGET_S = 120.0
 """An empty session is kept so long after its grace: a peer that returns finds its ids remembered."""
+OPENED, REFUSED = Kind.OPENED, Kind.REFUSED
+"""Looked up once: an attribute of an enumeration costs ten times as much as a global."""
 
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
-
-def clock() -> float:
-    """Return seconds that never go back and count suspend where the system can (CLOCK_BOOTTIME, Linux)."""
-    return time.clock_gettime(_CLOCK)
+clock: Callable[[], float] = functools.partial(
+    time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+)
+"""Seconds that never go back and count suspend where the system can (CLOCK_BOOTTIME, Linux)."""
 
 
 class Application(Protocol):
@@ -187,7 +189,6 @@ class Driver:
         dirty, self._dirty = self._dirty, {}
         now = clock()
         for peer in dirty.values():
-            self._notices(peer)
             for carrier, frames in peer.session.flush(now):
                 carrier.send(peer.info.name.id, frames)  # type: ignore[attr-defined]
             self._notices(peer)
@@ -223,20 +224,17 @@ class Driver:
         while session.notices:
             notices, session.notices = session.notices, []
             for notice in notices:
-                if notice.stream is not None:
-                    self._stream_notice(peer, notice.stream, notice)
-                else:
+                kind, stream, reason = notice
+                if stream is None:
                     self._session_notice(peer, notice)
-
-    def _stream_notice(self, peer: Peer, stream: Stream, notice: Notice) -> None:
-        if notice.kind is Kind.OPENED:
-            self._application.stream_opened(peer, stream)
-        elif notice.kind is Kind.REFUSED:
-            self._application.stream_refused(peer, stream, notice.reason)
-        elif stream.owner is not None:
-            stream.owner.notice(notice.kind)
-        elif notice.kind in (Kind.ABORTED, Kind.CLOSED):
-            self._application.stream_dropped(stream)
+                elif kind is OPENED:
+                    self._application.stream_opened(peer, stream)
+                elif kind is REFUSED:
+                    self._application.stream_refused(peer, stream, reason)
+                elif stream.owner is not None:
+                    stream.owner.notice(kind)
+                elif kind in (Kind.ABORTED, Kind.CLOSED):
+                    self._application.stream_dropped(stream)
 
     def _session_notice(self, peer: Peer, notice: Notice) -> None:
         name = peer.info.name.name

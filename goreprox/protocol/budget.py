@@ -48,7 +48,10 @@ class Budget:
         """
         loans = self.loan_bytes if moved >= PROVEN_BYTES else self.loan_bytes // 2
         loan = (loans - self.borrowed_bytes + held) // SHARE
-        return min(WINDOW_MAX, self.floor_bytes + max(loan, 0))
+        if loan <= 0:
+            return self.floor_bytes
+        allowed = self.floor_bytes + loan
+        return allowed if allowed < WINDOW_MAX else WINDOW_MAX
 
     def initial_window(self) -> int:
         """Window of a new stream: generous while three quarters of the loans are free, else the floor.

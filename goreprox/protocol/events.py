@@ -2,6 +2,7 @@
 
 These are values: they know nothing of CBOR (`wire`), of when they are sent (`session`) or of what they
 mean to a stream (`stream`). Offsets are absolute, in bytes from the start of their direction, below 2**63.
+Nobody changes one; they are not frozen because making a frozen one takes three times as long.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 Buffer = bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Open:
     """The opener asks for a new stream; it may send up to the acceptor's `Resume.window` before the answer."""
 
@@ -21,7 +22,7 @@ class Open:
     """How far the acceptor may send."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Accept:
     """The target answered: the stream is open."""
 
@@ -30,7 +31,7 @@ class Accept:
     """How far the opener may send."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refuse:
     """The target could not be reached: not one byte was delivered, so another provider may take the stream."""
 
@@ -38,7 +39,7 @@ class Refuse:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Data:
     """Bytes of a stream. The payload is immutable and may be shared with the replay buffer."""
 
@@ -47,7 +48,7 @@ class Data:
     payload: Buffer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Eof:
     """The socket of the sender was half-closed after `final` bytes."""
 
@@ -55,7 +56,7 @@ class Eof:
     final: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reset:
     """The socket of the sender was reset after `final` bytes, which are delivered before the reset."""
 
@@ -64,7 +65,7 @@ class Reset:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Abort:
     """The stream ends at once, whatever is still on its way: no socket did this, one of the ends gave up."""
 
@@ -72,7 +73,7 @@ class Abort:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ack:
     """The local socket took all bytes below `delivered`; the peer may send those below `limit`.
 
@@ -85,7 +86,7 @@ class Ack:
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Live:
     """One live stream, as its receiving half stands. Part of `Resume`."""
 
@@ -99,7 +100,7 @@ class Live:
     """The end of file was received: `received` is the final offset."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Resume:
     """A page of what one end knows; every epoch begins with these, from both ends."""
 
@@ -113,27 +114,29 @@ class Resume:
     streams: tuple[Live, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Drain:
     """The sender wants no new streams."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Goodbye:
     """The sender ends: streams that are still there are lost."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Probe:
     """Nothing but a reason for an acknowledgement at once."""
 
 
-Event = Open | Accept | Refuse | Data | Eof | Reset | Abort | Ack | Resume | Drain | Goodbye | Probe
+Control = Open | Accept | Refuse | Eof | Reset | Abort | Ack | Resume | Drain | Goodbye | Probe
+"""Events without payload: never held back by what is in flight."""
+Event = Data | Control
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """One message of a path: numbered within its epoch, acknowledging the other direction."""
 

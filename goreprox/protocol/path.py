@@ -52,7 +52,6 @@ class Path:
         "_unacked_bytes",
         "bound",
         "epoch",
-        "established",
         "in_flight",
         "path_id",
         "peer_acked",
@@ -65,8 +64,6 @@ class Path:
         """Begin `epoch` on the carrier that the driver calls `path_id`."""
         self.path_id = path_id
         self.epoch = epoch
-        self.established = False
-        """The peer's resume has arrived: streams may flow."""
         self.seq = 0
         self.received = 0
         self.peer_acked = 0

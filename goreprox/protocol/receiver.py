@@ -104,8 +104,8 @@ class ReceiveHalf:
         self.eof = True
         return new
 
-    def consume(self, count: int, *, now: float, round_trip_s: float) -> None:
-        """Note that the socket took `count` bytes, and let the window follow its pace."""
+    def consume(self, count: int) -> None:
+        """Note that the socket took `count` bytes."""
         self.delivered += count
         while count:
             chunk = self._chunks[0]
@@ -114,10 +114,13 @@ class ReceiveHalf:
                 break
             count -= len(chunk)
             self._chunks.popleft()
-        if self.delivered - self._mark >= self._window // 2:
-            self._grow(now, round_trip_s)
 
-    def _grow(self, now: float, round_trip_s: float) -> None:
+    @property
+    def pace_known(self) -> bool:
+        """Whether the socket took half a window since the last `adapt`."""
+        return self.delivered - self._mark >= self._window // 2
+
+    def adapt(self, *, now: float, round_trip_s: float) -> None:
         """Double the window when half of it passed within two round trips: it, not the socket, sets the pace."""
         if now - self._mark_at <= 2 * round_trip_s:
             self._window *= 2

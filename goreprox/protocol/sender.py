@@ -54,13 +54,15 @@ class SendHalf:
         """Bytes that may be written now: less is taken while the peer's window or our budget is full."""
         if self.eof:
             return 0
-        allowance = self._budget.allowance(self._borrowed, moved=self.acked)
-        return max(0, min(self.limit, self.acked + allowance) - self.end)
+        limit = self.acked + self._budget.allowance(self._borrowed, moved=self.acked)
+        if limit > self.limit:
+            limit = self.limit
+        return limit - self.end if limit > self.end else 0
 
     @property
     def sendable(self) -> int:
         """Bytes that wait and that the peer has room for."""
-        return min(self.end, self.limit) - self.sent
+        return (self.end if self.end < self.limit else self.limit) - self.sent
 
     @property
     def pending(self) -> bool:
@@ -71,12 +73,13 @@ class SendHalf:
         """Take bytes from the socket; the buffer becomes ours.
 
         Raises:
-            LocalProtocolError: after `write_eof`, or beyond `room`.
+            LocalProtocolError: after `write_eof`, or beyond the peer's window.
         """
-        if self.eof or len(data) > self.room:
+        end = self.end + len(data)
+        if self.eof or end > self.limit:
             raise LocalProtocolError(f"write of {len(data)} bytes, expected at most {self.room}")
         self._unsent.append(data)
-        self.end += len(data)
+        self.end = end
         self._account()
 
     def write_eof(self) -> None:
@@ -158,4 +161,6 @@ class SendHalf:
         self._account()
 
     def _account(self) -> None:
-        self._borrowed = self._budget.account(held=self._borrowed, holding=self.end - self.acked)
+        holding = self.end - self.acked
+        if self._borrowed or holding > self._budget.floor_bytes:
+            self._borrowed = self._budget.account(held=self._borrowed, holding=holding)

@@ -28,6 +28,7 @@ from goreprox.protocol.events import (
     Ack,
     Batch,
     Buffer,
+    Control,
     Data,
     Drain,
     Eof,
@@ -60,7 +61,7 @@ from goreprox.protocol.limits import (
     VERSION,
 )
 from goreprox.protocol.path import Path
-from goreprox.protocol.stream import State, Step, Stream
+from goreprox.protocol.stream import OPEN, RESETTING, State, Step, Stream
 
 GONE = "the peer no longer knows this stream"
 EVENT_BYTES = 48
@@ -94,6 +95,9 @@ class Kind(enum.Enum):
     """The peer broke the protocol; its streams were aborted."""
 
 
+READABLE = Kind.READABLE
+
+
 class Notice(NamedTuple):
     """One thing to do for the driver."""
 
@@ -114,11 +118,13 @@ class Counters:
 
 
 class Session:
-    """One end of a session. `wake` is called whenever `flush` has something new to do, perhaps often."""
+    """One end of a session. `wake` is called once whenever the next `flush` has something to do."""
 
     def __init__(self, *, opener: bool, budget: Budget, grace_s: float, wake: Callable[[], None], now: float) -> None:
         """Start without a path. `grace_s`: how long streams are kept without one, 0 to 86,400 s."""
         self.opener = opener
+        self.established = False
+        """Whether streams flow at this moment: the peer's resume has arrived."""
         self.streams: dict[int, Stream] = {}
         self.notices: list[Notice] = []
         self.counters = Counters()
@@ -127,7 +133,8 @@ class Session:
         self._budget = budget
         self._grace_s = self._peer_grace_s = float(grace_s)
         self._peer_window = budget.floor_bytes
-        self._wake = wake
+        self._wake_up = wake
+        self._awake = False
         self._paths: dict[object, None] = {}
         self._path: Path | None = None
         self._epoch = 0
@@ -136,12 +143,12 @@ class Session:
         self._restart_s = RESTART_MIN_S
         self._next_id = 1
         self._last_id_in = 0
-        self._control: deque[Event] = deque()
+        self._control: deque[Control] = deque()
         self._fair: FairQueue[Stream] = FairQueue()
         self._acks: dict[int, Stream] = {}
         self._acks_due: float | None = None
         self._resetting: dict[int, float] = {}
-        self._ended: dict[int, Event] = {}
+        self._ended: dict[int, Control] = {}
         """Last words (Refuse, Abort) that the peer may not have heard yet."""
         self._ended_at: deque[tuple[int, int]] = deque()
         self._listed: list[int] = []
@@ -152,11 +159,6 @@ class Session:
         self._goodbye: str | None = None
 
     # Paths.
-
-    @property
-    def established(self) -> bool:
-        """Whether streams flow at this moment."""
-        return self._path is not None and self._path.established and self.failed is None
 
     @property
     def round_trip_s(self) -> float:
@@ -205,8 +207,9 @@ class Session:
                 self._begin(next(iter(self._paths)), now)
 
     def _lose(self, now: float) -> None:
-        if self._path is not None and self._path.established:
+        if self.established:
             self.counters.outages += 1
+        self.established = False
         self._path = None
         if self._lost_at is None:
             self._lost_at = now
@@ -252,11 +255,10 @@ class Session:
         """Something was lost on a path that stays up: begin again, on another one if there is one."""
         path = self._path
         assert path is not None
-        established = path.established
+        self._restart_s = RESTART_MIN_S if self.established else min(2 * self._restart_s, RESTART_MAX_S)
         self._lose(now)
         del self._paths[path.path_id]  # to the end: another one goes first
         self._paths[path.path_id] = None
-        self._restart_s = RESTART_MIN_S if established else min(2 * self._restart_s, RESTART_MAX_S)
         self._restart_at = now + self._restart_s
 
     # Time.
@@ -339,13 +341,13 @@ class Session:
 
     def stream_ready(self, stream: Stream) -> None:
         """Schedule a stream that has something to send."""
-        if self.established and (stream.send.pending or stream.state is State.RESETTING):
+        if self.established and (stream.send.pending or stream.state is RESETTING):
             self._fair.add(stream)
             self._wake()
 
     def stream_acks(self, stream: Stream, *, urgent: bool, now: float) -> None:
         """Acknowledge delivery, soon or with others."""
-        if stream.state is not State.OPEN or not self.established:
+        if stream.state is not OPEN or not self.established:
             return
         if urgent:
             self._acks.pop(stream.id, None)
@@ -424,6 +426,7 @@ class Session:
         self.abandon(f"protocol error: {reason}")
         self._control.append(Goodbye(f"protocol error: {reason}"))
         self.failed = reason
+        self.established = False
         self._paths.clear()
         self._lost_at = now
         self.notices.append(Notice(Kind.FAILED, None, reason))
@@ -459,7 +462,10 @@ class Session:
         if new:
             self.counters.received_bytes += size
             for event in batch.events:
-                self._apply(event, path, now)
+                if isinstance(event, Data):
+                    self._data(event)
+                else:
+                    self._apply(event, path, now)
         self._wake()
 
     def _heard(self, acked: int) -> None:
@@ -476,13 +482,10 @@ class Session:
         stream.close(abort=None)
         self.notices.append(Notice(Kind.CLOSED, stream))
 
-    def _apply(self, event: Event, path: Path, now: float) -> None:  # noqa: C901, PLR0912 -- one arm an event
-        if not path.established and not isinstance(event, Resume | Drain | Goodbye | Probe):
+    def _apply(self, event: Control, path: Path, now: float) -> None:  # noqa: C901, PLR0912 -- one arm an event
+        if not self.established and not isinstance(event, Resume | Drain | Goodbye | Probe):
             raise RemoteProtocolError(f"{type(event).__name__} before the last page of the resume")
         match event:
-            case Data(stream_id, offset, payload):
-                if (stream := self._stream(stream_id)) and stream.receive_data(offset, payload):
-                    self.notices.append(Notice(Kind.READABLE, stream))
             case Ack(stream_id, delivered, limit):
                 if stream := self._stream(stream_id):
                     self._acked(stream, delivered, limit)
@@ -519,6 +522,13 @@ class Session:
                 path.hurry(now)
             case _:
                 assert_never(event)
+
+    def _data(self, event: Data) -> None:
+        if not self.established:
+            raise RemoteProtocolError("Data before the last page of the resume")
+        stream = self._stream(event.stream)
+        if stream is not None and stream.receive_data(event.offset, event.payload):
+            self.notices.append(Notice(READABLE, stream))
 
     def _stream(self, stream_id: int) -> Stream | None:
         """Return a live stream, or None for one that has ended.
@@ -579,7 +589,7 @@ class Session:
     # Resume.
 
     def _resume(self, event: Resume, path: Path, now: float) -> None:
-        if path.established:
+        if self.established:
             raise RemoteProtocolError("Resume in the midst of an epoch")
         self._peer_grace_s = event.grace_s
         self._peer_window = event.window
@@ -618,7 +628,7 @@ class Session:
 
     def _establish(self, peer_next_id: int, path: Path, now: float) -> None:
         """The peer has told all it knows: go on from there."""
-        path.established = True
+        self.established = True
         self._lost_at = None
         listed = set(self._listed)
         self._last_words_again()
@@ -647,8 +657,14 @@ class Session:
 
     # What goes out.
 
+    def _wake(self) -> None:
+        if not self._awake:
+            self._awake = True
+            self._wake_up()
+
     def flush(self, now: float) -> list[tuple[object, list[Buffer]]]:
         """Return the messages to send now, each with its path. Payloads are shared with the replay buffers."""
+        self._awake = False
         messages: list[tuple[object, list[Buffer]]] = []
         if self._acks_due is not None and now >= self._acks_due:
             self._flush_acks()
@@ -688,7 +704,7 @@ class Session:
             if isinstance(event, Resume):
                 size += EVENT_BYTES * len(event.streams)
                 break
-        if path.established and not self._control:
+        if self.established and not self._control and len(self._fair):
             size = self._fill(events, size, path)
         return events, size
 
@@ -696,14 +712,16 @@ class Session:
         """Add what streams have to send, each in its turn, as far as the path has room."""
         inline, raws = size, 0
         quantum = min(max(path.bound // 4 // max(len(self._fair), 1), QUANTUM_MIN), MAX_PAYLOAD)
+        room = path.room
         while len(events) < BATCH_EVENTS and inline < BATCH_INLINE and size < BATCH_BYTES and raws < MAX_RAW_FRAMES:
-            if path.room - size < QUANTUM_MIN:
+            if room - size < QUANTUM_MIN:
                 break
             stream = self._fair.turn(quantum)
             if stream is None:
                 break
-            if stream.send.sendable > 0:
-                offset, payload = stream.send.take(min(quantum, path.room - size))
+            send = stream.send
+            if send.sendable > 0:
+                offset, payload = send.take(min(quantum, room - size))
                 count = len(payload)
                 events.append(Data(stream.id, offset, payload))
                 stream.deficit -= count
@@ -712,9 +730,9 @@ class Session:
                     inline += count + EVENT_BYTES
                 else:
                     raws += 1
-            if stream.send.sent == stream.send.end:
+            if send.sent == send.end and (send.eof or stream.state is RESETTING):
                 size += self._tail(stream, events, path)
-            self._fair.done(stream, more=stream.send.sendable > 0)
+            self._fair.done(stream, more=send.sendable > 0)
         return size
 
     def _tail(self, stream: Stream, events: list[Event], path: Path) -> int:

@@ -23,7 +23,9 @@ from goreprox.protocol.sender import SendHalf
 class State(enum.Enum):
     """Where a stream is in its life."""
 
-    __hash__ = object.__hash__  # members are single: a table look-up need not hash their names
+    def __init__(self, _: str) -> None:
+        self.after: dict[Step, State] = {}
+        """The row of `TRANSITIONS`."""
 
     OPENING = "opening"
     """Opener: not yet answered; bytes flow already."""
@@ -59,6 +61,9 @@ class Step(enum.Enum):
     """Nothing is left to do in either direction, or the reset has arrived."""
 
 
+OPENING, OPEN, RESETTING, RESET = State.OPENING, State.OPEN, State.RESETTING, State.RESET
+_WRITE, _DATA_IN = Step.WRITE, Step.DATA_IN
+"""Looked up once: an attribute of an enumeration costs ten times as much as a global."""
 _O, _D, _N, _G, _R, _C = State.OPENING, State.DIALING, State.OPEN, State.RESETTING, State.RESET, State.CLOSED
 
 TRANSITIONS: dict[tuple[State, Step], State] = {
@@ -112,6 +117,8 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (_R, Step.FINISH): _C,
 }
 """What is not here is a protocol error of the side that did it."""
+for (_before, _step), _after in TRANSITIONS.items():
+    _before.after[_step] = _after
 
 
 class Host(Protocol):
@@ -190,7 +197,7 @@ class Stream:
         Raises:
             RemoteProtocolError, LocalProtocolError: the table does not allow it.
         """
-        after = TRANSITIONS.get((self.state, step))
+        after = self.state.after.get(step)
         if after is None:
             error = RemoteProtocolError if step.name.endswith("_IN") else LocalProtocolError
             raise error(f"{step.name} in state {self.state.name} (stream {self.id})")
@@ -201,21 +208,23 @@ class Stream:
     @property
     def room(self) -> int:
         """Bytes that the socket may be read for now."""
-        return self.send.room if self.state in (State.OPENING, State.OPEN) else 0
+        return self.send.room if self.state is OPEN or self.state is OPENING else 0
 
     def write(self, data: bytes) -> None:
         """Send bytes that were read from the socket, at most `room`."""
-        self.step(Step.WRITE)
-        if self.state is not State.RESET:
+        self.step(_WRITE)
+        if self.state is not RESET:
             self.send.write(data)
-            self._ready()
+            if self.host is not None:
+                self.host.stream_ready(self)
 
     def write_eof(self) -> None:
         """Pass on that the socket was half-closed by its peer."""
         self.step(Step.WRITE_EOF)
         if self.state is not State.RESET:
             self.send.write_eof()
-            self._ready()
+            if self.host is not None:
+                self.host.stream_ready(self)
 
     def reset(self, reason: str, *, now: float) -> None:
         """Pass on that the socket was reset by its peer, after what it sent."""
@@ -253,9 +262,12 @@ class Stream:
         """Note that the socket took `count` bytes of `receive.chunks`."""
         host = self.host
         assert host is not None
-        self.receive.consume(count, now=now, round_trip_s=host.round_trip_s)
-        if self.state is State.OPEN:
-            host.stream_acks(self, urgent=self.receive.ack_urgent, now=now)
+        receive = self.receive
+        receive.consume(count)
+        if receive.pace_known:
+            receive.adapt(now=now, round_trip_s=host.round_trip_s)
+        if self.state is OPEN:
+            host.stream_acks(self, urgent=receive.ack_urgent, now=now)
 
     def deliver_eof(self, *, now: float) -> None:
         """Note that the socket was half-closed after the last byte."""
@@ -273,8 +285,8 @@ class Stream:
 
     def receive_data(self, offset: int, payload: Buffer) -> bool:
         """Take bytes; return whether there is something new for the socket."""
-        self.step(Step.DATA_IN)
-        return self.state is not State.RESETTING and self.receive.receive(offset, payload)
+        self.step(_DATA_IN)
+        return self.state is not RESETTING and self.receive.receive(offset, payload)
 
     def receive_eof(self, final: int) -> bool:
         """Take the end of file; return whether there is something new for the socket."""
@@ -335,7 +347,3 @@ class Stream:
         self.receive.discard()
         if self.host is not None:
             self.host.stream_closed(self, abort=abort)
-
-    def _ready(self) -> None:
-        if self.host is not None:
-            self.host.stream_ready(self)

@@ -18,6 +18,7 @@ from goreprox.protocol.events import (
     Ack,
     Batch,
     Buffer,
+    Control,
     Data,
     Drain,
     Eof,
@@ -51,17 +52,20 @@ MAX_GRACE_S = 86_400.0
 def encode(batch: Batch, *, version: int) -> list[Buffer]:
     """Return the frames of a batch. Raw payloads are referenced, not copied."""
     raw: list[Buffer] = []
-    events = [_item(event, raw) for event in batch.events]
+    events = [_data_item(event, raw) if isinstance(event, Data) else _item(event) for event in batch.events]
     return [cbor2.dumps([version, batch.epoch, batch.seq, batch.ack, events]), *raw]
 
 
-def _item(event: Event, raw: list[Buffer]) -> list[object]:  # noqa: C901, PLR0911, PLR0912
+def _data_item(event: Data, raw: list[Buffer]) -> list[object]:
+    payload = event.payload
+    if len(payload) >= RAW_PAYLOAD:
+        raw.append(payload)
+        return [DATA, event.stream, event.offset, len(payload)]
+    return [DATA, event.stream, event.offset, payload if type(payload) is bytes else bytes(payload)]
+
+
+def _item(event: Control) -> list[object]:  # noqa: PLR0911
     match event:
-        case Data(stream, offset, payload):
-            if len(payload) >= RAW_PAYLOAD:
-                raw.append(payload)
-                return [DATA, stream, offset, len(payload)]
-            return [DATA, stream, offset, payload if type(payload) is bytes else bytes(payload)]
         case Ack(stream, delivered, limit):
             return [ACK, stream, delivered, limit]
         case Open(stream, service, client, limit):
@@ -165,8 +169,8 @@ def _short(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}" if isinstance(value, int | str) else type(value).__name__
 
 
-def _data(fields: list[Any], raw: Any) -> Data:
-    stream, offset, payload = fields
+def _data(item: list[Any], raw: Any) -> Data:
+    _, stream, offset, payload = item
     if type(payload) is not bytes:
         length = _uint(payload)
         payload = next(raw, None)
@@ -213,7 +217,7 @@ def _event(item: Any, raw: Any) -> Event:
         raise RemoteProtocolError("not an event")
     kind = item[0]
     if kind == DATA and len(item) == 4:
-        return _data(item[1:], raw)
+        return _data(item, raw)
     arity, decoder = _DECODERS.get(kind, (-1, None))
     if decoder is None or len(item) != arity + 1:
         raise RemoteProtocolError(f"event of kind {kind} with {len(item) - 1} fields")

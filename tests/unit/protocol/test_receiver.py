@@ -19,7 +19,9 @@ def waiting(receive: ReceiveHalf) -> bytes:
 
 
 def consume(receive: ReceiveHalf, count: int, now: float = 0.0) -> None:
-    receive.consume(count, now=now, round_trip_s=RTT_S)
+    receive.consume(count)
+    if receive.pace_known:
+        receive.adapt(now=now, round_trip_s=RTT_S)
 
 
 def test_bytes_wait_in_order() -> None:

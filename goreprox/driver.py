@@ -14,7 +14,7 @@ from loguru import logger
 
 from brokers import Buffer, Carrier, PeerInfo, Role
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.limits import VERSION, VERSION_LEAST
+from goreprox.protocol.limits import PATH_ACK_DELAY_S, VERSION, VERSION_LEAST
 from goreprox.protocol.session import Kind, Notice, Session
 from goreprox.protocol.stream import Stream
 
@@ -58,6 +58,10 @@ class Peer:
     """Over which carriers it is up, at which epoch."""
     timer: asyncio.TimerHandle | None = None
     due: float = float("inf")
+    id: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.id = self.info.name.id
 
     @property
     def services(self) -> Sequence[str]:
@@ -174,15 +178,17 @@ class Driver:
         """A message for one of our sessions."""
         peer = self.peers.get(peer_id)
         if peer is not None:
-            peer.session.receive(carrier, frames, clock())
+            now = clock()
+            peer.session.receive(carrier, frames, now)
             self._notices(peer)
+            self._schedule(peer, now)
 
     # What sessions want.
 
     def _wake(self, peer: Peer) -> None:
         if not self._dirty:
             self._loop.call_soon(self._flush)
-        self._dirty[peer.info.name.id] = peer
+        self._dirty[peer.id] = peer
 
     def _flush(self) -> None:
         """Once a turn, for all peers that have something to say."""
@@ -190,11 +196,13 @@ class Driver:
         now = clock()
         for peer in dirty.values():
             for carrier, frames in peer.session.flush(now):
-                carrier.send(peer.info.name.id, frames)  # type: ignore[attr-defined]
+                carrier.send(peer.id, frames)  # type: ignore[attr-defined]
             self._notices(peer)
             self._schedule(peer, now)
 
     def _schedule(self, peer: Peer, now: float) -> None:
+        if peer.due <= now + PATH_ACK_DELAY_S:
+            return  # soon enough: nothing that is to be done later than at once is due before
         due = peer.session.deadline()
         if due is None:
             due = float("inf") if peer.epochs else now + MAX_TIMER_S

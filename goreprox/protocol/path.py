@@ -18,6 +18,7 @@ from goreprox.protocol.limits import (
     PROBE_MIN_S,
 )
 
+INFINITY = float("inf")
 RATE_WINDOW_S = 1.0
 """The highest rate of the last one to two of these counts."""
 LEAST_QUEUE_S = 0.010
@@ -70,7 +71,7 @@ class Path:
         self.in_flight = 0
         self.bound = IN_FLIGHT_MIN
         self.srtt = 0.0
-        self._min_rtt = float("inf")
+        self._min_rtt = INFINITY
         self._sent: deque[_Sent] = deque()
         self._acked_bytes = 0
         self._acked_at = now
@@ -92,10 +93,10 @@ class Path:
     @property
     def deadline(self) -> float | None:
         """When `ack_due`, `probe_due` or `lost` may next become true."""
-        times = [] if self._ack_due is None else [self._ack_due]
+        due = self._ack_due
         if self._sent:
-            times.append(min(self._next_probe, self._progress_at + LOSS_TIMEOUT_S))
-        return min(times, default=None)
+            due = min(due or INFINITY, self._next_probe, self._progress_at + LOSS_TIMEOUT_S)
+        return due
 
     def send(self, size: int, now: float) -> int:
         """Count a message of `size` bytes as sent; return its number. It carries our acknowledgement."""
@@ -115,14 +116,14 @@ class Path:
         self._unacked_bytes = 0
 
     def receive(self, seq: int, size: int, now: float) -> bool:
-        """Count message `seq`, which holds events; return whether it is new.
+        """Count message `seq` of `size` bytes; return whether it is new. One without events (size 0) does not count.
 
         Raises:
             LookupError: messages between were lost.
         """
         if seq > self.received:
             raise LookupError(f"message {seq}, expected {self.received}")
-        if seq < self.received:
+        if seq < self.received or not size:
             return False
         self.received += 1
         self._unacked_bytes += size
@@ -164,7 +165,8 @@ class Path:
         """Estimate the path as BBR does: by what was acknowledged between two acknowledgements."""
         rtt = max(now - newest.at, 1e-6)
         self.srtt = rtt if not self.srtt else self.srtt + (rtt - self.srtt) / 8
-        self._min_rtt = min(self._min_rtt, rtt)
+        if rtt < self._min_rtt:
+            self._min_rtt = rtt
         rate = (self._acked_bytes - newest.acked_bytes) / max(now - newest.acked_at, rtt)
         if newest.limited and now - self._rate_from >= RATE_WINDOW_S:
             self._rate_before, self._rate, self._rate_from = self._rate, 0.0, now

@@ -450,12 +450,8 @@ class Session:
             return
         path.ack(batch.ack, now)
         self._heard(path.peer_acked)
-        if not batch.events:
-            if batch.seq > path.received:
-                self._restart(now)
-            return
         try:
-            new = path.receive(batch.seq, size, now)
+            new = path.receive(batch.seq, size if batch.events else 0, now)
         except LookupError:
             self._restart(now)
             return
@@ -466,7 +462,8 @@ class Session:
                     self._data(event)
                 else:
                     self._apply(event, path, now)
-        self._wake()
+        if self._control or self._fair or path.ack_due(now):
+            self._wake()
 
     def _heard(self, acked: int) -> None:
         """Drop last words, and streams whose reset arrived, that the peer has acknowledged."""
@@ -671,7 +668,7 @@ class Session:
         path = self._path
         if path is None:
             return messages
-        while True:
+        while self._control or self._fair:
             events, size = self._batch(path)
             if not events:
                 break
@@ -704,7 +701,7 @@ class Session:
             if isinstance(event, Resume):
                 size += EVENT_BYTES * len(event.streams)
                 break
-        if self.established and not self._control and len(self._fair):
+        if self._fair and self.established and not self._control:
             size = self._fill(events, size, path)
         return events, size
 

@@ -318,15 +318,14 @@ class Session:
         self.streams[stream.id] = stream
         self.counters.opened += 1
         if self.established:
-            self._control.append(_open(stream))
+            self._say(_open(stream))
             self.stream_ready(stream)
 
     def drain(self) -> None:
         """Ask the peer for no new streams."""
         self._draining = True
         if self._path is not None:
-            self._control.append(Drain())
-            self._wake()
+            self._say(Drain())
 
     def goodbye(self, reason: str) -> None:
         """Abort what is left and tell the peer that this process ends; wait for `settled`."""
@@ -334,8 +333,7 @@ class Session:
             stream.abort(reason)
         self._goodbye = reason
         if self._path is not None:
-            self._control.append(Goodbye(reason))
-            self._wake()
+            self._say(Goodbye(reason))
 
     # What streams ask for (stream.Host).
 
@@ -351,9 +349,8 @@ class Session:
             return
         if urgent:
             self._acks.pop(stream.id, None)
-            self._control.append(Ack(stream.id, *stream.receive.take_ack()))
+            self._say(Ack(stream.id, *stream.receive.take_ack()))
             self._finish_if_done(stream)
-            self._wake()
         elif not self._acks:
             self._acks[stream.id] = stream
             self._acks_due = now + STREAM_ACK_DELAY_S
@@ -364,8 +361,7 @@ class Session:
     def stream_accepted(self, stream: Stream) -> None:
         """Tell the opener."""
         if self.established:
-            self._control.append(Accept(stream.id, stream.receive.limit))
-            self._wake()
+            self._say(Accept(stream.id, stream.receive.limit))
         else:
             self._late.append(stream)
 
@@ -398,8 +394,7 @@ class Session:
         """Say what ends a stream, again if need be, until the peer has it."""
         self._ended[event.stream] = event
         if self.established:
-            self._control.append(event)
-            self._wake()
+            self._say(event)
 
     def _finish_if_done(self, stream: Stream) -> None:
         if stream.done:
@@ -654,6 +649,10 @@ class Session:
 
     # What goes out.
 
+    def _say(self, event: Control) -> None:
+        self._control.append(event)
+        self._wake()
+
     def _wake(self) -> None:
         if not self._awake:
             self._awake = True
@@ -734,17 +733,16 @@ class Session:
 
     def _tail(self, stream: Stream, events: list[Event], path: Path) -> int:
         """Say how the stream ends, after its last byte."""
-        if stream.state is State.RESETTING:
-            if not stream.reset_sent:
-                stream.reset_sent = True
-                events.append(Reset(stream.id, stream.send.end, stream.end_reason))
-                self._ended_at.append((path.seq, stream.id))
-                return EVENT_BYTES
-        elif stream.send.eof and not stream.send.eof_sent:
-            stream.send.eof_sent = True
-            events.append(Eof(stream.id, stream.send.end))
+        if stream.state is RESETTING:
+            if stream.reset_sent:
+                return 0
+            stream.reset_sent = True
+            events.append(Reset(stream.id, stream.send.end, stream.end_reason))
+            self._ended_at.append((path.seq, stream.id))
             return EVENT_BYTES
-        return 0
+        stream.send.eof_sent = True
+        events.append(Eof(stream.id, stream.send.end))
+        return EVENT_BYTES
 
 
 def _open(stream: Stream) -> Open:

@@ -473,6 +473,25 @@ def test_a_refusal_ends_a_stream_whose_client_was_reset() -> None:
     assert peer.notices() == [Notice(Kind.CLOSED, stream, "no target")]
 
 
+def test_a_new_stream_without_bytes_is_told_at_once() -> None:
+    peer = edge()
+    before = peer.wakes
+    peer.open()
+    assert peer.wakes > before
+
+
+def test_room_made_by_an_acknowledgement_alone_is_used_at_once() -> None:
+    peer, stream = opened()
+    bound(peer, IN_FLIGHT_MIN)
+    stream.write(bytes(4 * IN_FLIGHT_MIN))
+    peer.heard()
+    assert stream.send.pending
+    before = peer.wakes
+    peer.say()
+    assert peer.wakes > before
+    assert peer.heard()
+
+
 def test_streams_opened_without_a_path_are_opened_later() -> None:
     peer = Peer()
     stream = peer.open()

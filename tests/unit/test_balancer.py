@@ -1,0 +1,97 @@
+"""Which provider gets a stream."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from goreprox.balancer import BACKOFF_MAX_S, BACKOFF_MIN_S, FORGET_S, Balancer, Candidate
+
+A, B, C = b"a", b"b", b"c"
+
+
+@pytest.fixture
+def balancer() -> Balancer:
+    return Balancer(random.Random(1))
+
+
+def idle(*ids: bytes) -> list[Candidate]:
+    return [Candidate(each, 0, 1.0) for each in ids]
+
+
+def chosen(balancer: Balancer, candidates: list[Candidate], *, now: float = 0.0, count: int = 100) -> set[bytes | None]:
+    return {balancer.choose("s", candidates, now) for _ in range(count)}
+
+
+def test_nobody_is_chosen_of_nobody(balancer: Balancer) -> None:
+    assert balancer.choose("s", [], 0) is None
+
+
+def test_the_one_with_the_fewest_streams_is_chosen(balancer: Balancer) -> None:
+    assert chosen(balancer, [Candidate(A, 2, 1.0), Candidate(B, 1, 1.0), Candidate(C, 3, 1.0)]) == {B}
+
+
+def test_ties_are_broken_at_random(balancer: Balancer) -> None:
+    assert chosen(balancer, [Candidate(A, 1, 1.0), Candidate(B, 1, 1.0), Candidate(C, 2, 1.0)]) == {A, B}
+
+
+def test_streams_count_by_weight(balancer: Balancer) -> None:
+    assert chosen(balancer, [Candidate(A, 5, 3.0), Candidate(B, 2, 1.0)]) == {A}
+    assert chosen(balancer, [Candidate(A, 7, 3.0), Candidate(B, 2, 1.0)]) == {B}
+
+
+def test_short_streams_are_shared_by_weight_though_all_providers_are_idle(balancer: Balancer) -> None:
+    candidates = [Candidate(A, 0, 3.0), Candidate(B, 0, 1.0)]
+    counts = Counter(balancer.choose("s", candidates, 0) for _ in range(4000))
+    assert 2700 < counts[A] < 3300  # 3,000 expected, standard deviation 27
+
+
+def test_one_that_failed_is_avoided_for_a_while_though_it_is_idle(balancer: Balancer) -> None:
+    balancer.failed(A, "s", 10.0)
+    both = [Candidate(A, 0, 1.0), Candidate(B, 9, 1.0)]
+    assert chosen(balancer, both, now=10 + BACKOFF_MIN_S - 0.01) == {B}
+    assert chosen(balancer, both, now=10 + BACKOFF_MIN_S) == {A}
+
+
+def test_if_all_failed_all_are_candidates(balancer: Balancer) -> None:
+    balancer.failed(A, "s", 10.0)
+    balancer.failed(B, "s", 10.0)
+    assert chosen(balancer, idle(A, B), now=10.5) == {A, B}
+
+
+def test_a_failure_is_one_of_a_service_not_of_a_provider(balancer: Balancer) -> None:
+    balancer.failed(A, "s", 10.0)
+    assert balancer.choose("other", [Candidate(A, 0, 1.0), Candidate(B, 1, 1.0)], 10.0) == A
+
+
+def test_the_backoff_doubles_up_to_its_bound(balancer: Balancer) -> None:
+    now, lengths = 0.0, []
+    for _ in range(7):
+        balancer.failed(A, "s", now)
+        began = now
+        while balancer.choose("s", idle(A, B), now) != A:  # in steps of a power of two, so that sums are exact
+            now += 1 / 16
+        lengths.append(round(now - began))
+    assert lengths == [1, 2, 4, 8, 16, BACKOFF_MAX_S, BACKOFF_MAX_S]
+
+
+def test_failures_during_a_backoff_do_not_prolong_it(balancer: Balancer) -> None:
+    for now in (10.0, 10.1, 10.2, 10.9):
+        balancer.failed(A, "s", now)
+    assert chosen(balancer, [Candidate(A, 0, 1.0), Candidate(B, 1, 1.0)], now=11.0) == {A}
+
+
+def test_an_accepted_stream_ends_the_backoff_and_its_doubling(balancer: Balancer) -> None:
+    balancer.failed(A, "s", 10.0)
+    balancer.failed(A, "s", 11.0)
+    balancer.accepted(A, "s")
+    both = [Candidate(A, 0, 1.0), Candidate(B, 1, 1.0)]
+    assert chosen(balancer, both, now=11.0) == {A}
+    balancer.failed(A, "s", 12.0)
+    assert chosen(balancer, both, now=13.0) == {A}
+
+
+def test_old_failures_are_forgotten(balancer: Balancer) -> None:
+    for index in range(1000):
+        balancer.failed(b"%d" % index, "s", float(index))
+    assert len(balancer._backoffs) <= BACKOFF_MIN_S + FORGET_S + 1

@@ -51,8 +51,8 @@ class ProcessOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class TunnelOptions(ProcessOptions):
-    """Options of a server and of a provider alike. The defaults are those of `goreprox.config`."""
+class RoleOptions(ProcessOptions):
+    """Options of every role. The defaults are those of `goreprox.config`."""
 
     name: Annotated[str | None, Parameter(group=_PROCESS)] = None
     """Name for the other side; processes of one name are replicas. [default: the host's name]"""
@@ -60,27 +60,37 @@ class TunnelOptions(ProcessOptions):
     """Directory for lock files. [default: goreprox in XDG_RUNTIME_DIR, /run or the temporary one]"""
     insecure: Annotated[bool, Parameter(group=_PROCESS)] = False
     """Accept links in plaintext and without authentication. Required until links have keys."""
+    link_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 6
+    """Seconds of silence after which a link counts as broken."""
+
+    def role(self) -> dict[str, Any]:
+        """Give the arguments that `ProcessConfig` takes."""
+        given = {"name": self.name, "runtime_dir": self.runtime_dir}
+        return {key: value for key, value in given.items() if value is not None} | {"link_timeout_s": self.link_timeout}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EndOptions(RoleOptions):
+    """Options of those that own connections: of server, edge and provider."""
+
     grace: Annotated[float, Parameter(group=_LIFETIMES)] = 60
     """Seconds for which connections outlive a broken link. The smaller one of the two sides counts."""
     drain: Annotated[float, Parameter(group=_LIFETIMES)] = 30
     """Seconds that connections have to end after SIGTERM."""
     half_closed_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 0
     """Seconds without traffic after which a half-closed connection is reset; 0: never."""
-    link_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 6
-    """Seconds of silence after which a link counts as broken."""
     max_connections: Annotated[int, Parameter(group=_LIMITS)] = 10_000
     """Connections at a time; further ones wait in the kernel's backlog."""
     memory: Annotated[int, Parameter(group=_LIMITS)] = 256
     """MiB for what is on its way, both directions together."""
 
-    def common(self) -> dict[str, Any]:
-        """Give the arguments that `CommonConfig` takes."""
-        given = {"name": self.name, "runtime_dir": self.runtime_dir}
-        return {key: value for key, value in given.items() if value is not None} | {
+    def end(self) -> dict[str, Any]:
+        """Give the arguments that `EndConfig` takes."""
+        return self.role() | {
             "grace_s": self.grace,
             "drain_s": self.drain,
             "half_closed_timeout_s": self.half_closed_timeout or None,
-            "link_timeout_s": self.link_timeout,
             "max_connections": self.max_connections,
             "memory_bytes": self.memory << 20,
         }
@@ -101,57 +111,156 @@ app: Final = App(
 app.register_install_completion_command(help="Install completion for this shell.")
 
 
+_Addresses = Annotated[list[str] | None, Parameter(group=_ADDRESSES, negative="")]
+_ReusePort = Annotated[bool, Parameter(group=_ADDRESSES)]
+_MaxPeers = Annotated[int, Parameter(group=_LIMITS)]
+
+
 @app.command
 def server(
     *,
-    listen: Annotated[list[str] | None, Parameter(group=_ADDRESSES, negative="")] = None,
+    listen: _Addresses = None,
+    reuse_port: _ReusePort = False,
     providers: Annotated[str, Parameter(group=_ADDRESSES)] = "9887",
-    options: TunnelOptions | None = None,
+    edges: Annotated[str | None, Parameter(group=_ADDRESSES)] = None,
+    max_peers: _MaxPeers = 1024,
+    options: EndOptions | None = None,
 ) -> None:
-    """Accept clients, and pass them on to providers.
+    """Accept clients, and pass them on to providers: an edge and a broker in one.
 
     ADDR is 8080, :8080, host:8080 or [::1]:8080.
 
     Parameters
     ----------
     listen
-        ADDR for clients; may be repeated. [default: 8080, on all interfaces]
+        ADDR[=SERVICE] for clients; may be repeated. [default: 8080, on all interfaces]
+    reuse_port
+        Let other processes with this option listen on the same ports.
     providers
         ADDR for providers.
+    edges
+        ADDR for further edges. [default: none]
+    max_peers
+        Providers and edges at a time.
     """
-    from goreprox.config import Address, Listener, ServerConfig
+    from goreprox.config import Address, ServerConfig
 
-    options = options or TunnelOptions()
-    addresses: dict[str, Any] = {"listeners": tuple(map(Listener.parse, listen))} if listen else {}
-    config = ServerConfig(**addresses, providers=Address.parse(providers), **options.common())
-    _check_insecure(options, [config.providers])
+    options = options or EndOptions()
+    config = ServerConfig(
+        **_listeners(listen),
+        reuse_port=reuse_port,
+        providers=Address.parse(providers),
+        edges=None if edges is None else Address.parse(edges),
+        max_peers=max_peers,
+        **options.end(),
+    )
+    _check_insecure(options, [config.providers] if config.edges is None else [config.providers, config.edges])
     from goreprox.server import run
 
     _run(run(config))
 
 
 @app.command
-def provider(
-    target: Annotated[list[str] | None, Parameter(group=_ADDRESSES, negative="")] = None,
+def edge(
     *,
-    server: Annotated[list[str] | None, Parameter(group=_ADDRESSES, negative="")] = None,
-    dial_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 5,
-    options: TunnelOptions | None = None,
+    listen: _Addresses = None,
+    reuse_port: _ReusePort = False,
+    broker: _Addresses = None,
+    workers: Annotated[int, Parameter(group=_LIMITS)] = 1,
+    options: EndOptions | None = None,
 ) -> None:
-    """Expose a local TCP server through a goreprox server.
+    """Accept clients, and pass them on to providers over brokers elsewhere.
+
+    Parameters
+    ----------
+    listen
+        ADDR[=SERVICE] for clients; may be repeated. [default: 8080, on all interfaces]
+    reuse_port
+        Let other processes with this option listen on the same ports.
+    broker
+        host[:port] of a broker, with its port for edges (9888); may be repeated. Required.
+    workers
+        Processes that share the ports. Connections and memory are limited in each of them.
+    """
+    from goreprox.config import EDGE_PORT, Address, EdgeConfig
+
+    options = options or EndOptions()
+    if not broker:
+        raise ConfigError("broker: none is given; say where it is, like `--broker host:9888`")
+    config = EdgeConfig(
+        **_listeners(listen),
+        reuse_port=reuse_port,
+        brokers=tuple(Address.parse(text, EDGE_PORT) for text in broker),
+        workers=workers,
+        **options.end(),
+    )
+    _check_insecure(options, config.brokers)
+    if config.workers > 1:
+        from goreprox import workers as parent
+
+        _run(parent.run(config, log_level=options.log_level, log_json=options.log_json))
+    else:
+        from goreprox.edge import run
+
+        _run(run(config))
+
+
+@app.command
+def broker(
+    *,
+    providers: Annotated[str, Parameter(group=_ADDRESSES)] = "9887",
+    edges: Annotated[str, Parameter(group=_ADDRESSES)] = "9888",
+    max_peers: _MaxPeers = 1024,
+    options: RoleOptions | None = None,
+) -> None:
+    """Connect edges and providers with each other. It keeps no state, and there can be several.
+
+    Parameters
+    ----------
+    providers
+        ADDR for providers.
+    edges
+        ADDR for edges.
+    max_peers
+        Providers and edges at a time.
+    """
+    from goreprox.config import Address, BrokerConfig
+
+    options = options or RoleOptions()
+    config = BrokerConfig(
+        providers=Address.parse(providers), edges=Address.parse(edges), max_peers=max_peers, **options.role()
+    )
+    _check_insecure(options, [config.providers, config.edges])
+    from goreprox.broker import run
+
+    _run(run(config))
+
+
+@app.command
+def provider(
+    target: _Addresses = None,
+    *,
+    server: _Addresses = None,
+    dial_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 5,
+    weight: Annotated[float, Parameter(group=_LIMITS)] = 1,
+    options: EndOptions | None = None,
+) -> None:
+    """Expose local TCP servers through goreprox servers or brokers.
 
     Parameters
     ----------
     target
-        [host:]port of the local server; the host is 127.0.0.1 if there is none. Required.
+        [SERVICE=][host:]port of a local server; the host is 127.0.0.1 if there is none. May be repeated. Required.
     server
-        host[:port] of the goreprox server, with the port for providers (9887). Required.
+        host[:port] of a server or broker, with its port for providers (9887); may be repeated. Required.
     dial_timeout
         Seconds for reaching the target.
+    weight
+        Share of new connections beside other providers of the same service, 0.01 to 1000.
     """
     from goreprox.config import PROVIDER_PORT, Address, ProviderConfig, Target
 
-    options = options or TunnelOptions()
+    options = options or EndOptions()
     if not target:
         raise ConfigError("target: none is given; say what to expose, like `goreprox provider 3000 --server HOST`")
     if not server:
@@ -160,12 +269,20 @@ def provider(
         targets=tuple(map(Target.parse, target)),
         servers=tuple(Address.parse(text, PROVIDER_PORT) for text in server),
         dial_timeout_s=dial_timeout,
-        **options.common(),
+        weight=weight,
+        **options.end(),
     )
     _check_insecure(options, config.servers)
     from goreprox.provider import run
 
     _run(run(config))
+
+
+def _listeners(listen: list[str] | None) -> dict[str, Any]:
+    """Give the listeners as an argument, or leave them to the configuration."""
+    from goreprox.config import Listener
+
+    return {"listeners": tuple(map(Listener.parse, listen))} if listen else {}
 
 
 @app.command
@@ -222,11 +339,11 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _check_insecure(options: TunnelOptions, addresses: Iterable["Address"]) -> None:
+def _check_insecure(options: RoleOptions, addresses: Iterable["Address"]) -> None:
     """Set up the log, and let nobody run in plaintext unknowingly."""
     if not options.insecure:
         raise ConfigError(
-            "links between server and providers would be plaintext, open to anybody who reaches the port: "
+            "links between processes would be plaintext, open to anybody who reaches the port: "
             "keys are not there yet; add --insecure if that is acceptable"
         )
     from goreprox.log import configure
@@ -237,7 +354,7 @@ def _check_insecure(options: TunnelOptions, addresses: Iterable["Address"]) -> N
         from loguru import logger
 
         logger.warning(
-            "--insecure: links on {} are plaintext, and anybody who reaches that port can be a provider",
+            "--insecure: links on {} are plaintext, and anybody who reaches that port can join",
             ", ".join(exposed),
         )
 
@@ -309,5 +426,5 @@ def _check_keys(table: Iterable[str], known: set[str], path: Path, where: str) -
             raise ConfigError(f"file {path}: {where}{key} is not an option; the nearest one is {nearest[0]}")
 
 
-_COMMANDS: Final = ("server", "provider", "demo")
+_COMMANDS: Final = ("server", "edge", "broker", "provider", "demo")
 app.config = (Env(ENV_PREFIX, command=False), _read_file)

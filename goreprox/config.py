@@ -1,13 +1,15 @@
-"""What a server and a provider are told to do, checked.
+"""What each role is told to do, checked.
 
 Plain values with their limits: knows neither the command line nor files nor sockets. Whoever gets one of
 these need not check it again: everything wrong raises `ConfigError` when it is made.
 """
 
 import ipaddress
+import itertools
 import math
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -17,6 +19,7 @@ from goreprox.instance import default_runtime_dir
 
 CLIENT_PORT: Final = 8080
 PROVIDER_PORT: Final = 9887
+EDGE_PORT: Final = 9888
 DEFAULT_SERVICE: Final = "default"
 DEFAULT_GRACE_S: Final = 60.0
 DEFAULT_DRAIN_S: Final = 30.0
@@ -24,6 +27,7 @@ DEFAULT_MAX_CONNECTIONS: Final = 10_000
 DEFAULT_MEMORY_MIB: Final = 256
 DEFAULT_LINK_TIMEOUT_S: Final = 6.0
 DEFAULT_DIAL_TIMEOUT_S: Final = 5.0
+DEFAULT_MAX_PEERS: Final = 1024
 
 MIB: Final = 1 << 20
 DAY_S: Final = 86_400.0
@@ -34,6 +38,12 @@ MAX_CONNECTIONS: Final = 1_000_000
 # 40,000 = 6.5 KiB.
 MIN_FLOOR_BYTES: Final = 2048
 MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
+MAX_PEERS: Final = 65_536
+MAX_WORKERS: Final = 64
+MIN_WEIGHT: Final = 0.01
+MAX_WEIGHT: Final = 1000.0
+# The roster has 4 KiB for all that a peer says of itself; 1 KiB of it is for what is not the services' names.
+MAX_SERVICES_BYTES: Final = 3 * 1024
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HOST_NAME: Final = re.compile(
@@ -41,6 +51,7 @@ _HOST_NAME: Final = re.compile(
     r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
 )
 _PORT: Final = re.compile(r"[0-9]{1,5}")
+_WILDCARDS: Final = (None, "0.0.0.0", "::")
 _ADDRESS_FORMS: Final = "write PORT, :PORT, HOST:PORT or [IPV6]:PORT"
 
 
@@ -76,6 +87,15 @@ class Address:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    def overlaps(self, other: "Address") -> bool:
+        """Whether listening on both would be listening twice; names are not resolved for this."""
+        if not self.port or self.port != other.port:
+            return False
+        if self.host == other.host:
+            return True
+        wild = self.host in _WILDCARDS or other.host in _WILDCARDS
+        return wild and bool(_families(self.host) & _families(other.host))
 
     def __str__(self) -> str:
         host = self.host or ""
@@ -142,65 +162,123 @@ def default_name() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommonConfig:
-    """What a server and a provider have in common. Times in seconds, memory in bytes."""
+class ProcessConfig:
+    """What all roles have in common. Times in seconds."""
 
     name: str = field(default_factory=default_name)
-    grace_s: float = DEFAULT_GRACE_S
-    drain_s: float = DEFAULT_DRAIN_S
-    max_connections: int = DEFAULT_MAX_CONNECTIONS
-    memory_bytes: int = DEFAULT_MEMORY_MIB * MIB
-    half_closed_timeout_s: float | None = None
     link_timeout_s: float = DEFAULT_LINK_TIMEOUT_S
     runtime_dir: Path = field(default_factory=default_runtime_dir)
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
+        _check_seconds("link-timeout", self.link_timeout_s, least=0.3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndConfig(ProcessConfig):
+    """What those have in common that own sockets of clients or of targets. Memory in bytes."""
+
+    grace_s: float = DEFAULT_GRACE_S
+    drain_s: float = DEFAULT_DRAIN_S
+    max_connections: int = DEFAULT_MAX_CONNECTIONS
+    memory_bytes: int = DEFAULT_MEMORY_MIB * MIB
+    half_closed_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        ProcessConfig.__post_init__(self)  # not super(): a dataclass with slots is not the class that was written
         _check_seconds("grace", self.grace_s, least=0.1)
         _check_seconds("drain", self.drain_s, least=0)
-        _check_seconds("link-timeout", self.link_timeout_s, least=0.3)
         if self.half_closed_timeout_s is not None:
             _check_seconds("half-closed-timeout", self.half_closed_timeout_s, least=0.1)
-        if not 1 <= self.max_connections <= MAX_CONNECTIONS:
-            raise ConfigError(f"max-connections {self.max_connections}: expected 1 to {MAX_CONNECTIONS:,}")
+        _check_range("max-connections", self.max_connections, 1, MAX_CONNECTIONS)
         _check_memory(self.memory_bytes, max_connections=self.max_connections)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(CommonConfig):
-    """A server: where clients and where providers are accepted."""
+class AcceptingConfig(EndConfig):
+    """Where clients are accepted: of an edge, and of a server."""
 
     listeners: tuple[Listener, ...] = (Listener(Address(None, CLIENT_PORT)),)
-    providers: Address = Address(None, PROVIDER_PORT)
+    reuse_port: bool = False
 
     def __post_init__(self) -> None:
-        CommonConfig.__post_init__(self)  # not super(): a dataclass with slots is not the class that was written
+        EndConfig.__post_init__(self)
         _check_count("listen", len(self.listeners))
-        addresses = [listener.address for listener in self.listeners]
-        _check_distinct("listen", [str(address) for address in addresses if address.port])
-        if self.providers.port and self.providers in addresses:
-            raise ConfigError(
-                f"providers {self.providers}: clients are accepted there, too; choose another port for one"
-            )
+        _check_ports([("listen", listener.address) for listener in self.listeners])
+        _check_services(self.services)
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The names of the services that clients can ask for here."""
+        return tuple(dict.fromkeys(listener.service for listener in self.listeners))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderConfig(CommonConfig):
-    """A provider: what it offers, and to which servers."""
+class ServerConfig(AcceptingConfig):
+    """A server: where clients, where providers, and where further edges, if any, are accepted."""
+
+    providers: Address = Address(None, PROVIDER_PORT)
+    edges: Address | None = None
+    max_peers: int = DEFAULT_MAX_PEERS
+
+    def __post_init__(self) -> None:
+        AcceptingConfig.__post_init__(self)
+        ports = [("listen", listener.address) for listener in self.listeners] + [("providers", self.providers)]
+        _check_ports(ports if self.edges is None else [*ports, ("edges", self.edges)])
+        _check_range("max-peers", self.max_peers, 1, MAX_PEERS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeConfig(AcceptingConfig):
+    """An edge: its brokers, and how many processes share its ports."""
+
+    brokers: tuple[Address, ...]
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        AcceptingConfig.__post_init__(self)
+        _check_remotes("broker", self.brokers)
+        _check_range("workers", self.workers, 1, MAX_WORKERS)
+        if self.workers > 1 and not all(listener.address.port for listener in self.listeners):
+            raise ConfigError(f"listen port 0: {self.workers} workers share their ports; choose which with --listen")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig(ProcessConfig):
+    """A broker: where providers and where edges are accepted."""
+
+    providers: Address = Address(None, PROVIDER_PORT)
+    edges: Address = Address(None, EDGE_PORT)
+    max_peers: int = DEFAULT_MAX_PEERS
+
+    def __post_init__(self) -> None:
+        ProcessConfig.__post_init__(self)
+        _check_ports([("providers", self.providers), ("edges", self.edges)])
+        _check_range("max-peers", self.max_peers, 1, MAX_PEERS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderConfig(EndConfig):
+    """A provider: what it offers, and to which servers or brokers."""
 
     targets: tuple[Target, ...]
     servers: tuple[Address, ...]
     dial_timeout_s: float = DEFAULT_DIAL_TIMEOUT_S
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
-        CommonConfig.__post_init__(self)
+        EndConfig.__post_init__(self)
         _check_count("target", len(self.targets))
-        _check_distinct("service", [target.service for target in self.targets])
-        _check_count("server", len(self.servers))
-        _check_distinct("server", [str(server) for server in self.servers])
-        for server in self.servers:
-            _check_dialable("server", server)
+        _check_distinct("service", self.services)
+        _check_services(self.services)
+        _check_remotes("server", self.servers)
         _check_seconds("dial-timeout", self.dial_timeout_s, least=0.1)
+        _check_range("weight", self.weight, MIN_WEIGHT, MAX_WEIGHT)
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The names of the services that are offered."""
+        return tuple(target.service for target in self.targets)
 
 
 def _host(host: str, text: str) -> str:
@@ -241,10 +319,46 @@ def _check_count(option: str, count: int) -> None:
         raise ConfigError(f"{option}: expected 1 to {MAX_ENDPOINTS} of them, got {count}")
 
 
-def _check_distinct(option: str, names: list[str]) -> None:
+def _check_range(option: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"{option} {value:,}: expected {least:,g} to {most:,.0f}")
+
+
+def _check_distinct(option: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{option} {name}: given twice; once is enough")
+
+
+def _check_remotes(option: str, addresses: Sequence[Address]) -> None:
+    _check_count(option, len(addresses))
+    _check_distinct(option, [str(address) for address in addresses])
+    for address in addresses:
+        _check_dialable(option, address)
+
+
+def _check_ports(ports: Sequence[tuple[str, Address]]) -> None:
+    for (option, address), (other_option, other) in itertools.combinations(ports, 2):
+        if address.overlaps(other):
+            raise ConfigError(
+                f"{option} {address} and {other_option} {other}: one port for two; choose another one for either"
+            )
+
+
+def _check_services(names: Sequence[str]) -> None:
+    size = sum(len(name) + 2 for name in names)  # with the head that CBOR puts before each
+    if size > MAX_SERVICES_BYTES:
+        raise ConfigError(
+            f"services: their names take {size:,} bytes, expected at most {MAX_SERVICES_BYTES:,}; choose shorter ones"
+        )
+
+
+def _families(host: str | None) -> set[int]:
+    """Give the versions of IP that a host can mean: both, unless it is an address."""
+    try:
+        return {ipaddress.ip_address(host or "").version}
+    except ValueError:
+        return {4, 6}
 
 
 def _check_memory(memory_bytes: int, *, max_connections: int) -> None:

@@ -22,7 +22,7 @@ MAX_TIMER_S = 5.0
 """Timers of the loop do not count suspend: look at the clock at least so often."""
 FORGET_S = 120.0
 """An empty session is kept so long after its grace: a peer that returns finds its ids remembered."""
-OPENED, REFUSED = Kind.OPENED, Kind.REFUSED
+OPENED, ACCEPTED, REFUSED = Kind.OPENED, Kind.ACCEPTED, Kind.REFUSED
 """Looked up once: an attribute of an enumeration costs ten times as much as a global."""
 
 
@@ -32,11 +32,18 @@ clock: Callable[[], float] = functools.partial(
 """Seconds that never go back and count suspend where the system can (CLOCK_BOOTTIME, Linux)."""
 
 
+FULL = "the provider has all the connections that it may have"
+"""The one reason for refusing a stream that is compared, not only read: it says nothing of the target."""
+
+
 class Application(Protocol):
     """What an edge or a provider does with sessions. Called from the loop; must not raise."""
 
     def stream_opened(self, peer: "Peer", stream: Stream) -> None:
         """A peer wants a stream."""
+
+    def stream_accepted(self, peer: "Peer", stream: Stream) -> None:
+        """A peer has reached the target of a stream."""
 
     def stream_refused(self, peer: "Peer", stream: Stream, reason: str) -> None:
         """A peer cannot serve a stream, of which nothing has reached its target."""
@@ -237,6 +244,8 @@ class Driver:
                     self._session_notice(peer, notice)
                 elif kind is OPENED:
                     self._application.stream_opened(peer, stream)
+                elif kind is ACCEPTED:
+                    self._application.stream_accepted(peer, stream)
                 elif kind is REFUSED:
                     self._application.stream_refused(peer, stream, reason)
                 elif stream.owner is not None:
@@ -271,15 +280,16 @@ class Driver:
             peer.session.drain()
 
     @property
-    def _settled(self) -> bool:
-        return all(peer.session.settled for peer in self.peers.values())
+    def settled(self) -> bool:
+        """Whether all peers that can be reached have acknowledged all that was said to them."""
+        return all(peer.session.settled or peer.session.failed for peer in self.peers.values())
 
     async def goodbye(self, reason: str, *, deadline_s: float) -> None:
         """End all sessions, and wait for the peers' acknowledgements for at most `deadline_s`."""
         for peer in self.peers.values():
             peer.session.goodbye(reason)
         give_up = self._loop.time() + deadline_s
-        while self._loop.time() < give_up and not self._settled:  # noqa: ASYNC110 -- at shutdown, bounded
+        while self._loop.time() < give_up and not self.settled:  # noqa: ASYNC110 -- at shutdown, bounded
             await asyncio.sleep(0.01)
 
     async def wait_empty(self, is_empty: Callable[[], bool], *, deadline_s: float) -> None:

@@ -1,15 +1,33 @@
-"""The signals that end a process: the first politely, the second at once."""
+"""The life of a process, from ready to its last signal: the first ends it politely, the second at once."""
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Coroutine
-from typing import Any, Self
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol, Self
 
+from loguru import logger
+
+LINGER_S = 1.0
+"""What is queued for others has so long to go out, unless a second signal comes."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Signals:
+class End(Protocol):
+    """What owns connections: an edge or a provider."""
+
+    async def close(self, *, drain_s: float) -> None:
+        """Take no new connections, let those that are here end for `drain_s`, reset the rest."""
+
+
+class Closable(Protocol):
+    """A way to other processes."""
+
+    async def close(self, *, linger_s: float) -> None:
+        """Leave; what is queued has `linger_s` seconds to go out."""
+
+
+class Lifetime:
     """SIGTERM and SIGINT as events of the loop, while in this context."""
 
     def __init__(self) -> None:
@@ -34,6 +52,20 @@ class Signals:
     def hurried(self) -> bool:
         """Whether the second signal has come."""
         return self._hurry.is_set()
+
+    def ready(self, text: str, **ports: object) -> None:
+        """Say that all is up, for people in `text`, for programs in `ports`."""
+        logger.bind(event="ready", **ports).info("ready: {}", text)
+
+    async def serve(self, end: End, ways: Sequence[Closable], *, drain_s: float, ready: str, **ports: object) -> None:
+        """Be ready until a signal comes; then close the end, and after it its ways to others."""
+        with self:
+            self.ready(ready, **ports)
+            await self.stop.wait()
+            logger.info("shutting down: connections have {:g} s to end", drain_s)
+            await self.unless_hurried(end.close(drain_s=drain_s))
+            for way in ways:
+                await way.close(linger_s=0.0 if self.hurried else LINGER_S)
 
     async def unless_hurried(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work`, but drop it when the second signal comes."""

@@ -3,27 +3,27 @@
 import asyncio
 import errno
 import os
-import secrets
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 from loguru import logger
 
-from brokers import Link, PeerName, Role, Timings
+from brokers import Role
 from goreprox import sockets
 from goreprox.bridge import Bridge, Bridges
 from goreprox.config import Address, ProviderConfig
-from goreprox.driver import Driver, Peer, clock
-from goreprox.instance import Instance
-from goreprox.lifetime import Signals
+from goreprox.driver import FULL, Driver, Peer, clock
+from goreprox.lifetime import Lifetime
+from goreprox.member import Member
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import State, Stream
 
 RESOLVED_FOR_S = 5.0
 """A target's name is looked up again after this."""
+SETTLE_S = 1.0
+"""Edges come one by one, over several brokers: wait so long before saying what is missing among them."""
 
 Endpoint = tuple[int, Any]
 """Family and socket address."""
@@ -152,6 +152,8 @@ class Provider:
         self.targets = Targets({target.service: target.address for target in config.targets})
         self.dials: set[Dial] = set()
         self._draining = False
+        self._unheard: set[str] = set()
+        self._look: asyncio.TimerHandle | None = None
         budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
         self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=config.grace_s)
         self.bridges = Bridges(clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
@@ -163,7 +165,7 @@ class Provider:
         elif self._draining:
             stream.refuse("the provider is draining")
         elif len(self.bridges.live) + len(self.dials) >= self.config.max_connections:
-            stream.refuse(f"the provider has its {self.config.max_connections} connections already")
+            stream.refuse(FULL)
         else:
             self.dials.add(Dial(self, stream))
 
@@ -177,6 +179,9 @@ class Provider:
         stream = bridge.stream
         logger.debug("stream {} of {} ended: {}", stream.id, stream.client, stream.end_reason or "done")
 
+    def stream_accepted(self, peer: Peer, stream: Stream) -> None:
+        """Only openers are answered."""
+
     def stream_refused(self, peer: Peer, stream: Stream, reason: str) -> None:
         """Only openers are refused."""
 
@@ -184,13 +189,34 @@ class Provider:
         """Every stream here has an owner, or was refused."""
 
     def peers_changed(self) -> None:
-        """Nothing waits for peers here."""
+        """Look, once they are all there, whether an edge listens for what is offered here."""
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(SETTLE_S, self._look_for_listeners)
+
+    def _look_for_listeners(self) -> None:
+        self._look = None
+        edges = [peer for peer in self.driver.peers.values() if peer.session.established]
+        heard = {service for edge in edges for service in edge.services}
+        for service in self.targets.targets:
+            if service in heard:
+                self._unheard.discard(service)
+            elif edges and service not in self._unheard:
+                self._unheard.add(service)
+                logger.warning(
+                    "no edge listens for the service {}: it gets no clients; listened for: {}; is one of the names "
+                    "misspelt?",
+                    service,
+                    ", ".join(sorted(heard)),
+                )
 
     async def close(self, *, drain_s: float) -> None:
         """Take no new streams, let those that are here end for `drain_s`, reset the rest."""
         self._draining = True
         self.driver.drain()
-        await self.driver.wait_empty(lambda: not self.bridges.live and not self.dials, deadline_s=drain_s)
+        # Settled: the edges know of the drain, so no stream is on its way that the goodbye would end.
+        await self.driver.wait_empty(
+            lambda: not self.bridges.live and not self.dials and self.driver.settled, deadline_s=drain_s
+        )
         for bridge in list(self.bridges.live):
             bridge.abort("the provider is shutting down")
         await self.driver.goodbye("the provider was shut down", deadline_s=1.0)
@@ -202,29 +228,11 @@ async def run(config: ProviderConfig) -> None:
     Raises:
         StartError: the runtime directory cannot be used.
     """
-    incarnation = secrets.token_bytes(16)
-    instance = Instance.acquire(config.runtime_dir, "provider", config.name, incarnation)
-    attributes: dict[str, object] = {
-        "protocol": [VERSION_LEAST, VERSION],
-        "services": [t.service for t in config.targets],
-    }
-    if instance.predecessor is not None:
-        attributes["predecessor"] = instance.predecessor
+    member = Member(config, "provider", Role.PROVIDER, services=config.services, weight=config.weight)
     provider = Provider(config)
-    name = PeerName(Role.PROVIDER, config.name, incarnation)
-    timings = Timings(link_timeout_s=config.link_timeout_s)
-    links = [
-        Link(name, attributes, server.host or "127.0.0.1", server.port, provider.driver, timings=timings)
-        for server in config.servers
-    ]
-    with Signals() as signals:
-        for link in links:
-            link.start()
-        offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
-        logger.bind(event="ready").info("ready: offering {} at {}", offered, ", ".join(map(str, config.servers)))
-        await signals.stop.wait()
-        logger.info("shutting down: connections have {:g} s to end", config.drain_s)
-        await signals.unless_hurried(provider.close(drain_s=config.drain_s))
-        for link in links:
-            await link.close(linger_s=0.0 if signals.hurried else 1.0)
-    instance.release()
+    links = member.link(config.servers, provider.driver)
+    offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
+    await Lifetime().serve(
+        provider, links, drain_s=config.drain_s, ready=f"offering {offered} at {', '.join(map(str, config.servers))}"
+    )
+    member.instance.release()

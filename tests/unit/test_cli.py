@@ -1,5 +1,6 @@
 """The command line: where options come from, who wins, and errors of one line."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -8,10 +9,22 @@ from typing import Any
 
 import pytest
 
+import goreprox.broker
+import goreprox.edge
 import goreprox.provider
 import goreprox.server
+import goreprox.workers
 from goreprox import __version__, cli
-from goreprox.config import Address, CommonConfig, Listener, ProviderConfig, ServerConfig
+from goreprox.config import (
+    Address,
+    BrokerConfig,
+    EdgeConfig,
+    EndConfig,
+    ProcessConfig,
+    ProviderConfig,
+    ServerConfig,
+    Target,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +34,7 @@ class Started:
 
     config: Any = None
 
-    async def __call__(self, config: ServerConfig | ProviderConfig) -> None:
+    async def __call__(self, config: ProcessConfig, **_: object) -> None:
         self.config = config
 
 
@@ -33,20 +46,32 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
         monkeypatch.delenv(f"GOREPROX_{variable}", raising=False)
     monkeypatch.setattr(cli, "_raise_file_limit", lambda: None)
     started = Started()
-    monkeypatch.setattr(goreprox.server, "run", started)
-    monkeypatch.setattr(goreprox.provider, "run", started)
+    for module in (goreprox.server, goreprox.edge, goreprox.broker, goreprox.provider, goreprox.workers):
+        monkeypatch.setattr(module, "run", started)
     return started
 
 
-def server(started: Started, *arguments: str) -> ServerConfig:
-    assert cli.main(["server", "--insecure", *arguments]) == 0
-    assert isinstance(started.config, ServerConfig)
+def started_by(started: Started, *arguments: str) -> Any:
+    assert cli.main([*arguments, "--insecure"]) == 0
     return started.config
+
+
+def server(started: Started, *arguments: str) -> ServerConfig:
+    config = started_by(started, "server", *arguments)
+    assert isinstance(config, ServerConfig)
+    return config
 
 
 def test_the_defaults_are_those_of_the_configuration(started: Started) -> None:
     assert server(started) == ServerConfig()
-    assert CommonConfig(**cli.TunnelOptions().common()) == CommonConfig()
+    assert EndConfig(**cli.EndOptions().end()) == EndConfig()
+    assert started_by(started, "edge", "--broker", "h") == EdgeConfig(brokers=(Address("h", 9888),))
+    assert started_by(started, "broker") == BrokerConfig()
+    target = Target("default", Address("127.0.0.1", 3000))
+    servers = (Address("h", 9887),)
+    assert started_by(started, "provider", "3000", "--server", "h") == ProviderConfig(
+        targets=(target,), servers=servers
+    )
 
 
 def test_flag_wins_over_variable_over_table_over_top_level(
@@ -62,36 +87,60 @@ def test_flag_wins_over_variable_over_table_over_top_level(
     assert server(started, "--grace", "14").grace_s == 14
 
 
-def test_every_option_is_a_flag_a_variable_and_a_key(
-    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = {
-        "listen": ["127.0.0.1:1", "[::1]:2"],
+ROLE = {"name": "n", "link-timeout": 7}
+END = {"grace": 61, "drain": 31, "half-closed-timeout": 5, "max-connections": 100, "memory": 64}
+OPTIONS: dict[str, dict[str, object]] = {
+    "server": {
+        "listen": ["127.0.0.1:1", "[::1]:2=web"],
+        "reuse-port": True,
         "providers": "localhost:3",
-        "name": "n",
-        "grace": 61,
-        "drain": 31,
-        "half-closed-timeout": 5,
-        "link-timeout": 7,
-        "max-connections": 100,
-        "memory": 64,
-        "runtime-dir": str(tmp_path),
-    }
-    flags = [text for key, value in values.items() for each in listed(value) for text in (f"--{key}", str(each))]
-    by_flag = server(started, *flags)
-    assert by_flag.listeners == (Listener(Address("127.0.0.1", 1)), Listener(Address("::1", 2)))
+        "edges": "localhost:4",
+        "max-peers": 5,
+        **ROLE,
+        **END,
+    },
+    "edge": {"listen": ["1=a", "2=b"], "reuse-port": True, "broker": ["h", "i:1"], "workers": 2, **ROLE, **END},
+    "broker": {"providers": "localhost:3", "edges": "localhost:4", "max-peers": 5, **ROLE},
+    "provider": {
+        "target": ["a=3000", "b=h:3001"],
+        "server": ["h", "i:1"],
+        "dial-timeout": 4,
+        "weight": 2.5,
+        **ROLE,
+        **END,
+    },
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_option_is_a_flag_a_variable_and_a_key(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    values = OPTIONS[command] | {"runtime-dir": str(tmp_path)}
+    unset = started_by(started, command, *REQUIRED.get(command, ()))
+    flags = [text for key, value in values.items() for each in listed(value) for text in flag(key, each)]
+    by_flag = started_by(started, command, *flags)
+    same = [name for name in unset.__dataclass_fields__ if getattr(unset, name) == getattr(by_flag, name)]
+    assert not same  # the options above are all there are
 
     with monkeypatch.context() as environment:
         for key, value in values.items():
             environment.setenv(f"GOREPROX_{key.upper().replace('-', '_')}", " ".join(map(str, listed(value))))
-        assert server(started) == by_flag
+        assert started_by(started, command) == by_flag
 
     file = tmp_path / "other.toml"
-    file.write_text("".join(f"{key} = {value!r}\n" for key, value in values.items()))
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
     assert tomllib.loads(file.read_text())
-    assert server(started, "--config", str(file)) == by_flag
+    assert started_by(started, command, "--config", str(file)) == by_flag
     monkeypatch.setenv("GOREPROX_CONFIG", str(file))
-    assert server(started) == by_flag
+    assert started_by(started, command) == by_flag
+
+
+REQUIRED = {"edge": ("--broker", "h0"), "provider": ("30", "--server", "h0")}
+
+
+def flag(key: str, value: object) -> list[str]:
+    return [f"--{key}"] if value is True else [f"--{key}", str(value)]
 
 
 def listed(value: object) -> list[object]:
@@ -140,6 +189,18 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
         (["provider", "3000", "--server", "h"], "add --insecure"),
         (["provider", "--insecure", "--server", "h"], "target: none is given"),
         (["provider", "3000", "--insecure"], "server: none is given"),
+        (["edge", "--insecure"], "broker: none is given"),
+        (["edge", "--broker", "h"], "add --insecure"),
+        (["broker"], "add --insecure"),
+        (["broker", "--grace", "1"], "Unknown option: --grace"),
+        (["broker", "--insecure", "--edges", "9887"], "providers :9887 and edges :9887: one port for two"),
+        (["server", "--insecure", "--edges", "8080"], "listen :8080 and edges :8080: one port for two"),
+        (["server", "--insecure", "--listen", "8080="], "service '': expected 1 to 64"),
+        (["provider", "=3000", "--server", "h", "--insecure"], "service '': expected 1 to 64"),
+        (["provider", "1", "2", "--server", "h", "--insecure"], "service default: given twice"),
+        (["provider", "1", "--server", "h", "--weight", "0", "--insecure"], "weight 0.0: expected 0.01 to 1,000"),
+        (["edge", "--broker", "h", "--workers", "65", "--insecure"], "workers 65: expected 1 to 64"),
+        (["edge", "--broker", "h", "--workers", "2", "--listen", "0", "--insecure"], "listen port 0: 2 workers share"),
         (["server", "--insecure", "--listen", "host"], "address 'host': the port is missing"),
         (["server", "--insecure", "--memory", "1"], "need at least 79 MiB"),
         (["server", "--insecure", "--config", "missing.toml"], "file missing.toml: No such file"),
@@ -203,7 +264,7 @@ def test_version_and_help_load_no_networking() -> None:
 
 def test_the_document_names_every_option_in_its_three_spellings() -> None:
     document = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
-    for command in ("server", "provider", "demo"):
+    for command in cli._COMMANDS:
         for key in cli._keys(command):
             assert f"`GOREPROX_{key.upper().replace('-', '_')}` | `{key}` |" in document
             assert f"`--{key}" in document

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from goreprox.config import (
     MIB,
     Address,
-    CommonConfig,
+    BrokerConfig,
+    EdgeConfig,
+    EndConfig,
     Listener,
     ProviderConfig,
     ServerConfig,
@@ -150,21 +152,25 @@ def test_the_default_name_is_a_name() -> None:
 def test_a_value_out_of_its_range_is_refused(option: str, value: float) -> None:
     arguments: dict[str, Any] = {option: value}
     with pytest.raises(ConfigError, match=f"^{option.removesuffix('_s').removesuffix('_bytes').replace('_', '-')} "):
-        CommonConfig(**arguments)
+        EndConfig(**arguments)
 
 
 def test_memory_too_small_for_the_floors_names_the_minimum() -> None:
     with pytest.raises(ConfigError, match="10,000 connections need at least 79 MiB"):
-        CommonConfig(memory_bytes=78 * MIB)
-    assert CommonConfig(memory_bytes=79 * MIB).memory_bytes // (4 * 10_000) >= 2048
+        EndConfig(memory_bytes=78 * MIB)
+    assert EndConfig(memory_bytes=79 * MIB).memory_bytes // (4 * 10_000) >= 2048
 
 
 def test_listening_twice_on_one_address_is_refused() -> None:
     twice = (Listener.parse("8080=a"), Listener.parse("8080=b"))
-    with pytest.raises(ConfigError, match="listen :8080: given twice"):
+    with pytest.raises(ConfigError, match="listen :8080 and listen :8080: one port for two"):
         ServerConfig(listeners=twice)
-    with pytest.raises(ConfigError, match="clients are accepted there, too"):
+    with pytest.raises(ConfigError, match="listen :9887 and providers :9887: one port for two"):
         ServerConfig(listeners=(Listener.parse("9887"),))
+    with pytest.raises(ConfigError, match=r"listen :8080 and edges 127\.0\.0\.1:8080: one port for two"):
+        ServerConfig(edges=Address("127.0.0.1", 8080))
+    with pytest.raises(ConfigError, match="providers :1 and edges :1: one port for two"):
+        BrokerConfig(providers=Address(None, 1), edges=Address(None, 1))
     ServerConfig(listeners=(Listener.parse("127.0.0.1:0"),) * 2, providers=Address("127.0.0.1", 0))
 
 
@@ -188,3 +194,68 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
     config = ServerConfig(runtime_dir=tmp_path)
     with pytest.raises(FrozenInstanceError):
         config.grace_s = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        ("8080", ":8080", True),
+        ("8080", "0.0.0.0:8080", True),
+        ("8080", "[::]:8080", True),
+        ("8080", "127.0.0.1:8080", True),
+        ("8080", "host:8080", True),
+        ("0.0.0.0:8080", "127.0.0.1:8080", True),
+        ("0.0.0.0:8080", "host:8080", True),
+        ("[::]:8080", "[::1]:8080", True),
+        ("127.0.0.1:8080", "127.0.0.1:8080", True),
+        ("0.0.0.0:8080", "[::]:8080", False),
+        ("0.0.0.0:8080", "[::1]:8080", False),
+        ("127.0.0.1:8080", "127.0.0.2:8080", False),
+        ("8080", "8081", False),
+        ("0", "0", False),
+    ],
+)
+def test_addresses_overlap_if_both_cannot_be_listened_on(one: str, other: str, overlap: bool) -> None:
+    first, second = Address.parse(one), Address.parse(other)
+    assert first.overlaps(second) is second.overlaps(first) is overlap
+
+
+def test_one_service_may_be_listened_for_on_two_ports() -> None:
+    listeners = (Listener.parse("1=web"), Listener.parse("2=web"), Listener.parse("3=ssh"))
+    assert ServerConfig(listeners=listeners).services == ("web", "ssh")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ({"brokers": ()}, "broker: expected 1 to 64"),
+        ({"brokers": (SERVER, SERVER)}, "broker 192.0.2.1:9887: given twice"),
+        ({"brokers": (Address("h", 0),)}, "broker h:0: expected a host and a port"),
+        ({"workers": 0}, "workers 0: expected 1 to 64"),
+        ({"workers": 65}, "workers 65: expected 1 to 64"),
+        ({"workers": 2, "listeners": (Listener.parse("0"),)}, "listen port 0: 2 workers share their ports"),
+    ],
+)
+def test_an_edge_needs_brokers_and_workers_need_ports(arguments: dict[str, Any], cause: str) -> None:
+    with pytest.raises(ConfigError, match=cause):
+        EdgeConfig(**{"brokers": (SERVER,)} | arguments)
+
+
+@pytest.mark.parametrize("peers", [0, 65_537])
+def test_a_broker_bounds_its_peers(peers: int) -> None:
+    for config in (BrokerConfig, ServerConfig):
+        with pytest.raises(ConfigError, match=r"max-peers .*: expected 1 to 65,536"):
+            config(max_peers=peers)
+
+
+@pytest.mark.parametrize("weight", [0, 0.001, 1001, float("nan"), float("inf")])
+def test_a_weight_is_neither_nothing_nor_everything(weight: float) -> None:
+    with pytest.raises(ConfigError, match=r"weight .*: expected 0.01 to 1,000"):
+        ProviderConfig(targets=(TARGET,), servers=(SERVER,), weight=weight)
+
+
+def test_names_of_services_that_the_roster_cannot_hold_are_refused() -> None:
+    targets = tuple(Target(f"{index:064}", TARGET.address) for index in range(47))
+    with pytest.raises(ConfigError, match="services: their names take 3,102 bytes, expected at most 3,072"):
+        ProviderConfig(targets=targets, servers=(SERVER,))
+    assert len(ProviderConfig(targets=targets[1:], servers=(SERVER,)).services) == 46

@@ -1,0 +1,56 @@
+"""The broker: a switch between edges and providers, in a server or a process of its own; it has no state to lose."""
+
+import errno
+import secrets
+
+from loguru import logger
+
+from brokers import BindError, Role, Router, Timings
+from goreprox.config import BrokerConfig, ServerConfig
+from goreprox.errors import StartError
+from goreprox.instance import INCARNATION_BYTES, Instance
+from goreprox.lifetime import Lifetime
+
+
+async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict[str, int]]:
+    """Listen for providers and, where it is asked for, for edges; return the broker and its ports by option.
+
+    Raises:
+        StartError: a port cannot be had.
+    """
+    router = Router(timings=Timings(link_timeout_s=config.link_timeout_s), max_peers=config.max_peers)
+    ports: dict[str, int] = {}
+    for option, role, address in (
+        ("providers", Role.PROVIDER, config.providers),
+        ("edges", Role.EDGE, config.edges),
+    ):
+        if address is None:
+            continue
+        try:
+            ports[option] = router.bind(role, address.host, address.port)
+        except BindError as exc:
+            await router.close(linger_s=0)
+            advice = "ports below 1024 need privileges" if exc.errno == errno.EACCES else "is another one running?"
+            raise StartError(f"{exc}; {advice}; choose another port with --{option}") from exc
+    return router, ports
+
+
+def describe(ports: dict[str, int]) -> str:
+    """Tell people which port is for whom."""
+    return ", ".join(f"{option} on {port}" for option, port in ports.items())
+
+
+async def run(config: BrokerConfig) -> None:
+    """Be a broker until a signal ends it, at once: its peers go on over other brokers, or wait for the next one.
+
+    Raises:
+        StartError: a port cannot be had, or the runtime directory not be used.
+    """
+    instance = Instance.acquire(config.runtime_dir, "broker", config.name, secrets.token_bytes(INCARNATION_BYTES))
+    router, ports = await open_router(config)
+    with Lifetime() as life:
+        life.ready(describe(ports), **ports)
+        await life.stop.wait()
+        logger.info("shutting down")
+        await router.close(linger_s=0)
+    instance.release()

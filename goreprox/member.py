@@ -1,0 +1,40 @@
+"""A process as a peer of others: its lock, its name, what the roster says of it, its links."""
+
+import secrets
+from collections.abc import Sequence
+
+from brokers import Link, PeerName, Receiver, Role, Timings
+from goreprox.config import Address, ProcessConfig
+from goreprox.instance import INCARNATION_BYTES, Instance
+from goreprox.protocol.limits import VERSION, VERSION_LEAST
+
+
+class Member:
+    """One incarnation of an edge or a provider; `instance` is to be released at its clean end."""
+
+    def __init__(
+        self, config: ProcessConfig, what: str, role: Role, *, services: Sequence[str], weight: float | None = None
+    ) -> None:
+        """Lock a slot of `what` (server, edge, provider) and become a new peer of `role`.
+
+        Raises:
+            StartError: the runtime directory cannot be used.
+        """
+        self.name = PeerName(role, config.name, secrets.token_bytes(INCARNATION_BYTES))
+        self.instance = Instance.acquire(config.runtime_dir, what, config.name, self.name.incarnation)
+        self.attributes: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION], "services": list(services)}
+        if weight is not None:
+            self.attributes["weight"] = weight
+        if self.instance.predecessor is not None:
+            self.attributes["predecessor"] = self.instance.predecessor
+        self._timings = Timings(link_timeout_s=config.link_timeout_s)
+
+    def link(self, addresses: Sequence[Address], receiver: Receiver) -> list[Link]:
+        """Begin to connect to every broker at `addresses`."""
+        links = [
+            Link(self.name, self.attributes, address.host or "127.0.0.1", address.port, receiver, timings=self._timings)
+            for address in addresses
+        ]
+        for link in links:
+            link.start()
+        return links

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 
 from goreprox import sockets
+from goreprox.poller import READ, WRITE, Poller
 from goreprox.protocol.limits import MIB, RESET_LINGER_S
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import RESET, State, Stream
@@ -25,10 +26,11 @@ READABLE = Kind.READABLE
 
 
 class Bridges:
-    """What all bridges of a process share: the loop, the clock, one read buffer, and a watch over silent sockets."""
+    """What all bridges of a process share: the poller, the clock, a read buffer, and a watch over silent sockets."""
 
-    def __init__(self, *, clock: Callable[[], float], half_closed_timeout_s: float | None) -> None:
+    def __init__(self, poller: Poller, *, clock: Callable[[], float], half_closed_timeout_s: float | None) -> None:
         """Serve bridges on the running loop."""
+        self.poller = poller
         self.loop = asyncio.get_running_loop()
         self.clock = clock
         self.half_closed_timeout_s = half_closed_timeout_s
@@ -66,12 +68,11 @@ class Bridge:
         "_fd",
         "_on_end",
         "_read_done",
-        "_reading",
         "_reset_by",
         "_sock",
         "_timer",
+        "_watched",
         "_write_done",
-        "_writing",
         "stream",
     )
 
@@ -84,7 +85,9 @@ class Bridge:
         self._sock = sock
         self._fd = sock.fileno()
         self._on_end = on_end
-        self._reading = self._writing = self._read_done = self._write_done = self._ended = False
+        self._watched = 0
+        """For what the socket is polled: READ as long as the stream has room, WRITE while the socket has none."""
+        self._read_done = self._write_done = self._ended = False
         self._reset_by = 0.0
         self._active_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -100,15 +103,15 @@ class Bridge:
     def notice(self, kind: Kind) -> None:
         """Do what the session says of our stream."""
         if kind is READABLE:
-            if self.open and not self._writing:
+            if self.open and not self._watched & WRITE:
                 self._write()
         elif kind is Kind.WRITABLE:
-            if not self._reading:
+            if not self._watched & READ:
                 self._read()
         elif kind is Kind.RESET:
             self._reset_by = self._bridges.clock() + RESET_LINGER_S
             self._pause()
-            if self._writing:
+            if self._watched & WRITE:
                 self._reset_later()
             elif self.open:
                 self._write()
@@ -137,18 +140,30 @@ class Bridge:
     def _read(self) -> None:
         """Read whenever there is something, as long as the stream has room."""
         if self.open and not self._read_done and self.stream.room > 0:
-            self._reading = True
             self._bridges.unwatch(self._fd)
-            self._bridges.loop.add_reader(self._fd, self._readable)
-        elif self.open and not self._reading:
+            self._watch(self._watched | READ)
+        elif self.open and not self._watched & READ:
             self._bridges.watch(self._fd, self)
 
     def _pause(self) -> None:
-        if self._reading:
-            self._reading = False
-            self._bridges.loop.remove_reader(self._fd)
         if self.open:
+            self._watch(self._watched & ~READ)
             self._bridges.watch(self._fd, self)
+
+    def _watch(self, events: int) -> None:
+        watched, self._watched = self._watched, events
+        if not watched and events:
+            self._bridges.poller.watch(self._fd, events, self._ready)
+        elif watched and not events:
+            self._bridges.poller.forget(self._fd)
+        elif watched != events:
+            self._bridges.poller.change(self._fd, events, self._ready)
+
+    def _ready(self, events: int) -> None:
+        if events & self._watched & WRITE:
+            self._writable()
+        if events & self._watched & READ:
+            self._readable()
 
     def _readable(self) -> None:
         room = self.stream.room
@@ -178,8 +193,7 @@ class Bridge:
     # Stream to socket.
 
     def _writable(self) -> None:
-        self._writing = False
-        self._bridges.loop.remove_writer(self._fd)
+        self._watch(self._watched & ~WRITE)
         self._write()
         self._end_if_over()
 
@@ -213,8 +227,7 @@ class Bridge:
             self._shut_down()
 
     def _wait_writable(self) -> None:
-        self._writing = True
-        self._bridges.loop.add_writer(self._fd, self._writable)
+        self._watch(self._watched | WRITE)
         if self.stream.state is State.RESET:
             self._reset_later()
 
@@ -267,15 +280,10 @@ class Bridge:
         """Let go of the socket: with RST, unless it is finished."""
         if not self.open:
             return
-        loop = self._bridges.loop
-        if self._reading:
-            loop.remove_reader(self._fd)
-        if self._writing:
-            loop.remove_writer(self._fd)
+        self._watch(0)
         self._bridges.unwatch(self._fd)
         if self._timer is not None:
             self._timer.cancel()
-        self._reading = self._writing = False
         self._fd = -1
         if finish:
             sockets.finish(self._sock)

@@ -89,6 +89,7 @@ class Driver:
         self._grace_s = grace_s
         self._loop = asyncio.get_running_loop()
         self._dirty: dict[bytes, Peer] = {}
+        self._batching = False
         self._draining = False
         self._mismatched: set[bytes] = set()
 
@@ -193,9 +194,19 @@ class Driver:
     # What sessions want.
 
     def _wake(self, peer: Peer) -> None:
-        if not self._dirty:
+        if not self._dirty and not self._batching:
             self._loop.call_soon(self._flush)
         self._dirty[peer.id] = peer
+
+    def batch(self, work: Callable[[], None]) -> None:
+        """Do `work`, then send what the sessions want to say because of it."""
+        self._batching = True
+        try:
+            work()
+        finally:
+            self._batching = False
+            if self._dirty:
+                self._flush()
 
     def _flush(self) -> None:
         """Once a turn, for all peers that have something to say."""

@@ -15,6 +15,7 @@ from goreprox.driver import FULL, Driver, Peer, clock
 from goreprox.lifetime import Lifetime
 from goreprox.listeners import Listeners
 from goreprox.member import Member
+from goreprox.poller import Poller
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.stream import Stream
 from goreprox.waiting import WaitingRoom
@@ -40,9 +41,10 @@ class Edge:
         self._config = config
         self._budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
         self.driver = Driver(self, role=Role.EDGE, budget=self._budget, grace_s=config.grace_s)
-        self.bridges = Bridges(clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
+        poller = Poller(self.driver.batch)
+        self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
         self.listeners = Listeners(
-            config.listeners, reuse_port=config.reuse_port, welcome=self._welcome, has_room=self._has_room
+            config.listeners, poller, reuse_port=config.reuse_port, welcome=self._welcome, has_room=self._has_room
         )
         self._balancer = Balancer(random.Random())
         self._waiting = WaitingRoom(patience_s=config.grace_s, clock=clock)
@@ -60,7 +62,7 @@ class Edge:
 
     def _welcome(self, sock: socket.socket, client: str, service: str) -> None:
         try:
-            sockets.prepare(sock)
+            sockets.adopt(sock)
         except OSError:  # the client is gone already
             sock.close()
             return

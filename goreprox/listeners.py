@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import socket
 from collections.abc import Callable, Sequence
 
 from loguru import logger
 
+from goreprox import sockets
 from goreprox.config import Address, Listener
 from goreprox.errors import StartError
+from goreprox.poller import READ, Poller
 
 ACCEPTS = 64
 """Connections accepted in one turn of the loop, per socket."""
@@ -26,13 +29,20 @@ class Listeners:
     """Owns the listening sockets. Accepts as long as there is room."""
 
     def __init__(
-        self, listeners: Sequence[Listener], *, reuse_port: bool, welcome: Welcome, has_room: Callable[[], bool]
+        self,
+        listeners: Sequence[Listener],
+        poller: Poller,
+        *,
+        reuse_port: bool,
+        welcome: Welcome,
+        has_room: Callable[[], bool],
     ) -> None:
         """Listen on all addresses; `start` begins to accept. With `reuse_port` other processes may listen there, too.
 
         Raises:
             StartError: an address cannot be listened on.
         """
+        self._poller = poller
         self._welcome = welcome
         self._has_room = has_room
         self._loop = asyncio.get_running_loop()
@@ -61,13 +71,13 @@ class Listeners:
         if not self._accepting and not self._closed:
             self._accepting = True
             for sock, service in self._sockets:
-                self._loop.add_reader(sock, self._accept, sock, service)
+                self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, sock, service))
 
     def _pause(self) -> None:
         if self._accepting:
             self._accepting = False
             for sock, _ in self._sockets:
-                self._loop.remove_reader(sock)
+                self._poller.forget(sock.fileno())
 
     def drain(self) -> None:
         """Accept whoever is in a backlog, whom the kernel would reset, and close."""
@@ -83,7 +93,11 @@ class Listeners:
             sock.close()
         self._sockets.clear()
 
-    def _accept(self, listening: socket.socket, service: str, most: int = ACCEPTS) -> None:
+    def _ready(self, listening: socket.socket, service: str, _: int) -> None:
+        if self._accepting:
+            self._accept(listening, service, ACCEPTS)
+
+    def _accept(self, listening: socket.socket, service: str, most: int) -> None:
         for _ in range(most):
             if not self._has_room():
                 self._pause()
@@ -123,7 +137,7 @@ def _listen(address: Address, *, reuse_port: bool) -> list[socket.socket]:
             except OSError:
                 continue  # this kernel has no IPv6
             socks.append(sock)
-            sock.setblocking(False)
+            sockets.prepare(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if reuse_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -16,6 +16,7 @@ from goreprox.config import Address, ProviderConfig
 from goreprox.driver import FULL, Driver, Peer, clock
 from goreprox.lifetime import Lifetime
 from goreprox.member import Member
+from goreprox.poller import WRITE, Poller
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import State, Stream
@@ -25,6 +26,8 @@ RESOLVED_FOR_S = 5.0
 SETTLE_S = 1.0
 """Edges come one by one, over several brokers: wait so long before saying what is missing among them."""
 
+_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
+_CONNECTED = (0, errno.EISCONN)
 Endpoint = tuple[int, Any]
 """Family and socket address."""
 
@@ -59,22 +62,26 @@ class Dial:
     """One attempt to reach a target: its addresses in turn, within the dial timeout. Owner of the stream until then."""
 
     def __init__(self, provider: "Provider", stream: Stream) -> None:
-        """Begin at once."""
+        """Be ready to `start`."""
         self._provider = provider
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
+        self._watched = False
         self._rest: list[Endpoint] = []
         self._over = False
         self._task: asyncio.Task[None] | None = None
         stream.owner = self
         timeout_s = provider.config.dial_timeout_s
         self._timer = self._loop.call_later(timeout_s, self._refuse, f"no answer within {timeout_s:g} s")
-        endpoints = provider.targets.known(stream.service)
+
+    def start(self) -> None:
+        """Begin; it may be over at once."""
+        endpoints = self._provider.targets.known(self._stream.service)
         if endpoints is not None:
             self._try(endpoints)
         else:
-            self._task = self._loop.create_task(self._resolve(), name=f"resolve {stream.service}")
+            self._task = self._loop.create_task(self._resolve(), name=f"resolve {self._stream.service}")
 
     def notice(self, kind: Kind) -> None:
         """Give up when the stream does; everything else waits for the socket."""
@@ -97,28 +104,28 @@ class Dial:
             sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
             sockets.prepare(sock)
             code = sock.connect_ex(address)
+            if code == errno.EINPROGRESS:
+                code = sock.connect_ex(address)  # on the same machine it is done by now
         except OSError as exc:
             code = exc.errno or errno.EIO
-        if code == errno.EINPROGRESS and self._sock is not None:
-            self._loop.add_writer(self._sock, self._connected)
+        if code in _CONNECTING and self._sock is not None:
+            self._watched = True
+            self._provider.poller.watch(self._sock.fileno(), WRITE, self._connected)
         else:
             self._tried(code)
 
-    def _connected(self) -> None:
-        assert self._sock is not None
-        self._loop.remove_writer(self._sock)
-        self._tried(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    def _connected(self, _: int) -> None:
+        if self._sock is not None:
+            self._tried(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
     def _tried(self, code: int) -> None:
-        if code == 0:
-            sock, self._sock = self._sock, None
-            assert sock is not None
+        sock = self._release()
+        if sock is not None and code in _CONNECTED:
             self._finish()
             self._provider.connected(self._stream, sock)
             return
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+        if sock is not None:
+            sock.close()
         if self._rest:
             self._try(self._rest)
         else:
@@ -138,9 +145,16 @@ class Dial:
         self._provider.dials.discard(self)
         if self._task is not None:
             self._task.cancel()
-        if self._sock is not None:
-            self._loop.remove_writer(self._sock)
-            self._sock.close()
+        sock = self._release()
+        if sock is not None:
+            sock.close()
+
+    def _release(self) -> socket.socket | None:
+        sock, self._sock = self._sock, None
+        if sock is not None and self._watched:
+            self._provider.poller.forget(sock.fileno())
+        self._watched = False
+        return sock
 
 
 class Provider:
@@ -156,7 +170,8 @@ class Provider:
         self._look: asyncio.TimerHandle | None = None
         budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
         self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=config.grace_s)
-        self.bridges = Bridges(clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
+        self.poller = Poller(self.driver.batch)
+        self.bridges = Bridges(self.poller, clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Dial the target."""
@@ -167,7 +182,9 @@ class Provider:
         elif len(self.bridges.live) + len(self.dials) >= self.config.max_connections:
             stream.refuse(FULL)
         else:
-            self.dials.add(Dial(self, stream))
+            dial = Dial(self, stream)
+            self.dials.add(dial)
+            dial.start()
 
     def connected(self, stream: Stream, sock: socket.socket) -> None:
         """Join a target connection to its stream, bytes that came early included."""

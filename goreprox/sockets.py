@@ -30,6 +30,11 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, _KEEPIDLE, KEEPALIVE_IDLE_S)
 
 
+def adopt(sock: socket.socket) -> None:
+    """Make a socket ours that was accepted from a prepared one: it has inherited all but being non-blocking."""
+    sock.setblocking(False)
+
+
 def finish(sock: socket.socket) -> None:
     """Close a socket that has ended well in both directions; what is queued still goes out."""
     with contextlib.suppress(OSError):  # the other side may have reset it meanwhile

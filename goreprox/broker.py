@@ -1,6 +1,7 @@
 """The broker: a switch between edges and providers, in a server or a process of its own; it has no state to lose."""
 
 import errno
+import os
 import secrets
 
 from loguru import logger
@@ -31,7 +32,10 @@ async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict
         except BindError as exc:
             await router.close(linger_s=0)
             advice = "ports below 1024 need privileges" if exc.errno == errno.EACCES else "is another one running?"
-            raise StartError(f"{exc}; {advice}; choose another port with --{option}") from exc
+            cause = os.strerror(exc.errno) if exc.errno else str(exc)
+            raise StartError(
+                f"cannot listen for {option} on {address}: {cause}; {advice}; choose another port with --{option}"
+            ) from exc
     return router, ports
 
 

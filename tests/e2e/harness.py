@@ -84,6 +84,13 @@ class Process:
         assert self.process.returncode is None, self.log
         return next(entry for entry in self.log if entry.get("event") == "ready")
 
+    async def port(self, kind: str) -> int:
+        """Return a port of the ready line, of several the first."""
+        found = (await self.ready())[kind]
+        port = found[0] if isinstance(found, list) else found
+        assert isinstance(port, int)
+        return port
+
     @property
     def rss_kib(self) -> int:
         """Resident memory."""
@@ -225,40 +232,47 @@ class Tunnel:
         self.target_port = server.sockets[0].getsockname()[1]
         return self.target_port
 
+    async def start(self, command: str, *args: str) -> Process:
+        """Start any role and wait until it is ready."""
+        process = await Process.start(self.tmp, command, *args)
+        self._stack.push_async_callback(process.stop)
+        await process.ready()
+        return process
+
     async def serve(self, *args: str, port: int = 0, providers: int = 0) -> Process:
         """Start the server, and the relay before it."""
-        self.server = await Process.start(
-            self.tmp, "server", "--listen", f"{HOST}:{port}", "--providers", f"{HOST}:{providers}", *args
+        self.server = await self.start(
+            "server", "--listen", f"{HOST}:{port}", "--providers", f"{HOST}:{providers}", *args
         )
-        self._stack.push_async_callback(self.server.stop)
-        ready = await self.server.ready()
-        clients = ready["clients"]
-        assert isinstance(clients, list)
-        self.port = clients[0]
-        provider_port = ready["providers"]
-        assert isinstance(provider_port, int)
-        self.relay = Relay(provider_port)
+        self.port = await self.server.port("clients")
+        self.relay = Relay(await self.server.port("providers"))
         await self.relay.start()
         self._stack.push_async_callback(self.relay.stop)
         return self.server
 
     async def provide(self, *args: str, target: int | None = None, connect: bool = True) -> Process:
         """Start a provider that reaches the server through the relay."""
-        self.provider = await Process.start(
-            self.tmp, "provider", f"{HOST}:{target or self.target_port}", "--server", f"{HOST}:{self.relay.port}", *args
+        self.provider = await self.start(
+            "provider", f"{HOST}:{target or self.target_port}", "--server", f"{HOST}:{self.relay.port}", *args
         )
-        self._stack.push_async_callback(self.provider.stop)
-        await self.provider.ready()
         if connect:
             provider = self.provider
             await eventually(lambda: provider.said(" is there: "), "provider connected")
         return self.provider
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self, port: int | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Be a client."""
-        reader, writer = await asyncio.open_connection(HOST, self.port, limit=1 << 20)
+        reader, writer = await asyncio.open_connection(HOST, port or self.port, limit=1 << 20)
         self._writers.append(writer)
         return reader, writer
+
+
+@contextlib.asynccontextmanager
+async def nothing_yet(tmp: Path) -> AsyncIterator[Tunnel]:
+    """What is started in the context ends with it."""
+    made = Tunnel(tmp)
+    async with made._stack:
+        yield made
 
 
 @contextlib.asynccontextmanager
@@ -266,8 +280,7 @@ async def tunnel(
     tmp: Path, handler: Handler, *, server: tuple[str, ...] = (), provider: tuple[str, ...] = ()
 ) -> AsyncIterator[Tunnel]:
     """A tunnel to `handler`, up and connected; all of it ends with the context."""
-    made = Tunnel(tmp)
-    async with made._stack:
+    async with nothing_yet(tmp) as made:
         await made.target(handler)
         await made.serve(*server)
         await made.provide(*provider)

@@ -1,0 +1,509 @@
+"""Brokers, edges, providers and workers as processes of their own; which provider gets a client."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import (
+    DEADLINE_S,
+    HOST,
+    Handler,
+    Process,
+    Tunnel,
+    echo,
+    eventually,
+    nothing_yet,
+    read_digest,
+    run,
+    send_blocks,
+)
+
+ANY = f"{HOST}:0"
+CHUNK = 4096
+BURST = 300
+"""More clients than are accepted in a few turns of the loop."""
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """Hold a port that refuses connections, until somebody who shares it listens."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((HOST, 0))
+        yield holder.getsockname()[1]
+
+
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """Hold a port where connections are neither accepted nor refused, since its backlog is full."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind((HOST, 0))
+        listening.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+def greeting(name: bytes) -> Handler:
+    """A target that says who it is, and echoes."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(name)
+        await echo(reader, writer)
+
+    return handler
+
+
+async def greeted(made: Tunnel, port: int | None = None) -> bytes:
+    """Be a client for a moment; return who served it, b"" if nobody did."""
+    reader, writer = await made.connect(port)
+    writer.write_eof()
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def whole(made: Tunnel, port: int, blocks: int = 16) -> None:
+    """Send a lot through an echo, and get it back."""
+    reader, writer = await made.connect(port)
+    reading = asyncio.create_task(read_digest(reader))
+    sent = await send_blocks(writer, blocks)
+    writer.write_eof()
+    assert await asyncio.wait_for(reading, DEADLINE_S) == (blocks << 16, sent)
+    writer.close()
+
+
+async def answered(client: tuple[asyncio.StreamReader, asyncio.StreamWriter], word: bytes) -> None:
+    """Expect an echo."""
+    reader, writer = client
+    writer.write(word)
+    assert await asyncio.wait_for(reader.readexactly(len(word)), DEADLINE_S) == word
+
+
+async def start_broker(made: Tunnel, providers: int = 0, edges: int = 0) -> Process:
+    return await made.start("broker", "--providers", f"{HOST}:{providers}", "--edges", f"{HOST}:{edges}")
+
+
+async def addresses(brokers: list[Process], kind: str, option: str) -> list[str]:
+    return [text for each in brokers for text in (option, f"{HOST}:{await each.port(kind)}")]
+
+
+async def start_edge(made: Tunnel, *brokers: Process, listen: str = ANY, args: tuple[str, ...] = ()) -> Process:
+    where = await addresses(list(brokers), "edges", "--broker")
+    return await made.start("edge", "--listen", listen, *where, *args)
+
+
+async def start_provider(made: Tunnel, *brokers: Process, target: str | int, args: tuple[str, ...] = ()) -> Process:
+    servers = await addresses(list(brokers), "providers", "--server")
+    return await made.start("provider", str(target), *servers, *args)
+
+
+async def meets(edge: Process, name: str) -> None:
+    await eventually(lambda: edge.said(f"{name} is there: "), f"{name} is there")
+
+
+def test_edges_and_providers_meet_at_a_broker(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            target = await made.target(echo)
+            broker = await start_broker(made)
+            edges = [await start_edge(made, broker) for _ in range(2)]
+            for name in "ab":
+                await start_provider(made, broker, target=target, args=("--name", name))
+            for edge in edges:
+                port = await edge.port("clients")
+                await asyncio.gather(*(whole(made, port) for _ in range(4)))
+            broker.signal(signal.SIGTERM)
+            assert await broker.wait() == 0
+
+    run(main())
+
+
+def count(process: Process, text: str) -> int:
+    """Return how many log messages hold `text`."""
+    return sum(text in str(entry.get("message", "")) for entry in process.log)
+
+
+def test_streams_go_on_over_the_other_broker_and_a_broker_that_returns_is_used_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            target = await made.target(echo)
+            brokers = [await start_broker(made) for _ in range(2)]
+            ports = [[await broker.port(kind) for kind in ("providers", "edges")] for broker in brokers]
+            edge = await start_edge(made, *brokers)
+            provider = await start_provider(made, *brokers, target=target)
+            port = await edge.port("clients")
+
+            async def connected(broker: int, times: int) -> None:
+                for process, where in zip((provider, edge), ports[broker], strict=True):
+                    line = f"connected to the server at {HOST}:{where}"
+                    await eventually(lambda: count(process, line) >= times, f"{line}, {times} times")  # noqa: B023
+
+            await connected(0, times=1)
+            await connected(1, times=1)
+            client = await made.connect(port)
+            await answered(client, b"over either")
+            brokers[0].signal(signal.SIGKILL)
+            await answered(client, b"over the second")
+            await answered(await made.connect(port), b"new")
+            await start_broker(made, *ports[0])
+            await connected(0, times=2)
+            brokers[1].signal(signal.SIGKILL)
+            await answered(client, b"over the one that returned")
+            await answered(await made.connect(port), b"new again")
+
+    run(main())
+
+
+def test_a_further_edge_joins_a_server_that_lets_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            await made.target(echo)
+            server = await made.serve("--edges", ANY)
+            edge = await start_edge(made, server)
+            await made.provide()
+            await whole(made, await server.port("clients"))
+            await whole(made, await edge.port("clients"))
+
+    run(main())
+
+
+def test_every_port_leads_to_its_service(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            targets = {name: await made.target(greeting(name.encode())) for name in ("web", "ssh")}
+            server = await made.start("server", "--listen", f"{ANY}=web", "--listen", f"{ANY}=ssh", "--providers", ANY)
+            offers = [f"{name}={HOST}:{port}" for name, port in targets.items()]
+            await made.start("provider", *offers, "--server", f"{HOST}:{await server.port('providers')}")
+            clients = (await server.ready())["clients"]
+            assert isinstance(clients, list)
+            assert [await greeted(made, port) for port in clients] == [b"web", b"ssh"]
+
+    run(main())
+
+
+def test_a_service_that_nobody_offers_holds_its_clients_and_both_sides_say_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            target = await made.target(greeting(b"late"))
+            broker = await start_broker(made)
+            edge = await start_edge(made, broker, listen=f"{ANY}=web")
+            other = await start_provider(made, broker, target=f"wbe={HOST}:{target}", args=("--name", "other"))
+            await meets(edge, "other")
+            client = asyncio.create_task(greeted(made, await edge.port("clients")))
+            unknown = "clients come for the service web, which no provider offers; offered: wbe"
+            await eventually(lambda: edge.said(unknown), "the edge's warning")
+            unheard = "no edge listens for the service wbe: it gets no clients; listened for: web"
+            await eventually(lambda: other.said(unheard), "the provider's warning")
+            right = await start_provider(made, broker, target=f"web={HOST}:{target}")
+            assert await client == b"late"
+            assert not right.said("no edge listens")
+
+    run(main())
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1, 1), (3, 1, 1, 1)])
+def test_clients_are_spread_by_weight(tmp_path: Path, weights: tuple[int, ...]) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            broker = await start_broker(made)
+            edge = await start_edge(made, broker)
+            port = await edge.port("clients")
+            for number, weight in enumerate(weights):
+                target = await made.target(greeting(b"%d" % number))
+                args = ("--weight", str(weight), "--name", f"provider{number}")
+                await start_provider(made, broker, target=target, args=args)
+                await meets(edge, f"provider{number}")
+            share = 15
+            clients = [await made.connect(port) for _ in range(share * sum(weights))]
+            served = Counter([await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) for reader, _ in clients])
+            for number, weight in enumerate(weights):
+                assert 0.75 * share * weight <= served[b"%d" % number] <= 1.25 * share * weight
+
+    run(main())
+
+
+@pytest.mark.parametrize("port", [closed_port, silent_port])
+def test_a_client_moves_on_from_a_provider_without_target_with_its_early_bytes(
+    tmp_path: Path, port: "type[contextlib.AbstractContextManager[int]]"
+) -> None:
+    async def main() -> None:
+        with port() as bad:
+            async with nothing_yet(tmp_path) as made:
+                arrived: list[tuple[int, str]] = []
+
+                async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                    arrived.append(await read_digest(reader))
+                    writer.write(b"got it")
+                    writer.close()
+
+                target = await made.target(handler)
+                server = await made.serve()
+                address = f"{HOST}:{await server.port('providers')}"
+                args = ("--server", address, "--dial-timeout", "0.3", "--weight")
+                preferred = await made.start("provider", f"{bad}", *args, "1000", "--name", "preferred")
+                await made.start("provider", f"{target}", *args, "0.01", "--name", "spare")
+                await meets(server, "preferred")
+                await meets(server, "spare")
+                reader, writer = await made.connect()
+                sent = await send_blocks(writer, 4)
+                writer.write_eof()
+                assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b"got it"
+                assert arrived == [(4 << 16, sent)]
+                assert preferred.said("cannot reach the target")
+
+    run(main())
+
+
+def test_a_client_is_reset_when_all_providers_have_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        with closed_port() as bad:
+            async with nothing_yet(tmp_path) as made:
+                server = await made.serve()
+                address = f"{HOST}:{await server.port('providers')}"
+                providers = [
+                    await made.start("provider", f"{bad}", "--server", address, "--name", name) for name in "ab"
+                ]
+                for name in "ab":
+                    await meets(server, name)
+                assert await greeted(made) == b""
+                for provider in providers:
+                    await eventually(lambda: provider.said("cannot reach the target"), "both tried")  # noqa: B023
+
+    run(main())
+
+
+def test_a_target_that_recovers_is_used_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        with closed_port() as port:
+            async with nothing_yet(tmp_path) as made:
+                target = await made.target(greeting(b"spare"))
+                server = await made.serve()
+                args = ("--server", f"{HOST}:{await server.port('providers')}", "--weight")
+                await made.start("provider", f"{port}", *args, "1000", "--name", "preferred")
+                await made.start("provider", f"{target}", *args, "0.01", "--name", "spare")
+                await meets(server, "preferred")
+                await meets(server, "spare")
+                assert await greeted(made) == b"spare"
+                back = await asyncio.start_server(greeting(b"preferred"), HOST, port, reuse_port=True)
+                async with back:
+                    served = b""
+                    while served != b"preferred":  # within the deadline of the test
+                        served = await greeted(made)
+                        assert served in (b"spare", b"preferred")
+                        await asyncio.sleep(0.1)
+
+    run(main())
+
+
+def test_a_full_provider_passes_clients_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            small, large = await made.target(greeting(b"small")), await made.target(greeting(b"large"))
+            server = await made.serve()
+            args = ("--server", f"{HOST}:{await server.port('providers')}", "--weight")
+            await made.start("provider", f"{small}", *args, "1000", "--max-connections", "1", "--name", "small")
+            await made.start("provider", f"{large}", *args, "0.01", "--name", "large")
+            await meets(server, "small")
+            await meets(server, "large")
+            reader, writer = await made.connect()
+            assert await asyncio.wait_for(reader.readexactly(5), DEADLINE_S) == b"small"
+            assert [await greeted(made) for _ in range(3)] == [b"large"] * 3
+            writer.close()
+            while await greeted(made) != b"small":  # within the deadline of the test
+                pass
+
+    run(main())
+
+
+def test_providers_are_replaced_without_one_failed_client(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            target = await made.target(greeting(b"served"))
+            broker = await start_broker(made)
+            edge = await start_edge(made, broker)
+            port = await edge.port("clients")
+            provider = await start_provider(made, broker, target=target)
+            served: list[bytes] = []
+            over = asyncio.Event()
+
+            async def clients() -> None:
+                while not over.is_set():
+                    served.append(await greeted(made, port))
+
+            async with asyncio.TaskGroup() as group:
+                for number in range(4):
+                    group.create_task(clients(), name=f"client {number}")
+                for _ in range(3):
+                    before = len(served)
+                    await eventually(lambda: len(served) >= before + 20, "clients are served")  # noqa: B023
+                    provider.signal(signal.SIGTERM)
+                    assert await provider.wait() == 0  # for a moment there is none: clients wait
+                    provider = await start_provider(made, broker, target=target)
+                over.set()
+            assert set(served) == {b"served"}
+
+    run(main())
+
+
+def test_a_draining_edge_serves_whoever_is_in_its_backlog(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            await made.target(greeting(b"served"))
+            server = await made.serve()
+            await made.provide()
+            server.signal(signal.SIGSTOP)
+            clients = [await made.connect() for _ in range(BURST)]
+            server.signal(signal.SIGTERM)
+            server.signal(signal.SIGCONT)
+            for reader, writer in clients:
+                assert await asyncio.wait_for(reader.readexactly(6), DEADLINE_S) == b"served"
+                writer.close()
+            assert await server.wait() == 0
+
+    run(main())
+
+
+def test_two_edges_share_a_port(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            target = await made.target(greeting(b"served"))
+            broker = await start_broker(made)
+            first = await start_edge(made, broker, args=("--reuse-port",))
+            port = await first.port("clients")
+            second = await start_edge(made, broker, listen=f"{HOST}:{port}", args=("--reuse-port",))
+            await start_provider(made, broker, target=target)
+            assert await asyncio.gather(*(greeted(made, port) for _ in range(64))) == [b"served"] * 64
+            for edge in (first, second):
+                await eventually(lambda: edge.said("ended: done"), "each has served some")  # noqa: B023
+
+    run(main())
+
+
+def workers(parent: Process) -> dict[str, int]:
+    """Return the process id of each worker, the latest if there were several."""
+    found = (re.match(r"worker (\d+) \(pid (\d+)\) is ready", str(entry.get("message"))) for entry in parent.log)
+    return {match[1]: int(match[2]) for match in found if match}
+
+
+async def start_workers(made: Tunnel, count: int, port: int) -> Process:
+    broker = await start_broker(made)
+    target = await made.target(greeting(b"served"))
+    await start_provider(made, broker, target=target)
+    edge = await start_edge(made, broker, listen=f"{HOST}:{port}", args=("--workers", f"{count}"))
+    assert len(workers(edge)) == count
+    return edge
+
+
+def test_a_killed_worker_is_replaced_and_a_signal_drains_all(tmp_path: Path) -> None:
+    async def main() -> None:
+        with closed_port() as port:
+            async with nothing_yet(tmp_path) as made:
+                edge = await start_workers(made, 3, port)
+                before = workers(edge)
+                for number, kill in (("1", signal.SIGKILL), ("2", signal.SIGTERM)):
+                    os.kill(before[number], kill)
+                    await eventually(lambda: workers(edge)[number] != before[number], "another one")  # noqa: B023
+                assert await asyncio.gather(*(greeted(made, port) for _ in range(32))) == [b"served"] * 32
+
+                clients = [await made.connect(port) for _ in range(16)]
+                for reader, _ in clients:
+                    assert await asyncio.wait_for(reader.readexactly(6), DEADLINE_S) == b"served"
+                edge.signal(signal.SIGTERM)
+                await eventually(lambda: count(edge, "shutting down") >= 4, "the one told before, and all three")
+                for client in clients:
+                    await answered(client, b"still here")
+                    client[1].close()
+                assert await edge.wait() == 0
+
+    run(main())
+
+
+def test_a_second_signal_ends_all_workers_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        with closed_port() as port:
+            async with nothing_yet(tmp_path) as made:
+                edge = await start_workers(made, 2, port)
+                reader, _ = await made.connect(port)
+                assert await asyncio.wait_for(reader.readexactly(6), DEADLINE_S) == b"served"
+                edge.signal(signal.SIGTERM)
+                await eventually(lambda: edge.said("shutting down"), "drain begins")
+                edge.signal(signal.SIGTERM)
+                assert await edge.wait(20) == 0  # the drain would be 30 s
+                with pytest.raises(ConnectionResetError):
+                    await asyncio.wait_for(reader.read(), DEADLINE_S)
+
+    run(main())
+
+
+def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        with closed_port() as port:
+            async with nothing_yet(tmp_path) as made:
+                edge = await start_workers(made, 2, port)
+                edge.signal(signal.SIGKILL)
+                await edge.wait()  # until nobody holds its standard error any more
+                with pytest.raises(ConnectionRefusedError):
+                    await made.connect(port)
+
+    run(main())
+
+
+def test_workers_that_cannot_start_end_with_one_line(tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = goreprox("edge", "--listen", f"{HOST}:{port}", "--broker", HOST, "--workers", "3", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"goreprox: cannot listen for clients on {HOST}:{port}: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def goreprox(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "goreprox", *args, "--insecure", "--runtime-dir", str(cwd / "run")]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+
+
+@pytest.mark.parametrize("option", ["--providers", "--edges"])
+def test_a_broker_whose_port_is_taken_says_so(tmp_path: Path, option: str) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        where = f"{HOST}:{taken.getsockname()[1]}"
+        other = "--edges" if option == "--providers" else "--providers"
+        ended = goreprox("broker", option, where, other, ANY, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"goreprox: cannot listen for {option[2:]} on {where}: Address already in use; ")
+    assert ended.stderr.endswith(f"choose another port with {option}\n")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("server", "--edges", "9887"), "providers :9887 and edges :9887: one port for two"),
+        (("edge", "--broker", "h", "--listen", "8080=a", "--listen", "0.0.0.0:8080=b"), "one port for two"),
+        (("provider", "web=1", "web=2", "--server", "h"), "service web: given twice"),
+        (("broker", "--drain", "1"), "Unknown option"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_exit_code_2(tmp_path: Path, args: tuple[str, ...], message: str) -> None:
+    ended = goreprox(*args, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert ended.stderr.count("\n") == 1

@@ -14,6 +14,7 @@ from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, EdgeConfig
 from goreprox.driver import FULL, Driver, Peer, clock
 from goreprox.lifetime import Lifetime
 from goreprox.listeners import Listeners
+from goreprox.log import listing
 from goreprox.member import Member
 from goreprox.poller import Poller
 from goreprox.protocol.budget import Budget
@@ -112,7 +113,7 @@ class Edge:
             self._warn_once(
                 service,
                 f"clients come for the service {service}, which no provider offers; "
-                f"offered: {', '.join(sorted(offered))}; is one of the names misspelt?",
+                f"offered: {listing(offered)}; is one of the names misspelt?",
             )
 
     def _warn_once(self, about: str, text: str) -> None:
@@ -146,6 +147,7 @@ class Edge:
         """
         tries = self._tries.setdefault(stream, _Tries())
         tries.peers.add(peer.info.name.id)
+        logger.debug("{} refuses client {}: {}", peer.info.name.name, stream.client, reason)
         if peer.session.peer_draining:
             tries.draining = True
         elif reason != FULL:
@@ -168,8 +170,8 @@ class Edge:
         self.driver.drain()
         await self.driver.wait_empty(lambda: not self.bridges.live, deadline_s=drain_s)
         for bridge in list(self.bridges.live):
-            bridge.abort("the server is shutting down")
-        await self.driver.goodbye("the server was shut down", deadline_s=1.0)
+            bridge.abort("the edge is shutting down")
+        await self.driver.goodbye("the edge was shut down", deadline_s=1.0)
 
 
 def _weight(peer: Peer) -> float:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final, TextIO
 
 from loguru import logger
@@ -16,6 +16,7 @@ from loguru import logger
 if TYPE_CHECKING:
     from loguru import Message, Record
 
+LISTED: Final = 16
 _COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 _DIM: Final = "\x1b[2m"
 _PLAIN: Final = "\x1b[0m"
@@ -32,6 +33,12 @@ def configure(level: str, *, as_json: bool) -> None:
     line = _json_line if as_json else _coloured_line if coloured else _text_line
     logger.remove()
     logger.add(_writer(stream, line), level=level.upper(), format="", backtrace=False, diagnose=False)
+
+
+def listing(names: Collection[str]) -> str:
+    """Give names for a log line: sorted, and of very many only the first."""
+    shown = ", ".join(sorted(names)[:LISTED])
+    return shown if len(names) <= LISTED else f"{shown} and {len(names) - LISTED} more"
 
 
 def _writer(stream: TextIO, line: "Callable[[Record], str]") -> "Callable[[Message], None]":

@@ -15,6 +15,7 @@ from goreprox.bridge import Bridge, Bridges
 from goreprox.config import Address, ProviderConfig
 from goreprox.driver import FULL, Driver, Peer, clock
 from goreprox.lifetime import Lifetime
+from goreprox.log import listing
 from goreprox.member import Member
 from goreprox.poller import WRITE, Poller
 from goreprox.protocol.budget import Budget
@@ -223,7 +224,7 @@ class Provider:
                     "no edge listens for the service {}: it gets no clients; listened for: {}; is one of the names "
                     "misspelt?",
                     service,
-                    ", ".join(sorted(heard)),
+                    listing(heard),
                 )
 
     async def close(self, *, drain_s: float) -> None:

@@ -314,6 +314,27 @@ def test_a_target_that_recovers_is_used_again(tmp_path: Path) -> None:
     run(main())
 
 
+def test_silence_of_a_provider_moves_no_stream_and_new_clients_go_elsewhere(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            preferred, spare = await made.target(greeting(b"preferred")), await made.target(greeting(b"spare"))
+            server = await made.serve("--link-timeout", "1")
+            args = ("--server", f"{HOST}:{await server.port('providers')}", "--link-timeout", "1", "--weight")
+            frozen = await made.start("provider", f"{preferred}", *args, "1000", "--name", "preferred")
+            await made.start("provider", f"{spare}", *args, "0.01", "--name", "spare")
+            await meets(server, "preferred")
+            await meets(server, "spare")
+            frozen.signal(signal.SIGSTOP)
+            reader, writer = await made.connect()
+            writer.write(b" once")
+            await eventually(lambda: server.said("preferred is out of reach"), "the silence is noticed")
+            assert await greeted(made) == b"spare"
+            frozen.signal(signal.SIGCONT)
+            assert await asyncio.wait_for(reader.readexactly(14), DEADLINE_S) == b"preferred once"
+
+    run(main())
+
+
 def test_a_full_provider_passes_clients_on(tmp_path: Path) -> None:
     async def main() -> None:
         async with nothing_yet(tmp_path) as made:
@@ -324,9 +345,12 @@ def test_a_full_provider_passes_clients_on(tmp_path: Path) -> None:
             await made.start("provider", f"{large}", *args, "0.01", "--name", "large")
             await meets(server, "small")
             await meets(server, "large")
-            reader, writer = await made.connect()
+            (reader, writer), (other, _) = await made.connect(), await made.connect()
             assert await asyncio.wait_for(reader.readexactly(5), DEADLINE_S) == b"small"
+            assert await asyncio.wait_for(other.readexactly(5), DEADLINE_S) == b"large"
             assert [await greeted(made) for _ in range(3)] == [b"large"] * 3
+            full = "small refuses client"
+            await eventually(lambda: count(server, full) == 3, "each asked the full one first: it was not avoided")
             writer.close()
             while await greeted(made) != b"small":  # within the deadline of the test
                 pass
@@ -360,6 +384,25 @@ def test_providers_are_replaced_without_one_failed_client(tmp_path: Path) -> Non
                     provider = await start_provider(made, broker, target=target)
                 over.set()
             assert set(served) == {b"served"}
+
+    run(main())
+
+
+def test_a_client_on_its_way_to_a_draining_provider_gets_the_next_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            await made.target(greeting(b"served"))
+            server = await made.serve("--max-connections", "1")
+            provider = await made.provide()
+            made.relay.silence()
+            client = asyncio.create_task(greeted(made))
+            await eventually(lambda: server.said("1 connections are open"), "the client has been given to the provider")
+            provider.signal(signal.SIGTERM)
+            await eventually(lambda: provider.said("shutting down"), "drain begins")
+            made.relay.resume()
+            assert await provider.wait() == 0
+            await made.provide()
+            assert await client == b"served"
 
     run(main())
 

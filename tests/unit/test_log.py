@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from loguru import logger
 
-from goreprox.log import configure
+from goreprox.log import LISTED, configure, listing
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +68,13 @@ def test_a_traceback_shows_no_values(as_json: bool) -> None:
         logger.exception("oops")
     assert "ValueError" in stderr.getvalue()
     assert "s3cr3t" not in stderr.getvalue()
+
+
+def test_a_listing_of_names_from_strangers_is_bounded() -> None:
+    assert listing({"b", "a"}) == "a, b"
+    assert listing([f"{index:02}" for index in range(LISTED + 3)]) == (
+        ", ".join(f"{index:02}" for index in range(LISTED)) + " and 3 more"
+    )
 
 
 def test_lower_levels_are_left_out() -> None:

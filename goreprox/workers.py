@@ -28,6 +28,8 @@ BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
 STABLE_S = 10.0
 """A worker that lived so long is restarted without delay again."""
+_CODE: Final = "import sys; sys.path[:] = {path!r}; from goreprox.workers import main; sys.exit(main())"
+"""`-m` would look for modules in the working directory first, where the parent may not."""
 _STDIN: Final = 0
 _STDOUT: Final = 1
 _SIZE_BYTES: Final = 4
@@ -98,7 +100,7 @@ class Parent(Lifetime):
         """Run a worker to its end; return how it ended."""
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "goreprox.workers", stdin=PIPE, stdout=PIPE, process_group=0
+                sys.executable, "-c", _CODE.format(path=sys.path), stdin=PIPE, stdout=PIPE, process_group=0
             )
         except OSError as exc:
             return f"could not be started ({exc.strerror})"
@@ -201,7 +203,3 @@ def main() -> int:
         _report(error=str(exc))
         return exc.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

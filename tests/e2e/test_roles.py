@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -243,7 +244,7 @@ def test_clients_are_spread_by_weight(tmp_path: Path, weights: tuple[int, ...]) 
 
 @pytest.mark.parametrize("port", [closed_port, silent_port])
 def test_a_client_moves_on_from_a_provider_without_target_with_its_early_bytes(
-    tmp_path: Path, port: "type[contextlib.AbstractContextManager[int]]"
+    tmp_path: Path, port: Callable[[], AbstractContextManager[int]]
 ) -> None:
     async def main() -> None:
         with port() as bad:

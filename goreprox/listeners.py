@@ -98,11 +98,14 @@ class Listeners:
             self._accept(listening, service, ACCEPTS)
 
     def _accept(self, listening: socket.socket, service: str, most: int) -> None:
+        accepted = 0
         for _ in range(most):
             if not self._has_room():
                 self._pause()
                 return
             try:
+                if not accepted or sockets.taken_from_spare(accepted):
+                    sockets.keep_spare_descriptors()
                 sock, address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
@@ -111,6 +114,7 @@ class Listeners:
                     raise
                 self._pause_without_descriptors(exc)
                 return
+            accepted = sock.fileno()
             self._welcome(sock, str(Address(address[0], address[1])), service)
 
     def _pause_without_descriptors(self, exc: OSError) -> None:

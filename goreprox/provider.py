@@ -103,6 +103,8 @@ class Dial:
         (family, address), *self._rest = endpoints
         try:
             sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+            if sockets.taken_from_spare(sock.fileno()):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             sockets.prepare(sock)
             code = sock.connect_ex(address)
             if code == errno.EINPROGRESS:

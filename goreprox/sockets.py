@@ -1,7 +1,10 @@
 """What we ask of TCP sockets, on Linux and macOS."""
 
 import contextlib
+import errno
 import fcntl
+import os
+import resource
 import select
 import socket
 import struct
@@ -9,6 +12,9 @@ import sys
 import termios
 
 KEEPALIVE_IDLE_S = 60
+SPARE_DESCRIPTORS = 32
+"""Never used for clients and targets: links that come back, names and files need some. libzmq tries again without
+pause, on a whole core, while it has none for a connection that waits to be accepted."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _FINISH_ON_CLOSE = struct.pack("ii", 0, 0)
 _KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", 0x10)
@@ -33,6 +39,24 @@ def prepare(sock: socket.socket) -> None:
 def adopt(sock: socket.socket) -> None:
     """Make a socket ours that was accepted from a prepared one: it has inherited all but being non-blocking."""
     sock.setblocking(False)
+
+
+def taken_from_spare(number: int) -> bool:
+    """Whether the descriptor `number` is one of the spare ones: the kernel gives the lowest that is free."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most != resource.RLIM_INFINITY and number >= most - SPARE_DESCRIPTORS
+
+
+def keep_spare_descriptors() -> None:
+    """Check, before sockets for clients or targets are made, that more than the spare descriptors are left.
+
+    Raises:
+        OSError: EMFILE, only the spare ones are left; or what the kernel says.
+    """
+    number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.close(number)
+    if taken_from_spare(number):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def finish(sock: socket.socket) -> None:

@@ -1,0 +1,147 @@
+"""Out of file descriptors: clients wait, dials are refused, links still come back, nothing spins."""
+
+import asyncio
+import errno
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from goreprox.sockets import SPARE_DESCRIPTORS
+from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, echo, eventually, run, tunnel
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits another process with prlimit")
+
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+LIMIT = 128
+CLIENTS = 120
+"""More than the limit has room for, and not twice as many."""
+LOOK_S = 3.0
+BUSY_S = 1.0
+"""CPU time in `LOOK_S` that tells waiting from spinning, which takes all of a core."""
+
+
+def limit(process: Process) -> None:
+    """Let a process have `LIMIT` descriptors, as if it had been started under `ulimit -n`."""
+    resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+
+
+def cpu_s(process: Process) -> float:
+    """Return the CPU time of all threads of a process so far (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{process.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def in_use(process: Process) -> int:
+    """Count the open descriptors of a process."""
+    return len(list(Path(f"/proc/{process.process.pid}/fd").iterdir()))
+
+
+async def waits(process: Process) -> None:
+    """Check that a process at its limit keeps some descriptors back and does next to nothing."""
+    assert in_use(process) <= LIMIT - SPARE_DESCRIPTORS
+    before = cpu_s(process)
+    await asyncio.sleep(LOOK_S)  # the subject: what it does meanwhile
+    assert cpu_s(process) - before < BUSY_S
+
+
+def count(process: Process, text: str) -> int:
+    """Count the log messages that hold `text`."""
+    return sum(text in str(entry.get("message", "")) for entry in process.log)
+
+
+async def ask(client: Client, word: bytes) -> None:
+    """Have an echo."""
+    reader, writer = client
+    writer.write(word)
+    assert await asyncio.wait_for(reader.readexactly(len(word)), DEADLINE_S) == word
+
+
+class Queue:
+    """Clients that each wait for their echo."""
+
+    def __init__(self, made: Tunnel) -> None:
+        self._made = made
+        self._answers: set[asyncio.Task[None]] = set()
+        self.served: list[Client] = []
+        self.reset = 0
+
+    async def join(self, count: int) -> None:
+        for _ in range(count):
+            reader, writer = await self._made.connect()
+            writer.write(b"x")
+            answer = asyncio.create_task(self._answer(reader, writer), name="answer")
+            self._answers.add(answer)
+            answer.add_done_callback(self._answers.discard)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            assert await reader.read(1) == b"x"
+        except ConnectionResetError:
+            self.reset += 1
+        else:
+            self.served.append((reader, writer))
+
+
+async def go_on_after_a_cut(made: Tunnel, clients: list[Client]) -> None:
+    """Check that the link comes back, and the streams with it."""
+    links = made.relay.connections
+    made.relay.cut()
+    await eventually(lambda: made.relay.connections > links, "the link is back")
+    for client in clients:
+        await ask(client, b"after the cut")
+
+
+def test_a_server_out_of_descriptors_lets_clients_wait_and_keeps_its_links(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with tunnel(tmp_path, echo) as made:
+            limit(made.server)
+            queue = Queue(made)
+            await queue.join(CLIENTS)
+            await eventually(lambda: made.server.said("no file descriptor"), "the warning")
+            await waits(made.server)
+            early = list(queue.served)
+            assert 0 < len(early) < CLIENTS
+            assert queue.reset == 0
+
+            await go_on_after_a_cut(made, early)
+            await made.provide()  # one more needs one more descriptor
+
+            for _, writer in early:
+                writer.close()
+            await eventually(lambda: len(queue.served) == CLIENTS, "those that waited are served")
+            assert queue.reset == 0
+            assert count(made.server, "no file descriptor") == 1
+
+    run(main())
+
+
+def test_a_provider_out_of_descriptors_refuses_dials_says_why_and_recovers(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with tunnel(tmp_path, echo) as made:
+            limit(made.provider)
+            queue = Queue(made)
+            await queue.join(CLIENTS)
+            await eventually(lambda: len(queue.served) + queue.reset == CLIENTS, "every client has its answer")
+            early = list(queue.served)
+            assert 0 < len(early) < CLIENTS
+            reason = f"cannot reach the target {HOST}:{made.target_port}"
+            assert count(made.provider, reason) == queue.reset
+            assert made.provider.said(os.strerror(errno.EMFILE))
+            await waits(made.provider)
+            await go_on_after_a_cut(made, early)
+
+            for _, writer in early:
+                writer.close()
+            ended = f" of {HOST}:"
+            await eventually(lambda: count(made.provider, ended) >= len(early), "they have ended at the provider")
+            refused = queue.reset
+            later = len(early) // 2
+            await queue.join(later)
+            await eventually(lambda: len(queue.served) == len(early) + later, "later clients are served")
+            assert queue.reset == refused
+
+    run(main())

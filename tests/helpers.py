@@ -1,6 +1,7 @@
 """What tests of several layers share."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 POLL_S = 0.005
@@ -17,3 +18,16 @@ async def eventually(condition: Callable[[], object], deadline_s: float = 30.0) 
         raise AssertionError(
             f"not true within {deadline_s} s: the condition at {code.co_filename}:{code.co_firstlineno}"
         ) from None
+
+
+class Level:
+    """A number that is level once it has not changed for a second."""
+
+    def __init__(self) -> None:
+        self.value = -1
+        self.since = time.monotonic()
+
+    def holds(self, value: int) -> bool:
+        if value != self.value:
+            self.value, self.since = value, time.monotonic()
+        return time.monotonic() - self.since >= 1.0

@@ -4,7 +4,6 @@ import asyncio
 import resource
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tests.e2e.harness import (
     send_blocks,
     tunnel,
 )
+from tests.helpers import Level
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -71,19 +71,6 @@ def in_close_wait(process: Process) -> int:
             fields = line.split()
             count += fields[3] == "08" and f"socket:[{fields[9]}]" in own
     return count
-
-
-class Level:
-    """A number that is level once it has not changed for a second."""
-
-    def __init__(self) -> None:
-        self.value = -1
-        self.since = time.monotonic()
-
-    def holds(self, value: int) -> bool:
-        if value != self.value:
-            self.value, self.since = value, time.monotonic()
-        return time.monotonic() - self.since >= 1.0
 
 
 class _Null:

@@ -26,7 +26,6 @@ from tests.helpers import Level
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 MIB_KIB = 1024
-STALLED = 1000
 SHORT = 20_000
 AT_ONCE = 100
 MSS = 1440
@@ -81,8 +80,8 @@ class _Null:
         """Be ready."""
 
 
-async def stalled_client(port: int) -> socket.socket:
-    """Ask for a download without end, read some of it, and never read again."""
+async def stalled_client(port: int, read: int) -> socket.socket:
+    """Ask for a download without end, read `read` bytes of it, and never read again."""
     loop = asyncio.get_running_loop()
     sock = socket.socket()
     sock.setblocking(False)
@@ -90,15 +89,23 @@ async def stalled_client(port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, QUEUE_BYTES)
     await loop.sock_connect(sock, (HOST, port))
     await loop.sock_sendall(sock, (0).to_bytes(4, "big"))
-    missing = 1 << 16
-    while missing > 0:
-        data = await loop.sock_recv(sock, missing)
+    while read > 0:
+        data = await loop.sock_recv(sock, min(read, 1 << 18))
         assert data
-        missing -= len(data)
+        read -= len(data)
     return sock
 
 
-def test_1000_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stalled", "read", "memory_mib", "options"),
+    [
+        pytest.param(1000, 1 << 16, 64, ("--memory", "64", "--max-connections", "2000"), id="1000 after a start"),
+        pytest.param(100, 5 << 20, 256, (), id="100 with grown windows"),  # and with all options left alone
+    ],
+)
+def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
+    tmp_path: Path, stalled: int, read: int, memory_mib: int, options: tuple[str, ...]
+) -> None:
     sent = 0
 
     async def download(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -115,12 +122,11 @@ def test_1000_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another
             sent += len(endless)
 
     async def main() -> None:
-        limits = ("--memory", "64", "--max-connections", "2000")
         clients: list[socket.socket] = []
         try:
-            async with tunnel(tmp_path, download, server=limits, provider=limits) as made:
-                for _ in range(STALLED // AT_ONCE):
-                    clients += await asyncio.gather(*(stalled_client(made.port) for _ in range(AT_ONCE)))
+            async with tunnel(tmp_path, download, server=options, provider=options) as made:
+                for _ in range(stalled // AT_ONCE):
+                    clients += await asyncio.gather(*(stalled_client(made.port, read) for _ in range(AT_ONCE)))
                 level = Level()
                 await eventually(lambda: level.holds(sent), "all buffers are full", deadline_s=60)
 
@@ -131,7 +137,7 @@ def test_1000_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another
                 assert await read_digest(reader) == (blocks << 16, digest)
                 writer.close()
                 for process in (made.server, made.provider):
-                    assert peak_rss_kib(process) < (64 + 64) * MIB_KIB
+                    assert peak_rss_kib(process) < (memory_mib + 64) * MIB_KIB
         finally:
             for sock in clients:
                 sock.close()

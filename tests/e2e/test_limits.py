@@ -97,14 +97,14 @@ async def stalled_client(port: int, read: int) -> socket.socket:
 
 
 @pytest.mark.parametrize(
-    ("stalled", "read", "memory_mib", "options"),
+    ("stalled", "read", "memory_mib", "options", "blocks"),
     [
-        pytest.param(1000, 1 << 16, 64, ("--memory", "64", "--max-connections", "2000"), id="1000 after a start"),
-        pytest.param(100, 5 << 20, 256, (), id="100 with grown windows"),  # and with all options left alone
+        pytest.param(1000, 1 << 16, 64, ("--memory", "64", "--max-connections", "2000"), 2048, id="1000 after a start"),
+        pytest.param(100, 5 << 20, 256, (), 256, id="100 with grown windows"),  # and with all options left alone
     ],
 )
 def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
-    tmp_path: Path, stalled: int, read: int, memory_mib: int, options: tuple[str, ...]
+    *, tmp_path: Path, stalled: int, read: int, memory_mib: int, options: tuple[str, ...], blocks: int
 ) -> None:
     sent = 0
 
@@ -130,7 +130,6 @@ def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
                 level = Level()
                 await eventually(lambda: level.holds(sent), "all buffers are full", deadline_s=60)
 
-                blocks = 2048  # 128 MiB
                 digest = await send_blocks(_Null(), blocks)  # type: ignore[arg-type]
                 reader, writer = await made.connect()
                 writer.write(blocks.to_bytes(4, "big"))

@@ -297,7 +297,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             made.server.signal(signal.SIGTERM)
             await eventually(lambda: made.server.said("shutting down"), "drain begins")
             made.server.signal(signal.SIGTERM)
-            await made.server.wait(10)
+            await made.server.wait()
             with pytest.raises(ConnectionResetError):
                 await asyncio.wait_for(reader.read(), DEADLINE_S)
             writer.close()
@@ -329,16 +329,16 @@ def test_a_killed_process_leaves_resets_and_its_successor_resets_the_other_side_
             killed = made.server if which == "server" else made.provider
             killed.signal(signal.SIGKILL)
             if which == "provider":
-                assert await asyncio.wait_for(target_saw, 10) == "reset"
+                assert await asyncio.wait_for(target_saw, DEADLINE_S) == "reset"
                 await made.provide()
                 with pytest.raises(ConnectionResetError):
-                    await asyncio.wait_for(reader.read(), 10)
+                    await asyncio.wait_for(reader.read(), DEADLINE_S)
             else:
                 with pytest.raises(ConnectionResetError):
-                    await asyncio.wait_for(reader.read(), 10)
+                    await asyncio.wait_for(reader.read(), DEADLINE_S)
                 await killed.wait()
                 await made.serve(providers=made.relay.target)
-                assert await asyncio.wait_for(target_saw, 20) == "reset"
+                assert await asyncio.wait_for(target_saw, DEADLINE_S) == "reset"
             writer.close()
 
     run(main())

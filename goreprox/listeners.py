@@ -98,7 +98,7 @@ class Listeners:
             self._accept(listening, service, ACCEPTS)
 
     def _accept(self, listening: socket.socket, service: str, most: int) -> None:
-        accepted = 0
+        accepted = 0  # the last one's descriptor: as long as it is low, there are enough
         for _ in range(most):
             if not self._has_room():
                 self._pause()

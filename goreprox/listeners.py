@@ -98,14 +98,12 @@ class Listeners:
             self._accept(listening, service, ACCEPTS)
 
     def _accept(self, listening: socket.socket, service: str, most: int) -> None:
-        accepted = 0  # the last one's descriptor: as long as it is low, there are enough
         for _ in range(most):
             if not self._has_room():
                 self._pause()
                 return
             try:
-                if not accepted or sockets.taken_from_spare(accepted):
-                    sockets.keep_spare_descriptors()
+                sockets.keep_spare_descriptors(listening)
                 sock, address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
@@ -114,7 +112,6 @@ class Listeners:
                     raise
                 self._pause_without_descriptors(exc)
                 return
-            accepted = sock.fileno()
             self._welcome(sock, str(Address(address[0], address[1])), service)
 
     def _pause_without_descriptors(self, exc: OSError) -> None:

@@ -47,13 +47,13 @@ def taken_from_spare(number: int) -> bool:
     return most != resource.RLIM_INFINITY and number >= most - SPARE_DESCRIPTORS
 
 
-def keep_spare_descriptors() -> None:
-    """Check, before sockets for clients or targets are made, that more than the spare descriptors are left.
+def keep_spare_descriptors(listening: socket.socket) -> None:
+    """Check, before a client is accepted, that more than the spare descriptors are left.
 
     Raises:
         OSError: EMFILE, only the spare ones are left; or what the kernel says.
     """
-    number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    number = os.dup(listening.fileno())
     os.close(number)
     if taken_from_spare(number):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

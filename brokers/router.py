@@ -19,7 +19,7 @@ from brokers.channel import Channel
 from brokers.envelope import FABRIC_VERSION, FABRIC_VERSION_LEAST, MAX_FRAME, Announce, Hello, Leave, Renew, control
 from brokers.errors import BadMessage, BadName, BindError
 from brokers.link import Inbox
-from brokers.names import PeerName, Role
+from brokers.names import ID_BYTES, PeerName, Role
 from brokers.switch import Output, PeerInfo, Switch
 
 HIGH_WATER = 1000
@@ -287,3 +287,20 @@ class Router:
         for channel in itertools.chain(self._monitors, self._channels.values()):
             channel.close(linger_s)
         await self._loop.run_in_executor(None, self._context.term)
+
+    # What people are shown.
+
+    @property
+    def messages(self) -> int:
+        """Messages passed on between peers."""
+        return self._switch.messages
+
+    @property
+    def dropped(self) -> int:
+        """Messages of or to peers that were not there."""
+        return self._switch.dropped
+
+    @property
+    def outboxes(self) -> dict[bytes, tuple[int, int]]:
+        """Messages and bytes that wait for slow peers, by the peers' ids."""
+        return {key[:ID_BYTES]: (len(box.messages), box.size) for key, box in self._outboxes.items()}

@@ -11,6 +11,8 @@ from goreprox.config import BrokerConfig, ServerConfig
 from goreprox.errors import StartError
 from goreprox.instance import INCARNATION_BYTES, Instance
 from goreprox.lifetime import Lifetime
+from goreprox.snapshot import Subject
+from goreprox.status import answering
 
 
 async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict[str, int]]:
@@ -52,9 +54,9 @@ async def run(config: BrokerConfig) -> None:
     """
     instance = Instance.acquire(config.runtime_dir, "broker", config.name, secrets.token_bytes(INCARNATION_BYTES))
     router, ports = await open_router(config)
-    with Lifetime() as life:
-        life.ready(describe(ports), **ports)
-        await life.stop.wait()
-        logger.info("shutting down")
-        await router.close(linger_s=0)
-    instance.release()
+    async with answering(instance, Subject(instance, ports, router=router).document):
+        with Lifetime() as life:
+            life.ready(describe(ports), **ports)
+            await life.stop.wait()
+            logger.info("shutting down")
+            await router.close(linger_s=0)

@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Dict, Env
 
 from goreprox import __version__
-from goreprox.errors import ConfigError, GoreproxError
+from goreprox.errors import ConfigError, GoreproxError, StatusError
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE: Final = Path("goreprox.toml")
 Level = Literal["trace", "debug", "info", "warning", "error"]
+Role = Literal["server", "edge", "broker", "provider"]
 ENV_PREFIX: Final = "GOREPROX_"
 INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 
@@ -315,6 +316,38 @@ def demo(
     asyncio.run(run(keep=keep, size_mib=size, cuts=cuts))
 
 
+@app.command
+def status(
+    *,
+    json: bool = False,
+    name: str | None = None,
+    role: Role | None = None,
+    runtime_dir: Path | None = None,
+    options: ProcessOptions | None = None,  # noqa: ARG001 - `_read_file` has used it
+) -> None:
+    """Show what the processes on this machine are doing.
+
+    Parameters
+    ----------
+    json
+        Print a JSON array, one object a process, as docs/status.md describes.
+    name
+        Only processes of this name.
+    role
+        Only processes of this role.
+    runtime_dir
+        Directory where they keep their lock files. [default: as theirs]
+    """
+    from goreprox.instance import default_runtime_dir
+    from goreprox.report import show, show_json
+    from goreprox.status import ask_all
+
+    answers = ask_all(runtime_dir or default_runtime_dir(), role=role, name=name)
+    (show_json if json else show)(answers.documents)
+    if answers.problems:
+        raise StatusError("; ".join(answers.problems))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that `arguments` (default: the process's own) ask for, and return the exit code.
 
@@ -426,5 +459,5 @@ def _check_keys(table: Iterable[str], known: set[str], path: Path, where: str) -
             raise ConfigError(f"file {path}: {where}{key} is not an option; the nearest one is {nearest[0]}")
 
 
-_COMMANDS: Final = ("server", "edge", "broker", "provider", "demo")
+_COMMANDS: Final = ("server", "edge", "broker", "provider", "demo", "status")
 app.config = (Env(ENV_PREFIX, command=False), _read_file)

@@ -308,3 +308,20 @@ class Driver:
         give_up = self._loop.time() + deadline_s
         while self._loop.time() < give_up and not is_empty():  # noqa: ASYNC110 -- at shutdown, bounded
             await asyncio.sleep(0.02)
+
+    # What people are shown.
+
+    @property
+    def budget(self) -> Budget:
+        """The memory of all streams."""
+        return self._budget
+
+    @property
+    def draining(self) -> bool:
+        """Whether we have asked for no new streams."""
+        return self._draining
+
+    def peer_of(self, stream: Stream) -> Peer | None:
+        """Return the peer whose session carries `stream`, if one does; linear in the peers."""
+        host = stream.host
+        return next((peer for peer in self.peers.values() if peer.session is host), None)

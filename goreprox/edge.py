@@ -19,6 +19,8 @@ from goreprox.member import Member
 from goreprox.poller import Poller
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.stream import Stream
+from goreprox.snapshot import Ends, Gauges, Subject
+from goreprox.status import answering
 from goreprox.waiting import WaitingRoom
 
 
@@ -44,6 +46,7 @@ class Edge:
         self.driver = Driver(self, role=Role.EDGE, budget=self._budget, grace_s=config.grace_s)
         poller = Poller(self.driver.batch)
         self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
+        self.ends = Ends(self.driver)
         self.listeners = Listeners(
             config.listeners, poller, reuse_port=config.reuse_port, welcome=self._welcome, has_room=self._has_room
         )
@@ -76,6 +79,7 @@ class Edge:
         stream = bridge.stream
         self._tries.pop(stream, None)
         self._waiting.leave(bridge)
+        self.ends.note(stream, stream.end_reason or "done")
         logger.debug("stream {} of {} ended: {}", stream.id, stream.client, stream.end_reason or "done")
         self.listeners.start()
 
@@ -173,6 +177,10 @@ class Edge:
             bridge.abort("the edge is shutting down")
         await self.driver.goodbye("the edge was shut down", deadline_s=1.0)
 
+    def gauges(self) -> Gauges:
+        """Return what the status shows of us (snapshot.Owner)."""
+        return Gauges(self.listeners.services, self._config.max_connections, waiting_clients=len(self._waiting))
+
 
 def _weight(peer: Peer) -> float:
     """Return the share that a provider asks for; whatever is no weight counts as 1."""
@@ -191,11 +199,8 @@ async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
     links = member.link(config.brokers, edge.driver)
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
-    await (life or Lifetime()).serve(
-        edge,
-        links,
-        drain_s=config.drain_s,
-        ready=f"{edge.listeners}, brokers at {brokers}",
-        clients=edge.listeners.ports,
-    )
-    member.instance.release()
+    subject = Subject(member.instance, {"clients": edge.listeners.ports}, owner=edge, links=links)
+    async with answering(member.instance, subject.document):
+        await (life or Lifetime()).serve(
+            edge, links, drain_s=config.drain_s, ready=f"{edge.listeners}, brokers at {brokers}", **subject.ports
+        )

@@ -23,3 +23,9 @@ class StartError(GoreproxError):
     """The configuration is sound, but this machine cannot do what it asks for."""
 
     exit_code: ClassVar[int] = 1
+
+
+class StatusError(GoreproxError):
+    """A running process was asked for its status in vain, or there is none."""
+
+    exit_code: ClassVar[int] = 1

@@ -34,9 +34,14 @@ _CONTENT: Final = re.compile(rb"([0-9a-f]{32})\n")
 class Instance:
     """A held lock. Keep it for the life of the process."""
 
-    def __init__(self, fd: int, path: Path, predecessor: bytes | None) -> None:
+    def __init__(
+        self, fd: int, path: Path, *, role: str, name: str, incarnation: bytes, predecessor: bytes | None
+    ) -> None:
         self._fd: int | None = fd
         self.path: Final = path
+        self.role: Final = role
+        self.name: Final = name
+        self.incarnation: Final = incarnation
         self.predecessor: Final = predecessor
         """The incarnation of the process that held this slot before and died, if one did."""
 
@@ -57,7 +62,8 @@ class Instance:
                 path = runtime_dir / f"{role}-{name}.{slot}"
                 fd = _lock(path)
                 if fd is not None:
-                    return cls(fd, path, _exchange(fd, incarnation))
+                    predecessor = _exchange(fd, incarnation)
+                    return cls(fd, path, role=role, name=name, incarnation=incarnation, predecessor=predecessor)
         except OSError as exc:
             raise StartError(
                 f"runtime directory {runtime_dir}: {exc.strerror}; name a writable one with --runtime-dir"

@@ -66,6 +66,14 @@ class Listeners:
         """Where clients are accepted, in the order of the configuration."""
         return list(dict.fromkeys(sock.getsockname()[1] for sock, _ in self._sockets))
 
+    @property
+    def services(self) -> dict[str, list[str]]:
+        """Where clients are accepted for each service, as long as they are."""
+        found: dict[str, list[str]] = {}
+        for sock, service in self._sockets:
+            found.setdefault(service, []).append(str(Address(*sock.getsockname()[:2])))
+        return found
+
     def start(self) -> None:
         """Accept, for the first time or again: there is room."""
         if not self._accepting and not self._closed:

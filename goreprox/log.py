@@ -64,7 +64,7 @@ def _json_line(record: "Record") -> str:
 
 def _text_line(record: "Record") -> str:
     return (
-        f"{_time(record)} {record['level'].name:<7} {_printable(record['message'])}"
+        f"{_time(record)} {record['level'].name:<7} {printable(record['message'])}"
         f"{_context(record)}\n{_exception(record)}"
     )
 
@@ -73,7 +73,7 @@ def _coloured_line(record: "Record") -> str:
     level = record["level"].name
     return (
         f"{_DIM}{_time(record)}{_PLAIN} {_COLOURS.get(level, '')}{level:<7}{_PLAIN} "
-        f"{_printable(record['message'])}{_DIM}{_context(record)}{_PLAIN}\n{_exception(record)}"
+        f"{printable(record['message'])}{_DIM}{_context(record)}{_PLAIN}\n{_exception(record)}"
     )
 
 
@@ -89,7 +89,7 @@ def _word(text: str) -> str:
     return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Keep one message one line, and a terminal safe from escape sequences in it."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

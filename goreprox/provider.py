@@ -21,6 +21,8 @@ from goreprox.poller import WRITE, Poller
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import State, Stream
+from goreprox.snapshot import Ends, Gauges, Subject
+from goreprox.status import answering
 
 RESOLVED_FOR_S = 5.0
 """A target's name is looked up again after this."""
@@ -87,6 +89,7 @@ class Dial:
     def notice(self, kind: Kind) -> None:
         """Give up when the stream does; everything else waits for the socket."""
         if kind is Kind.ABORTED:
+            self._provider.ends.note(self._stream, self._stream.end_reason)
             self._finish()
 
     async def _resolve(self) -> None:
@@ -140,6 +143,7 @@ class Dial:
         self._finish()
         address = self._provider.targets.targets[self._stream.service]
         logger.warning("cannot reach the target {} for {}: {}", address, self._stream.client, reason)
+        self._provider.ends.note(self._stream, f"target {address}: {reason}")
         self._stream.refuse(f"target {address}: {reason}")
 
     def _finish(self) -> None:
@@ -175,6 +179,7 @@ class Provider:
         self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=config.grace_s)
         self.poller = Poller(self.driver.batch)
         self.bridges = Bridges(self.poller, clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
+        self.ends = Ends(self.driver)
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Dial the target."""
@@ -197,6 +202,7 @@ class Provider:
 
     def _ended(self, bridge: Bridge) -> None:
         stream = bridge.stream
+        self.ends.note(stream, stream.end_reason or "done")
         logger.debug("stream {} of {} ended: {}", stream.id, stream.client, stream.end_reason or "done")
 
     def stream_accepted(self, peer: Peer, stream: Stream) -> None:
@@ -241,6 +247,11 @@ class Provider:
             bridge.abort("the provider is shutting down")
         await self.driver.goodbye("the provider was shut down", deadline_s=1.0)
 
+    def gauges(self) -> Gauges:
+        """Return what the status shows of us (snapshot.Owner)."""
+        services = {service: [str(address)] for service, address in self.targets.targets.items()}
+        return Gauges(services, self.config.max_connections, dialing=len(self.dials))
+
 
 async def run(config: ProviderConfig) -> None:
     """Be a provider until a signal ends it.
@@ -252,7 +263,7 @@ async def run(config: ProviderConfig) -> None:
     provider = Provider(config)
     links = member.link(config.servers, provider.driver)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
-    await Lifetime().serve(
-        provider, links, drain_s=config.drain_s, ready=f"offering {offered} at {', '.join(map(str, config.servers))}"
-    )
-    member.instance.release()
+    servers = ", ".join(map(str, config.servers))
+    subject = Subject(member.instance, owner=provider, links=links)
+    async with answering(member.instance, subject.document):
+        await Lifetime().serve(provider, links, drain_s=config.drain_s, ready=f"offering {offered} at {servers}")

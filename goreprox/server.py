@@ -7,6 +7,8 @@ from goreprox.edge import Edge
 from goreprox.errors import StartError
 from goreprox.lifetime import Lifetime
 from goreprox.member import Member
+from goreprox.snapshot import Subject
+from goreprox.status import answering
 
 
 async def run(config: ServerConfig) -> None:
@@ -24,12 +26,12 @@ async def run(config: ServerConfig) -> None:
         raise
     local = router.attach(member.name, member.attributes, edge.driver)
     edge.listeners.start()
-    await Lifetime().serve(
-        edge,
-        [local, router],
-        drain_s=config.drain_s,
-        ready=f"{edge.listeners}, {describe(ports)}",
-        clients=edge.listeners.ports,
-        **ports,
-    )
-    member.instance.release()
+    subject = Subject(member.instance, {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)
+    async with answering(member.instance, subject.document):
+        await Lifetime().serve(
+            edge,
+            [local, router],
+            drain_s=config.drain_s,
+            ready=f"{edge.listeners}, {describe(ports)}",
+            **subject.ports,
+        )

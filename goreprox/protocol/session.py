@@ -111,10 +111,22 @@ class Counters:
     """What a session has been through, for people."""
 
     outages: int = 0
+    """Epochs that were established and were lost."""
     replayed_bytes: int = 0
+    """Payload that was sent again after outages."""
     opened: int = 0
+    """Streams ever, refused ones included."""
     sent_bytes: int = 0
+    """Payload of ended streams that local sockets were read; `Session.traffic` adds the live ones."""
     received_bytes: int = 0
+    """Payload of ended streams that local sockets took."""
+
+
+class Traffic(NamedTuple):
+    """Payload of streams, each byte once however often it was sent."""
+
+    sent_bytes: int
+    received_bytes: int
 
 
 class Session:
@@ -382,6 +394,8 @@ class Session:
         """Forget a stream."""
         if abort is not None and stream.id in self.streams:
             self._last_word(Abort(stream.id, abort))
+        self.counters.sent_bytes += stream.sent_bytes
+        self.counters.received_bytes += stream.received_bytes
         self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
@@ -451,7 +465,6 @@ class Session:
             self._restart(now)
             return
         if new:
-            self.counters.received_bytes += size
             for event in batch.events:
                 if isinstance(event, Data):
                     self._data(event)
@@ -673,7 +686,6 @@ class Session:
                 break
             batch = Batch(path.epoch, path.send(size, now), path.received, tuple(events))
             messages.append((path.path_id, wire.encode(batch, version=VERSION)))
-            self.counters.sent_bytes += size
         if path.ack_due(now):
             path.acknowledged()
             batch = Batch(path.epoch, path.seq, path.received, ())
@@ -743,6 +755,36 @@ class Session:
         stream.send.eof_sent = True
         events.append(Eof(stream.id, stream.send.end))
         return EVENT_BYTES
+
+    # What people are shown.
+
+    @property
+    def epoch(self) -> int:
+        """The latest epoch of ours or the peer's; 0 before the first."""
+        return self._epoch
+
+    @property
+    def measured_round_trip_s(self) -> float | None:
+        """Smoothed round-trip time of the path in use, seconds, or None while none was measured."""
+        return self._path.srtt or None if self._path is not None else None
+
+    @property
+    def scheduled_streams(self) -> int:
+        """Streams with something to send that wait for their turn."""
+        return len(self._fair)
+
+    @property
+    def control_events(self) -> int:
+        """Events without payload that wait to be sent."""
+        return len(self._control)
+
+    def traffic(self) -> Traffic:
+        """Sum up ended and live streams: linear in the live ones."""
+        streams = self.streams.values()
+        return Traffic(
+            self.counters.sent_bytes + sum(stream.sent_bytes for stream in streams),
+            self.counters.received_bytes + sum(stream.received_bytes for stream in streams),
+        )
 
 
 def _open(stream: Stream) -> Open:

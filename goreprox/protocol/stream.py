@@ -347,3 +347,15 @@ class Stream:
         self.receive.discard()
         if self.host is not None:
             self.host.stream_closed(self, abort=abort)
+
+    # What people are shown.
+
+    @property
+    def sent_bytes(self) -> int:
+        """Payload that the local socket was read, also after the end."""
+        return self.send.end
+
+    @property
+    def received_bytes(self) -> int:
+        """Payload that the local socket took, also after the end."""
+        return self.receive.delivered

@@ -207,6 +207,7 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
         (["server", "--grase", "1"], "Unknown option: --grase. Did you mean --grace?"),
         (["server", "--grace", "soon"], 'unable to convert "soon"'),
         (["sever"], 'Unknown command "sever"'),
+        (["status", "--role", "nobody"], 'Invalid value "nobody" for --role'),
         (["demo", "--size", "0"], "size 0: expected 1"),
         (["demo", "--cuts", "-1"], "cuts -1: expected 0"),
     ],

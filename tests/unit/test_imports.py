@@ -14,6 +14,12 @@ FORBIDDEN = {
         *SANS_IO,
         *(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server")),
     ),
+    "goreprox/status.py": (
+        "brokers",
+        *(f"goreprox.{m}" for m in ("protocol", "driver", "bridge", "snapshot", "report")),
+    ),
+    "goreprox/report.py": ("brokers", *(f"goreprox.{m}" for m in ("protocol", "driver", "bridge", "snapshot"))),
+    "goreprox/snapshot.py": tuple(f"goreprox.{m}" for m in ("edge", "provider", "server", "report", "cli")),
     "goreprox/driver.py": tuple(f"goreprox.{m}" for m in ("bridge", "edge", "provider", "server", "cli")),
     "goreprox/bridge.py": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
     "goreprox/balancer.py": ("goreprox", "brokers", "asyncio", "time", "loguru"),

@@ -961,15 +961,36 @@ def test_a_message_ends_with_1024_events() -> None:
     assert max(lengths[1]) == BATCH_EVENTS
 
 
-def test_counters_count() -> None:
+def test_traffic_counts_the_payload_of_live_and_ended_streams_once() -> None:
     peer, stream = opened()
-    before = peer.session.counters.sent_bytes
     stream.write(bytes(1000))
     peer.heard()
-    assert peer.session.counters.sent_bytes - before >= 1000
-    assert peer.session.counters.received_bytes > 0
+    peer.say(Data(1, 0, bytes(30)))
+    stream.consume(20, now=0.0)
+    assert peer.session.traffic() == (1000, 20)
+    peer.session.path_up("a", 0.0)
+    assert peer.session.traffic() == (1000, 20)
+    stream.abort("over")
+    assert peer.session.traffic() == (1000, 20)
     assert peer.session.counters.opened == 1
+    assert not peer.session.streams
     assert peer.wakes > 0
+
+
+def test_queues_and_the_round_trip_are_told() -> None:
+    peer = Peer()
+    assert (peer.session.epoch, peer.session.measured_round_trip_s) == (0, None)
+    stream = peer.open()
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    assert (peer.session.epoch, peer.session.measured_round_trip_s) == (2, None)
+    peer.now = 0.25
+    peer.say(hello())
+    stream.write(b"x")
+    assert peer.session.measured_round_trip_s == 0.25
+    assert (peer.session.scheduled_streams, peer.session.control_events) == (1, 1)
+    peer.heard()
+    assert (peer.session.scheduled_streams, peer.session.control_events) == (0, 0)
 
 
 def test_many_long_last_words_fit_in_messages() -> None:

@@ -16,7 +16,7 @@ from brokers import Buffer, Carrier, PeerInfo, Role
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import PATH_ACK_DELAY_S, VERSION, VERSION_LEAST
 from goreprox.protocol.session import Kind, Notice, Session
-from goreprox.protocol.stream import Stream
+from goreprox.protocol.stream import State, Stream
 
 MAX_TIMER_S = 5.0
 """Timers of the loop do not count suspend: look at the clock at least so often."""
@@ -254,7 +254,8 @@ class Driver:
                 if stream is None:
                     self._session_notice(peer, notice)
                 elif kind is OPENED:
-                    self._application.stream_opened(peer, stream)
+                    if stream.state is not State.CLOSED:  # the same message may have ended it
+                        self._application.stream_opened(peer, stream)
                 elif kind is ACCEPTED:
                     self._application.stream_accepted(peer, stream)
                 elif kind is REFUSED:

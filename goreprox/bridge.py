@@ -108,6 +108,8 @@ class Bridge:
         elif kind is Kind.WRITABLE:
             if not self._watched & READ:
                 self._read()
+        elif kind is Kind.RESET and not self.open:
+            self.stream.finish_reset()  # both ends of file had passed here; the peer's socket was reset after its own
         elif kind is Kind.RESET:
             self._reset_by = self._bridges.clock() + RESET_LINGER_S
             self._pause()

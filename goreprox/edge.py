@@ -159,11 +159,19 @@ class Edge:
         if self._assign(stream):
             return
         bridge: Bridge = stream.owner
-        if tries.draining:
+        if tries.draining or self._resuming(stream.service, tries):
             self._wait(bridge)
         else:
             logger.warning("client {} is reset: {}", stream.client, reason)
             bridge.abort(reason)
+
+    def _resuming(self, service: str, tries: _Tries) -> bool:
+        """Whether a provider that has not refused is there, by the roster, and only between two epochs."""
+        return any(
+            peer.epochs and service in peer.services and not peer.session.peer_draining
+            for peer_id, peer in self.driver.peers.items()
+            if peer_id not in tries.peers
+        )
 
     def stream_dropped(self, stream: Stream) -> None:
         """Every stream here has an owner."""

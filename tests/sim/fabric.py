@@ -1,0 +1,355 @@
+"""The fabric on virtual time: the real switch and the real inboxes, joined by simulated connections.
+
+`SimLink` has the duties of `brokers.link.Link`, `SimBroker` those of `brokers.router.Router`; a `Wire` is what
+ZeroMQ and TCP are to them: ordered and whole while it lives, with heartbeats of its own, and bounded.
+"""
+
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+
+from brokers import Buffer, PeerName, Receiver, Timings
+from brokers.envelope import (
+    CONTROL,
+    FABRIC_VERSION,
+    FABRIC_VERSION_LEAST,
+    Announce,
+    Hello,
+    Leave,
+    Renew,
+    Welcome,
+    control,
+    parse_control,
+)
+from brokers.link import GREET_MAX_S, GREET_S, Inbox
+from brokers.names import NONCE_BYTES
+from brokers.router import OUTBOX_BYTES, OUTBOX_MESSAGES, RETRY_S
+from brokers.switch import Output, Switch
+from tests.sim.world import Process, World
+
+TIMINGS = Timings()
+PIPE_MESSAGES = 1000
+PIPE_BYTES = 4 << 20
+"""Of kernel buffers and pipes in one direction; more waits in the outbox of the broker, or is dropped by a link."""
+HEARTBEAT_S = TIMINGS.link_timeout_s / 3
+SILENCE_S = TIMINGS.link_timeout_s * 2 / 3
+POLL_S = 0.1
+"""Between two looks of a lane that cannot move."""
+
+
+class Network:
+    """Between machines: how fast, and what is broken. Faults are counted, since they may overlap."""
+
+    def __init__(self, world: World, *, latency: float, rate: float) -> None:
+        self.world = world
+        self.latency = latency
+        self.rate = rate
+        """Bytes per second of each direction of a wire."""
+        self.blocked: Counter[tuple[str, str]] = Counter()
+        """From slot, to slot."""
+        self.slow: Counter[tuple[str, str]] = Counter()
+        """A hundredth of the rate."""
+        self.lossy: Counter[str] = Counter()
+        """Slots whose messages are lost at times without a word."""
+        self.doubling: Counter[str] = Counter()
+        self.brokers: dict[str, SimBroker] = {}
+        self.wires: list[Wire] = []
+
+    def died(self, process: Process) -> None:
+        """The kernel ends the connections of a process that is gone."""
+        for wire in list(self.wires):
+            for side, end in (("link", wire.link), ("broker", wire.broker)):
+                if end.process is process:
+                    wire.close(side)
+
+    def reachable(self, a: str, b: str) -> bool:
+        return not self.blocked[a, b] and not self.blocked[b, a]
+
+
+class Lane:
+    """One direction of a wire."""
+
+    def __init__(self, wire: "Wire", source: "SimLink | SimBroker", target: "SimLink | SimBroker") -> None:
+        self.wire = wire
+        self.net = wire.net
+        self.ends = source.process.slot, target.process.slot
+        self.target = target
+        self.queue: deque[tuple[float, int, list[Buffer]]] = deque()
+        self.size = 0
+        self.busy_until = 0.0
+        self._pumping = False
+
+    def send(self, frames: list[Buffer]) -> bool:
+        """Return False if it is full."""
+        net, world = self.net, self.net.world
+        if self.wire.closed:
+            return True  # taken by the kernel, and lost with the connection
+        if len(self.queue) >= PIPE_MESSAGES or self.size > PIPE_BYTES:
+            return False
+        data = frames[0] != CONTROL
+        if net.lossy[self.ends[0]] and (data or _may_be_lost(frames)) and world.random.random() < 0.05:
+            return True
+        size = sum(map(len, frames))
+        rate = net.rate / 100 if net.slow[self.ends] else net.rate
+        for _ in range(1 + (data and net.doubling[self.ends[0]] > 0 and world.random.random() < 0.2)):
+            self.busy_until = max(self.busy_until, world.now) + size / rate
+            self.size += size
+            self.queue.append((self.busy_until + net.latency, size, frames))
+        self._pump_later(self.queue[0][0])
+        return True
+
+    def _pump_later(self, when: float) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self.net.world.at(when, self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        now = self.net.world.now
+        while self.queue:
+            if self.net.blocked[self.ends] or not self.target.process.running:
+                self._pump_later(now + POLL_S)
+                return
+            if self.queue[0][0] > now:
+                self._pump_later(self.queue[0][0])
+                return
+            _, size, frames = self.queue.popleft()
+            self.size -= size
+            self._deliver(frames)
+
+    def _deliver(self, frames: list[Buffer]) -> None:
+        process = self.target.process
+        if process.running:
+            self.net.world.note(f"{self.ends[0]}>{self.ends[1]} {sum(map(len, frames))}")
+            process.run(self.target.receive, self.wire, [bytes(frame) for frame in frames])
+
+    def lose(self) -> None:
+        """The connection is gone: what was on its way is lost, or arrives late, when a new one is there."""
+        world = self.net.world
+        queue, self.queue = self.queue, deque()
+        if world.random.random() < 0.3:
+            delay = world.random.choice([0.0, 0.3, 2.0])
+            for _, _, frames in queue:
+                if frames[0] != CONTROL:
+                    world.after(delay, self._deliver, frames)
+
+
+class Wire:
+    """One connection between a link and a broker."""
+
+    def __init__(self, net: Network, link: "SimLink", broker: "SimBroker") -> None:
+        self.net = net
+        self.link = link
+        self.broker = broker
+        self.up = Lane(self, link, broker)
+        self.down = Lane(self, broker, link)
+        self.closed: set[str] = set()
+        """Sides that know of its end: `link`, `broker`."""
+        self._heard = dict.fromkeys(("link", "broker"), net.world.now)
+        net.wires.append(self)
+        net.world.after(HEARTBEAT_S, self._beat)
+
+    def _beat(self) -> None:
+        """What libzmq's threads do: they go on while a loop hangs, not while its process is frozen."""
+        now = self.net.world.now
+        sides = (("link", self.link, self.down, self.broker), ("broker", self.broker, self.up, self.link))
+        for side, end, lane, other in sides:
+            works = not self.net.blocked[lane.ends] and lane.busy_until - now < SILENCE_S
+            if works and not self.closed and other.process.alive and other.process.state != "frozen":
+                self._heard[side] = now
+            if end.process.alive and end.process.state == "frozen":
+                continue
+            if now - self._heard[side] > SILENCE_S:
+                self.close(side)
+        if len(self.closed) < 2:
+            self.net.world.after(HEARTBEAT_S, self._beat)
+
+    def close(self, side: str) -> None:
+        """One side ends it; the other learns that if it can."""
+        if side in self.closed:
+            return
+        if not self.closed:
+            self.up.lose()
+            self.down.lose()
+        self.closed.add(side)
+        if len(self.closed) == 2:
+            self.net.wires.remove(self)
+        end = self.link if side == "link" else self.broker
+        self.net.world.note(f"{end.process.slot} lost its connection {'-'.join(self.up.ends)}")
+        end.process.call_soon(end.disconnected, self)
+        other = "broker" if side == "link" else "link"
+        if self.net.reachable(*self.up.ends):
+            self.net.world.after(self.net.latency, self.close, other)
+
+
+class SimLink:
+    """A carrier: hello, welcome, renew, greet again, reconnect."""
+
+    def __init__(
+        self,
+        net: Network,
+        process: Process,
+        name: PeerName,
+        *,
+        attributes: Mapping[str, object],
+        broker: str,
+        receiver: Receiver,
+    ) -> None:
+        self.label = broker
+        self.process = process
+        self.name = name
+        self.key = name.routing_id(net.world.random.randbytes(NONCE_BYTES))
+        self.state = "down"
+        self.wire: Wire | None = None
+        self._net = net
+        self._attributes = attributes
+        self._inbox = Inbox(self, receiver)
+        self._attempt = 0
+        self._greet_s = GREET_S
+        self._greeted_at = self._heard_at = 0.0
+        self._retry_s = TIMINGS.reconnect_min_s
+        process.call_soon(self._connect)
+        process.call_later(GREET_S, self._keep)
+
+    def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
+        return self.state == "up" and self._send([peer_id, *frames])
+
+    def announce(self, attributes: Mapping[str, object]) -> None:
+        self._attributes = attributes
+        if self.state == "up":
+            self._send(control(Announce(attributes)))
+
+    async def close(self, *, linger_s: float) -> None:
+        if self.state == "up":
+            self._send(control(Leave()))
+        self.state = "closed"
+
+    def _send(self, frames: list[Buffer]) -> bool:
+        return self.wire is not None and self.wire.up.send(frames)
+
+    def _connect(self) -> None:
+        broker = self._net.brokers.get(self.label)
+        if self.state == "closed":
+            return
+        if broker is None or not broker.process.running or not self._net.reachable(self.process.slot, self.label):
+            self._retry_s = min(2 * self._retry_s, TIMINGS.reconnect_max_s)
+            self.process.call_later(self._retry_s, self._connect)
+            return
+        self._retry_s = TIMINGS.reconnect_min_s * self._net.world.random.uniform(1.0, 1.5)
+        self.wire = Wire(self._net, self, broker)
+        self._inbox.down("connected anew")
+        self._greet()
+
+    def disconnected(self, wire: Wire) -> None:
+        if wire is self.wire and self.state != "closed":
+            self.wire = None
+            self.state = "down"
+            self._inbox.down("the connection was lost")
+            self.process.call_later(self._retry_s, self._connect)
+
+    def _greet(self) -> None:
+        self.state = "greeting"
+        self._attempt += 1
+        self._greeted_at = self.process.time()
+        self._send(control(Hello(FABRIC_VERSION, FABRIC_VERSION_LEAST, self._attempt, self._attributes)))
+
+    def _keep(self) -> None:
+        now = self.process.time()
+        if self.state == "closed":
+            return
+        if self.state == "up" and now - self._heard_at > TIMINGS.link_timeout_s:
+            self._inbox.down("the broker is silent")
+            self._greet()
+        elif self.state == "up":
+            self._send(control(Renew()))
+        elif self.state == "greeting" and now - self._greeted_at >= self._greet_s:
+            self._greet_s = min(2 * self._greet_s, GREET_MAX_S)
+            self._greet()
+        pause = TIMINGS.renew_s if self.state == "up" else min(GREET_S, TIMINGS.renew_s)
+        self.process.call_later(pause * self._net.world.random.uniform(0.8, 1.0), self._keep)
+
+    def receive(self, wire: Wire, frames: list[Buffer]) -> None:
+        self._heard_at = self.process.time()
+        if self.state == "up":
+            self._inbox.receive(frames)
+        elif self.state == "greeting" and frames[0] == CONTROL:
+            match parse_control(frames):
+                case Welcome(_, attempt, _) if attempt == self._attempt:
+                    self.state = "up"
+                    self._greet_s = GREET_S
+                    self._inbox.receive(frames)
+
+
+class SimBroker:
+    """A broker: the real switch, bounded outboxes, a probe of all peers after a connection was lost."""
+
+    def __init__(self, net: Network, process: Process) -> None:
+        self.process = process
+        self.switch = Switch(lease_s=TIMINGS.lease_s, max_peers=64)
+        self._net = net
+        self._wires: dict[bytes, Wire] = {}
+        self._outboxes: dict[bytes, deque[list[Buffer]]] = {}
+        self._outbox_bytes: Counter[bytes] = Counter()
+        self._pending: deque[Output] = deque()
+        net.brokers[process.slot] = self
+        process.call_later(TIMINGS.renew_s, self._tick)
+
+    def receive(self, wire: Wire, frames: list[Buffer]) -> None:
+        key = wire.link.key
+        if "broker" not in wire.closed:
+            self._wires[key] = wire
+        self._dispatch(self.switch.receive(key, wire.link.name, frames, self.process.time()))
+
+    def disconnected(self, wire: Wire) -> None:
+        if self._wires.get(wire.link.key) is wire:
+            del self._wires[wire.link.key]
+        self._dispatch(self.switch.renewals())
+
+    def _dispatch(self, outputs: Sequence[Output]) -> None:
+        self._pending.extend(outputs)
+        while self._pending:
+            key, frames = self._pending.popleft()
+            assert isinstance(key, bytes)
+            self._send(key, frames)
+
+    def _send(self, key: bytes, frames: list[Buffer]) -> None:
+        box = self._outboxes.get(key)
+        if box is None and self._try(key, frames):
+            return
+        if box is None:
+            if not self._outboxes:
+                self.process.call_later(RETRY_S, self._retry)
+            box = self._outboxes[key] = deque()
+            self._outbox_bytes[key] = 0
+        box.append(frames)
+        self._outbox_bytes[key] += sum(map(len, frames))
+        if len(box) > OUTBOX_MESSAGES or self._outbox_bytes[key] > OUTBOX_BYTES:
+            del self._outboxes[key]
+            self._net.world.note(f"{self.process.slot} drops an outbox")
+            self._pending.extend(self.switch.overflow(key, self.process.time()))
+
+    def _try(self, key: bytes, frames: list[Buffer]) -> bool:
+        wire = self._wires.get(key)
+        if wire is None:
+            self._pending.extend(self.switch.lost(key, "lost"))
+            return True
+        return wire.down.send(frames)
+
+    def _retry(self) -> None:
+        for key, box in list(self._outboxes.items()):
+            while box and self._try(key, box[0]):
+                self._outbox_bytes[key] -= sum(map(len, box.popleft()))
+            if not box:
+                del self._outboxes[key]
+        self._dispatch(())
+        if self._outboxes:
+            self.process.call_later(RETRY_S, self._retry)
+
+    def _tick(self) -> None:
+        self.process.call_later(TIMINGS.renew_s, self._tick)
+        self._dispatch(self.switch.renewals())
+        self._dispatch(self.switch.tick(self.process.time()))
+
+
+def _may_be_lost(frames: Sequence[Buffer]) -> bool:
+    """A full pipe drops what a link says, which says it again; a broker keeps what it has to say in its outbox."""
+    return isinstance(parse_control(frames), Hello | Renew)

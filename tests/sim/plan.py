@@ -1,0 +1,298 @@
+"""What happens to a cluster, drawn from a seed: clients, what they and their targets do, and faults.
+
+A plan is data, and each item has its own dice: one without some of its items is a plan again, which is how a
+failing one is made smaller.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tests.sim.cluster import Client, Cluster
+from tests.sim.tcp import KIB, Program
+from tests.sim.world import Violation
+
+REST_S = 60.0
+"""Streams have the grace, and this, to end once all faults are over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A client at an edge, and what both ends do."""
+
+    at: float
+    edge: str
+    client: Program
+    target: Program
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong, at a time and for a time, in seconds."""
+
+    at: float
+    lasts: float
+    kind: str
+    where: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A cluster, and what happens to it."""
+
+    seed: int
+    topology: dict[str, Any]
+    arrivals: tuple[Arrival, ...]
+    faults: tuple[Fault, ...]
+
+    def __str__(self) -> str:
+        faults = [f"  {f.at:7.2f} s for {f.lasts:6.2f} s: {f.kind} {' '.join(f.where)}" for f in self.faults]
+        return "\n".join([f"{self.topology}, {len(self.arrivals)} clients", *faults])
+
+
+def draw(seed: int) -> Plan:
+    """Return the plan of a seed."""
+    dice = random.Random(seed)
+    topology: dict[str, Any] = {
+        "edges": dice.choice([1, 1, 2, 3]),
+        "brokers": dice.choice([1, 2, 2, 3]),
+        "providers": dice.choice([1, 2, 2, 3]),
+        "grace_s": dice.choice([60.0, 60.0, 60.0, 20.0]),
+        "latency": dice.choice([0.0005, 0.005, 0.05]),
+        "rate": dice.choice([2e6, 20e6, 100e6]),
+        "buffer": dice.choice([4 * KIB, 64 * KIB, 256 * KIB]),
+        "memory": dice.choice([2, 8, 64]) * KIB * KIB,
+    }
+    crowd = dice.random() < 0.1
+    seconds = dice.choice([10.0, 30.0, 60.0])
+    count = dice.randint(500, 2000) if crowd else dice.randint(5, 60)
+    topology["max_connections"] = 4096 if crowd else dice.choice([40, 128])
+    topology["memory"] = max(topology["memory"], topology["max_connections"] * 8 * KIB)
+    slots = {letter: [f"{letter}{i}" for i in range(topology[kind])] for letter, kind in _KINDS.items()}
+    arrivals = [_arrival(random.Random(f"{seed} {i}"), i, seconds, slots["e"], crowd=crowd) for i in range(count)]
+    faults = [_fault(random.Random(f"{seed} f{i}"), seconds, slots) for i in range(dice.choice([0, 2, 6, 12]))]
+    if topology["brokers"] > 1 and dice.random() < 0.2:
+        faults.append(Fault(seconds * dice.random(), 0.0, "gone", ("b0",)))
+    return Plan(seed, topology, tuple(arrivals), tuple(sorted(faults, key=lambda fault: fault.at)))
+
+
+_KINDS = {"e": "edges", "b": "brokers", "p": "providers"}
+
+
+def _arrival(dice: random.Random, index: int, seconds: float, edges: Sequence[str], *, crowd: bool) -> Arrival:
+    programs = [_program(dice, 2 * index + 1 + side, seconds, crowd=crowd) for side in range(2)]
+    if programs[0].eof == programs[1].eof == "read":
+        programs[0].eof = "written"
+    return Arrival(seconds * dice.random(), dice.choice(edges), programs[0], programs[1])
+
+
+def _program(dice: random.Random, seed: int, seconds: float, *, crowd: bool) -> Program:
+    small = crowd or dice.random() < 0.5
+    return Program(
+        seed,
+        total=dice.choice([0, 1, 300, 5 * KIB] if small else [60 * KIB, 400 * KIB, 1500 * KIB]),
+        chunk=dice.choice([100, 5 * KIB] if small else [16 * KIB, 64 * KIB]),
+        pause=dice.choice([0.001, 0.02, 1.0] if small else [0.001, 0.02, 0.2]),
+        read_chunk=dice.choice([4 * KIB, 64 * KIB, 1 << 30]),
+        read_pause=dice.choice([0.0, 0.001, 0.05]),
+        stop_reading_at=dice.choice([0, 20 * KIB, 200 * KIB]) if dice.random() < 0.1 else None,
+        reset_at=seconds / 2 * dice.random() if dice.random() < 0.1 else None,
+        eof=dice.choice(["written", "read"]),
+    )
+
+
+def _fault(dice: random.Random, seconds: float, slots: dict[str, list[str]]) -> Fault:
+    kind = dice.choice(sorted(_FAULTS))
+    peer, broker = dice.choice(slots["e"] + slots["p"]), dice.choice(slots["b"])
+    anyone = dice.choice([slot for group in slots.values() for slot in group])
+    where: tuple[str, ...]
+    match kind:
+        case "block" | "slow":
+            where = dice.choice([(peer, broker), (broker, peer)])
+        case "cut" | "partition":
+            where = (peer, broker)
+        case "refuse" | "hang dials" | "drain":
+            where = (dice.choice(slots["p"]),)
+        case "kill":
+            where = (dice.choice([broker, broker, peer]),)
+        case _:
+            where = (anyone,)
+    return Fault(seconds * dice.random(), dice.choice([0.05, 1.0, 5.0, 10.0, 15.0]), kind, where)
+
+
+def _counted(counter: str) -> Callable[[Cluster, Fault], Callable[[], object]]:
+    def begin(cluster: Cluster, fault: Fault) -> Callable[[], object]:
+        counts: Any = getattr(cluster.net, counter)
+        key: Any = fault.where if len(fault.where) > 1 else fault.where[0]
+        counts[key] += 1
+        return lambda: counts.subtract([key])
+
+    return begin
+
+
+def _partition(cluster: Cluster, fault: Fault) -> Callable[[], object]:
+    a, b = fault.where
+    pairs = [(a, b), (b, a)]
+    cluster.net.blocked.update(pairs)
+    return lambda: cluster.net.blocked.subtract(pairs)
+
+
+def _cut(cluster: Cluster, fault: Fault) -> Callable[[], object]:
+    for wire in list(cluster.net.wires):
+        if {wire.link.process.slot, wire.broker.process.slot} == set(fault.where):
+            wire.close(cluster.world.random.choice(["link", "broker"]))
+    return lambda: None
+
+
+def _stop(state: str) -> Callable[[Cluster, Fault], Callable[[], object]]:
+    def begin(cluster: Cluster, fault: Fault) -> Callable[[], object]:
+        process = cluster.process(fault.where[0])
+        if not process.running:
+            return lambda: None
+        process.stop("frozen" if state == "suspended" else state)
+        return lambda: process.resume(suspended_s=fault.lasts if state == "suspended" else 0.0)
+
+    return begin
+
+
+def _kill(cluster: Cluster, fault: Fault) -> Callable[[], object]:
+    cluster.kill(fault.where[0])
+    return lambda: cluster.restart(fault.where[0])
+
+
+def _gone(cluster: Cluster, fault: Fault) -> Callable[[], object]:
+    cluster.gone_brokers.add(fault.where[0])
+    cluster.kill(fault.where[0])
+    return lambda: None
+
+
+def _drain(cluster: Cluster, fault: Fault) -> Callable[[], object]:
+    cluster.shut_down(fault.where[0], fault.lasts)
+    return lambda: cluster.world.after(3.0, cluster.restart, fault.where[0])
+
+
+def _dials(failure: str) -> Callable[[Cluster, Fault], Callable[[], object]]:
+    def begin(cluster: Cluster, fault: Fault) -> Callable[[], object]:
+        cluster.dial_failure[fault.where[0]] = failure
+        return lambda: cluster.dial_failure.pop(fault.where[0], None)
+
+    return begin
+
+
+_FAULTS: dict[str, Callable[[Cluster, Fault], Callable[[], object]]] = {
+    "block": _counted("blocked"),
+    "slow": _counted("slow"),
+    "lose messages": _counted("lossy"),
+    "double messages": _counted("doubling"),
+    "partition": _partition,
+    "cut": _cut,
+    "freeze": _stop("frozen"),
+    "hang": _stop("hung"),
+    "suspend": _stop("suspended"),
+    "kill": _kill,
+    "drain": _drain,
+    "refuse": _dials("refuse"),
+    "hang dials": _dials("hang"),
+}
+"""Each begins a fault and returns what ends it."""
+
+
+Look = tuple[float, Callable[[Cluster], None]]
+"""When to look at a cluster, and who does."""
+
+
+def run(plan: Plan, look_at: Look | None = None) -> Cluster:
+    """Let a plan happen, heal everything, and check every end.
+
+    Raises:
+        Violation: the cluster did what it must never do. Any other exception is one of the code under test.
+    """
+    cluster = Cluster(plan.seed, **plan.topology)
+    if look_at is not None:
+        cluster.world.at(look_at[0], look_at[1], cluster)
+    with cluster.installed():
+        try:
+            _run(cluster, plan)
+        except BaseException as exc:
+            exc.cluster = cluster  # type: ignore[attr-defined]
+            raise
+    return cluster
+
+
+def _run(cluster: Cluster, plan: Plan) -> None:
+    world = cluster.world
+    cluster.start()
+    end = 0.0
+    for arrival in plan.arrivals:
+        client = Client(cluster, replace(arrival.client), replace(arrival.target), arrival.edge, cluster.buffer)
+        world.at(arrival.at, cluster.connect, client)
+        end = max(end, arrival.at)
+    for fault in plan.faults:
+        world.at(fault.at, _begin, cluster, fault)
+        end = max(end, fault.at + fault.lasts)
+    world.run_until(end + 4.0)
+    world.note("all faults are over")
+    for slot in (*cluster.broker_slots, *cluster.nodes):
+        cluster.restart(slot)
+
+    def hurry() -> None:
+        for far in (*cluster.clients, *cluster.targets):
+            if not far.over:
+                far.hurry()
+        world.after(1.0, hurry)
+
+    hurry()
+    deadline = world.now + cluster.grace_s + REST_S
+    while world.now < deadline and not cluster.at_rest():
+        world.run_until(world.now + 1.0)
+    world.run_until(world.now + 15.0)  # links come back, rosters settle
+    cluster.check_rest()
+
+
+def _begin(cluster: Cluster, fault: Fault) -> None:
+    cluster.world.note(f"{fault.kind} {' '.join(fault.where)} for {fault.lasts} s")
+    ends = (_gone if fault.kind == "gone" else _FAULTS[fault.kind])(cluster, fault)
+
+    def end() -> None:
+        cluster.world.note(f"{fault.kind} {' '.join(fault.where)} is over")
+        ends()
+
+    cluster.world.after(fault.lasts, end)
+
+
+def shrink(plan: Plan, *, runs: int = 60) -> Plan:
+    """Return a smaller plan that fails as well: halves of its items are left out as long as that helps."""
+
+    def fails(smaller: Plan) -> bool:
+        nonlocal runs
+        runs -= 1
+        try:
+            run(smaller)
+        except Exception:  # noqa: BLE001 -- whatever fails
+            return True
+        return False
+
+    for field in ("faults", "arrivals"):
+        size = max(len(getattr(plan, field)) // 2, 1)
+        while True:
+            items = getattr(plan, field)
+            start = 0
+            while start < len(items) and runs > 0:
+                smaller = replace(plan, **{field: items[:start] + items[start + size :]})
+                if fails(smaller):
+                    plan, items = smaller, getattr(smaller, field)
+                else:
+                    start += size
+            if size == 1 or runs <= 0:
+                break
+            size //= 2
+    return plan
+
+
+def report(plan: Plan, error: BaseException, *, lines: int = 60) -> str:
+    """Say what failed, on which plan, and the last events before."""
+    cluster: Cluster | None = getattr(error, "cluster", None)
+    trace = list(cluster.world.trace)[-lines:] if cluster is not None and lines else []
+    kind = "" if isinstance(error, Violation) else f"{type(error).__name__}: "
+    return "\n".join(["last events:", *trace, f"plan: {plan}", f"seed {plan.seed}: {kind}{error}"])

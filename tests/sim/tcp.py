@@ -1,0 +1,374 @@
+"""Simulated TCP sockets: on our side what the real code calls, on the far side a program that a plan has written.
+
+As on Linux: bytes before a reset can still be read, RST throws away what is queued for sending, `SO_LINGER(1, 0)`
+makes close a reset. Every byte that our side sends is compared with what the other far side wrote, at once.
+"""
+
+import errno
+import random
+import select as real_select
+import socket as real_socket
+import struct
+import termios
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.sim.world import Process, Violation, World
+
+KIB = 1024
+_TEXT = random.Random(0).randbytes(1 << 20)
+_TEXT = _TEXT + _TEXT
+
+
+def text(seed: int, start: int, count: int) -> bytes:
+    """Return bytes `start` to `start + count` (at most 1 MiB) of an endless text that no other seed has."""
+    offset = (seed * 104_729 + start) % (1 << 20)
+    return _TEXT[offset : offset + count]
+
+
+@dataclass(slots=True)
+class Program:
+    """What a far side does with its connection. Times in seconds, sizes in bytes."""
+
+    seed: int
+    total: int = 0
+    chunk: int = 16 * KIB
+    pause: float = 0.0
+    """Between two writes."""
+    read_chunk: int = 1 << 30
+    read_pause: float = 0.0
+    stop_reading_at: int | None = None
+    """After so many bytes; goes on when the faults are over."""
+    reset_at: float | None = None
+    """After the connection was made."""
+    eof: str = "written"
+    """Half-close after the last byte was `written`, or only after the other end of file was `read`."""
+
+
+class Far:
+    """The far end of a connection: a client, or a target's server."""
+
+    def __init__(self, world: World, program: Program, who: str, buffer: int) -> None:
+        self.world = world
+        self.program = program
+        self.who = who
+        self.buffer = buffer
+        self.sock: SimSocket | None = None
+        self.other: Far | None = None
+        """The far end whose text is to arrive here."""
+        self.written = 0
+        self.read = 0
+        self.fin_sent = self.fin_read = self.did_reset = self.was_reset = False
+        self.hurried = False
+        self.on_reset: Callable[[Far], None] = lambda _: None
+        """Called when our side resets it."""
+        self._write_timer = self._read_timer = False
+
+    @property
+    def over(self) -> bool:
+        return self.was_reset or self.did_reset or (self.fin_sent and self.fin_read)
+
+    def connected(self, sock: "SimSocket") -> None:
+        self.sock = sock
+        sock.far = self
+        self.world.after(self.program.pause, self._write)
+        if self.program.reset_at is not None:
+            self.world.after(self.program.reset_at, self.reset)
+
+    def hurry(self) -> None:
+        """Stop being slow, so that everything ends."""
+        self.hurried = True
+        self.read_some()
+        self._write()
+
+    # Writing.
+
+    def _write(self) -> None:
+        self._write_timer = False
+        sock = self.sock
+        if sock is None or self.over or self.fin_sent:
+            return
+        program = self.program
+        count = min(program.chunk, program.total - self.written, sock.in_room)
+        if count > 0:
+            self.written += count
+            sock.arrived(count)
+        if self.written < program.total:
+            if sock.in_room > 0:
+                self.write_later()
+        elif program.eof == "written" or self.fin_read:
+            self.fin_sent = True
+            self.world.note(f"{self.who} FIN after {self.written}")
+            sock.arrived(0)
+
+    def write_later(self) -> None:
+        """There is room, or a reason to half-close."""
+        if not self._write_timer and not self.fin_sent:
+            self._write_timer = True
+            self.world.after(0.0005 if self.hurried else self.program.pause, self._write)
+
+    def reset(self) -> None:
+        if self.sock is not None and not self.over:
+            self.did_reset = True
+            self.world.note(f"{self.who} RST after {self.written}")
+            self.sock.arrived(0)
+
+    # Reading.
+
+    def readable(self) -> None:
+        if not self._read_timer:
+            self._read_timer = True
+            self.world.after(0.0002 if self.hurried else self.program.read_pause, self.read_some)
+
+    def read_some(self) -> None:
+        self._read_timer = False
+        sock = self.sock
+        if sock is None or (self.over and not self.fin_sent):
+            return
+        stop_at = self.program.stop_reading_at
+        count = min(sock.out_arrived - self.read, 1 << 30 if self.hurried else self.program.read_chunk)
+        if stop_at is not None and not self.hurried:
+            count = min(count, max(stop_at - self.read, 0))
+        if count > 0:
+            self.read += count
+            sock.move_out()
+        if self.read < sock.out_arrived:
+            if count > 0:
+                self.readable()
+        elif sock.our_rst:
+            if not self.over:
+                self.was_reset = True
+                self.world.note(f"{self.who} was reset after {self.read}")
+        elif sock.our_fin and not sock.queued and not self.fin_read:
+            self._end_of_file()
+
+    def _end_of_file(self) -> None:
+        other = self.other
+        if other is None or not other.fin_sent or self.read != other.written:
+            raise Violation(f"{self.who} got FIN after {self.read} bytes, which {other and other.who} did not send")
+        self.fin_read = True
+        self.world.note(f"{self.who} got FIN after {self.read}")
+        self.write_later()
+
+
+class SimSocket:
+    """Our end: what Python's socket offers, as far as it is used. Bytes are counted, not kept."""
+
+    def __init__(self, net: "Sockets", process: Process) -> None:
+        self.net = net
+        self.process = process
+        self.fd = process.allocate(self)
+        self.far: Far | None = None
+        self.listening = False
+        self.address: tuple[str, int] = ("0.0.0.0", 0)
+        self.backlog: deque[tuple[SimSocket, tuple[str, int]]] = deque()
+        self.connect_code: int | None = None
+        self._linger = False
+        self.taken = 0
+        """Read by us, of what the far side wrote."""
+        self.out = 0
+        """Taken from us by the kernel, `out_arrived` of it in the far side's buffer."""
+        self.out_arrived = 0
+        self.our_fin = self.our_rst = self.closed = False
+
+    # The far side and the kernel between.
+
+    @property
+    def in_room(self) -> int:
+        assert self.far is not None
+        return 0 if self.closed else self.far.buffer - (self.far.written - self.taken)
+
+    @property
+    def queued(self) -> int:
+        return self.out - self.out_arrived
+
+    def arrived(self, _: int) -> None:
+        """Bytes, FIN or RST came from the far side."""
+        if not self.closed:
+            self.process.poke(self.fd)
+
+    def move_out(self) -> None:
+        """Move what is queued into the far side's buffer, as far as it has room."""
+        far = self.far
+        assert far is not None
+        count = min(self.queued, far.buffer - (self.out_arrived - far.read))
+        if count > 0:
+            self.out_arrived += count
+            if not self.closed:
+                self.process.poke(self.fd)
+        if self.out_arrived > far.read or self.our_fin or self.our_rst:
+            far.readable()
+
+    @property
+    def failed(self) -> bool:
+        return self.far is not None and self.far.did_reset
+
+    @property
+    def readable(self) -> bool:
+        if self.listening:
+            return bool(self.backlog)
+        far = self.far
+        return far is not None and (far.written > self.taken or far.fin_sent or far.did_reset)
+
+    @property
+    def writable(self) -> bool:
+        far = self.far
+        if far is None:
+            return self.connect_code is not None
+        return self.queued < far.buffer or far.did_reset
+
+    # What the real code calls.
+
+    def fileno(self) -> int:
+        return -1 if self.closed else self.fd
+
+    def setblocking(self, _: bool) -> None:
+        """Nothing blocks here."""
+
+    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
+        if (level, option) == (real_socket.SOL_SOCKET, real_socket.SO_LINGER):
+            assert isinstance(value, bytes)
+            self._linger = bool(struct.unpack("ii", value)[0])
+
+    def getsockopt(self, level: int, option: int) -> int:
+        assert (level, option) == (real_socket.SOL_SOCKET, real_socket.SO_ERROR)
+        return self.connect_code or 0
+
+    def getsockname(self) -> tuple[str, int]:
+        return self.address
+
+    def bind(self, address: tuple[str, int]) -> None:
+        self.address = address
+
+    def listen(self, _: int) -> None:
+        self.listening = True
+
+    def accept(self) -> "tuple[SimSocket, tuple[str, int]]":
+        if not self.backlog:
+            raise BlockingIOError
+        return self.backlog.popleft()
+
+    def connect_ex(self, address: tuple[str, int]) -> int:
+        self.net.dial(self, address)
+        return errno.EINPROGRESS
+
+    def recv_into(self, view: memoryview, count: int) -> int:
+        far = self.far
+        assert far is not None and not self.closed
+        count = min(count, far.written - self.taken)
+        if count > 0:
+            view[:count] = text(far.program.seed, self.taken, count)
+            self.taken += count
+            far.write_later()
+            return count
+        if far.did_reset:
+            raise ConnectionResetError(errno.ECONNRESET, "reset by the far side")
+        if far.fin_sent:
+            return 0
+        raise BlockingIOError
+
+    def send(self, data: bytes | memoryview) -> int:
+        return self.sendmsg([data])
+
+    def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
+        far = self.far
+        assert far is not None and not self.closed and not self.our_fin
+        if far.did_reset:
+            raise ConnectionResetError(errno.ECONNRESET, "reset by the far side")
+        room = far.buffer - self.queued
+        if room <= 0:
+            raise BlockingIOError
+        before = self.out
+        for buffer in buffers:
+            part = buffer[: before + room - self.out]
+            self._verify(far, part)
+            self.out += len(part)
+        self.move_out()
+        return self.out - before
+
+    def _verify(self, far: Far, part: bytes | memoryview) -> None:
+        other = far.other
+        if other is None or self.out + len(part) > other.written:
+            raise Violation(f"{far.who} gets bytes from {self.out} on that nobody wrote")
+        if part != text(other.program.seed, self.out, len(part)):
+            raise Violation(f"{far.who} gets other bytes at {self.out} than {other.who} wrote")
+
+    def shutdown(self, how: int) -> None:
+        assert how == real_socket.SHUT_WR
+        assert self.far is not None
+        if self.far.did_reset:
+            raise OSError(errno.ENOTCONN, "reset by the far side")
+        self.our_fin = True
+        self.move_out()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.process.release(self.fd)
+        for sock, _ in self.backlog:
+            sock._linger = True  # nobody took it: the kernel resets it
+            sock.close()
+        if self.far is None:
+            return
+        if not self._linger and self.far.written == self.taken:
+            self.our_fin = True
+        else:
+            self.our_rst = True
+            self.out = self.out_arrived
+            if not self.far.over:
+                self.far.on_reset(self.far)
+        self.move_out()
+
+
+class Sockets:
+    """The modules `socket`, `fcntl` and `select`, as the processes of one world see them."""
+
+    POLLERR = real_select.POLLERR
+    POLLNVAL = real_select.POLLNVAL
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.dial: Callable[[SimSocket, tuple[str, int]], None] = lambda *_: None
+
+    def __getattr__(self, name: str) -> Any:
+        """Constants are the real ones."""
+        return getattr(real_socket, name)
+
+    def _process(self) -> Process:
+        assert self.world.running is not None
+        return self.world.running
+
+    def socket(self, *_: object) -> SimSocket:
+        return SimSocket(self, self._process())
+
+    def getaddrinfo(self, host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+        return [(real_socket.AF_INET, real_socket.SOCK_STREAM, 6, "", (host, port))]
+
+    def ioctl(self, sock: SimSocket, request: int, _: bytes) -> bytes:
+        assert request == termios.TIOCOUTQ
+        return struct.pack("i", sock.queued)
+
+    def poll(self) -> "_Poll":
+        return _Poll(self._process())
+
+
+class _Poll:
+    """Finds failed sockets among those registered, as select.poll does."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._fds: list[int] = []
+
+    def register(self, fd: int, _: int) -> None:
+        self._fds.append(fd)
+
+    def poll(self, _: int) -> list[tuple[int, int]]:
+        files = self._process.files
+        return [
+            (fd, real_select.POLLERR if fd in files else real_select.POLLNVAL)
+            for fd in self._fds
+            if fd not in files or files[fd].failed
+        ]

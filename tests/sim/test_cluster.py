@@ -1,0 +1,242 @@
+"""Whole clusters on virtual time: seeds, what seeds once found, and seeded defects that seeds must find."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from brokers.presence import Presence
+from brokers.switch import Switch
+from goreprox.bridge import Bridge
+from goreprox.driver import Driver, Peer
+from goreprox.protocol.events import Open, Resume
+from goreprox.protocol.fair import FairQueue
+from goreprox.protocol.receiver import ReceiveHalf
+from goreprox.protocol.session import Session
+from goreprox.protocol.stream import State
+from tests.sim.cluster import Cluster
+from tests.sim.plan import Arrival, Fault, Plan, draw, report, run, shrink
+from tests.sim.tcp import KIB, Program
+from tests.sim.world import Violation
+
+SEEDS = 48
+CHUNK = 6
+FAILED_ONCE = (14, 55, 59, 68, 81, 115, 127)
+"""Seeds that found a defect, of the code or of the simulator."""
+ENOUGH = 40
+"""So many seeds must notice any of the seeded defects."""
+
+
+def check(plan: Plan) -> Cluster:
+    """Run a plan; a failure says how to replay it, and what happened on the smallest plan found."""
+    try:
+        return run(plan)
+    except Exception:  # noqa: BLE001 -- whatever a plan brings about
+        smaller = shrink(plan, runs=20)
+    try:
+        run(smaller)
+    except Exception as exc:
+        raise AssertionError(f"{report(smaller, exc)}\nreplay: python -m tests.sim {plan.seed}") from exc
+    pytest.fail(f"seed {plan.seed} failed, a second run did not")
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_clusters_keep_the_promise(first: int) -> None:
+    clusters = [check(draw(seed)) for seed in range(first, first + CHUNK)]
+    assert sum(cluster.bytes_checked for cluster in clusters) > 1 << 20
+    assert sum(len(cluster.targets) for cluster in clusters) > 50
+
+
+@pytest.mark.parametrize("seed", FAILED_ONCE)
+def test_seeds_that_failed_once_pass(seed: int) -> None:
+    check(draw(seed))
+
+
+def test_a_seed_is_one_history() -> None:
+    assert len({run(draw(7)).world.digest for _ in range(2)}) == 1
+    assert run(draw(8)).world.digest != run(draw(7)).world.digest
+
+
+# What seeds found.
+
+
+def plan_of(*arrivals: Arrival, faults: tuple[Fault, ...] = (), **topology: Any) -> Plan:
+    return Plan(0, {"edges": 1, "brokers": 1, "providers": 1, "max_connections": 128} | topology, arrivals, faults)
+
+
+def test_a_reset_after_both_ends_of_file_leaves_no_stream_behind() -> None:
+    client = Program(1, total=1, stop_reading_at=0, reset_at=2.0)
+    check(plan_of(Arrival(5.0, "e0", client, Program(2, total=60 * KIB)), buffer=4 * KIB))
+
+
+def test_a_silent_client_gets_its_target_at_once() -> None:
+    cluster = check(plan_of(Arrival(5.0, "e0", Program(1, eof="read"), Program(2, total=5 * KIB))))
+    assert len(cluster.targets) == 1
+    assert cluster.clients[0].read == 5 * KIB
+
+
+def test_a_stream_opened_and_aborted_in_one_message_is_neither_dialed_nor_refused() -> None:
+    faults = (Fault(4.995, 10.0, "drain", ("p0",)), Fault(5.0, 0.0, "drain", ("e0",)))
+    cluster = check(plan_of(Arrival(5.0, "e0", Program(1), Program(2)), faults=faults))
+    assert cluster.clients[0].was_reset
+    assert not cluster.targets
+
+
+def test_a_refused_client_waits_for_a_provider_that_is_resuming() -> None:
+    arrivals = [Arrival(5.0, "e0", Program(2 * i + 1, total=1), Program(2 * i + 2, total=1)) for i in range(4)]
+    faults = (Fault(4.0, 10.0, "refuse", ("p0",)), Fault(5.2, 0.0, "cut", ("p1", "b0")))
+    cluster = check(plan_of(*arrivals, faults=faults, providers=2, latency=0.5))
+    assert any(client.refused_by for client in cluster.clients)
+    assert all(client.read == 1 for client in cluster.clients)
+
+
+def test_streams_share_a_path_fairly() -> None:
+    fairness()
+
+
+def fairness() -> None:
+    """Several uploads over one slow link, begun together, are about as far at any time."""
+    uploads = [
+        Arrival(2.0, "e0", Program(2 * i + 1, total=4000 * KIB, chunk=64 * KIB), Program(2 * i + 2)) for i in range(4)
+    ]
+    far: list[list[int]] = []
+
+    def look(cluster: Cluster) -> None:
+        far.append([target.read for target in cluster.targets])
+
+    run(plan_of(*uploads, rate=2e6), look_at=(4.0, look))
+    assert min(far[0]) > max(far[0]) / 2, far
+
+
+def test_a_provider_whose_loop_hangs_leaves_the_roster() -> None:
+    hang()
+
+
+def hang() -> None:
+    run(plan_of(faults=(Fault(2.0, 20.0, "hang", ("p0",)),)))
+
+
+# Seeded defects.
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def _accept_stale_epochs(patch: pytest.MonkeyPatch) -> None:
+    original = Session._receive
+
+    def receive(self: Session, path_id: Any, batch: Any, size: int, now: float) -> None:
+        if self._path is not None and batch.epoch < self._epoch:
+            for event in batch.events:
+                if not isinstance(event, Resume):
+                    self._apply(event, self._path, now)
+        else:
+            original(self, path_id, batch, size, now)
+
+    patch.setattr(Session, "_receive", receive)
+
+
+def _do_not_repeat_open(patch: pytest.MonkeyPatch) -> None:
+    original = Session._establish
+
+    def establish(self: Session, *args: Any) -> None:
+        original(self, *args)
+        self._control = type(self._control)(event for event in self._control if not isinstance(event, Open))
+
+    patch.setattr(Session, "_establish", establish)
+
+
+def _move_streams_by_silence(patch: pytest.MonkeyPatch) -> None:
+    original = Driver.peer_down
+
+    def peer_down(self: Driver, carrier: Any, peer_id: bytes, reason: str) -> None:
+        original(self, carrier, peer_id, reason)
+        peer: Peer | None = self.peers.get(peer_id)
+        for stream in list(peer.session.streams.values()) if peer is not None else []:
+            if stream.state is State.OPENING:
+                assert peer is not None
+                peer.session._forget(stream)
+                stream.receive_refusal()
+                self._application.stream_refused(peer, stream, "silence")
+
+    patch.setattr(Driver, "peer_down", peer_down)
+
+
+def _ignore_the_predecessor(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Driver, "_bury", lambda *_: None)
+
+
+def _use_no_standby_path(patch: pytest.MonkeyPatch) -> None:
+    original = Session.path_up
+
+    def path_up(self: Session, path_id: object, now: float) -> None:
+        if self.path_id in (None, path_id):
+            original(self, path_id, now)
+
+    patch.setattr(Session, "path_up", path_up)
+
+
+def _let_no_lease_expire(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Presence, "expired", lambda *_: [])
+
+
+def _tell_no_roster(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Switch, "_roster", lambda *_: [])
+
+
+def _let_one_stream_hog_the_path(patch: pytest.MonkeyPatch) -> None:
+    original = FairQueue.done
+
+    def done(self: FairQueue[Any], flow: Any, *, more: bool) -> None:
+        flow.deficit = 1
+        original(self, flow, more=more)
+
+    patch.setattr(FairQueue, "done", done)
+
+
+def _leak_the_budget(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ReceiveHalf, "discard", lambda self: self._chunks.clear())
+
+
+def _end_with_fin(patch: pytest.MonkeyPatch) -> None:
+    original = Bridge._close
+    patch.setattr(Bridge, "_close", lambda self, **_: original(self, finish=True))
+
+
+DEFECTS: list[Patch] = [
+    _accept_stale_epochs,
+    _do_not_repeat_open,
+    _move_streams_by_silence,
+    _ignore_the_predecessor,
+    _use_no_standby_path,
+    _let_no_lease_expire,
+    _tell_no_roster,
+    _let_one_stream_hog_the_path,
+    _leak_the_budget,
+    _end_with_fin,
+]
+
+
+def test_a_failing_plan_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    _leak_the_budget(monkeypatch)
+    plan = draw(14)
+    smaller = shrink(plan)
+    assert len(smaller.arrivals) == 1 and not smaller.faults
+    with pytest.raises(Violation) as caught:
+        run(smaller)
+    assert "seed 14: " in report(smaller, caught.value)
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__.strip("_"))
+def test_a_defect_is_caught(defect: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    defect(monkeypatch)
+    trials: list[Callable[[], object]] = [
+        fairness,
+        hang,
+        *(lambda seed=seed: run(draw(seed)) for seed in range(ENOUGH)),
+    ]
+    for trial in trials:
+        try:
+            trial()
+        except Exception:  # noqa: BLE001 -- whatever shows the defect is a catch
+            return
+    pytest.fail(f"{ENOUGH} clusters did not notice")

@@ -451,7 +451,9 @@ class Cluster:
         for dead in self.dead:
             peer = node.driver.peers.get(dead.name.id)
             successor = self.nodes[dead.process.slot]
-            if peer is None or not peer.session.streams or not successor.process.alive:
+            if peer is None or not peer.session.streams or successor.predecessor != dead.name.incarnation:
+                continue
+            if not successor.process.alive:
                 continue
             edge, provider = sorted((node.process.slot, dead.process.slot))
             last_bad = self.outages.get((edge, provider), (0.0, 0.0))[1]

@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 from loguru import logger
 
-import goreprox.edge
+import goreprox.listeners
 import goreprox.provider
 import goreprox.sockets
 from brokers import PeerName, Role
-from goreprox.config import Address, Listener, ProviderConfig, ServerConfig, Target
+from goreprox.config import Address, EdgeConfig, Listener, ProviderConfig, Target
 from goreprox.driver import Driver, clock
 from goreprox.edge import Edge
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
@@ -157,7 +157,7 @@ class Cluster:
         random.seed(self.world.random.random())
         with ExitStack() as stack:
             for module, name in (
-                (goreprox.edge, "socket"),
+                (goreprox.listeners, "socket"),
                 (goreprox.provider, "socket"),
                 (goreprox.sockets, "fcntl"),
                 (goreprox.sockets, "select"),
@@ -199,8 +199,9 @@ class Cluster:
     def edge(self) -> Edge:
         """Make an edge; called as code of its process."""
         edge = Edge(
-            ServerConfig(
+            EdgeConfig(
                 name="e",
+                brokers=(Address("10.0.0.3", 9888),),
                 listeners=(Listener(Address("10.0.0.1", 8080)),),
                 grace_s=self.grace_s,
                 memory_bytes=self.memory,
@@ -208,7 +209,8 @@ class Cluster:
                 runtime_dir=Path("/"),
             )
         )
-        edge.start()
+        edge._balancer._rng = random.Random(self.world.random.random())
+        edge.listeners.start()
         return edge
 
     def provider(self) -> Provider:

@@ -244,10 +244,10 @@ def _run(cluster: Cluster, plan: Plan) -> None:
 
     hurry()
     deadline = world.now + cluster.grace_s + REST_S
-    while world.now < deadline and not cluster.at_rest():
+    while world.now < deadline and not cluster.oracle.at_rest():
         world.run_until(world.now + 1.0)
     world.run_until(world.now + 15.0)  # links come back, rosters settle
-    cluster.check_rest()
+    cluster.oracle.check_rest()
 
 
 def _begin(cluster: Cluster, fault: Fault) -> None:

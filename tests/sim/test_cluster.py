@@ -45,7 +45,7 @@ def check(plan: Plan) -> Cluster:
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_clusters_keep_the_promise(first: int) -> None:
     clusters = [check(draw(seed)) for seed in range(first, first + CHUNK)]
-    assert sum(cluster.bytes_checked for cluster in clusters) > 1 << 20
+    assert sum(cluster.oracle.bytes_checked for cluster in clusters) > 1 << 20
     assert sum(len(cluster.targets) for cluster in clusters) > 10
 
 

@@ -15,6 +15,7 @@ from unittest.mock import patch
 from loguru import logger
 
 import goreprox.listeners
+import goreprox.poller
 import goreprox.provider
 import goreprox.sockets
 from brokers import PeerName, Role
@@ -142,6 +143,8 @@ class Cluster:
                 (goreprox.provider, "socket"),
                 (goreprox.sockets, "fcntl"),
                 (goreprox.sockets, "select"),
+                (goreprox.sockets, "os"),
+                (goreprox.poller, "selectors"),
             ):
                 stack.enter_context(patch.object(module, name, self.sockets))
             for module in [module for name, module in sys.modules.items() if name.startswith("goreprox.")]:
@@ -253,7 +256,7 @@ class Cluster:
         node = self.nodes[client.edge_slot]
         if not node.process.alive:
             return
-        listening = [file for file in node.process.files.values() if file.listening]
+        listening = [file for file in node.process.files.values() if isinstance(file, SimSocket) and file.listening]
         if not listening:
             return
         address = ("10.1.0.1", client.program.seed)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.sim.world import Process, Violation, World
+from tests.sim.world import Process, Selector, Violation, World
 
 KIB = 1024
 _TEXT = random.Random(0).randbytes(1 << 20)
@@ -162,6 +162,7 @@ class SimSocket:
         self.fd = process.allocate(self)
         self.far: Far | None = None
         self.listening = False
+        self.dialed = False
         self.address: tuple[str, int] = ("0.0.0.0", 0)
         self.backlog: deque[tuple[SimSocket, tuple[str, int]]] = deque()
         self.connect_code: int | None = None
@@ -248,9 +249,14 @@ class SimSocket:
     def accept(self) -> "tuple[SimSocket, tuple[str, int]]":
         if not self.backlog:
             raise BlockingIOError
-        return self.backlog.popleft()
+        sock, address = self.backlog.popleft()
+        sock._linger = self._linger  # as much as Linux passes on to accepted sockets
+        return sock, address
 
     def connect_ex(self, address: tuple[str, int]) -> int:
+        if self.dialed:
+            return errno.EALREADY
+        self.dialed = True
         self.net.dial(self, address)
         return errno.EINPROGRESS
 
@@ -350,6 +356,15 @@ class Sockets:
     def ioctl(self, sock: SimSocket, request: int, _: bytes) -> bytes:
         assert request == termios.TIOCOUTQ
         return struct.pack("i", sock.queued)
+
+    def dup(self, _: int) -> int:
+        return 0
+
+    def close(self, _: int) -> None:
+        """Of what `dup` gave."""
+
+    def DefaultSelector(self) -> Selector:  # noqa: N802 -- its name
+        return Selector(self._process())
 
     def poll(self) -> "_Poll":
         return _Poll(self._process())

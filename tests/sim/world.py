@@ -10,7 +10,9 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from goreprox.poller import READ, WRITE
 
 SPIN = 100_000
 """Events at one instant: more is a loop that goes round without time passing."""
@@ -130,9 +132,8 @@ class Process:
         self._clock_offset = CLOCKS_APART_S * world.random.random()
         self._asleep_s = 0.0
         self._held: list[Event] = []
-        self._readers: dict[int, tuple[Callable[..., object], tuple[Any, ...]]] = {}
-        self._writers: dict[int, tuple[Callable[..., object], tuple[Any, ...]]] = {}
-        self._poked: set[int] = set()
+        self.selector: Selector | None = None
+        self._polling = False
         self._free_fds: list[int] = []
         self._next_fd = 3
 
@@ -251,49 +252,87 @@ class Process:
         return fd
 
     def release(self, fd: int) -> None:
-        if self.alive and (fd in self._readers or fd in self._writers):
+        if self.alive and self.selector is not None and fd in self.selector.keys:
             raise Violation(f"{self.slot}: descriptor {fd} was closed while the loop watches it")
         del self.files[fd]
         heapq.heappush(self._free_fds, fd)
 
-    def add_reader(self, file: Any, callback: Callable[..., object], *args: Any) -> None:
-        fd = _descriptor(file)
-        self._readers[fd] = (callback, args)
-        self.poke(fd)
-
-    def add_writer(self, file: Any, callback: Callable[..., object], *args: Any) -> None:
-        fd = _descriptor(file)
-        self._writers[fd] = (callback, args)
-        self.poke(fd)
-
-    def remove_reader(self, file: Any) -> bool:
-        return self._readers.pop(_descriptor(file), None) is not None
-
-    def remove_writer(self, file: Any) -> bool:
-        return self._writers.pop(_descriptor(file), None) is not None
+    def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
+        """Call `callback` when the selector `fd`, the only thing that the code under test adds, is ready."""
+        self.selector = self.files[fd]
+        self._serve = callback
 
     def poke(self, fd: int) -> None:
-        """Look at a descriptor in the next turn: level-triggered, as selectors of asyncio are."""
-        if fd not in self._poked and (fd in self._readers or fd in self._writers):
-            self._poked.add(fd)
-            self.call_soon(self._poll, fd)
+        """Let the selector look at a descriptor in the next turn."""
+        if self.selector is not None and fd in self.selector.keys:
+            self.selector.poked[fd] = None
+            if not self._polling:
+                self._polling = True
+                self.call_soon(self._poll)
 
-    def _poll(self, fd: int) -> None:
-        self._poked.discard(fd)
-        for watchers, ready in ((self._readers, "readable"), (self._writers, "writable")):
-            watcher = watchers.get(fd)
-            if watcher is not None and getattr(self.files[fd], ready):
-                watcher[0](*watcher[1])
-        file = self.files.get(fd)
-        if (fd in self._readers and file.readable) or (fd in self._writers and file.writable):  # type: ignore[union-attr]
+    def _poll(self) -> None:
+        self._polling = False
+        assert self.selector is not None
+        if self.selector.ready():
+            self._serve()
+        for fd in self.selector.ready():  # level-triggered
             self.poke(fd)
+
+
+class Key(NamedTuple):
+    """What is watched, as selectors.SelectorKey."""
+
+    fd: int
+    events: int
+    data: Any
+
+
+class Selector:
+    """selectors.DefaultSelector, as a process sees it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._fd = process.allocate(self)
+        self.keys: dict[int, Key] = {}
+        self.poked: dict[int, None] = {}
+        """Descriptors that may be ready, in the order of their events."""
+
+    readable = writable = False
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        """At the end of its process."""
+
+    def register(self, fd: int, events: int, data: object) -> None:
+        if fd in self.keys:
+            raise KeyError(fd)
+        self.modify(fd, events, data)
+
+    def modify(self, fd: int, events: int, data: object) -> None:
+        self.keys[fd] = Key(fd, events, data)
+        self._process.poke(fd)
+
+    def unregister(self, fd: int) -> None:
+        del self.keys[fd]
+        self.poked.pop(fd, None)
+
+    def ready(self) -> list[int]:
+        """Return which descriptors are; forget those that are not."""
+        ready = [fd for fd in self.poked if self._events(fd)]
+        self.poked = dict.fromkeys(ready)
+        return ready
+
+    def _events(self, fd: int) -> int:
+        file = self._process.files[fd]
+        return self.keys[fd].events & (READ * bool(file.readable) | WRITE * bool(file.writable))
+
+    def select(self, _: float) -> list[tuple[Key, int]]:
+        return [(self.keys[fd], self._events(fd)) for fd in self.ready()]
 
 
 def _raise(task: "asyncio.Task[None]") -> None:
     """A task that fails is a failure of the run."""
     if not task.cancelled() and (error := task.exception()) is not None:
         raise error
-
-
-def _descriptor(file: Any) -> int:
-    return file if isinstance(file, int) else int(file.fileno())

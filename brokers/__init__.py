@@ -8,16 +8,22 @@ from brokers.errors import BadMessage, BadName, BindError, FabricError
 from brokers.link import Link
 from brokers.names import PeerName, Role
 from brokers.router import LocalPeer, Router
+from brokers.security import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity, is_key
 from brokers.switch import PeerInfo
 
 __all__ = [
+    "Authority",
     "BadMessage",
     "BadName",
     "BindError",
+    "BrokerSecurity",
     "Buffer",
     "Carrier",
     "FabricError",
+    "Grant",
+    "KeyPair",
     "Link",
+    "LinkSecurity",
     "LocalPeer",
     "PeerInfo",
     "PeerName",
@@ -25,4 +31,5 @@ __all__ = [
     "Role",
     "Router",
     "Timings",
+    "is_key",
 ]

@@ -23,10 +23,15 @@ DRAIN_BYTES = 8 * 1024 * 1024
 class Channel:
     """Owns a socket: reads it as long as it is open, sends without blocking."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]", receive: Callable[[list[Buffer]], None]) -> None:
+    def __init__(
+        self, socket: "zmq.Socket[bytes]", receive: Callable[[list[Buffer]], None], *, authenticated: bool = False
+    ) -> None:
         """Call `receive` with every message; its frames are immutable and may be kept."""
         self.socket = socket
+        self.user_id = ""
+        """Where peers are `authenticated`: what the handshake found out about the sender of the present message."""
         self._receive = receive
+        self._authenticated = authenticated
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._fd = int(socket.getsockopt(zmq.FD))
@@ -77,6 +82,8 @@ class Channel:
             more = True
             while more:
                 frame = self.socket.recv(NOBLOCK, False)
+                if self._authenticated and not frames:
+                    self.user_id = _user_id(frame)
                 buffer = frame.buffer
                 size += len(buffer)
                 frames.append(buffer if len(buffer) >= RAW_BYTES else bytes(buffer))
@@ -92,3 +99,11 @@ class Channel:
             return
         self._loop.remove_reader(self._fd)
         self.socket.close(linger=int(linger_s * 1000))
+
+
+def _user_id(frame: zmq.Frame) -> str:
+    """Return what a ZAP handler said of the connection that a frame came from; "" of one without a handshake."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""

@@ -5,7 +5,8 @@
 
 libzmq reconnects by itself; names are resolved here, since libzmq does it in its I/O thread, where one slow
 name stalls every connection. Monitor events are not ordered with messages: so a Welcome counts only if it
-answers the latest Hello.
+answers the latest Hello. After a failed handshake libzmq gives up or tries again ten times a second, as it comes: so we
+take the connection back and try again ourselves, ever more slowly.
 """
 
 import asyncio
@@ -40,6 +41,7 @@ from brokers.envelope import (
 )
 from brokers.errors import BadMessage, BadName
 from brokers.names import NONCE_BYTES, PeerName, Role
+from brokers.security import LinkSecurity, secure_link
 from brokers.switch import PeerInfo
 
 GREET_S = 1.0
@@ -47,8 +49,17 @@ GREET_MAX_S = 8.0
 """Between two Hellos while no Welcome comes; doubled each time, as a Welcome answers only the latest."""
 RESOLVE_AFTER_S = 3.0
 """An address that has not answered for so long is looked up again, and the next one is tried."""
+REFUSED_MAX_S = 8.0
+"""Between two attempts where the broker does not want us: it may change its mind."""
+HANDSHAKES = 5
+"""So many must end without a reason, one after another, before it is said: an outage may also look like this."""
 HIGH_WATER = 1000
 COMPLAINTS = 16
+_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+)
 
 
 class Inbox:
@@ -116,8 +127,9 @@ class Link:
         receiver: Receiver,
         *,
         timings: Timings | None = None,
+        security: LinkSecurity | None = None,
     ) -> None:
-        """Be `name` at the broker on `host`:`port`; call `start`."""
+        """Be `name` at the broker on `host`:`port`, in plaintext unless there is `security`; call `start`."""
         self.label = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.state = State.DOWN
         self._name = name
@@ -133,10 +145,16 @@ class Link:
         self._tried: list[str] = []
         self._said: set[str] = set()
         self._greet_s = GREET_S
+        self._security = security
+        self._brokers = list(security.brokers) if security is not None else []
+        """The keys that the broker may have; the first is the one expected."""
+        self._failures = 0
+        self._again: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._socket = self._make_socket()
         self._monitor = Channel(
-            self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED), self._event
+            self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(_FAILED)),
+            self._event,
         )
         self._channel = Channel(self._socket, self._receive)
 
@@ -184,6 +202,8 @@ class Link:
             return
         if self._task is not None:
             self._task.cancel()
+        if self._again is not None:
+            self._again.cancel()
         if self.state is State.UP:
             self._send(control(Leave()))
         self.state = State.DOWN
@@ -227,16 +247,56 @@ class Link:
             return
         endpoints = list(dict.fromkeys(_endpoint(str(info[4][0]), self._port) for info in found))
         untried = [e for e in endpoints if e not in self._tried] or endpoints
-        if self._endpoint is not None and self.state is State.DOWN:
+        if self._endpoint is not None and self.state is State.DOWN and not self._failures:
             self._complain(
                 f"no server answers at {self.label}; is it running, and does a firewall let this through? trying on"
             )
         self._tried = [*self._tried, untried[0]] if untried is not endpoints else [untried[0]]
         if self.state is State.DOWN and untried[0] != self._endpoint:
-            if self._endpoint is not None:
-                self._socket.disconnect(self._endpoint)
+            self._hang_up()
             self._endpoint = untried[0]
-            self._socket.connect(self._endpoint)
+            self._dial()
+
+    def _dial(self) -> None:
+        self._again = None
+        assert self._endpoint is not None
+        if self._security is not None:
+            secure_link(self._socket, self._security.keys, self._brokers[0])
+        self._socket.connect(self._endpoint)
+
+    def _hang_up(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        elif self._endpoint is not None:
+            self._socket.disconnect(self._endpoint)
+
+    def _dial_again(self, most_s: float) -> None:
+        """Try the same address after a pause that doubles up to `most_s` seconds."""
+        self._hang_up()
+        self._failures += 1
+        pause_s = min(self._timings.reconnect_min_s * 2 ** min(self._failures, 16), most_s)
+        self._again = self._loop.call_later(pause_s * random.uniform(0.8, 1.0), self._dial)
+
+    def _handshake_failed(self, event: int) -> None:
+        """Say why, as far as libzmq knows, and try again: with the broker's next key, if this one may be the reason."""
+        if self._again is not None or self._endpoint is None:
+            return  # of a connection that was given up already
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self._complain(f"the server at {self.label} does not know our key, or no longer; trying on")
+            self._dial_again(REFUSED_MAX_S)
+            return
+        if self._failures >= HANDSHAKES:
+            self._complain(
+                f"the server at {self.label} ends every handshake: "
+                + (
+                    "it has another key than we expect, or none; get a new join string from it; trying on"
+                    if self._security is not None
+                    else "it wants keys: get a join string from it; trying on"
+                )
+            )
+        self._brokers = [*self._brokers[1:], *self._brokers[:1]]
+        self._dial_again(self._timings.reconnect_max_s)
 
     def _complain(self, text: str) -> None:
         """Say everything once until the link is up again; what a broker may make us say is bounded."""
@@ -246,13 +306,16 @@ class Link:
 
     def _event(self, frames: list[Buffer]) -> None:
         event = parse_monitor_message([bytes(frame) for frame in frames])["event"]
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        if event in _FAILED:
+            self._handshake_failed(event)
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._inbox.down("connected anew")
             self._greet()
         else:
             self._lose("the connection was lost")
-            self.state = State.DOWN
-            self._down_at = self._loop.time()
+            if self.state is not State.DOWN:
+                self.state = State.DOWN
+                self._down_at = self._loop.time()
 
     def _greet(self) -> None:
         self.state = State.GREETING
@@ -269,7 +332,8 @@ class Link:
         self._heard_at = self._loop.time()
         try:
             if self.state is State.UP:
-                self._inbox.receive(frames)
+                if isinstance(message := self._inbox.receive(frames), Refused):
+                    self._refused(message.reason)
             elif frames[0] == CONTROL:
                 self._receive_welcome(frames)
         except BadMessage as exc:
@@ -280,14 +344,29 @@ class Link:
             case Welcome(_, attempt, _) if attempt == self._attempt:
                 self.state = State.UP
                 self._said.clear()
+                self._failures = 0
+                self._keep_to_key()
                 self._greet_s = GREET_S
                 self._tried.clear()
                 logger.info("connected to the server at {}", self.label)
                 self._inbox.receive(frames)
             case Refused(reason):
-                self._complain(f"the server at {self.label} refuses: {reason}")
+                self._refused(reason)
             case _:
                 pass
+
+    def _keep_to_key(self) -> None:
+        """Once the broker has its next key, whoever has an earlier one is somebody else."""
+        if self._security is not None:
+            keys = self._security.brokers
+            self._brokers = list(keys[keys.index(self._brokers[0]) :])
+
+    def _refused(self, reason: str) -> None:
+        self._complain(f"the server at {self.label} refuses: {reason}; trying on")
+        if self.state is State.UP:
+            self._lose("it refuses us")
+            self.state = State.DOWN
+            self._dial_again(REFUSED_MAX_S)
 
 
 def _endpoint(address: str, port: int) -> str:

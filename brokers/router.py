@@ -1,14 +1,16 @@
 """The broker: ROUTER sockets around a switch, and peers in this very process.
 
 Standalone and embedded brokers are this same code. libzmq limits: its high-water marks count messages, so
-outboxes here count bytes; it cannot disconnect a peer, so one that is dropped is merely no longer heard.
+outboxes here count bytes; it cannot disconnect a peer, so one that is dropped is merely no longer heard, and one whose
+key is revoked is robbed of its connection (`security.sever`).
 """
 
 import asyncio
+import errno
 import itertools
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import zmq
 from loguru import logger
@@ -16,10 +18,21 @@ from zmq.utils.monitor import parse_monitor_message
 
 from brokers.carrier import Buffer, Receiver, Timings
 from brokers.channel import Channel
-from brokers.envelope import FABRIC_VERSION, FABRIC_VERSION_LEAST, MAX_FRAME, Announce, Hello, Leave, Renew, control
+from brokers.envelope import (
+    FABRIC_VERSION,
+    FABRIC_VERSION_LEAST,
+    MAX_FRAME,
+    Announce,
+    Hello,
+    Leave,
+    Refused,
+    Renew,
+    control,
+)
 from brokers.errors import BadMessage, BadName, BindError
 from brokers.link import Inbox
 from brokers.names import ID_BYTES, PeerName, Role
+from brokers.security import BrokerSecurity, Complaints, Gatekeeper, KeyPair, secure_broker, sever
 from brokers.switch import Output, PeerInfo, Switch
 
 HIGH_WATER = 1000
@@ -32,16 +45,43 @@ PROBE_AGAIN_S = 0.05
 PROBE_TURNS = 8
 """Turns of the loop in which last words are read, 8 MiB each: twice what a session keeps in flight."""
 HANDSHAKE_MS = 5000
-WARNINGS = 64
-"""So many different senders of nonsense are logged; more would let strangers fill the log."""
+REBIND_S = 5.0
+REBIND_PAUSE_S = 0.01
+"""libzmq's I/O thread closes ports without telling when."""
 NAMES = 4096
 """Parsed routing ids kept; each is a few hundred bytes."""
+HANDSHAKES_FAILED: dict[int, str] = {
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "a peer speaks no protocol of ours",
+}
+"""What to log: nothing where the gatekeeper has, or where a connection merely ended."""
+SECURITY_DIFFERS: dict[int, str] = {
+    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "a peer without keys meets a broker with keys, or the reverse",
+    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "a peer expects another server key: it needs a new join string",
+}
+"""By the value of HANDSHAKE_FAILED_PROTOCOL."""
 
 
 @dataclass(slots=True)
 class _Outbox:
     messages: deque[list[Buffer]] = field(default_factory=deque)
     size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    channel: Channel
+    monitor: Channel
+    host: str | None
+    number: int
+    back_door: str
+    """A second endpoint of the same ROUTER, inside the process: for `sever`."""
+
+    def close(self, linger_s: float) -> None:
+        self.channel.socket.disable_monitor()
+        self.monitor.close(linger_s)
+        self.channel.close(linger_s)
 
 
 class LocalPeer:
@@ -88,24 +128,35 @@ class LocalPeer:
 class Router:
     """A broker. All its methods belong to one event loop."""
 
-    def __init__(self, *, timings: Timings | None = None, max_peers: int = 1024) -> None:
-        """Start without ports; `max_peers` bounds memory: each may have an outbox of 16 MiB while it is slow."""
+    def __init__(
+        self, *, timings: Timings | None = None, max_peers: int = 1024, security: BrokerSecurity | None = None
+    ) -> None:
+        """Start without ports; `max_peers` bounds memory: each may have an outbox of 16 MiB while it is slow.
+
+        Without `security` whoever reaches a port is let in, in plaintext.
+        """
         self._timings = timings or Timings()
         self._context = zmq.Context()
-        self._switch = Switch(lease_s=self._timings.lease_s, max_peers=max_peers)
-        self._channels: dict[Role, Channel] = {}
-        self._monitors: list[Channel] = []
+        self._switch = Switch(lease_s=self._timings.lease_s, max_peers=max_peers, objection=self._objection)
+        self._ports: dict[Role, _Port] = {}
         self._local: list[LocalPeer] = []
         self._outboxes: dict[bytes, _Outbox] = {}
-        self._names: dict[bytes, PeerName] = {}
+        self._names: dict[bytes, tuple[PeerName, str]] = {}
+        """Whose routing ids these are, and the user id that may use them."""
         self._pending: deque[Output] = deque()
         self._dispatching = False
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(self._timings.renew_s, self._tick)
         self._retry: asyncio.TimerHandle | None = None
         self._probe_again: asyncio.TimerHandle | None = None
-        self._warned: set[bytes] = set()
+        self._disconnected_again = False
         self._closed = False
+        self._numbers = itertools.count()
+        self._complaints = Complaints()
+        self._security = security
+        self._gatekeeper = (
+            Gatekeeper(self._context, security.authority, self._complaints) if security is not None else None
+        )
 
     @property
     def peers(self) -> list[PeerInfo]:
@@ -118,8 +169,13 @@ class Router:
         Raises:
             BindError: the address is taken, not allowed or not here.
         """
-        assert role not in self._channels, "one port a role"
+        assert role not in self._ports, "one port a role"
+        self._ports[role] = self._open(role, host, port)
+        return self._ports[role].number
+
+    def _open(self, role: Role, host: str | None, port: int) -> _Port:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        secure = self._security is not None
         link_ms = int(self._timings.link_timeout_s * 1000)
         options: dict[int, int] = {
             zmq.ROUTER_MANDATORY: 1,
@@ -137,8 +193,12 @@ class Router:
         }
         for option, value in options.items():
             socket.setsockopt(option, value)
+        back_door = f"inproc://router-{next(self._numbers)}"
+        if self._security is not None:
+            secure_broker(socket, self._security.keys, role)
+            socket.bind(back_door)
         where = f"[{host}]" if host is not None and ":" in host else host or "*"
-        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | sum(HANDSHAKES_FAILED))
         try:
             socket.bind(f"tcp://{where}:{port or '*'}")
         except zmq.ZMQError as exc:
@@ -146,10 +206,48 @@ class Router:
             monitor.close(linger=0)
             socket.close(linger=0)
             raise BindError(exc.errno, f"cannot listen on {where}:{port}: {exc.strerror}") from exc
-        self._channels[role] = Channel(socket, lambda frames: self._from_remote(role, frames))
-        self._channels[role].on_drained = self._retry_outboxes
-        self._monitors.append(Channel(monitor, self._disconnected))
-        return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        channel = Channel(socket, lambda frames: self._from_remote(role, channel.user_id, frames), authenticated=secure)
+        channel.on_drained = self._retry_outboxes
+        number = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        return _Port(channel, Channel(monitor, self._monitored), host, number, back_door)
+
+    async def rekey(self, keys: KeyPair) -> None:
+        """Demand that peers expect `keys` from now on: every link is cut and must come again, to the same ports.
+
+        A libzmq socket has one key for life, so new ones take the places of the old.
+
+        Raises:
+            BindError: somebody else took a port in between.
+        """
+        assert self._security is not None, "there are no keys to replace"
+        self._security = replace(self._security, keys=keys)
+        for role, old in list(self._ports.items()):
+            endpoint = old.channel.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+            old.channel.socket.unbind(endpoint)
+            self._ports[role] = await self._open_soon(role, old.host, old.number)
+            old.close(0)
+        self._probe()
+
+    async def _open_soon(self, role: Role, host: str | None, port: int) -> _Port:
+        give_up = self._loop.time() + REBIND_S
+        while True:
+            try:
+                return self._open(role, host, port)
+            except BindError as exc:
+                if exc.errno != errno.EADDRINUSE or self._loop.time() > give_up:
+                    raise
+            await asyncio.sleep(REBIND_PAUSE_S)
+
+    def reauthorise(self) -> None:
+        """Ask the authority anew about everybody, since it may have changed its mind."""
+        for key, (name, user_id) in list(self._names.items()):
+            objection = self._stranger(name, user_id)
+            peer = self._switch.peer(key)
+            if objection is None and peer is not None:
+                objection = self._objection(key, peer.attributes)
+            if objection is not None:
+                del self._names[key]
+                self._banish(name.role, key, objection)
 
     def attach(self, name: PeerName, attributes: Mapping[str, object], receiver: Receiver) -> LocalPeer:
         """Join a peer of this process; its receiver hears of it in the next turn of the loop."""
@@ -162,26 +260,58 @@ class Router:
         """Route a message of a peer of this process."""
         self._dispatch(self._switch.receive(peer, peer.name, frames, self._loop.time()), later=True)
 
-    def _from_remote(self, role: Role, frames: list[Buffer]) -> None:
+    def _from_remote(self, role: Role, user_id: str, frames: list[Buffer]) -> None:
         routing_id = bytes(frames[0])
+        known = self._names.get(routing_id)
         try:
-            name = self._names.get(routing_id) or self._name(role, routing_id)
+            # Any message may be of another connection that took the routing id over: the key is looked at each time.
+            name = known[0] if known is not None and known[1] == user_id else self._identify(role, routing_id, user_id)
             outputs = self._switch.receive(routing_id, name, frames[1:], self._loop.time())
         except (BadName, BadMessage) as exc:
-            if len(self._warned) < WARNINGS and routing_id not in self._warned:
-                self._warned.add(routing_id)
-                logger.warning("dropped a message on the {} port: {}", role.name.lower(), exc)
+            self._complaints.warn(f"dropped a message on the {role.name.lower()} port: {exc}")
+            if isinstance(exc, BadName):
+                self._banish(role, routing_id, str(exc))
             return
         self._dispatch(outputs)
 
-    def _name(self, role: Role, routing_id: bytes) -> PeerName:
+    def _identify(self, role: Role, routing_id: bytes, user_id: str) -> PeerName:
         name = PeerName.from_routing_id(routing_id)
         if name.role is not role:
             raise BadName(f"{name.role.name.lower()} {name.name} on the port for the other role")
-        if len(self._names) >= NAMES:
-            self._names.clear()  # a cache of what can be parsed again
-        self._names[routing_id] = name
+        objection = self._stranger(name, user_id)
+        if objection is not None:
+            raise BadName(objection)
+        if len(self._names) >= NAMES:  # a cache of what can be found out again, but for those who are up
+            self._names = {key: known for key, known in self._names.items() if self._switch.peer(key) is not None}
+        self._names[routing_id] = name, user_id
         return name
+
+    def _stranger(self, name: PeerName, user_id: str) -> str | None:
+        """Return why a connection with this key is not `name`, or None if it is."""
+        if self._security is None:
+            return None
+        grant = self._security.authority.grant(user_id.encode())
+        if grant is None:
+            return f"the key of {name.role.name.lower()} {name.name} is not authorised"
+        if (grant.role, grant.name) != (name.role, name.name):
+            return f"the key of {grant.role.name.lower()} {grant.name} is not for {name.role.name.lower()} {name.name}"
+        return None
+
+    def _objection(self, key: Hashable, attributes: Mapping[str, object]) -> str | None:
+        """Return why a peer may not have these attributes; those of this process may have any."""
+        if self._security is None or not isinstance(key, bytes):
+            return None
+        return self._security.authority.objection(self._names[key][1].encode(), attributes)
+
+    def _banish(self, role: Role, key: bytes, reason: str) -> None:
+        """Hear nothing more from a connection that is not what it claims, or may no longer be."""
+        if self._security is None or key[:1] == b"\0":
+            return  # an id of libzmq's own: what is left of a connection that was severed already
+        if key[:1] == role.value:
+            self._dispatch([(key, control(Refused(reason))), *self._switch.lost(key, "revoked")])
+            self._outboxes.pop(key, None)
+        port = self._ports[role]
+        sever(self._context, port.channel.socket, port.back_door, key)
 
     def _dispatch(self, outputs: Sequence[Output], *, later: bool = False) -> None:
         """Send; what sending brings about (a lost peer) is sent after it, not inside it."""
@@ -220,7 +350,7 @@ class Router:
         """Return whether the message needs no more care: it was sent, or its receiver is gone."""
         role = Role(key[:1])
         try:
-            self._channels[role].send([key, *frames])
+            self._ports[role].channel.send([key, *frames])
         except zmq.Again:
             return False
         except zmq.ZMQError as exc:
@@ -243,18 +373,30 @@ class Router:
                 del self._outboxes[key]
         self._dispatch(())
 
-    def _disconnected(self, frames: list[Buffer]) -> None:
-        """Probe everybody: libzmq does not say whose connection was closed, but it cannot reach that one."""
-        parse_monitor_message([bytes(frame) for frame in frames])
-        self._loop.call_soon(self._probe_when_read, PROBE_TURNS)
+    def _monitored(self, frames: list[Buffer]) -> None:
+        event = parse_monitor_message([bytes(frame) for frame in frames])
+        failed = HANDSHAKES_FAILED.get(event["event"])
+        if failed is None:
+            self._disconnected()
+        elif failed:
+            self._complaints.warn(SECURITY_DIFFERS.get(event["value"], failed))
+
+    def _disconnected(self) -> None:
+        """Probe everybody: libzmq does not say whose connection was closed, but it cannot reach that one.
+
+        At most once in 50 ms: strangers can make any number of connections and close them.
+        """
         if self._probe_again is None:
+            self._loop.call_soon(self._probe_when_read, PROBE_TURNS)
             self._probe_again = self._loop.call_later(PROBE_AGAIN_S, self._probe_late)
+        else:
+            self._disconnected_again = True
 
     def _probe_when_read(self, turns: int) -> None:
         """The last words of a peer may still be in the queue: hear them before it counts as gone."""
         if self._closed:
             return
-        if turns and any(channel.readable for channel in self._channels.values()):
+        if turns and any(port.channel.readable for port in self._ports.values()):
             self._loop.call_soon(self._probe_when_read, turns - 1)
         else:
             self._probe()
@@ -262,6 +404,9 @@ class Router:
     def _probe_late(self) -> None:
         self._probe_again = None
         self._probe_when_read(PROBE_TURNS)
+        if self._disconnected_again:
+            self._disconnected_again = False
+            self._probe_again = self._loop.call_later(PROBE_AGAIN_S, self._probe_late)
 
     def _probe(self) -> None:
         self._dispatch([output for output in self._switch.renewals() if not isinstance(output[0], LocalPeer)])
@@ -282,10 +427,10 @@ class Router:
         for timer in (self._retry, self._probe_again):
             if timer is not None:
                 timer.cancel()
-        for channel in self._channels.values():
-            channel.socket.disable_monitor()
-        for channel in itertools.chain(self._monitors, self._channels.values()):
-            channel.close(linger_s)
+        if self._gatekeeper is not None:
+            self._gatekeeper.close()
+        for port in self._ports.values():
+            port.close(linger_s)
         await self._loop.run_in_executor(None, self._context.term)
 
     # What people are shown.

@@ -4,7 +4,7 @@ A peer is known by a key (its routing id, or an object for one in this process),
 peers of the other role. Its address in messages is derived from its key, never from what it says.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from brokers.carrier import Buffer
@@ -32,6 +32,8 @@ from brokers.presence import Presence
 
 Output = tuple[Hashable, list[Buffer]]
 """Key of the receiver, frames."""
+Objection = Callable[[Hashable, Mapping[str, object]], str | None]
+"""Says why the peer with this key may not have these attributes, or None if it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,11 @@ class PeerInfo:
 class Switch:
     """Routes between the peers that have said hello. `max_peers` bounds the roster."""
 
-    def __init__(self, *, lease_s: float, max_peers: int) -> None:
+    def __init__(
+        self, *, lease_s: float, max_peers: int, objection: Objection = lambda _key, _attributes: None
+    ) -> None:
         """Start without peers; one that is silent for `lease_s` seconds is dropped."""
+        self._objection = objection
         self._presence = Presence(lease_s)
         self._max_peers = max_peers
         self._peers: dict[Hashable, PeerInfo] = {}
@@ -60,6 +65,10 @@ class Switch:
     def peers(self) -> list[PeerInfo]:
         """Who is up."""
         return list(self._peers.values())
+
+    def peer(self, key: Hashable) -> PeerInfo | None:
+        """Return who is up with this key."""
+        return self._peers.get(key)
 
     def receive(self, key: Hashable, name: PeerName, frames: Sequence[Buffer], now: float) -> list[Output]:
         """Take one message of the peer `name`; return what is to be sent.
@@ -96,6 +105,9 @@ class Switch:
             case Renew():
                 return [(key, control(Renewed()))]
             case Announce(attributes):
+                objection = self._objection(key, attributes)
+                if objection is not None:
+                    return [(key, control(Refused(objection))), *self.lost(key, "revoked")]
                 self._peers[key] = replace(peer, attributes=attributes)
                 return self._tell(peer.name, _up(self._peers[key]))
             case Leave():
@@ -124,6 +136,9 @@ class Switch:
                 f"{name.name} speaks fabric versions {hello.least} to {hello.version}, this broker "
                 f"{FABRIC_VERSION_LEAST} to {FABRIC_VERSION}: upgrade the older one"
             )
+        objection = self._objection(key, hello.attributes)
+        if objection is not None:
+            return objection
         if self._keys.get(name.id, key) != key:
             return "another connection uses this incarnation"
         if key not in self._peers and len(self._peers) >= self._max_peers:

@@ -14,7 +14,19 @@ import pytest
 import zmq
 from loguru import logger
 
-from brokers import BindError, Buffer, Carrier, Link, PeerInfo, PeerName, Role, Router, Timings
+from brokers import (
+    BindError,
+    BrokerSecurity,
+    Buffer,
+    Carrier,
+    Link,
+    LinkSecurity,
+    PeerInfo,
+    PeerName,
+    Role,
+    Router,
+    Timings,
+)
 from brokers.envelope import Hello, Refused, Welcome, control, parse_control
 from brokers.link import State
 from tests.helpers import eventually
@@ -135,9 +147,9 @@ class Relay:
 class Fabric:
     """A broker with whatever a test connects to it; all is closed at the end."""
 
-    def __init__(self, timings: Timings) -> None:
+    def __init__(self, timings: Timings, security: BrokerSecurity | None = None) -> None:
         self.timings = timings
-        self.router = Router(timings=timings)
+        self.router = Router(timings=timings, security=security)
         self.ports = {role: self.router.bind(role, HOST, 0) for role in Role}
         self.stack = contextlib.AsyncExitStack()
         self.stack.push_async_callback(self.router.close, linger_s=0)
@@ -145,15 +157,26 @@ class Fabric:
         self.stack.push_async_callback(self._close_links)
 
     def link(
-        self, who: PeerName, *, port: int | None = None, attributes: dict[str, object] | None = None
+        self,
+        who: PeerName,
+        *,
+        port: int | None = None,
+        attributes: dict[str, object] | None = None,
+        security: LinkSecurity | None = None,
     ) -> tuple[Link, Recorder]:
-        return self.link_to(HOST, port or self.ports[who.role], who, attributes=attributes)
+        return self.link_to(HOST, port or self.ports[who.role], who, attributes=attributes, security=security)
 
     def link_to(
-        self, host: str, port: int, who: PeerName, *, attributes: dict[str, object] | None = None
+        self,
+        host: str,
+        port: int,
+        who: PeerName,
+        *,
+        attributes: dict[str, object] | None = None,
+        security: LinkSecurity | None = None,
     ) -> tuple[Link, Recorder]:
         recorder = Recorder()
-        link = Link(who, attributes or {}, host, port, recorder, timings=self.timings)
+        link = Link(who, attributes or {}, host, port, recorder, timings=self.timings, security=security)
         self._open.add(link)
         link.start()
         return link, recorder

@@ -1,0 +1,454 @@
+"""The fabric with keys: who is let in, who is not, and what neither can do to the others. Real sockets throughout."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+import pytest
+import zmq
+from loguru import logger
+
+from brokers import BrokerSecurity, Grant, KeyPair, LinkSecurity, Role, Timings
+from brokers.envelope import MAX_FRAME, Hello, Refused, Welcome, control, parse_control
+from brokers.link import State
+from brokers.names import NONCE_BYTES
+from brokers.security import Gatekeeper, secure_broker, secure_link
+from tests.helpers import eventually
+from tests.integration.test_fabric import FAST, HOST, Fabric, Recorder, name, receive
+
+SERVER = KeyPair.generate()
+HALF_OPEN = 300
+MIB = 1024 * 1024
+
+
+class Keys:
+    """An authority that a test changes its mind for."""
+
+    def __init__(self) -> None:
+        self.grants: dict[bytes, Grant] = {}
+        self.services: set[str] = {"default"}
+
+    def add(self, role: Role, text: str) -> LinkSecurity:
+        keys = KeyPair.generate()
+        self.grants[keys.public] = Grant(role, text)
+        return LinkSecurity(keys, (SERVER.public,))
+
+    def grant(self, public_key: bytes) -> Grant | None:
+        return self.grants.get(public_key)
+
+    def objection(self, public_key: bytes, attributes: Mapping[str, object]) -> str | None:
+        services = attributes.get("services", [])
+        assert isinstance(services, list)
+        more = set(services) - self.services
+        return f"this key may not offer {', '.join(sorted(more))}" if more else None
+
+
+class Guarded(Fabric):
+    """A fabric with keys, an edge on it, and a provider named web."""
+
+    def __init__(self, timings: Timings) -> None:
+        self.keys = Keys()
+        super().__init__(timings, BrokerSecurity(SERVER, self.keys))
+        self.edge, self.provider = name(Role.EDGE, "front"), name(Role.PROVIDER)
+        self.edge_keys = self.keys.add(Role.EDGE, "front")
+        self.provider_keys = self.keys.add(Role.PROVIDER, "web")
+
+    async def up(self) -> tuple[Recorder, Recorder]:
+        self.edge_link, at_edge = self.link(self.edge, security=self.edge_keys)
+        self.provider_link, at_provider = self.link(self.provider, security=self.provider_keys)
+        await eventually(lambda: at_edge.peers and at_provider.peers)
+        return at_edge, at_provider
+
+    def keyed(self, role: Role, routing_id: bytes, security: LinkSecurity) -> "zmq.Socket[bytes]":
+        """Return a DEALER with keys that says what a test wants it to."""
+        dealer = self.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.ROUTING_ID, routing_id)
+        secure_link(dealer, security.keys, security.brokers[0])
+        dealer.connect(f"tcp://{HOST}:{self.ports[role]}")
+        return dealer
+
+
+def run(test: Callable[[Guarded], Awaitable[None]], timings: Timings = FAST) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(100):
+            it = Guarded(timings)
+            async with it.stack:
+                await test(it)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What is logged as a warning or worse."""
+    found: list[str] = []
+    sink = logger.add(lambda message: found.append(message.record["message"]), level="WARNING")
+    yield found
+    logger.remove(sink)
+
+
+def said(lines: list[str], text: str) -> Callable[[], bool]:
+    return lambda: any(text in line for line in lines)
+
+
+async def works(it: Guarded, at_provider: Recorder, text: bytes) -> None:
+    """The edge reaches the provider."""
+    await eventually(lambda: it.edge_link.state is State.UP and it.edge_link.send(it.provider.id, [text]))
+    await eventually(lambda: (it.edge.id, [text]) in at_provider.messages)
+
+
+# -- who is let in
+
+
+def test_authorised_peers_talk_and_nothing_of_it_is_readable_on_the_wire() -> None:
+    async def test(it: Guarded) -> None:
+        seen = bytearray()
+
+        async def spy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            far_reader, far_writer = await asyncio.open_connection(HOST, it.ports[Role.PROVIDER])
+
+            async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+                with contextlib.suppress(OSError):
+                    while data := await source.read(MIB):
+                        seen.extend(data)
+                        sink.write(data)
+                sink.close()
+
+            await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+        server = await asyncio.start_server(spy, HOST, 0)
+        port = server.sockets[0].getsockname()[1]
+        link, at_provider = it.link(
+            it.provider, port=port, security=it.provider_keys, attributes={"hello": "attribute"}
+        )
+        it.edge_link, at_edge = it.link(it.edge, security=it.edge_keys)
+        await eventually(lambda: at_edge.peers)
+        await works(it, at_provider, b"to the provider" * 100)
+        assert link.send(it.edge.id, [b"to the edge" * 100])
+        await eventually(lambda: at_edge.messages)
+        server.close()
+        assert len(seen) > 2000
+        for text in (b"to the", b"attribute", it.provider.name.encode(), it.provider.incarnation):
+            assert text not in seen
+
+    run(test)
+
+
+def test_a_key_that_is_unknown_is_refused_at_the_handshake_and_comes_in_once_it_is_authorised(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        del it.keys.grants[it.provider_keys.keys.public]
+        link, recorder = it.link(it.provider, security=it.provider_keys)
+        await eventually(said(lines, "does not know our key"))
+        await eventually(said(lines, "refused an unknown or revoked key at the port for providers, from 127.0.0.1"))
+        assert recorder.ups == 0 and link.state is State.DOWN and not it.router.peers
+        it.keys.grants[it.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
+        await eventually(lambda: recorder.ups == 1)
+
+    run(test)
+
+
+def test_without_a_decision_nobody_is_let_in() -> None:
+    async def test(it: Guarded) -> None:
+        for frames in (0, 1):
+            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+            router = context.socket(zmq.ROUTER)
+            if frames:  # a gatekeeper that is gone
+                Gatekeeper(context, it.keys, it.router._complaints).close()
+            secure_broker(router, SERVER, Role.PROVIDER)
+            port = router.bind_to_random_port(f"tcp://{HOST}")
+            dealer = it.socket(zmq.DEALER)
+            secure_link(dealer, it.provider_keys.keys, SERVER.public)
+            monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+            dealer.connect(f"tcp://{HOST}:{port}")
+            event = await asyncio.to_thread(monitor.recv_multipart)
+            assert int.from_bytes(event[0][:2], "little") == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            dealer.disable_monitor()
+            monitor.close(linger=0)
+            router.close(linger=0)
+            context.term()
+
+    run(test)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_key_of_one_role_does_not_work_on_the_port_of_the_other(role: Role, lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        keys = it.keys.add(role.other, "mallory")
+        _link, recorder = it.link(name(role, "mallory"), security=keys)
+        await eventually(said(lines, f"refused {role.other.name.lower()} mallory at the port for {role.name.lower()}s"))
+        await eventually(said(lines, "does not know our key"))
+        assert recorder.ups == 0 and not it.router.peers
+
+    run(test)
+
+
+def test_a_key_is_good_for_its_own_name_only(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        at_edge, at_provider = await it.up()
+        _link, recorder = it.link(name(Role.PROVIDER, "web"), security=it.keys.add(Role.PROVIDER, "laptop"))
+        await eventually(said(lines, "the key of provider laptop is not for provider web"))
+        await eventually(said(lines, "refuses: the key of provider laptop is not for provider web"))
+        assert recorder.ups == 0 and len(at_edge.peers) == 1
+        await works(it, at_provider, b"still here")
+
+    run(test)
+
+
+def test_a_service_that_the_key_does_not_allow_is_refused_at_hello_and_at_announce(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        at_edge, _ = await it.up()
+        _link, recorder = it.link(
+            name(Role.PROVIDER, "web"), security=it.provider_keys, attributes={"services": ["default", "ssh"]}
+        )
+        await eventually(said(lines, "refuses: this key may not offer ssh"))
+        assert recorder.ups == 0 and len(at_edge.peers) == 1
+
+        it.provider_link.announce({"services": ["ssh"]})
+        await eventually(lambda: (it.provider.id, "revoked") in at_edge.gone)
+        assert not at_edge.peers
+        assert all("ssh" not in str(peer.attributes) for peer in at_edge.seen)
+
+    run(test)
+
+
+# -- revocation
+
+
+def test_revoking_ends_a_live_peer_at_once_and_for_good(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        at_edge, at_provider = await it.up()
+        del it.keys.grants[it.provider_keys.keys.public]
+        began = time.monotonic()
+        it.router.reauthorise()
+        await eventually(lambda: at_edge.gone == [(it.provider.id, "revoked")])
+        await eventually(lambda: at_provider.downs == ["it refuses us"])
+        assert time.monotonic() - began < 2
+        await eventually(said(lines, "refuses: the key of provider web is not authorised"))
+        await eventually(said(lines, "does not know our key"))
+        assert it.provider_link.state is State.DOWN and at_provider.ups == 1
+
+        it.keys.grants[it.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
+        await eventually(lambda: at_provider.ups == 2)
+
+    run(test)
+
+
+def test_a_revoked_peer_that_ignores_it_is_not_heard_and_loses_its_connection() -> None:
+    async def test(it: Guarded) -> None:
+        it.edge_link, at_edge = it.link(it.edge, security=it.edge_keys)
+        dealer = it.keyed(Role.PROVIDER, it.provider.routing_id(os.urandom(NONCE_BYTES)), it.provider_keys)
+        monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        dealer.send_multipart(control(Hello(1, 1, 1, {})))
+        assert isinstance(parse_control([b"", (await receive(dealer))[1]]), Welcome)
+        await eventually(lambda: at_edge.peers)
+        del it.keys.grants[it.provider_keys.keys.public]
+        it.router.reauthorise()
+        await eventually(lambda: not at_edge.peers)
+        for attempt in range(2, 50):
+            with contextlib.suppress(zmq.Again):
+                dealer.send_multipart([it.edge.id, b"heard?"], zmq.NOBLOCK)
+                dealer.send_multipart(control(Hello(1, 1, attempt, {})), zmq.NOBLOCK)
+        await eventually(lambda: monitor.poll(0))
+        assert not at_edge.messages and len(at_edge.seen) == 1
+        dealer.disable_monitor()
+        monitor.close(linger=0)
+
+    run(test)
+
+
+def test_a_key_whose_rights_shrink_loses_its_peers_only_if_they_use_them(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        it.keys.services = {"default", "ssh"}
+        at_edge, _ = await it.up()
+        ssh = name(Role.PROVIDER, "ssh")
+        _, _at_ssh = it.link(ssh, security=it.keys.add(Role.PROVIDER, "ssh"), attributes={"services": ["ssh"]})
+        await eventually(lambda: len(at_edge.peers) == 2)
+        it.keys.services = {"default"}
+        it.router.reauthorise()
+        await eventually(lambda: at_edge.gone == [(ssh.id, "revoked")])
+        await eventually(said(lines, "refuses: this key may not offer ssh"))
+        assert it.provider.id in at_edge.peers
+
+    run(test)
+
+
+# -- impostors
+
+
+def test_a_server_with_another_key_is_not_believed(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        wrong = LinkSecurity(it.provider_keys.keys, (KeyPair.generate().public,))
+        link, recorder = it.link(it.provider, security=wrong)
+        await eventually(said(lines, "it has another key than we expect, or none"))
+        await eventually(said(lines, "a peer expects another server key"))
+        assert recorder.ups == 0 and link.state is State.DOWN and not it.router.peers
+
+    run(test)
+
+
+def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        _link, recorder = it.link(it.provider)
+        await eventually(said(lines, "it wants keys"))
+        await eventually(said(lines, "a peer without keys meets a broker with keys, or the reverse"))
+        assert recorder.ups == 0 and not it.router.peers
+
+    run(test)
+
+
+def test_a_peer_with_keys_is_not_content_with_a_broker_without(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        plain = Fabric(FAST)
+        async with plain.stack:
+            _link, recorder = plain.link(it.provider, security=it.provider_keys)
+            await eventually(said(lines, "it has another key than we expect, or none"))
+            await eventually(said(lines, "a peer without keys meets a broker with keys, or the reverse"))
+            assert recorder.ups == 0 and not plain.router.peers
+
+    run(test)
+
+
+def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        nonce = os.urandom(NONCE_BYTES)
+        it.edge_link, at_edge = it.link(it.edge, security=it.edge_keys)
+        victim = it.keyed(Role.PROVIDER, it.provider.routing_id(nonce), it.provider_keys)
+        victim.send_multipart(control(Hello(1, 1, 1, {})))
+        await eventually(lambda: at_edge.peers)
+        # Even whoever learnt the secret part of the routing id: libzmq hands the connection over, we do not.
+        mallory = it.keyed(Role.PROVIDER, it.provider.routing_id(nonce), it.keys.add(Role.PROVIDER, "mallory"))
+        mallory.send_multipart([it.edge.id, b"as web"])
+        mallory.send_multipart(control(Hello(1, 1, 2, {"by": "mallory"})))
+        refusal = parse_control(await receive(mallory))
+        assert refusal == Refused("the key of provider mallory is not for provider web")
+        await eventually(said(lines, "the key of provider mallory is not for provider web"))
+        await eventually(lambda: it.provider.id not in at_edge.peers)
+        assert not at_edge.messages and all(not peer.attributes for peer in at_edge.seen)
+
+    run(test)
+
+
+# -- rotation
+
+
+def test_links_that_know_the_next_key_survive_a_rotation_and_take_the_old_one_no_more(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        following = KeyPair.generate()
+        keys = it.provider_keys.keys
+        it.edge_keys = LinkSecurity(it.edge_keys.keys, (SERVER.public, following.public))
+        it.provider_keys = LinkSecurity(keys, (SERVER.public, following.public))
+        at_edge, at_provider = await it.up()
+        ports = dict(it.ports)
+        await it.router.rekey(following)
+        await eventually(lambda: at_edge.ups == 2 and at_provider.ups == 2)
+        await works(it, at_provider, b"after the rotation")
+        assert ports == it.ports
+
+        _old, at_old = it.link(name(Role.PROVIDER), security=LinkSecurity(keys, (SERVER.public,)))
+        await eventually(said(lines, "a peer expects another server key"))
+        assert at_old.ups == 0
+
+        await it.router.rekey(SERVER)  # as somebody would who has stolen the old key
+        await eventually(lambda: at_old.ups == 1)
+        await eventually(said(lines, "it has another key than we expect, or none"))
+        assert (at_edge.ups, at_provider.ups) == (2, 2)
+
+    run(test)
+
+
+# -- what strangers send
+
+
+def test_an_oversized_frame_ends_the_connection_before_and_after_the_handshake() -> None:
+    async def test(it: Guarded) -> None:
+        at_edge, at_provider = await it.up()
+        with socket.create_connection((HOST, it.ports[Role.PROVIDER])) as raw:
+            raw.sendall(GREETING + bytes([0x06]) + (1 << 40).to_bytes(8, "big"))
+            assert await ended(raw)
+        dealer = it.keyed(Role.PROVIDER, it.provider.routing_id(os.urandom(NONCE_BYTES)), it.provider_keys)
+        monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        dealer.send_multipart([it.edge.id, bytes(MAX_FRAME + 1)])
+        await eventually(lambda: monitor.poll(0))
+        dealer.disable_monitor()
+        monitor.close(linger=0)
+        assert not at_edge.messages
+        await works(it, at_provider, b"undisturbed")
+
+    run(test)
+
+
+GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
+"""Of ZMTP 3.1, as a client sends it."""
+
+
+async def ended(raw: socket.socket) -> bool:
+    """Whether the other side closes the connection."""
+    raw.setblocking(False)
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(30):
+            while await asyncio.get_running_loop().sock_recv(raw, 65536):
+                pass
+    return True
+
+
+def test_a_recorded_handshake_is_worth_nothing(lines: list[str]) -> None:
+    async def test(it: Guarded) -> None:
+        sent = bytearray()
+
+        async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            far_reader, far_writer = await asyncio.open_connection(HOST, it.ports[Role.PROVIDER])
+
+            async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, keep: bool) -> None:
+                with contextlib.suppress(OSError):
+                    while data := await source.read(MIB):
+                        if keep:
+                            sent.extend(data)
+                        sink.write(data)
+                sink.close()
+
+            await asyncio.gather(copy(reader, far_writer, keep=True), copy(far_reader, writer, keep=False))
+
+        server = await asyncio.start_server(record, HOST, 0)
+        it.edge_link, at_edge = it.link(it.edge, security=it.edge_keys)
+        link, at_provider = it.link(it.provider, port=server.sockets[0].getsockname()[1], security=it.provider_keys)
+        await eventually(lambda: at_edge.peers and at_provider.peers)
+        assert link.send(it.edge.id, [b"once"])
+        await eventually(lambda: at_edge.messages)
+        recorded = bytes(sent)
+        await it.close(link, linger_s=0)
+        server.close()
+        await eventually(lambda: not at_edge.peers)
+        with socket.create_connection((HOST, it.ports[Role.PROVIDER])) as raw:
+            raw.sendall(recorded)
+            assert await ended(raw)
+        await eventually(said(lines, "a peer "))
+        assert len(at_edge.messages) == 1 and not at_edge.peers
+
+    run(test)
+
+
+def test_half_open_connections_and_garbage_do_not_disturb_a_working_link() -> None:
+    async def test(it: Guarded) -> None:
+        at_edge, at_provider = await it.up()
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
+            strangers = [
+                stack.enter_context(socket.create_connection((HOST, it.ports[Role.PROVIDER]))) for _ in range(HALF_OPEN)
+            ]
+            for index, raw in enumerate(strangers):
+                raw.sendall((b"", GREETING[:20], GREETING, os.urandom(200))[index % 4])
+            began = loop.time()
+            count = 0
+            while loop.time() - began < 1.0:
+                count += 1
+                await works(it, at_provider, b"number %d" % count)
+            # The handshake deadline ends them all, those too that say nothing.
+            for raw in strangers:
+                assert await ended(raw)
+        assert (at_edge.ups, at_edge.downs, at_provider.downs) == (1, [], [])
+        assert len(it.router.peers) == 2
+
+    run(test)

@@ -6,6 +6,7 @@ key is revoked is robbed of its connection (`security.sever`).
 """
 
 import asyncio
+import contextlib
 import errno
 import itertools
 from collections import deque
@@ -223,7 +224,8 @@ class Router:
         self._security = replace(self._security, keys=keys)
         for role, old in list(self._ports.items()):
             endpoint = old.channel.socket.getsockopt_string(zmq.LAST_ENDPOINT)
-            old.channel.socket.unbind(endpoint)
+            with contextlib.suppress(zmq.ZMQError):  # unbound by an attempt that failed
+                old.channel.socket.unbind(endpoint)
             self._ports[role] = await self._open_soon(role, old.host, old.number)
             old.close(0)
         self._probe()

@@ -1,0 +1,132 @@
+"""Who is authorised at this moment: the state directory, looked at once a second (brokers.Authority).
+
+Fails shut: a file that is malformed authorises nobody. A directory that cannot be read right now, for want of
+descriptors for instance, changes nothing: else a flood of connections could have everybody reset.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from loguru import logger
+
+from brokers import BindError, Grant
+from goreprox.errors import GoreproxError
+from goreprox.keys.files import read_secret
+from goreprox.keys.state import MAX_KEYS, Authorized, ServerKeys, State
+
+LOOK_S: Final = 0.5
+"""Between two looks: what the directory says counts within a second."""
+
+Signature = tuple[tuple[str, int, int, int], ...]
+"""Names, inodes, times and sizes of the files."""
+
+
+class Watcher:
+    """Knows the keys in a state directory, and notices when they change."""
+
+    def __init__(self, state: State) -> None:
+        """Read the directory; call `watch` to go on doing so.
+
+        Raises:
+            StartError: it cannot be used.
+        """
+        self._state = state
+        self.server_keys: ServerKeys = state.server_keys()
+        self._keys: dict[bytes, Authorized] = {}
+        self._signature: Signature = ()
+        self._complained: set[str] = set()
+        self._look()
+
+    def grant(self, public_key: bytes) -> Grant | None:
+        """Return what a key may be; None if it is unknown or revoked."""
+        key = self._keys.get(public_key)
+        return None if key is None else key.grant
+
+    def objection(self, public_key: bytes, attributes: Mapping[str, object]) -> str | None:
+        """Return why a peer with this key may not offer what it does, or None if it may."""
+        key = self._keys.get(public_key)
+        if key is None:
+            return "its key is not authorised"
+        services = attributes.get("services", [])
+        if key.services is None:
+            return None
+        if not isinstance(services, list):
+            return "its services are malformed"
+        more = sorted({str(service)[:64] for service in services} - set(key.services))
+        return (
+            f"the key {key.name} does not allow the service {', '.join(more[:8])}: its file on the server, "
+            f"authorized/{key.name}.toml, says which"
+            if more
+            else None
+        )
+
+    async def watch(self, changed: Callable[[], None], rekeyed: Callable[[ServerKeys], Awaitable[None]]) -> None:
+        """Go on for ever; tell of keys that came, changed or went, and of new keys of the server."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self._look():
+                changed()
+            keys = self._server_keys()
+            if keys != self.server_keys:
+                try:
+                    await rekeyed(keys)
+                except BindError as exc:  # somebody took the port while it was ours for a moment not
+                    self._complain(f"the server's new keys do not count yet: {exc}; trying on")
+                    continue
+                self.server_keys = keys
+                logger.info("the server has new keys: links were made anew")
+
+    def _server_keys(self) -> ServerKeys:
+        """Keep the keys we have where the file is gone or damaged: it is for the next start to complain."""
+        try:
+            return ServerKeys.parse(read_secret(self._state.server_key))
+        except (OSError, ValueError, GoreproxError) as exc:
+            self._complain(f"server.key: {exc}; the keys that were there at the start are kept")
+            return self.server_keys
+
+    def _look(self) -> bool:
+        """Read the directory if it has changed; return whether it has."""
+        try:
+            signature = self._sign()
+            if signature == self._signature:
+                return False
+            self._keys = self._read(signature)
+        except OSError as exc:
+            self._complain(f"{self._state.authorized}: {exc.strerror}; what it said before still counts")
+            return False
+        self._signature = signature
+        return True
+
+    def _sign(self) -> Signature:
+        try:
+            paths = sorted(path for path in self._state.authorized.iterdir() if path.suffix == ".toml")
+        except FileNotFoundError:
+            self._complain(f"{self._state.authorized}: it is gone; nobody is authorised")
+            return ()
+        found: list[tuple[str, int, int, int]] = []
+        for path in paths[:MAX_KEYS]:
+            with contextlib.suppress(FileNotFoundError):  # removed since
+                status = path.stat()
+                found.append((path.name, status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(found)
+
+    def _read(self, signature: Signature) -> dict[bytes, Authorized]:
+        keys: dict[bytes, Authorized] = {}
+        for name, *_ in signature:
+            path = self._state.authorized / name
+            try:
+                key = Authorized.read(path)
+            except FileNotFoundError:
+                continue
+            except (ValueError, GoreproxError) as exc:
+                self._complain(f"{path}: {exc}; nobody is authorised by it")
+                continue
+            keys[key.public] = key
+        return keys
+
+    def _complain(self, text: str) -> None:
+        if text not in self._complained and len(self._complained) < MAX_KEYS:
+            self._complained.add(text)
+            logger.warning("{}", text)

@@ -1,0 +1,95 @@
+"""Files that nobody else may read, and directories that nobody else may change. Knows nothing of what is in them."""
+
+import contextlib
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from goreprox.errors import StartError
+
+MAX_BYTES: Final = 65_536
+
+
+def prepare_directory(path: Path) -> None:
+    """Make a directory (mode 0700) if it is missing; accept it only if it is ours and closed to the writing of others.
+
+    Raises:
+        StartError: it is not; the message has the command that repairs it.
+        OSError: it cannot be made.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise StartError(f"{path}: not a directory; name another with --state-dir")
+    if status.st_uid != os.geteuid():
+        raise StartError(f"{path}: belongs to user {status.st_uid}, not {os.geteuid()}; name one of your own")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StartError(f"{path}: others may write to it; chmod 700 {path}")
+
+
+def read_secret(path: Path) -> str:
+    """Return the text of a file; what is no regular file, a pipe for instance, is taken as it is.
+
+    Raises:
+        StartError: others may read it, it is too long or not text; the message has the command that repairs it.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+            raise StartError(f"{path}: others may read it; chmod 600 {path}")
+        content = file.read(MAX_BYTES + 1)
+    try:
+        text = content.decode("ascii")
+    except ValueError:
+        text = None
+    if text is None or len(content) > MAX_BYTES:
+        raise StartError(f"{path}: not a file of ours; look at what it is, and move it away")
+    return text
+
+
+def write_secret(path: Path, text: str, *, replace: bool = False) -> None:
+    """Write a file (mode 0600) such that it is there whole or not at all, also after a power cut.
+
+    Raises:
+        FileExistsError: it is there already, and not to be replaced.
+        OSError: it cannot be written.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # mode 0600, and nobody else's
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            temporary.rename(path)
+        else:
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make what was renamed or removed in a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only one who changes a directory; others wait."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

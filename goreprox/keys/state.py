@@ -1,0 +1,265 @@
+"""The state directory of a server: its own keys, whom it knows, and what to give to whom.
+
+    server.key              secret keys: the present one, and the next, which `rotate` puts in its place
+    authorized/NAME.toml    one for each key: public key, role, name, services
+    join/NAME.join          its join string, for whoever is to be NAME; may be removed once it has been handed over
+
+Several brokers that are to be one share copies of this directory. All writing is atomic and one at a time.
+"""
+
+import contextlib
+import datetime
+import os
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from brokers import Grant, KeyPair, Role, is_key
+from goreprox.config import Address, check_name
+from goreprox.errors import ConfigError, StartError
+from goreprox.keys.files import MAX_BYTES, locked, prepare_directory, read_secret, sync_directory, write_secret
+from goreprox.keys.join import Join
+
+MAX_KEYS: Final = 10_000
+"""Files in `authorized`; all are looked at once a second."""
+MAX_SERVICES: Final = 256
+FIRST: Final = "default"
+"""The name for which a server makes a key at its first start."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKeys:
+    """The keys of a server: the present ones, and those that a rotation puts in their place."""
+
+    present: KeyPair
+    following: KeyPair
+
+    @property
+    def public(self) -> tuple[bytes, bytes]:
+        """What join strings say of them."""
+        return self.present.public, self.following.public
+
+    @property
+    def text(self) -> str:
+        """The content of `server.key`."""
+        return f'present = "{self.present.secret.decode()}"\nnext = "{self.following.secret.decode()}"\n'
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `text` gave.
+
+        Raises:
+            ValueError: it did not; the message shows nothing of it.
+        """
+        try:
+            document = tomllib.loads(text)
+            present, following = document["present"], document["next"]
+            return cls(KeyPair.from_secret(present.encode()), KeyPair.from_secret(following.encode()))
+        except (ValueError, KeyError, AttributeError):
+            raise ValueError("expected the secret keys `present` and `next`") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Authorized:
+    """One key that is authorised, and what it allows."""
+
+    public: bytes
+    role: Role
+    name: str
+    services: tuple[str, ...] | None
+    """What it may offer; None: anything."""
+    created: str
+    """When, in UTC (ISO 8601); for people."""
+
+    @property
+    def grant(self) -> Grant:
+        """What the fabric is to know of it."""
+        return Grant(self.role, self.name)
+
+    @property
+    def text(self) -> str:
+        """The content of its file."""
+        lines = [f'key = "{self.public.decode()}"', f'role = "{self.role.name.lower()}"', f'name = "{self.name}"']
+        if self.services is not None:
+            lines.append(f"services = {list(self.services)}".replace("'", '"'))
+        return "\n".join([*lines, f'created = "{self.created}"', ""])
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file.
+
+        Raises:
+            ValueError: it is malformed.
+            ConfigError: a name in it is malformed.
+            OSError: it cannot be read.
+        """
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"longer than {MAX_BYTES} bytes")
+        document = tomllib.loads(content.decode("ascii"))
+        unknown = document.keys() - {"key", "role", "name", "services", "created"}
+        if unknown:
+            raise ValueError(f"{min(unknown)} is none of key, role, name, services, created")
+        key, role, name = (document.get(what) for what in ("key", "role", "name"))
+        services, created = document.get("services"), document.get("created", "")
+        if not isinstance(key, str) or not key.isascii() or not is_key(key.encode()):
+            raise ValueError("key is missing or not a public key")
+        if role not in {role.name.lower() for role in Role}:
+            raise ValueError("role is neither edge nor provider")
+        if name != path.stem:
+            raise ValueError(f"name is not {path.stem}, as the file's name says")
+        check_name("name", path.stem)
+        if services is not None:
+            if not isinstance(services, list) or len(services) > MAX_SERVICES:
+                raise ValueError(f"services is no list of at most {MAX_SERVICES} names")
+            for service in services:
+                check_name("service", str(service))
+        return cls(
+            key.encode(),
+            Role[str(role).upper()],
+            path.stem,
+            None if services is None else tuple(services),
+            str(created),
+        )
+
+
+def default_state_dir() -> Path:
+    """Give the directory that systemd made for us, or else the user's own; nothing is created."""
+    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]  # several may be listed (systemd.exec(5))
+    if Path(given).is_absolute():
+        return Path(given)
+    xdg = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(xdg) if Path(xdg).is_absolute() else Path.home() / ".local" / "state") / "goreprox"
+
+
+class State:
+    """A state directory. Its methods raise StartError where the directory cannot be used."""
+
+    def __init__(self, directory: Path) -> None:
+        """Use `directory`; it is made if it is missing.
+
+        Raises:
+            StartError: it cannot be made, or others may change it.
+        """
+        self.directory: Final = directory
+        self.authorized: Final = directory / "authorized"
+        self.join: Final = directory / "join"
+        self.server_key: Final = directory / "server.key"
+        with self._explained():
+            for path in (directory, self.authorized, self.join):
+                prepare_directory(path)
+
+    def server_keys(self) -> ServerKeys:
+        """Return the server's keys; the first time they are drawn."""
+        with self._explained():
+            with contextlib.suppress(FileExistsError):
+                if not self.server_key.exists():
+                    keys = ServerKeys(KeyPair.generate(), KeyPair.generate())
+                    write_secret(self.server_key, keys.text)
+            try:
+                return ServerKeys.parse(read_secret(self.server_key))
+            except ValueError as exc:
+                raise StartError(f"{self.server_key}: {exc}; restore it, or remove it and all join strings") from exc
+
+    def keys(self) -> list[Authorized]:
+        """Return all authorised keys in the order of their names.
+
+        Raises:
+            StartError: a file is malformed.
+        """
+        with self._explained():
+            return [self._read(path) for path in sorted(self.authorized.glob("*.toml"))]
+
+    def key(self, name: str) -> Authorized:
+        """Return the key of a name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        with self._explained():
+            try:
+                return self._read(self._authorized(name))
+            except FileNotFoundError:
+                raise ConfigError(f"key {name}: there is none in {self.authorized}; see `goreprox keys list`") from None
+
+    def _read(self, path: Path) -> Authorized:
+        try:
+            return Authorized.read(path)
+        except (ValueError, ConfigError) as exc:
+            raise StartError(f"{path}: {exc}; repair or remove it") from exc
+
+    def add(self, role: Role, name: str, services: Sequence[str] | None, addresses: Sequence[Address]) -> Path:
+        """Authorise a new key of `name`; return where its join string is.
+
+        Raises:
+            ConfigError: the name has a key, or is malformed; or a service is.
+        """
+        check_name("name", name)
+        for service in services or ():
+            check_name("service", service)
+        if services is not None and len(services) > MAX_SERVICES:
+            raise ConfigError(f"services: expected at most {MAX_SERVICES}, got {len(services)}")
+        path, join = self._authorized(name), self.join_file(name)
+        keys = KeyPair.generate()
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        with self._explained(), locked(self.directory):
+            if path.exists():
+                raise ConfigError(f"key {name}: it exists; revoke it first, or choose another name")
+            if sum(1 for _ in self.authorized.glob("*.toml")) >= MAX_KEYS:
+                raise ConfigError(f"key {name}: there are {MAX_KEYS} keys already; revoke one")
+            # First what is handed out, then what makes it count: interrupted in between, nothing is authorised.
+            known = self.server_keys().public
+            write_secret(join, Join(role, name, keys, known, tuple(addresses)).text + "\n", replace=True)
+            allowed = None if services is None else tuple(services)
+            write_secret(path, Authorized(keys.public, role, name, allowed, created).text)
+        return join
+
+    def revoke(self, name: str) -> None:
+        """Authorise the key of `name` no more, and forget its join string.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        with self._explained(), locked(self.directory):
+            try:
+                self._authorized(name).unlink()
+            except FileNotFoundError:
+                raise ConfigError(f"key {name}: there is none in {self.authorized}; see `goreprox keys list`") from None
+            sync_directory(self.authorized)
+            self.join_file(name).unlink(missing_ok=True)
+
+    def rotate(self) -> list[Path]:
+        """Put the next server keys in the place of the present ones; return the join strings that were renewed.
+
+        Peers whose join strings are older than this rotation go on; those older than two rotations do not.
+        """
+        with self._explained(), locked(self.directory):
+            old = self.server_keys()
+            new = ServerKeys(old.following, KeyPair.generate())
+            joins = {path: Join.parse(read_secret(path)) for path in sorted(self.join.glob("*.join"))}
+            # The key first: interrupted here, all join strings still work, as they name the key that is present now.
+            write_secret(self.server_key, new.text, replace=True)
+            for path, join in joins.items():
+                write_secret(path, join.with_server_keys(new.public).text + "\n", replace=True)
+        return list(joins)
+
+    def join_file(self, name: str) -> Path:
+        """Return where the join string of `name` is, if it is there still."""
+        return self.join / f"{name}.join"
+
+    def _authorized(self, name: str) -> Path:
+        check_name("name", name)
+        return self.authorized / f"{name}.toml"
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise StartError(
+                f"state directory {self.directory}: {exc.strerror} ({exc.filename}); "
+                "make it writable for this user, or name another with --state-dir"
+            ) from exc

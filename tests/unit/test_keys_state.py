@@ -1,0 +1,305 @@
+"""The state directory: what is written, with which permissions, and what is refused."""
+
+import asyncio
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from brokers import Grant, KeyPair, Role
+from goreprox.config import Address
+from goreprox.errors import ConfigError, StartError
+from goreprox.keys.authority import Watcher
+from goreprox.keys.files import MAX_BYTES, read_secret, write_secret
+from goreprox.keys.join import Join
+from goreprox.keys.state import ServerKeys, State, default_state_dir
+from tests.helpers import eventually
+
+HERE = (Address("tunnel.example.org", 9887),)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return State(tmp_path / "state")
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    found: list[str] = []
+    sink = logger.add(lambda message: found.append(message.record["message"]), level="INFO")
+    yield found
+    logger.remove(sink)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# -- files
+
+
+def test_all_that_is_made_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        state = State(tmp_path / "state")
+        state.server_keys()
+        state.add(Role.PROVIDER, "laptop", ["web"], HERE)
+    finally:
+        os.umask(before)
+    for path in (state.directory, *state.directory.rglob("*")):
+        assert mode(path) == (0o700 if path.is_dir() else 0o600), path
+    assert not list(state.directory.rglob(".new-*"))
+
+
+@pytest.mark.parametrize("what", ["", "authorized", "join"])
+def test_a_directory_that_others_may_change_is_refused_with_the_command_that_repairs_it(
+    state: State, what: str
+) -> None:
+    path = state.directory / what
+    path.chmod(0o770)
+    with pytest.raises(StartError, match=f"others may write to it; chmod 700 {path}$"):
+        State(state.directory)
+    path.chmod(0o755)  # what systemd makes by default
+    State(state.directory)
+
+
+def test_a_secret_that_others_may_read_is_refused_with_the_command_that_repairs_it(state: State) -> None:
+    state.server_keys()
+    state.server_key.chmod(0o640)
+    with pytest.raises(StartError, match=f"others may read it; chmod 600 {state.server_key}$"):
+        state.server_keys()
+    state.server_key.chmod(0o400)
+    state.server_keys()
+
+
+def test_a_secret_may_come_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o666)
+    writer = threading.Thread(target=pipe.write_text, args=("goreprox://…".replace("…", "x"),))
+    writer.start()
+    assert read_secret(pipe) == "goreprox://x"
+    writer.join()
+
+
+def test_what_is_no_text_of_ours_is_refused(tmp_path: Path) -> None:
+    for content in (b"\xff\xfe", b"x" * (MAX_BYTES + 1)):
+        (tmp_path / "file").write_bytes(content)
+        (tmp_path / "file").chmod(0o600)
+        with pytest.raises(StartError, match="not a file of ours"):
+            read_secret(tmp_path / "file")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_secret(path, "first")
+    with pytest.raises(FileExistsError):
+        write_secret(path, "second")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk"):
+        write_secret(path, "third", replace=True)
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def fail(_descriptor: int) -> None:
+    raise OSError(5, "the disk is broken")
+
+
+def test_a_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartError, match=r"state directory .*file/state: .*; make it writable .* --state-dir"):
+        State(tmp_path / "file" / "state")
+
+
+def test_where_the_state_is_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/u")
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert default_state_dir() == Path("/home/u/.local/state/goreprox")
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/u/s")
+    assert default_state_dir() == Path("/home/u/s/goreprox")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/goreprox:/var/lib/other")
+    assert default_state_dir() == Path("/var/lib/goreprox")
+
+
+# -- keys
+
+
+def test_a_server_keeps_its_keys(state: State) -> None:
+    keys = state.server_keys()
+    assert State(state.directory).server_keys() == keys
+    assert keys.present != keys.following
+    assert keys.present.secret.decode() not in repr(keys)
+
+
+def test_damaged_server_keys_are_refused_and_not_shown(state: State) -> None:
+    secret = state.server_keys().present.secret.decode()
+    for text in (f'present = "{secret}"', f'present = "{secret}"\nnext = 3', f'present = {secret}"', ""):
+        write_secret(state.server_key, text, replace=True)
+        with pytest.raises(StartError, match="expected the secret keys `present` and `next`") as caught:
+            state.server_keys()
+        assert secret not in str(caught.value)
+
+
+def test_a_key_that_was_added_is_listed_and_its_join_string_fits(state: State) -> None:
+    path = state.add(Role.PROVIDER, "laptop", ["web", "ssh"], HERE)
+    join = Join.parse(path.read_text())
+    (key,) = state.keys()
+    assert key == state.key("laptop")
+    assert (key.role, key.name, key.services) == (Role.PROVIDER, "laptop", ("web", "ssh"))
+    assert (join.role, join.name, join.addresses) == (Role.PROVIDER, "laptop", HERE)
+    assert join.keys.public == key.public and join.server_keys == state.server_keys().public
+    assert join.keys.secret.decode() not in state._authorized("laptop").read_text()
+
+
+def test_a_name_has_one_key(state: State) -> None:
+    state.add(Role.PROVIDER, "laptop", None, HERE)
+    before = state.join_file("laptop").read_text()
+    with pytest.raises(ConfigError, match="key laptop: it exists; revoke it first"):
+        state.add(Role.EDGE, "laptop", None, HERE)
+    assert state.join_file("laptop").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "ä", "x" * 65])
+def test_names_that_are_no_names_make_no_files(state: State, name: str) -> None:
+    for call in (lambda: state.add(Role.EDGE, name, None, HERE), lambda: state.revoke(name), lambda: state.key(name)):
+        with pytest.raises(ConfigError, match="expected 1 to 64 of"):
+            call()
+    assert not list(state.directory.rglob("*.toml"))
+
+
+def test_a_revoked_key_is_gone_with_its_join_string(state: State) -> None:
+    join = state.add(Role.EDGE, "front", None, HERE)
+    state.revoke("front")
+    assert not state.keys() and not join.exists()
+    for call in (state.revoke, state.key):
+        with pytest.raises(ConfigError, match="key front: there is none"):
+            call("front")
+
+
+def test_a_rotation_puts_the_next_key_in_place_and_renews_the_join_strings_that_are_here(state: State) -> None:
+    handed_over = state.add(Role.PROVIDER, "away", None, HERE)
+    old = Join.parse(handed_over.read_text())
+    handed_over.unlink()
+    kept = state.add(Role.PROVIDER, "here", None, HERE)
+    before = state.server_keys()
+    assert state.rotate() == [kept]
+    after = state.server_keys()
+    assert after.present == before.following and after.following not in (before.present, before.following)
+    assert Join.parse(kept.read_text()).server_keys == after.public
+    assert after.present.public in old.server_keys  # one rotation is survived without a new join string,
+    state.rotate()
+    assert state.server_keys().present.public not in old.server_keys  # two are not
+
+
+def test_a_join_string_that_is_damaged_stops_a_rotation_before_it_begins(state: State) -> None:
+    write_secret(state.add(Role.PROVIDER, "here", None, HERE), "goreprox://", replace=True)
+    before = state.server_keys()
+    with pytest.raises(ConfigError):
+        state.rotate()
+    assert state.server_keys() == before
+
+
+# -- the watcher
+
+
+KEY = KeyPair.generate().public.decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "key = ",
+        f'key = "{KEY}"\nrole = "provider"',
+        f'key = "{KEY}"\nrole = "provider"\nname = "other"',
+        f'key = "{KEY}"\nrole = "admin"\nname = "bad"',
+        f'key = "{KEY[:-1]}"\nrole = "provider"\nname = "bad"',
+        f'key = "{KEY[:-1]}ä"\nrole = "provider"\nname = "bad"',
+        f'key = "{KEY}"\nrole = "provider"\nname = "bad"\nservices = "web"',
+        f'key = "{KEY}"\nrole = "provider"\nname = "bad"\nservices = ["a b"]',
+        f'key = "{KEY}"\nrole = "provider"\nname = "bad"\nservice = ["web"]',
+        "#" * (MAX_BYTES + 1),
+    ],
+)
+def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: State, text: str, lines: list[str]) -> None:
+    state.add(Role.PROVIDER, "good", None, HERE)
+    (state.authorized / "bad.toml").write_text(text)
+    watcher = Watcher(state)
+    assert watcher.grant(KEY.encode()) is None
+    assert watcher.grant(state.key("good").public) == Grant(Role.PROVIDER, "good")
+    assert any("bad.toml: " in line and "nobody is authorised by it" in line for line in lines)
+    with pytest.raises(StartError, match=r"bad\.toml: .*; repair or remove it"):
+        state.keys()
+
+
+def test_what_a_key_may_offer(state: State) -> None:
+    state.add(Role.PROVIDER, "some", ["web", "ssh"], HERE)
+    state.add(Role.PROVIDER, "any", None, HERE)
+    state.add(Role.PROVIDER, "none", [], HERE)
+    watcher = Watcher(state)
+    some, anything, nothing = (state.key(name).public for name in ("some", "any", "none"))
+    assert watcher.objection(some, {"services": ["ssh"]}) is None
+    assert "does not allow the service smtp:" in str(watcher.objection(some, {"services": ["ssh", "smtp"]}))
+    assert watcher.objection(some, {"services": "web"}) == "its services are malformed"
+    assert watcher.objection(some, {"services": [["web"], 3]}) is not None
+    assert watcher.objection(anything, {"services": ["smtp"]}) is None
+    assert watcher.objection(nothing, {}) is None
+    assert "does not allow the service web:" in str(watcher.objection(nothing, {"services": ["web"]}))
+    assert watcher.objection(KEY.encode(), {}) == "its key is not authorised"
+
+
+def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state: State, lines: list[str]) -> None:
+    async def main() -> None:
+        changes = 0
+        keys: list[ServerKeys] = []
+
+        def changed() -> None:
+            nonlocal changes
+            changes += 1
+
+        async def rekeyed(new: ServerKeys) -> None:
+            keys.append(new)
+
+        watcher = Watcher(state)
+        task = asyncio.create_task(watcher.watch(changed, rekeyed))
+        state.add(Role.PROVIDER, "laptop", ["web"], HERE)
+        key = state.key("laptop").public
+        await eventually(lambda: changes == 1)
+        assert watcher.grant(key) == Grant(Role.PROVIDER, "laptop")
+
+        path = state._authorized("laptop")
+        write_secret(path, path.read_text().replace('"web"', '"ssh"'), replace=True)
+        await eventually(lambda: changes == 2)
+        assert watcher.objection(key, {"services": ["web"]})
+
+        state.rotate()
+        await eventually(lambda: keys == [state.server_keys()])
+
+        state.server_key.chmod(0o644)
+        await eventually(lambda: any("others may read it" in line for line in lines))
+        state.revoke("laptop")
+        await eventually(lambda: changes == 3)
+        assert watcher.grant(key) is None and len(keys) == 1
+        task.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_directory_that_is_gone_authorises_nobody_one_that_cannot_be_read_keeps_everybody(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.add(Role.PROVIDER, "laptop", None, HERE)
+    key = state.key("laptop").public
+    watcher = Watcher(state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", lambda _path: fail(0))
+        assert not watcher._look() and watcher.grant(key) is not None
+    state._authorized("laptop").rename(state.directory / "laptop.toml")
+    state.authorized.rmdir()
+    assert watcher._look() and watcher.grant(key) is None

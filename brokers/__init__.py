@@ -4,6 +4,7 @@ It tells who is up; whatever must not be lost is the business of its users. It i
 """
 
 from brokers.carrier import Buffer, Carrier, Receiver, Timings
+from brokers.envelope import REVOKED
 from brokers.errors import BadMessage, BadName, BindError, FabricError
 from brokers.link import Link
 from brokers.names import PeerName, Role
@@ -12,6 +13,7 @@ from brokers.security import Authority, BrokerSecurity, Grant, KeyPair, LinkSecu
 from brokers.switch import PeerInfo
 
 __all__ = [
+    "REVOKED",
     "Authority",
     "BadMessage",
     "BadName",

@@ -27,6 +27,7 @@ from brokers.envelope import (
     FABRIC_VERSION,
     FABRIC_VERSION_LEAST,
     MAX_FRAME,
+    REVOKED,
     Announce,
     Control,
     Down,
@@ -364,7 +365,7 @@ class Link:
     def _refused(self, reason: str) -> None:
         self._complain(f"the server at {self.label} refuses: {reason}; trying on")
         if self.state is State.UP:
-            self._lose("it refuses us")
+            self._inbox.down(REVOKED)
             self.state = State.DOWN
             self._dial_again(REFUSED_MAX_S)
 

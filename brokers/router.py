@@ -23,6 +23,7 @@ from brokers.envelope import (
     FABRIC_VERSION,
     FABRIC_VERSION_LEAST,
     MAX_FRAME,
+    REVOKED,
     Announce,
     Hello,
     Leave,
@@ -310,7 +311,7 @@ class Router:
         if self._security is None or key[:1] == b"\0":
             return  # an id of libzmq's own: what is left of a connection that was severed already
         if key[:1] == role.value:
-            self._dispatch([(key, control(Refused(reason))), *self._switch.lost(key, "revoked")])
+            self._dispatch([(key, control(Refused(reason))), *self._switch.lost(key, REVOKED)])
             self._outboxes.pop(key, None)
         port = self._ports[role]
         sever(self._context, port.channel.socket, port.back_door, key)

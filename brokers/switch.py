@@ -13,6 +13,7 @@ from brokers.envelope import (
     FABRIC_VERSION,
     FABRIC_VERSION_LEAST,
     MAX_FRAMES,
+    REVOKED,
     Announce,
     Control,
     Down,
@@ -107,7 +108,7 @@ class Switch:
             case Announce(attributes):
                 objection = self._objection(key, attributes)
                 if objection is not None:
-                    return [(key, control(Refused(objection))), *self.lost(key, "revoked")]
+                    return [(key, control(Refused(objection))), *self.lost(key, REVOKED)]
                 self._peers[key] = replace(peer, attributes=attributes)
                 return self._tell(peer.name, _up(self._peers[key]))
             case Leave():

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from loguru import logger
 
-from brokers import Buffer, Carrier, PeerInfo, Role
+from brokers import REVOKED, Buffer, Carrier, PeerInfo, Role
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import PATH_ACK_DELAY_S, VERSION, VERSION_LEAST
 from goreprox.protocol.session import Kind, Notice, Session
@@ -169,6 +169,11 @@ class Driver:
         """A path is gone."""
         peer = self.peers.get(peer_id)
         if peer is None or peer.epochs.pop(carrier, None) is None:
+            return
+        if reason == REVOKED and not peer.epochs:
+            logger.warning("{} is no longer authorised: its streams are reset", peer.info.name.name)
+            self._drop(peer, "the key was revoked")
+            self._application.peers_changed()
             return
         flowed = peer.session.established
         peer.session.path_down(carrier, clock())

@@ -56,11 +56,14 @@ class Watcher:
             return "its services are malformed"
         more = sorted({str(service)[:64] for service in services} - set(key.services))
         return (
-            f"the key {key.name} does not allow the service {', '.join(more[:8])}: its file on the server, "
-            f"authorized/{key.name}.toml, says which"
+            f"the key {key.name} does not allow the service {more[0]}: see authorized/{key.name}.toml on the server"
             if more
             else None
         )
+
+    def forget(self) -> None:
+        """Authorise nobody from now on."""
+        self._keys = {}
 
     async def watch(self, changed: Callable[[], None], rekeyed: Callable[[ServerKeys], Awaitable[None]]) -> None:
         """Go on for ever; tell of keys that came, changed or went, and of new keys of the server."""

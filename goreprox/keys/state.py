@@ -164,7 +164,7 @@ class State:
             except ValueError as exc:
                 raise StartError(f"{self.server_key}: {exc}; restore it, or remove it and all join strings") from exc
 
-    def keys(self) -> list[Authorized]:
+    def all(self) -> list[Authorized]:
         """Return all authorised keys in the order of their names.
 
         Raises:

@@ -224,7 +224,7 @@ def test_revoking_ends_a_live_peer_at_once_and_for_good(lines: list[str]) -> Non
         began = time.monotonic()
         it.router.reauthorise()
         await eventually(lambda: at_edge.gone == [(it.provider.id, "revoked")])
-        await eventually(lambda: at_provider.downs == ["it refuses us"])
+        await eventually(lambda: at_provider.downs == ["revoked"])
         assert time.monotonic() - began < 2
         await eventually(said(lines, "refuses: the key of provider web is not authorised"))
         await eventually(said(lines, "does not know our key"))

@@ -148,7 +148,7 @@ def test_damaged_server_keys_are_refused_and_not_shown(state: State) -> None:
 def test_a_key_that_was_added_is_listed_and_its_join_string_fits(state: State) -> None:
     path = state.add(Role.PROVIDER, "laptop", ["web", "ssh"], HERE)
     join = Join.parse(path.read_text())
-    (key,) = state.keys()
+    (key,) = state.all()
     assert key == state.key("laptop")
     assert (key.role, key.name, key.services) == (Role.PROVIDER, "laptop", ("web", "ssh"))
     assert (join.role, join.name, join.addresses) == (Role.PROVIDER, "laptop", HERE)
@@ -175,7 +175,7 @@ def test_names_that_are_no_names_make_no_files(state: State, name: str) -> None:
 def test_a_revoked_key_is_gone_with_its_join_string(state: State) -> None:
     join = state.add(Role.EDGE, "front", None, HERE)
     state.revoke("front")
-    assert not state.keys() and not join.exists()
+    assert not state.all() and not join.exists()
     for call in (state.revoke, state.key):
         with pytest.raises(ConfigError, match="key front: there is none"):
             call("front")
@@ -234,7 +234,7 @@ def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: State, t
     assert watcher.grant(state.key("good").public) == Grant(Role.PROVIDER, "good")
     assert any("bad.toml: " in line and "nobody is authorised by it" in line for line in lines)
     with pytest.raises(StartError, match=r"bad\.toml: .*; repair or remove it"):
-        state.keys()
+        state.all()
 
 
 def test_what_a_key_may_offer(state: State) -> None:

@@ -1,0 +1,139 @@
+"""The command `goreprox keys`: whom the server knows. It works on the state directory, whether a server runs or not.
+
+A join string is a secret: it is printed to terminals only; elsewhere the file is named that holds it.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from cyclopts import App, Group, Parameter
+
+if TYPE_CHECKING:
+    from goreprox.keys.state import Authorized, State
+
+_KEYS: Final = Group("Keys", sort_key=1)
+StateDir = Annotated[
+    Path | None,
+    Parameter(
+        group=_KEYS, help="Directory of the server's keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]"
+    ),
+]
+
+app: Final = App(name="keys", help="Say who may connect to this server.", help_format="plaintext")
+
+
+@app.command
+def add(
+    name: str,
+    /,
+    *,
+    role: Annotated[Literal["provider", "edge"], Parameter(group=_KEYS)] = "provider",
+    services: Annotated[str | None, Parameter(group=_KEYS)] = None,
+    address: Annotated[list[str] | None, Parameter(group=_KEYS, negative="")] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Authorise one more provider or edge, and make its join string.
+
+    Parameters
+    ----------
+    name
+        Its name; several processes of one name are replicas.
+    role
+        What it may be.
+    services
+        The services that it may offer, separated by commas. [default: any]
+    address
+        host[:port] where it reaches this server; may be repeated. [default: this host's name]
+    """
+    from brokers import Role
+    from goreprox.config import PROVIDER_PORT, Address
+    from goreprox.keys.guard import own_host
+
+    port = PROVIDER_PORT if role == "provider" else 9888
+    state = _state(state_dir)
+    path = state.add(
+        Role[role.upper()],
+        name,
+        None if services is None else [service.strip() for service in services.split(",") if service.strip()],
+        [Address.parse(text, port) for text in address or [own_host()]],
+    )
+    print_join(path, role)
+
+
+@app.command(name="list")
+def list_(*, state_dir: StateDir = None) -> None:
+    """Show all authorised keys."""
+    state = _state(state_dir)
+    rows = [("NAME", "ROLE", "SERVICES", "CREATED", "JOIN STRING")]
+    rows += [
+        (key.name, key.role.name.lower(), _services(key), key.created, "here" if _here(state, key) else "handed over")
+        for key in state.all()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command
+def show(name: str, /, *, state_dir: StateDir = None) -> None:
+    """Show one key, and on a terminal its join string.
+
+    Parameters
+    ----------
+    name
+        Whose key.
+    """
+    state = _state(state_dir)
+    key = state.key(name)
+    print(f"name      {key.name}\nrole      {key.role.name.lower()}\nservices  {_services(key)}")
+    print(f"created   {key.created}\nkey       {key.public.decode()}")
+    if _here(state, key):
+        print_join(state.join_file(name), key.role.name.lower())
+
+
+@app.command
+def revoke(name: str, /, *, state_dir: StateDir = None) -> None:
+    """Let a peer in no more; one that is connected is put out within a second, and its connections are reset.
+
+    Parameters
+    ----------
+    name
+        Whose key.
+    """
+    _state(state_dir).revoke(name)
+    print(f"{name} is no longer authorised")
+
+
+@app.command
+def rotate(*, state_dir: StateDir = None) -> None:
+    """Give the server its next key. Links are made anew, connections go on."""
+    state = _state(state_dir)
+    renewed = state.rotate()
+    print(f"the server has its next key; {len(renewed)} join strings in {state.join} are renewed")
+    print("hand them out before you rotate again: older ones work until then, and no longer")
+
+
+def print_join(path: Path, role: str) -> None:
+    """Show a join string on a terminal; elsewhere say where it is."""
+    command = "edge" if role == "edge" else "provider TARGET"
+    if sys.stdout.isatty():
+        from goreprox.keys.files import read_secret
+
+        print(f"{role}: goreprox {command} --join '{read_secret(path).strip()}'")
+    else:
+        print(f"{role}: goreprox {command} --join-file FILE, with a copy of {path}")
+
+
+def _state(directory: Path | None) -> "State":
+    from goreprox.keys.state import State, default_state_dir
+
+    return State(directory.expanduser() if directory else default_state_dir())
+
+
+def _services(key: "Authorized") -> str:
+    return "any" if key.services is None else ", ".join(key.services) or "none"
+
+
+def _here(state: "State", key: "Authorized") -> bool:
+    return state.join_file(key.name).exists()

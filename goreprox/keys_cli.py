@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from cyclopts import App, Group, Parameter
 
 if TYPE_CHECKING:
-    from goreprox.keys.state import Authorized, State
+    from goreprox.keys.state import Authorized, StateDir
 
 _KEYS: Final = Group("Keys", sort_key=1)
-StateDir = Annotated[
+StateOption = Annotated[
     Path | None,
     Parameter(
         group=_KEYS, help="Directory of the server's keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]"
@@ -31,7 +31,7 @@ def add(
     role: Annotated[Literal["provider", "edge"], Parameter(group=_KEYS)] = "provider",
     services: Annotated[str | None, Parameter(group=_KEYS)] = None,
     address: Annotated[list[str] | None, Parameter(group=_KEYS, negative="")] = None,
-    state_dir: StateDir = None,
+    state_dir: StateOption = None,
 ) -> None:
     """Authorise one more provider or edge, and make its join string.
 
@@ -62,7 +62,7 @@ def add(
 
 
 @app.command(name="list")
-def list_(*, state_dir: StateDir = None) -> None:
+def list_(*, state_dir: StateOption = None) -> None:
     """Show all authorised keys."""
     state = _state(state_dir)
     rows = [("NAME", "ROLE", "SERVICES", "CREATED", "JOIN STRING")]
@@ -76,7 +76,7 @@ def list_(*, state_dir: StateDir = None) -> None:
 
 
 @app.command
-def show(name: str, /, *, state_dir: StateDir = None) -> None:
+def show(name: str, /, *, state_dir: StateOption = None) -> None:
     """Show one key, and on a terminal its join string.
 
     Parameters
@@ -93,7 +93,7 @@ def show(name: str, /, *, state_dir: StateDir = None) -> None:
 
 
 @app.command
-def revoke(name: str, /, *, state_dir: StateDir = None) -> None:
+def revoke(name: str, /, *, state_dir: StateOption = None) -> None:
     """Let a peer in no more; one that is connected is put out within a second, and its connections are reset.
 
     Parameters
@@ -106,7 +106,7 @@ def revoke(name: str, /, *, state_dir: StateDir = None) -> None:
 
 
 @app.command
-def rotate(*, state_dir: StateDir = None) -> None:
+def rotate(*, state_dir: StateOption = None) -> None:
     """Give the server its next key. Links are made anew, connections go on."""
     state = _state(state_dir)
     renewed = state.rotate()
@@ -125,15 +125,15 @@ def print_join(path: Path, role: str) -> None:
         print(f"{role}: goreprox {command} --join-file FILE, with a copy of {path}")
 
 
-def _state(directory: Path | None) -> "State":
-    from goreprox.keys.state import State, default_state_dir
+def _state(directory: Path | None) -> "StateDir":
+    from goreprox.keys.state import StateDir, default_state_dir
 
-    return State(directory.expanduser() if directory else default_state_dir())
+    return StateDir(directory.expanduser() if directory else default_state_dir())
 
 
 def _services(key: "Authorized") -> str:
     return "any" if key.services is None else ", ".join(key.services) or "none"
 
 
-def _here(state: "State", key: "Authorized") -> bool:
+def _here(state: "StateDir", key: "Authorized") -> bool:
     return state.join_file(key.name).exists()

@@ -14,7 +14,7 @@ from loguru import logger
 from brokers import BindError, Grant
 from goreprox.errors import GoreproxError
 from goreprox.keys.files import read_secret
-from goreprox.keys.state import MAX_KEYS, Authorized, ServerKeys, State
+from goreprox.keys.state import MAX_KEYS, Authorized, ServerKeys, StateDir
 
 LOOK_S: Final = 0.5
 """Between two looks: what the directory says counts within a second."""
@@ -26,7 +26,7 @@ Signature = tuple[tuple[str, int, int, int], ...]
 class Watcher:
     """Knows the keys in a state directory, and notices when they change."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: StateDir) -> None:
         """Read the directory; call `watch` to go on doing so.
 
         Raises:

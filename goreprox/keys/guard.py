@@ -9,7 +9,7 @@ from loguru import logger
 from brokers import BrokerSecurity, Role, Router
 from goreprox.config import Address
 from goreprox.keys.authority import Watcher
-from goreprox.keys.state import FIRST, ServerKeys, State
+from goreprox.keys.state import FIRST, ServerKeys, StateDir
 
 
 class Guard:
@@ -21,7 +21,7 @@ class Guard:
         Raises:
             StartError: it cannot be used.
         """
-        self._state = State(state_dir)
+        self._state = StateDir(state_dir)
         self._is_first = not self._state.server_key.exists()
         self._watcher = Watcher(self._state)
         self._task: asyncio.Task[None] | None = None
@@ -60,6 +60,7 @@ class Guard:
         """Look no more; what was found last still counts."""
         if self._task is not None:
             self._task.cancel()
+            await asyncio.wait([self._task])
 
 
 def own_host() -> str:

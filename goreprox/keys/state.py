@@ -135,7 +135,7 @@ def default_state_dir() -> Path:
     return (Path(xdg) if Path(xdg).is_absolute() else Path.home() / ".local" / "state") / "goreprox"
 
 
-class State:
+class StateDir:
     """A state directory. Its methods raise StartError where the directory cannot be used."""
 
     def __init__(self, directory: Path) -> None:

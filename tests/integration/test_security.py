@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import zmq
@@ -16,6 +17,9 @@ from brokers.envelope import MAX_FRAME, Hello, Refused, Welcome, control, parse_
 from brokers.link import State
 from brokers.names import NONCE_BYTES
 from brokers.security import Gatekeeper, secure_broker, secure_link
+from goreprox.keys.guard import Guard
+from goreprox.keys.join import Join
+from goreprox.keys.state import StateDir
 from tests.helpers import eventually
 from tests.integration.test_fabric import FAST, HOST, Fabric, Recorder, name, receive
 
@@ -382,6 +386,99 @@ def test_an_oversized_frame_ends_the_connection_before_and_after_the_handshake()
 
 GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
 """Of ZMTP 3.1, as a client sends it."""
+
+
+def zmtp_2(identity: bytes) -> bytes:
+    return b"\xff" + bytes(7) + b"\x01\x7f\x01\x05\x00" + bytes([len(identity)]) + identity
+
+
+def null(identity: bytes) -> bytes:
+    greeting = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+    metadata = b"\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0" + bytes([len(identity)]) + identity
+    return greeting + b"\x04" + bytes([6 + len(metadata)]) + b"\x05READY" + metadata
+
+
+async def say_hello(it: Fabric, handshake: bytes, until: bytes) -> socket.socket:
+    """Be a provider by hand, as far as the broker goes along."""
+    raw = socket.create_connection((HOST, it.ports[Role.PROVIDER]))
+    it.stack.callback(raw.close)
+    raw.sendall(handshake)
+    raw.setblocking(False)
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        while until not in got and (data := await asyncio.get_running_loop().sock_recv(raw, 4096)):
+            got += data
+        hello = bytes(control(Hello(1, 1, 1, {}))[1])
+        raw.send(b"\x01\x00\x00" + bytes([len(hello)]) + hello)  # two frames of ZMTP: empty, more to come; the last
+    return raw
+
+
+@pytest.mark.parametrize(("handshake", "until"), [(zmtp_2, b"\x01"), (null, b"READY")])
+def test_neither_an_older_protocol_nor_another_mechanism_is_a_way_around_keys(
+    handshake: Callable[[bytes], bytes], until: bytes
+) -> None:
+    async def test(it: Guarded) -> None:
+        greeting = handshake(it.provider.routing_id(os.urandom(NONCE_BYTES)))
+        plain = Fabric(FAST)
+        async with plain.stack:  # where there are no keys, this is a way in
+            await say_hello(plain, greeting, until)
+            await eventually(lambda: [peer.name for peer in plain.router.peers] == [it.provider])
+        assert await ended(await say_hello(it, greeting, until))
+        assert not it.router.peers
+
+    run(test)
+
+
+# -- with the state directory
+
+
+def test_what_the_state_directory_says_counts_within_two_seconds(tmp_path: Path) -> None:
+    async def main() -> None:
+        guard = Guard(tmp_path / "state")
+        state = StateDir(tmp_path / "state")
+        it = Fabric(FAST, guard.security)
+        async with asyncio.timeout(100), it.stack:
+            first = guard.start(it.router, it.ports[Role.PROVIDER])
+            it.stack.push_async_callback(guard.close, linger_s=0)
+            assert first is not None
+            join = Join.parse(first.read_text())
+            assert (join.name, join.addresses[0].port) == ("default", it.ports[Role.PROVIDER])
+            front = Join.parse(state.add(Role.EDGE, "front", None, join.addresses).read_text())
+
+            edge, provider = name(Role.EDGE, "front"), name(Role.PROVIDER, "default")
+            _, at_edge = it.link(edge, security=front.security)
+            link, at_provider = it.link(provider, security=join.security)
+            await eventually(lambda: at_edge.peers and at_provider.peers)
+
+            state.rotate()
+            await eventually(lambda: at_edge.ups == at_provider.ups == 2)
+            await eventually(lambda: at_edge.peers and at_provider.peers)
+
+            began = time.monotonic()
+            state.revoke("default")
+            await eventually(lambda: at_edge.gone[-1:] == [(provider.id, "revoked")])
+            assert time.monotonic() - began < 2
+            assert not link.send(edge.id, [b"too late"]) and not at_edge.messages
+
+    asyncio.run(main())
+
+
+def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, lines: list[str]) -> None:
+    async def main() -> None:
+        guard = Guard(tmp_path / "state")
+        it = Fabric(FAST, guard.security)
+        async with asyncio.timeout(100), it.stack:
+            first = guard.start(it.router, 9887)
+            it.stack.push_async_callback(guard.close, linger_s=0)
+            assert first is not None
+            _, recorder = it.link(name(Role.PROVIDER, "default"), security=Join.parse(first.read_text()).security)
+            await eventually(lambda: recorder.ups == 1)
+            guard._watcher._look = lambda: 1 // 0  # type: ignore[method-assign, assignment, return-value]
+            await eventually(said(lines, "keys can no longer be revoked: all peers are sent away"))
+            await eventually(lambda: recorder.downs == ["revoked"])
+            await eventually(said(lines, "does not know our key"))
+
+    asyncio.run(main())
 
 
 async def ended(raw: socket.socket) -> bool:

@@ -16,15 +16,15 @@ from goreprox.errors import ConfigError, StartError
 from goreprox.keys.authority import Watcher
 from goreprox.keys.files import MAX_BYTES, read_secret, write_secret
 from goreprox.keys.join import Join
-from goreprox.keys.state import ServerKeys, State, default_state_dir
+from goreprox.keys.state import ServerKeys, StateDir, default_state_dir
 from tests.helpers import eventually
 
 HERE = (Address("tunnel.example.org", 9887),)
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
-    return State(tmp_path / "state")
+def state(tmp_path: Path) -> StateDir:
+    return StateDir(tmp_path / "state")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def mode(path: Path) -> int:
 def test_all_that_is_made_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        state = State(tmp_path / "state")
+        state = StateDir(tmp_path / "state")
         state.server_keys()
         state.add(Role.PROVIDER, "laptop", ["web"], HERE)
     finally:
@@ -57,17 +57,17 @@ def test_all_that_is_made_is_for_its_owner_alone_whatever_the_umask(tmp_path: Pa
 
 @pytest.mark.parametrize("what", ["", "authorized", "join"])
 def test_a_directory_that_others_may_change_is_refused_with_the_command_that_repairs_it(
-    state: State, what: str
+    state: StateDir, what: str
 ) -> None:
     path = state.directory / what
     path.chmod(0o770)
     with pytest.raises(StartError, match=f"others may write to it; chmod 700 {path}$"):
-        State(state.directory)
+        StateDir(state.directory)
     path.chmod(0o755)  # what systemd makes by default
-    State(state.directory)
+    StateDir(state.directory)
 
 
-def test_a_secret_that_others_may_read_is_refused_with_the_command_that_repairs_it(state: State) -> None:
+def test_a_secret_that_others_may_read_is_refused_with_the_command_that_repairs_it(state: StateDir) -> None:
     state.server_keys()
     state.server_key.chmod(0o640)
     with pytest.raises(StartError, match=f"others may read it; chmod 600 {state.server_key}$"):
@@ -112,7 +112,7 @@ def fail(_descriptor: int) -> None:
 def test_a_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match=r"state directory .*file/state: .*; make it writable .* --state-dir"):
-        State(tmp_path / "file" / "state")
+        StateDir(tmp_path / "file" / "state")
 
 
 def test_where_the_state_is_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,14 +129,14 @@ def test_where_the_state_is_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- keys
 
 
-def test_a_server_keeps_its_keys(state: State) -> None:
+def test_a_server_keeps_its_keys(state: StateDir) -> None:
     keys = state.server_keys()
-    assert State(state.directory).server_keys() == keys
+    assert StateDir(state.directory).server_keys() == keys
     assert keys.present != keys.following
     assert keys.present.secret.decode() not in repr(keys)
 
 
-def test_damaged_server_keys_are_refused_and_not_shown(state: State) -> None:
+def test_damaged_server_keys_are_refused_and_not_shown(state: StateDir) -> None:
     secret = state.server_keys().present.secret.decode()
     for text in (f'present = "{secret}"', f'present = "{secret}"\nnext = 3', f'present = {secret}"', ""):
         write_secret(state.server_key, text, replace=True)
@@ -145,7 +145,7 @@ def test_damaged_server_keys_are_refused_and_not_shown(state: State) -> None:
         assert secret not in str(caught.value)
 
 
-def test_a_key_that_was_added_is_listed_and_its_join_string_fits(state: State) -> None:
+def test_a_key_that_was_added_is_listed_and_its_join_string_fits(state: StateDir) -> None:
     path = state.add(Role.PROVIDER, "laptop", ["web", "ssh"], HERE)
     join = Join.parse(path.read_text())
     (key,) = state.all()
@@ -156,7 +156,7 @@ def test_a_key_that_was_added_is_listed_and_its_join_string_fits(state: State) -
     assert join.keys.secret.decode() not in state._authorized("laptop").read_text()
 
 
-def test_a_name_has_one_key(state: State) -> None:
+def test_a_name_has_one_key(state: StateDir) -> None:
     state.add(Role.PROVIDER, "laptop", None, HERE)
     before = state.join_file("laptop").read_text()
     with pytest.raises(ConfigError, match="key laptop: it exists; revoke it first"):
@@ -165,14 +165,14 @@ def test_a_name_has_one_key(state: State) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "ä", "x" * 65])
-def test_names_that_are_no_names_make_no_files(state: State, name: str) -> None:
+def test_names_that_are_no_names_make_no_files(state: StateDir, name: str) -> None:
     for call in (lambda: state.add(Role.EDGE, name, None, HERE), lambda: state.revoke(name), lambda: state.key(name)):
         with pytest.raises(ConfigError, match="expected 1 to 64 of"):
             call()
     assert not list(state.directory.rglob("*.toml"))
 
 
-def test_a_revoked_key_is_gone_with_its_join_string(state: State) -> None:
+def test_a_revoked_key_is_gone_with_its_join_string(state: StateDir) -> None:
     join = state.add(Role.EDGE, "front", None, HERE)
     state.revoke("front")
     assert not state.all() and not join.exists()
@@ -181,7 +181,7 @@ def test_a_revoked_key_is_gone_with_its_join_string(state: State) -> None:
             call("front")
 
 
-def test_a_rotation_puts_the_next_key_in_place_and_renews_the_join_strings_that_are_here(state: State) -> None:
+def test_a_rotation_puts_the_next_key_in_place_and_renews_the_join_strings_that_are_here(state: StateDir) -> None:
     handed_over = state.add(Role.PROVIDER, "away", None, HERE)
     old = Join.parse(handed_over.read_text())
     handed_over.unlink()
@@ -196,7 +196,7 @@ def test_a_rotation_puts_the_next_key_in_place_and_renews_the_join_strings_that_
     assert state.server_keys().present.public not in old.server_keys  # two are not
 
 
-def test_a_join_string_that_is_damaged_stops_a_rotation_before_it_begins(state: State) -> None:
+def test_a_join_string_that_is_damaged_stops_a_rotation_before_it_begins(state: StateDir) -> None:
     write_secret(state.add(Role.PROVIDER, "here", None, HERE), "goreprox://", replace=True)
     before = state.server_keys()
     with pytest.raises(ConfigError):
@@ -226,7 +226,7 @@ KEY = KeyPair.generate().public.decode()
         "#" * (MAX_BYTES + 1),
     ],
 )
-def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: State, text: str, lines: list[str]) -> None:
+def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: StateDir, text: str, lines: list[str]) -> None:
     state.add(Role.PROVIDER, "good", None, HERE)
     (state.authorized / "bad.toml").write_text(text)
     watcher = Watcher(state)
@@ -237,7 +237,7 @@ def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: State, t
         state.all()
 
 
-def test_what_a_key_may_offer(state: State) -> None:
+def test_what_a_key_may_offer(state: StateDir) -> None:
     state.add(Role.PROVIDER, "some", ["web", "ssh"], HERE)
     state.add(Role.PROVIDER, "any", None, HERE)
     state.add(Role.PROVIDER, "none", [], HERE)
@@ -253,7 +253,7 @@ def test_what_a_key_may_offer(state: State) -> None:
     assert watcher.objection(KEY.encode(), {}) == "its key is not authorised"
 
 
-def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state: State, lines: list[str]) -> None:
+def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state: StateDir, lines: list[str]) -> None:
     async def main() -> None:
         changes = 0
         keys: list[ServerKeys] = []
@@ -291,7 +291,7 @@ def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state: Stat
 
 
 def test_a_directory_that_is_gone_authorises_nobody_one_that_cannot_be_read_keeps_everybody(
-    state: State, monkeypatch: pytest.MonkeyPatch
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state.add(Role.PROVIDER, "laptop", None, HERE)
     key = state.key("laptop").public

@@ -60,7 +60,7 @@ HANDSHAKES_FAILED: dict[int, str] = {
 """What to log: nothing where the gatekeeper has, or where a connection merely ended."""
 SECURITY_DIFFERS: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "a peer without keys meets a broker with keys, or the reverse",
-    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "a peer expects another server key: it needs a new join string",
+    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "a peer expects another server key; if it goes on so, it needs a new join",
 }
 """By the value of HANDSHAKE_FAILED_PROTOCOL."""
 

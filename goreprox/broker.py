@@ -10,18 +10,26 @@ from brokers import BindError, Role, Router, Timings
 from goreprox.config import BrokerConfig, ServerConfig
 from goreprox.errors import StartError
 from goreprox.instance import INCARNATION_BYTES, Instance
-from goreprox.lifetime import Lifetime
+from goreprox.keys.guard import Guard
+from goreprox.lifetime import Closable, Lifetime
 from goreprox.snapshot import Subject
 from goreprox.status import answering
 
 
-async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict[str, int]]:
-    """Listen for providers and, where it is asked for, for edges; return the broker and its ports by option.
+async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict[str, int], list[Closable]]:
+    """Listen for providers and, where it is asked for, for edges.
+
+    Return the broker, its ports by option, and what is to be closed at the end, in this order.
 
     Raises:
-        StartError: a port cannot be had.
+        StartError: a port cannot be had, or the keys' directory not be used.
     """
-    router = Router(timings=Timings(link_timeout_s=config.link_timeout_s), max_peers=config.max_peers)
+    guard = None if config.state_dir is None else Guard(config.state_dir)
+    router = Router(
+        timings=Timings(link_timeout_s=config.link_timeout_s),
+        max_peers=config.max_peers,
+        security=None if guard is None else guard.security,
+    )
     ports: dict[str, int] = {}
     for option, role, address in (
         ("providers", Role.PROVIDER, config.providers),
@@ -38,7 +46,14 @@ async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict
             raise StartError(
                 f"cannot listen for {option} on {address}: {cause}; {advice}; choose another port with --{option}"
             ) from exc
-    return router, ports
+    if guard is None:
+        return router, ports, [router]
+    try:
+        guard.start(router, ports["providers"])
+    except StartError:
+        await router.close(linger_s=0)
+        raise
+    return router, ports, [guard, router]
 
 
 def describe(ports: dict[str, int]) -> str:
@@ -53,10 +68,11 @@ async def run(config: BrokerConfig) -> None:
         StartError: a port cannot be had, or the runtime directory not be used.
     """
     instance = Instance.acquire(config.runtime_dir, "broker", config.name, secrets.token_bytes(INCARNATION_BYTES))
-    router, ports = await open_router(config)
+    router, ports, ways = await open_router(config)
     async with answering(instance, Subject(instance, ports, router=router).document):
         with Lifetime() as life:
             life.ready(describe(ports), **ports)
             await life.stop.wait()
             logger.info("shutting down")
-            await router.close(linger_s=0)
+            for way in ways:
+                await way.close(linger_s=0)

@@ -7,6 +7,7 @@ file, over the default.
 """
 
 import difflib
+import os
 import sys
 import tomllib
 from collections.abc import Coroutine, Iterable, Sequence
@@ -19,11 +20,13 @@ from cyclopts.config import Dict, Env
 
 from goreprox import __version__
 from goreprox.errors import ConfigError, GoreproxError, StatusError
+from goreprox.keys_cli import app as keys_app
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
 
     from goreprox.config import Address
+    from goreprox.keys.join import Join
 
 DEFAULT_FILE: Final = Path("goreprox.toml")
 Level = Literal["trace", "debug", "info", "warning", "error"]
@@ -32,9 +35,10 @@ ENV_PREFIX: Final = "GOREPROX_"
 INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 
 _ADDRESSES: Final = Group("Addresses", sort_key=1)
-_LIFETIMES: Final = Group("Lifetimes", sort_key=2)
-_LIMITS: Final = Group("Limits", sort_key=3)
-_PROCESS: Final = Group("Process", sort_key=4)
+_KEYS: Final = Group("Keys", sort_key=2)
+_LIFETIMES: Final = Group("Lifetimes", sort_key=3)
+_LIMITS: Final = Group("Limits", sort_key=4)
+_PROCESS: Final = Group("Process", sort_key=5)
 
 
 @Parameter(name="*")
@@ -59,8 +63,8 @@ class RoleOptions(ProcessOptions):
     """Name for the other side; processes of one name are replicas. [default: the host's name]"""
     runtime_dir: Annotated[Path | None, Parameter(group=_PROCESS)] = None
     """Directory for lock files. [default: goreprox in XDG_RUNTIME_DIR, /run or the temporary one]"""
-    insecure: Annotated[bool, Parameter(group=_PROCESS)] = False
-    """Accept links in plaintext and without authentication. Required until links have keys."""
+    insecure: Annotated[bool, Parameter(group=_KEYS)] = False
+    """Have links in plaintext and without keys: whoever reaches the port can join."""
     link_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 6
     """Seconds of silence after which a link counts as broken."""
 
@@ -109,10 +113,16 @@ app: Final = App(
     verbose=False,
     suppress_keyboard_interrupt=False,
 )
+app.command(keys_app)
 app.register_install_completion_command(help="Install completion for this shell.")
 
 
 _Addresses = Annotated[list[str] | None, Parameter(group=_ADDRESSES, negative="")]
+_StateDir = Annotated[Path | None, Parameter(group=_KEYS)]
+_Join = Annotated[str | None, Parameter(group=_KEYS)]
+_JoinFile = Annotated[Path | None, Parameter(group=_KEYS)]
+_Rules = Annotated[list[str] | None, Parameter(group=_LIMITS, negative="")]
+_PerAddress = Annotated[int, Parameter(group=_LIMITS)]
 _ReusePort = Annotated[bool, Parameter(group=_ADDRESSES)]
 _MaxPeers = Annotated[int, Parameter(group=_LIMITS)]
 
@@ -125,6 +135,10 @@ def server(
     providers: Annotated[str, Parameter(group=_ADDRESSES)] = "9887",
     edges: Annotated[str | None, Parameter(group=_ADDRESSES)] = None,
     max_peers: _MaxPeers = 1024,
+    allow: _Rules = None,
+    deny: _Rules = None,
+    max_connections_per_address: _PerAddress = 0,
+    state_dir: _StateDir = None,
     options: EndOptions | None = None,
 ) -> None:
     """Accept clients, and pass them on to providers: an edge and a broker in one.
@@ -143,6 +157,14 @@ def server(
         ADDR for further edges. [default: none]
     max_peers
         Providers and edges at a time.
+    allow
+        [SERVICE=]CIDR of clients that are let in; may be repeated. [default: all]
+    deny
+        [SERVICE=]CIDR of clients that are reset; may be repeated.
+    max_connections_per_address
+        Connections at a time of one client address; 0: any number.
+    state_dir
+        Directory of the keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]
     """
     from goreprox.config import Address, ServerConfig
 
@@ -153,9 +175,11 @@ def server(
         providers=Address.parse(providers),
         edges=None if edges is None else Address.parse(edges),
         max_peers=max_peers,
+        state_dir=_state_dir(options, state_dir),
+        **_doors(allow, deny, max_connections_per_address),
         **options.end(),
     )
-    _check_insecure(options, [config.providers] if config.edges is None else [config.providers, config.edges])
+    _begin(options, [config.providers] if config.edges is None else [config.providers, config.edges])
     from goreprox.server import run
 
     _run(run(config))
@@ -168,6 +192,11 @@ def edge(
     reuse_port: _ReusePort = False,
     broker: _Addresses = None,
     workers: Annotated[int, Parameter(group=_LIMITS)] = 1,
+    allow: _Rules = None,
+    deny: _Rules = None,
+    max_connections_per_address: _PerAddress = 0,
+    join: _Join = None,
+    join_file: _JoinFile = None,
     options: EndOptions | None = None,
 ) -> None:
     """Accept clients, and pass them on to providers over brokers elsewhere.
@@ -179,23 +208,35 @@ def edge(
     reuse_port
         Let other processes with this option listen on the same ports.
     broker
-        host[:port] of a broker, with its port for edges (9888); may be repeated. Required.
+        host[:port] of a broker, with its port for edges (9888); may be repeated. [default: as the join string says]
     workers
         Processes that share the ports. Connections and memory are limited in each of them.
+    allow
+        [SERVICE=]CIDR of clients that are let in; may be repeated. [default: all]
+    deny
+        [SERVICE=]CIDR of clients that are reset; may be repeated.
+    max_connections_per_address
+        Connections at a time of one client address, in each process; 0: any number.
+    join
+        The join string that `goreprox keys add --role edge` made. Others on this machine see it: better in join-file.
+    join_file
+        File with the join string.
     """
-    from goreprox.config import EDGE_PORT, Address, EdgeConfig
+    from goreprox.config import EDGE_PORT, EdgeConfig
 
     options = options or EndOptions()
-    if not broker:
+    joined = _joined("edge", options, join, join_file)
+    if not broker and joined is None:
         raise ConfigError("broker: none is given; say where it is, like `--broker host:9888`")
     config = EdgeConfig(
         **_listeners(listen),
         reuse_port=reuse_port,
-        brokers=tuple(Address.parse(text, EDGE_PORT) for text in broker),
+        brokers=_addresses(broker, EDGE_PORT, joined),
         workers=workers,
-        **options.end(),
+        **_doors(allow, deny, max_connections_per_address),
+        **options.end() | _member(joined),
     )
-    _check_insecure(options, config.brokers)
+    _begin(options, config.brokers)
     if config.workers > 1:
         from goreprox import workers as parent
 
@@ -212,6 +253,7 @@ def broker(
     providers: Annotated[str, Parameter(group=_ADDRESSES)] = "9887",
     edges: Annotated[str, Parameter(group=_ADDRESSES)] = "9888",
     max_peers: _MaxPeers = 1024,
+    state_dir: _StateDir = None,
     options: RoleOptions | None = None,
 ) -> None:
     """Connect edges and providers with each other. It keeps no state, and there can be several.
@@ -224,14 +266,20 @@ def broker(
         ADDR for edges.
     max_peers
         Providers and edges at a time.
+    state_dir
+        Directory of the keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]
     """
     from goreprox.config import Address, BrokerConfig
 
     options = options or RoleOptions()
     config = BrokerConfig(
-        providers=Address.parse(providers), edges=Address.parse(edges), max_peers=max_peers, **options.role()
+        providers=Address.parse(providers),
+        edges=Address.parse(edges),
+        max_peers=max_peers,
+        state_dir=_state_dir(options, state_dir),
+        **options.role(),
     )
-    _check_insecure(options, [config.providers, config.edges])
+    _begin(options, [config.providers, config.edges])
     from goreprox.broker import run
 
     _run(run(config))
@@ -244,6 +292,8 @@ def provider(
     server: _Addresses = None,
     dial_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 5,
     weight: Annotated[float, Parameter(group=_LIMITS)] = 1,
+    join: _Join = None,
+    join_file: _JoinFile = None,
     options: EndOptions | None = None,
 ) -> None:
     """Expose local TCP servers through goreprox servers or brokers.
@@ -253,27 +303,33 @@ def provider(
     target
         [SERVICE=][host:]port of a local server; the host is 127.0.0.1 if there is none. May be repeated. Required.
     server
-        host[:port] of a server or broker, with its port for providers (9887); may be repeated. Required.
+        host[:port] of a server or broker, with its port for providers (9887); may be repeated.
+        [default: as the join string says]
     dial_timeout
         Seconds for reaching the target.
     weight
         Share of new connections beside other providers of the same service, 0.01 to 1000.
+    join
+        The join string that the server made. Others on this machine see it: better in join-file.
+    join_file
+        File with the join string.
     """
-    from goreprox.config import PROVIDER_PORT, Address, ProviderConfig, Target
+    from goreprox.config import PROVIDER_PORT, ProviderConfig, Target
 
     options = options or EndOptions()
     if not target:
-        raise ConfigError("target: none is given; say what to expose, like `goreprox provider 3000 --server HOST`")
-    if not server:
+        raise ConfigError("target: none is given; say what to expose, like `goreprox provider 3000 --join-file FILE`")
+    joined = _joined("provider", options, join, join_file)
+    if not server and joined is None:
         raise ConfigError("server: none is given; say where it is, like `--server host:9887`")
     config = ProviderConfig(
         targets=tuple(map(Target.parse, target)),
-        servers=tuple(Address.parse(text, PROVIDER_PORT) for text in server),
+        servers=_addresses(server, PROVIDER_PORT, joined),
         dial_timeout_s=dial_timeout,
         weight=weight,
-        **options.end(),
+        **options.end() | _member(joined),
     )
-    _check_insecure(options, config.servers)
+    _begin(options, config.servers)
     from goreprox.provider import run
 
     _run(run(config))
@@ -284,6 +340,72 @@ def _listeners(listen: list[str] | None) -> dict[str, Any]:
     from goreprox.config import Listener
 
     return {"listeners": tuple(map(Listener.parse, listen))} if listen else {}
+
+
+def _doors(allow: list[str] | None, deny: list[str] | None, most: int) -> dict[str, Any]:
+    """Give what `AcceptingConfig` takes about clients."""
+    from goreprox.doors import Rule
+
+    return {
+        "allow": tuple(Rule.parse("allow", text) for text in allow or ()),
+        "deny": tuple(Rule.parse("deny", text) for text in deny or ()),
+        "max_connections_per_address": most or None,
+    }
+
+
+def _state_dir(options: RoleOptions, given: Path | None) -> Path | None:
+    """Give the directory of the keys, or None where there are to be none."""
+    from goreprox.keys.state import default_state_dir
+
+    if options.insecure:
+        return None
+    return default_state_dir() if given is None else given.expanduser()
+
+
+def _joined(role: str, options: RoleOptions, join: str | None, join_file: Path | None) -> "Join | None":
+    """Read the join string, or give None where there is to be none."""
+    from goreprox.keys.files import read_secret
+    from goreprox.keys.join import Join
+
+    if join is not None and join_file is not None:
+        raise ConfigError("join: there is a join-file, too; leave one of them out")
+    if options.insecure:
+        if join is not None or join_file is not None:
+            raise ConfigError("insecure: there is a join string, too; leave one of them out")
+        return None
+    if join_file is not None:
+        try:
+            join = read_secret(join_file.expanduser())
+        except OSError as exc:
+            raise ConfigError(
+                f"join-file {join_file}: {exc.strerror}; copy it from the server's join/NAME.join"
+            ) from exc
+    if join is None:
+        more = " --role edge" if role == "edge" else ""
+        raise ConfigError(
+            f"join: none is given; `goreprox keys add NAME{more}` on the server makes one; give it by --join-file, "
+            "or add --insecure for links in plaintext and without keys"
+        )
+    joined = Join.parse(join)
+    if joined.role.name.lower() != role:
+        raise ConfigError(f"join string: it is for {joined.role.name.lower()} {joined.name}, not for {'an' if role == 'edge' else 'a'} {role}")
+    if options.name not in (None, joined.name):
+        raise ConfigError(f"name {options.name}: the join string is for {joined.name}; leave --name out")
+    return joined
+
+
+def _addresses(given: list[str] | None, port: int, joined: "Join | None") -> tuple["Address", ...]:
+    """Give the addresses of servers: the given ones, else those of the join string."""
+    from goreprox.config import Address
+
+    if joined is not None and not given:
+        return joined.addresses
+    return tuple(Address.parse(text, port) for text in given or ())
+
+
+def _member(joined: "Join | None") -> dict[str, Any]:
+    """Give what a configuration takes from a join string, except addresses."""
+    return {} if joined is None else {"name": joined.name, "security": joined.security}
 
 
 @app.command
@@ -372,18 +494,13 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _check_insecure(options: RoleOptions, addresses: Iterable["Address"]) -> None:
+def _begin(options: RoleOptions, addresses: Iterable["Address"]) -> None:
     """Set up the log, and let nobody run in plaintext unknowingly."""
-    if not options.insecure:
-        raise ConfigError(
-            "links between processes would be plaintext, open to anybody who reaches the port: "
-            "keys are not there yet; add --insecure if that is acceptable"
-        )
     from goreprox.log import configure
 
     configure(options.log_level, as_json=options.log_json)
     exposed = [str(address) for address in addresses if not address.is_loopback]
-    if exposed:
+    if options.insecure and exposed:
         from loguru import logger
 
         logger.warning(
@@ -436,6 +553,22 @@ def _read_file(command_app: App, commands: tuple[str, ...], arguments: "Argument
     Dict({command: values}, source=str(path))(command_app, commands, arguments)
 
 
+def _read_state_dir(command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
+    """Let `goreprox keys` work on the directory that the file names for a server; nothing else there is for it.
+
+    Variables are not for it either: GOREPROX_NAME, which names this process, must not say whose key is revoked.
+    """
+    given = os.environ.get(f"{ENV_PREFIX}CONFIG")
+    path = Path(given).expanduser() if given else DEFAULT_FILE
+    if len(commands) < 2 or (not given and not path.exists()):
+        return
+    document = _load(path)
+    tables = (document, *(document.get(role) for role in ("server", "broker")))
+    found = next((table["state-dir"] for table in tables if isinstance(table, dict) and "state-dir" in table), None)
+    if found is not None:
+        Dict({commands[0]: {commands[1]: {"state-dir": found}}}, source=str(path))(command_app, commands, arguments)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -460,4 +593,5 @@ def _check_keys(table: Iterable[str], known: set[str], path: Path, where: str) -
 
 
 _COMMANDS: Final = ("server", "edge", "broker", "provider", "demo", "status")
+keys_app.config = (_read_state_dir,)
 app.config = (Env(ENV_PREFIX, command=False), _read_file)

@@ -12,10 +12,14 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
+from goreprox.doors import Rule
 from goreprox.errors import ConfigError
 from goreprox.instance import default_runtime_dir
+
+if TYPE_CHECKING:
+    from brokers import LinkSecurity
 
 CLIENT_PORT: Final = 8080
 PROVIDER_PORT: Final = 9887
@@ -38,6 +42,7 @@ MAX_CONNECTIONS: Final = 1_000_000
 # 40,000 = 6.5 KiB.
 MIN_FLOOR_BYTES: Final = 2048
 MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
+MAX_RULES: Final = 256  # networks allowed or denied; each new client is compared with all of them
 MAX_PEERS: Final = 65_536
 MAX_WORKERS: Final = 64
 MIN_WEIGHT: Final = 0.01
@@ -200,9 +205,16 @@ class AcceptingConfig(EndConfig):
 
     listeners: tuple[Listener, ...] = (Listener(Address(None, CLIENT_PORT)),)
     reuse_port: bool = False
+    allow: tuple[Rule, ...] = ()
+    deny: tuple[Rule, ...] = ()
+    max_connections_per_address: int | None = None
 
     def __post_init__(self) -> None:
         EndConfig.__post_init__(self)
+        for option, rules in (("allow", self.allow), ("deny", self.deny)):
+            _check_rules(option, rules, self.services)
+        if self.max_connections_per_address is not None:
+            _check_range("max-connections-per-address", self.max_connections_per_address, 1, MAX_CONNECTIONS)
         _check_count("listen", len(self.listeners))
         _check_ports([("listen", listener.address) for listener in self.listeners])
         _check_services(self.services)
@@ -220,6 +232,8 @@ class ServerConfig(AcceptingConfig):
     providers: Address = Address(None, PROVIDER_PORT)
     edges: Address | None = None
     max_peers: int = DEFAULT_MAX_PEERS
+    state_dir: Path | None = None
+    """Where the keys are; None: links without keys."""
 
     def __post_init__(self) -> None:
         AcceptingConfig.__post_init__(self)
@@ -234,6 +248,8 @@ class EdgeConfig(AcceptingConfig):
 
     brokers: tuple[Address, ...]
     workers: int = 1
+    security: "LinkSecurity | None" = None
+    """The keys of the links; None: links without keys."""
 
     def __post_init__(self) -> None:
         AcceptingConfig.__post_init__(self)
@@ -250,6 +266,8 @@ class BrokerConfig(ProcessConfig):
     providers: Address = Address(None, PROVIDER_PORT)
     edges: Address = Address(None, EDGE_PORT)
     max_peers: int = DEFAULT_MAX_PEERS
+    state_dir: Path | None = None
+    """Where the keys are; None: links without keys."""
 
     def __post_init__(self) -> None:
         ProcessConfig.__post_init__(self)
@@ -265,6 +283,8 @@ class ProviderConfig(EndConfig):
     servers: tuple[Address, ...]
     dial_timeout_s: float = DEFAULT_DIAL_TIMEOUT_S
     weight: float = 1.0
+    security: "LinkSecurity | None" = None
+    """The keys of the links; None: links without keys."""
 
     def __post_init__(self) -> None:
         EndConfig.__post_init__(self)
@@ -322,6 +342,17 @@ def _check_count(option: str, count: int) -> None:
 def _check_range(option: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:
         raise ConfigError(f"{option} {value:,}: expected {least:,g} to {most:,.0f}")
+
+
+def _check_rules(option: str, rules: Sequence[Rule], services: Sequence[str]) -> None:
+    if len(rules) > MAX_RULES:
+        raise ConfigError(f"{option}: expected at most {MAX_RULES} of them, got {len(rules)}")
+    for rule in rules:
+        if rule.service is not None and rule.service not in services:
+            raise ConfigError(
+                f"{option} {rule.service}={rule.network}: clients cannot come for that service here; "
+                f"they can for {', '.join(services)}"
+            )
 
 
 def _check_distinct(option: str, names: Sequence[str]) -> None:

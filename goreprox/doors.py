@@ -1,4 +1,4 @@
-"""Which clients a listener lets in, by their addresses. Knows neither sockets nor the loop.
+"""Which clients are let in, by their addresses and the service they come for. Knows neither sockets nor the loop.
 
 A client that is not let in is reset at once, before anything is read from it. IPv4 addresses that come in through an
 IPv6 socket count as what they are.
@@ -7,35 +7,47 @@ IPv6 socket count as what they are.
 import ipaddress
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Self
 
 from goreprox.errors import ConfigError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Client = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPV6_CLIENT_BITS: Final = 64
 """Whoever has one IPv6 address has as many as fit into a /64: all of them are one client."""
 
 
-def parse_network(option: str, text: str) -> Network:
-    """Read `192.0.2.0/24`, `2001:db8::/32`, or a single address.
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Clients from a network, for one service or (None) for any."""
 
-    Raises:
-        ConfigError: it is none of these.
-    """
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError as exc:
-        raise ConfigError(f"{option} {text}: {exc}; write a network like 192.0.2.0/24, or one address") from exc
+    service: str | None
+    network: Network
+
+    @classmethod
+    def parse(cls, option: str, text: str) -> Self:
+        """Read `[SERVICE=]CIDR`, like `192.0.2.0/24`, `web=2001:db8::/32`, or a single address.
+
+        Raises:
+            ConfigError: it is none of these.
+        """
+        service, separator, network = text.rpartition("=")
+        try:
+            return cls(service if separator else None, ipaddress.ip_network(network))
+        except ValueError as exc:
+            raise ConfigError(f"{option} {text}: {exc}; write a network like 192.0.2.0/24, or one address") from exc
 
 
 class Doors:
     """Decides about clients and counts those inside.
 
-    `deny` wins over `allow`; with no `allow` everybody is allowed who is not denied. `most` is how many connections one
-    address may have at a time (for IPv6: one /64); None is any number. Memory: one count for each address inside.
+    `deny` wins over `allow`; a service without any `allow` is open to everybody who is not denied. `most` is how many
+    connections one address may have at a time (for IPv6: one /64), over all services; None is any number.
+    Memory: one count for each address inside.
     """
 
-    def __init__(self, allow: Iterable[Network] = (), deny: Iterable[Network] = (), most: int | None = None) -> None:
+    def __init__(self, allow: Iterable[Rule] = (), deny: Iterable[Rule] = (), most: int | None = None) -> None:
         """Start with nobody inside."""
         self._allow = tuple(allow)
         self._deny = tuple(deny)
@@ -44,10 +56,10 @@ class Doors:
         self.refused = 0
         """Clients that were not let in."""
 
-    def enter(self, address: str) -> bool:
+    def enter(self, address: str, service: str) -> bool:
         """Return whether a client may come in; if so, it is inside until `leave`."""
         client = _client(address)
-        if self._closed_to(client) or (self._most is not None and self._inside[_key(client)] >= self._most):
+        if self._closed_to(client, service) or (self._most is not None and self._inside[_key(client)] >= self._most):
             self.refused += 1
             return False
         if self._most is not None:
@@ -62,18 +74,20 @@ class Doors:
             if not self._inside[key]:
                 del self._inside[key]
 
-    def _closed_to(self, client: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-        if any(client in network for network in self._deny):
+    def _closed_to(self, client: Client, service: str) -> bool:
+        allow = [rule for rule in self._allow if rule.service in (None, service)]
+        deny = [rule for rule in self._deny if rule.service in (None, service)]
+        if any(client in rule.network for rule in deny):
             return True
-        return bool(self._allow) and not any(client in network for network in self._allow)
+        return bool(allow) and not any(client in rule.network for rule in allow)
 
 
-def _client(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def _client(address: str) -> Client:
     parsed = ipaddress.ip_address(address.partition("%")[0])  # without the zone of a link-local one
     return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
-def _key(client: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+def _key(client: Client) -> str:
     if client.version == 4:
         return str(client)
     return str(ipaddress.IPv6Network((client, IPV6_CLIENT_BITS), strict=False))

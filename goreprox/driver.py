@@ -171,7 +171,7 @@ class Driver:
         if peer is None or peer.epochs.pop(carrier, None) is None:
             return
         if reason == REVOKED and not peer.epochs:
-            logger.warning("{} is no longer authorised: its streams are reset", peer.info.name.name)
+            logger.warning("a key was revoked: the streams with {} are reset", peer.info.name.name)
             self._drop(peer, "the key was revoked")
             self._application.peers_changed()
             return

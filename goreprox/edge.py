@@ -11,6 +11,7 @@ from goreprox import sockets
 from goreprox.balancer import Balancer, Candidate
 from goreprox.bridge import Bridge, Bridges
 from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, EdgeConfig
+from goreprox.doors import Doors
 from goreprox.driver import FULL, Driver, Peer, clock
 from goreprox.lifetime import Lifetime
 from goreprox.listeners import Listeners
@@ -50,6 +51,7 @@ class Edge:
         self.listeners = Listeners(
             config.listeners, poller, reuse_port=config.reuse_port, welcome=self._welcome, has_room=self._has_room
         )
+        self.doors = Doors(config.allow, config.deny, config.max_connections_per_address)
         self._balancer = Balancer(random.Random())
         self._waiting = WaitingRoom(patience_s=config.grace_s, clock=clock)
         self._tries: dict[Stream, _Tries] = {}
@@ -70,6 +72,10 @@ class Edge:
         except OSError:  # the client is gone already
             sock.close()
             return
+        if not self.doors.enter(_host(client), service):
+            self._warn_once("doors", f"clients that may not come in are reset; the first of them: {client}")
+            sock.close()  # and so the client sees a reset
+            return
         stream = Stream(opener=True, service=service, client=client, budget=self._budget)
         bridge = Bridge(self.bridges, sock, stream, self._ended)
         if not self._assign(stream):
@@ -77,6 +83,7 @@ class Edge:
 
     def _ended(self, bridge: Bridge) -> None:
         stream = bridge.stream
+        self.doors.leave(_host(stream.client))
         self._tries.pop(stream, None)
         self._waiting.leave(bridge)
         self.ends.note(stream, stream.end_reason or "done")
@@ -190,6 +197,11 @@ class Edge:
         return Gauges(self.listeners.services, self._config.max_connections, waiting_clients=len(self._waiting))
 
 
+def _host(client: str) -> str:
+    """Return the address of a client without its port."""
+    return client.rpartition(":")[0].strip("[]")
+
+
 def _weight(peer: Peer) -> float:
     """Return the share that a provider asks for; whatever is no weight counts as 1."""
     weight = peer.info.attributes.get("weight")
@@ -204,7 +216,7 @@ async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
     """
     member = Member(config, "edge", Role.EDGE, services=config.services)
     edge = Edge(config)
-    links = member.link(config.brokers, edge.driver)
+    links = member.link(config.brokers, edge.driver, config.security)
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
     subject = Subject(member.instance, {"clients": edge.listeners.ports}, owner=edge, links=links)

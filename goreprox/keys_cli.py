@@ -10,17 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from cyclopts import App, Group, Parameter
 
 if TYPE_CHECKING:
+    from brokers import Role
     from goreprox.keys.state import Authorized, StateDir
 
-_KEYS: Final = Group("Keys", sort_key=1)
+_KEYS: Final = Group("Keys", sort_key=2)
 StateOption = Annotated[
     Path | None,
     Parameter(
-        group=_KEYS, help="Directory of the server's keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]"
+        group=_KEYS,
+        env_var="GOREPROX_STATE_DIR",
+        help="Directory of the server's keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]",
     ),
 ]
 
-app: Final = App(name="keys", help="Say who may connect to this server.", help_format="plaintext")
+app: Final = App(
+    name="keys",
+    help="Say who may connect to this server.",
+    help_epilogue="Only --state-dir is also a variable (GOREPROX_STATE_DIR) and a key of the file (state-dir).",
+    help_format="plaintext",
+)
 
 
 @app.command
@@ -47,10 +55,10 @@ def add(
         host[:port] where it reaches this server; may be repeated. [default: this host's name]
     """
     from brokers import Role
-    from goreprox.config import PROVIDER_PORT, Address
+    from goreprox.config import EDGE_PORT, PROVIDER_PORT, Address
     from goreprox.keys.guard import own_host
 
-    port = PROVIDER_PORT if role == "provider" else 9888
+    port = PROVIDER_PORT if role == "provider" else EDGE_PORT
     state = _state(state_dir)
     path = state.add(
         Role[role.upper()],
@@ -58,7 +66,7 @@ def add(
         None if services is None else [service.strip() for service in services.split(",") if service.strip()],
         [Address.parse(text, port) for text in address or [own_host()]],
     )
-    print_join(path, role)
+    _print_join(path, Role[role.upper()])
 
 
 @app.command(name="list")
@@ -89,7 +97,7 @@ def show(name: str, /, *, state_dir: StateOption = None) -> None:
     print(f"name      {key.name}\nrole      {key.role.name.lower()}\nservices  {_services(key)}")
     print(f"created   {key.created}\nkey       {key.public.decode()}")
     if _here(state, key):
-        print_join(state.join_file(name), key.role.name.lower())
+        _print_join(state.join_file(name), key.role)
 
 
 @app.command
@@ -111,18 +119,14 @@ def rotate(*, state_dir: StateOption = None) -> None:
     state = _state(state_dir)
     renewed = state.rotate()
     print(f"the server has its next key; {len(renewed)} join strings in {state.join} are renewed")
-    print("hand them out before you rotate again: older ones work until then, and no longer")
+    print("hand out new ones before you rotate again: those made before this rotation work until then")
 
 
-def print_join(path: Path, role: str) -> None:
+def _print_join(path: Path, role: "Role") -> None:
     """Show a join string on a terminal; elsewhere say where it is."""
-    command = "edge" if role == "edge" else "provider TARGET"
-    if sys.stdout.isatty():
-        from goreprox.keys.files import read_secret
+    from goreprox.keys.guard import command_line
 
-        print(f"{role}: goreprox {command} --join '{read_secret(path).strip()}'")
-    else:
-        print(f"{role}: goreprox {command} --join-file FILE, with a copy of {path}")
+    print(command_line(path, role) if sys.stdout.isatty() else f"its join string is in {path}")
 
 
 def _state(directory: Path | None) -> "StateDir":

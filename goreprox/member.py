@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Sequence
 
-from brokers import Link, PeerName, Receiver, Role, Timings
+from brokers import Link, LinkSecurity, PeerName, Receiver, Role, Timings
 from goreprox.config import Address, ProcessConfig
 from goreprox.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
@@ -29,10 +29,18 @@ class Member:
             self.attributes["predecessor"] = self.instance.predecessor
         self._timings = Timings(link_timeout_s=config.link_timeout_s)
 
-    def link(self, addresses: Sequence[Address], receiver: Receiver) -> list[Link]:
-        """Begin to connect to every broker at `addresses`."""
+    def link(self, addresses: Sequence[Address], receiver: Receiver, security: LinkSecurity | None) -> list[Link]:
+        """Begin to connect to every broker at `addresses`, in plaintext unless there is `security`."""
         links = [
-            Link(self.name, self.attributes, address.host or "127.0.0.1", address.port, receiver, timings=self._timings)
+            Link(
+                self.name,
+                self.attributes,
+                address.host or "127.0.0.1",
+                address.port,
+                receiver,
+                timings=self._timings,
+                security=security,
+            )
             for address in addresses
         ]
         for link in links:

@@ -261,7 +261,7 @@ async def run(config: ProviderConfig) -> None:
     """
     member = Member(config, "provider", Role.PROVIDER, services=config.services, weight=config.weight)
     provider = Provider(config)
-    links = member.link(config.servers, provider.driver)
+    links = member.link(config.servers, provider.driver, config.security)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))
     subject = Subject(member.instance, owner=provider, links=links)

@@ -20,7 +20,7 @@ async def run(config: ServerConfig) -> None:
     member = Member(config, "server", Role.EDGE, services=config.services)
     edge = Edge(config)
     try:
-        router, ports = await open_router(config)
+        router, ports, ways = await open_router(config)
     except StartError:
         edge.listeners.close()
         raise
@@ -30,7 +30,7 @@ async def run(config: ServerConfig) -> None:
     async with answering(member.instance, subject.document):
         await Lifetime().serve(
             edge,
-            [local, router],
+            [local, *ways],
             drain_s=config.drain_s,
             ready=f"{edge.listeners}, {describe(ports)}",
             **subject.ports,

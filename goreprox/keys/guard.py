@@ -2,13 +2,16 @@
 
 import asyncio
 import socket
+import sys
 from pathlib import Path
 
 from loguru import logger
 
 from brokers import BrokerSecurity, Role, Router
 from goreprox.config import Address
+from goreprox.errors import ConfigError
 from goreprox.keys.authority import Watcher
+from goreprox.keys.files import read_secret
 from goreprox.keys.state import FIRST, ServerKeys, StateDir
 
 
@@ -32,10 +35,11 @@ class Guard:
         """What a router is made with."""
         return BrokerSecurity(self._watcher.server_keys.present, self._watcher)
 
-    def start(self, router: Router, provider_port: int) -> Path | None:
-        """Keep `router` up to date from now on.
+    def start(self, router: Router, provider_port: int) -> None:
+        """Keep `router` up to date from now on; at the first start also make a key for a first provider.
 
-        At the server's first start also make a key for a first provider, and return where its join string is.
+        Raises:
+            StartError: it cannot be written.
         """
 
         async def rekeyed(keys: ServerKeys) -> None:
@@ -44,9 +48,11 @@ class Guard:
         self._router = router
         self._task = asyncio.create_task(self._watcher.watch(router.reauthorise, rekeyed), name="keys")
         self._task.add_done_callback(self._ended)
-        if not self._is_first:
-            return None
-        return self._state.add(Role.PROVIDER, FIRST, None, [Address(own_host(), provider_port)])
+        if self._is_first:
+            path = self._state.add(Role.PROVIDER, FIRST, None, [Address(own_host(), provider_port)])
+            logger.info("made keys in {}; the join string for a first provider is in {}", self._state.directory, path)
+            if sys.stdout.isatty():
+                sys.stdout.write(f"{command_line(path, Role.PROVIDER)}\n")
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """Let nobody in whom nobody could put out again."""
@@ -63,9 +69,15 @@ class Guard:
             await asyncio.wait([self._task])
 
 
+def command_line(path: Path, role: Role) -> str:
+    """Give the line to run where the peer is to be. It holds the secret: it is for terminals only."""
+    what = "provider TARGET" if role is Role.PROVIDER else role.name.lower()
+    return f"{role.name.lower()}: goreprox {what} --join '{read_secret(path).strip()}'"
+
+
 def own_host() -> str:
     """Give the name by which others may know this machine; whether they do, it cannot know."""
     try:
-        return str(Address.parse(socket.gethostname(), 1).host)
-    except ValueError:
+        return str(Address.parse(f"{socket.gethostname()}:1").host)
+    except ConfigError:  # no name that a resolver would take
         return "localhost"

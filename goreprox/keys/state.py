@@ -127,12 +127,21 @@ class Authorized:
 
 
 def default_state_dir() -> Path:
-    """Give the directory that systemd made for us, or else the user's own; nothing is created."""
+    """Give the directory that systemd made for us, or else the user's own; nothing is created.
+
+    Raises:
+        ConfigError: the user has none.
+    """
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]  # several may be listed (systemd.exec(5))
     if Path(given).is_absolute():
         return Path(given)
     xdg = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(xdg) if Path(xdg).is_absolute() else Path.home() / ".local" / "state") / "goreprox"
+    if Path(xdg).is_absolute():
+        return Path(xdg) / "goreprox"
+    try:
+        return Path.home() / ".local" / "state" / "goreprox"
+    except RuntimeError as exc:
+        raise ConfigError("state-dir: this user has no home directory; name one with --state-dir") from exc
 
 
 class StateDir:

@@ -438,10 +438,9 @@ def test_what_the_state_directory_says_counts_within_two_seconds(tmp_path: Path)
         state = StateDir(tmp_path / "state")
         it = Fabric(FAST, guard.security)
         async with asyncio.timeout(100), it.stack:
-            first = guard.start(it.router, it.ports[Role.PROVIDER])
+            guard.start(it.router, it.ports[Role.PROVIDER])
             it.stack.push_async_callback(guard.close, linger_s=0)
-            assert first is not None
-            join = Join.parse(first.read_text())
+            join = Join.parse(state.join_file("default").read_text())
             assert (join.name, join.addresses[0].port) == ("default", it.ports[Role.PROVIDER])
             front = Join.parse(state.add(Role.EDGE, "front", None, join.addresses).read_text())
 
@@ -468,10 +467,10 @@ def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, li
         guard = Guard(tmp_path / "state")
         it = Fabric(FAST, guard.security)
         async with asyncio.timeout(100), it.stack:
-            first = guard.start(it.router, 9887)
+            guard.start(it.router, 9887)
             it.stack.push_async_callback(guard.close, linger_s=0)
-            assert first is not None
-            _, recorder = it.link(name(Role.PROVIDER, "default"), security=Join.parse(first.read_text()).security)
+            join = Join.parse((tmp_path / "state/join/default.join").read_text())
+            _, recorder = it.link(name(Role.PROVIDER, "default"), security=join.security)
             await eventually(lambda: recorder.ups == 1)
             guard._watcher._look = lambda: 1 // 0  # type: ignore[method-assign, assignment, return-value]
             await eventually(said(lines, "keys can no longer be revoked: all peers are sent away"))

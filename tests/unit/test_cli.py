@@ -25,6 +25,7 @@ from goreprox.config import (
     ServerConfig,
     Target,
 )
+from goreprox.keys.join import Join
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,8 +43,9 @@ class Started:
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
     """Start from a clean environment in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    for variable in ("CONFIG", "GRACE", "LISTEN", "INSECURE", "MEMORY"):
+    for variable in ("CONFIG", "GRACE", "LISTEN", "INSECURE", "MEMORY", "STATE_DIR", "JOIN", "JOIN_FILE"):
         monkeypatch.delenv(f"GOREPROX_{variable}", raising=False)
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setattr(cli, "_raise_file_limit", lambda: None)
     started = Started()
     for module in (goreprox.server, goreprox.edge, goreprox.broker, goreprox.provider, goreprox.workers):
@@ -89,6 +91,7 @@ def test_flag_wins_over_variable_over_table_over_top_level(
 
 ROLE = {"name": "n", "link-timeout": 7}
 END = {"grace": 61, "drain": 31, "half-closed-timeout": 5, "max-connections": 100, "memory": 64}
+CLIENTS = {"allow": ["10.0.0.0/8", "web=::/0"], "deny": ["10.1.0.0/16"], "max-connections-per-address": 6}
 OPTIONS: dict[str, dict[str, object]] = {
     "server": {
         "listen": ["127.0.0.1:1", "[::1]:2=web"],
@@ -96,10 +99,19 @@ OPTIONS: dict[str, dict[str, object]] = {
         "providers": "localhost:3",
         "edges": "localhost:4",
         "max-peers": 5,
+        **CLIENTS,
         **ROLE,
         **END,
     },
-    "edge": {"listen": ["1=a", "2=b"], "reuse-port": True, "broker": ["h", "i:1"], "workers": 2, **ROLE, **END},
+    "edge": {
+        "listen": ["1=a", "2=web"],
+        "reuse-port": True,
+        "broker": ["h", "i:1"],
+        "workers": 2,
+        **CLIENTS,
+        **ROLE,
+        **END,
+    },
     "broker": {"providers": "localhost:3", "edges": "localhost:4", "max-peers": 5, **ROLE},
     "provider": {
         "target": ["a=3000", "b=h:3001"],
@@ -121,7 +133,7 @@ def test_every_option_is_a_flag_a_variable_and_a_key(
     flags = [text for key, value in values.items() for each in listed(value) for text in flag(key, each)]
     by_flag = started_by(started, command, *flags)
     same = [name for name in unset.__dataclass_fields__ if getattr(unset, name) == getattr(by_flag, name)]
-    assert not same  # the options above are all there are
+    assert set(same) <= {"state_dir", "security"}  # the options above are all there are, but for those about keys
 
     with monkeypatch.context() as environment:
         for key, value in values.items():
@@ -185,13 +197,24 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["server"], "add --insecure"),
         (["provider", "3000", "--server", "h"], "add --insecure"),
         (["provider", "--insecure", "--server", "h"], "target: none is given"),
         (["provider", "3000", "--insecure"], "server: none is given"),
         (["edge", "--insecure"], "broker: none is given"),
         (["edge", "--broker", "h"], "add --insecure"),
-        (["broker"], "add --insecure"),
+        (["provider", "1", "--server", "h", "--insecure", "--join", "goreprox://x"], "leave one of them out"),
+        (["provider", "1", "--join", "goreprox://x", "--join-file", "x"], "leave one of them out"),
+        (["provider", "1", "--join", "goreprox://x@h"], "join string: it is not whole"),
+        (["provider", "1", "--join", "http://x@h"], "join string: expected goreprox://"),
+        (["provider", "1", "--join-file", "none"], "join-file none: No such file or directory"),
+        (["server", "--insecure", "--allow", "example.org"], "allow example.org: "),
+        (["server", "--insecure", "--deny", "web=::/0"], "deny web=::/0: clients cannot come for that service here"),
+        (["server", "--insecure", "--max-connections-per-address", "-1"], "max-connections-per-address -1: expected 1"),
+        (["keys", "add", "a/b"], "name 'a/b': expected 1 to 64"),
+        (["keys", "add", "a", "--services", "x y"], "service 'x y': expected 1 to 64"),
+        (["keys", "add", "a", "--address", "h:x"], "address 'h:x': 'x' is not a port"),
+        (["keys", "revoke", "a"], "key a: there is none"),
+        (["keys", "revoke"], "requires an argument"),
         (["broker", "--grace", "1"], "Unknown option: --grace"),
         (["broker", "--insecure", "--edges", "9887"], "providers :9887 and edges :9887: one port for two"),
         (["server", "--insecure", "--edges", "8080"], "listen :8080 and edges :8080: one port for two"),
@@ -231,6 +254,149 @@ def test_plaintext_beyond_loopback_warns_in_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == lines
     assert error.count("plaintext") == lines
+
+
+# -- keys
+
+
+def joined(tmp_path: Path, name: str = "laptop", role: str = "provider") -> tuple[Path, Join]:
+    """Make a key by the command, and return its file and what is in it."""
+    assert cli.main(["keys", "add", name, "--role", role, "--address", "tunnel.example.org"]) == 0
+    path = tmp_path / "state" / "join" / f"{name}.join"
+    return path, Join.parse(path.read_text())
+
+
+def test_a_join_string_comes_by_flag_file_and_variable_and_says_all_there_is(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, join = joined(tmp_path)
+    toml = tmp_path / "other.toml"
+    ways: list[tuple[list[str], dict[str, str]]] = [
+        (["--join", join.text], {}),
+        (["--join-file", str(path)], {}),
+        ([], {"GOREPROX_JOIN": join.text}),
+        ([], {"GOREPROX_JOIN_FILE": str(path)}),
+        (["--config", str(toml)], {}),
+    ]
+    toml.write_text(f'[provider]\njoin-file = "{path}"\n')
+    for flags, variables in ways:
+        started.config = None
+        with monkeypatch.context() as environment:
+            for key, value in variables.items():
+                environment.setenv(key, value)
+            assert cli.main(["provider", "3000", *flags]) == 0
+        config = started.config
+        assert (config.name, config.security, config.servers) == ("laptop", join.security, join.addresses)
+        assert join.keys.secret.decode() not in repr(config)
+        assert config.servers == (Address("tunnel.example.org", 9887),)
+    assert cli.main(["provider", "3000", "--join-file", str(path), "--server", "other:1"]) == 0
+    assert started.config.servers == (Address("other", 1),) and started.config.security == join.security
+
+
+def test_an_edge_joins_by_a_key_for_edges(started: Started, tmp_path: Path) -> None:
+    path, join = joined(tmp_path, "front", "edge")
+    assert cli.main(["edge", "--join-file", str(path)]) == 0
+    assert started.config.brokers == (Address("tunnel.example.org", 9888),)
+    assert (started.config.name, started.config.security) == ("front", join.security)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["edge"], "join string: it is for provider laptop, not for an edge"),
+        (["provider", "1", "--name", "other"], "name other: the join string is for laptop; leave --name out"),
+    ],
+)
+def test_a_join_string_is_for_one_role_and_name(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    path, _ = joined(tmp_path)
+    assert cli.main([*arguments, "--join-file", str(path)]) == 2
+    assert capsys.readouterr().err == f"goreprox: {message}\n"
+
+
+def test_a_join_file_that_others_may_read_is_refused(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = joined(tmp_path)
+    path.chmod(0o644)
+    assert cli.main(["provider", "1", "--join-file", str(path)]) == 1
+    assert capsys.readouterr().err == f"goreprox: {path}: others may read it; chmod 600 {path}\n"
+
+
+def test_no_error_shows_a_join_string(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, join = joined(tmp_path)
+    capsys.readouterr()
+    for text in (join.text[:-1], join.text[1:], join.text.replace("goreprox", "http")):
+        monkeypatch.setenv("GOREPROX_JOIN", text)
+        assert cli.main(["provider", "1"]) == 2
+    monkeypatch.setenv("GOREPROX_JOIN", join.text)
+    assert cli.main(["provider", "1", "--insecure"]) == 2
+    assert cli.main(["provider", "1", "--grace", "soon"]) == 2
+    captured = capsys.readouterr()
+    secret = join.text[30:60]
+    assert secret not in captured.out + captured.err
+
+
+@pytest.mark.parametrize("command", ["server", "broker"])
+def test_keys_are_on_by_default_and_their_directory_can_be_named(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def state_dir(*flags: str) -> Path | None:
+        assert cli.main([command, *flags]) == 0
+        found: Path | None = started.config.state_dir
+        return found
+
+    assert state_dir() == tmp_path / "state"
+    (tmp_path / "goreprox.toml").write_text(f'[{command}]\nstate-dir = "by-file"')
+    assert state_dir() == Path("by-file")
+    monkeypatch.setenv("GOREPROX_STATE_DIR", "by-variable")
+    assert state_dir() == Path("by-variable")
+    assert state_dir("--state-dir", "by-flag") == Path("by-flag")
+    assert state_dir("--insecure") is None
+
+
+def test_keys_work_on_the_directory_of_the_server_and_heed_no_other_variable(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joined(tmp_path)
+    capsys.readouterr()
+    for content in ('state-dir = "file"', '[server]\nstate-dir = "file"', '[broker]\nstate-dir = "file"'):
+        (tmp_path / "goreprox.toml").write_text(content)
+        assert cli.main(["keys", "add", "other", "--state-dir", "flag"]) == 0
+        assert cli.main(["keys", "list"]) == 0
+        assert "laptop" not in capsys.readouterr().out
+        assert cli.main(["keys", "revoke", "other", "--state-dir", "flag"]) == 0
+    (tmp_path / "goreprox.toml").unlink()
+    monkeypatch.setenv("GOREPROX_NAME", "laptop")
+    assert cli.main(["keys", "revoke"]) == 2
+    assert cli.main(["keys", "list"]) == 0
+    assert "laptop" in capsys.readouterr().out
+    monkeypatch.setenv("GOREPROX_STATE_DIR", str(tmp_path / "elsewhere"))
+    assert cli.main(["keys", "list"]) == 0
+    assert "laptop" not in capsys.readouterr().out
+
+
+def test_the_commands_show_whom_the_server_knows_and_no_secret(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["keys", "add", "laptop", "--services", "web, ssh"]) == 0
+    path = tmp_path / "state/join/laptop.join"
+    assert capsys.readouterr().out == f"its join string is in {path}\n"
+    assert cli.main(["keys", "list"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["NAME", "ROLE", "SERVICES", "CREATED", "JOIN", "STRING"]
+    assert row.startswith("laptop  provider  web, ssh  20") and row.endswith("  here")
+    assert cli.main(["keys", "show", "laptop"]) == 0
+    shown = capsys.readouterr().out
+    assert Join.parse(path.read_text()).keys.public.decode() in shown
+    assert cli.main(["keys", "rotate"]) == 0
+    assert "1 join strings" in capsys.readouterr().out
+    assert path.read_text().strip() not in shown
+    assert cli.main(["keys", "revoke", "laptop"]) == 0
+    assert not path.exists()
 
 
 def test_help_shows_defaults_units_and_variables(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,14 +2,14 @@
 
 import pytest
 
-from goreprox.doors import Doors, parse_network
+from goreprox.doors import Doors, Rule
 from goreprox.errors import ConfigError
 
 
 def doors(allow: str = "", deny: str = "", most: int | None = None) -> Doors:
     return Doors(
-        [parse_network("allow", text) for text in allow.split()],
-        [parse_network("deny", text) for text in deny.split()],
+        [Rule.parse("allow", text) for text in allow.split()],
+        [Rule.parse("deny", text) for text in deny.split()],
         most,
     )
 
@@ -28,35 +28,43 @@ def doors(allow: str = "", deny: str = "", most: int | None = None) -> Doors:
         ("192.0.2.0/24", "192.0.2.7", "192.0.2.8", True),
         ("192.0.2.0/24 2001:db8::/32", "", "2001:db8::1", True),
         ("fe80::/10", "", "fe80::1%eth0", True),
+        ("ssh=192.0.2.0/24", "", "198.51.100.1", True),
+        ("web=192.0.2.0/24", "", "198.51.100.1", False),
+        ("web=192.0.2.0/24", "ssh=192.0.2.0/24", "192.0.2.1", True),
+        ("web=192.0.2.0/24 198.51.100.0/24", "", "198.51.100.1", True),
     ],
 )
 def test_who_is_let_in(allow: str, deny: str, address: str, let_in: bool) -> None:
     it = doors(allow, deny)
-    assert it.enter(address) is let_in
+    assert it.enter(address, "web") is let_in
     assert it.refused == (not let_in)
 
 
 def test_one_address_has_so_many_connections_and_gets_back_what_it_leaves() -> None:
     it = doors(most=2)
-    assert [it.enter("192.0.2.1"), it.enter("::ffff:192.0.2.1"), it.enter("192.0.2.1")] == [True, True, False]
-    assert it.enter("192.0.2.2")
+    assert [it.enter("192.0.2.1", "web"), it.enter("::ffff:192.0.2.1", "web"), it.enter("192.0.2.1", "web")] == [
+        True,
+        True,
+        False,
+    ]
+    assert it.enter("192.0.2.2", "web")
     it.leave("192.0.2.1")
-    assert it.enter("192.0.2.1")
+    assert it.enter("192.0.2.1", "web")
     assert it.refused == 1
 
 
 def test_all_addresses_of_an_ipv6_network_of_64_bits_are_one_client() -> None:
     it = doors(most=1)
-    assert it.enter("2001:db8:0:1::1")
-    assert not it.enter("2001:db8:0:1:ffff::1")
-    assert it.enter("2001:db8:0:2::1")
+    assert it.enter("2001:db8:0:1::1", "web")
+    assert not it.enter("2001:db8:0:1:ffff::1", "web")
+    assert it.enter("2001:db8:0:2::1", "web")
 
 
 def test_nothing_is_remembered_of_those_who_left() -> None:
     it = doors(most=1)
     for index in range(1000):
         address = f"10.0.{index // 256}.{index % 256}"
-        assert it.enter(address)
+        assert it.enter(address, "web")
         it.leave(address)
     assert not it._inside
 
@@ -64,4 +72,4 @@ def test_nothing_is_remembered_of_those_who_left() -> None:
 @pytest.mark.parametrize("text", ["", "192.0.2.0/33", "192.0.2.1/24", "example.org", "192.0.2.0/24,10.0.0.0/8"])
 def test_what_is_no_network_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"allow .*: .*; write a network like 192\.0\.2\.0/24, or one address"):
-        parse_network("allow", text)
+        Rule.parse("allow", text)

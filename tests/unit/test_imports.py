@@ -30,6 +30,11 @@ FORBIDDEN = {
     "goreprox/provider.py": ("goreprox.edge", "goreprox.server", "goreprox.cli"),
     "goreprox/server.py": ("goreprox.provider", "goreprox.workers", "goreprox.cli"),
     "goreprox/workers.py": ("goreprox.provider", "goreprox.server", "goreprox.broker", "goreprox.cli"),
+    "goreprox/keys": tuple(
+        f"goreprox.{m}"
+        for m in ("driver", "bridge", "edge", "provider", "broker", "server", "workers", "cli", "keys_cli")
+    ),
+    "goreprox/doors.py": ("goreprox.config", "brokers", "asyncio", "socket"),
     "goreprox/config.py": ("goreprox.cli", "cyclopts", "asyncio"),
     "goreprox/errors.py": ("goreprox.",),
 }

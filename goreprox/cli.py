@@ -388,7 +388,7 @@ def _joined(role: str, options: RoleOptions, join: str | None, join_file: Path |
         )
     joined = Join.parse(join)
     if joined.role.name.lower() != role:
-        raise ConfigError(f"join string: it is for {joined.role.name.lower()} {joined.name}, not for {'an' if role == 'edge' else 'a'} {role}")
+        raise ConfigError(f"join string: it is for {joined.role.name.lower()} {joined.name}, not for the role {role}")
     if options.name not in (None, joined.name):
         raise ConfigError(f"name {options.name}: the join string is for {joined.name}; leave --name out")
     return joined

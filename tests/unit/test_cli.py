@@ -303,7 +303,7 @@ def test_an_edge_joins_by_a_key_for_edges(started: Started, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["edge"], "join string: it is for provider laptop, not for an edge"),
+        (["edge"], "join string: it is for provider laptop, not for the role edge"),
         (["provider", "1", "--name", "other"], "name other: the join string is for laptop; leave --name out"),
     ],
 )

@@ -1,0 +1,481 @@
+"""Keys between real processes: who gets in and how, who does not and is told so, and what strangers cannot disturb."""
+
+import asyncio
+import contextlib
+import os
+import pty
+import random
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from goreprox.keys.join import Join
+from tests.e2e.harness import (
+    HOST,
+    Handler,
+    Process,
+    Tunnel,
+    echo,
+    eventually,
+    read_digest,
+    run,
+    send_blocks,
+)
+
+REVOKED_S = 2.0
+STREAMS = 50
+HALF_OPEN = 2000
+FLOOD_S = 10.0
+
+
+class Secured(Tunnel):
+    """A tunnel with keys; everything of it lies in one directory."""
+
+    def __init__(self, tmp: Path) -> None:
+        super().__init__(tmp)
+        self.state = tmp / "state"
+        self.providers = self.edges = 0
+
+    async def start(
+        self, command: str, *args: str, env: dict[str, str] | None = None, stdout: int = subprocess.PIPE
+    ) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-m", "goreprox", command, *args),
+            *("--log-json", "--log-level", "debug", "--runtime-dir", str(self.tmp / "run")),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(env or {})},
+            cwd=self.tmp,
+        )
+        started = Process(process)
+        self._stack.push_async_callback(started.stop)
+        return started
+
+    async def serve(self, *args: str, port: int = 0, providers: int = 0, state: Path | None = None) -> Process:
+        self.server = await self.start(
+            *("server", "--listen", f"{HOST}:{port}", "--providers", f"{HOST}:{providers}", "--edges", f"{HOST}:0"),
+            *("--state-dir", str(state or self.state), *args),
+        )
+        ready = await self.server.ready()
+        clients, self.providers, self.edges = ready["clients"], number(ready["providers"]), number(ready["edges"])
+        assert isinstance(clients, list)
+        self.port = clients[0]
+        return self.server
+
+    async def provide(
+        self,
+        *args: str,
+        target: int | None = None,
+        connect: bool = True,
+        join: str | None = "default",
+        env: dict[str, str] | None = None,
+        server: int | None = None,
+    ) -> Process:
+        joined = () if join is None else ("--join-file", str(self.join_file(join)))
+        self.provider = await self.start(
+            *("provider", f"{HOST}:{target or self.target_port}", "--server", f"{HOST}:{server or self.providers}"),
+            *joined,
+            *args,
+            env=env,
+        )
+        await self.provider.ready()
+        if connect:
+            provider = self.provider
+            await eventually(lambda: provider.said(" is there: "), "provider connected")
+        return self.provider
+
+    def join_file(self, name: str) -> Path:
+        return self.state / "join" / f"{name}.join"
+
+    async def keys(self, *args: str) -> str:
+        """Run `goreprox keys`."""
+        command = [sys.executable, "-m", "goreprox", "keys", *args, "--state-dir", str(self.state)]
+        done = await asyncio.to_thread(
+            subprocess.run, command, cwd=self.tmp, capture_output=True, text=True, check=True, timeout=60
+        )
+        return str(done.stdout)
+
+    async def transfers(self, blocks: int = 16) -> None:
+        """Send 1 MiB there and back, and compare."""
+        reader, writer = await self.connect()
+        sent, (size, got) = await asyncio.gather(send_blocks(writer, blocks), read_digest(reader, size=blocks << 16))
+        assert (size, got) == (blocks << 16, sent)
+        writer.close()
+
+
+def command_line(pid: int) -> str:
+    """Return what the list of processes shows of one."""
+    return subprocess.run(
+        ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def number(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+@contextlib.asynccontextmanager
+async def secured(tmp: Path, handler: Handler = echo, *args: str) -> AsyncIterator[Secured]:
+    """A server with keys and a target; providers are up to the test."""
+    made = Secured(tmp)
+    async with made._stack:
+        await made.target(handler)
+        await made.serve(*args)
+        yield made
+
+
+async def said(process: Process, text: str) -> None:
+    await eventually(lambda: process.said(text), f"said: {text}")
+
+
+async def is_reset(reader: asyncio.StreamReader) -> bool:
+    """Whether a connection ends in a reset, and not in an end of file."""
+    try:
+        async with asyncio.timeout(30):
+            while await reader.read(1 << 16):
+                pass
+    except ConnectionResetError:
+        return True
+    return False
+
+
+# -- the two lines that are all it takes
+
+
+def test_a_server_and_the_join_string_it_made_are_all_it_takes_and_no_secret_is_shown(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with secured(tmp_path) as it:
+            join = Join.parse(it.join_file("default").read_text())
+            assert [address.port for address in join.addresses] == [it.providers]
+            await it.provide()
+            await it.transfers()
+            for process in (it.provider, it.server):
+                assert join.text[12:40] not in command_line(process.process.pid)
+            assert it.server.process.stdout is not None and it.provider.process.stdout is not None
+            for process in (it.provider, it.server):
+                process.process.terminate()
+                assert await process.wait() == 0
+            shown = str(it.server.log) + str(it.provider.log)
+            shown += str(await it.server.process.stdout.read() + await it.provider.process.stdout.read())
+            assert str(it.join_file("default")) in shown
+            text = it.join_file("default").read_text()
+            assert not any(secret in shown for secret in (text[12:40], join.keys.secret.decode()))
+
+    run(main())
+
+
+def test_on_a_terminal_the_first_start_prints_the_line_to_paste(tmp_path: Path) -> None:
+    async def main() -> None:
+        ours, theirs = pty.openpty()
+        it = Secured(tmp_path)
+        async with it._stack:
+            process = await it.start(
+                *("server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", "--state-dir", str(it.state)),
+                stdout=theirs,
+            )
+            os.close(theirs)
+            await process.ready()
+            shown = await asyncio.to_thread(os.read, ours, 65536)
+            os.close(ours)
+            text = it.join_file("default").read_text().strip()
+            assert f"provider: goreprox provider TARGET --join '{text}'" in shown.decode()
+
+    run(main())
+
+
+@pytest.mark.parametrize("way", ["flag", "variable", "file flag", "file variable", "configuration"])
+def test_a_join_string_is_read_wherever_it_may_be_given(tmp_path: Path, way: str) -> None:
+    async def main() -> None:
+        async with secured(tmp_path) as it:
+            path = it.join_file("default")
+            args: tuple[str, ...] = ()
+            env: dict[str, str] = {}
+            match way:
+                case "flag":
+                    args = ("--join", path.read_text().strip())
+                case "variable":
+                    env = {"GOREPROX_JOIN": path.read_text()}
+                case "file flag":
+                    args = ("--join-file", str(path))
+                case "file variable":
+                    env = {"GOREPROX_JOIN_FILE": str(path)}
+                case _:
+                    (tmp_path / "goreprox.toml").write_text(f'join-file = "{path}"\n')
+            await it.provide(*args, join=None, env=env)
+            await it.transfers()
+
+    run(main())
+
+
+def test_broker_and_edge_of_their_own_join_with_their_keys(tmp_path: Path) -> None:
+    async def main() -> None:
+        it = Secured(tmp_path)
+        async with it._stack:
+            await it.target(echo)
+            state = ("--state-dir", str(it.state))
+            broker = await it.start("broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0", *state)
+            ready = await broker.ready()
+            it.providers = number(ready["providers"])
+            await it.keys("add", "front", "--role", "edge", "--address", f"{HOST}:{ready['edges']}")
+            edge = await it.start("edge", "--listen", f"{HOST}:0", "--join-file", str(it.join_file("front")))
+            clients = (await edge.ready())["clients"]
+            assert isinstance(clients, list)
+            it.port = clients[0]
+            await it.provide()
+            await it.transfers()
+
+    run(main())
+
+
+# -- who does not get in
+
+
+def test_an_unknown_key_is_refused_on_both_sides_in_one_line_and_gets_in_once_it_is_authorised(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with secured(tmp_path) as it:
+            file = it.state / "authorized" / "default.toml"
+            away = tmp_path / "default.toml"
+            file.rename(away)
+            provider = await it.provide(connect=False)
+            await said(provider, "does not know our key, or no longer; trying on")
+            await said(it.server, "refused an unknown or revoked key at the port for providers")
+            away.rename(file)
+            await said(provider, " is there: ")
+            await it.transfers()
+            assert len([entry for entry in provider.log if "does not know our key" in str(entry)]) == 1
+
+    run(main())
+
+
+def test_a_providers_key_does_not_work_on_the_edges_port(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with secured(tmp_path) as it:
+            provider = await it.provide(connect=False, server=it.edges)
+            await said(provider, "does not know our key")
+            await said(it.server, "refused provider default at the port for edges")
+            assert not provider.said("connected to the server")
+
+    run(main())
+
+
+def test_a_service_that_the_key_does_not_allow_is_refused_on_both_sides(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with secured(tmp_path) as it:
+            await it.keys("add", "laptop", "--services", "web")
+            provider = await it.provide(connect=False, join="laptop")
+            await said(provider, "refuses: the key laptop does not allow the service default")
+            file = it.state / "authorized" / "laptop.toml"
+            file.write_text(file.read_text().replace('"web"', '"default"'))
+            await said(provider, " is there: ")
+            await it.transfers()
+
+    run(main())
+
+
+def test_an_impostor_gets_no_provider(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with secured(tmp_path) as it:
+            port = it.providers
+            it.server.process.kill()
+            await it.server.wait()
+            await it.serve(providers=port, state=tmp_path / "impostor")
+            (tmp_path / "impostor/authorized/default.toml").write_bytes(
+                (it.state / "authorized/default.toml").read_bytes()
+            )
+            provider = await it.provide(connect=False)
+            await said(provider, "it has another key than we expect, or none; get a new join string from it")
+            await said(it.server, "a peer expects another server key")
+            assert not provider.said("connected to the server")
+
+    run(main())
+
+
+def test_plaintext_and_keys_do_not_meet_and_both_sides_say_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with secured(tmp_path) as it:
+            plain = await it.provide("--insecure", join=None, connect=False)
+            await said(plain, "it wants keys: get a join string from it")
+            await said(it.server, "a peer without keys meets a broker with keys, or the reverse")
+            assert not plain.said("connected to the server")
+
+            open_server = await it.start("server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", "--insecure")
+            provider = await it.provide(connect=False, server=number((await open_server.ready())["providers"]))
+            await said(provider, "it has another key than we expect, or none")
+            await said(open_server, "a peer without keys meets a broker with keys, or the reverse")
+            assert not provider.said("connected to the server")
+
+    run(main())
+
+
+# -- revocation and rotation
+
+
+def test_revoking_ends_a_live_provider_and_its_streams_within_two_seconds(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"here")
+        try:
+            await reader.read()
+        finally:
+            ended.set()
+
+    async def main() -> None:
+        async with secured(tmp_path, hold) as it:
+            await it.provide()
+            reader, _ = await it.connect()
+            assert await reader.readexactly(4) == b"here"
+            await it.keys("revoke", "default")
+            began = time.monotonic()
+            assert await is_reset(reader)
+            await ended.wait()
+            assert time.monotonic() - began < REVOKED_S
+            await said(it.server, "a key was revoked: the streams with default are reset")
+            await said(it.provider, "does not know our key, or no longer")
+
+    run(main())
+
+
+def test_a_rotation_breaks_no_connection(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with secured(tmp_path) as it:
+            await it.provide()
+            before = it.join_file("default").read_text()
+            pairs = [await it.connect() for _ in range(8)]
+            done = asyncio.Event()
+
+            async def keep_busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+                count = 0
+                while not done.is_set() or count == 0:
+                    data = count.to_bytes(8, "big") * 2048
+                    writer.write(data)
+                    assert await reader.readexactly(len(data)) == data
+                    count += 1
+                return count
+
+            tasks = [asyncio.create_task(keep_busy(*pair)) for pair in pairs]
+            await it.keys("rotate")
+            await said(it.server, "links were made anew")
+            await said(it.provider, "1 outages so far")
+            # A join string from before one rotation still works, and so does the renewed one.
+            assert it.join_file("default").read_text() != before
+            (tmp_path / "old").write_text(before)
+            (tmp_path / "old").chmod(0o600)
+            for file in (tmp_path / "old", it.join_file("default")):
+                replica = await it.provide("--join-file", str(file), join=None)
+                replica.process.terminate()
+                assert await replica.wait() == 0
+            done.set()
+            counts = await asyncio.gather(*tasks)
+            assert min(counts) > 0
+            await it.transfers()
+
+    run(main())
+
+
+# -- strangers
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4 * HALF_OPEN:
+        pytest.skip(f"needs {4 * HALF_OPEN} file descriptors, there are {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_half_open_connections_and_random_bytes_on_every_port_disturb_no_stream(
+    tmp_path: Path, many_descriptors: None
+) -> None:
+    async def main() -> None:
+        async with secured(tmp_path) as it:
+            provider = await it.provide()
+            loop = asyncio.get_running_loop()
+            until = loop.time() + FLOOD_S
+
+            async def transfer() -> int:
+                count = 0
+                while loop.time() < until or count == 0:
+                    await it.transfers(blocks=4)
+                    count += 1
+                return count
+
+            async def flood(port: int, seed: int) -> None:
+                rng = random.Random(seed)
+                while loop.time() < until:
+                    with contextlib.suppress(OSError):
+                        _, writer = await asyncio.open_connection(HOST, port)
+                        writer.write(rng.randbytes(rng.randrange(1, 2000)))
+                        await asyncio.sleep(0.01)
+                        writer.transport.abort()
+
+            strangers: list[socket.socket] = []
+            try:
+                transfers = [asyncio.create_task(transfer()) for _ in range(STREAMS)]
+                floods = [
+                    asyncio.create_task(flood(port, seed))
+                    for port in (it.port, it.providers, it.edges)
+                    for seed in range(3)
+                ]
+                for index in range(HALF_OPEN):
+                    sock = socket.create_connection((HOST, it.providers))
+                    strangers.append(sock)
+                    if index % 2:
+                        sock.send(b"\xff\0\0\0\0\0\0\0\x01\x7f\x03")
+                    if index % 50 == 0:
+                        await asyncio.sleep(0)
+                counts = await asyncio.gather(*transfers)
+                await asyncio.gather(*floods)
+            finally:
+                for sock in strangers:
+                    sock.close()
+            assert min(counts) > 0
+            assert not provider.said("lost the server") and not it.server.said("is out of reach")
+            for process in (provider, it.server):
+                assert process.process.returncode is None
+            assert len(it.server.log) < 100_000
+
+    run(main())
+
+
+def test_clients_that_may_not_come_in_are_reset(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with secured(tmp_path, echo, "--deny", "127.0.0.2", "--max-connections-per-address", "2") as it:
+            await it.provide()
+            held = [await it.connect() for _ in range(2)]
+            for reader, writer in held:
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"x"
+
+            async def let_in(source: str = HOST) -> bool:
+                try:
+                    reader, writer = await asyncio.open_connection(HOST, it.port, local_addr=(source, 0))
+                except ConnectionResetError:
+                    return False
+                try:
+                    writer.write(b"x")
+                    return await reader.readexactly(1) == b"x"
+                except ConnectionResetError:
+                    return False
+                finally:
+                    writer.transport.abort()
+
+            assert not await let_in()
+            assert not await let_in("127.0.0.2")
+            await said(it.server, "clients that may not come in are reset")
+            held[0][1].close()
+            async with asyncio.timeout(30):
+                while not await let_in():  # noqa: ASYNC110 -- until the server knows that the first is gone
+                    await asyncio.sleep(0.05)
+
+    run(main())

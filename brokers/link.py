@@ -50,12 +50,22 @@ GREET_MAX_S = 8.0
 """Between two Hellos while no Welcome comes; doubled each time, as a Welcome answers only the latest."""
 RESOLVE_AFTER_S = 3.0
 """An address that has not answered for so long is looked up again, and the next one is tried."""
+HANDSHAKE_TIMEOUTS = 2.5
+"""With keys a handshake takes four round trips; the broker gives it 5 s, too."""
 REFUSED_MAX_S = 8.0
 """Between two attempts where the broker does not want us: it may change its mind."""
 HANDSHAKES = 5
 """So many must end without a reason, one after another, before it is said: an outage may also look like this."""
 HIGH_WATER = 1000
 COMPLAINTS = 16
+_EVENTS = (
+    zmq.EVENT_CONNECTED,
+    zmq.EVENT_DISCONNECTED,
+    zmq.EVENT_HANDSHAKE_SUCCEEDED,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+)
 _FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
@@ -150,11 +160,14 @@ class Link:
         self._brokers = list(security.brokers) if security is not None else []
         """The keys that the broker may have; the first is the one expected."""
         self._failures = 0
+        self._handshake_s = self._timings.connect_timeout_s * (HANDSHAKE_TIMEOUTS if security is not None else 1)
+        self._waits_until = 0.0
+        """Until then a handshake may go on: on a slow link it takes its time."""
         self._again: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._socket = self._make_socket()
         self._monitor = Channel(
-            self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(_FAILED)),
+            self._socket.get_monitor_socket(sum(_EVENTS)),
             self._event,
         )
         self._channel = Channel(self._socket, self._receive)
@@ -173,7 +186,7 @@ class Link:
             zmq.RECONNECT_IVL: int(timings.reconnect_min_s * 1000 * random.uniform(1.0, 1.5)),
             zmq.RECONNECT_IVL_MAX: int(timings.reconnect_max_s * 1000),
             zmq.CONNECT_TIMEOUT: int(timings.connect_timeout_s * 1000),
-            zmq.HANDSHAKE_IVL: int(timings.connect_timeout_s * 1000),
+            zmq.HANDSHAKE_IVL: int(self._handshake_s * 1000),
             zmq.HEARTBEAT_IVL: link_ms // 3,
             zmq.HEARTBEAT_TIMEOUT: 2 * link_ms // 3,
             zmq.HEARTBEAT_TTL: link_ms,
@@ -224,7 +237,8 @@ class Link:
         """Resolve, renew, greet again: whatever time alone brings about."""
         while True:
             now = self._loop.time()
-            if self.state is State.DOWN and (self._endpoint is None or now - self._down_at >= RESOLVE_AFTER_S):
+            silent = now - self._down_at >= RESOLVE_AFTER_S and now >= self._waits_until
+            if self.state is State.DOWN and (self._endpoint is None or silent):
                 await self._connect()
                 self._down_at = self._loop.time()
             elif self.state is State.UP and now - self._heard_at > self._timings.link_timeout_s:
@@ -307,6 +321,10 @@ class Link:
 
     def _event(self, frames: list[Buffer]) -> None:
         event = parse_monitor_message([bytes(frame) for frame in frames])["event"]
+        if event == zmq.EVENT_CONNECTED:
+            self._waits_until = self._loop.time() + self._handshake_s
+            return
+        self._waits_until = 0.0
         if event in _FAILED:
             self._handshake_failed(event)
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

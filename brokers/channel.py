@@ -52,14 +52,15 @@ class Channel:
         last = len(frames) - 1
         for index, frame in enumerate(frames):
             send(frame, NOBLOCK if index == last else MORE, len(frame) < RAW_BYTES)
-        self._look_again()
+        self.look_again()
 
     @property
     def readable(self) -> bool:
         """Whether a message waits."""
         return not self.socket.closed and int(self.socket.getsockopt(EVENTS)) & POLLIN != 0
 
-    def _look_again(self) -> None:
+    def look_again(self) -> None:
+        """Read soon, if a message waits: to be called after every use of the socket, which may spend the edge."""
         if self.readable:
             self._schedule()
 

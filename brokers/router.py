@@ -314,7 +314,7 @@ class Router:
             self._dispatch([(key, control(Refused(reason))), *self._switch.lost(key, REVOKED)])
             self._outboxes.pop(key, None)
         port = self._ports[role]
-        sever(self._context, port.channel.socket, port.back_door, key)
+        sever(self._context, port.channel, port.back_door, key)
 
     def _dispatch(self, outputs: Sequence[Output], *, later: bool = False) -> None:
         """Send; what sending brings about (a lost peer) is sent after it, not inside it."""

@@ -161,20 +161,22 @@ class Complaints:
             logger.warning("{}", text)
 
 
-def sever(
-    context: "zmq.Context[zmq.Socket[bytes]]", socket: "zmq.Socket[bytes]", endpoint: str, routing_id: bytes
-) -> None:
+def sever(context: "zmq.Context[zmq.Socket[bytes]]", channel: Channel, endpoint: str, routing_id: bytes) -> None:
     """Take the connection of `routing_id` away from a ROUTER that is also bound to the inproc `endpoint`.
 
     libzmq cannot disconnect one peer, but ROUTER_HANDOVER gives its routing id to whoever comes with it; so we come.
     What was sent to the peer still goes out; nothing more is read from it: its next message stalls the connection,
-    which heartbeats then end.
+    which heartbeats then end. Without a descriptor for this the connection stays, and each of its messages is refused.
     """
-    usurper = context.socket(zmq.DEALER)
+    try:
+        usurper = context.socket(zmq.DEALER)
+    except zmq.ZMQError as exc:
+        logger.warning("a connection cannot be cut now, but is not heard: {}", exc.strerror)
+        return
     try:
         usurper.setsockopt(zmq.LINGER, 0)
         usurper.setsockopt(zmq.ROUTING_ID, routing_id)
         usurper.connect(endpoint)
-        socket.getsockopt(zmq.EVENTS)  # makes the ROUTER take notice, here and now
+        channel.look_again()  # makes the ROUTER take notice, here and now
     finally:
         usurper.close()

@@ -225,6 +225,7 @@ KEY = KeyPair.generate().public.decode()
         f'key = "{KEY}"\nrole = "provider"\nname = "bad"\nservice = ["web"]',
         "#" * (MAX_BYTES + 1),
     ],
+    ids=range(11),  # a key is another one in each worker
 )
 def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: StateDir, text: str, lines: list[str]) -> None:
     state.add(Role.PROVIDER, "good", None, HERE)

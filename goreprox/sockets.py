@@ -12,6 +12,9 @@ import sys
 import termios
 
 KEEPALIVE_IDLE_S = 60
+UNSENT_BYTES = 128 * 1024
+"""More than this the kernel does not take beyond what is on its way (TCP_NOTSENT_LOWAT): what a stopped reader is sent
+stays small, and counts as delivered only when it nearly is. Downloads are no slower for it."""
 SPARE_DESCRIPTORS = 32
 """Never used for clients and targets: links that come back, names and files need some. libzmq tries again without
 pause, on a whole core, while it has none for a connection that waits to be accepted."""
@@ -32,6 +35,7 @@ def prepare(sock: socket.socket) -> None:
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, _KEEPIDLE, KEEPALIVE_IDLE_S)
 

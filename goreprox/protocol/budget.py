@@ -11,8 +11,9 @@ HALVES = 2
 """A stream has two in each process: what it sends and what it receives."""
 SHARE = 5
 """A half may borrow this part of the free bytes: with alpha = 1/4, alpha / (1 + alpha) = 1/5."""
-PROVEN_BYTES = 4 * MIB
-"""More than sockets on both sides of a stopped reader take in."""
+TIERS = (MIB, 16 * MIB, 256 * MIB)
+"""Half of the loans is for halves that have moved less than the first of these, half of the rest for those below the
+second, and so on: readers that stopped, whose loans cannot be called back, leave something to those that go on."""
 FLOOR_MIN = 2048
 FLOOR_MAX = WINDOW_INITIAL
 
@@ -40,14 +41,23 @@ class Budget:
         self.loan_bytes = total_bytes // 2
         self.borrowed_bytes = 0
 
-    def allowance(self, held: int, *, moved: int = PROVEN_BYTES) -> int:
+    def allowance(self, held: int, *, moved: int) -> int:
         """Bytes that a half which has borrowed `held`, and moved so many bytes so far, may hold in all.
 
-        Half of the loans is for those that have moved `PROVEN_BYTES`: a thousand readers that stopped early, whose
-        loans cannot be called back, leave it to those that go on.
+        No more than half of what it moved, as its loan: it grows by half in each round trip, and who stops early has
+        little to keep.
         """
-        loans = self.loan_bytes if moved >= PROVEN_BYTES else self.loan_bytes // 2
-        loan = (loans - self.borrowed_bytes + held) // SHARE
+        kept = self.loan_bytes
+        for tier in TIERS:
+            kept //= 2
+            if moved < tier:
+                break
+        else:
+            kept = 0
+        loan = (self.loan_bytes - kept - self.borrowed_bytes + held) // SHARE
+        grown = WINDOW_INITIAL + moved // 2
+        if loan > grown:
+            loan = grown
         if loan <= 0:
             return self.floor_bytes
         allowed = self.floor_bytes + loan

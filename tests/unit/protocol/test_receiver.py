@@ -150,7 +150,7 @@ def test_the_window_grows_no_further_than_the_budget() -> None:
     borrowed = WINDOW_INITIAL - budget.floor_bytes
     assert budget.borrowed_bytes == borrowed
     budget.account(held=0, holding=budget.floor_bytes + 400 * KIB)
-    expected = budget.allowance(borrowed)
+    expected = budget.allowance(borrowed, moved=WINDOW_INITIAL // 2)
     assert expected < WINDOW_INITIAL
     consume(receive, WINDOW_INITIAL // 2)
     assert receive.take_ack() == (WINDOW_INITIAL // 2, max(WINDOW_INITIAL, WINDOW_INITIAL // 2 + expected))

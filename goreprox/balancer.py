@@ -48,8 +48,8 @@ class Balancer:
         """
         if self._backoffs:
             candidates = [each for each in candidates if not self._avoided((each.id, service), now)] or candidates
-        if not candidates:
-            return None
+        if len(candidates) < 2:
+            return candidates[0].id if candidates else None
         least = min(each.streams / each.weight for each in candidates)
         best = [each for each in candidates if each.streams / each.weight == least]
         return self._rng.choices(best, [each.weight for each in best])[0].id

@@ -22,7 +22,7 @@ SEND_CHUNKS = 64
 WATCH_S = 0.5
 """Between two looks for resets at sockets that are not being read."""
 LINGER_POLL_S = 0.02
-READABLE = Kind.READABLE
+READABLE, WRITABLE = Kind.READABLE, Kind.WRITABLE
 
 
 class Bridges:
@@ -103,9 +103,9 @@ class Bridge:
     def notice(self, kind: Kind) -> None:
         """Do what the session says of our stream."""
         if kind is READABLE:
-            if self.open and not self._watched & WRITE:
+            if self._fd >= 0 and not self._watched & WRITE:
                 self._write()
-        elif kind is Kind.WRITABLE:
+        elif kind is WRITABLE:
             if not self._watched & READ:
                 self._read()
         elif kind is Kind.RESET and not self.open:
@@ -119,7 +119,7 @@ class Bridge:
                 self._write()
         elif kind is Kind.ABORTED:
             self._close()
-        if not self.open:
+        if self._fd < 0:
             self._end_if_over()
 
     def abort(self, reason: str) -> None:
@@ -141,7 +141,7 @@ class Bridge:
 
     def _read(self) -> None:
         """Read whenever there is something, as long as the stream has room."""
-        if self.open and not self._read_done and self.stream.room > 0:
+        if self._fd >= 0 and not self._read_done and self.stream.room > 0:
             self._bridges.unwatch(self._fd)
             self._watch(self._watched | READ)
         elif self.open and not self._watched & READ:

@@ -52,6 +52,8 @@ class Doors:
         self._allow = tuple(allow)
         self._deny = tuple(deny)
         self._most = most
+        self.guarded = bool(self._allow or self._deny or most is not None)
+        """Whether anybody could be refused: otherwise nobody need be asked."""
         self._inside: Counter[str] = Counter()
         self.refused = 0
         """Clients that were not let in."""

@@ -72,7 +72,7 @@ class Edge:
         except OSError:  # the client is gone already
             sock.close()
             return
-        if not self.doors.enter(_host(client), service):
+        if self.doors.guarded and not self.doors.enter(_host(client), service):
             self._warn_once("doors", f"clients that may not come in are reset; the first of them: {client}")
             sock.close()  # and so the client sees a reset
             return
@@ -83,7 +83,8 @@ class Edge:
 
     def _ended(self, bridge: Bridge) -> None:
         stream = bridge.stream
-        self.doors.leave(_host(stream.client))
+        if self.doors.guarded:
+            self.doors.leave(_host(stream.client))
         self._tries.pop(stream, None)
         self._waiting.leave(bridge)
         self.ends.note(stream, stream.end_reason or "done")

@@ -41,7 +41,7 @@ class Ends:
         self.count = 0
         self.sent_bytes = 0
         self.received_bytes = 0
-        self.last: deque[EndStatus] = deque(maxlen=LAST_ENDS)
+        self._last: deque[tuple[float, Stream, str | None, str]] = deque(maxlen=LAST_ENDS)
         self._driver = driver
 
     def note(self, stream: Stream, reason: str) -> None:
@@ -50,17 +50,23 @@ class Ends:
         self.count += 1
         self.sent_bytes += stream.sent_bytes
         self.received_bytes += stream.received_bytes
-        self.last.append(
+        self._last.append((time.time(), stream, peer.info.name.name if peer is not None else None, reason))
+
+    @property
+    def last(self) -> list[EndStatus]:
+        """The last ones, oldest first."""
+        return [
             {
-                "ended_at": _iso(time.time()),
+                "ended_at": _iso(at),
                 "client": stream.client,
                 "service": stream.service,
-                "peer": peer.info.name.name if peer is not None else None,
+                "peer": peer,
                 "sent_bytes": stream.sent_bytes,
                 "received_bytes": stream.received_bytes,
                 "reason": reason,
             }
-        )
+            for at, stream, peer, reason in self._last
+        ]
 
 
 class Gauges(NamedTuple):
@@ -120,7 +126,7 @@ class Subject:
             "peers": [_peer(peer) for peer in driver.peers.values()] if driver is not None else [],
             "links": [{"label": link.label, "state": link.state.name.lower()} for link in self.links],
             "broker": _broker(self.router) if self.router is not None else None,
-            "ends": list(owner.ends.last) if owner is not None else [],
+            "ends": owner.ends.last if owner is not None else [],
         }
 
 

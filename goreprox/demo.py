@@ -6,6 +6,7 @@ A server, a provider and a target run as processes of their own; a relay between
 import asyncio
 import contextlib
 import hashlib
+import os
 import signal
 import socket
 import struct
@@ -109,6 +110,7 @@ async def _process(*args: str, stdin: int = asyncio.subprocess.DEVNULL) -> Async
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *args,
+        env={name: value for name, value in os.environ.items() if not name.startswith("GOREPROX_")},
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -163,7 +165,7 @@ async def run(*, keep: bool, size_mib: int, cuts: int) -> None:
         target_process = await stack.enter_async_context(_process("-c", code, stdin=asyncio.subprocess.PIPE))
         assert target_process.stdout is not None
         target_port = int(await target_process.stdout.readline())
-        common = ["--insecure", "--runtime-dir", str(Path(tmp) / "run")]
+        common = ["--insecure", "--runtime-dir", str(Path(tmp) / "run"), "--config", os.devnull]
         command = ["-m", "goreprox"]
         server = await stack.enter_async_context(
             _process(*command, "server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", *common)

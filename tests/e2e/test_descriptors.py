@@ -23,9 +23,6 @@ LOOK_S = 3.0
 BUSY_S = 1.0
 """CPU time in `LOOK_S` that tells waiting from spinning, which takes all of a core."""
 
-OF_LINKS = 2
-"""Spare descriptors that the link of the test may use meanwhile: it is what they are for."""
-
 
 def limit(process: Process) -> None:
     """Let a process have `LIMIT` descriptors, as if it had been started under `ulimit -n`."""
@@ -45,7 +42,7 @@ def in_use(process: Process) -> int:
 
 async def waits(process: Process) -> None:
     """Check that a process at its limit keeps some descriptors back and does next to nothing."""
-    assert in_use(process) <= LIMIT - SPARE_DESCRIPTORS + OF_LINKS
+    assert in_use(process) <= LIMIT - SPARE_DESCRIPTORS
     before = cpu_s(process)
     await asyncio.sleep(LOOK_S)  # the subject: what it does meanwhile
     assert cpu_s(process) - before < BUSY_S

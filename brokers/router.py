@@ -139,7 +139,13 @@ class Router:
         """
         self._timings = timings or Timings()
         self._context = zmq.Context()
-        self._switch = Switch(lease_s=self._timings.lease_s, max_peers=max_peers, objection=self._objection)
+        self._complaints = Complaints()
+        self._switch = Switch(
+            lease_s=self._timings.lease_s,
+            max_peers=max_peers,
+            objection=self._objection,
+            complain=self._complaints.warn,
+        )
         self._ports: dict[Role, _Port] = {}
         self._local: list[LocalPeer] = []
         self._outboxes: dict[bytes, _Outbox] = {}
@@ -154,7 +160,6 @@ class Router:
         self._disconnected_again = False
         self._closed = False
         self._numbers = itertools.count()
-        self._complaints = Complaints()
         self._security = security
         self._gatekeeper = (
             Gatekeeper(self._context, security.authority, self._complaints) if security is not None else None

@@ -51,10 +51,16 @@ class Switch:
     """Routes between the peers that have said hello. `max_peers` bounds the roster."""
 
     def __init__(
-        self, *, lease_s: float, max_peers: int, objection: Objection = lambda _key, _attributes: None
+        self,
+        *,
+        lease_s: float,
+        max_peers: int,
+        objection: Objection = lambda _key, _attributes: None,
+        complain: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        """Start without peers; one that is silent for `lease_s` seconds is dropped."""
+        """Start without peers; one that is silent for `lease_s` seconds is dropped. `complain` of those not taken."""
         self._objection = objection
+        self._complain = complain
         self._presence = Presence(lease_s)
         self._max_peers = max_peers
         self._peers: dict[Hashable, PeerInfo] = {}
@@ -119,6 +125,7 @@ class Switch:
     def _hello(self, key: Hashable, name: PeerName, hello: Hello, now: float) -> list[Output]:
         refusal = self._refusal(key, name, hello)
         if refusal is not None:
+            self._complain(f"a {name.role.name.lower()} is refused: {refusal}")
             return [(key, control(Refused(refusal)))]
         epoch = self._presence.enter(key, now)
         info = PeerInfo(name, epoch, hello.attributes)

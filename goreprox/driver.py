@@ -14,6 +14,7 @@ from loguru import logger
 
 from brokers import REVOKED, Buffer, Carrier, PeerInfo, Role
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.events import Code
 from goreprox.protocol.limits import PATH_ACK_DELAY_S, VERSION, VERSION_LEAST
 from goreprox.protocol.session import Kind, Notice, Session
 from goreprox.protocol.stream import State, Stream
@@ -32,8 +33,15 @@ clock: Callable[[], float] = functools.partial(
 """Seconds that never go back and count suspend where the system can (CLOCK_BOOTTIME, Linux)."""
 
 
-FULL = "the provider has all the connections that it may have"
-"""The one reason for refusing a stream that is compared, not only read: it says nothing of the target."""
+def common_version(versions: object) -> int | None:
+    """Return the session version that we and a peer write, the lower of our newest ones; None if one is too old.
+
+    `versions` is what the peer says of itself: the oldest and the newest that it understands.
+    """
+    match versions:
+        case [int(least), int(most)] if max(least, VERSION_LEAST) <= min(most, VERSION):
+            return min(most, VERSION)
+    return None
 
 
 class Application(Protocol):
@@ -45,7 +53,7 @@ class Application(Protocol):
     def stream_accepted(self, peer: "Peer", stream: Stream) -> None:
         """A peer has reached the target of a stream."""
 
-    def stream_refused(self, peer: "Peer", stream: Stream, reason: str) -> None:
+    def stream_refused(self, peer: "Peer", stream: Stream, code: Code, reason: str) -> None:
         """A peer cannot serve a stream, of which nothing has reached its target."""
 
     def stream_dropped(self, stream: Stream) -> None:
@@ -105,12 +113,16 @@ class Driver:
 
     def peer_up(self, carrier: Carrier, info: PeerInfo) -> None:
         """A path to a peer is there."""
-        if info.name.role is self._role or not self._speaks(info):
+        if info.name.role is self._role:
+            return
+        version = common_version(info.attributes.get("protocol"))
+        if version is None:
+            self._mismatch(info)
             return
         self._bury(info)
         peer = self.peers.get(info.name.id)
         if peer is None:
-            peer = self.peers[info.name.id] = self._meet(info)
+            peer = self.peers[info.name.id] = self._meet(info, version)
         peer.info = info
         if peer.epochs.get(carrier) == info.epoch:
             self._application.peers_changed()
@@ -119,22 +131,17 @@ class Driver:
         peer.session.path_up(carrier, clock())
         self._wake(peer)
 
-    def _speaks(self, info: PeerInfo) -> bool:
-        versions = info.attributes.get("protocol")
-        match versions:
-            case [int(least), int(most)] if least <= VERSION <= most or VERSION_LEAST <= most <= VERSION:
-                return True
+    def _mismatch(self, info: PeerInfo) -> None:
         if info.name.id not in self._mismatched and len(self._mismatched) < 1024:
             self._mismatched.add(info.name.id)
             logger.warning(
                 "{} {} speaks protocol versions {}, we speak {} to {}: upgrade the older one",
                 info.name.role.name.lower(),
                 info.name.name,
-                versions,
+                info.attributes.get("protocol"),
                 VERSION_LEAST,
                 VERSION,
             )
-        return False
 
     def _bury(self, info: PeerInfo) -> None:
         """A successor that holds its predecessor's lock proves it dead: its streams end now."""
@@ -151,14 +158,19 @@ class Driver:
             peer.timer.cancel()
         self.peers.pop(peer.info.name.id, None)
 
-    def _meet(self, info: PeerInfo) -> Peer:
+    def _meet(self, info: PeerInfo, version: int) -> Peer:
         peer: Peer
 
         def wake() -> None:
             self._wake(peer)
 
         session = Session(
-            opener=self._role is Role.EDGE, budget=self._budget, grace_s=self._grace_s, wake=wake, now=clock()
+            opener=self._role is Role.EDGE,
+            version=version,
+            budget=self._budget,
+            grace_s=self._grace_s,
+            wake=wake,
+            now=clock(),
         )
         peer = Peer(info, session)
         if self._draining:
@@ -255,7 +267,7 @@ class Driver:
         while session.notices:
             notices, session.notices = session.notices, []
             for notice in notices:
-                kind, stream, reason = notice
+                kind, stream, reason, code = notice
                 if stream is None:
                     self._session_notice(peer, notice)
                 elif kind is OPENED:
@@ -264,7 +276,7 @@ class Driver:
                 elif kind is ACCEPTED:
                     self._application.stream_accepted(peer, stream)
                 elif kind is REFUSED:
-                    self._application.stream_refused(peer, stream, reason)
+                    self._application.stream_refused(peer, stream, code, reason)
                 elif stream.owner is not None:
                     stream.owner.notice(kind)
                 elif kind in (Kind.ABORTED, Kind.CLOSED):

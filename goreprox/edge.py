@@ -12,13 +12,14 @@ from goreprox.balancer import Balancer, Candidate
 from goreprox.bridge import Bridge, Bridges
 from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, EdgeConfig
 from goreprox.doors import Doors
-from goreprox.driver import FULL, Driver, Peer, clock
+from goreprox.driver import Driver, Peer, clock
 from goreprox.lifetime import Lifetime
 from goreprox.listeners import Listeners
 from goreprox.log import listing
 from goreprox.member import Member
 from goreprox.poller import Poller
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
 from goreprox.snapshot import Ends, Gauges, Subject
 from goreprox.status import answering
@@ -152,17 +153,17 @@ class Edge:
         self._balancer.accepted(peer.info.name.id, stream.service)
         self._tries.pop(stream, None)
 
-    def stream_refused(self, peer: Peer, stream: Stream, reason: str) -> None:
+    def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None:
         """Try the next provider with the bytes so far, none of which has reached a target; reset when all refused.
 
-        One that drains or is full says nothing of its target. One that drains is about to be replaced: wait for that.
+        One that drains or is full is not avoided for it. One that drains is about to be replaced: wait for that.
         """
         tries = self._tries.setdefault(stream, _Tries())
         tries.peers.add(peer.info.name.id)
         logger.debug("{} refuses client {}: {}", peer.info.name.name, stream.client, reason)
-        if peer.session.peer_draining:
+        if code is Code.DRAINING:
             tries.draining = True
-        elif reason != FULL:
+        elif code is not Code.FULL:
             self._balancer.failed(peer.info.name.id, stream.service, clock())
         if self._assign(stream):
             return

@@ -13,12 +13,13 @@ from brokers import Role
 from goreprox import sockets
 from goreprox.bridge import Bridge, Bridges
 from goreprox.config import Address, ProviderConfig
-from goreprox.driver import FULL, Driver, Peer, clock
+from goreprox.driver import Driver, Peer, clock
 from goreprox.lifetime import Lifetime
 from goreprox.log import listing
 from goreprox.member import Member
 from goreprox.poller import WRITE, Poller
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.events import Code
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import State, Stream
 from goreprox.snapshot import Ends, Gauges, Subject
@@ -144,7 +145,7 @@ class Dial:
         address = self._provider.targets.targets[self._stream.service]
         logger.warning("cannot reach the target {} for {}: {}", address, self._stream.client, reason)
         self._provider.ends.note(self._stream, f"target {address}: {reason}")
-        self._stream.refuse(f"target {address}: {reason}")
+        self._stream.refuse(Code.TARGET, f"target {address}: {reason}")
 
     def _finish(self) -> None:
         self._over = True
@@ -184,11 +185,11 @@ class Provider:
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Dial the target."""
         if stream.service not in self.targets.targets:
-            stream.refuse(f"service {stream.service} is not offered here")
+            stream.refuse(Code.SERVICE, f"service {stream.service} is not offered here")
         elif self._draining:
-            stream.refuse("the provider is draining")
+            stream.refuse(Code.DRAINING, "the provider is draining")
         elif len(self.bridges.live) + len(self.dials) >= self.config.max_connections:
-            stream.refuse(FULL)
+            stream.refuse(Code.FULL, "the provider has all the connections that it may have")
         else:
             dial = Dial(self, stream)
             self.dials.add(dial)
@@ -208,7 +209,7 @@ class Provider:
     def stream_accepted(self, peer: Peer, stream: Stream) -> None:
         """Only openers are answered."""
 
-    def stream_refused(self, peer: Peer, stream: Stream, reason: str) -> None:
+    def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None:
         """Only openers are refused."""
 
     def stream_dropped(self, stream: Stream) -> None:

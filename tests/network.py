@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Hashable
 
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.events import Buffer
+from goreprox.protocol.events import Buffer, Code
 from goreprox.protocol.session import Kind, Session
 from goreprox.protocol.stream import State, Stream
 
@@ -92,7 +92,7 @@ class Network:
         self.now = 0.0
         self.budgets = {end: Budget(total_bytes=memory, max_streams=max_streams) for end in ("edge", "provider")}
         self.sessions = {
-            end: Session(opener=end == "edge", budget=budget, grace_s=grace_s, wake=lambda: None, now=0.0)
+            end: Session(opener=end == "edge", version=1, budget=budget, grace_s=grace_s, wake=lambda: None, now=0.0)
             for end, budget in self.budgets.items()
         }
         self.queues: dict[tuple[str, Hashable], deque[list[Buffer]]] = {}
@@ -157,7 +157,7 @@ class Network:
             elif notice.kind is Kind.OPENED:
                 assert stream is not None
                 if self.refuse:
-                    stream.refuse("refused by the test")
+                    stream.refuse(Code.TARGET, "refused by the test")
                 else:
                     self.targets[stream.id] = Socket(stream, seed=stream.id * 2 - 1)
                     stream.accept()

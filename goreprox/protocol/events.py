@@ -5,9 +5,27 @@ mean to a stream (`stream`). Offsets are absolute, in bytes from the start of th
 Nobody changes one; they are not frozen because making a frozen one takes three times as long.
 """
 
+import enum
 from dataclasses import dataclass
 
 Buffer = bytes | memoryview
+
+
+class Code(enum.IntEnum):
+    """What the receiver of a Refuse or an Abort does about it; the reason beside it is for people."""
+
+    OTHER = 0
+    """Nothing in particular: also what a code of a later version counts as."""
+    TARGET = 1
+    """Refuse: the target could not be reached."""
+    FULL = 2
+    """Refuse: the acceptor has all the streams that it may have, which says nothing of its target."""
+    DRAINING = 3
+    """Refuse: the acceptor is about to end, and perhaps to be replaced."""
+    SERVICE = 4
+    """Refuse: the acceptor does not offer this service."""
+    GONE = 5
+    """Abort: the sender no longer knows this stream."""
 
 
 @dataclass(slots=True)
@@ -33,9 +51,10 @@ class Accept:
 
 @dataclass(slots=True)
 class Refuse:
-    """The target could not be reached: not one byte was delivered, so another provider may take the stream."""
+    """The stream is not served here: not one byte was delivered, so another provider may take it."""
 
     stream: int
+    code: Code
     reason: str
 
 
@@ -70,6 +89,7 @@ class Abort:
     """The stream ends at once, whatever is still on its way: no socket did this, one of the ends gave up."""
 
     stream: int
+    code: Code
     reason: str
 
 

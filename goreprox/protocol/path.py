@@ -16,6 +16,7 @@ from goreprox.protocol.limits import (
     PATH_ACK_BYTES,
     PATH_ACK_DELAY_S,
     PROBE_MIN_S,
+    STALL_PROBES,
 )
 
 INFINITY = float("inf")
@@ -45,6 +46,7 @@ class Path:
         "_min_rtt",
         "_next_probe",
         "_probe_s",
+        "_probes",
         "_progress_at",
         "_rate",
         "_rate_before",
@@ -77,6 +79,8 @@ class Path:
         self._acked_at = now
         self._progress_at = now
         self._probe_s = PROBE_MIN_S
+        self._probes = 0
+        """Due since there was progress."""
         self._next_probe = now + PROBE_MIN_S
         self._rate = self._rate_before = 0.0
         self._rate_from = now
@@ -160,6 +164,7 @@ class Path:
         self._measure(newest, now)
         self._probe_s = max(PROBE_MIN_S, 4 * self.srtt)
         self._next_probe = now + self._probe_s
+        self._probes = 0
 
     def _measure(self, newest: _Sent, now: float) -> None:
         """Estimate the path as BBR does: by what was acknowledged between two acknowledgements."""
@@ -179,8 +184,14 @@ class Path:
         if not self._sent or now < self._next_probe:
             return False
         self._probe_s *= 2
+        self._probes += 1
         self._next_probe = now + self._probe_s
         return True
+
+    @property
+    def stalled(self) -> bool:
+        """Whether so many questions went unanswered that another path, if there is one, is the better bet."""
+        return self._probes > STALL_PROBES
 
     def lost(self, now: float) -> bool:
         """Whether the peer has been silent for too long."""

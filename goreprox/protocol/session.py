@@ -28,6 +28,7 @@ from goreprox.protocol.events import (
     Ack,
     Batch,
     Buffer,
+    Code,
     Control,
     Data,
     Drain,
@@ -58,7 +59,6 @@ from goreprox.protocol.limits import (
     RESUME_MAX,
     RESUME_PAGE,
     STREAM_ACK_DELAY_S,
-    VERSION,
 )
 from goreprox.protocol.path import Path
 from goreprox.protocol.stream import OPEN, RESETTING, State, Step, Stream
@@ -104,6 +104,8 @@ class Notice(NamedTuple):
     kind: Kind
     stream: Stream | None = None
     reason: str = ""
+    code: Code = Code.OTHER
+    """Of a refusal."""
 
 
 @dataclass(slots=True)
@@ -132,8 +134,14 @@ class Traffic(NamedTuple):
 class Session:
     """One end of a session. `wake` is called once whenever the next `flush` has something to do."""
 
-    def __init__(self, *, opener: bool, budget: Budget, grace_s: float, wake: Callable[[], None], now: float) -> None:
-        """Start without a path. `grace_s`: how long streams are kept without one, 0 to 86,400 s."""
+    def __init__(
+        self, *, opener: bool, version: int, budget: Budget, grace_s: float, wake: Callable[[], None], now: float
+    ) -> None:
+        """Start without a path.
+
+        `version` of the protocol is written, the newest that both ends understand; any that we understand is read.
+        `grace_s`: how long streams are kept without a path, 0 to 86,400 s.
+        """
         self.opener = opener
         self.established = False
         """Whether streams flow at this moment: the peer's resume has arrived."""
@@ -142,6 +150,7 @@ class Session:
         self.counters = Counters()
         self.peer_draining = False
         self.failed: str | None = None
+        self._version = version
         self._budget = budget
         self._grace_s = self._peer_grace_s = float(grace_s)
         self._peer_window = budget.floor_bytes
@@ -298,7 +307,10 @@ class Session:
         if path is not None and path.lost(now):
             self._restart(now)
         elif path is not None and path.probe_due(now):
-            self._control.append(Probe())
+            if path.stalled and self.established and len(self._paths) > 1:
+                self._restart(now)
+            else:
+                self._control.append(Probe())
         if self._restart_at is not None and now >= self._restart_at:
             self._restart_at = None
             if self._path is None and self._paths:
@@ -377,9 +389,9 @@ class Session:
         else:
             self._late.append(stream)
 
-    def stream_refused(self, stream: Stream, reason: str) -> None:
+    def stream_refused(self, stream: Stream, code: Code, reason: str) -> None:
         """Tell the opener."""
-        self._last_word(Refuse(stream.id, reason))
+        self._last_word(Refuse(stream.id, code, reason))
         stream.host = None
         stream.close(abort=None)
         self._forget(stream)
@@ -393,7 +405,7 @@ class Session:
     def stream_closed(self, stream: Stream, *, abort: str | None) -> None:
         """Forget a stream."""
         if abort is not None and stream.id in self.streams:
-            self._last_word(Abort(stream.id, abort))
+            self._last_word(Abort(stream.id, Code.OTHER, abort))
         self.counters.sent_bytes += stream.sent_bytes
         self.counters.received_bytes += stream.received_bytes
         self._forget(stream)
@@ -423,9 +435,7 @@ class Session:
         if self.failed is not None or path_id not in self._paths:
             return
         try:
-            version, batch = wire.decode(frames)
-            if version != VERSION:
-                raise RemoteProtocolError(f"protocol version {version}, expected {VERSION}")
+            _, batch = wire.decode(frames)
             self._receive(path_id, batch, sum(map(len, frames)), now)
         except RemoteProtocolError as exc:
             self._fail(str(exc), now)
@@ -502,17 +512,17 @@ class Session:
             case Eof(stream_id, final):
                 if (stream := self._stream(stream_id)) and stream.receive_eof(final):
                     self.notices.append(Notice(Kind.READABLE, stream))
-            case Refuse(stream_id, reason):
+            case Refuse(stream_id, code, reason):
                 if stream := self._stream(stream_id):
-                    self._refused(stream, reason)
+                    self._refused(stream, code, reason)
             case Reset(stream_id, final, reason):
                 if stream := self._stream(stream_id):
                     stream.receive_reset(final, reason)
                     kind = Kind.RESET if stream.state is State.RESET else Kind.CLOSED
                     self.notices.append(Notice(kind, stream, reason))
-            case Abort(stream_id, reason):
+            case Abort(stream_id, code, reason):
                 if stream := self._stream(stream_id):
-                    self._aborted(stream, reason)
+                    self._aborted(stream, code, reason)
             case Resume():
                 self._resume(event, path, now)
             case Drain():
@@ -570,11 +580,11 @@ class Session:
             self.notices.append(Notice(Kind.WRITABLE, stream))
         self.stream_ready(stream)
 
-    def _refused(self, stream: Stream, reason: str) -> None:
+    def _refused(self, stream: Stream, code: Code, reason: str) -> None:
         if stream.state is State.OPENING:
             stream.receive_refusal()
             self._forget(stream)
-            self.notices.append(Notice(Kind.REFUSED, stream, reason))
+            self.notices.append(Notice(Kind.REFUSED, stream, reason, code))
         else:
             stream.receive_end(Step.REFUSE_IN, reason)
             self.notices.append(Notice(Kind.CLOSED, stream, reason))
@@ -586,8 +596,8 @@ class Session:
             self.notices.append(Notice(Kind.WRITABLE, stream))
             self._finish_if_done(stream)
 
-    def _aborted(self, stream: Stream, reason: str) -> None:
-        well = stream.state is State.RESETTING or (reason == GONE and stream.passed)
+    def _aborted(self, stream: Stream, code: Code, reason: str) -> None:
+        well = stream.state is State.RESETTING or (code is Code.GONE and stream.passed)
         stream.receive_end(Step.ABORT_IN, reason)
         self.notices.append(Notice(Kind.CLOSED if well else Kind.ABORTED, stream, reason))
 
@@ -623,7 +633,7 @@ class Session:
         """Tell the peer how those streams ended that only it still has; what it does not list, it knows."""
         seen = self._next_id if self.opener else self._last_id_in + 1
         gone = [stream_id for stream_id in self._listed if stream_id not in self.streams and stream_id < seen]
-        self._ended = {stream_id: self._ended.get(stream_id, Abort(stream_id, GONE)) for stream_id in gone}
+        self._ended = {stream_id: self._ended.get(stream_id, Abort(stream_id, Code.GONE, GONE)) for stream_id in gone}
         self._control.extend(self._ended.values())
         self._control.extend(
             Accept(stream.id, stream.receive.limit) for stream in self._late if stream.id in self.streams
@@ -685,11 +695,11 @@ class Session:
             if not events:
                 break
             batch = Batch(path.epoch, path.send(size, now), path.received, tuple(events))
-            messages.append((path.path_id, wire.encode(batch, version=VERSION)))
+            messages.append((path.path_id, wire.encode(batch, version=self._version)))
         if path.ack_due(now):
             path.acknowledged()
             batch = Batch(path.epoch, path.seq, path.received, ())
-            messages.append((path.path_id, wire.encode(batch, version=VERSION)))
+            messages.append((path.path_id, wire.encode(batch, version=self._version)))
         return messages
 
     def _flush_acks(self) -> None:

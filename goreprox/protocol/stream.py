@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
-from goreprox.protocol.events import Buffer
+from goreprox.protocol.events import Buffer, Code
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.sender import SendHalf
 
@@ -133,8 +133,8 @@ class Host(Protocol):
     def stream_accepted(self, stream: "Stream") -> None:
         """The acceptor's target answered."""
 
-    def stream_refused(self, stream: "Stream", reason: str) -> None:
-        """The acceptor's target could not be reached."""
+    def stream_refused(self, stream: "Stream", code: Code, reason: str) -> None:
+        """The acceptor does not serve the stream."""
 
     def stream_resetting(self, stream: "Stream", now: float) -> None:
         """The local socket was reset."""
@@ -251,12 +251,12 @@ class Stream:
         if self.state is State.OPEN and self.host is not None:
             self.host.stream_accepted(self)
 
-    def refuse(self, reason: str) -> None:
-        """Tell the opener that the target could not be reached."""
+    def refuse(self, code: Code, reason: str) -> None:
+        """Tell the opener that the stream is not served here."""
         self.step(Step.REFUSE)
         self.end_reason = reason
         if self.host is not None:
-            self.host.stream_refused(self, reason)
+            self.host.stream_refused(self, code, reason)
 
     def consume(self, count: int, *, now: float) -> None:
         """Note that the socket took `count` bytes of `receive.chunks`."""

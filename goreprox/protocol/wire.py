@@ -18,6 +18,7 @@ from goreprox.protocol.events import (
     Ack,
     Batch,
     Buffer,
+    Code,
     Control,
     Data,
     Drain,
@@ -40,6 +41,8 @@ from goreprox.protocol.limits import (
     MAX_TEXT,
     RAW_PAYLOAD,
     RESUME_PAGE,
+    VERSION,
+    VERSION_LEAST,
 )
 
 DATA, ACK, OPEN, ACCEPT, REFUSE, EOF, RESET, ABORT, RESUME, DRAIN, GOODBYE, PROBE = range(12)
@@ -72,14 +75,14 @@ def _item(event: Control) -> list[object]:  # noqa: PLR0911
             return [OPEN, stream, service, client[:MAX_TEXT], limit]
         case Accept(stream, limit):
             return [ACCEPT, stream, limit]
-        case Refuse(stream, reason):
-            return [REFUSE, stream, reason[:MAX_TEXT]]
+        case Refuse(stream, code, reason):
+            return [REFUSE, stream, int(code), reason[:MAX_TEXT]]
         case Eof(stream, final):
             return [EOF, stream, final]
         case Reset(stream, final, reason):
             return [RESET, stream, final, reason[:MAX_TEXT]]
-        case Abort(stream, reason):
-            return [ABORT, stream, reason[:MAX_TEXT]]
+        case Abort(stream, code, reason):
+            return [ABORT, stream, int(code), reason[:MAX_TEXT]]
         case Resume(grace_s, window, next_id, last, streams):
             lives = [[s.stream, s.accepted, s.received, s.delivered, s.limit, s.eof] for s in streams]
             return [RESUME, grace_s, window, next_id, last, lives]
@@ -131,20 +134,27 @@ def load_cbor(head: Buffer, *, max_bytes: int, max_depth: int) -> object:
 def decode(frames: Sequence[Buffer]) -> tuple[int, Batch]:
     """Return version and batch of a message. Payloads refer to the frames.
 
+    The version is looked at first: what another one than ours looks like, we cannot know.
+
     Raises:
         RemoteProtocolError: anything but exactly what `encode` makes.
     """
     if not 1 <= len(frames) <= 1 + MAX_RAW_FRAMES:
         raise RemoteProtocolError(f"{len(frames)} frames, expected 1 to {1 + MAX_RAW_FRAMES}")
     head = load_cbor(frames[0], max_bytes=MAX_HEAD, max_depth=MAX_DEPTH)
-    if type(head) is not list or len(head) != 5 or type(head[4]) is not list:
+    if type(head) is not list or not head:
         raise RemoteProtocolError("not a batch")
-    version, epoch, seq, ack, items = head
+    version = _uint(head[0])
+    if not VERSION_LEAST <= version <= VERSION:
+        raise RemoteProtocolError(f"protocol version {version}, expected {VERSION_LEAST} to {VERSION}")
+    if len(head) != 5 or type(head[4]) is not list:
+        raise RemoteProtocolError("not a batch")
+    _, epoch, seq, ack, items = head
     raw = iter(frames[1:])
     events = tuple([_event(item, raw) for item in items])
     if next(raw, None) is not None:
         raise RemoteProtocolError("more frames than the events announce")
-    return _uint(version), Batch(_uint(epoch), _uint(seq), _uint(ack), events)
+    return version, Batch(_uint(epoch), _uint(seq), _uint(ack), events)
 
 
 def _uint(value: Any) -> int:
@@ -157,6 +167,13 @@ def _text(value: Any, limit: int = MAX_TEXT) -> str:
     if type(value) is not str or len(value) > limit:
         raise RemoteProtocolError(f"{_short(value)}, expected at most {limit} characters")
     return value
+
+
+def _code(value: Any) -> Code:
+    return _CODES.get(_uint(value), Code.OTHER)
+
+
+_CODES = {int(code): code for code in Code}
 
 
 def _bool(value: Any) -> bool:
@@ -201,10 +218,10 @@ _DECODERS: dict[int, tuple[int, Callable[[list[Any]], Event]]] = {
     ACK: (3, lambda f: Ack(_uint(f[0]), _uint(f[1]), _uint(f[2]))),
     OPEN: (4, lambda f: Open(_uint(f[0]), _text(f[1], MAX_NAME), _text(f[2]), _uint(f[3]))),
     ACCEPT: (2, lambda f: Accept(_uint(f[0]), _uint(f[1]))),
-    REFUSE: (2, lambda f: Refuse(_uint(f[0]), _text(f[1]))),
+    REFUSE: (3, lambda f: Refuse(_uint(f[0]), _code(f[1]), _text(f[2]))),
     EOF: (2, lambda f: Eof(_uint(f[0]), _uint(f[1]))),
     RESET: (3, lambda f: Reset(_uint(f[0]), _uint(f[1]), _text(f[2]))),
-    ABORT: (2, lambda f: Abort(_uint(f[0]), _text(f[1]))),
+    ABORT: (3, lambda f: Abort(_uint(f[0]), _code(f[1]), _text(f[2]))),
     RESUME: (5, _resume),
     DRAIN: (0, lambda _: Drain()),
     GOODBYE: (1, lambda f: Goodbye(_text(f[0]))),

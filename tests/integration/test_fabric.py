@@ -572,6 +572,7 @@ def test_a_version_mismatch_is_told_on_both_sides(warnings: list[str]) -> None:
         refused = parse_control(await receive(dealer))
         assert isinstance(refused, Refused)
         assert "newer speaks fabric versions 8 to 9, this broker 1 to 1" in refused.reason
+        assert any("a provider is refused: newer speaks fabric versions 8 to 9" in line for line in warnings)
         assert it.router.peers == []
 
     run(test)

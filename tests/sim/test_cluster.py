@@ -9,7 +9,7 @@ from brokers.presence import Presence
 from brokers.switch import Switch
 from goreprox.bridge import Bridge
 from goreprox.driver import Driver, Peer
-from goreprox.protocol.events import Open, Resume
+from goreprox.protocol.events import Code, Open, Resume
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.session import Session
@@ -158,7 +158,7 @@ def _move_streams_by_silence(patch: pytest.MonkeyPatch) -> None:
                 assert peer is not None
                 peer.session._forget(stream)
                 stream.receive_refusal()
-                self._application.stream_refused(peer, stream, "silence")
+                self._application.stream_refused(peer, stream, Code.TARGET, "silence")
 
     patch.setattr(Driver, "peer_down", peer_down)
 

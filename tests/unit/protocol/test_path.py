@@ -171,6 +171,15 @@ def test_silence_is_probed_ever_more_rarely() -> None:
     assert p.deadline == 2.75
 
 
+def test_three_questions_without_an_answer_are_a_stall_and_progress_ends_it() -> None:
+    p = path()
+    p.send(1, 0.0)
+    p.send(1, 0.0)
+    assert [(p.probe_due(now), p.stalled) for now in (0.25, 0.75, 1.75)] == [(True, False), (True, False), (True, True)]
+    p.ack(1, 2.0)
+    assert not p.stalled
+
+
 def test_probes_wait_for_a_slow_path() -> None:
     p = path()
     now = transfer(p, start=0.0, count=1, size=1, rtt=1.0)

@@ -9,6 +9,7 @@ from goreprox.protocol.events import (
     Accept,
     Ack,
     Batch,
+    Code,
     Data,
     Drain,
     Eof,
@@ -40,6 +41,7 @@ from goreprox.protocol.limits import (
     RESTART_MAX_S,
     RESTART_MIN_S,
     RESUME_PAGE,
+    STALL_PROBES,
     STREAM_ACK_DELAY_S,
     WINDOW_INITIAL,
 )
@@ -65,7 +67,7 @@ class Peer:
         self.now = 0.0
         self.budget = Budget(total_bytes=memory, max_streams=max_streams)
         self.wakes = 0
-        self.session = Session(opener=opener, budget=self.budget, grace_s=GRACE_S, wake=self.woken, now=0.0)
+        self.session = Session(opener=opener, version=1, budget=self.budget, grace_s=GRACE_S, wake=self.woken, now=0.0)
         self.epoch = self.seq = self.received = 0
         self.acked = 0
         self.path: object = None
@@ -340,6 +342,49 @@ def test_silence_is_probed_and_ends_the_epoch() -> None:
     assert not peer.session.established
 
 
+def stall(peer: Peer) -> list[float]:
+    """Let questions go unanswered for `STALL_PROBES` and one more; return when they were due."""
+    times: list[float] = []
+    while len(times) <= STALL_PROBES:
+        peer.now = peer.session.deadline() or 0.0
+        peer.session.tick(peer.now)
+        times.append(peer.now)
+        peer.heard()
+    return times
+
+
+def test_a_path_without_progress_gives_way_to_another_one_before_it_counts_as_lost() -> None:
+    peer = edge()
+    peer.session.path_up("b", 0.0)
+    peer.open()
+    peer.heard()
+    assert stall(peer) == [0.25, 0.75, 1.75]
+    assert not peer.session.established
+    peer.now += RESTART_MIN_S
+    peer.session.tick(peer.now)
+    assert [type(event) for event in peer.heard()] == [Resume]
+    assert (peer.path, peer.session.path_id) == ("b", "b")
+
+
+def test_the_only_path_is_asked_until_it_counts_as_lost() -> None:
+    peer = edge()
+    peer.open()
+    peer.heard()
+    stall(peer)
+    assert (peer.session.path_id, peer.session.established) == ("a", True)
+
+
+def test_an_epoch_that_was_never_established_moves_only_once_it_is_lost() -> None:
+    peer = Peer()
+    peer.session.path_up("a", 0.0)
+    peer.session.path_up("b", 0.0)
+    peer.heard()
+    stall(peer)
+    assert peer.session.path_id == "a"
+    peer.session.tick(LOSS_TIMEOUT_S)
+    assert peer.session.path_id is None
+
+
 def test_attempts_that_nobody_answers_become_rare() -> None:
     peer = Peer()
     peer.session.path_up("a", 0.0)
@@ -459,8 +504,8 @@ def test_a_refused_stream_may_go_elsewhere() -> None:
     stream = peer.open()
     stream.write(b"abc")
     peer.heard()
-    peer.say(Refuse(1, "no target"))
-    assert peer.notices() == [Notice(Kind.REFUSED, stream, "no target")]
+    peer.say(Refuse(1, Code.TARGET, "no target"))
+    assert peer.notices() == [Notice(Kind.REFUSED, stream, "no target", Code.TARGET)]
     assert (stream.host, stream.send.sendable, peer.session.streams) == (None, 3, {})
 
 
@@ -469,7 +514,7 @@ def test_a_refusal_ends_a_stream_whose_client_was_reset() -> None:
     stream = peer.open()
     peer.heard()
     stream.reset("gone", now=0.0)
-    peer.say(Refuse(1, "no target"))
+    peer.say(Refuse(1, Code.TARGET, "no target"))
     assert peer.notices() == [Notice(Kind.CLOSED, stream, "no target")]
 
 
@@ -533,18 +578,18 @@ def test_an_accept_during_a_resume_is_not_told_of_a_stream_that_has_ended() -> N
     stream.accept()
     stream.abort("changed its mind")
     peer.say(hello(live(1, accepted=False), next_id=2))
-    assert peer.heard() == [Abort(1, "changed its mind")]
+    assert peer.heard() == [Abort(1, Code.OTHER, "changed its mind")]
 
 
 def test_a_refusal_is_told_until_the_peer_has_it() -> None:
     peer, stream = dialing()
-    stream.refuse("no target")
-    assert peer.heard() == [Refuse(1, "no target")]
+    stream.refuse(Code.TARGET, "no target")
+    assert peer.heard() == [Refuse(1, Code.TARGET, "no target")]
     peer.session.path_down("a", 0.0)
-    assert peer.connect(live(1, accepted=False), next_id=2)[1:] == [Refuse(1, "no target")]
+    assert peer.connect(live(1, accepted=False), next_id=2)[1:] == [Refuse(1, Code.TARGET, "no target")]
     peer.say()
     peer.session.path_down("a", 0.0)
-    assert peer.connect(live(1, accepted=False), next_id=2)[1:] == [Abort(1, GONE)]
+    assert peer.connect(live(1, accepted=False), next_id=2)[1:] == [Abort(1, Code.GONE, GONE)]
 
 
 # Data, acknowledgements, ends.
@@ -599,8 +644,8 @@ def test_a_stream_ends_well_once_both_directions_have() -> None:
     assert peer.kinds() == [Kind.CLOSED]
     assert peer.heard() == [Ack(1, 1, WINDOW_INITIAL)]
     assert peer.session.streams == {}
-    peer.say(Ack(1, 1, WINDOW), Data(1, 0, b"x"), Eof(1, 0), Accept(1, 0), Refuse(1, ""), Reset(1, 0, ""))
-    peer.say(Abort(1, ""))
+    peer.say(Ack(1, 1, WINDOW), Data(1, 0, b"x"), Eof(1, 0), Accept(1, 0), Refuse(1, Code.TARGET, ""), Reset(1, 0, ""))
+    peer.say(Abort(1, Code.OTHER, ""))
     assert peer.kinds() == [], "what still arrives for it is let go"
 
 
@@ -639,7 +684,7 @@ def test_resets_of_both_ends_meet() -> None:
 
 def test_an_abort_of_the_peer_is_at_once() -> None:
     peer, stream = opened()
-    peer.say(Data(1, 0, b"abc"), Abort(1, "enough"))
+    peer.say(Data(1, 0, b"abc"), Abort(1, Code.OTHER, "enough"))
     assert peer.notices()[1:] == [Notice(Kind.ABORTED, stream, "enough")]
     assert peer.session.streams == {}
 
@@ -647,8 +692,8 @@ def test_an_abort_of_the_peer_is_at_once() -> None:
 def test_an_abort_of_ours_is_told_and_forgotten_once_heard() -> None:
     peer, stream = opened()
     stream.abort("enough")
-    assert peer.heard() == [Abort(1, "enough")]
-    assert peer.session._ended == {1: Abort(1, "enough")}
+    assert peer.heard() == [Abort(1, Code.OTHER, "enough")]
+    assert peer.session._ended == {1: Abort(1, Code.OTHER, "enough")}
     peer.say()
     assert peer.session._ended == {}
 
@@ -698,7 +743,7 @@ def test_a_stream_that_only_the_peer_has_is_ended_there() -> None:
     peer, stream = accepted()
     stream.abort("enough")
     peer.session.path_down("a", 0.0)
-    assert peer.connect(live(1), live(2), next_id=3)[1:] == [Abort(1, "enough")]
+    assert peer.connect(live(1), live(2), next_id=3)[1:] == [Abort(1, Code.OTHER, "enough")]
 
 
 def test_a_stream_that_ended_well_on_both_ends_is_no_loss() -> None:
@@ -711,7 +756,7 @@ def test_a_stream_that_ended_well_on_both_ends_is_no_loss() -> None:
     stream.deliver_eof(now=0.0)
     peer.connect(next_id=2)
     peer.notices()
-    peer.say(Abort(1, GONE))
+    peer.say(Abort(1, Code.GONE, GONE))
     assert peer.notices() == [Notice(Kind.CLOSED, stream, GONE)]
 
 
@@ -783,7 +828,7 @@ def test_drain_is_told_now_and_in_every_epoch() -> None:
 def test_goodbye_ends_all_streams_and_is_told_in_every_epoch() -> None:
     peer, _ = opened()
     peer.session.goodbye("shutdown")
-    assert peer.heard() == [Abort(1, "shutdown"), Goodbye("shutdown")]
+    assert peer.heard() == [Abort(1, Code.OTHER, "shutdown"), Goodbye("shutdown")]
     peer.session.path_down("a", 0.0)
     peer.session.goodbye("shutdown")
     assert peer.connect(next_id=2)[1:] == [Goodbye("shutdown")]
@@ -806,7 +851,15 @@ def test_goodbye_of_the_peer_ends_all_streams_and_is_acknowledged_at_once() -> N
 
 @pytest.mark.parametrize(
     "event",
-    [Data(1, 0, b"x"), Ack(1, 0, 0), Open(1, "", "", 0), Accept(1, 0), Eof(1, 0), Refuse(1, ""), Reset(1, 0, "")],
+    [
+        Data(1, 0, b"x"),
+        Ack(1, 0, 0),
+        Open(1, "", "", 0),
+        Accept(1, 0),
+        Eof(1, 0),
+        Refuse(1, Code.TARGET, ""),
+        Reset(1, 0, ""),
+    ],
 )
 def test_streams_wait_for_the_last_page(event: Event) -> None:
     peer = Peer(opener=False)
@@ -819,7 +872,15 @@ def test_streams_wait_for_the_last_page(event: Event) -> None:
 @pytest.mark.parametrize("opener", [True, False])
 @pytest.mark.parametrize(
     "event",
-    [Data(9, 0, b"x"), Ack(9, 0, 0), Accept(9, 0), Eof(9, 0), Refuse(9, ""), Reset(9, 0, ""), Abort(9, "")],
+    [
+        Data(9, 0, b"x"),
+        Ack(9, 0, 0),
+        Accept(9, 0),
+        Eof(9, 0),
+        Refuse(9, Code.TARGET, ""),
+        Reset(9, 0, ""),
+        Abort(9, Code.OTHER, ""),
+    ],
 )
 def test_a_stream_that_was_never_opened_is_refused(event: Event, opener: bool) -> None:
     peer = edge() if opener else provider()
@@ -862,7 +923,7 @@ def test_a_failed_session_aborts_its_streams_and_listens_no_more() -> None:
         Notice(Kind.ABORTED, stream, f"protocol error: {reason}"),
         Notice(Kind.FAILED, None, reason),
     ]
-    assert peer.heard() == [Abort(1, f"protocol error: {reason}"), Goodbye(f"protocol error: {reason}")]
+    assert peer.heard() == [Abort(1, Code.OTHER, f"protocol error: {reason}"), Goodbye(f"protocol error: {reason}")]
     peer.say(Drain())
     peer.session.path_up("b", 1.0)
     peer.session.tick(1000.0)
@@ -876,7 +937,17 @@ def test_a_failed_session_aborts_its_streams_and_listens_no_more() -> None:
 def test_another_version_is_refused() -> None:
     peer = edge()
     peer.session.receive("a", wire.encode(Batch(2, 1, 1, ()), version=2), 0.0)
-    assert failure(peer) == "protocol version 2, expected 1"
+    assert failure(peer) == "protocol version 2, expected 1 to 1"
+
+
+def test_every_version_that_is_understood_is_read_and_the_common_one_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "VERSION", 2)
+    peer = edge()
+    peer.session.receive("a", wire.encode(Batch(2, 1, 1, (Drain(),)), version=2), 0.0)
+    assert (peer.session.peer_draining, peer.session.failed) == (True, None)
+    peer.open()
+    written = {wire.decode(frames)[0] for _, frames in peer.session.flush(1.0)}
+    assert written == {1}
 
 
 def test_noise_is_refused() -> None:
@@ -1008,7 +1079,7 @@ def test_a_refused_stream_with_fresh_bytes_goes_to_one_peer_only() -> None:
     stream = first.open()
     first.heard()
     stream.write(b"abc")
-    first.say(Refuse(1, "no target"))
+    first.say(Refuse(1, Code.TARGET, "no target"))
     second.session.open(stream)
     assert first.heard() == []
     assert second.heard() == [Open(1, "web", "test", WINDOW_INITIAL), Data(1, 0, b"abc")]

@@ -6,6 +6,7 @@ import pytest
 
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
+from goreprox.protocol.events import Code
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.stream import TRANSITIONS, State, Step, Stream
 
@@ -37,8 +38,8 @@ class Recorder:
     def stream_accepted(self, stream: Stream) -> None:
         self.calls.append(("accepted",))
 
-    def stream_refused(self, stream: Stream, reason: str) -> None:
-        self.calls.append(("refused", reason))
+    def stream_refused(self, stream: Stream, code: Code, reason: str) -> None:
+        self.calls.append(("refused", code, reason))
 
     def stream_resetting(self, stream: Stream, now: float) -> None:
         self.calls.append(("resetting", now))
@@ -171,9 +172,9 @@ def test_an_accept_without_a_session_tells_nobody() -> None:
 @pytest.mark.parametrize("hosted", [True, False])
 def test_a_refusal_is_passed_on_where_there_is_a_session(hosted: bool) -> None:
     stream, host = make(State.DIALING, opener=False, hosted=hosted)
-    stream.refuse("no target")
+    stream.refuse(Code.TARGET, "no target")
     assert (stream.state, stream.end_reason) == (State.CLOSED, "no target")
-    assert host.calls == [("refused", "no target")] * hosted
+    assert host.calls == [("refused", Code.TARGET, "no target")] * hosted
 
 
 def test_delivery_is_acknowledged_while_the_stream_is_open() -> None:

@@ -12,6 +12,7 @@ from goreprox.protocol.events import (
     Accept,
     Ack,
     Batch,
+    Code,
     Data,
     Drain,
     Eof,
@@ -41,10 +42,10 @@ GOLDEN: list[tuple[Event, str]] = [
     (Ack(1, 2, 3), "8501060203818401010203"),
     (Open(1, "web", "10.0.0.1:5", 65536), "850106020381850201637765626a31302e302e302e313a351a00010000"),
     (Accept(1, 65536), "8501060203818303011a00010000"),
-    (Refuse(1, "no"), "850106020381830401626e6f"),
+    (Refuse(1, Code.FULL, "no"), "85010602038184040102626e6f"),
     (Eof(1, 1000), "8501060203818305011903e8"),
     (Reset(1, 5, "rst"), "8501060203818406010563727374"),
-    (Abort(1, "gone"), "85010602038183070164676f6e65"),
+    (Abort(1, Code.GONE, "gone"), "8501060203818407010564676f6e65"),
     (
         Resume(60.0, 16384, 8, True, (Live(7, True, 1000, 1001, 66536, True),)),
         "8501060203818608fb404e00000000000019400008f5818607f51903e81903e91a000103e8f5",
@@ -88,13 +89,19 @@ def test_a_view_is_encoded_as_its_bytes() -> None:
 
 def test_long_texts_are_cut() -> None:
     long = "x" * (MAX_TEXT + 1)
-    events = (Open(1, "s", long, 0), Refuse(1, long), Reset(1, 0, long), Abort(1, long), Goodbye(long))
+    events = (
+        Open(1, "s", long, 0),
+        Refuse(1, Code.OTHER, long),
+        Reset(1, 0, long),
+        Abort(1, Code.OTHER, long),
+        Goodbye(long),
+    )
     cut = long[:MAX_TEXT]
     assert wire.decode(wire.encode(Batch(1, 0, 0, events), version=1))[1].events == (
         Open(1, "s", cut, 0),
-        Refuse(1, cut),
+        Refuse(1, Code.OTHER, cut),
         Reset(1, 0, cut),
-        Abort(1, cut),
+        Abort(1, Code.OTHER, cut),
         Goodbye(cut),
     )
 
@@ -103,6 +110,7 @@ def test_long_texts_are_cut() -> None:
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 UINT = st.integers(0, MAX_OFFSET)
 TEXT = st.text(max_size=MAX_TEXT)
+CODE = st.sampled_from(Code)
 PAYLOAD = st.binary(min_size=1, max_size=50) | st.integers(RAW_PAYLOAD - 2, RAW_PAYLOAD + 2).map(bytes)
 LIVE = st.builds(Live, UINT, st.booleans(), UINT, UINT, UINT, st.booleans())
 EVENT: st.SearchStrategy[Event] = st.one_of(
@@ -110,10 +118,10 @@ EVENT: st.SearchStrategy[Event] = st.one_of(
     st.builds(Ack, UINT, UINT, UINT),
     st.builds(Open, UINT, st.text(max_size=MAX_NAME), TEXT, UINT),
     st.builds(Accept, UINT, UINT),
-    st.builds(Refuse, UINT, TEXT),
+    st.builds(Refuse, UINT, CODE, TEXT),
     st.builds(Eof, UINT, UINT),
     st.builds(Reset, UINT, UINT, TEXT),
-    st.builds(Abort, UINT, TEXT),
+    st.builds(Abort, UINT, CODE, TEXT),
     st.builds(Resume, st.floats(0, wire.MAX_GRACE_S), UINT, UINT, st.booleans(), st.lists(LIVE, max_size=3).map(tuple)),
     st.builds(Drain),
     st.builds(Goodbye, TEXT),
@@ -122,9 +130,20 @@ EVENT: st.SearchStrategy[Event] = st.one_of(
 
 
 @unhurried
-@given(st.builds(Batch, UINT, UINT, UINT, st.lists(EVENT, max_size=5).map(tuple)), UINT)
-def test_what_is_encoded_is_decoded(batch: Batch, version: int) -> None:
-    assert wire.decode(wire.encode(batch, version=version)) == (version, batch)
+@given(st.builds(Batch, UINT, UINT, UINT, st.lists(EVENT, max_size=5).map(tuple)))
+def test_what_is_encoded_is_decoded(batch: Batch) -> None:
+    assert wire.decode(wire.encode(batch, version=1)) == (1, batch)
+
+
+def test_a_code_of_a_later_version_means_nothing_in_particular() -> None:
+    _, batch = wire.decode([cbor2.dumps([1, 2, 3, 4, [[wire.REFUSE, 1, 99, "because"]]])])
+    assert batch.events == (Refuse(1, Code.OTHER, "because"),)
+
+
+def test_another_version_is_named_whatever_it_looks_like() -> None:
+    for later in ([2], [2, "six", {}], [MAX_OFFSET, 1, 2, 3, [[99]]], [0, 1, 2, 3, []]):
+        with pytest.raises(RemoteProtocolError, match=f"protocol version {later[0]}, expected 1 to 1"):
+            wire.decode([cbor2.dumps(later)])
 
 
 @unhurried
@@ -238,13 +257,17 @@ LIVE_FIELDS = [1, True, 2, 3, 4, False]
         [wire.ACCEPT, 1],
         [wire.ACCEPT, 1, 2.0],
         [wire.REFUSE, 1],
-        [wire.REFUSE, 1, 2],
+        [wire.REFUSE, 1, "x"],
+        [wire.REFUSE, 1, 2, 3],
+        [wire.REFUSE, 1, "2", "x"],
+        [wire.REFUSE, 1, -1, "x"],
         [wire.EOF, 1],
         [wire.EOF, 1, MAX_OFFSET + 1],
         [wire.RESET, 1, 2],
         [wire.RESET, 1, 2, b"x"],
         [wire.ABORT, 1],
-        [wire.ABORT, 1, "x" * (MAX_TEXT + 1)],
+        [wire.ABORT, 1, "x"],
+        [wire.ABORT, 1, 0, "x" * (MAX_TEXT + 1)],
         [wire.RESUME],
         [wire.RESUME, 60, 1, 1, True, []],
         [wire.RESUME, True, 1, 1, True, []],

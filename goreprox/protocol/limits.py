@@ -55,8 +55,8 @@ PATH_ACK_BYTES = 64 * KIB
 PROBE_MIN_S = 0.25
 STALL_PROBES = 2
 """So many Probes without progress end an established epoch when the next is due, if another path is up: after
-0.25 + 0.5 + 1 = 1.75 s, or seven times four round trips. So a new stream waits less than 3 s for a frozen broker where
-a round trip takes up to 100 ms. 64 KiB in flight take as long at 0.3 Mbit/s; a slower path has measured its round trip."""
+0.25 + 0.5 + 1 = 1.75 s, or seven times four round trips. So where a round trip takes up to 100 ms, a new stream waits
+less than 3 s for a frozen broker. 64 KiB in flight take 1.75 s at 0.3 Mbit/s; a slower path knows its round trip."""
 LOSS_TIMEOUT_S = 6.0
 """Without progress for so long an epoch ends, whatever other paths there are."""
 RESTART_MIN_S = 0.05

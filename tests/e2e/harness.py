@@ -35,6 +35,10 @@ def run(main: Coroutine[object, object, None], *, deadline_s: float = 110) -> No
     asyncio.run(bounded())
 
 
+Versions = tuple[tuple[int, int], tuple[int, int]] | None
+"""The oldest and the newest version of the session and of the fabric that a process speaks; None: as it is."""
+
+
 class Process:
     """One goreprox process; its log is read as JSON."""
 
@@ -44,14 +48,19 @@ class Process:
         self._reader = asyncio.create_task(self._read(), name="log reader")
 
     @classmethod
-    async def start(cls, tmp: Path, command: str, *args: str, env: dict[str, str] | None = None) -> "Process":
+    async def start(
+        cls, tmp: Path, command: str, *args: str, env: dict[str, str] | None = None, versions: Versions = None
+    ) -> "Process":
+        if versions is None:
+            program = ["-m", "goreprox"]
+        else:
+            program = [str(Path(__file__).with_name("versions.py")), json.dumps(versions)]
         common = ["--insecure", "--log-json", "--log-level", "debug", "--runtime-dir", str(tmp / "run")]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-W",
             "error",
-            "-m",
-            "goreprox",
+            *program,
             command,
             *args,
             *common,
@@ -94,8 +103,16 @@ class Process:
     @property
     def rss_kib(self) -> int:
         """Resident memory."""
+        return self._memory_kib("VmRSS")
+
+    @property
+    def peak_rss_kib(self) -> int:
+        """The most that was ever resident."""
+        return self._memory_kib("VmHWM")
+
+    def _memory_kib(self, kind: str) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+        return int(next(line for line in status.splitlines() if line.startswith(kind)).split()[1])
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -234,7 +251,11 @@ class Tunnel:
 
     async def start(self, command: str, *args: str) -> Process:
         """Start any role and wait until it is ready."""
-        process = await Process.start(self.tmp, command, *args)
+        return await self.start_as(None, command, *args)
+
+    async def start_as(self, versions: Versions, command: str, *args: str) -> Process:
+        """Start any role as if it spoke other versions."""
+        process = await Process.start(self.tmp, command, *args, versions=versions)
         self._stack.push_async_callback(process.stop)
         await process.ready()
         return process

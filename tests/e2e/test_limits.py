@@ -44,12 +44,6 @@ def many_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def peak_rss_kib(process: Process) -> int:
-    """Return the most that was ever resident."""
-    status = Path(f"/proc/{process.process.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-
-
 def descriptors(process: Process) -> list[str]:
     """Return what the open descriptors of `process` refer to."""
     found = []
@@ -136,7 +130,7 @@ def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
                 assert await read_digest(reader) == (blocks << 16, digest)
                 writer.close()
                 for process in (made.server, made.provider):
-                    assert peak_rss_kib(process) < (memory_mib + 64) * MIB_KIB
+                    assert process.peak_rss_kib < (memory_mib + 64) * MIB_KIB
         finally:
             for sock in clients:
                 sock.close()

@@ -18,7 +18,6 @@ import pytest
 from tests.e2e.harness import (
     DEADLINE_S,
     HOST,
-    Handler,
     Process,
     Tunnel,
     echo,
@@ -28,8 +27,20 @@ from tests.e2e.harness import (
     run,
     send_blocks,
 )
+from tests.e2e.roles import (
+    ANY,
+    answered,
+    connected,
+    count,
+    greeted,
+    greeting,
+    meets,
+    start_broker,
+    start_edge,
+    start_provider,
+    whole,
+)
 
-ANY = f"{HOST}:0"
 CHUNK = 4096
 BURST = 300
 """More clients than are accepted in a few turns of the loop."""
@@ -59,68 +70,6 @@ def silent_port() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
-def greeting(name: bytes) -> Handler:
-    """A target that says who it is, and echoes."""
-
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(name)
-        await echo(reader, writer)
-
-    return handler
-
-
-async def greeted(made: Tunnel, port: int | None = None) -> bytes:
-    """Be a client for a moment; return who served it, b"" if nobody did."""
-    reader, writer = await made.connect(port)
-    writer.write_eof()
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            return await reader.read()
-    except ConnectionResetError:
-        return b""
-    finally:
-        writer.close()
-
-
-async def whole(made: Tunnel, port: int, blocks: int = 16) -> None:
-    """Send a lot through an echo, and get it back."""
-    reader, writer = await made.connect(port)
-    reading = asyncio.create_task(read_digest(reader))
-    sent = await send_blocks(writer, blocks)
-    writer.write_eof()
-    assert await asyncio.wait_for(reading, DEADLINE_S) == (blocks << 16, sent)
-    writer.close()
-
-
-async def answered(client: tuple[asyncio.StreamReader, asyncio.StreamWriter], word: bytes) -> None:
-    """Expect an echo."""
-    reader, writer = client
-    writer.write(word)
-    assert await asyncio.wait_for(reader.readexactly(len(word)), DEADLINE_S) == word
-
-
-async def start_broker(made: Tunnel, providers: int = 0, edges: int = 0) -> Process:
-    return await made.start("broker", "--providers", f"{HOST}:{providers}", "--edges", f"{HOST}:{edges}")
-
-
-async def addresses(brokers: list[Process], kind: str, option: str) -> list[str]:
-    return [text for each in brokers for text in (option, f"{HOST}:{await each.port(kind)}")]
-
-
-async def start_edge(made: Tunnel, *brokers: Process, listen: str = ANY, args: tuple[str, ...] = ()) -> Process:
-    where = await addresses(list(brokers), "edges", "--broker")
-    return await made.start("edge", "--listen", listen, *where, *args)
-
-
-async def start_provider(made: Tunnel, *brokers: Process, target: str | int, args: tuple[str, ...] = ()) -> Process:
-    servers = await addresses(list(brokers), "providers", "--server")
-    return await made.start("provider", str(target), *servers, *args)
-
-
-async def meets(edge: Process, name: str) -> None:
-    await eventually(lambda: edge.said(f"{name} is there: "), f"{name} is there")
-
-
 def test_edges_and_providers_meet_at_a_broker(tmp_path: Path) -> None:
     async def main() -> None:
         async with nothing_yet(tmp_path) as made:
@@ -138,11 +87,6 @@ def test_edges_and_providers_meet_at_a_broker(tmp_path: Path) -> None:
     run(main())
 
 
-def count(process: Process, text: str) -> int:
-    """Return how many log messages hold `text`."""
-    return sum(text in str(entry.get("message", "")) for entry in process.log)
-
-
 def test_streams_go_on_over_the_other_broker_and_a_broker_that_returns_is_used_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with nothing_yet(tmp_path) as made:
@@ -153,20 +97,19 @@ def test_streams_go_on_over_the_other_broker_and_a_broker_that_returns_is_used_a
             provider = await start_provider(made, *brokers, target=target)
             port = await edge.port("clients")
 
-            async def connected(broker: int, times: int) -> None:
+            async def both(broker: int, times: int) -> None:
                 for process, where in zip((provider, edge), ports[broker], strict=True):
-                    line = f"connected to the server at {HOST}:{where}"
-                    await eventually(lambda: count(process, line) >= times, f"{line}, {times} times")  # noqa: B023
+                    await connected(process, where, times)
 
-            await connected(0, times=1)
-            await connected(1, times=1)
+            await both(0, times=1)
+            await both(1, times=1)
             client = await made.connect(port)
             await answered(client, b"over either")
             brokers[0].signal(signal.SIGKILL)
             await answered(client, b"over the second")
             await answered(await made.connect(port), b"new")
             await start_broker(made, *ports[0])
-            await connected(0, times=2)
+            await both(0, times=2)
             brokers[1].signal(signal.SIGKILL)
             await answered(client, b"over the one that returned")
             await answered(await made.connect(port), b"new again")

@@ -116,17 +116,17 @@ def test_an_edge_and_a_whole_broker_that_are_cut_off_break_nothing(tmp_path: Pat
                 for reader, _ in clients:
                     assert await asyncio.wait_for(reader.readexactly(9), DEADLINE_S) == b"meanwhile"
 
-            async def cut_off(*parts: Relay) -> None:
+            def cut_off(*parts: Relay) -> None:
                 for relay in parts:
                     relay.silence()
                 for _, writer in clients:
                     writer.write(b"meanwhile")
 
-            await cut_off(to_edges)
+            cut_off(to_edges)
             await eventually(lambda: edge.said("lost the server"), "the edge notices")
             await eventually(lambda: provider.said("is out of reach"), "the provider hears of it")
             await go_on(2)
-            await cut_off(to_edges, to_providers)
+            cut_off(to_edges, to_providers)
             await eventually(lambda: provider.said("lost the server"), "both notice")
             await go_on(3)
 

@@ -363,6 +363,48 @@ def test_what_one_provider_refuses_another_serves_with_the_early_bytes() -> None
     run(test)
 
 
+async def _loses_its_target(it: Tunnel, provider: Provider) -> None:
+    provider.targets.targets["default"] = Address(HOST, it.stack.enter_context(nobodys_port()))
+
+
+async def _withdraws(_: Tunnel, provider: Provider) -> None:
+    provider.targets.targets.clear()
+
+
+async def _fills_up(it: Tunnel, _: Provider) -> None:
+    await it.pair()
+
+
+async def _drains(_: Tunnel, provider: Provider) -> None:
+    provider._draining = True  # before it has told anybody
+
+
+@pytest.mark.parametrize(
+    ("happens", "avoided", "waits"),
+    [
+        (_loses_its_target, True, False),
+        (_withdraws, True, False),
+        (_fills_up, False, False),
+        (_drains, False, True),
+    ],
+)
+def test_what_the_edge_does_about_a_refusal_follows_its_code(
+    happens: Callable[[Tunnel, Provider], Awaitable[None]], avoided: bool, waits: bool
+) -> None:
+    async def test(it: Tunnel) -> None:
+        await happens(it, await it.provide(max_connections=1))
+        client = await it.client()
+        if waits:
+            await eventually(lambda: it.edge.gauges().waiting_clients == 1)
+            await it.provide()
+            await it.targets.accept()
+        else:
+            assert await client.receive_to_reset() == b""
+        assert bool(it.edge._balancer._backoffs) == avoided
+
+    run(test)
+
+
 # -- clients that come before a provider
 
 

@@ -746,7 +746,8 @@ def test_a_stream_that_only_the_peer_has_is_ended_there() -> None:
     assert peer.connect(live(1), live(2), next_id=3)[1:] == [Abort(1, Code.OTHER, "enough")]
 
 
-def test_a_stream_that_ended_well_on_both_ends_is_no_loss() -> None:
+@pytest.mark.parametrize(("code", "kind"), [(Code.GONE, Kind.CLOSED), (Code.OTHER, Kind.ABORTED)])
+def test_a_stream_that_ended_well_on_both_ends_is_no_loss_if_the_code_says_so(code: Code, kind: Kind) -> None:
     peer, stream = opened()
     stream.write_eof()
     peer.heard()
@@ -756,8 +757,8 @@ def test_a_stream_that_ended_well_on_both_ends_is_no_loss() -> None:
     stream.deliver_eof(now=0.0)
     peer.connect(next_id=2)
     peer.notices()
-    peer.say(Abort(1, Code.GONE, GONE))
-    assert peer.notices() == [Notice(Kind.CLOSED, stream, GONE)]
+    peer.say(Abort(1, code, GONE))
+    assert peer.notices() == [Notice(kind, stream, GONE)]
 
 
 def test_a_stream_that_ended_in_an_outage_closes_with_the_resume() -> None:

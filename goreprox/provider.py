@@ -90,8 +90,16 @@ class Dial:
     def notice(self, kind: Kind) -> None:
         """Give up when the stream does; everything else waits for the socket."""
         if kind is Kind.ABORTED:
-            self._provider.ends.note(self._stream, self._stream.end_reason)
-            self._finish()
+            self._give_up()
+
+    def abort(self, reason: str) -> None:
+        """Give up, and end the stream."""
+        self._stream.abort(reason)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self._provider.ends.note(self._stream, self._stream.end_reason)
+        self._finish()
 
     async def _resolve(self) -> None:
         try:
@@ -244,8 +252,9 @@ class Provider:
         await self.driver.wait_empty(
             lambda: not self.bridges.live and not self.dials and self.driver.settled, deadline_s=drain_s
         )
-        for bridge in list(self.bridges.live):
-            bridge.abort("the provider is shutting down")
+        owners: list[Bridge | Dial] = [*self.bridges.live, *self.dials]
+        for owner in owners:
+            owner.abort("the provider is shutting down")
         await self.driver.goodbye("the provider was shut down", deadline_s=1.0)
 
     def gauges(self) -> Gauges:

@@ -37,6 +37,7 @@ RESERVE_MIB = 24
 """Beside what is bounded: the read buffer, the frames of the messages, what the allocator keeps."""
 PIPE_MIB = 32
 OUTBOX_MIB = 16
+FILLING = block(0)[8:]
 
 
 class Transfer:
@@ -52,7 +53,7 @@ class Transfer:
     async def _send(self) -> str:
         index = 0
         while not self._over:
-            data = index.to_bytes(8, "big") + block(0)[8:]
+            data = index.to_bytes(8, "big") + FILLING
             self._sent.update(data)
             self.writer.write(data)
             await self.writer.drain()

@@ -14,13 +14,19 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/runtime
-	$(BIN)/python -m benchmarks
+# QUICK=1: two minutes. ARGS: options of `python -m benchmarks --help`, such as ARGS='--peers DIR'
+bench: .venv/bench
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick,--docs docs) $(ARGS)
 
 .venv/runtime: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable .
 	touch $@
+
+.venv/bench: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	touch $@ .venv/runtime
 
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,216 @@
+"""What is compared, and how each side is started: no tunnel, one hop, `ssh -R`, and goreprox in its forms.
+
+Every side runs with its defaults, except that limits on the number of connections are raised.
+"""
+
+import getpass
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from benchmarks.local import HOST, POLL_S, START_S, BenchmarkError, find, free_port, wait_for_listener
+from benchmarks.processes import Processes
+from benchmarks.targets import Target
+
+HAPROXY: Final = """
+global
+    maxconn {connections}
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+listen tunnel
+    bind {host}:{port}
+    server target {to[0]}:{to[1]}
+"""
+SSHD: Final = """
+Port {port}
+ListenAddress {host}
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/user.pub
+StrictModes no
+UsePAM no
+PidFile none
+"""
+GOREPROX_CONNECTIONS: Final = 12_000
+
+Address = tuple[str, int]
+
+
+class Kind(Enum):
+    """What a side is to the others."""
+
+    BASE = "base"
+    HOP = "hop"
+    TUNNEL = "tunnel"
+    OURS = "ours"
+
+
+@dataclass
+class Stand:
+    """Where a side is started: one port for clients, one target, and perhaps a path between its two halves."""
+
+    processes: Processes
+    folder: Path
+    descriptors: int
+    target: Target
+    reach: Callable[[Address, int], Address]
+    """Give the address by which an address is reached over the path; the number is the port there, 0: any."""
+    port: int = 0
+    """Where clients connect. A side without a program of its own sets it."""
+    started_s: float = 0.0
+    """From the first program's start to the first answer through all of them."""
+    providers: int = 1
+    """How many providers goreprox is to have."""
+
+    def over_path(self, address: Address, *, port: int = 0) -> Address:
+        """Give the address by which another program reaches `address`."""
+        return self.reach(address, port)
+
+    def start(self, *command: str) -> None:
+        """Start a program of this side."""
+        self.processes.start(find(command[0]) or command[0], *command[1:])
+
+    def wait_for(self, address: Address) -> None:
+        """Wait until a program of this side listens at `address`."""
+        wait_for_listener(*address, self.processes.check)
+
+    def wait_until_ready(self) -> None:
+        """Wait for the first answer from the target."""
+        began = self.processes.first_start or time.monotonic()
+        while not self.target.answers(self.port):
+            self.processes.check()
+            if time.monotonic() - began > START_S:
+                raise BenchmarkError(f"no answer through it within {START_S:g} s")
+            time.sleep(POLL_S)  # nothing to be told by: other programs are starting
+        self.started_s = time.monotonic() - began
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the compared."""
+
+    key: str
+    title: str
+    kind: Kind
+    encrypted: bool
+    programs: tuple[str, ...]
+    """What has to be installed."""
+    start: Callable[[Stand], None]
+    version: tuple[str, ...] = ()
+    """The command that tells it."""
+    long_paths: bool = True
+    """Whether it is also measured where only the path matters, not the processes."""
+
+
+def direct(stand: Stand) -> None:
+    """Start nothing: the target itself."""
+    _, stand.port = stand.over_path((HOST, stand.target.port))
+
+
+def haproxy(stand: Stand) -> None:
+    """Start one hop in C. The path is between it and the target."""
+    to = stand.over_path((HOST, stand.target.port))
+    config = stand.folder / "haproxy.cfg"
+    config.write_text(
+        HAPROXY.format(connections=min(12_000, stand.descriptors // 2 - 100), host=HOST, port=stand.port, to=to)
+    )
+    stand.start("haproxy", "-f", str(config))
+
+
+def ssh(stand: Stand) -> None:
+    """Start an sshd of our own, and `ssh -R`."""
+    port = free_port()
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(stand.folder / name)], check=True)
+    (stand.folder / "sshd_config").write_text(SSHD.format(port=port, host=HOST, folder=stand.folder))
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd of root insists on it
+    stand.start("sshd", "-D", "-f", str(stand.folder / "sshd_config"))
+    stand.wait_for((HOST, port))
+    host, port = stand.over_path((HOST, port))
+    options = ["StrictHostKeyChecking=no", f"UserKnownHostsFile={stand.folder}/known", "ExitOnForwardFailure=yes"]
+    flags = [flag for option in (*options, "LogLevel=ERROR") for flag in ("-o", option)]
+    forward = f"{HOST}:{stand.port}:{HOST}:{stand.target.port}"
+    flags += ["-F", "none", "-i", str(stand.folder / "user"), "-p", str(port), "-N", "-R", forward]
+    stand.start("ssh", *flags, f"{getpass.getuser()}@{host}")
+
+
+def _goreprox(stand: Stand, role: str, *arguments: str, end: bool = True) -> None:
+    common = ["--runtime-dir", str(stand.folder / "run"), "--log-level", "warning"]
+    if end:
+        common += ["--max-connections", str(GOREPROX_CONNECTIONS), "--drain", "0.2"]
+    stand.start(sys.executable, "-m", "goreprox", role, *arguments, *common)
+
+
+def _key(stand: Stand, role: str, address: Address) -> list[str]:
+    """Authorise one, and give the options by which it joins."""
+    state = stand.folder / "state"
+    command = [sys.executable, "-m", "goreprox", "keys", "add", f"{role}-0", "--role", role]
+    command += ["--state-dir", str(state), "--address", f"{address[0]}:{address[1]}"]
+    subprocess.run(command, check=True, capture_output=True)
+    return ["--join-file", str(state / "join" / f"{role}-0.join")]
+
+
+def goreprox(stand: Stand, *, keys: bool) -> None:
+    """Start server and provider."""
+    at = (HOST, free_port())
+    to = stand.over_path(at)
+    join, trust = ["--server", f"{to[0]}:{to[1]}", "--insecure"], ["--insecure"]
+    if keys:
+        join, trust = _key(stand, "provider", to), ["--state-dir", str(stand.folder / "state")]
+    _goreprox(stand, "server", "--listen", f"{HOST}:{stand.port}", "--providers", f"{at[0]}:{at[1]}", *trust)
+    for _ in range(stand.providers):
+        _goreprox(stand, "provider", f"{HOST}:{stand.target.port}", *join)
+
+
+def goreprox_edge(stand: Stand, *, keys: bool) -> None:
+    """Start edge, broker and provider. The path is between the latter two."""
+    edges, providers = (HOST, free_port()), (HOST, free_port())
+    to = stand.over_path(providers)
+    join_edge, trust = ["--broker", f"{edges[0]}:{edges[1]}", "--insecure"], ["--insecure"]
+    join = ["--server", f"{to[0]}:{to[1]}", "--insecure"]
+    if keys:
+        join_edge, join = _key(stand, "edge", edges), _key(stand, "provider", to)
+        trust = ["--state-dir", str(stand.folder / "state")]
+    ports = ["--edges", f"{edges[0]}:{edges[1]}", "--providers", f"{providers[0]}:{providers[1]}"]
+    _goreprox(stand, "broker", *ports, *trust, end=False)
+    _goreprox(stand, "edge", "--listen", f"{HOST}:{stand.port}", *join_edge)
+    _goreprox(stand, "provider", f"{HOST}:{stand.target.port}", *join)
+
+
+_PYTHON: Final = (sys.executable,)
+BASES: Final = (
+    Side("direct", "direct", Kind.BASE, False, ("nginx",), direct, ("nginx", "-v")),
+    Side("haproxy", "HAProxy, one hop", Kind.HOP, False, ("haproxy",), haproxy, ("haproxy", "-v")),
+    Side("ssh", "ssh -R", Kind.TUNNEL, True, ("ssh", "sshd", "ssh-keygen"), ssh, ("ssh", "-V")),
+)
+OURS: Final = (
+    Side("goreprox", "goreprox, plain", Kind.OURS, False, _PYTHON, lambda stand: goreprox(stand, keys=False)),
+    Side("goreprox-keys", "goreprox, keys", Kind.OURS, True, _PYTHON, lambda stand: goreprox(stand, keys=True)),
+    Side(
+        "goreprox-edge",
+        "goreprox, edge + broker, plain",
+        Kind.OURS,
+        False,
+        _PYTHON,
+        lambda stand: goreprox_edge(stand, keys=False),
+        long_paths=False,
+    ),
+    Side(
+        "goreprox-edge-keys",
+        "goreprox, edge + broker, keys",
+        Kind.OURS,
+        True,
+        _PYTHON,
+        lambda stand: goreprox_edge(stand, keys=True),
+        long_paths=False,
+    ),
+)

@@ -17,7 +17,8 @@ class Timings:
     link_timeout_s: float = 6.0
     """A silent link is noticed within this; a third between heartbeats, two thirds to wait for one."""
     reconnect_min_s: float = 0.1
-    reconnect_max_s: float = 1.0
+    reconnect_max_s: float = 0.25
+    """Between two attempts: what a listener that is back waits for us. Four SYNs a second cost nobody anything."""
     connect_timeout_s: float = 2.0
 
     @property

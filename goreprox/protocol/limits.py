@@ -28,6 +28,9 @@ BATCH_INLINE = 96 * KIB
 BATCH_EVENTS = 1024
 BATCH_BYTES = MIB
 """A batch is closed once its payloads reach this."""
+BATCH_SHARE = 4
+"""Or this part of what may be in flight: one batch that filled the path would be sent, acknowledged, and only then
+followed by the next; the path would seem half as fast as it is."""
 RESUME_PAGE = 512
 """Streams in one page of a resume: 512 * 40 bytes = 20 KiB."""
 

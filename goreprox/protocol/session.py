@@ -48,6 +48,7 @@ from goreprox.protocol.limits import (
     BATCH_BYTES,
     BATCH_EVENTS,
     BATCH_INLINE,
+    BATCH_SHARE,
     MAX_OFFSET,
     MAX_PAYLOAD,
     MAX_RAW_FRAMES,
@@ -731,7 +732,8 @@ class Session:
         inline, raws = size, 0
         quantum = min(max(path.bound // 4 // max(len(self._fair), 1), QUANTUM_MIN), MAX_PAYLOAD)
         room = path.room
-        while len(events) < BATCH_EVENTS and inline < BATCH_INLINE and size < BATCH_BYTES and raws < MAX_RAW_FRAMES:
+        most = min(BATCH_BYTES, path.bound // BATCH_SHARE)
+        while len(events) < BATCH_EVENTS and inline < BATCH_INLINE and size < most and raws < MAX_RAW_FRAMES:
             if room - size < QUANTUM_MIN:
                 break
             stream = self._fair.turn(quantum)

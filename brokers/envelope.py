@@ -143,7 +143,7 @@ def parse_control(frames: Sequence[Buffer]) -> Control:
             allow_duplicate_keys=False,
         )
     except Exception as exc:  # whatever the decoder raises is the sender's fault
-        raise BadMessage(f"malformed CBOR: {exc}") from exc
+        raise BadMessage(f"malformed CBOR: {str(exc)[:MAX_TEXT]}") from exc  # it may quote all of the input
     if stream.read(1):
         raise BadMessage("bytes behind the control message")
     if type(item) is not list or not item or type(item[0]) is not int or not 0 <= item[0] < len(_KINDS):

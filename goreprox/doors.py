@@ -36,7 +36,7 @@ class Rule:
         try:
             return cls(service if separator else None, ipaddress.ip_network(network))
         except ValueError as exc:
-            raise ConfigError(f"{option} {text}: {exc}; write a network like 192.0.2.0/24, or one address") from exc
+            raise ConfigError(f"{option} {text!r}: {exc}; write a network like 192.0.2.0/24, or one address") from exc
 
 
 class Doors:

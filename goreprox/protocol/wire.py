@@ -125,7 +125,7 @@ def load_cbor(head: Buffer, *, max_bytes: int, max_depth: int) -> object:
             allow_duplicate_keys=False,
         )
     except Exception as exc:  # whatever the decoder or a refused tag raises is the sender's fault
-        raise RemoteProtocolError(f"malformed CBOR: {exc}") from exc
+        raise RemoteProtocolError(f"malformed CBOR: {str(exc)[:MAX_TEXT]}") from exc  # it may quote all of the input
     if stream.read(1):
         raise RemoteProtocolError("bytes behind the CBOR item")
     return item

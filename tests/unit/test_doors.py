@@ -69,7 +69,15 @@ def test_nothing_is_remembered_of_those_who_left() -> None:
     assert not it._inside
 
 
-@pytest.mark.parametrize("text", ["", "192.0.2.0/33", "192.0.2.1/24", "example.org", "192.0.2.0/24,10.0.0.0/8"])
+@pytest.mark.parametrize(
+    "text", ["", "192.0.2.0/33", "192.0.2.1/24", "example.org", "192.0.2.0/24,10.0.0.0/8", "10.0.0.0\n/8"]
+)
 def test_what_is_no_network_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"allow .*: .*; write a network like 192\.0\.2\.0/24, or one address"):
         Rule.parse("allow", text)
+
+
+def test_what_is_wrong_is_one_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Rule.parse("allow", "10.0.0.0\n/8")
+    assert "\n" not in str(caught.value)

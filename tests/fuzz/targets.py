@@ -1,0 +1,309 @@
+"""What may come from outside, one function each: it takes any bytes and raises only where the code is wrong.
+
+Knows nothing of who makes the bytes: a fuzzer, the corpus, or a test.
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import goreprox.broker
+import goreprox.edge
+import goreprox.provider
+import goreprox.server
+import goreprox.workers
+from brokers import BadMessage, BadName, PeerName, Role
+from brokers.carrier import Buffer
+from brokers.envelope import CONTROL, control, parse_control
+from brokers.switch import Switch
+from goreprox import cli
+from goreprox.config import Address, Listener, ProcessConfig, Target
+from goreprox.doors import Rule
+from goreprox.errors import ConfigError
+from goreprox.keys import join
+from goreprox.protocol import wire
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.errors import RemoteProtocolError
+from goreprox.protocol.limits import KIB, MAX_HEAD, MIB, RAW_PAYLOAD, VERSION
+from goreprox.protocol.session import Kind, Session
+from goreprox.protocol.stream import State, Stream
+
+MAX_BYTES = 4096
+"""Longer inputs find nothing that shorter ones do not; what length itself costs, `test_bombs` measures."""
+
+
+def frames_of(data: bytes) -> list[bytes]:
+    """Read a first byte as a number of long frames, 0 to 3, and the rest as the first frame."""
+    raws = data[0] % 4 if data else 0
+    return [data[1:], *(bytes(RAW_PAYLOAD + index) for index in range(raws))]
+
+
+def fuzz_wire(data: bytes) -> None:
+    """Session messages: what is taken is one that we could have sent."""
+    frames = frames_of(data)
+    try:
+        version, batch = wire.decode(frames)
+    except RemoteProtocolError:
+        return
+    again = wire.encode(batch, version=version)
+    assert len(again[0]) <= MAX_HEAD
+    assert wire.decode(again) == (version, batch)
+
+
+def fuzz_envelope(data: bytes) -> None:
+    """Control messages of the fabric."""
+    try:
+        message = parse_control([CONTROL, data])
+    except BadMessage:
+        return
+    again = parse_control(control(message))
+    assert again == message or "nan" in repr(message)
+
+
+def fuzz_names(data: bytes) -> None:
+    """Routing ids."""
+    try:
+        name = PeerName.from_routing_id(data)
+    except BadName:
+        return
+    assert PeerName.from_routing_id(name.routing_id(bytes(16))) == name
+
+
+_PEERS = [PeerName(role, "name", bytes([index]) * 16) for index, role in enumerate([*Role, *Role])]
+_MAX_PEERS = 3
+
+
+def fuzz_switch(data: bytes) -> None:
+    """A broker with four peers, any of which may say anything.
+
+    Steps: a byte of who (modulo 4) and what (a control message, or one to a peer), a byte of length, the frame.
+    """
+    switch = Switch(lease_s=6.0, max_peers=_MAX_PEERS)
+    now = 0.0
+    stream = io.BytesIO(data)
+    while head := stream.read(2):
+        who = head[0] % 4
+        body = stream.read(head[1] if len(head) > 1 else 0)
+        first = CONTROL if head[0] < 128 else _PEERS[head[0] // 4 % 4].id
+        now += 0.5
+        try:
+            outputs = switch.receive(who, _PEERS[who], [first, body], now)
+        except BadMessage:
+            outputs = []
+        outputs += switch.tick(now)
+        assert len(switch.peers) <= _MAX_PEERS
+        for _, frames in outputs:
+            if frames[0] == CONTROL:
+                parse_control(frames)
+
+
+def fuzz_address(data: bytes) -> None:
+    """Addresses, listeners, targets and rules: what is taken reads the same when it is written."""
+    text = data.decode(errors="replace")
+    parsers: Sequence[Callable[[str], Any]] = (
+        Address.parse,
+        lambda t: Address.parse(t, 9887),
+        Listener.parse,
+        Target.parse,
+        lambda t: Rule.parse("allow", t),
+    )
+    for parser in parsers:
+        try:
+            parsed = parser(text)
+        except ConfigError as exc:
+            assert "\n" not in str(exc)
+            continue
+        if isinstance(parsed, Address):
+            assert Address.parse(str(parsed)) == parsed
+
+
+def fuzz_join(data: bytes) -> None:
+    """Join strings: the text itself, and one whose checksum is right whatever it says."""
+    body, _, addresses = data.partition(b"@")
+    text = addresses.decode(errors="replace")
+    attempts: Sequence[Callable[[], join.Join | None]] = (
+        lambda: join.Join.parse(data.decode(errors="replace")),
+        lambda: join.Join._read(body, text) if len(body) > join._HEAD_BYTES else None,
+    )
+    for attempt in attempts:
+        try:
+            parsed = attempt()
+        except ConfigError as exc:
+            assert "\n" not in str(exc)
+            continue
+        if parsed is not None:
+            assert join.Join.parse(parsed.text) == parsed
+
+
+_ROLES = ("server", "edge", "broker", "provider")
+_LEAST = {"edge": ["--broker", "b"], "provider": ["80", "--server", "s"]}
+
+
+@cache
+def _file() -> Path:
+    folder = Path("/dev/shm")
+    handle, path = tempfile.mkstemp(suffix=".toml", dir=folder if os.access(folder, os.W_OK) else None)
+    os.close(handle)
+    return Path(path)
+
+
+async def _start(config: ProcessConfig, **_: object) -> None:
+    """Be the network that a command would have run with."""
+
+
+def fuzz_config(data: bytes) -> None:
+    """A configuration file for one of the roles: it starts, or one line says what is wrong."""
+    role = _ROLES[data[0] % 4] if data else "server"
+    _file().write_bytes(data[1:])
+    said = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        for module in (goreprox.server, goreprox.edge, goreprox.workers, goreprox.broker, goreprox.provider):
+            stack.enter_context(patch.object(module, "run", _start))
+        stack.enter_context(patch("goreprox.log.configure"))
+        stack.enter_context(patch.object(cli, "_raise_file_limit"))
+        stack.enter_context(patch("loguru.logger.warning"))
+        stack.enter_context(contextlib.redirect_stderr(said))
+        code = cli.main([role, *_LEAST.get(role, ()), "--insecure", "--config", str(_file())])
+    assert code in (0, 2), (code, said.getvalue())
+    assert (code == 0) == (not said.getvalue()), said.getvalue()
+    assert said.getvalue().count("\n") <= 1, said.getvalue()
+
+
+class _End:
+    """A session with a driver that does what it is told, and a peer that says anything."""
+
+    def __init__(self, *, opener: bool, budget: Budget) -> None:
+        self.now = 0.0
+        self.session = Session(opener=opener, budget=budget, grace_s=60.0, wake=lambda: None, now=0.0)
+        self.session.path_up("a", 0.0)
+        self.budget = budget
+        self.streams: list[Stream] = []
+
+    def turn(self) -> None:
+        """Do what is due, send what there is, and follow the notices."""
+        session = self.session
+        if (due := session.deadline()) is not None and due <= self.now:
+            session.tick(self.now)
+        for _, frames in session.flush(self.now):
+            wire.decode(frames)  # however strange the peer, what we send is well-formed
+        notices, session.notices = session.notices, []
+        for notice in notices:
+            stream = notice.stream
+            if notice.kind is Kind.OPENED:
+                assert stream is not None
+                self.streams.append(stream)
+                if stream.state is State.CLOSED:
+                    continue  # aborted by the same message
+                if stream.id % 3 == 0:
+                    stream.refuse("no")
+                else:
+                    stream.accept()
+            elif notice.kind is Kind.RESET:
+                assert stream is not None
+                stream.finish_reset()
+            elif notice.kind is Kind.REFUSED:
+                assert stream is not None
+                stream.abort("refused")
+        assert self.budget.borrowed_bytes >= 0
+        if session.failed is not None:
+            assert not session.streams
+
+    def local(self, action: int) -> None:
+        """Be the sockets."""
+        session = self.session
+        live = [stream for stream in self.streams if stream.state in (State.OPENING, State.OPEN)]
+        stream = live[action // 8 % len(live)] if live else None
+        match action % 8:
+            case 0 if session.opener and session.failed is None:
+                made = Stream(opener=True, service="s", client="c", budget=self.budget)
+                self.streams.append(made)
+                session.open(made)
+            case 1 if stream is not None and stream.room:
+                stream.write(bytes(min(stream.room, 1 + 100 * action)))
+            case 2 if stream is not None:
+                stream.write_eof()
+            case 3 if stream is not None:
+                stream.reset("local", now=self.now)
+            case 4:
+                for reader in self.streams:
+                    read(reader, self.now)
+            case 5:
+                self.now += action / 8
+            case 6:
+                session.path_down("a", self.now)
+            case 7:
+                session.path_up("a", self.now)
+
+
+def read(stream: Stream, now: float) -> None:
+    """Let a socket take all there is."""
+    if stream.host is None or stream.state not in (State.OPEN, State.RESET):
+        return
+    while chunks := stream.receive.chunks:
+        stream.consume(len(chunks[0]), now=now)
+    if stream.receive.eof_ready:
+        stream.deliver_eof(now=now)
+
+
+def fuzz_session(data: bytes) -> None:
+    """A peer that says anything, at any time; another session of the same process must not notice.
+
+    The first byte is which end this is. Then steps of a byte of what and a byte of length: something that a local
+    socket or a link does, a message of that length, or, so that more of them get far, the events of a message whose
+    numbers are right.
+    """
+    budget = Budget(total_bytes=MIB, max_streams=16)
+    bystander = _End(opener=True, budget=budget)
+    bystander.local(0)
+    bystander.streams[0].write(bytes(KIB))
+    end = _End(opener=bool(data) and data[0] % 2 == 1, budget=budget)
+    stream = io.BytesIO(data[1:])
+    while len(head := stream.read(2)) == 2:
+        what, length = head
+        if what < 64:
+            end.local(length)
+        else:
+            end.session.receive("a", _message(end, what, stream.read(length)), end.now)
+        end.turn()
+        end.now += 0.01
+    held = sum(s.send._borrowed + s.receive._borrowed for s in (*end.streams, *bystander.streams))
+    assert budget.borrowed_bytes == held, "the budget leaks"
+    end.session.abandon("the end")
+    end.turn()
+    assert not end.session.streams
+    assert bystander.streams[0].state is State.OPENING
+    assert budget.borrowed_bytes == bystander.streams[0].receive._borrowed + bystander.streams[0].send._borrowed
+
+
+def _message(end: _End, what: int, body: bytes) -> list[Buffer]:
+    path = end.session._path
+    frames = frames_of(bytes([what % 4]) + body)
+    if what >= 128 and path is not None:
+        epoch = path.epoch + (what // 4 % 8 == 7)
+        numbers = (epoch, path.received if epoch == path.epoch else 0, path.seq if epoch == path.epoch else 0)
+        head = [0x85, VERSION, *(byte for number in numbers for byte in _integer(number))]
+        frames[0] = bytes(head) + body
+    return list(frames)
+
+
+def _integer(number: int) -> bytes:
+    """Write as CBOR does (RFC 8949, 3.1, major type 0), not always as short as it could."""
+    return b"\x1b" + number.to_bytes(8, "big")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "wire": fuzz_wire,
+    "session": fuzz_session,
+    "envelope": fuzz_envelope,
+    "switch": fuzz_switch,
+    "names": fuzz_names,
+    "address": fuzz_address,
+    "join": fuzz_join,
+    "config": fuzz_config,
+}

@@ -1,0 +1,32 @@
+"""What was kept of fuzzing, again; and some seconds of fuzzing itself."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.fuzz import corpus
+from tests.fuzz.targets import TARGETS
+
+SECONDS = 20
+
+
+def test_every_target_is_known_to_the_corpus() -> None:
+    assert tuple(TARGETS) == corpus.TARGETS
+
+
+@pytest.mark.parametrize("target", corpus.TARGETS)
+def test_the_corpus_finds_nothing(target: str) -> None:
+    for data in corpus.load(target):
+        try:
+            TARGETS[target](data)
+        except Exception as exc:
+            raise AssertionError(f"python -m tests.fuzz {target} --hex {data.hex()}") from exc
+
+
+def test_some_seconds_of_fuzzing_find_nothing() -> None:
+    pytest.importorskip("atheris", reason="its wheels are for Linux on x86-64")
+    command = [sys.executable, "-m", "tests.fuzz", "--seconds", str(SECONDS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("inputs reached") == len(TARGETS)

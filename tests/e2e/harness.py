@@ -132,7 +132,7 @@ class Process:
 
 
 class Relay:
-    """A TCP relay to `port` that can fail: cut with RST or FIN, be silent, refuse, slow down."""
+    """A TCP relay to `port` that can fail: cut with RST or FIN, be silent, refuse, slow down, be late."""
 
     def __init__(self, port: int) -> None:
         self.target = port
@@ -140,6 +140,8 @@ class Relay:
         self.refusing = False
         self.silent = False
         self.bytes_per_s: float | None = None
+        self.delay_s = 0.0
+        """What is passed on waits for so long, and at most twice as long."""
         self.connections = 0
         self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self._server: asyncio.Server | None = None
@@ -172,6 +174,8 @@ class Relay:
             while data := await reader.read(4096 if self.bytes_per_s else 1 << 18):
                 if self.silent:
                     await self._flowing.wait()
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
                 if self.bytes_per_s:
                     await asyncio.sleep(len(data) / self.bytes_per_s)
                 writer.write(data)
@@ -196,9 +200,14 @@ class Relay:
         self.silent = True
         self._flowing.clear()
 
-    def resume(self) -> None:
-        self.silent = self.refusing = False
+    def unsilence(self) -> None:
+        """Pass on what was held back."""
+        self.silent = False
         self._flowing.set()
+
+    def resume(self) -> None:
+        self.refusing = False
+        self.unsilence()
 
     async def stop(self) -> None:
         self.resume()

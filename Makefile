@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench fuzz soak
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
@@ -13,6 +13,13 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Both need atheris: its wheels are for Linux on x86-64. FUZZ_S and SOAK_S are seconds.
+fuzz: .venv/dev
+	$(BIN)/python -m tests.fuzz --seconds $${FUZZ_S:-600}
+
+soak: .venv/dev
+	SOAK_S=$${SOAK_S:-600} $(BIN)/python -m tests.soak
 
 # QUICK=1: two minutes. ARGS: options of `python -m benchmarks --help`, such as ARGS='--peers DIR'
 bench: .venv/bench

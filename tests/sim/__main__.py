@@ -32,6 +32,7 @@ def main() -> int:
             if not options.whole:
                 plan = shrink(plan)
             sys.stdout.write(report(plan, _again(plan) or exc, lines=options.trace) + "\n")
+            sys.stdout.write(f"FAILED; replay: python -m tests.sim {seed}\n")
             continue
         ran += 1
         events += cluster.world.events

@@ -1,6 +1,5 @@
 """Random scenarios on virtual time, from seeds; and seeded defects, each of which they must catch."""
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -13,42 +12,9 @@ from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.sender import SendHalf
 from goreprox.protocol.session import Session
 from goreprox.protocol.stream import Stream
-from tests.network import KIB, Network
+from tests.sim.sessions import scenario
 
 SEEDS = 120
-STEPS = 250
-
-
-def scenario(seed: int) -> Network:
-    """Do random things to random sockets on a failing network; then heal it and check every end."""
-    net = Network(seed)
-    rng = random.Random(seed)
-    net.connect("a")
-    for _ in range(STEPS):
-        sockets = [*net.clients, *net.targets.values()]
-        action = rng.random()
-        if action < 0.06 and len(net.clients) < 12:
-            net.open()
-        elif action < 0.40 and sockets:
-            rng.choice(sockets).write(rng.choice([1, 100, 5 * KIB, 40 * KIB, 300 * KIB]))
-        elif action < 0.66 and sockets:
-            rng.choice(sockets).deliver(rng.choice([1, 100, 5 * KIB, 1 << 30]), net.now)
-        elif action < 0.69 and sockets:
-            rng.choice(sockets).write_eof()
-        elif action < 0.71 and sockets:
-            rng.choice(sockets).reset(net.now)
-        elif action < 0.73:
-            if net.up:
-                net.cut(rng.choice(sorted(map(str, net.up))), unseen_by=rng.choice(["", "edge", "provider"]))
-        elif action < 0.76:
-            net.connect(rng.choice("ab"))
-        elif action < 0.77:
-            net.loss, net.doubling = rng.choice([0.0, 0.05, 0.3]), rng.choice([0.0, 0.3])
-        elif action < 0.775:
-            net.mute ^= {rng.choice(["edge", "provider"])}
-        net.step(rng.choice([0.001, 0.01, 0.1]), deliver=rng.random() < 0.9)
-    net.finish()
-    return net
 
 
 @pytest.mark.parametrize("chunk", range(4))

@@ -1,0 +1,215 @@
+"""Many streams at once, with the memory that they may take; `LOAD=full` runs the numbers that the documents give."""
+
+import asyncio
+import contextlib
+import hashlib
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import (
+    DEADLINE_S,
+    FULL_LOAD,
+    HOST,
+    Process,
+    Tunnel,
+    block,
+    eventually,
+    nothing_yet,
+    run,
+)
+from tests.e2e.test_limits import MIB_KIB, descriptors, peak_rss_kib
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+    pytest.mark.timeout(900 if FULL_LOAD else 120),
+]
+
+WAIT_S = 600 if FULL_LOAD else DEADLINE_S
+IDLE, BUSY = (10_000, 1_000) if FULL_LOAD else (1_500, 150)
+IDLE_KIB = 24
+"""An idle stream costs less than this, in each process: its objects, a socket, a poll entry."""
+AT_ONCE = 100
+BLOCK = block(7)
+TARGET = """
+import asyncio, contextlib, resource
+from tests.e2e.harness import HOST, echo
+async def serve(reader, writer):
+    with contextlib.suppress(OSError):
+        await echo(reader, writer)
+async def main():
+    server = await asyncio.start_server(serve, HOST, 0, backlog=4096)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(autouse=True)
+def many_descriptors() -> Iterator[None]:
+    """Let this process hold clients by the thousand."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < IDLE + BUSY + 200:
+        pytest.skip(f"{IDLE + BUSY} streams need as many descriptors in a process; `ulimit -Hn` says {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextlib.asynccontextmanager
+async def echoing(tmp: Path, *options: str, providers: int = 1) -> AsyncIterator[tuple[Tunnel, list[Process]]]:
+    """A tunnel to an echo in a process of its own: one process has not enough descriptors for both sides."""
+    target = await asyncio.create_subprocess_exec(sys.executable, "-c", TARGET, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert target.stdout is not None
+        port = int(await asyncio.wait_for(target.stdout.readline(), DEADLINE_S))
+        async with nothing_yet(tmp) as made:
+            await made.serve(*options)
+            made.target_port = port
+            yield made, [await made.provide(*options, "--name", f"p{index}") for index in range(providers)]
+    finally:
+        target.kill()
+        await target.communicate()
+
+
+async def client(port: int) -> socket.socket:
+    """Connect, and have one echo: so the stream is open at both ends."""
+    loop = asyncio.get_running_loop()
+    sock = socket.socket()
+    sock.setblocking(False)
+    await loop.sock_connect(sock, (HOST, port))
+    await answered(sock)
+    return sock
+
+
+async def answered(sock: socket.socket) -> None:
+    """Expect an echo."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, b"x")
+    assert await asyncio.wait_for(loop.sock_recv(sock, 1), WAIT_S) == b"x"
+
+
+async def clients(port: int, count: int) -> list[socket.socket]:
+    found: list[socket.socket] = []
+    for start in range(0, count, AT_ONCE):
+        found += await asyncio.gather(*(client(port) for _ in range(min(AT_ONCE, count - start))))
+    return found
+
+
+async def all_answered(socks: list[socket.socket]) -> None:
+    for start in range(0, len(socks), AT_ONCE):
+        await asyncio.gather(*(answered(sock) for sock in socks[start : start + AT_ONCE]))
+
+
+async def there_and_back(sock: socket.socket, blocks: int) -> None:
+    """Send blocks of 64 KiB through the echo and compare what comes back."""
+    loop = asyncio.get_running_loop()
+    sent, got = hashlib.sha256(), hashlib.sha256()
+
+    async def send() -> None:
+        for _ in range(blocks):
+            sent.update(BLOCK)
+            await loop.sock_sendall(sock, BLOCK)
+
+    sending = asyncio.create_task(send(), name="send")
+    left = blocks * len(BLOCK)
+    while left:
+        data = await asyncio.wait_for(loop.sock_recv(sock, min(left, 1 << 16)), WAIT_S)
+        assert data
+        got.update(data)
+        left -= len(data)
+    await sending
+    assert got.digest() == sent.digest()
+
+
+def test_idle_streams_cost_little_and_busy_ones_go_on_beside_them(tmp_path: Path) -> None:
+    async def main() -> None:
+        options = ("--max-connections", "12000")
+        async with echoing(tmp_path, *options) as (made, providers):
+            processes = [made.server, *providers]
+            socks = await clients(made.port, AT_ONCE)  # what only the first ones cost
+            before = {process: process.rss_kib for process in processes}
+            try:
+                socks += await clients(made.port, IDLE - AT_ONCE)
+                for process in processes:
+                    each = (process.rss_kib - before[process]) / (IDLE - AT_ONCE)
+                    print(f"an idle stream takes {each:.1f} KiB")
+                    assert each < IDLE_KIB
+                idle = {process: len(descriptors(process)) for process in processes}
+                busy = await clients(made.port, BUSY)
+                began = time.monotonic()
+                await asyncio.gather(*(there_and_back(sock, 4) for sock in busy))
+                took_s = time.monotonic() - began
+                print(f"{BUSY} busy streams moved {BUSY / 2:.0f} MiB in {took_s:.1f} s")  # 256 KiB there, and back
+                made.relay.cut()
+                await all_answered(socks)
+                for sock in busy:
+                    sock.close()
+                await eventually(lambda: all(len(descriptors(p)) <= idle[p] + 8 for p in processes), "they are gone")
+                for process in processes:
+                    print(f"at most {peak_rss_kib(process) // MIB_KIB} MiB resident")
+                    assert peak_rss_kib(process) < before[process] + IDLE * IDLE_KIB + 256 * MIB_KIB
+            finally:
+                for sock in socks:
+                    sock.close()
+
+    run(main(), deadline_s=880 if FULL_LOAD else 110)
+
+
+def test_a_frozen_provider_stops_its_own_streams_alone_and_fills_no_memory(tmp_path: Path) -> None:
+    async def main() -> None:
+        options = ("--memory", "32", "--max-connections", "1000")
+        async with echoing(tmp_path, *options, providers=2) as (made, providers):
+            frozen = providers[0]
+            socks = await clients(made.port, 40)
+            frozen.signal(signal.SIGSTOP)
+            transfers = [asyncio.create_task(there_and_back(sock, 64), name="transfer") for sock in socks]
+            await eventually(lambda: sum(task.done() for task in transfers) >= 20, "half of the streams are done")
+            assert sum(task.done() for task in transfers) == 20, "the frozen half did more than it can"
+            assert made.server.rss_kib < (32 + 80) * MIB_KIB
+            frozen.signal(signal.SIGCONT)
+            await asyncio.wait_for(asyncio.gather(*transfers), WAIT_S)
+            for sock in socks:
+                sock.close()
+
+    run(main(), deadline_s=880 if FULL_LOAD else 110)
+
+
+def test_with_the_budget_used_up_every_stream_keeps_its_floor_and_goes_on(tmp_path: Path) -> None:
+    """Streams that are not read hold what there is to lend; each of the others still gets everything through."""
+    stopped, going = 20, 100  # each takes a fifth of what is free: 0.8 ** 20 leaves 1 % of the loans
+
+    async def main() -> None:
+        options = ("--memory", "8", "--max-connections", "500")
+        async with echoing(tmp_path, *options) as (made, providers):
+            loop = asyncio.get_running_loop()
+            hogs = await clients(made.port, stopped)
+
+            async def fill(sock: socket.socket) -> None:
+                """Write until nothing moves: the echo fills both directions."""
+                with contextlib.suppress(TimeoutError):
+                    while True:
+                        await asyncio.wait_for(loop.sock_sendall(sock, BLOCK), 2.0)
+
+            for sock in hogs:
+                for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                    sock.setsockopt(socket.SOL_SOCKET, option, 1 << 14)
+            await asyncio.gather(*(fill(sock) for sock in hogs))
+            others = await clients(made.port, going)
+            await asyncio.gather(*(there_and_back(sock, 4) for sock in others))
+            for process in (made.server, *providers):
+                assert process.process.returncode is None
+                print(f"at most {peak_rss_kib(process) // MIB_KIB} MiB resident")
+                assert peak_rss_kib(process) < (8 + 80) * MIB_KIB
+            for sock in (*hogs, *others):
+                sock.close()
+
+    run(main(), deadline_s=880 if FULL_LOAD else 110)

@@ -118,6 +118,39 @@ def hang() -> None:
     run(plan_of(faults=(Fault(2.0, 20.0, "hang", ("p0",)),)))
 
 
+# Suspend: the machine sleeps, the clock of sessions goes on, the timers of the loop do not.
+
+WAKE_S = 6.0
+"""After a suspend everybody looks at the clock within 5 s."""
+
+
+def slow_pair() -> Arrival:
+    """Both ends write for five seconds."""
+    programs = [Program(seed, total=400 * KIB, chunk=16 * KIB, pause=0.2) for seed in (1, 2)]
+    return Arrival(5.0, "e0", *programs)
+
+
+@pytest.mark.parametrize("slot", ["e0", "b0", "p0"])
+def test_a_suspend_shorter_than_the_grace_is_an_outage_that_loses_nothing(slot: str) -> None:
+    cluster = check(plan_of(slow_pair(), faults=(Fault(6.0, 55.0, "suspend", (slot,)),), grace_s=60.0))
+    assert [far.read for far in (*cluster.clients, *cluster.targets)] == [400 * KIB] * 2
+    assert not any(far.was_reset for far in (*cluster.clients, *cluster.targets))
+    assert cluster.world.now > 60.0
+
+
+@pytest.mark.parametrize("slot", ["e0", "p0"])
+def test_a_suspend_beyond_the_grace_ends_in_resets_as_soon_as_the_machine_wakes(slot: str) -> None:
+    asleep_s = 100.0
+    plan = plan_of(slow_pair(), faults=(Fault(6.0, asleep_s, "suspend", (slot,)),), grace_s=20.0)
+    seen: list[bool] = []
+
+    def look(cluster: Cluster) -> None:
+        seen.extend(far.was_reset for far in (*cluster.clients, *cluster.targets))
+
+    run(plan, look_at=(6.0 + asleep_s + WAKE_S, look))
+    assert seen == [True, True]
+
+
 # Seeded defects.
 
 Patch = Callable[[pytest.MonkeyPatch], None]

@@ -26,6 +26,8 @@ MAX_RAW_FRAMES = 64
 BATCH_INLINE = 96 * KIB
 """A batch is closed once its CBOR holds this: one more payload (16 KiB) and 1,024 events of 60 bytes still fit."""
 BATCH_EVENTS = 1024
+MAX_EVENTS = 2 * BATCH_EVENTS
+"""A batch of ours has one more than `BATCH_EVENTS` at most. 256 KiB would hold 30,000 Opens: 60 MiB of streams."""
 BATCH_BYTES = MIB
 """A batch is closed once its payloads reach this."""
 BATCH_SHARE = 4
@@ -34,6 +36,8 @@ followed by the next; the path would seem half as fast as it is."""
 RESUME_PAGE = 512
 """Streams in one page of a resume: 512 * 40 bytes = 20 KiB."""
 
+LAST_WORDS_MAX = 65_536
+"""Ends of streams that a peer has not acknowledged, before it may open no more: 10,000 refused a second for 6 s."""
 RESUME_MAX = 1_000_000
 """Streams in one resume, all pages: the most connections that can be configured."""
 

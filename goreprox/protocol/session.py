@@ -49,6 +49,7 @@ from goreprox.protocol.limits import (
     BATCH_EVENTS,
     BATCH_INLINE,
     BATCH_SHARE,
+    LAST_WORDS_MAX,
     MAX_OFFSET,
     MAX_PAYLOAD,
     MAX_RAW_FRAMES,
@@ -562,6 +563,8 @@ class Session:
             raise RemoteProtocolError("Open from the acceptor")
         if event.stream <= self._last_id_in:
             raise RemoteProtocolError(f"stream id {event.stream} used again, expected more than {self._last_id_in}")
+        if len(self._ended) >= LAST_WORDS_MAX:
+            raise RemoteProtocolError(f"Open, with the ends of {LAST_WORDS_MAX} streams not acknowledged")
         self._last_id_in = event.stream
         stream = Stream(opener=False, service=event.service, client=event.client, budget=self._budget)
         stream.id = event.stream

@@ -33,6 +33,7 @@ from goreprox.protocol.events import (
     Resume,
 )
 from goreprox.protocol.limits import (
+    MAX_EVENTS,
     MAX_HEAD,
     MAX_NAME,
     MAX_OFFSET,
@@ -150,6 +151,8 @@ def decode(frames: Sequence[Buffer]) -> tuple[int, Batch]:
     if len(head) != 5 or type(head[4]) is not list:
         raise RemoteProtocolError("not a batch")
     _, epoch, seq, ack, items = head
+    if len(items) > MAX_EVENTS:
+        raise RemoteProtocolError(f"{len(items)} events, expected at most {MAX_EVENTS}")
     raw = iter(frames[1:])
     events = tuple([_event(item, raw) for item in items])
     if next(raw, None) is not None:

@@ -15,7 +15,7 @@ from brokers.envelope import CONTROL, MAX_CONTROL, parse_control
 from goreprox.protocol import wire
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import RemoteProtocolError
-from goreprox.protocol.limits import MAX_HEAD, MIB
+from goreprox.protocol.limits import MAX_EVENTS, MAX_HEAD, MIB
 from goreprox.protocol.session import Session
 
 CPU_S = 10.0
@@ -36,7 +36,16 @@ def length(major: int, count: int, width: int = 4) -> bytes:
     return bytes([major << 5 | {4: 26, 8: 27}[width]]) + count.to_bytes(width, "big")
 
 
-BATCH = bytes.fromhex("8501060203")
+BATCH = bytes.fromhex("8501060000")
+"""Version 1, epoch 6, its first message; the events follow."""
+RESUME = bytes.fromhex("8608fb404e0000000000000101f580")
+
+
+def opens(count: int) -> bytes:
+    """Begin an epoch and open so many streams."""
+    events = [RESUME, *(b"\x85\x02\x19" + i.to_bytes(2, "big") + b"\x60\x60\x00" for i in range(1, count + 1))]
+    return BATCH + length(4, len(events)) + b"".join(events)
+
 
 BOMBS: dict[str, Callable[[int], bytes]] = {
     "depth": lambda size: filled(size, b"\x81"),
@@ -64,7 +73,8 @@ BOMBS: dict[str, Callable[[int], bytes]] = {
     "empty maps": lambda size: filled(size, b"\xa0", before=BATCH + length(4, size - 10)),
     "probes": lambda size: filled(size, b"\x81\x0b", before=BATCH + length(4, (size - 10) // 2)),
     "goodbyes": lambda size: filled(size, b"\x82\x0a\x60", before=BATCH + length(4, (size - 10) // 3)),
-    "opens": lambda size: filled(size, b"\x85\x02\x01\x60\x60\x00", before=BATCH + length(4, (size - 10) // 6)),
+    "opens": lambda size: opens((size - 100) // 8),
+    "as many opens as may be": lambda size: opens(min((size - 100) // 8, MAX_EVENTS - 1)),
     "controls with many attributes": lambda size: filled(size, b"\x61x\x00", before=b"\x82\x04\xb9\x10\x00"),
     "attributes of empty lists": lambda size: filled(size, b"\x80", before=b"\x82\x04\xa1\x61x" + length(4, size - 10)),
 }
@@ -97,6 +107,7 @@ def receive(bomb: bytes) -> None:
     )
     session.path_up("a", 0.0)
     session.receive("a", [bomb], 0.0)
+    assert len(session.notices) <= MAX_EVENTS + 1
     assert len(session.failed or "") <= MESSAGE_CHARS
 
 
@@ -125,6 +136,15 @@ def test_no_bomb_costs_memory_outside_of_python() -> None:
     code = "from tests.fuzz.test_bombs import explode; print(explode())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < AMPLIFICATION * MAX_HEAD
+
+
+def test_streams_are_opened_as_many_as_may_be() -> None:
+    session = Session(
+        opener=False, budget=Budget(total_bytes=MIB, max_streams=16), grace_s=60.0, wake=lambda: None, now=0.0
+    )
+    session.path_up("a", 0.0)
+    session.receive("a", [opens(MAX_EVENTS - 1)], 0.0)
+    assert len(session.streams) == MAX_EVENTS - 1
 
 
 def explode() -> int:

@@ -1101,3 +1101,16 @@ def test_a_resume_may_not_list_streams_without_end(monkeypatch: pytest.MonkeyPat
     peer.heard()
     peer.say(hello(live(2), live(3), live(4)))
     assert failure(peer) == "more than 2 streams listed"
+
+
+def test_who_hears_no_ends_may_open_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goreprox.protocol.session.LAST_WORDS_MAX", 2)
+    peer = Peer(opener=False)
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    peer.say(hello())
+    for stream_id in range(1, 4):
+        peer.say(Open(stream_id, "web", "test", 0))
+        if stream_id < 3:
+            peer.session.streams[stream_id].refuse("no")
+    assert failure(peer) == "Open, with the ends of 2 streams not acknowledged"

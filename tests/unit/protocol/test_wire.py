@@ -26,6 +26,7 @@ from goreprox.protocol.events import (
     Resume,
 )
 from goreprox.protocol.limits import (
+    MAX_EVENTS,
     MAX_HEAD,
     MAX_NAME,
     MAX_OFFSET,
@@ -369,6 +370,13 @@ def test_a_full_page_of_streams_fits() -> None:
     frames = wire.encode(Batch(1, 0, 0, (resume,)), version=1)
     assert len(frames[0]) <= RESUME_PAGE * 40
     assert wire.decode(frames)[1].events == (resume,)
+
+
+def test_events_are_counted_before_they_are_read() -> None:
+    events = [Probe()] * MAX_EVENTS
+    assert len(wire.decode(wire.encode(Batch(1, 0, 0, tuple(events)), version=1))[1].events) == MAX_EVENTS
+    with pytest.raises(RemoteProtocolError, match=f"{MAX_EVENTS + 1} events, expected at most {MAX_EVENTS}"):
+        wire.decode(wire.encode(Batch(1, 0, 0, (*events, Probe())), version=1))
 
 
 def test_a_head_that_is_too_long_is_refused_unread() -> None:

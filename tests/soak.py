@@ -3,7 +3,7 @@
 Prints each run as it ends, then sums; a failure with the command that replays it. The exit code is 1 after any.
 """
 
-import itertools
+import importlib.util
 import os
 import random
 import re
@@ -19,6 +19,9 @@ TURN_S = 60
 """What one run takes, about: of chaos it is one seed."""
 HANG_S = 900
 """A run that takes so much longer hangs."""
+LOAD_FROM_S = 1800
+"""A soak of this length or more also measures the load that the documents promise."""
+LOAD = ["pytest", "-q", "-rP", "tests/e2e/test_load.py", "tests/e2e/test_limits.py"]
 COUNTED = re.compile(
     r"(\d+) (simulated s|faults|bytes checked|streams|clients|inputs|passed)(?=,|\n| \(| in | reached)"
 )
@@ -27,14 +30,18 @@ COUNTED = re.compile(
 def runs(left_s: float) -> Iterator[list[str]]:
     """Give commands without end, each with seeds that nobody has tried."""
     turn = str(int(min(TURN_S, max(left_s / 4, 10))))
-    for number in itertools.count():
+    if left_s >= LOAD_FROM_S:
+        yield LOAD
+    fuzzing = importlib.util.find_spec("atheris") is not None
+    if not fuzzing:
+        sys.stdout.write("without fuzzing: atheris is not installed\n")
+    while True:
         seed = random.randrange(10**9)
-        yield [
-            ["tests.e2e.chaos", str(seed)],
-            ["tests.sim", f"{seed}-", "--seconds", turn],
-            ["tests.fuzz", "--seconds", turn],
-            ["tests.sim.sessions", str(seed), str(seed + 10**6), "--seconds", turn],
-        ][number % 4]
+        yield ["tests.e2e.chaos", str(seed)]
+        yield ["tests.sim", f"{seed}-", "--seconds", turn]
+        if fuzzing:
+            yield ["tests.fuzz", "--seconds", turn]
+        yield ["tests.sim.sessions", str(seed), str(seed + 10**6), "--seconds", turn]
 
 
 def main() -> int:
@@ -49,7 +56,14 @@ def main() -> int:
             return
         command = [sys.executable, "-m", *arguments]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TURN_S + HANG_S, check=False)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=TURN_S + HANG_S,
+                env=os.environ | {"LOAD": "full"},
+                check=False,
+            )
             code, said = done.returncode, done.stdout + done.stderr
         except subprocess.TimeoutExpired:
             code, said = -1, "hangs"

@@ -224,6 +224,10 @@ class _End:
                 made = Stream(opener=True, service="s", client="c", budget=self.budget)
                 self.streams.append(made)
                 session.open(made)
+            case 0 if action < 248:
+                session.drain()
+            case 0:
+                session.goodbye("local")
             case 1 if stream is not None and stream.room:
                 stream.write(bytes(min(stream.room, 1 + 100 * action)))
             case 2 if stream is not None:
@@ -236,9 +240,9 @@ class _End:
             case 5:
                 self.now += action / 8
             case 6:
-                session.path_down("a", self.now)
+                session.path_down("ab"[action // 128], self.now)
             case 7:
-                session.path_up("a", self.now)
+                session.path_up("ab"[action // 128], self.now)
 
 
 def read(stream: Stream, now: float) -> None:
@@ -269,7 +273,7 @@ def fuzz_session(data: bytes) -> None:
         if what < 64:
             end.local(length)
         else:
-            end.session.receive("a", _message(end, what, stream.read(length)), end.now)
+            end.session.receive(end.session.path_id or "a", _message(end, what, stream.read(length)), end.now)
         end.turn()
         end.now += 0.01
     held = sum(s.send._borrowed + s.receive._borrowed for s in (*end.streams, *bystander.streams))

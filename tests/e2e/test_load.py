@@ -24,7 +24,7 @@ from tests.e2e.harness import (
     nothing_yet,
     run,
 )
-from tests.e2e.test_limits import MIB_KIB, descriptors, peak_rss_kib
+from tests.e2e.test_limits import MIB_KIB, descriptors
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
@@ -155,8 +155,8 @@ def test_idle_streams_cost_little_and_busy_ones_go_on_beside_them(tmp_path: Path
                     sock.close()
                 await eventually(lambda: all(len(descriptors(p)) <= idle[p] + 8 for p in processes), "they are gone")
                 for process in processes:
-                    print(f"at most {peak_rss_kib(process) // MIB_KIB} MiB resident")
-                    assert peak_rss_kib(process) < before[process] + IDLE * IDLE_KIB + 256 * MIB_KIB
+                    print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
+                    assert process.peak_rss_kib < before[process] + IDLE * IDLE_KIB + 256 * MIB_KIB
             finally:
                 for sock in socks:
                     sock.close()
@@ -207,8 +207,8 @@ def test_with_the_budget_used_up_every_stream_keeps_its_floor_and_goes_on(tmp_pa
             await asyncio.gather(*(there_and_back(sock, 4) for sock in others))
             for process in (made.server, *providers):
                 assert process.process.returncode is None
-                print(f"at most {peak_rss_kib(process) // MIB_KIB} MiB resident")
-                assert peak_rss_kib(process) < (8 + 80) * MIB_KIB
+                print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
+                assert process.peak_rss_kib < (8 + 80) * MIB_KIB
             for sock in (*hogs, *others):
                 sock.close()
 

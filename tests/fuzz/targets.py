@@ -30,6 +30,7 @@ from goreprox.keys import join
 from goreprox.protocol import wire
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import RemoteProtocolError
+from goreprox.protocol.events import Code
 from goreprox.protocol.limits import KIB, MAX_HEAD, MIB, RAW_PAYLOAD, VERSION
 from goreprox.protocol.session import Kind, Session
 from goreprox.protocol.stream import State, Stream
@@ -180,7 +181,7 @@ class _End:
 
     def __init__(self, *, opener: bool, budget: Budget) -> None:
         self.now = 0.0
-        self.session = Session(opener=opener, budget=budget, grace_s=60.0, wake=lambda: None, now=0.0)
+        self.session = Session(opener=opener, version=VERSION, budget=budget, grace_s=60.0, wake=lambda: None, now=0.0)
         self.session.path_up("a", 0.0)
         self.budget = budget
         self.streams: list[Stream] = []
@@ -201,7 +202,7 @@ class _End:
                 if stream.state is State.CLOSED:
                     continue  # aborted by the same message
                 if stream.id % 3 == 0:
-                    stream.refuse("no")
+                    stream.refuse(Code.OTHER, "no")
                 else:
                     stream.accept()
             elif notice.kind is Kind.RESET:

@@ -15,7 +15,7 @@ from brokers.envelope import CONTROL, MAX_CONTROL, parse_control
 from goreprox.protocol import wire
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import RemoteProtocolError
-from goreprox.protocol.limits import MAX_EVENTS, MAX_HEAD, MIB
+from goreprox.protocol.limits import MAX_EVENTS, MAX_HEAD, MIB, VERSION
 from goreprox.protocol.session import Session
 
 CPU_S = 10.0
@@ -103,7 +103,12 @@ def parse(bomb: bytes) -> None:
 def receive(bomb: bytes) -> None:
     """Be a session that gets it as its first message."""
     session = Session(
-        opener=False, budget=Budget(total_bytes=MIB, max_streams=16), grace_s=60.0, wake=lambda: None, now=0.0
+        opener=False,
+        version=VERSION,
+        budget=Budget(total_bytes=MIB, max_streams=16),
+        grace_s=60.0,
+        wake=lambda: None,
+        now=0.0,
     )
     session.path_up("a", 0.0)
     session.receive("a", [bomb], 0.0)
@@ -140,7 +145,12 @@ def test_no_bomb_costs_memory_outside_of_python() -> None:
 
 def test_streams_are_opened_as_many_as_may_be() -> None:
     session = Session(
-        opener=False, budget=Budget(total_bytes=MIB, max_streams=16), grace_s=60.0, wake=lambda: None, now=0.0
+        opener=False,
+        version=VERSION,
+        budget=Budget(total_bytes=MIB, max_streams=16),
+        grace_s=60.0,
+        wake=lambda: None,
+        now=0.0,
     )
     session.path_up("a", 0.0)
     session.receive("a", [opens(MAX_EVENTS - 1)], 0.0)

@@ -1112,5 +1112,5 @@ def test_who_hears_no_ends_may_open_no_more(monkeypatch: pytest.MonkeyPatch) -> 
     for stream_id in range(1, 4):
         peer.say(Open(stream_id, "web", "test", 0))
         if stream_id < 3:
-            peer.session.streams[stream_id].refuse("no")
+            peer.session.streams[stream_id].refuse(Code.OTHER, "no")
     assert failure(peer) == "Open, with the ends of 2 streams not acknowledged"

@@ -14,7 +14,7 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Both need atheris: its wheels are for Linux on x86-64. FUZZ_S and SOAK_S are seconds.
+# FUZZ_S and SOAK_S are seconds. Fuzzing needs atheris, whose wheels are for Linux on x86-64; without it soak leaves it out.
 fuzz: .venv/dev
 	$(BIN)/python -m tests.fuzz --seconds $${FUZZ_S:-600}
 

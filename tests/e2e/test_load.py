@@ -184,8 +184,8 @@ def test_a_frozen_provider_stops_its_own_streams_alone_and_fills_no_memory(tmp_p
 
 
 def test_with_the_budget_used_up_every_stream_keeps_its_floor_and_goes_on(tmp_path: Path) -> None:
-    """Streams that are not read hold what there is to lend; each of the others still gets everything through."""
-    stopped, going = 20, 100  # each takes a fifth of what is free: 0.8 ** 20 leaves 1 % of the loans
+    """Streams that are not read hold what they may be lent; each of the others still gets everything through."""
+    stopped, going = 20, 100
 
     async def main() -> None:
         options = ("--memory", "8", "--max-connections", "500")

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import signal
+import socket
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, Self
 
@@ -54,8 +56,10 @@ class Lifetime:
         return self._hurry.is_set()
 
     def ready(self, text: str, **ports: object) -> None:
-        """Say that all is up, for people in `text`, for programs in `ports`."""
+        """Say that all is up, for people in `text`, for programs in `ports`, and to systemd if it wants to know."""
         logger.bind(event="ready", **ports).info("ready: {}", text)
+        if address := os.environ.get("NOTIFY_SOCKET"):
+            _notify(address)
 
     async def serve(self, end: End, ways: Sequence[Closable], *, drain_s: float, ready: str, **ports: object) -> None:
         """Be ready until a signal comes; then close the end, and after it its ways to others."""
@@ -76,3 +80,12 @@ class Lifetime:
             pending.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def _notify(address: str) -> None:
+    """Tell a supervisor that we are ready (sd_notify(3))."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"READY=1", address.replace("@", "\0", 1) if address.startswith("@") else address)
+    except OSError as exc:
+        logger.warning("NOTIFY_SOCKET {}: {}; the supervisor does not know that this process is ready", address, exc)

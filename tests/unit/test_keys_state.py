@@ -76,6 +76,16 @@ def test_a_secret_that_others_may_read_is_refused_with_the_command_that_repairs_
     state.server_keys()
 
 
+def test_a_credential_of_systemd_is_read_whatever_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "join"
+    path.write_text("goreprox://x")
+    path.chmod(0o440)  # how an access control list for one user looks
+    with pytest.raises(StartError):
+        read_secret(path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert read_secret(path) == "goreprox://x"
+
+
 def test_a_secret_may_come_through_a_pipe(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o666)

@@ -2,12 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench fuzz soak
+.PHONY: demo test test-containers check bench fuzz soak
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
 test: .venv/dev
 	$(BIN)/pytest -n 2 --dist worksteal --cov=goreprox/protocol --cov=brokers --cov-branch
+
+# In hosts of their own; starts a container engine where there is none (Debian, root).
+test-containers: .venv/containers
+	$(BIN)/python -m tests.containers
 
 check: .venv/dev
 	$(BIN)/ruff check .
@@ -39,3 +43,8 @@ bench: .venv/bench
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@ .venv/runtime
+
+.venv/containers: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev,containers]'
+	touch $@ .venv/dev .venv/runtime

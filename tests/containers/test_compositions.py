@@ -1,0 +1,124 @@
+"""The compositions that we ship, with the Compose that is there (v2, or v1.29 as Debian has it)."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from docker.models.containers import Container
+
+from tests.containers.cluster import IMAGE, PREFIX, TOOLS, eventually
+
+pytestmark = pytest.mark.timeout(240)
+
+FOLDER = Path(__file__).parents[2] / "docker"
+COMPOSE = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
+ANY_PORT = {"GOREPROX_IMAGE": IMAGE, "GOREPROX_PORT": "0", "GOREPROX_PORT_2": "0", "GOREPROX_PROVIDER_PORT": "0"}
+FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=30).read().decode())"
+DRAIN_S = 30
+
+
+class Composition:
+    """One of our files as a project of its own."""
+
+    def __init__(self, file: str, **variables: str) -> None:
+        """Start nothing yet."""
+        self.name = f"{PREFIX}{secrets.token_hex(3)}"
+        self._command = [*COMPOSE, "-f", str(FOLDER / file), "-p", self.name]
+        self._environment = {**os.environ, **ANY_PORT, **variables}
+
+    def run(self, *arguments: str) -> str:
+        """Have Compose do something."""
+        command = [*self._command, *arguments]
+        done = subprocess.run(command, env=self._environment, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def container(self, engine: docker.DockerClient, service: str) -> Container:
+        """Return the container of a service."""
+        return engine.containers.get(self.run("ps", "-q", service).strip())
+
+    def __enter__(self) -> "Composition":
+        try:
+            self.run("up", "-d", "--no-build")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run("down", "--volumes", "--timeout", "5")
+
+
+@pytest.fixture
+def engine() -> Iterator[docker.DockerClient]:
+    with contextlib.closing(docker.from_env()) as client:
+        yield client
+
+
+def fetch(container: Container, url: str) -> str:
+    """Fetch a page from within a container, or return an empty text."""
+    code, output = container.exec_run(["python3", "-c", FETCH, url])
+    assert isinstance(output, bytes)
+    return "" if code else output.decode()
+
+
+def test_the_whole_topology_shows_its_page(engine: docker.DockerClient) -> None:
+    with Composition("compose.yaml") as project:
+        edge = project.container(engine, "edge-1")
+        eventually(lambda: "It works" in fetch(edge, "http://localhost:8080/"), "the page is there")
+        assert "It works" in fetch(edge, "http://edge-2:8080/")
+        assert project.run("port", "edge-1", "8080").strip().startswith("0.0.0.0:")
+        project.run("stop", "broker-1")
+        assert "It works" in fetch(edge, "http://edge-2:8080/")
+        added = project.run("run", "--rm", "--entrypoint", "goreprox", "keys", "keys", "add", "laptop")
+        assert "laptop.join" in added
+        for service in ("broker-2", "edge-1", "provider-1"):
+            container = project.container(engine, service)
+            assert (
+                container.attrs["HostConfig"]["ReadonlyRootfs"] and container.attrs["Config"]["User"] == "10001:10001"
+            )
+            assert container.attrs["Config"]["StopTimeout"] > DRAIN_S
+
+        def healthy() -> bool:
+            edge.reload()
+            return bool(edge.attrs["State"]["Health"]["Status"] == "healthy")
+
+        eventually(healthy, "its health is checked")
+
+
+def test_a_server_and_a_provider_beside_another_service(engine: docker.DockerClient) -> None:
+    with Composition("compose.server.yaml", GOREPROX_HOST="server") as project:
+        server = project.container(engine, "server")
+        join = "/var/lib/goreprox/join/default.join"
+
+        def joined() -> str:
+            code, output = server.exec_run(["cat", join])
+            assert isinstance(output, bytes)
+            return "" if code else output.decode().strip()
+
+        eventually(joined, "the join string is there")
+        (network,) = server.attrs["NetworkSettings"]["Networks"]
+        target = engine.containers.run(
+            TOOLS,
+            ["-m", "http.server", "3000", "--directory", "/usr/share"],
+            entrypoint=["python3"],
+            name=f"{project.name}-target",
+            network=network,
+            detach=True,
+        )
+        try:
+            beside = {
+                "GOREPROX_NETWORK": network,
+                "GOREPROX_TARGET": f"{project.name}-target:3000",
+                "GOREPROX_JOIN": joined(),
+            }
+            with Composition("compose.provider.yaml", **beside):
+                eventually(lambda: "Directory listing" in fetch(server, "http://localhost:8080/"), "it goes through")
+        finally:
+            target.remove(force=True, v=True)

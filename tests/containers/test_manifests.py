@@ -1,0 +1,52 @@
+"""What is shipped for systemd and for Kubernetes, as far as it can be checked without them."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[2] / "deploy"
+KUSTOMIZATION = FOLDER / "kubernetes/kustomization.yaml"
+MANIFESTS = [path for path in sorted((FOLDER / "kubernetes").glob("*.yaml")) if path != KUSTOMIZATION]
+OBJECTS: dict[str, dict[str, Any]] = {
+    f"{found['kind']}-{found['metadata']['name']}": found
+    for path in MANIFESTS
+    for found in yaml.safe_load_all(path.read_text())
+}
+PROGRAM = "/opt/goreprox/bin/goreprox"
+DRAIN_S = 30
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_manifests_are_what_kubernetes_takes(name: str) -> None:
+    kubernetes_validate.validate(OBJECTS[name], kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_kustomization_names_all_manifests_and_secrets() -> None:
+    kustomization = yaml.safe_load(KUSTOMIZATION.read_text())
+    assert set(kustomization["resources"]) == {path.name for path in MANIFESTS}
+    text = "".join(path.read_text() for path in MANIFESTS)
+    for secret in kustomization["secretGenerator"]:
+        assert f"secretName: {secret['name']}}}" in text or f"secretKeyRef: {{name: {secret['name']}, " in text
+
+
+@pytest.mark.parametrize("name", ["Deployment-edge", "Deployment-provider"])
+def test_pods_get_longer_to_end_than_a_drain_lasts(name: str) -> None:
+    assert OBJECTS[name]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > DRAIN_S
+
+
+@pytest.mark.parametrize("unit", sorted((FOLDER / "systemd").glob("*.service")), ids=lambda unit: unit.name)
+def test_units_are_what_systemd_takes(unit: Path, tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not there")
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace(PROGRAM, "/bin/true"))  # it wants to see the program
+    done = subprocess.run([analyze, "verify", str(copy)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0 and unit.name not in done.stderr, done.stderr
+    closed = [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", str(copy)]
+    assert subprocess.run(closed, check=False, capture_output=True).returncode == 0

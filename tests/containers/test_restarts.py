@@ -1,0 +1,34 @@
+"""Hosts that are restarted and stopped on purpose: what was begun ends well."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.containers.cluster import STOP_S, cluster, eventually
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_all_hosts_are_restarted_one_after_another_under_load() -> None:
+    with cluster(brokers=2, edges=2, providers=2) as hosts:
+        clients = [hosts.traffic("short", edge=f"edge-{n}") for n in (1, 2)]
+        for kind in ("broker", "edge", "provider"):
+            for name in (f"{kind}-1", f"{kind}-2"):
+                hosts.hosts[name].restart(timeout=STOP_S)
+                linked = ("edge-1", "edge-2", "provider-1", "provider-2")
+                eventually(lambda: all(map(hosts.linked, linked)), f"{name} is back")  # noqa: B023 -- awaited here
+        for client in clients:
+            report = client.finish()
+            assert report["failed"] == 0 and report["done"] > 50, report
+
+
+@pytest.mark.parametrize("name", ["edge-1", "provider-1"])
+def test_stopping_a_host_drains_it(name: str) -> None:
+    with cluster() as hosts, ThreadPoolExecutor(1) as pool:
+        client = hosts.traffic("lasting")
+        stopping = pool.submit(hosts.hosts[name].stop, timeout=STOP_S)
+        eventually(lambda: hosts.status(name).get("draining"), "it drains")
+        client.finish()
+        stopping.result()
+        hosts.hosts[name].reload()
+        assert hosts.hosts[name].attrs["State"]["ExitCode"] == 0

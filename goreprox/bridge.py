@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 from goreprox import sockets
 from goreprox.poller import READ, WRITE, Poller
@@ -25,6 +26,22 @@ LINGER_POLL_S = 0.02
 READABLE, WRITABLE = Kind.READABLE, Kind.WRITABLE
 
 
+class Joint(Protocol):
+    """A stream's owner, and what it is joined to."""
+
+    stream: Stream
+
+    def abort(self, reason: str) -> None:
+        """End both now."""
+
+
+class Watched(Protocol):
+    """A socket that is not being read."""
+
+    def failed(self, reason: str) -> None:
+        """Take note that it was reset by its peer."""
+
+
 class Bridges:
     """What all bridges of a process share: the poller, the clock, a read buffer, and a watch over silent sockets."""
 
@@ -35,11 +52,11 @@ class Bridges:
         self.clock = clock
         self.half_closed_timeout_s = half_closed_timeout_s
         self.view = memoryview(bytearray(READ_BYTES))
-        self.live: set[Bridge] = set()
-        self._paused: dict[int, Bridge] = {}
+        self.live: set[Joint] = set()
+        self._paused: dict[int, Watched] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, fd: int, bridge: "Bridge") -> None:
+    def watch(self, fd: int, bridge: Watched) -> None:
         """Look for errors on a socket that is not being read."""
         self._paused[fd] = bridge
         if self._timer is None:

@@ -21,6 +21,7 @@ from cyclopts.config import Dict, Env
 from goreprox import __version__
 from goreprox.errors import ConfigError, GoreproxError, StatusError
 from goreprox.keys_cli import app as keys_app
+from goreprox.token_cli import app as token_app
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
@@ -114,6 +115,7 @@ app: Final = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(keys_app)
+app.command(token_app)
 app.register_install_completion_command(help="Install completion for this shell.")
 
 
@@ -124,6 +126,9 @@ _JoinFile = Annotated[Path | None, Parameter(group=_KEYS)]
 _Rules = Annotated[list[str] | None, Parameter(group=_LIMITS, negative="")]
 _PerAddress = Annotated[int, Parameter(group=_LIMITS)]
 _ReusePort = Annotated[bool, Parameter(group=_ADDRESSES)]
+_AuthTokens = Annotated[Path | None, Parameter(group=_KEYS)]
+_AuthHeader = Annotated[str, Parameter(group=_KEYS)]
+_QueueTimeout = Annotated[float, Parameter(group=_LIFETIMES)]
 _MaxPeers = Annotated[int, Parameter(group=_LIMITS)]
 
 
@@ -138,6 +143,9 @@ def server(
     allow: _Rules = None,
     deny: _Rules = None,
     max_connections_per_address: _PerAddress = 0,
+    queue_timeout: _QueueTimeout = 10,
+    auth_tokens: _AuthTokens = None,
+    auth_header: _AuthHeader = "X-Goreprox-Auth",
     state_dir: _StateDir = None,
     options: EndOptions | None = None,
 ) -> None:
@@ -148,7 +156,7 @@ def server(
     Parameters
     ----------
     listen
-        ADDR[=SERVICE] for clients; may be repeated. [default: 8080, on all interfaces]
+        [tcp://]ADDR[=SERVICE] or http://ADDR[=SERVICE] for clients; may be repeated. [default: 8080, on all interfaces]
     reuse_port
         Let other processes with this option listen on the same ports.
     providers
@@ -163,6 +171,12 @@ def server(
         [SERVICE=]CIDR of clients that are reset; may be repeated.
     max_connections_per_address
         Connections at a time of one client address; 0: any number.
+    queue_timeout
+        Seconds that an HTTP request waits for a provider.
+    auth_tokens
+        File of tokens, one of which each HTTP request must bring; `goreprox token new` makes them.
+    auth_header
+        Name of the header that brings it.
     state_dir
         Directory of the keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]
     """
@@ -177,6 +191,9 @@ def server(
         max_peers=max_peers,
         state_dir=_state_dir(options, state_dir),
         **_doors(allow, deny, max_connections_per_address),
+        queue_timeout_s=queue_timeout,
+        auth_tokens=None if auth_tokens is None else auth_tokens.expanduser(),
+        auth_header=auth_header,
         **options.end(),
     )
     _begin(options, [config.providers] if config.edges is None else [config.providers, config.edges])
@@ -195,6 +212,9 @@ def edge(
     allow: _Rules = None,
     deny: _Rules = None,
     max_connections_per_address: _PerAddress = 0,
+    queue_timeout: _QueueTimeout = 10,
+    auth_tokens: _AuthTokens = None,
+    auth_header: _AuthHeader = "X-Goreprox-Auth",
     join: _Join = None,
     join_file: _JoinFile = None,
     options: EndOptions | None = None,
@@ -204,7 +224,7 @@ def edge(
     Parameters
     ----------
     listen
-        ADDR[=SERVICE] for clients; may be repeated. [default: 8080, on all interfaces]
+        [tcp://]ADDR[=SERVICE] or http://ADDR[=SERVICE] for clients; may be repeated. [default: 8080, on all interfaces]
     reuse_port
         Let other processes with this option listen on the same ports.
     broker
@@ -217,6 +237,12 @@ def edge(
         [SERVICE=]CIDR of clients that are reset; may be repeated.
     max_connections_per_address
         Connections at a time of one client address, in each process; 0: any number.
+    queue_timeout
+        Seconds that an HTTP request waits for a provider.
+    auth_tokens
+        File of tokens, one of which each HTTP request must bring; `goreprox token new` makes them.
+    auth_header
+        Name of the header that brings it.
     join
         The join string that `goreprox keys add --role edge` made. Others on this machine see it: better in join-file.
     join_file
@@ -234,6 +260,9 @@ def edge(
         brokers=_addresses(broker, EDGE_PORT, joined),
         workers=workers,
         **_doors(allow, deny, max_connections_per_address),
+        queue_timeout_s=queue_timeout,
+        auth_tokens=None if auth_tokens is None else auth_tokens.expanduser(),
+        auth_header=auth_header,
         **options.end() | _member(joined),
     )
     _begin(options, config.brokers)
@@ -594,4 +623,5 @@ def _check_keys(table: Iterable[str], known: set[str], path: Path, where: str) -
 
 _COMMANDS: Final = ("server", "edge", "broker", "provider", "demo", "status")
 keys_app.config = (_read_state_dir,)
+token_app.config = ()
 app.config = (Env(ENV_PREFIX, command=False), _read_file)

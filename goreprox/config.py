@@ -4,6 +4,7 @@ Plain values with their limits: knows neither the command line nor files nor soc
 these need not check it again: everything wrong raises `ConfigError` when it is made.
 """
 
+import enum
 import ipaddress
 import itertools
 import math
@@ -32,6 +33,8 @@ DEFAULT_MEMORY_MIB: Final = 256
 DEFAULT_LINK_TIMEOUT_S: Final = 6.0
 DEFAULT_DIAL_TIMEOUT_S: Final = 5.0
 DEFAULT_MAX_PEERS: Final = 1024
+DEFAULT_QUEUE_TIMEOUT_S: Final = 10.0
+DEFAULT_AUTH_HEADER: Final = "X-Goreprox-Auth"
 
 MIB: Final = 1 << 20
 DAY_S: Final = 86_400.0
@@ -55,6 +58,9 @@ _HOST_NAME: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
     r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
 )
+_FIELD_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
+# Fields that mean something to every recipient cannot bring a token, too.
+_NO_AUTH_HEADERS: Final = ("host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "expect")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _WILDCARDS: Final = (None, "0.0.0.0", "::")
 _ADDRESS_FORMS: Final = "write PORT, :PORT, HOST:PORT or [IPV6]:PORT"
@@ -107,22 +113,37 @@ class Address:
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
+class Scheme(enum.Enum):
+    """What clients speak."""
+
+    TCP = "tcp"
+    """Anything: bytes are passed on as they are."""
+    HTTP = "http"
+
+
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address on which clients are accepted, and the service they are routed to."""
+    """An address on which clients are accepted, what they speak, and the service they are routed to."""
 
     address: Address
     service: str = DEFAULT_SERVICE
+    scheme: Scheme = Scheme.TCP
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `ADDR[=SERVICE]`.
+        """Read `[SCHEME://]ADDR[=SERVICE]`.
 
         Raises:
-            ConfigError: the address or the name is malformed.
+            ConfigError: the scheme, the address or the name is malformed.
         """
-        address, separator, service = text.partition("=")
-        return cls(Address.parse(address), service if separator else DEFAULT_SERVICE)
+        scheme, separator, rest = text.rpartition("://")
+        try:
+            parsed = Scheme(scheme) if separator else Scheme.TCP
+        except ValueError:
+            known = ", ".join(f"{each.value}://" for each in Scheme)
+            raise ConfigError(f"listen {text}: {scheme}:// is not known; write one of {known}") from None
+        address, separator, service = rest.partition("=")
+        return cls(Address.parse(address), service if separator else DEFAULT_SERVICE, parsed)
 
     def __post_init__(self) -> None:
         check_name("service", self.service)
@@ -208,9 +229,16 @@ class AcceptingConfig(EndConfig):
     allow: tuple[Rule, ...] = ()
     deny: tuple[Rule, ...] = ()
     max_connections_per_address: int | None = None
+    queue_timeout_s: float = DEFAULT_QUEUE_TIMEOUT_S
+    """How long an HTTP request waits for a provider."""
+    auth_tokens: Path | None = None
+    """The file of tokens, one of which each request must bring; None: requests need none."""
+    auth_header: str = DEFAULT_AUTH_HEADER
 
     def __post_init__(self) -> None:
         EndConfig.__post_init__(self)
+        _check_seconds("queue-timeout", self.queue_timeout_s, least=0.1)
+        _check_auth(self.auth_tokens, self.auth_header, self.listeners)
         for option, rules in (("allow", self.allow), ("deny", self.deny)):
             _check_rules(option, rules, self.services)
         if self.max_connections_per_address is not None:
@@ -353,6 +381,17 @@ def _check_rules(option: str, rules: Sequence[Rule], services: Sequence[str]) ->
                 f"{option} {rule.service}={rule.network}: clients cannot come for that service here; "
                 f"they can for {', '.join(services)}"
             )
+
+
+def _check_auth(path: Path | None, header: str, listeners: Sequence[Listener]) -> None:
+    if not _FIELD_NAME.fullmatch(header) or header.lower() in _NO_AUTH_HEADERS:
+        raise ConfigError(f"auth-header {header!r}: expected the name of a header field, like {DEFAULT_AUTH_HEADER}")
+    raw = [listener for listener in listeners if listener.scheme is Scheme.TCP]
+    if path is not None and raw:
+        raise ConfigError(
+            f"auth-tokens: listen {raw[0].address} passes bytes on unread and cannot check them; write "
+            f"http://{raw[0].address}, or leave --auth-tokens out"
+        )
 
 
 def _check_distinct(option: str, names: Sequence[str]) -> None:

@@ -89,6 +89,11 @@ def _client(address: str) -> Client:
     return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
+def client_key(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or an IPv6 network of 64 bits."""
+    return _key(_client(address))
+
+
 def _key(client: Client) -> str:
     if client.version == 4:
         return str(client)

@@ -2,6 +2,7 @@
 
 import random
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from loguru import logger
@@ -9,10 +10,14 @@ from loguru import logger
 from brokers import Role
 from goreprox import sockets
 from goreprox.balancer import Balancer, Candidate
-from goreprox.bridge import Bridge, Bridges
-from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, EdgeConfig
+from goreprox.bridge import Bridge, Bridges, Joint
+from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, EdgeConfig, Listener, Scheme
 from goreprox.doors import Doors
 from goreprox.driver import Driver, Peer, clock
+from goreprox.http.auth import Auth
+from goreprox.http.front import Front, Fronts
+from goreprox.http.gateway import Site
+from goreprox.http.upstream import Upstream
 from goreprox.lifetime import Lifetime
 from goreprox.listeners import Listeners
 from goreprox.log import listing
@@ -35,26 +40,30 @@ class _Tries:
 
 
 class Edge:
-    """Owns the client connections (driver.Application)."""
+    """Owns the client connections (driver.Application, http.front.Providers)."""
 
     def __init__(self, config: AcceptingConfig) -> None:
         """Listen on all addresses of `config`; `listeners.start` begins to accept.
 
         Raises:
-            StartError: an address cannot be listened on.
+            StartError: an address cannot be listened on, or the file of tokens not be used.
         """
         self._config = config
         self._budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
         self.driver = Driver(self, role=Role.EDGE, budget=self._budget, grace_s=config.grace_s)
         poller = Poller(self.driver.batch)
         self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
+        self.fronts = Fronts(self.bridges, self, self._budget)
+        self._sites = _sites(config)
         self.ends = Ends(self.driver)
         self.listeners = Listeners(
             config.listeners, poller, reuse_port=config.reuse_port, welcome=self._welcome, has_room=self._has_room
         )
         self.doors = Doors(config.allow, config.deny, config.max_connections_per_address)
         self._balancer = Balancer(random.Random())
-        self._waiting = WaitingRoom(patience_s=config.grace_s, clock=clock)
+        self._waiting = WaitingRoom(patience_s=config.grace_s, clock=clock, give_up=_reset)
+        self._queue = WaitingRoom(patience_s=config.queue_timeout_s, clock=clock, give_up=_unavailable)
+        """Of HTTP requests."""
         self._tries: dict[Stream, _Tries] = {}
         self._warned: set[str] = set()
 
@@ -62,35 +71,59 @@ class Edge:
 
     def _has_room(self) -> bool:
         most = self._config.max_connections
-        if len(self.bridges.live) < most:
+        if len(self.bridges.live) + self.fronts.idle < most:
             return True
         self._warn_once("max connections", f"{most} connections are open: new ones wait; raise --max-connections")
         return False
 
-    def _welcome(self, sock: socket.socket, client: str, service: str) -> None:
+    def _welcome(self, sock: socket.socket, client: str, listener: Listener) -> None:
         try:
             sockets.adopt(sock)
         except OSError:  # the client is gone already
             sock.close()
             return
-        if self.doors.guarded and not self.doors.enter(_host(client), service):
+        if self.doors.guarded and not self.doors.enter(_host(client), listener.service):
             self._warn_once("doors", f"clients that may not come in are reset; the first of them: {client}")
             sock.close()  # and so the client sees a reset
             return
-        stream = Stream(opener=True, service=service, client=client, budget=self._budget)
-        bridge = Bridge(self.bridges, sock, stream, self._ended)
-        if not self._assign(stream):
-            self._wait(bridge)
+        if listener.scheme is Scheme.HTTP:
+            Front(self.fronts, sock, client, self._sites[listener])
+            return
+        stream = Stream(opener=True, service=listener.service, client=client, budget=self._budget)
+        self.connect(Bridge(self.bridges, sock, stream, self.bridge_ended))
 
-    def _ended(self, bridge: Bridge) -> None:
-        stream = bridge.stream
+    def connect(self, joint: Joint) -> None:
+        """Open its stream at a provider, now or when one comes."""
+        if not self._assign(joint.stream):
+            self._wait(joint)
+
+    def reusable(self, stream: Stream) -> bool:
+        """Whether the provider of a stream is there, and takes requests."""
+        peer = self.driver.peer_of(stream)
+        return peer is not None and peer.session.established and not peer.session.peer_draining
+
+    def bridge_ended(self, bridge: Bridge) -> None:
+        """A client is gone, and its stream is over."""
+        self._stream_ended(bridge)
+        self.client_ended(bridge.stream.client)
+
+    def upstream_ended(self, upstream: Upstream) -> None:
+        """A stream of an HTTP client is over."""
+        self._stream_ended(upstream)
+        self.listeners.start()
+
+    def client_ended(self, client: str) -> None:
+        """A client is gone."""
         if self.doors.guarded:
-            self.doors.leave(_host(stream.client))
+            self.doors.leave(_host(client))
+        self.listeners.start()
+
+    def _stream_ended(self, joint: Joint) -> None:
+        stream = joint.stream
         self._tries.pop(stream, None)
-        self._waiting.leave(bridge)
+        self._room_of(joint).leave(joint)
         self.ends.note(stream, stream.end_reason or "done")
         logger.debug("stream {} of {} ended: {}", stream.id, stream.client, stream.end_reason or "done")
-        self.listeners.start()
 
     # Providers.
 
@@ -111,11 +144,19 @@ class Edge:
         self.driver.peers[best].session.open(stream)
         return True
 
-    def _wait(self, bridge: Bridge) -> None:
-        if not self._waiting:
-            logger.info("no provider for {}: clients wait up to {:g} s", bridge.stream.service, self._config.grace_s)
-        self._waiting.enter(bridge)
-        self._warn_of_unknown(bridge.stream.service)
+    def _wait(self, joint: Joint) -> None:
+        room = self._room_of(joint)
+        if not room:
+            logger.info("no provider for {}: clients wait up to {:g} s", joint.stream.service, room.patience_s)
+        room.enter(joint)
+        self._warn_of_unknown(joint.stream.service)
+
+    def _room_of(self, joint: Joint) -> WaitingRoom:
+        return self._queue if isinstance(joint, Upstream) else self._waiting
+
+    def _waiters(self) -> Iterator[Joint]:
+        yield from self._waiting.joints
+        yield from self._queue.joints
 
     def _warn_of_unknown(self, service: str) -> None:
         """Say, once, that providers are there but none of them offers what a client came for."""
@@ -138,11 +179,12 @@ class Edge:
 
     def peers_changed(self) -> None:
         """Give waiting clients to whoever is there now."""
-        for bridge in self._waiting.bridges:
-            if self._assign(bridge.stream):
-                self._waiting.leave(bridge)
-        for service in {bridge.stream.service for bridge in self._waiting.bridges}:
+        for joint in self._waiters():
+            if self._assign(joint.stream):
+                self._room_of(joint).leave(joint)
+        for service in {joint.stream.service for joint in self._waiters()}:
             self._warn_of_unknown(service)
+        self.fronts.providers_changed()
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Providers open no streams; the session refuses them before this."""
@@ -167,12 +209,12 @@ class Edge:
             self._balancer.failed(peer.info.name.id, stream.service, clock())
         if self._assign(stream):
             return
-        bridge: Bridge = stream.owner
+        joint: Joint = stream.owner
         if tries.draining or self._resuming(stream.service, tries):
-            self._wait(bridge)
+            self._wait(joint)
         else:
-            logger.warning("client {} is reset: {}", stream.client, reason)
-            bridge.abort(reason)
+            logger.warning("client {} is refused: {}", stream.client, reason)
+            joint.abort(reason)
 
     def _resuming(self, service: str, tries: _Tries) -> bool:
         """Whether a provider that has not refused is there, by the roster, and only between two epochs."""
@@ -188,15 +230,45 @@ class Edge:
     async def close(self, *, drain_s: float) -> None:
         """Stop accepting, let streams end for `drain_s`, reset the rest."""
         self.listeners.drain()
+        self.fronts.drain()
         self.driver.drain()
-        await self.driver.wait_empty(lambda: not self.bridges.live, deadline_s=drain_s)
-        for bridge in list(self.bridges.live):
-            bridge.abort("the edge is shutting down")
+        await self.driver.wait_empty(lambda: not self.bridges.live and not self.fronts.live, deadline_s=drain_s)
+        for front in list(self.fronts.live):
+            front.abort()
+        for joint in list(self.bridges.live):
+            joint.abort("the edge is shutting down")
         await self.driver.goodbye("the edge was shut down", deadline_s=1.0)
 
     def gauges(self) -> Gauges:
         """Return what the status shows of us (snapshot.Owner)."""
-        return Gauges(self.listeners.services, self._config.max_connections, waiting_clients=len(self._waiting))
+        return Gauges(
+            self.listeners.services, self._config.max_connections, waiting_clients=len(self._waiting) + len(self._queue)
+        )
+
+
+def _sites(config: AcceptingConfig) -> dict[Listener, Site]:
+    """Return what HTTP listeners know.
+
+    Raises:
+        StartError: the file of tokens cannot be used.
+    """
+    listeners = [listener for listener in config.listeners if listener.scheme is Scheme.HTTP]
+    auth = None
+    if config.auth_tokens is not None:
+        auth = Auth(config.auth_tokens, config.auth_header, clock=clock)
+        exposed = [str(listener.address) for listener in listeners if not listener.address.is_loopback]
+        if exposed:
+            logger.warning("tokens come in plaintext on {}: put TLS before it", ", ".join(exposed))
+    return {listener: Site(listener.service, auth) for listener in listeners}
+
+
+def _reset(joint: Joint, reason: str) -> None:
+    joint.abort(reason)
+
+
+def _unavailable(joint: Joint, reason: str) -> None:
+    assert isinstance(joint, Upstream)
+    joint.abort(reason, status=503)
 
 
 def _host(client: str) -> str:

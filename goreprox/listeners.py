@@ -21,8 +21,8 @@ FD_PAUSE_S = 0.5
 """Without file descriptors accepting pauses so long, unless a connection ends before."""
 _NO_FDS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-Welcome = Callable[[socket.socket, str, str], None]
-"""Takes over a client's socket; its address and the service that it asks for."""
+Welcome = Callable[[socket.socket, str, Listener], None]
+"""Takes over a client's socket; its address and where it came in."""
 
 
 class Listeners:
@@ -49,11 +49,11 @@ class Listeners:
         self._accepting = False
         self._closed = False
         self._warned = False
-        self._sockets: list[tuple[socket.socket, str]] = []
+        self._sockets: list[tuple[socket.socket, Listener]] = []
         try:
             for listener in listeners:
                 found = _listen(listener.address, reuse_port=reuse_port)
-                self._sockets += [(sock, listener.service) for sock in found]
+                self._sockets += [(sock, listener) for sock in found]
         except StartError:
             self.close()
             raise
@@ -70,16 +70,16 @@ class Listeners:
     def services(self) -> dict[str, list[str]]:
         """Where clients are accepted for each service, as long as they are."""
         found: dict[str, list[str]] = {}
-        for sock, service in self._sockets:
-            found.setdefault(service, []).append(str(Address(*sock.getsockname()[:2])))
+        for sock, listener in self._sockets:
+            found.setdefault(listener.service, []).append(str(Address(*sock.getsockname()[:2])))
         return found
 
     def start(self) -> None:
         """Accept, for the first time or again: there is room."""
         if not self._accepting and not self._closed:
             self._accepting = True
-            for sock, service in self._sockets:
-                self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, sock, service))
+            for sock, listener in self._sockets:
+                self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, sock, listener))
 
     def _pause(self) -> None:
         if self._accepting:
@@ -89,8 +89,8 @@ class Listeners:
 
     def drain(self) -> None:
         """Accept whoever is in a backlog, whom the kernel would reset, and close."""
-        for sock, service in self._sockets:
-            self._accept(sock, service, BACKLOG)
+        for sock, listener in self._sockets:
+            self._accept(sock, listener, BACKLOG)
         self.close()
 
     def close(self) -> None:
@@ -101,11 +101,11 @@ class Listeners:
             sock.close()
         self._sockets.clear()
 
-    def _ready(self, listening: socket.socket, service: str, _: int) -> None:
+    def _ready(self, listening: socket.socket, listener: Listener, _: int) -> None:
         if self._accepting:
-            self._accept(listening, service, ACCEPTS)
+            self._accept(listening, listener, ACCEPTS)
 
-    def _accept(self, listening: socket.socket, service: str, most: int) -> None:
+    def _accept(self, listening: socket.socket, listener: Listener, most: int) -> None:
         for _ in range(most):
             if not self._has_room():
                 self._pause()
@@ -120,7 +120,7 @@ class Listeners:
                     raise
                 self._pause_without_descriptors(exc)
                 return
-            self._welcome(sock, str(Address(address[0], address[1])), service)
+            self._welcome(sock, str(Address(address[0], address[1])), listener)
 
     def _pause_without_descriptors(self, exc: OSError) -> None:
         if not self._warned:

@@ -11,7 +11,7 @@ from loguru import logger
 
 from brokers import Role
 from goreprox import sockets
-from goreprox.bridge import Bridge, Bridges
+from goreprox.bridge import Bridge, Bridges, Joint
 from goreprox.config import Address, ProviderConfig
 from goreprox.driver import Driver, Peer, clock
 from goreprox.lifetime import Lifetime
@@ -252,7 +252,7 @@ class Provider:
         await self.driver.wait_empty(
             lambda: not self.bridges.live and not self.dials and self.driver.settled, deadline_s=drain_s
         )
-        owners: list[Bridge | Dial] = [*self.bridges.live, *self.dials]
+        owners: list[Joint | Dial] = [*self.bridges.live, *self.dials]
         for owner in owners:
             owner.abort("the provider is shutting down")
         await self.driver.goodbye("the provider was shut down", deadline_s=1.0)

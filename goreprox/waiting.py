@@ -1,41 +1,42 @@
-"""Clients for whom there is no provider: they wait, first come first, each for so long and no longer."""
+"""Streams for which there is no provider: they wait, first come first, each for so long and no longer."""
 
 import asyncio
 from collections.abc import Callable
 
-from goreprox.bridge import Bridge
+from goreprox.bridge import Joint
 
 LEAST_S = 0.01
 """Between two looks at the clock."""
 
 
 class WaitingRoom:
-    """Whoever leaves it in time is served; the rest is reset."""
+    """Whoever leaves it in time is served; the rest is given up."""
 
-    def __init__(self, *, patience_s: float, clock: Callable[[], float]) -> None:
-        """Belong to the running loop; everybody may wait `patience_s` seconds of `clock`."""
+    def __init__(self, *, patience_s: float, clock: Callable[[], float], give_up: Callable[[Joint, str], None]) -> None:
+        """Belong to the running loop; everybody may wait `patience_s` seconds of `clock`, then `give_up` says why."""
         self.patience_s = patience_s
+        self._give_up = give_up
         self._clock = clock
-        self._until: dict[Bridge, float] = {}
+        self._until: dict[Joint, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
-    def bridges(self) -> list[Bridge]:
+    def joints(self) -> list[Joint]:
         """Who waits, in order."""
         return list(self._until)
 
     def __len__(self) -> int:
         return len(self._until)
 
-    def enter(self, bridge: Bridge) -> None:
+    def enter(self, joint: Joint) -> None:
         """Begin to wait."""
-        self._until[bridge] = self._clock() + self.patience_s
+        self._until[joint] = self._clock() + self.patience_s
         self._watch()
 
-    def leave(self, bridge: Bridge) -> None:
+    def leave(self, joint: Joint) -> None:
         """Wait no longer, if it did."""
-        self._until.pop(bridge, None)
+        self._until.pop(joint, None)
 
     def _watch(self) -> None:
         if self._until and self._timer is None:
@@ -45,9 +46,9 @@ class WaitingRoom:
     def _expire(self) -> None:
         self._timer = None
         now = self._clock()
-        for bridge, until in list(self._until.items()):
+        for joint, until in list(self._until.items()):
             if until > now:
                 break
-            del self._until[bridge]
-            bridge.abort(f"no provider within {self.patience_s:g} s")
+            del self._until[joint]
+            self._give_up(joint, f"no provider within {self.patience_s:g} s")
         self._watch()

@@ -230,6 +230,7 @@ class Tunnel:
 
     def __init__(self, tmp: Path) -> None:
         self.tmp = tmp
+        self.scheme = "tcp"
         self.target_port = 0
         self.port = 0
         self._writers: list[asyncio.StreamWriter] = []
@@ -274,7 +275,7 @@ class Tunnel:
     async def serve(self, *args: str, port: int = 0, providers: int = 0) -> Process:
         """Start the server, and the relay before it."""
         self.server = await self.start(
-            "server", "--listen", f"{HOST}:{port}", "--providers", f"{HOST}:{providers}", *args
+            "server", "--listen", f"{self.scheme}://{HOST}:{port}", "--providers", f"{HOST}:{providers}", *args
         )
         self.port = await self.server.port("clients")
         self.relay = Relay(await self.server.port("providers"))

@@ -25,6 +25,7 @@ from goreprox.config import (
     ServerConfig,
     Target,
 )
+from goreprox.http.tokens import Tokens
 from goreprox.keys.join import Join
 
 ROOT = Path(__file__).parents[2]
@@ -91,10 +92,17 @@ def test_flag_wins_over_variable_over_table_over_top_level(
 
 ROLE = {"name": "n", "link-timeout": 7}
 END = {"grace": 61, "drain": 31, "half-closed-timeout": 5, "max-connections": 100, "memory": 64}
-CLIENTS = {"allow": ["10.0.0.0/8", "web=::/0"], "deny": ["10.1.0.0/16"], "max-connections-per-address": 6}
+CLIENTS = {
+    "allow": ["10.0.0.0/8", "web=::/0"],
+    "deny": ["10.1.0.0/16"],
+    "max-connections-per-address": 6,
+    "queue-timeout": 3,
+    "auth-tokens": "tokens.toml",
+    "auth-header": "X-Token",
+}
 OPTIONS: dict[str, dict[str, object]] = {
     "server": {
-        "listen": ["127.0.0.1:1", "[::1]:2=web"],
+        "listen": ["http://127.0.0.1:1", "http://[::1]:2=web"],
         "reuse-port": True,
         "providers": "localhost:3",
         "edges": "localhost:4",
@@ -104,7 +112,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         **END,
     },
     "edge": {
-        "listen": ["1=a", "2=web"],
+        "listen": ["http://1=a", "http://2=web"],
         "reuse-port": True,
         "broker": ["h", "i:1"],
         "workers": 2,
@@ -218,6 +226,9 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
         (["broker", "--grace", "1"], "Unknown option: --grace"),
         (["broker", "--insecure", "--edges", "9887"], "providers :9887 and edges :9887: one port for two"),
         (["server", "--insecure", "--edges", "8080"], "listen :8080 and edges :8080: one port for two"),
+        (["server", "--insecure", "--auth-tokens", "t"], "auth-tokens: listen :8080 passes bytes on unread"),
+        (["server", "--insecure", "--auth-header", "a b"], "auth-header 'a b': expected the name of a header"),
+        (["server", "--insecure", "--auth-header", "Host"], "auth-header 'Host': expected the name of a header"),
         (["server", "--insecure", "--listen", "8080="], "service '': expected 1 to 64"),
         (["provider", "=3000", "--server", "h", "--insecure"], "service '': expected 1 to 64"),
         (["provider", "1", "2", "--server", "h", "--insecure"], "service default: given twice"),
@@ -435,3 +446,25 @@ def test_the_document_names_every_option_in_its_three_spellings() -> None:
         for key in cli._keys(command):
             assert f"`GOREPROX_{key.upper().replace('-', '_')}` | `{key}` |" in document
             assert f"`--{key}" in document
+
+
+def test_a_new_token_is_printed_once_and_its_hash_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tokens.toml"
+    file = ("--auth-tokens", str(path))
+    assert cli.main(["token", "new", "alice", *file, "--services", "web, db", "--expires", "2030-01-01"]) == 0
+    first = capsys.readouterr().out.strip()
+    assert cli.main(["token", "new", "bob", *file]) == 0
+    second = capsys.readouterr().out.strip()
+    assert path.stat().st_mode & 0o777 == 0o600
+    text = path.read_text()
+    assert first not in text
+    known = Tokens.parse(text)
+    alice, bob = (known.find(value.encode(), now=0) for value in (first, second))
+    assert alice is not None
+    assert bob is not None
+    assert (alice.name, alice.services, alice.expires) == ("alice", {"web", "db"}, 1893456000)
+    assert (bob.name, bob.services, bob.expires) == ("bob", None, float("inf"))
+    assert cli.main(["token", "new", "bob", *file]) == 2
+    assert "token bob: there is one already" in capsys.readouterr().err
+    assert cli.main(["token", "new", "a", "--auth-tokens", str(tmp_path / "none" / "t")]) == 1
+    assert path.read_text() == text

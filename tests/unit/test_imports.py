@@ -24,6 +24,11 @@ FORBIDDEN = {
     "goreprox/bridge.py": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
     "goreprox/balancer.py": ("goreprox", "brokers", "asyncio", "time", "loguru"),
     "goreprox/waiting.py": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
+    "goreprox/http": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
+    **dict.fromkeys(
+        ("goreprox/http/requests.py", "goreprox/http/answers.py", "goreprox/http/gateway.py"),
+        (*SANS_IO, *(f"goreprox.{m}" for m in ("protocol", "bridge", "poller", "sockets", "http.front"))),
+    ),
     "goreprox/listeners.py": tuple(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")),
     "goreprox/broker.py": tuple(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")),
     "goreprox/edge.py": tuple(f"goreprox.{m}" for m in ("provider", "server", "broker", "workers", "cli")),

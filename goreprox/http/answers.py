@@ -1,0 +1,31 @@
+"""Answers of our own, where there is none of a target: text, JSON or a small page, as the client asks."""
+
+import html
+import json
+from http import HTTPStatus
+from typing import Final
+
+from goreprox.http.requests import Fields
+
+RETRY_AFTER_S: Final = 5
+"""What a 503 says: a provider that was restarted is back by then."""
+_PAGE: Final = "<!doctype html><title>{title}</title><h1>{title}</h1><p>{text}</p>\n"
+
+
+def body(status: HTTPStatus, text: str, accept: bytes) -> tuple[Fields, bytes]:
+    """Return header fields and body of an answer, of the kind that `accept` names first."""
+    accept = accept.lower()
+    places = {kind: accept.find(kind) for kind in (b"application/json", b"text/html", b"text/plain")}
+    kind = min((kind for kind, place in places.items() if place >= 0), key=places.__getitem__, default=b"text/plain")
+    title = f"{status.value} {status.phrase}"
+    if kind == b"application/json":
+        content = json.dumps({"status": status.value, "error": status.phrase, "detail": text}) + "\n"
+    elif kind == b"text/html":
+        content = _PAGE.format(title=html.escape(title), text=html.escape(text))
+    else:
+        content = f"{title}: {text}\n"
+    encoded = content.encode()
+    fields = [(b"Content-Type", kind + b"; charset=utf-8"), (b"Content-Length", str(len(encoded)).encode())]
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        fields.append((b"Retry-After", str(RETRY_AFTER_S).encode()))
+    return [*fields, (b"Cache-Control", b"no-store")], encoded

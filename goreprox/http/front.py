@@ -1,0 +1,444 @@
+"""The sockets of HTTP clients: each drives a gateway, and does with streams what it says.
+
+Knows sockets and the poller; what the bytes mean, the gateway knows. A client that reads slowly stops its target, and
+a target that reads slowly its client: nothing is read that there is no room for.
+"""
+
+import asyncio
+import itertools
+import socket
+from collections import deque
+from typing import Final, Protocol, assert_never
+
+from goreprox import sockets
+from goreprox.bridge import SEND_CHUNKS, Bridge, Bridges
+from goreprox.http.gateway import (
+    MAX_HEAD,
+    Abort,
+    Command,
+    Commands,
+    Connect,
+    Discard,
+    Finish,
+    Gateway,
+    Release,
+    Site,
+    Switch,
+    ToClient,
+    ToProvider,
+)
+from goreprox.http.upstream import REUSED_FOR_S, Upstream
+from goreprox.poller import READ, WRITE
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.limits import KIB
+from goreprox.protocol.session import Kind
+from goreprox.protocol.stream import State, Stream
+
+HEAD_S: Final = 10.0
+"""From the first byte of a head to its last."""
+IDLE_S: Final = 75.0
+"""Without a request."""
+LINGER_S: Final = 2.0
+"""After its last answer a client has so long to end its side. RST before would take the answer away from it."""
+SWEEP_S: Final = 0.5
+FEED_BYTES: Final = 256 * KIB
+"""Of an answer, turned over at once."""
+CHUNK_OVERHEAD: Final = 32
+"""A part of a body grows by this where it becomes a chunk: 16 digits, two line ends, and the last chunk."""
+
+
+class Providers(Protocol):
+    """The edge, as far as HTTP needs it."""
+
+    def connect(self, upstream: Upstream) -> None:
+        """Open its stream at a provider, now or when one comes."""
+
+    def reusable(self, stream: Stream) -> bool:
+        """Whether the provider of a stream is there, and takes requests."""
+
+    def upstream_ended(self, upstream: Upstream) -> None:
+        """A stream is over."""
+
+    def client_ended(self, client: str) -> None:
+        """A client is gone."""
+
+    def bridge_ended(self, bridge: Bridge) -> None:
+        """A client that had left HTTP is gone, and its stream is over."""
+
+
+class Fronts:
+    """What all HTTP clients of a process share, and a watch over those who take too long."""
+
+    def __init__(self, bridges: Bridges, providers: Providers, budget: Budget) -> None:
+        """Serve clients on the running loop."""
+        self.bridges = bridges
+        self.providers = providers
+        self.budget = budget
+        self.live: set[Front] = set()
+        self.attached = 0
+        """Clients that have a stream."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> int:
+        """Clients without a stream."""
+        return len(self.live) - self.attached
+
+    def add(self, front: "Front") -> None:
+        """Watch a client."""
+        self.live.add(front)
+        if self._timer is None:
+            self._timer = self.bridges.loop.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self.bridges.clock()
+        for front in list(self.live):
+            front.look(now)
+        if self.live:
+            self._timer = self.bridges.loop.call_later(SWEEP_S, self._sweep)
+
+    def drain(self) -> None:
+        """End whoever has no request; the others after their answers."""
+        for front in list(self.live):
+            front.drain()
+
+    def providers_changed(self) -> None:
+        """Let go of streams that carry nothing, at providers that are about to end."""
+        for front in list(self.live):
+            front.check_upstream()
+
+
+class Front:
+    """Owns a client's socket, and the stream that its requests go over."""
+
+    def __init__(self, fronts: Fronts, sock: socket.socket, client: str, site: Site) -> None:
+        """Take over `sock`, prepared, and begin to read it."""
+        self._fronts = fronts
+        self._bridges = fronts.bridges
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._client = client
+        host, port = sock.getsockname()[:2]
+        self._gateway = Gateway(
+            site,
+            client=client.rpartition(":")[0].strip("[]"),
+            authority=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        )
+        self._upstream: Upstream | None = None
+        self._out: deque[bytes] = deque()
+        self._held = 0
+        """What the budget has lent for `_out`."""
+        self._watched = 0
+        self._ending: type[Finish | Switch] | None = None
+        """What is to be done when everything is written."""
+        self._lingering = False
+        self._pulling = False
+        self._since = self._bridges.clock()
+        """When it was last seen to do what it is waited for."""
+        fronts.add(self)
+        self._update()
+
+    @property
+    def open(self) -> bool:
+        """Whether the socket is still ours."""
+        return self._fd >= 0
+
+    # What others tell.
+
+    def look(self, now: float) -> None:
+        """End it if it takes too long."""
+        waited_s = now - self._since
+        if self._lingering:
+            if waited_s >= LINGER_S:
+                self._close(finish=True)
+        elif (self._gateway.reading_head and waited_s >= HEAD_S) or (self._gateway.idle and waited_s >= IDLE_S):
+            self._do(self._gateway.timed_out())
+        self.check_upstream(now)
+
+    def check_upstream(self, now: float | None = None) -> None:
+        """Let go of a stream that will carry no other request."""
+        upstream = self._upstream
+        if upstream is None or (since := upstream.idle_since) is None:
+            return
+        too_long = (self._bridges.clock() if now is None else now) - since >= REUSED_FOR_S
+        if too_long or not self._fronts.providers.reusable(upstream.stream):
+            self._detach()
+            upstream.finish()
+
+    def drain(self) -> None:
+        """Answer what was asked, and end."""
+        self._do(self._gateway.drain())
+
+    def abort(self) -> None:
+        """Reset the client, and what it was doing."""
+        if self.open:
+            self._close()
+
+    def failed(self, reason: str) -> None:
+        """Take note that the client's socket was reset."""
+        self.abort()
+
+    # What the stream tells (upstream.User).
+
+    def readable(self) -> None:
+        """The target has said something."""
+        self._pull()
+
+    def writable(self) -> None:
+        """There is room for more of the request."""
+        self._settle()
+        self._update()
+
+    def lost(self, upstream: Upstream, status: int, reason: str, *, again: bool) -> None:
+        """The stream is over before its time."""
+        if upstream is self._upstream:
+            self._detach()
+            self._do(self._gateway.provider_lost(status, reason, again=again))
+
+    # From the client.
+
+    def _ready(self, events: int) -> None:
+        if events & self._watched & WRITE:
+            self._flush()
+            self._pull()
+        if events & self._watched & READ:
+            self._read()
+
+    def _room(self) -> int:
+        """Return how many bytes may be read: a head's, or of a body what the stream takes."""
+        upstream = self._upstream
+        if upstream is None or upstream.idle_since is not None:
+            return MAX_HEAD
+        return min(upstream.room - CHUNK_OVERHEAD, len(self._bridges.view))
+
+    def _read(self) -> None:
+        view = self._bridges.view
+        room = len(view) if self._lingering else self._room()
+        if room <= 0:
+            self._update()
+            return
+        try:
+            count = self._sock.recv_into(view, room)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.abort()
+            return
+        if self._lingering:
+            if not count:
+                self._close(finish=True)
+        elif count:
+            if self._gateway.idle:
+                self._since = self._bridges.clock()
+                self.check_upstream(self._since)
+            self._do(self._gateway.receive(bytes(view[:count])))
+        else:
+            self._do(self._gateway.receive_eof())
+
+    # To the client.
+
+    def _flush(self) -> None:
+        """Give the socket what it takes."""
+        out = self._out
+        try:
+            while out:
+                if len(out) == 1:
+                    size = len(out[0])
+                    sent = self._sock.send(out[0])
+                else:
+                    buffers = list(itertools.islice(out, SEND_CHUNKS))
+                    size = sum(map(len, buffers))
+                    sent = self._sock.sendmsg(buffers)
+                self._drop(sent)
+                if sent < size:
+                    break
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self.abort()
+            return
+        holding = sum(map(len, out)) if out else 0
+        if holding or self._held:
+            self._held = self._fronts.budget.account(held=self._held, holding=holding)
+        self._settle()
+        self._update()
+
+    def _drop(self, count: int) -> None:
+        out = self._out
+        while count:
+            first = out[0]
+            if len(first) > count:
+                out[0] = first[count:]
+                return
+            count -= len(first)
+            out.popleft()
+
+    def _settle(self) -> None:
+        """Do what was to be done once everything is written."""
+        if self._out or self._lingering or not self.open:
+            return
+        if self._ending is Finish:
+            self._linger()
+        elif self._ending is Switch and self._upstream is not None and self._upstream.settled:
+            self._hand_over(self._upstream)
+
+    def _linger(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.abort()
+            return
+        self._let_go()
+        self._lingering = True
+        self._since = self._bridges.clock()
+
+    # From the provider.
+
+    def _pull(self) -> None:
+        """Turn over what the target says, as long as the client takes it."""
+        if self._pulling:
+            return
+        self._pulling = True
+        try:
+            while (upstream := self._upstream) is not None and not self._out and self._ending is None:
+                moved = upstream.stream.receive.delivered
+                if data := upstream.take(min(FEED_BYTES, self._fronts.budget.allowance(0, moved=moved))):
+                    self._do(self._gateway.provider_data(data))
+                elif upstream.take_eof():
+                    self._do(self._gateway.provider_eof())
+                else:
+                    upstream.finish_reset()
+                    break
+        finally:
+            self._pulling = False
+
+    # What the gateway wants.
+
+    def _do(self, commands: Commands) -> None:
+        """Do it, in order."""
+        if commands:
+            self._since = self._bridges.clock()
+        for command in commands:
+            self._obey(command)
+        if not self.open:
+            return
+        if self._out:
+            self._flush()
+        else:
+            self._settle()
+            self._update()
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case ToClient(data):
+                self._out.append(data)
+            case ToProvider(data):
+                if self._upstream is not None:
+                    self._upstream.write(data)
+            case Connect(service, fresh):
+                self._connect(service, fresh=fresh)
+            case Release():
+                if self._upstream is not None:
+                    self._upstream.idle_since = self._since
+            case Discard(reset):
+                self._discard(reset=reset)
+            case Finish() | Switch():
+                self._ending = type(command)
+            case Abort():
+                self.abort()
+            case _:
+                assert_never(command)
+
+    def _connect(self, service: str, *, fresh: bool) -> None:
+        if self._upstream is not None and not fresh:
+            self._upstream.idle_since = None
+            return
+        fronts = self._fronts
+        stream = Stream(opener=True, service=service, client=self._client, budget=fronts.budget)
+        upstream = Upstream(stream, self, clock=self._bridges.clock, on_end=self._upstream_ended)
+        self._upstream = upstream
+        fronts.attached += 1
+        self._bridges.live.add(upstream)
+        fronts.providers.connect(upstream)
+
+    def _upstream_ended(self, upstream: Upstream) -> None:
+        self._bridges.live.discard(upstream)
+        self._fronts.providers.upstream_ended(upstream)
+
+    def _detach(self) -> Upstream | None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            self._fronts.attached -= 1
+        return upstream
+
+    def _discard(self, *, reset: bool) -> None:
+        upstream = self._detach()
+        if upstream is not None:
+            if reset:
+                upstream.reset("the request came to nothing")
+            else:
+                upstream.finish()
+
+    def _hand_over(self, upstream: Upstream) -> None:
+        """Join socket and stream: they have left HTTP."""
+        self._detach()
+        if upstream.stream.state is State.CLOSED:
+            self._close()
+            return
+        self._unwatch()
+        self._fd = -1
+        self._fronts.live.discard(self)
+        self._bridges.live.discard(upstream)
+        stream = upstream.release()
+        bridge = Bridge(self._bridges, self._sock, stream, self._fronts.providers.bridge_ended)
+        bridge.notice(Kind.RESET if stream.state is State.RESET else Kind.READABLE)
+
+    # Ends.
+
+    def _update(self) -> None:
+        """Poll for what there is to do."""
+        if not self.open:
+            return
+        reading = self._lingering or (self._ending is None and self._gateway.reading and self._room() > 0)
+        events = (READ if reading else 0) | (WRITE if self._out else 0)
+        watched, self._watched = self._watched, events
+        poller = self._bridges.poller
+        if not watched and events:
+            poller.watch(self._fd, events, self._ready)
+        elif watched and not events:
+            poller.forget(self._fd)
+        elif watched != events:
+            poller.change(self._fd, events, self._ready)
+        if reading:
+            self._bridges.unwatch(self._fd)
+        else:
+            self._bridges.watch(self._fd, self)
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = 0
+            self._bridges.poller.forget(self._fd)
+        self._bridges.unwatch(self._fd)
+
+    def _let_go(self) -> None:
+        """Let go of the stream: well, if it carries nothing."""
+        upstream = self._upstream
+        if upstream is not None:
+            self._discard(reset=upstream.idle_since is None)
+
+    def _close(self, *, finish: bool = False) -> None:
+        """Let go of the socket: with RST, unless it is finished."""
+        if not self.open:
+            return
+        self._unwatch()
+        self._fd = -1
+        self._out.clear()
+        self._held = self._fronts.budget.account(held=self._held, holding=0)
+        self._fronts.live.discard(self)
+        if finish:
+            sockets.finish(self._sock)
+        else:
+            self._sock.close()
+        self._let_go()
+        self._fronts.providers.client_ended(self._client)

@@ -1,0 +1,150 @@
+"""What a request must look like to be passed on, and what of it is. Pure functions: no connection, no state.
+
+h11 parses; this refuses what h11 puts up with. Two parsers that read one message differently are how requests are
+smuggled (RFC 9112, 11.2), so what has two readings is refused, and what is passed on is written anew from what was
+parsed, never copied.
+"""
+
+import re
+from http import HTTPStatus
+from typing import Final
+
+import h11
+
+MAX_HEADERS: Final = 100
+"""Header lines of a request."""
+BAD_IN_HEAD: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n|\n[ \t]")
+"""Control characters, a CR or LF alone, a folded line: h11 takes some of each, and others read them otherwise."""
+_BAD_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_ORIGIN_FORM: Final = re.compile(rb"/[^#]*")
+_HOST: Final = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+_NO_UPGRADE: Final = (b"h2c", b"http", b"tls")
+"""Protocols that would be spoken past our checks."""
+HOP_BY_HOP: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade", b"http2-settings")
+)
+"""RFC 9110, 7.6.1: of this connection only. What `Connection` names goes with them."""
+_NOT_TO_BE_NAMED: Final = frozenset((b"host", b"content-length"))
+_NO_TRAILERS: Final = HOP_BY_HOP | frozenset(
+    (
+        *(b"host", b"content-length", b"content-encoding", b"content-type", b"content-range", b"trailer", b"expect"),
+        *(b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"cache-control", b"max-forwards"),
+        *(b"range", b"age", b"date", b"expires", b"location", b"retry-after", b"vary", b"warning"),
+    )
+)
+"""RFC 9110, 6.5.1: fields that frame, route, authenticate or modify, and that are too late in a trailer."""
+SAFE: Final = (b"GET", b"HEAD", b"OPTIONS")
+
+Fields = list[tuple[bytes, bytes]]
+Message = h11.Request | h11.Response | h11.InformationalResponse
+
+
+class Refused(Exception):
+    """The request is not passed on; the client is told why."""
+
+    def __init__(self, status: int, text: str, fields: Fields | None = None) -> None:
+        """Answer with `status`, one sentence, and further header fields."""
+        super().__init__(text)
+        self.status = HTTPStatus(status)
+        self.text = text
+        self.fields = fields or []
+
+
+def check(request: h11.Request) -> None:
+    """Let a request pass that has one reading only.
+
+    Raises:
+        Refused: it has several, or none.
+    """
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise Refused(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+    if len(request.headers) > MAX_HEADERS:
+        raise Refused(431, f"more than {MAX_HEADERS} header lines")
+    if request.method == b"CONNECT":
+        raise Refused(
+            405, "CONNECT is not for this server", [(b"Allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH")]
+        )
+    if not _ORIGIN_FORM.fullmatch(request.target) and (request.method, request.target) != (b"OPTIONS", b"*"):
+        raise Refused(400, "the request target must be a path")
+    _check_fields(request)
+
+
+def _check_fields(request: h11.Request) -> None:
+    named = _named_by_connection(request)
+    framing = set()
+    for name, value in request.headers:
+        if name == b"host" and not _HOST.fullmatch(value):
+            raise Refused(400, "the Host is not a host")
+        if name in (b"content-length", b"transfer-encoding"):
+            framing.add(name)
+        if name == b"expect" and value.lower() != b"100-continue":
+            raise Refused(417, "no expectation is met here but 100-continue")
+    if len(framing) > 1:
+        raise Refused(400, "the body has both a Content-Length and a Transfer-Encoding")
+    if b"transfer-encoding" in framing and request.http_version == b"1.0":
+        raise Refused(400, "HTTP/1.0 has no Transfer-Encoding")
+    if named & _NOT_TO_BE_NAMED:
+        raise Refused(400, "Connection names a field that is not of the connection")
+
+
+def _named_by_connection(message: Message) -> set[bytes]:
+    return {
+        option.strip().lower()
+        for name, value in message.headers
+        if name == b"connection"
+        for option in value.split(b",")
+    }
+
+
+def value_of(message: Message, wanted: bytes) -> bytes | None:
+    """Return the value of the first field of a name in lower case."""
+    return next((value for name, value in message.headers if name == wanted), None)
+
+
+def end_to_end(message: Message) -> Fields:
+    """Return the fields that are not of the connection they came over, their names as they were written."""
+    gone = HOP_BY_HOP | _named_by_connection(message)
+    headers = message.headers
+    return [
+        (raw, value) for (raw, _), (name, value) in zip(headers.raw_items(), headers, strict=True) if name not in gone
+    ]
+
+
+def upgrade_of(request: h11.Request) -> bytes | None:
+    """Return the protocol that a request wants to go on with, if it may."""
+    if request.http_version != b"1.1" or b"upgrade" not in _named_by_connection(request):
+        return None
+    wanted = value_of(request, b"upgrade")
+    return None if wanted is None or b"," in wanted or wanted.lower().startswith(_NO_UPGRADE) else wanted
+
+
+def passed_on(request: h11.Request, *, authority: bytes, without: bytes | None) -> h11.Request:
+    """Return the request as the target gets it.
+
+    `authority` is the host of one that names none (HTTP/1.0); `without` a field that is not for the target.
+    """
+    fields = [(name, value) for name, value in end_to_end(request) if name.lower() != without]
+    if value_of(request, b"host") is None:
+        fields.insert(0, (b"Host", authority))
+    if value_of(request, b"transfer-encoding") is not None:
+        fields.append((b"Transfer-Encoding", b"chunked"))
+    if (protocol := upgrade_of(request)) is not None:
+        fields += [(b"Connection", b"upgrade"), (b"Upgrade", protocol)]
+    if request.http_version == b"1.0":  # which knows no Expect (RFC 9110, 10.1.1)
+        fields = [(name, value) for name, value in fields if name.lower() != b"expect"]
+    return h11.Request(method=request.method, target=request.target, headers=fields)
+
+
+def trailers(end: h11.EndOfMessage, *, without: bytes | None = None) -> Fields:
+    """Return the fields of a trailer that may come so late; `without` is one more that may not."""
+    return [
+        (name, value)
+        for name, value in end.headers
+        if name not in _NO_TRAILERS and name != without and not _BAD_IN_VALUE.search(value)
+    ]
+
+
+def has_body(request: h11.Request) -> bool:
+    """Whether a body may follow the head."""
+    length = value_of(request, b"content-length")
+    return value_of(request, b"transfer-encoding") is not None or (length is not None and int(length) > 0)

@@ -1,0 +1,182 @@
+"""One stream to a provider, as the HTTP side uses it: bytes out whenever, bytes in when asked, and an end.
+
+Knows streams and not HTTP. It outlives the exchange that it was opened for, and for a moment the client.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from goreprox.protocol.session import Kind, Session
+from goreprox.protocol.stream import State, Stream
+
+CLOSING_S: Final = 5.0
+"""A target that was told that no more comes has so long to end its side, too."""
+REUSED_FOR_S: Final = 4.0
+"""A stream that idles for longer carries no other request: many servers close such a connection after 5 s, and a
+request that meets the close is lost. A fresh one costs a dial beside the target, no round trip."""
+
+
+class User(Protocol):
+    """Whoever sends a request over the stream."""
+
+    def readable(self) -> None:
+        """The target has said something, or has ended its side."""
+
+    def writable(self) -> None:
+        """There is room for more."""
+
+    def lost(self, upstream: "Upstream", status: int, reason: str, *, again: bool) -> None:
+        """The stream is over, and what was on it is lost."""
+
+
+class Upstream:
+    """Owner of the stream (driver.Driver passes its notices on). `on_end` is called once."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        user: User,
+        *,
+        clock: Callable[[], float],
+        on_end: "Callable[[Upstream], None]",
+    ) -> None:
+        """Belong to `user` until one of them lets go."""
+        self.stream = stream
+        self.idle_since: float | None = None
+        """Since when it carries no request."""
+        self._user: User | None = user
+        self._clock = clock
+        self._on_end = on_end
+        self._pending: deque[bytes] = deque()
+        self._ended = False
+        self._timer: asyncio.TimerHandle | None = None
+        stream.owner = self
+
+    # What the user does.
+
+    @property
+    def room(self) -> int:
+        """Bytes that the stream takes now; 0 while earlier ones wait."""
+        return 0 if self._pending else self.stream.room
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was written is with the stream."""
+        return not self._pending
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; what is beyond `room` waits here."""
+        self._pending.append(data)
+        self._send()
+
+    def take(self, most: int) -> bytes:
+        """Return what the target has said, up to `most` bytes; b"" for nothing."""
+        chunks = self.stream.receive.chunks
+        if not chunks:
+            return b""
+        data = bytes(chunks[0][:most])
+        self.stream.consume(len(data), now=self._clock())
+        return data
+
+    def take_eof(self) -> bool:
+        """Return whether the target has ended its side, after its last byte; to be told once."""
+        if not self.stream.receive.eof_ready or self.stream.state is State.CLOSED:
+            return False
+        self.stream.deliver_eof(now=self._clock())
+        return True
+
+    def release(self) -> Stream:
+        """Give the stream to another owner."""
+        self._user = None
+        self._ended = True
+        return self.stream
+
+    def finish(self) -> None:
+        """Let go of the stream: what was written still arrives, then its end."""
+        self._user = None
+        if self.stream.state in (State.OPENING, State.OPEN) and not self._pending:
+            if not self.stream.send.eof:
+                self.stream.write_eof()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(CLOSING_S, self.reset, "the target did not end its side")
+            self._drop_input()
+        else:
+            self.reset("let go in the midst of a request")
+        self._end_if_over()
+
+    def reset(self, reason: str) -> None:
+        """Let go of the stream, and reset the target's connection."""
+        self._user = None
+        self._pending.clear()
+        self.stream.abort(reason)
+        self._end_if_over()
+
+    # What the edge does.
+
+    def abort(self, reason: str, *, status: int = 502) -> None:
+        """End the stream: no provider takes it, or we are leaving."""
+        user, self._user = self._user, None
+        self.reset(reason)
+        if user is not None:
+            user.lost(self, status, reason, again=False)
+
+    def notice(self, kind: Kind) -> None:
+        """Do what the session says of our stream."""
+        user = self._user
+        if kind is Kind.WRITABLE:
+            self._send()
+            if user is not None:
+                user.writable()
+        elif kind is Kind.READABLE or kind is Kind.RESET:
+            if user is not None:
+                user.readable()
+            else:
+                self._drop_input()
+            self.finish_reset()
+        elif user is not None:
+            self._user = None
+            user.lost(self, *self._why(), again=True)
+        self._end_if_over()
+
+    def finish_reset(self) -> None:
+        """Once what came before a reset is taken, the stream is over."""
+        if self.stream.state is not State.RESET or (self._user is not None and self.stream.receive.chunks):
+            return
+        user, self._user = self._user, None
+        self.stream.finish_reset()
+        if user is not None:
+            user.lost(self, 502, "the target reset the connection", again=True)
+        self._end_if_over()
+
+    def _why(self) -> tuple[int, str]:
+        """Say what a client is to be told of a stream that was aborted."""
+        session = self.stream.host
+        lost_at = session.lost_at if isinstance(session, Session) else None
+        if isinstance(session, Session) and lost_at is not None and self._clock() - lost_at >= session.grace_s:
+            return 504, f"the provider was out of reach for {session.grace_s:g} s"
+        return 502, "the connection to the target was lost"
+
+    def _send(self) -> None:
+        stream = self.stream
+        while self._pending and stream.state in (State.OPENING, State.OPEN) and (room := stream.room) > 0:
+            data = self._pending.popleft()
+            if len(data) > room:
+                self._pending.appendleft(data[room:])
+                data = data[:room]
+            stream.write(data)
+        if stream.state in (State.RESET, State.CLOSED):
+            self._pending.clear()
+
+    def _drop_input(self) -> None:
+        while self.stream.state is State.OPEN and self.take(1 << 20):
+            pass
+        self.take_eof()
+
+    def _end_if_over(self) -> None:
+        if self.stream.state is State.CLOSED and not self._ended:
+            self._ended = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._on_end(self)

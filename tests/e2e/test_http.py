@@ -1,0 +1,433 @@
+"""HTTP clients and servers of others, and raw ones of ours, through an HTTP listener of real processes."""
+
+import asyncio
+import contextlib
+import hashlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from httpx import AsyncClient, Limits
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
+
+from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, block, eventually, nothing_yet, run
+from tests.e2e.programs import nginx, output_of, program, tunnel_to
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
+
+
+def curl(*args: str) -> tuple[str, ...]:
+    return (program("curl"), "--disable", "--silent", "--show-error", "--noproxy", "*", *args)
+
+
+async def head_of(reader: asyncio.StreamReader) -> str:
+    async with asyncio.timeout(DEADLINE_S):
+        return (await reader.readuntil(b"\r\n\r\n")).decode()
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Read an answer that has a length; return its status and its body."""
+    head = await head_of(reader)
+    length = next(int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:"))
+    return int(head[9:12]), await reader.readexactly(length)
+
+
+@contextlib.asynccontextmanager
+async def http_tunnel(
+    tmp: Path, handler: Handler, *, server: tuple[str, ...] = (), provider: tuple[str, ...] = ()
+) -> AsyncIterator[Tunnel]:
+    """A tunnel to `handler` with an HTTP listener, up and connected; the handler's sockets end with it."""
+
+    async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(reader, writer)
+        finally:
+            writer.close()
+
+    async with nothing_yet(tmp) as made:
+        made.scheme = "http"
+        await made.target(closing)
+        await made.serve(*server)
+        await made.provide(*provider)
+        yield made
+
+
+async def polite(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer every request with what it asked for."""
+    while True:
+        head = await head_of(reader)
+        if head.startswith("POST"):
+            await reader.readexactly(2)
+        text = head.split(" ")[1].encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
+
+
+# -- programs of others
+
+
+@pytest.mark.programs
+def test_curl_and_nginx_speak_all_of_http_1_1(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "page").write_text("a page\n")
+        big = b"".join(block(index) for index in range(64)).hex()  # 8 MiB
+        (tmp_path / "big").write_text(big)
+        async with nginx(tmp_path, tmp_path) as port, tunnel_to(tmp_path, port, scheme="http") as made:
+            base = f"http://{HOST}:{made.port}"
+            url = f"{base}/page"
+            assert await output_of(*curl("--write-out", "%{num_connects}\n", url, url)) == "a page\n1\na page\n0\n"
+            assert "Content-Length: 7" in await output_of(*curl("--head", url))
+            assert await output_of(*curl("--http1.0", "--write-out", "%{http_version}", url)) == "a page\n1.1"
+            assert await output_of(*curl(f"{base}/big")) == big
+            assert await output_of(*curl(f"{base}/chunked/big")) == big
+            assert await output_of(*curl("--range", "10-19", f"{base}/big")) == big[10:20]
+            refused = await output_of(*curl("--write-out", "%{http_code}", "--request", "CONNECT", url))
+            assert refused.endswith("405")
+            # The body is still coming when nginx has answered: the answer must get through all the same.
+            late = curl("--data-binary", f"@{tmp_path}/big", "--output", "/dev/null", "--write-out", "%{http_code}")
+            assert await output_of(*late, url) in ("405", "413")
+
+    run(main())
+
+
+def test_httpx_and_aiohttp_stream_bodies_both_ways_through_a_break(tmp_path: Path) -> None:
+    async def echo(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        await response.prepare(request)
+        async for part in request.content.iter_chunked(1 << 16):
+            await response.write(part)
+        await response.write_eof()
+        return response
+
+    async def parts(count: int, broken: asyncio.Event) -> object:
+        for index in range(count):
+            if index == count // 2:
+                broken.set()
+            yield block(index)
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_route("*", "/echo", echo)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, HOST, 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        try:
+            async with tunnel_to(tmp_path, port, scheme="http") as made:
+                base = f"http://{HOST}:{made.port}"
+                broken = asyncio.Event()
+
+                async def break_link() -> None:
+                    await broken.wait()
+                    made.relay.cut()
+
+                async with AsyncClient(limits=Limits(max_connections=1), timeout=DEADLINE_S, trust_env=False) as client:
+                    breaking = asyncio.create_task(break_link(), name="break")
+                    digest = hashlib.sha256()
+                    body = parts(256, broken)  # 16 MiB, as chunks
+                    async with client.stream("POST", f"{base}/echo", content=body) as response:  # type: ignore[arg-type]
+                        assert response.status_code == 200
+                        async for part in response.aiter_raw():
+                            digest.update(part)
+                    await breaking
+                    expected = hashlib.sha256(b"".join(block(index) for index in range(256)))
+                    assert digest.digest() == expected.digest()
+                    assert (await client.get(f"{base}/nothing")).status_code == 404
+                    assert (await client.post(f"{base}/echo", content=b"short")).content == b"short"
+        finally:
+            await runner.cleanup()
+
+    run(main())
+
+
+def test_a_websocket_outlives_a_break(tmp_path: Path) -> None:
+    async def echo(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(message)
+
+    async def main() -> None:
+        async with serve(echo, HOST, 0) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            async with (
+                tunnel_to(tmp_path, port, scheme="http") as made,
+                connect(f"ws://{HOST}:{made.port}/", proxy=None, ping_interval=None) as socket,
+            ):
+                for number in range(30):
+                    if number % 10 == 5:
+                        made.relay.cut()
+                    await socket.send(f"message {number}" * 100)
+                    async with asyncio.timeout(DEADLINE_S):
+                        assert await socket.recv() == f"message {number}" * 100
+                await socket.close()
+                assert socket.close_code == 1000
+
+    run(main())
+
+
+# -- providers come and go
+
+
+def test_the_only_provider_is_killed_and_replaced_under_fifty_clients(tmp_path: Path) -> None:
+    posts = 0
+
+    async def silent_on_post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal posts
+        while (await head_of(reader)).startswith("GET"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        posts += 1
+        await reader.read()
+
+    async def main() -> None:
+        async with http_tunnel(tmp_path, silent_on_post, server=("--queue-timeout", "30")) as made:
+            clients = [await made.connect() for _ in range(50)]
+            for _, writer in clients:
+                writer.write(GET)
+            assert [await answer(reader) for reader, _ in clients] == [(200, b"ok")] * 50
+            waiting, between = clients[:10], clients[10:]
+            for _, writer in waiting:  # reach the provider, which dies before the answer
+                writer.write(POST)
+            await eventually(lambda: posts == 10, "the target has them all")
+            made.provider.process.kill()
+            await made.provider.wait()
+            await made.provide(connect=False)
+            for _, writer in between:
+                writer.write(GET)
+            assert [await answer(reader) for reader, _ in between] == [(200, b"ok")] * 40
+            assert [(await answer(reader))[0] for reader, _ in waiting] == [502] * 10
+            for _, writer in waiting:  # the same connections
+                writer.write(GET)
+            assert [await answer(reader) for reader, _ in waiting] == [(200, b"ok")] * 10
+
+    run(main())
+
+
+def test_a_provider_drains_and_is_replaced_between_requests(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with http_tunnel(tmp_path, polite) as made:
+            reader, writer = await made.connect()
+            writer.write(GET)
+            assert await answer(reader) == (200, b"/")
+            first = made.provider
+            await made.provide(connect=False)
+            second = made.provider
+            await eventually(lambda: second.said(" is there: "), "the second is there")
+            first.signal(signal.SIGTERM)
+            assert await first.wait() == 0
+            writer.write(GET)
+            assert await answer(reader) == (200, b"/")
+
+    run(main())
+
+
+def test_without_a_provider_or_a_target_the_client_is_told_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            await made.target(polite)
+            made.scheme = "http"
+            await made.serve("--queue-timeout", "0.3")
+            reader, writer = await made.connect()
+            writer.write(GET)
+            head = await head_of(reader)
+            assert head.startswith("HTTP/1.1 503 ")
+            assert "Retry-After: 5\r\n" in head
+            writer.close()
+            reader, writer = await made.connect()
+            await made.provide(target=1)  # where nobody listens
+            for request in (GET, POST):
+                writer.write(request)
+                assert (await answer(reader))[0] == 502
+            await made.provide(connect=False)
+            await eventually(lambda: made.provider.said(" is there: "), "the other provider is there")
+            writer.write(GET)  # the one that fails passes it on
+            assert await answer(reader) == (200, b"/")
+
+    run(main())
+
+
+def test_a_provider_that_stays_away_is_504_after_the_grace(tmp_path: Path) -> None:
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def main() -> None:
+        async with http_tunnel(tmp_path, hold, server=("--grace", "0.5")) as made:
+            reader, writer = await made.connect()
+            writer.write(POST)
+            await eventually(lambda: len(made._writers) == 2, "the target has the request")
+            made.relay.refusing = True
+            made.relay.cut()
+            assert (await answer(reader))[0] == 504
+
+    run(main())
+
+
+# -- who may come in
+
+
+def test_a_token_made_by_the_command_lets_in_until_it_is_removed(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "tokens.toml"
+        argv = (sys.executable, "-m", "goreprox", "token", "new", "alice", "--auth-tokens", str(path))
+        token = (await output_of(*argv)).strip()
+        async with http_tunnel(tmp_path, polite, server=("--auth-tokens", str(path))) as made:
+            reader, writer = await made.connect()
+            authorised = GET[:-2] + f"X-Goreprox-Auth: {token}\r\n\r\n".encode()
+            statuses = []
+            for request in (GET, authorised, GET, authorised):
+                writer.write(request)
+                statuses.append((await answer(reader))[0])
+            path.write_text("")
+            writer.write(authorised)
+            statuses.append((await answer(reader))[0])
+            assert statuses == [401, 200, 401, 200, 401]
+            assert made.server.said("asked for default with no token")
+            assert not made.server.said(token)
+
+    run(main())
+
+
+# -- ends
+
+
+def test_a_truncated_answer_ends_with_a_reset(tmp_path: Path) -> None:
+    async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await head_of(reader)
+        framing = {"/a": b"Content-Length: 90\r\n", "/b": b"Transfer-Encoding: chunked\r\n"}[head.split(" ")[1]]
+        writer.write(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n4\r\nsome\r\n")
+        writer.close()
+
+    async def main() -> None:
+        async with http_tunnel(tmp_path, break_off) as made:
+            for path in (b"/a", b"/b"):
+                reader, writer = await made.connect()
+                writer.write(GET.replace(b"/", path, 1))
+                assert "200" in await head_of(reader)
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+
+    run(main())
+
+
+def test_events_arrive_one_by_one_and_a_client_that_leaves_is_noticed(tmp_path: Path) -> None:
+    left = asyncio.Event()
+    said = asyncio.Event()
+
+    async def events(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        try:
+            while True:
+                writer.write(b"data: 1\n\n")
+                await asyncio.wait_for(said.wait(), DEADLINE_S)
+                said.clear()
+                await writer.drain()
+        finally:
+            left.set()
+
+    async def main() -> None:
+        async with http_tunnel(tmp_path, events) as made:
+            reader, writer = await made.connect()
+            writer.write(GET)
+            await head_of(reader)
+            for _ in range(3):
+                async with asyncio.timeout(DEADLINE_S):
+                    assert await reader.readuntil(b"\n\n\r\n") == b"9\r\ndata: 1\n\n\r\n"
+                said.set()
+            writer.transport.abort()
+            async with asyncio.timeout(DEADLINE_S):
+                while not left.is_set():
+                    said.set()
+                    await asyncio.sleep(0.05)
+
+    run(main())
+
+
+def test_a_slow_reader_stops_its_target_and_nobody_else(tmp_path: Path) -> None:
+    sent = 0
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        if (await head_of(reader)).startswith("GET /flood"):
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            while sent < 1 << 30:
+                writer.write(block(1))
+                await writer.drain()
+                sent += 1 << 16
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def main() -> None:
+        limits = ("--memory", "16", "--max-connections", "64")
+        async with http_tunnel(tmp_path, flood, server=limits, provider=limits) as made:
+            _, slow = await made.connect()
+            slow.write(GET.replace(b"/", b"/flood", 1))
+            last, level = -1, 0
+            async with asyncio.timeout(DEADLINE_S):
+                while level < 10:
+                    level, last = (level + 1, last) if sent == last and sent else (0, sent)
+                    await asyncio.sleep(0.05)
+            assert sent < 256 << 20
+            reader, writer = await made.connect()
+            writer.write(GET)
+            assert await answer(reader) == (200, b"ok")
+
+    run(main())
+
+
+def test_a_server_that_ends_answers_first(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        await release.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def main() -> None:
+        async with http_tunnel(tmp_path, hold) as made:
+            idle, bored = await made.connect()
+            reader, writer = await made.connect()
+            writer.write(GET)
+            await eventually(lambda: len(made._writers) == 3, "the target has the request")
+            made.server.signal(signal.SIGTERM)
+            async with asyncio.timeout(DEADLINE_S):
+                assert await idle.read() == b""
+            bored.close()
+            release.set()
+            assert "Connection: close" in await head_of(reader)
+            assert await reader.read() == b"ok"
+            writer.close()
+            assert await made.server.wait() == 0
+
+    run(main())
+
+
+@pytest.mark.programs
+def test_nginx_reads_what_is_passed_on_as_we_did(tmp_path: Path) -> None:
+    """As many answers as we saw requests, whatever the client tried to hide in a body or behind it."""
+    hidden = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
+    head = b"POST /page HTTP/1.1\r\nHost: a\r\n"
+    tries = {
+        head + b"Content-Length: %d\r\n\r\n%b" % (len(hidden), hidden): 1,
+        head + b"Transfer-Encoding: chunked\r\n\r\n%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden): 1,
+        head + b"Content-Length: 0\r\nContent-Length: 0\r\n\r\n" + hidden: 2,
+        head + b"Transfer-Encoding: CHUNKED\r\n\r\n0\r\nContent-Length: 35\r\n\r\n" + hidden: 2,
+        head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden: 1,
+    }
+
+    async def count(made: Tunnel, request: bytes) -> int:
+        reader, writer = await made.connect()
+        writer.write(request)
+        writer.write_eof()
+        async with asyncio.timeout(DEADLINE_S):
+            return (await reader.read()).count(b"HTTP/1.1 ")
+
+    async def main() -> None:
+        (tmp_path / "page").write_text("a page\n")
+        async with nginx(tmp_path, tmp_path) as port, tunnel_to(tmp_path, port, scheme="http") as made:
+            for request, answers in tries.items():
+                assert await count(made, request) == answers, request
+
+    run(main())

@@ -1,0 +1,133 @@
+"""A gateway with a client and a target at its ends, all in memory: what each of them sees, however bytes are split."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import h11
+
+from goreprox.http.gateway import (
+    Abort,
+    Command,
+    Commands,
+    Connect,
+    Discard,
+    Finish,
+    Gateway,
+    Release,
+    Site,
+    Switch,
+    ToClient,
+    ToProvider,
+)
+
+AUTHORITY = "192.0.2.1:8080"
+CLIENT = "192.0.2.9"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@dataclass
+class Seen:
+    """All that a gateway wanted, bytes that follow each other joined."""
+
+    to_client: bytes = b""
+    to_target: list[bytes] = field(default_factory=list)
+    """One for each stream."""
+    others: list[Command] = field(default_factory=list)
+    """Everything but bytes."""
+
+
+class Talk:
+    """A gateway, and what came of it so far."""
+
+    def __init__(self, site: Site | None = None) -> None:
+        self.gateway = Gateway(site or Site("web"), client=CLIENT, authority=AUTHORITY)
+        self.seen = Seen()
+        self._connected = False
+
+    def client(self, *parts: bytes) -> "Talk":
+        """Let the client say something, in reads of these parts."""
+        for part in parts:
+            self.do(self.gateway.receive(part))
+        return self
+
+    def client_eof(self) -> "Talk":
+        self.do(self.gateway.receive_eof())
+        return self
+
+    def target(self, *parts: bytes) -> "Talk":
+        for part in parts:
+            self.do(self.gateway.provider_data(part))
+        return self
+
+    def target_eof(self) -> "Talk":
+        self.do(self.gateway.provider_eof())
+        return self
+
+    def lost(self, status: int = 502, reason: str = "gone", *, again: bool = True) -> "Talk":
+        self._connected = False
+        self.do(self.gateway.provider_lost(status, reason, again=again))
+        return self
+
+    def do(self, commands: Commands) -> None:
+        seen = self.seen
+        for command in commands:
+            match command:
+                case ToClient(data):
+                    seen.to_client += data
+                case ToProvider(data):
+                    assert self._connected
+                    seen.to_target[-1] += data
+                case Connect(_, fresh):
+                    if fresh or not self._connected:
+                        seen.to_target.append(b"")
+                    self._connected = True
+                    seen.others.append(command)
+                case Discard():
+                    self._connected = False
+                    seen.others.append(command)
+                case Release() | Finish() | Abort() | Switch():
+                    seen.others.append(command)
+
+    @property
+    def statuses(self) -> list[int]:
+        """Of all final answers that the client has the head of."""
+        return [event.status_code for event in self.answers() if isinstance(event, h11.Response)]
+
+    def answers(self, methods: Iterable[bytes] = ()) -> list[h11.Event]:
+        """Read what the client got, by h11, as answers to requests of these methods (then: GET)."""
+        rest = self.seen.to_client
+        wanted = iter(methods)
+        events: list[h11.Event] = []
+        while rest:
+            reader = h11.Connection(h11.CLIENT)
+            reader.send(h11.Request(method=next(wanted, b"GET"), target="/", headers=[("Host", "a"), ("Upgrade", "x")]))
+            reader.send(h11.EndOfMessage())
+            reader.receive_data(rest)
+            while isinstance(event := reader.next_event(), h11.Event):
+                events.append(event)
+                if isinstance(event, h11.EndOfMessage):
+                    break
+            else:
+                return events
+            rest = reader.trailing_data[0]
+        return events
+
+    def requests(self, stream: int = -1) -> list[h11.Event]:
+        """Read what a target got over one stream, by h11; it answers each at once."""
+        reader = h11.Connection(h11.SERVER)
+        reader.receive_data(self.seen.to_target[stream])
+        events: list[h11.Event] = []
+        while isinstance(event := reader.next_event(), h11.Event):
+            events.append(event)
+            if isinstance(event, h11.EndOfMessage):
+                reader.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
+                reader.send(h11.EndOfMessage())
+                reader.start_next_cycle()
+        return events
+
+
+def split(data: bytes, cuts: Iterable[int]) -> list[bytes]:
+    """Cut `data` at these places."""
+    places = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(places) if a < b]

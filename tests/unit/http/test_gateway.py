@@ -1,0 +1,377 @@
+"""What an HTTP gateway makes of requests and answers."""
+
+import h11
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goreprox.http.gateway import AHEAD, MAX_HEAD, Abort, Connect, Discard, Finish, Release, Switch
+from tests.unit.http.harness import AUTHORITY, OK, Talk, split
+
+GET = b"GET /a?b HTTP/1.1\r\nHost: example.org\r\n\r\n"
+POST = b"POST /a HTTP/1.1\r\nHost: example.org\r\nContent-Length: 5\r\n\r\nhello"
+CHUNKED = (
+    b"POST /a HTTP/1.1\r\nHost: example.org\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5;x=y\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"
+)
+UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n"
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+def names(message: h11.Request | h11.Response) -> list[bytes]:
+    return [name for name, _ in message.headers]
+
+
+def first_request(talk: Talk, stream: int = -1) -> h11.Request:
+    event = talk.requests(stream)[0]
+    assert isinstance(event, h11.Request)
+    return event
+
+
+def body_of(events: list[h11.Event]) -> bytes:
+    return b"".join(event.data for event in events if isinstance(event, h11.Data))
+
+
+# -- keep-alive
+
+
+def test_requests_follow_each_other_over_one_stream() -> None:
+    talk = Talk().client(GET).target(OK).client(POST).target(OK)
+    assert talk.statuses == [200, 200]
+    assert talk.seen.others == [Connect("web", fresh=False), Release()] * 2
+    assert len(talk.seen.to_target) == 1
+    assert body_of(talk.requests()) == b"hello"
+
+
+def test_pipelined_requests_are_answered_in_order_and_sent_one_by_one() -> None:
+    talk = Talk().client(GET + POST + GET)
+    assert len(talk.requests()) == 2
+    talk.target(OK)
+    assert len(talk.requests()) == 5
+    talk.target(OK, OK)
+    assert talk.statuses == [200, 200, 200]
+    assert talk.gateway.idle
+
+
+def test_a_client_that_runs_ahead_is_read_no_further() -> None:
+    talk = Talk().client(GET)
+    assert talk.gateway.reading
+    talk.client(GET * (AHEAD // len(GET) + 1))
+    assert not talk.gateway.reading
+    talk.target(*[OK] * (AHEAD // len(GET) + 2))
+    assert talk.gateway.idle
+
+
+def test_a_half_closed_client_gets_what_it_asked_for_then_the_end() -> None:
+    talk = Talk().client(GET + GET).client_eof()
+    assert Finish() not in talk.seen.others
+    talk.target(OK)
+    assert Finish() not in talk.seen.others
+    talk.target(OK)
+    assert talk.statuses == [200, 200]
+    assert talk.seen.others[-1] == Finish()
+
+
+def test_http_1_0_is_answered_without_chunks_and_ended() -> None:
+    talk = Talk().client(b"GET / HTTP/1.0\r\n\r\n")
+    assert dict(first_request(talk).headers)[b"host"] == AUTHORITY.encode()
+    talk.target(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-T: 1\r\n\r\n")
+    assert talk.seen.to_client == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok"
+    assert talk.seen.others[-1] == Finish()
+
+
+def test_a_drained_client_gets_its_answer_and_then_the_end() -> None:
+    talk = Talk().client(GET)
+    talk.do(talk.gateway.drain())
+    assert Finish() not in talk.seen.others
+    talk.target(OK)
+    assert b"Connection: close" in talk.seen.to_client
+    assert talk.seen.others[-1] == Finish()
+
+
+def test_an_idle_client_is_drained_at_once() -> None:
+    talk = Talk()
+    talk.do(talk.gateway.drain())
+    assert talk.seen.others == [Finish()]
+
+
+# -- bodies
+
+
+def test_a_chunked_body_goes_on_as_chunks_without_their_extensions() -> None:
+    talk = Talk().client(CHUNKED)
+    assert b"x=y" not in talk.seen.to_target[0]
+    events = talk.requests()
+    assert body_of(events) == b"hello"
+    assert isinstance(events[-1], h11.EndOfMessage)
+    assert list(events[-1].headers) == [(b"x-sum", b"1")]
+
+
+def test_trailers_that_frame_or_authenticate_are_dropped() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    talk = Talk().client(head + b"Host: b\r\nAuthorization: x\r\nX-Sum: 1\r\n\r\n")
+    end = talk.requests()[-1]
+    assert isinstance(end, h11.EndOfMessage)
+    assert list(end.headers) == [(b"x-sum", b"1")]
+
+
+def test_an_answer_is_passed_on_as_it_comes() -> None:
+    talk = Talk().client(GET).target(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+    assert talk.seen.to_client.endswith(b"\r\n\r\n")
+    talk.target(b"data: 1\n\n")
+    assert talk.seen.to_client.endswith(b"9\r\ndata: 1\n\n\r\n")
+    talk.target_eof()
+    assert talk.seen.to_client.endswith(b"0\r\n\r\n")
+    assert talk.gateway.idle
+
+
+@pytest.mark.parametrize(
+    ("method", "head"),
+    [
+        (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"),
+        (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 500\r\nETag: x\r\n\r\n"),
+    ],
+)
+def test_answers_without_a_body_end_with_their_head(method: bytes, head: bytes) -> None:
+    talk = Talk().client(method + b" / HTTP/1.1\r\nHost: a\r\n\r\n").target(head)
+    assert talk.seen.to_client == head
+    assert talk.gateway.idle
+
+
+def test_100_continue_comes_from_the_target() -> None:
+    talk = Talk().client(b"PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+    assert b"Expect: 100-continue" in talk.seen.to_target[0]
+    assert not talk.seen.to_client
+    talk.target(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert talk.seen.to_client == b"HTTP/1.1 100 Continue\r\n\r\n"
+    talk.client(b"hi").target(OK)
+    assert talk.statuses == [200]
+    assert talk.gateway.idle
+
+
+def test_an_answer_before_the_end_of_the_request_is_the_last() -> None:
+    talk = Talk().client(POST[:-1]).target(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+    assert talk.statuses == [413]
+    assert b"Connection: close" in talk.seen.to_client
+    assert talk.seen.others[-2:] == [Discard(reset=True), Finish()]
+
+
+# -- hop by hop
+
+
+def test_fields_of_the_connection_end_here() -> None:
+    talk = Talk().client(
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\n"
+        b"Proxy-Connection: x\r\nUpgrade: h2c\r\nX-End: 2\r\n\r\n"
+    )
+    assert names(first_request(talk)) == [b"host", b"x-end"]
+    talk.target(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 1\r\nX-End: 2\r\n\r\n"
+    )
+    answer = talk.answers()[0]
+    assert isinstance(answer, h11.Response)
+    assert names(answer) == [b"content-length", b"x-end", b"connection"]
+
+
+# -- upgrade
+
+
+def test_an_upgrade_turns_into_bytes() -> None:
+    talk = Talk().client(UPGRADE).client(b"early").target(SWITCHING + b"hello")
+    assert talk.seen.to_client == SWITCHING.replace(b"Upgrade\r\n", b"upgrade\r\n", 1) + b"hello"
+    assert talk.seen.to_target[0].endswith(b"\r\n\r\nearly")
+    assert b"Connection: upgrade\r\nUpgrade: websocket\r\n" in talk.seen.to_target[0]
+    assert talk.seen.others[-1] == Switch()
+    assert talk.gateway.over
+
+
+def test_an_upgrade_that_the_target_declines_is_a_request_like_any_other() -> None:
+    talk = Talk().client(UPGRADE).target(OK).client(GET).target(OK)
+    assert talk.statuses == [200, 200]
+
+
+def test_a_switch_that_nobody_asked_for_is_a_bad_answer() -> None:
+    talk = Talk().client(GET).target(SWITCHING)
+    assert talk.statuses == [502]
+
+
+# -- answers of our own
+
+
+def test_bad_answers_of_the_target_are_502_and_the_client_may_go_on() -> None:
+    for bad in (
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n",
+    ):
+        talk = Talk().client(GET).target(bad)
+        assert talk.statuses == [502]
+        talk.client(GET).target(OK)
+        assert talk.statuses == [502, 200]
+        assert len(talk.seen.to_target) == 2
+
+
+def test_an_answer_that_breaks_off_is_never_completed() -> None:
+    for head in (b"Content-Length: 10", b"Transfer-Encoding: chunked"):
+        talk = (
+            Talk().client(GET).target(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n").target(b"2\r\nok\r\n").target_eof()
+        )
+        assert talk.seen.others[-1] == Abort()
+        assert not talk.seen.to_client.endswith(b"0\r\n\r\n")
+    talk = Talk().client(GET).target(b"HTTP/1.1 200 OK\r\n\r\nsome").lost()
+    assert talk.seen.others[-1] == Abort()
+
+
+def test_a_safe_request_is_repeated_once_when_its_provider_is_lost() -> None:
+    talk = Talk().client(GET).lost()
+    assert talk.seen.others == [Connect("web", fresh=False), Connect("web", fresh=True)]
+    assert talk.seen.to_target[0] == talk.seen.to_target[1]
+    talk.target(OK)
+    assert talk.statuses == [200]
+    talk.client(GET).lost().lost()
+    assert talk.statuses == [200, 502]
+    assert talk.gateway.idle
+
+
+def test_nothing_else_is_repeated() -> None:
+    for request in (
+        POST,
+        POST[:-1],
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx",
+        GET.replace(b"GET", b"PUT"),
+    ):
+        talk = Talk().client(request).lost()
+        assert talk.statuses == [502]
+        assert len(talk.seen.to_target) == 1
+    talk = Talk().client(GET).target(b"HTTP/1.1 1").lost()
+    assert talk.statuses == [502]
+    talk = Talk().client(GET).lost(again=False)
+    assert talk.statuses == [502]
+
+
+def test_when_the_second_provider_does_not_come_the_first_loss_is_told() -> None:
+    talk = Talk().client(GET).lost(504, "out of reach").lost(503, "none came", again=False)
+    assert talk.statuses == [504]
+
+
+def test_no_provider_is_503_with_a_time_to_come_again() -> None:
+    talk = Talk().client(GET).lost(503, "no provider", again=False)
+    assert talk.statuses == [503]
+    assert b"Retry-After: 5\r\n" in talk.seen.to_client
+    assert talk.gateway.idle
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind", "start"),
+    [
+        (b"*/*", b"text/plain", b"502 Bad Gateway: "),
+        (b"application/json", b"application/json", b'{"status": 502, '),
+        (b"text/html,application/xhtml+xml", b"text/html", b"<!doctype html>"),
+        (b"application/json, text/html;q=0.5", b"application/json", b"{"),
+    ],
+)
+def test_answers_of_our_own_are_what_the_client_accepts(accept: bytes, kind: bytes, start: bytes) -> None:
+    talk = Talk().client(GET[:-2] + b"Accept: " + accept + b"\r\n\r\n").lost(502, "<gone>", again=False)
+    head, body = talk.answers()[:2]
+    assert isinstance(head, h11.Response)
+    assert isinstance(body, h11.Data)
+    assert dict(head.headers)[b"content-type"] == kind + b"; charset=utf-8"
+    assert bytes(body.data).startswith(start)
+    assert kind != b"text/html" or b"&lt;gone&gt;" in body.data
+
+
+def test_head_is_answered_without_a_body() -> None:
+    talk = Talk().client(GET.replace(b"GET", b"HEAD")).lost(again=False)
+    assert talk.seen.to_client.endswith(b"\r\n\r\n")
+    assert talk.gateway.idle
+
+
+def test_what_a_target_says_unasked_ends_its_stream() -> None:
+    talk = Talk().client(GET).target(OK + b"HTTP/1.1 200 OK\r\n")
+    assert talk.seen.others[-1] == Discard(reset=False)
+    talk = Talk().client(GET).target(OK).target(OK)
+    assert talk.seen.others[-1] == Discard(reset=False)
+    assert talk.statuses == [200]
+    talk.client(GET)
+    assert len(talk.seen.to_target) == 2
+
+
+def test_a_target_that_ends_between_requests_is_replaced() -> None:
+    talk = Talk().client(GET).target(OK).target_eof().client(GET).target(OK)
+    assert talk.statuses == [200, 200]
+    assert len(talk.seen.to_target) == 2
+
+
+# -- limits
+
+
+def test_a_head_may_be_so_long_and_no_longer() -> None:
+    start, end = b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: ", b"\r\n\r\n"
+    fits = start + b"x" * (MAX_HEAD - len(start + end)) + end
+    assert len(Talk().client(fits).requests()) == 2
+    talk = Talk().client(start + b"x" * (MAX_HEAD - len(start + end) + 1) + end)
+    assert talk.statuses == [431]
+    assert talk.seen.others == [Finish()]
+
+
+def test_a_head_may_have_so_many_lines_and_no_more() -> None:
+    lines = [b"X-%d: 1\r\n" % number for number in range(100)]
+    assert len(Talk().client(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(lines[:99]) + b"\r\n").requests()) == 2
+    talk = Talk().client(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(lines) + b"\r\n")
+    assert talk.statuses == [431]
+
+
+def test_a_slow_head_is_408_and_a_silent_client_is_let_go() -> None:
+    talk = Talk().client(GET[:-1])
+    assert talk.gateway.reading_head
+    talk.do(talk.gateway.timed_out())
+    assert talk.statuses == [408]
+    assert talk.seen.others == [Finish()]
+    talk = Talk()
+    talk.do(talk.gateway.timed_out())
+    assert talk.seen.others == [Finish()]
+    assert not talk.seen.to_client
+
+
+def test_a_body_that_breaks_off_is_not_passed_on_as_whole() -> None:
+    talk = Talk().client(POST[:-1]).client_eof()
+    assert Discard(reset=True) in talk.seen.others
+    assert talk.statuses == [400]
+
+
+# -- however the bytes are split
+
+
+SCRIPTS = [
+    (GET + POST + CHUNKED, OK),
+    (CHUNKED * 2, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-T: 1\r\n\r\n"),
+    (GET * 3, b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"),
+    (UPGRADE + b"raw bytes", SWITCHING + b"and back"),
+    (GET + b"GET / HTTP/1.1\nHost: a\n\n" + GET, OK),
+    (GET + b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", OK),
+    (b"GET /" + b"x" * (MAX_HEAD + 10), OK),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", OK),
+]
+
+
+@given(
+    st.sampled_from(SCRIPTS), st.lists(st.integers(0, 40_000), max_size=12), st.lists(st.integers(0, 999), max_size=9)
+)
+def test_any_split_of_the_bytes_gives_the_same(script: tuple[bytes, bytes], cuts: list[int], more: list[int]) -> None:
+    def both(client: list[bytes], target: list[bytes]) -> tuple[object, ...]:
+        talk = Talk()
+        talk.client(*client)
+        for _ in range(3):
+            if len(talk.seen.to_target) and not talk.gateway.idle and not talk.gateway.over:
+                talk.target(*target)
+        heads = [event for event in talk.answers() if isinstance(event, h11.Response | h11.InformationalResponse)]
+        ends = [each for each in talk.seen.others if not isinstance(each, Connect | Release)]
+        sent = talk.seen.to_target
+        if Switch() not in ends:
+            sent = [body_of(talk.requests(stream)) for stream in range(len(sent))]
+        return [(head.status_code, bytes(head.reason)) for head in heads], sent, ends
+
+    client, target = script
+    assert both(split(client, cuts), split(target, more)) == both([client], [target])

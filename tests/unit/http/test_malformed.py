@@ -1,0 +1,148 @@
+"""Requests that two parsers could read differently: each is refused, or passed on in one reading only.
+
+The classes are those of published work on request smuggling (RFC 9112, sections 5 to 7 and
+11.2); the requests are ours.
+"""
+
+import h11
+import pytest
+
+from goreprox.http.gateway import Connect, Finish
+from tests.unit.http.harness import OK, Talk
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
+NEXT = b"GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
+REFUSED = {
+    "both lengths": (400, HEAD + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "both lengths, the other order": (400, HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 6\r\n\r\n0\r\n\r\n"),
+    "two lengths": (400, HEAD + b"Content-Length: 6\r\nContent-Length: 5\r\n\r\n12345"),
+    "a list of two lengths": (400, HEAD + b"Content-Length: 6, 5\r\n\r\n12345"),
+    "a signed length": (400, HEAD + b"Content-Length: +5\r\n\r\n12345"),
+    "a negative length": (400, HEAD + b"Content-Length: -5\r\n\r\n"),
+    "a length in hexadecimal": (400, HEAD + b"Content-Length: 0x5\r\n\r\n12345"),
+    "a length with a space in it": (400, HEAD + b"Content-Length: 1 0\r\n\r\n12345"),
+    "a length beyond any": (400, HEAD + b"Content-Length: " + b"9" * 21 + b"\r\n\r\n"),
+    "no length where its field is": (400, HEAD + b"Content-Length:\r\n\r\n"),
+    "a length in other digits": (400, HEAD + "Content-Length: \u0665\r\n\r\n".encode()),
+    "another coding": (501, HEAD + b"Transfer-Encoding: gzip\r\n\r\n"),
+    "another coding before chunked": (501, HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+    "chunked twice": (501, HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
+    "chunked in two fields": (501, HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "almost chunked": (501, HEAD + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
+    "chunked in quotes": (501, HEAD + b'Transfer-Encoding: "chunked"\r\n\r\n0\r\n\r\n'),
+    "chunked after a vertical tab": (400, HEAD + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n"),
+    "chunked in HTTP/1.0": (400, b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "a space before the colon": (400, HEAD + b"Content-Length : 5\r\n\r\n12345"),
+    "a tab before the colon": (400, HEAD + b"Transfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n"),
+    "a folded line": (400, HEAD + b"X-A: 1\r\n Content-Length: 5\r\n\r\n"),
+    "a folded line at the start": (400, b"GET / HTTP/1.1\r\n Host: a\r\n\r\n"),
+    "a folded coding": (400, HEAD + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n"),
+    "a bare CR in a value": (400, HEAD + b"X-A: 1\rContent-Length: 5\r\n\r\n"),
+    "a bare CR in a name": (400, HEAD + b"X\r-A: 1\r\n\r\n"),
+    "a bare LF after a field": (400, HEAD + b"X-A: 1\nContent-Length: 5\r\n\r\n"),
+    "bare LFs at the end of the head": (400, b"GET / HTTP/1.1\r\nHost: a\n\n"),
+    "a LF CR": (400, b"GET / HTTP/1.1\n\rHost: a\r\n\r\n"),
+    "a NUL in a value": (400, HEAD + b"X-A: 1\x002\r\n\r\n"),
+    "a NUL in a name": (400, HEAD + b"X\x00-A: 1\r\n\r\n"),
+    "a control character in a value": (400, HEAD + b"X-A: \x01\r\n\r\n"),
+    "a DEL in a value": (400, HEAD + b"X-A: \x7f\r\n\r\n"),
+    "no name": (400, HEAD + b": 1\r\n\r\n"),
+    "no colon": (400, HEAD + b"X-A\r\n\r\n"),
+    "a name in quotes": (400, HEAD + b'"Host": b\r\n\r\n'),
+    "a name beyond ASCII": (400, HEAD + b"H\xf6st: b\r\n\r\n"),
+    "two hosts": (400, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+    "the same host twice": (400, b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n"),
+    "no host": (400, b"GET / HTTP/1.1\r\n\r\n"),
+    "an empty host": (400, b"GET / HTTP/1.1\r\nHost:\r\n\r\n"),
+    "a list of hosts": (400, b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n"),
+    "a host with a user": (400, b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n"),
+    "a host with a path": (400, b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"),
+    "a host with a space": (400, b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
+    "a port that is none": (400, b"GET / HTTP/1.1\r\nHost: a:x\r\n\r\n"),
+    "absolute form": (400, b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "absolute form of the same host": (400, b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "authority form": (400, b"GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "an asterisk for anything but OPTIONS": (400, b"GET * HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a relative target": (400, b"GET a HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a fragment": (400, b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "CONNECT": (405, b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"),
+    "HTTP/0.9": (400, b"GET /\r\n\r\n"),
+    "HTTP/2 prior knowledge": (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    "HTTP/1.2": (505, b"GET / HTTP/1.2\r\nHost: a\r\n\r\n"),
+    "http/1.1": (400, b"GET / http/1.1\r\nHost: a\r\n\r\n"),
+    "a long version": (400, b"GET / HTTP/1.10\r\nHost: a\r\n\r\n"),
+    "two spaces": (400, b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a tab for a space": (400, b"GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a space in the target": (400, b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a target beyond ASCII": (400, b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a space before the method": (400, b" GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "an empty line first": (400, b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a TLS client hello": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
+    "an expectation that nobody knows": (417, HEAD + b"Expect: 200-ok\r\nContent-Length: 0\r\n\r\n"),
+    "Connection names the length": (400, HEAD + b"Connection: Content-Length\r\nContent-Length: 5\r\n\r\n12345"),
+    "Connection names the host": (400, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n"),
+}
+BODIES = {
+    "a chunk size that is none": b"x\r\n",
+    "a signed chunk size": b"+5\r\nhello\r\n0\r\n\r\n",
+    "a negative chunk size": b"-1\r\n",
+    "a chunk size with a prefix": b"0x5\r\nhello\r\n0\r\n\r\n",
+    "a chunk size beyond any": b"f" * 21 + b"\r\n",
+    "a space before the chunk size": b" 5\r\nhello\r\n0\r\n\r\n",
+    "an empty chunk size": b"\r\nhello\r\n0\r\n\r\n",
+    "a chunk that is longer than its size": b"4\r\nhello\r\n0\r\n\r\n",
+    "a chunk that ends with LF": b"5\r\nhello\n0\r\n\r\n",
+    "a chunk that ends with CR and more": b"5\r\nhello\rX0\r\n\r\n",
+    "a LF in an extension": b"5;a\nb\r\nhello\r\n0\r\n\r\n",
+    "a trailer that is no field": b"0\r\nGET /admin HTTP/1.1\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_head_with_two_readings_is_refused_and_nothing_after_it_is_read(name: str) -> None:
+    status, request = REFUSED[name]
+    talk = Talk().client(request + NEXT)
+    assert talk.statuses == [status]
+    assert b"Connection: close" in talk.seen.to_client
+    assert talk.seen.others == [Finish()]
+    assert not talk.seen.to_target
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_with_two_readings_is_refused_and_its_stream_is_of_no_more_use(name: str) -> None:
+    talk = Talk().client(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + BODIES[name] + NEXT)
+    assert talk.statuses == [400]
+    assert talk.seen.others[-1] == Finish()
+    assert talk.seen.others.count(Connect("web", fresh=False)) == 1
+    assert b"/admin" not in talk.seen.to_target[0]
+    assert not isinstance(talk.requests()[-1], h11.EndOfMessage)
+
+
+ONE_READING = {
+    "a length given twice": (HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+    "a length in a list of equals": (HEAD + b"Content-Length: 5, 5\r\n\r\nhello", b"hello"),
+    "a length with zeros": (HEAD + b"Content-Length: 005\r\n\r\nhello", b"hello"),
+    "CHUNKED": (HEAD + b"Transfer-Encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"hello"),
+    "a chunk size with zeros": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0005\r\nhello\r\n000\r\n\r\n", b"hello"),
+    "a CR in an extension": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;a\rb\r\nhello\r\n0\r\n\r\n", b"hello"),
+    "a body of GET": (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+    "a length of its own in the trailer": (
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nContent-Length: 3\r\n\r\n",
+        b"hello",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_READING)
+def test_what_is_accepted_is_passed_on_in_one_reading(name: str) -> None:
+    request, body = ONE_READING[name]
+    talk = Talk().client(request + NEXT).target(OK, OK)
+    assert talk.statuses == [200, 200]
+    first, *rest = talk.requests()
+    assert isinstance(first, h11.Request)
+    framing = [(key, value) for key, value in first.headers if key in (b"content-length", b"transfer-encoding")]
+    assert len(framing) == 1
+    assert b"".join(event.data for event in rest if isinstance(event, h11.Data)) == body
+    targets = [event.target for event in talk.requests() if isinstance(event, h11.Request)]
+    assert targets == [b"/", b"/admin"]
+    assert b";a" not in talk.seen.to_target[0]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
 
     from goreprox.config import Address
+    from goreprox.doors import Network
     from goreprox.keys.join import Join
 
 DEFAULT_FILE: Final = Path("goreprox.toml")
@@ -128,6 +129,7 @@ _PerAddress = Annotated[int, Parameter(group=_LIMITS)]
 _ReusePort = Annotated[bool, Parameter(group=_ADDRESSES)]
 _AuthTokens = Annotated[Path | None, Parameter(group=_KEYS)]
 _AuthHeader = Annotated[str, Parameter(group=_KEYS)]
+_AccessLog = Annotated[bool, Parameter(group=_PROCESS)]
 _QueueTimeout = Annotated[float, Parameter(group=_LIFETIMES)]
 _MaxPeers = Annotated[int, Parameter(group=_LIMITS)]
 
@@ -146,6 +148,8 @@ def server(
     queue_timeout: _QueueTimeout = 10,
     auth_tokens: _AuthTokens = None,
     auth_header: _AuthHeader = "X-Goreprox-Auth",
+    trusted_proxies: _Rules = None,
+    access_log: _AccessLog = True,
     state_dir: _StateDir = None,
     options: EndOptions | None = None,
 ) -> None:
@@ -177,6 +181,10 @@ def server(
         File of tokens, one of which each HTTP request must bring; `goreprox token new` makes them.
     auth_header
         Name of the header that brings it.
+    trusted_proxies
+        CIDR of proxies that are believed about the HTTP clients behind them; may be repeated.
+    access_log
+        Log each HTTP request.
     state_dir
         Directory of the keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]
     """
@@ -194,6 +202,8 @@ def server(
         queue_timeout_s=queue_timeout,
         auth_tokens=None if auth_tokens is None else auth_tokens.expanduser(),
         auth_header=auth_header,
+        trusted_proxies=_networks("trusted-proxies", trusted_proxies),
+        access_log=access_log,
         **options.end(),
     )
     _begin(options, [config.providers] if config.edges is None else [config.providers, config.edges])
@@ -215,6 +225,8 @@ def edge(
     queue_timeout: _QueueTimeout = 10,
     auth_tokens: _AuthTokens = None,
     auth_header: _AuthHeader = "X-Goreprox-Auth",
+    trusted_proxies: _Rules = None,
+    access_log: _AccessLog = True,
     join: _Join = None,
     join_file: _JoinFile = None,
     options: EndOptions | None = None,
@@ -243,6 +255,10 @@ def edge(
         File of tokens, one of which each HTTP request must bring; `goreprox token new` makes them.
     auth_header
         Name of the header that brings it.
+    trusted_proxies
+        CIDR of proxies that are believed about the HTTP clients behind them; may be repeated.
+    access_log
+        Log each HTTP request.
     join
         The join string that `goreprox keys add --role edge` made. Others on this machine see it: better in join-file.
     join_file
@@ -263,6 +279,8 @@ def edge(
         queue_timeout_s=queue_timeout,
         auth_tokens=None if auth_tokens is None else auth_tokens.expanduser(),
         auth_header=auth_header,
+        trusted_proxies=_networks("trusted-proxies", trusted_proxies),
+        access_log=access_log,
         **options.end() | _member(joined),
     )
     _begin(options, config.brokers)
@@ -369,6 +387,17 @@ def _listeners(listen: list[str] | None) -> dict[str, Any]:
     from goreprox.config import Listener
 
     return {"listeners": tuple(map(Listener.parse, listen))} if listen else {}
+
+
+def _networks(option: str, texts: list[str] | None) -> tuple["Network", ...]:
+    """Read CIDRs that are for every service."""
+    from goreprox.doors import Rule
+
+    rules = [Rule.parse(option, text) for text in texts or ()]
+    for rule in rules:
+        if rule.service is not None:
+            raise ConfigError(f"{option} {rule.service}={rule.network}: it is the same for all services")
+    return tuple(rule.network for rule in rules)
 
 
 def _doors(allow: list[str] | None, deny: list[str] | None, most: int) -> dict[str, Any]:

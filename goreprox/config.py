@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from goreprox.doors import Rule
+from goreprox.doors import Network, Rule
 from goreprox.errors import ConfigError
 from goreprox.instance import default_runtime_dir
 
@@ -234,10 +234,15 @@ class AcceptingConfig(EndConfig):
     auth_tokens: Path | None = None
     """The file of tokens, one of which each request must bring; None: requests need none."""
     auth_header: str = DEFAULT_AUTH_HEADER
+    trusted_proxies: tuple[Network, ...] = ()
+    """Who is believed about the clients behind it."""
+    access_log: bool = True
 
     def __post_init__(self) -> None:
         EndConfig.__post_init__(self)
         _check_seconds("queue-timeout", self.queue_timeout_s, least=0.1)
+        if len(self.trusted_proxies) > MAX_RULES:
+            raise ConfigError(f"trusted-proxies: expected at most {MAX_RULES}, got {len(self.trusted_proxies)}")
         _check_auth(self.auth_tokens, self.auth_header, self.listeners)
         for option, rules in (("allow", self.allow), ("deny", self.deny)):
             _check_rules(option, rules, self.services)

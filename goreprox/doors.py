@@ -60,7 +60,7 @@ class Doors:
 
     def enter(self, address: str, service: str) -> bool:
         """Return whether a client may come in; if so, it is inside until `leave`."""
-        client = _client(address)
+        client = parse_client(address)
         if self._closed_to(client, service) or (self._most is not None and self._inside[_key(client)] >= self._most):
             self.refused += 1
             return False
@@ -71,7 +71,7 @@ class Doors:
     def leave(self, address: str) -> None:
         """A client that came in is gone."""
         if self._most is not None:
-            key = _key(_client(address))
+            key = _key(parse_client(address))
             self._inside[key] -= 1
             if not self._inside[key]:
                 del self._inside[key]
@@ -84,14 +84,15 @@ class Doors:
         return bool(allow) and not any(client in rule.network for rule in allow)
 
 
-def _client(address: str) -> Client:
+def parse_client(address: str) -> Client:
+    """Return an address as what it is: an IPv4 one that came in as IPv6 is IPv4."""
     parsed = ipaddress.ip_address(address.partition("%")[0])  # without the zone of a link-local one
     return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
 def client_key(address: str) -> str:
     """Return what counts as one client: an IPv4 address, or an IPv6 network of 64 bits."""
-    return _key(_client(address))
+    return _key(parse_client(address))
 
 
 def _key(client: Client) -> str:

@@ -15,6 +15,7 @@ from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, EdgeConfig,
 from goreprox.doors import Doors
 from goreprox.driver import Driver, Peer, clock
 from goreprox.http.auth import Auth
+from goreprox.http.forwarding import Forwarding
 from goreprox.http.front import Front, Fronts
 from goreprox.http.gateway import Site
 from goreprox.http.upstream import Upstream
@@ -101,6 +102,11 @@ class Edge:
         """Whether the provider of a stream is there, and takes requests."""
         peer = self.driver.peer_of(stream)
         return peer is not None and peer.session.established and not peer.session.peer_draining
+
+    def provider_of(self, stream: Stream) -> tuple[str | None, int | None]:
+        """Return the name of a stream's provider and how many outages there were so far, if it has one."""
+        peer = self.driver.peer_of(stream)
+        return (None, None) if peer is None else (peer.info.name.name, peer.session.counters.outages)
 
     def bridge_ended(self, bridge: Bridge) -> None:
         """A client is gone, and its stream is over."""
@@ -259,7 +265,8 @@ def _sites(config: AcceptingConfig) -> dict[Listener, Site]:
         exposed = [str(listener.address) for listener in listeners if not listener.address.is_loopback]
         if exposed:
             logger.warning("tokens come in plaintext on {}: put TLS before it", ", ".join(exposed))
-    return {listener: Site(listener.service, auth) for listener in listeners}
+    forwarding = Forwarding(config.trusted_proxies)
+    return {listener: Site(listener.service, auth, forwarding, config.access_log) for listener in listeners}
 
 
 def _reset(joint: Joint, reason: str) -> None:

@@ -10,11 +10,14 @@ import socket
 from collections import deque
 from typing import Final, Protocol, assert_never
 
+from loguru import logger
+
 from goreprox import sockets
 from goreprox.bridge import SEND_CHUNKS, Bridge, Bridges
 from goreprox.http.gateway import (
     MAX_HEAD,
     Abort,
+    Answered,
     Command,
     Commands,
     Connect,
@@ -55,6 +58,9 @@ class Providers(Protocol):
 
     def reusable(self, stream: Stream) -> bool:
         """Whether the provider of a stream is there, and takes requests."""
+
+    def provider_of(self, stream: Stream) -> tuple[str | None, int | None]:
+        """Return the name of a stream's provider and how many outages there were so far, if it has one."""
 
     def upstream_ended(self, upstream: Upstream) -> None:
         """A stream is over."""
@@ -134,6 +140,10 @@ class Front:
         """What is to be done when everything is written."""
         self._lingering = False
         self._pulling = False
+        self._began: float | None = None
+        """When the request came that is being answered."""
+        self._outages: int | None = None
+        """Of its provider, at that time."""
         self._since = self._bridges.clock()
         """When it was last seen to do what it is waited for."""
         fronts.add(self)
@@ -338,6 +348,8 @@ class Front:
                     self._upstream.write(data)
             case Connect(service, fresh):
                 self._connect(service, fresh=fresh)
+            case Answered():
+                self._log(command)
             case Release():
                 if self._upstream is not None:
                     self._upstream.idle_since = self._since
@@ -350,9 +362,28 @@ class Front:
             case _:
                 assert_never(command)
 
+    def _log(self, done: Answered) -> None:
+        provider, outages = None, self._outages
+        if self._upstream is not None:
+            provider, outages = self._fronts.providers.provider_of(self._upstream.stream)
+        logger.bind(
+            event="access",
+            client=done.client,
+            token=done.token,
+            status=done.status,
+            bytes=done.body_bytes,
+            duration_s=0.0 if self._began is None else round(self._bridges.clock() - self._began, 4),
+            provider=provider,
+            outage_survived=self._outages is not None and outages != self._outages,
+        ).info("{} {}{}", done.method, done.host, done.path)
+        self._began = None
+
     def _connect(self, service: str, *, fresh: bool) -> None:
+        if not fresh:
+            self._began = self._since
         if self._upstream is not None and not fresh:
             self._upstream.idle_since = None
+            _, self._outages = self._fronts.providers.provider_of(self._upstream.stream)
             return
         fronts = self._fronts
         stream = Stream(opener=True, service=service, client=self._client, budget=fronts.budget)
@@ -361,6 +392,7 @@ class Front:
         fronts.attached += 1
         self._bridges.live.add(upstream)
         fronts.providers.connect(upstream)
+        _, self._outages = fronts.providers.provider_of(stream)
 
     def _upstream_ended(self, upstream: Upstream) -> None:
         self._bridges.live.discard(upstream)

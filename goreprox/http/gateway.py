@@ -9,13 +9,14 @@ What goes out of either is written from what the other parsed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, Protocol
 
 import h11
 
 from goreprox.http import answers, requests
+from goreprox.http.forwarding import Forwarding, is_forwarding
 from goreprox.http.requests import Refused
 
 MAX_HEAD: Final = 16 * 1024
@@ -75,7 +76,22 @@ class Switch:
     """Join client and stream byte by byte from here on: they have left HTTP. Follows what is still to be written."""
 
 
-Command = Connect | ToClient | ToProvider | Release | Discard | Finish | Abort | Switch
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One request, for the access log; `status` is 0 if the client was reset before an answer began."""
+
+    client: str
+    """Its address, behind all trusted proxies."""
+    token: str | None
+    method: str
+    host: str
+    path: str
+    """Without the query, which may hold secrets."""
+    status: int
+    body_bytes: int
+
+
+Command = Answered | Connect | ToClient | ToProvider | Release | Discard | Finish | Abort | Switch
 Commands = list[Command]
 
 
@@ -100,11 +116,18 @@ class Site:
     service: str
     auth: Authenticator | None = None
     """None: whoever comes may come in."""
+    forwarding: Forwarding = field(default_factory=Forwarding)
+    logs: bool = False
+    """Whether the access log has its requests."""
 
     @property
     def secret(self) -> bytes | None:
         """The field that is not for targets."""
         return None if self.auth is None else self.auth.header
+
+    def drops(self, name: bytes) -> bool:
+        """Whether a field of a client is not for targets."""
+        return name.lower() == self.secret or is_forwarding(name)
 
 
 @dataclass(slots=True)
@@ -116,8 +139,13 @@ class _Exchange:
     passed_on: h11.Request
     """As the target gets it."""
     service: str
+    client: str
+    token: str | None
     heard: bool = False
     """Whether the target has said anything."""
+    status: int = 0
+    """Of the answer; 101 counts as one."""
+    body_bytes: int = 0
     begun: bool = False
     """Whether the client has the head of the answer, not counting interim ones."""
     failed: tuple[int, str] | None = None
@@ -272,21 +300,27 @@ class Gateway:
         except Refused as refused:
             self._answer(refused, request)
             return
+        site = self._site
+        exchange = self._exchange = _Exchange(request, request, site.service, self._address, None)
+        if site.forwarding.trusted:
+            exchange.client = site.forwarding.client_of(request, self._address)
         try:
-            self._authenticate(request)
+            exchange.token = self._authenticate(exchange)
         except Refused as refused:
             self._answer(refused, request, last=False)
             return
-        passed_on = requests.passed_on(request, authority=self._authority, without=self._site.secret)
-        self._exchange = _Exchange(request, passed_on, self._site.service)
+        host = requests.value_of(request, b"host") or self._authority
+        added = site.forwarding.fields(request, self._address, host=host)
+        exchange.passed_on = requests.passed_on(request, host=host, dropped=site.drops, added=added)
         self._ask(fresh=False)
         self._pump_request()
 
-    def _authenticate(self, request: h11.Request) -> None:
+    def _authenticate(self, exchange: _Exchange) -> str | None:
         auth = self._site.auth
-        if auth is not None:
-            values = [value for name, value in request.headers if name == auth.header]
-            auth.admit(values, self._site.service, self._address)
+        if auth is None:
+            return None
+        values = [value for name, value in exchange.request.headers if name == auth.header]
+        return auth.admit(values, exchange.service, exchange.client)
 
     def _ask(self, *, fresh: bool) -> None:
         """Say the head of the request to a provider."""
@@ -320,7 +354,7 @@ class Gateway:
         if end is not None:
             chunked = requests.value_of(exchange.request, b"transfer-encoding") is not None
             self._to_provider(
-                h11.EndOfMessage(headers=requests.trailers(end, without=self._site.secret) if chunked else [])
+                h11.EndOfMessage(headers=requests.trailers(end, dropped=self._site.drops) if chunked else [])
             )
 
     def _to_provider(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
@@ -403,12 +437,19 @@ class Gateway:
         for early, command in ((provider.trailing_data[0], ToClient), (client.trailing_data[0], ToProvider)):
             if early:
                 self._commands.append(command(early))
+        self._log()
         self.over = True
         self._commands.append(Switch())
 
     def _to_client(self, event: h11.Event) -> None:
         assert self._client is not None
         data = self._client.send(event)
+        exchange = self._exchange
+        if exchange is not None:
+            if isinstance(event, h11.Data):
+                exchange.body_bytes += len(event.data)
+            elif isinstance(event, h11.Response | h11.InformationalResponse):
+                exchange.status = event.status_code
         if data:
             self._commands.append(ToClient(data))
 
@@ -418,6 +459,7 @@ class Gateway:
         """The answer is whole: go on to the next request, if the client's message is whole, too."""
         client, provider = self._client, self._provider
         assert client is not None
+        self._log()
         self._exchange = None
         if provider is not None and provider.our_state is not h11.IDLE:
             done = provider.our_state is h11.DONE and provider.their_state is h11.DONE
@@ -433,6 +475,24 @@ class Gateway:
                 self._next_request()
         else:
             self._finish()
+
+    def _log(self) -> None:
+        exchange = self._exchange
+        if exchange is None or not self._site.logs:
+            return
+        request = exchange.request
+        host = requests.value_of(request, b"host") or b""
+        self._commands.append(
+            Answered(
+                exchange.client,
+                exchange.token,
+                request.method.decode(),
+                host.decode(),
+                request.target.partition(b"?")[0].decode(),
+                exchange.status,
+                exchange.body_bytes,
+            )
+        )
 
     def _lost(self, status: int, reason: str, *, again: bool) -> None:
         """Ask another provider, once, where that does no harm; else tell the client."""
@@ -453,6 +513,7 @@ class Gateway:
         exchange = self._exchange
         assert exchange is not None
         if exchange.begun:
+            self._log()
             self._discard(reset=True)
             self.over = True
             self._commands.append(Abort())

@@ -6,6 +6,7 @@ parsed, never copied.
 """
 
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -118,14 +119,11 @@ def upgrade_of(request: h11.Request) -> bytes | None:
     return None if wanted is None or b"," in wanted or wanted.lower().startswith(_NO_UPGRADE) else wanted
 
 
-def passed_on(request: h11.Request, *, authority: bytes, without: bytes | None) -> h11.Request:
-    """Return the request as the target gets it.
-
-    `authority` is the host of one that names none (HTTP/1.0); `without` a field that is not for the target.
-    """
-    fields = [(name, value) for name, value in end_to_end(request) if name.lower() != without]
+def passed_on(request: h11.Request, *, host: bytes, dropped: Callable[[bytes], bool], added: Fields) -> h11.Request:
+    """Return the request as the target gets it: for `host`, without `dropped` fields, with those `added`."""
+    fields = [(name, value) for name, value in end_to_end(request) if not dropped(name)] + added
     if value_of(request, b"host") is None:
-        fields.insert(0, (b"Host", authority))
+        fields.insert(0, (b"Host", host))
     if value_of(request, b"transfer-encoding") is not None:
         fields.append((b"Transfer-Encoding", b"chunked"))
     if (protocol := upgrade_of(request)) is not None:
@@ -135,12 +133,12 @@ def passed_on(request: h11.Request, *, authority: bytes, without: bytes | None) 
     return h11.Request(method=request.method, target=request.target, headers=fields)
 
 
-def trailers(end: h11.EndOfMessage, *, without: bytes | None = None) -> Fields:
-    """Return the fields of a trailer that may come so late; `without` is one more that may not."""
+def trailers(end: h11.EndOfMessage, *, dropped: Callable[[bytes], bool] = lambda _: False) -> Fields:
+    """Return the fields of a trailer that may come so late, without those whose names are `dropped`."""
     return [
         (name, value)
         for name, value in end.headers
-        if name not in _NO_TRAILERS and name != without and not _BAD_IN_VALUE.search(value)
+        if name not in _NO_TRAILERS and not dropped(name) and not _BAD_IN_VALUE.search(value)
     ]
 
 

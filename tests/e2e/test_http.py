@@ -265,6 +265,47 @@ def test_a_provider_that_stays_away_is_504_after_the_grace(tmp_path: Path) -> No
     run(main())
 
 
+# -- what is logged
+
+
+def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_survived(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def in_two_parts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await head_of(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+            await go_on.wait()
+            writer.write(b"cd")
+
+    async def main() -> None:
+        async with http_tunnel(tmp_path, in_two_parts) as made:
+
+            def access() -> list[dict[str, object]]:
+                return [entry for entry in made.server.log if entry.get("event") == "access"]
+
+            reader, writer = await made.connect()
+            writer.write(b"GET /path?secret HTTP/1.1\r\nHost: a\r\n\r\n")
+            go_on.set()
+            assert await answer(reader) == (200, b"abcd")
+            go_on.clear()
+            writer.write(GET)
+            await head_of(reader)
+            before = made.relay.connections
+            made.relay.cut()
+            await eventually(lambda: made.relay.connections > before, "the link is back")
+            go_on.set()
+            assert await reader.readexactly(4) == b"abcd"
+            await eventually(lambda: len(access()) == 2, "both are logged")
+            first, second = access()
+            assert first["message"] == "GET a/path"
+            assert (first["status"], first["bytes"], first["client"]) == (200, 4, HOST)
+            assert first["provider"] == second["provider"] is not None
+            assert (first["outage_survived"], second["outage_survived"]) == (False, True)
+
+    run(main())
+
+
 # -- who may come in
 
 

@@ -99,6 +99,8 @@ CLIENTS = {
     "queue-timeout": 3,
     "auth-tokens": "tokens.toml",
     "auth-header": "X-Token",
+    "trusted-proxies": ["10.0.0.0/8", "::1"],
+    "access-log": False,
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "server": {
@@ -160,7 +162,9 @@ REQUIRED = {"edge": ("--broker", "h0"), "provider": ("30", "--server", "h0")}
 
 
 def flag(key: str, value: object) -> list[str]:
-    return [f"--{key}"] if value is True else [f"--{key}", str(value)]
+    if isinstance(value, bool):
+        return [f"--{key}" if value else f"--no-{key}"]
+    return [f"--{key}", str(value)]
 
 
 def listed(value: object) -> list[object]:

@@ -8,6 +8,7 @@ import h11
 
 from goreprox.http.gateway import (
     Abort,
+    Answered,
     Command,
     Commands,
     Connect,
@@ -86,7 +87,7 @@ class Talk:
                 case Discard():
                     self._connected = False
                     seen.others.append(command)
-                case Release() | Finish() | Abort() | Switch():
+                case Answered() | Release() | Finish() | Abort() | Switch():
                     seen.others.append(command)
 
     @property

@@ -1,0 +1,75 @@
+"""What a target is told of the client: X-Forwarded-For, -Proto and -Host, Forwarded (RFC 7239), Via (RFC 9110, 7.6.3).
+
+A client can write anything into these fields, so what it wrote is dropped, unless it is a proxy that is trusted: then
+our part is added to its own. Pure functions of a request and addresses.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Final
+
+import h11
+
+from goreprox.doors import Network, parse_client
+from goreprox.http.requests import Fields, value_of
+
+PSEUDONYM: Final = b"goreprox"
+_FOR, _PROTO, _HOST = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
+_FORWARDED, _VIA = b"forwarded", b"via"
+FIELDS: Final = frozenset((_FOR, _PROTO, _HOST, _FORWARDED, _VIA, b"x-forwarded-port", b"x-real-ip"))
+
+
+def is_forwarding(name: bytes) -> bool:
+    """Whether a field is one of these; many servers read `_` as `-`."""
+    return name.lower().replace(b"_", b"-") in FIELDS
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """Whom to believe, and how clients come."""
+
+    trusted: tuple[Network, ...] = ()
+    proto: bytes = b"http"
+
+    def trusts(self, address: str) -> bool:
+        """Whether what an address says of its own clients is believed."""
+        return any(parse_client(address) in network for network in self.trusted)
+
+    def client_of(self, request: h11.Request, peer: str) -> str:
+        """Return the address of the client behind all trusted proxies, of which `peer` is the last if it is one."""
+        client = peer
+        hops = [hop.strip() for hop in _joined(request, _FOR).decode("latin-1").split(",") if hop.strip()]
+        while hops and self.trusts(client):
+            try:
+                client = str(ipaddress.ip_address(hops.pop().strip("[]")))
+            except ValueError:
+                break
+        return client
+
+    def fields(self, request: h11.Request, peer: str, *, host: bytes) -> Fields:
+        """Return the fields for the target of a request that came from `peer`."""
+        node = f'"[{peer}]"' if ":" in peer else peer
+        ours = b'for=%b;host="%b";proto=%b' % (node.encode(), host, self.proto)
+        via = b"%b %b" % (request.http_version, PSEUDONYM)
+        if not self.trusts(peer):
+            return _named(peer.encode(), self.proto, host, ours, via)
+        before = (_joined(request, name) for name in (_FOR, _FORWARDED, _VIA))
+        chain, forwarded, vias = (
+            b", ".join(filter(None, pair)) for pair in zip(before, (peer.encode(), ours, via), strict=True)
+        )
+        proto, original = value_of(request, _PROTO) or self.proto, value_of(request, _HOST) or host
+        return _named(chain, proto, original, forwarded, vias)
+
+
+def _named(chain: bytes, proto: bytes, host: bytes, forwarded: bytes, via: bytes) -> Fields:
+    return [
+        (b"X-Forwarded-For", chain),
+        (b"X-Forwarded-Proto", proto),
+        (b"X-Forwarded-Host", host),
+        (b"Forwarded", forwarded),
+        (b"Via", via),
+    ]
+
+
+def _joined(request: h11.Request, wanted: bytes) -> bytes:
+    return b", ".join(value for name, value in request.headers if name == wanted)

@@ -1,0 +1,89 @@
+"""What targets, the access log and the rate limit are told of clients."""
+
+import ipaddress
+from collections.abc import Sequence
+
+import h11
+import pytest
+
+from goreprox.http.forwarding import Forwarding
+from goreprox.http.gateway import Answered, Site
+from tests.unit.http.harness import CLIENT, OK, Talk
+
+TRUSTING = Forwarding((ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("10.0.0.0/8")))
+LIES = (
+    b"X-Forwarded-For: 203.0.113.7, 10.1.1.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: example.org\r\n"
+    b"Forwarded: for=203.0.113.7\r\nVia: 1.1 proxy\r\nX-Forwarded-Port: 1\r\nX-Real-IP: 203.0.113.7\r\n"
+    b"X_Forwarded_For: 203.0.113.7\r\nx_real-ip: 203.0.113.7\r\n"
+)
+
+
+def get(more: bytes = b"") -> bytes:
+    return b"GET /a?secret HTTP/1.1\r\nHost: a:80\r\n" + more + b"\r\n"
+
+
+def passed_on(forwarding: Forwarding, request: bytes) -> list[tuple[bytes, bytes]]:
+    event = Talk(Site("web", forwarding=forwarding)).client(request).requests()[0]
+    assert isinstance(event, h11.Request)
+    return [field for field in event.headers if field[0] != b"host"]
+
+
+def test_a_client_cannot_say_whom_it_speaks_for() -> None:
+    assert passed_on(Forwarding(), get(LIES)) == [
+        (b"x-forwarded-for", CLIENT.encode()),
+        (b"x-forwarded-proto", b"http"),
+        (b"x-forwarded-host", b"a:80"),
+        (b"forwarded", b'for=192.0.2.9;host="a:80";proto=http'),
+        (b"via", b"1.1 goreprox"),
+    ]
+    assert passed_on(Forwarding(), get(LIES)) == passed_on(Forwarding(), get())
+
+
+def test_a_trusted_proxy_can_and_is_added_to_the_chain() -> None:
+    assert passed_on(TRUSTING, get(LIES)) == [
+        (b"x-forwarded-for", b"203.0.113.7, 10.1.1.1, 192.0.2.9"),
+        (b"x-forwarded-proto", b"https"),
+        (b"x-forwarded-host", b"example.org"),
+        (b"forwarded", b'for=203.0.113.7, for=192.0.2.9;host="a:80";proto=http'),
+        (b"via", b"1.1 proxy, 1.1 goreprox"),
+    ]
+
+
+def test_an_ipv6_client_is_written_as_rfc_7239_wants_it() -> None:
+    request = h11.Request(method="GET", target="/", headers=[("Host", "a")])
+    assert dict(Forwarding().fields(request, "2001:db8::1", host=b"a"))[b"Forwarded"] == (
+        b'for="[2001:db8::1]";host="a";proto=http'
+    )
+
+
+@pytest.mark.parametrize(
+    ("peer", "chain", "client"),
+    [
+        ("192.0.2.9", [], "192.0.2.9"),
+        ("192.0.2.9", ["203.0.113.7"], "203.0.113.7"),
+        ("192.0.2.9", ["198.51.100.1, 203.0.113.7, 10.1.1.1"], "203.0.113.7"),
+        ("192.0.2.9", ["198.51.100.1", "[2001:db8::1]"], "2001:db8::1"),
+        ("192.0.2.9", ["10.0.0.1, 10.0.0.2"], "10.0.0.1"),
+        ("192.0.2.9", ["203.0.113.7, nonsense, 10.0.0.2"], "10.0.0.2"),
+        ("198.51.100.1", ["203.0.113.7"], "198.51.100.1"),
+    ],
+)
+def test_the_client_is_the_last_address_that_no_trusted_proxy_has(peer: str, chain: Sequence[str], client: str) -> None:
+    headers = [("Host", "a"), *(("X-Forwarded-For", each) for each in chain)]
+    assert TRUSTING.client_of(h11.Request(method="GET", target="/", headers=headers), peer) == client
+
+
+def test_the_access_log_has_every_request_that_could_be_read() -> None:
+    talk = Talk(Site("web", forwarding=TRUSTING, logs=True)).client(get(LIES)).target(OK)
+    talk.client(get().replace(b"GET", b"POST")).lost()
+    talk.client(get()).target(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").lost()
+    assert [each for each in talk.seen.others if isinstance(each, Answered)] == [
+        Answered("203.0.113.7", None, "GET", "a:80", "/a", 200, 2),
+        Answered(CLIENT, None, "POST", "a:80", "/a", 502, 22),
+        Answered(CLIENT, None, "GET", "a:80", "/a", 200, 4),
+    ]
+
+
+def test_without_an_access_log_nothing_is_noted() -> None:
+    talk = Talk().client(get()).target(OK)
+    assert not [each for each in talk.seen.others if isinstance(each, Answered)]

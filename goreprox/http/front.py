@@ -43,7 +43,7 @@ IDLE_S: Final = 75.0
 """Without a request."""
 LINGER_S: Final = 2.0
 """After its last answer a client has so long to end its side. RST before would take the answer away from it."""
-SWEEP_S: Final = 0.5
+SWEEP_S: Final = 1.0
 FEED_BYTES: Final = 256 * KIB
 """Of an answer, turned over at once."""
 CHUNK_OVERHEAD: Final = 32

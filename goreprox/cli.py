@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from goreprox.config import Address
     from goreprox.doors import Network
+    from goreprox.http.routes import Route
     from goreprox.keys.join import Join
 
 DEFAULT_FILE: Final = Path("goreprox.toml")
@@ -150,6 +151,7 @@ def server(
     auth_header: _AuthHeader = "X-Goreprox-Auth",
     trusted_proxies: _Rules = None,
     access_log: _AccessLog = True,
+    route: _Addresses = None,
     state_dir: _StateDir = None,
     options: EndOptions | None = None,
 ) -> None:
@@ -185,6 +187,8 @@ def server(
         CIDR of proxies that are believed about the HTTP clients behind them; may be repeated.
     access_log
         Log each HTTP request.
+    route
+        HOST=SERVICE for HTTP requests; HOST is a name, *.NAME or *; may be repeated.
     state_dir
         Directory of the keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]
     """
@@ -204,6 +208,7 @@ def server(
         auth_header=auth_header,
         trusted_proxies=_networks("trusted-proxies", trusted_proxies),
         access_log=access_log,
+        routes=_routes(route),
         **options.end(),
     )
     _begin(options, [config.providers] if config.edges is None else [config.providers, config.edges])
@@ -227,6 +232,7 @@ def edge(
     auth_header: _AuthHeader = "X-Goreprox-Auth",
     trusted_proxies: _Rules = None,
     access_log: _AccessLog = True,
+    route: _Addresses = None,
     join: _Join = None,
     join_file: _JoinFile = None,
     options: EndOptions | None = None,
@@ -259,6 +265,8 @@ def edge(
         CIDR of proxies that are believed about the HTTP clients behind them; may be repeated.
     access_log
         Log each HTTP request.
+    route
+        HOST=SERVICE for HTTP requests; HOST is a name, *.NAME or *; may be repeated.
     join
         The join string that `goreprox keys add --role edge` made. Others on this machine see it: better in join-file.
     join_file
@@ -281,6 +289,7 @@ def edge(
         auth_header=auth_header,
         trusted_proxies=_networks("trusted-proxies", trusted_proxies),
         access_log=access_log,
+        routes=_routes(route),
         **options.end() | _member(joined),
     )
     _begin(options, config.brokers)
@@ -387,6 +396,12 @@ def _listeners(listen: list[str] | None) -> dict[str, Any]:
     from goreprox.config import Listener
 
     return {"listeners": tuple(map(Listener.parse, listen))} if listen else {}
+
+
+def _routes(texts: list[str] | None) -> "tuple[Route, ...]":
+    from goreprox.http.routes import Route
+
+    return tuple(map(Route.parse, texts or ()))
 
 
 def _networks(option: str, texts: list[str] | None) -> tuple["Network", ...]:

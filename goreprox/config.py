@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from goreprox.doors import Network, Rule
 from goreprox.errors import ConfigError
+from goreprox.http.routes import Route
 from goreprox.instance import default_runtime_dir
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ MAX_CONNECTIONS: Final = 1_000_000
 MIN_FLOOR_BYTES: Final = 2048
 MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
 MAX_RULES: Final = 256  # networks allowed or denied; each new client is compared with all of them
+MAX_ROUTES: Final = 10_000
 MAX_PEERS: Final = 65_536
 MAX_WORKERS: Final = 64
 MIN_WEIGHT: Final = 0.01
@@ -237,12 +239,15 @@ class AcceptingConfig(EndConfig):
     trusted_proxies: tuple[Network, ...] = ()
     """Who is believed about the clients behind it."""
     access_log: bool = True
+    routes: tuple[Route, ...] = ()
+    """Which service the Host of an HTTP request is; empty: that of the listener."""
 
     def __post_init__(self) -> None:
         EndConfig.__post_init__(self)
         _check_seconds("queue-timeout", self.queue_timeout_s, least=0.1)
         if len(self.trusted_proxies) > MAX_RULES:
             raise ConfigError(f"trusted-proxies: expected at most {MAX_RULES}, got {len(self.trusted_proxies)}")
+        _check_routes(self.routes, self.listeners)
         _check_auth(self.auth_tokens, self.auth_header, self.listeners)
         for option, rules in (("allow", self.allow), ("deny", self.deny)):
             _check_rules(option, rules, self.services)
@@ -255,7 +260,13 @@ class AcceptingConfig(EndConfig):
     @property
     def services(self) -> tuple[str, ...]:
         """The names of the services that clients can ask for here."""
-        return tuple(dict.fromkeys(listener.service for listener in self.listeners))
+        return tuple(dict.fromkeys(name for listener in self.listeners for name in self.services_of(listener)))
+
+    def services_of(self, listener: Listener) -> tuple[str, ...]:
+        """Return what clients can ask for at a listener."""
+        if listener.scheme is Scheme.HTTP and self.routes:
+            return tuple(dict.fromkeys(route.service for route in self.routes))
+        return (listener.service,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,6 +396,23 @@ def _check_rules(option: str, rules: Sequence[Rule], services: Sequence[str]) ->
             raise ConfigError(
                 f"{option} {rule.service}={rule.network}: clients cannot come for that service here; "
                 f"they can for {', '.join(services)}"
+            )
+
+
+def _check_routes(routes: Sequence[Route], listeners: Sequence[Listener]) -> None:
+    if len(routes) > MAX_ROUTES:
+        raise ConfigError(f"route: expected at most {MAX_ROUTES} of them, got {len(routes)}")
+    _check_distinct("route", [route.host for route in routes])
+    for route in routes:
+        check_name("service", route.service)
+    web = [listener for listener in listeners if listener.scheme is Scheme.HTTP]
+    if routes and not web:
+        raise ConfigError("route: there is no http:// to listen on; only there hosts are known")
+    for listener in web:
+        if routes and listener.service != DEFAULT_SERVICE:
+            raise ConfigError(
+                f"listen http://{listener.address}={listener.service}: with routes the host decides; "
+                f"leave ={listener.service} out, or add --route '*={listener.service}'"
             )
 
 

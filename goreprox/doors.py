@@ -68,6 +68,10 @@ class Doors:
             self._inside[_key(client)] += 1
         return True
 
+    def closed_to(self, address: str, service: str) -> bool:
+        """Whether rules keep an address, which may be inside for another service, from this one."""
+        return self._closed_to(parse_client(address), service)
+
     def leave(self, address: str) -> None:
         """A client that came in is gone."""
         if self._most is not None:

@@ -18,6 +18,7 @@ from goreprox.http.auth import Auth
 from goreprox.http.forwarding import Forwarding
 from goreprox.http.front import Front, Fronts
 from goreprox.http.gateway import Site
+from goreprox.http.routes import Routes
 from goreprox.http.upstream import Upstream
 from goreprox.lifetime import Lifetime
 from goreprox.listeners import Listeners
@@ -55,12 +56,12 @@ class Edge:
         poller = Poller(self.driver.batch)
         self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
         self.fronts = Fronts(self.bridges, self, self._budget)
-        self._sites = _sites(config)
         self.ends = Ends(self.driver)
         self.listeners = Listeners(
             config.listeners, poller, reuse_port=config.reuse_port, welcome=self._welcome, has_room=self._has_room
         )
         self.doors = Doors(config.allow, config.deny, config.max_connections_per_address)
+        self._sites = _sites(config, self.doors)
         self._balancer = Balancer(random.Random())
         self._waiting = WaitingRoom(patience_s=config.grace_s, clock=clock, give_up=_reset)
         self._queue = WaitingRoom(patience_s=config.queue_timeout_s, clock=clock, give_up=_unavailable)
@@ -83,7 +84,8 @@ class Edge:
         except OSError:  # the client is gone already
             sock.close()
             return
-        if self.doors.guarded and not self.doors.enter(_host(client), listener.service):
+        routed = listener.scheme is Scheme.HTTP and self._config.routes
+        if self.doors.guarded and not self.doors.enter(_host(client), "" if routed else listener.service):
             self._warn_once("doors", f"clients that may not come in are reset; the first of them: {client}")
             sock.close()  # and so the client sees a reset
             return
@@ -247,12 +249,14 @@ class Edge:
 
     def gauges(self) -> Gauges:
         """Return what the status shows of us (snapshot.Owner)."""
-        return Gauges(
-            self.listeners.services, self._config.max_connections, waiting_clients=len(self._waiting) + len(self._queue)
-        )
+        services: dict[str, list[str]] = {}
+        for listener, address in self.listeners.addresses:
+            for service in self._config.services_of(listener):
+                services.setdefault(service, []).append(address)
+        return Gauges(services, self._config.max_connections, waiting_clients=len(self._waiting) + len(self._queue))
 
 
-def _sites(config: AcceptingConfig) -> dict[Listener, Site]:
+def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
     """Return what HTTP listeners know.
 
     Raises:
@@ -266,7 +270,11 @@ def _sites(config: AcceptingConfig) -> dict[Listener, Site]:
         if exposed:
             logger.warning("tokens come in plaintext on {}: put TLS before it", ", ".join(exposed))
     forwarding = Forwarding(config.trusted_proxies)
-    return {listener: Site(listener.service, auth, forwarding, config.access_log) for listener in listeners}
+    routes = Routes(config.routes) if config.routes else None
+    closed = doors.closed_to if doors.guarded else None
+    return {
+        listener: Site(listener.service, auth, forwarding, routes, closed, config.access_log) for listener in listeners
+    }
 
 
 def _reset(joint: Joint, reason: str) -> None:

@@ -67,12 +67,9 @@ class Listeners:
         return list(dict.fromkeys(sock.getsockname()[1] for sock, _ in self._sockets))
 
     @property
-    def services(self) -> dict[str, list[str]]:
-        """Where clients are accepted for each service, as long as they are."""
-        found: dict[str, list[str]] = {}
-        for sock, listener in self._sockets:
-            found.setdefault(listener.service, []).append(str(Address(*sock.getsockname()[:2])))
-        return found
+    def addresses(self) -> list[tuple[Listener, str]]:
+        """Where clients are accepted, as long as they are."""
+        return [(listener, str(Address(*sock.getsockname()[:2]))) for sock, listener in self._sockets]
 
     def start(self) -> None:
         """Accept, for the first time or again: there is room."""

@@ -8,7 +8,7 @@ a head can be looked at before h11 sees them; the one towards the provider lasts
 What goes out of either is written from what the other parsed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -18,6 +18,7 @@ import h11
 from goreprox.http import answers, requests
 from goreprox.http.forwarding import Forwarding, is_forwarding
 from goreprox.http.requests import Refused
+from goreprox.http.routes import Routes
 
 MAX_HEAD: Final = 16 * 1024
 """Bytes of a request's head. A client without a stream does not use its two floors, 13 KiB with default limits."""
@@ -117,6 +118,10 @@ class Site:
     auth: Authenticator | None = None
     """None: whoever comes may come in."""
     forwarding: Forwarding = field(default_factory=Forwarding)
+    routes: Routes | None = None
+    """None: every request is for `service`."""
+    closed: Callable[[str, str], bool] | None = None
+    """Whether an address is kept from a service; None: nobody is."""
     logs: bool = False
     """Whether the access log has its requests."""
 
@@ -171,6 +176,8 @@ class Gateway:
         """Of the request that is being read or answered."""
         self._provider: h11.Connection | None = None
         """Of the stream there is."""
+        self._asked = ""
+        """The service that it is for."""
         self._exchange: _Exchange | None = None
         self._ended = False
         """The client will say no more."""
@@ -304,16 +311,28 @@ class Gateway:
         exchange = self._exchange = _Exchange(request, request, site.service, self._address, None)
         if site.forwarding.trusted:
             exchange.client = site.forwarding.client_of(request, self._address)
+        host = requests.value_of(request, b"host") or self._authority
         try:
+            exchange.service = self._route(host)
             exchange.token = self._authenticate(exchange)
         except Refused as refused:
             self._answer(refused, request, last=False)
             return
-        host = requests.value_of(request, b"host") or self._authority
         added = site.forwarding.fields(request, self._address, host=host)
         exchange.passed_on = requests.passed_on(request, host=host, dropped=site.drops, added=added)
         self._ask(fresh=False)
         self._pump_request()
+
+    def _route(self, host: bytes) -> str:
+        site = self._site
+        if site.routes is None:
+            return site.service
+        service = site.routes.find(host)
+        if service is None:
+            raise Refused(404, "this host is not known here")
+        if site.closed is not None and site.closed(self._address, service):
+            raise Refused(403, "this address may not come in here")
+        return service
 
     def _authenticate(self, exchange: _Exchange) -> str | None:
         auth = self._site.auth
@@ -326,6 +345,9 @@ class Gateway:
         """Say the head of the request to a provider."""
         exchange = self._exchange
         assert exchange is not None
+        if exchange.service != self._asked:
+            self._discard()
+        self._asked = exchange.service
         self._commands.append(Connect(exchange.service, fresh))
         if fresh or self._provider is None:
             self._provider = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER_HEAD)

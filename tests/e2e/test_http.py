@@ -306,7 +306,24 @@ def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_surviv
     run(main())
 
 
-# -- who may come in
+# -- who may come in, and where to
+
+
+def test_hosts_lead_to_services(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            made.scheme = "http"
+            await made.target(polite)
+            await made.serve("--route", "a=default", "--route", "*.b=other", "--queue-timeout", "0.2")
+            await made.provide()
+            reader, writer = await made.connect()
+            statuses = []
+            for host in (b"a", b"x.b", b"c", b"a"):
+                writer.write(GET.replace(b"Host: a", b"Host: " + host))
+                statuses.append((await answer(reader))[0])
+            assert statuses == [200, 503, 404, 200]
+
+    run(main())
 
 
 def test_a_token_made_by_the_command_lets_in_until_it_is_removed(tmp_path: Path) -> None:

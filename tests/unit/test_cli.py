@@ -101,10 +101,11 @@ CLIENTS = {
     "auth-header": "X-Token",
     "trusted-proxies": ["10.0.0.0/8", "::1"],
     "access-log": False,
+    "route": ["a.example.org=web", "*=b"],
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "server": {
-        "listen": ["http://127.0.0.1:1", "http://[::1]:2=web"],
+        "listen": ["http://127.0.0.1:1", "http://[::1]:2"],
         "reuse-port": True,
         "providers": "localhost:3",
         "edges": "localhost:4",
@@ -114,7 +115,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         **END,
     },
     "edge": {
-        "listen": ["http://1=a", "http://2=web"],
+        "listen": ["http://1", "http://2"],
         "reuse-port": True,
         "broker": ["h", "i:1"],
         "workers": 2,
@@ -231,6 +232,10 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
         (["broker", "--insecure", "--edges", "9887"], "providers :9887 and edges :9887: one port for two"),
         (["server", "--insecure", "--edges", "8080"], "listen :8080 and edges :8080: one port for two"),
         (["server", "--insecure", "--auth-tokens", "t"], "auth-tokens: listen :8080 passes bytes on unread"),
+        (["server", "--insecure", "--route", "a=web"], "route: there is no http:// to listen on"),
+        (["server", "--insecure", "--listen", "http://1=a", "--route", "a=b"], "with routes the host decides"),
+        (["server", "--insecure", "--listen", "http://1", "--route", "a:80=b"], "route 'a:80=b': write HOST=SERVICE"),
+        (["server", "--insecure", "--listen", "http://1", "--route", "a="], "service '': expected"),
         (["server", "--insecure", "--auth-header", "a b"], "auth-header 'a b': expected the name of a header"),
         (["server", "--insecure", "--auth-header", "Host"], "auth-header 'Host': expected the name of a header"),
         (["server", "--insecure", "--listen", "8080="], "service '': expected 1 to 64"),

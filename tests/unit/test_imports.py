@@ -26,7 +26,12 @@ FORBIDDEN = {
     "goreprox/waiting.py": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
     "goreprox/http": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
     **dict.fromkeys(
-        ("goreprox/http/requests.py", "goreprox/http/answers.py", "goreprox/http/gateway.py"),
+        (
+            "goreprox/http/requests.py",
+            "goreprox/http/answers.py",
+            "goreprox/http/gateway.py",
+            "goreprox/http/routes.py",
+        ),
         (*SANS_IO, *(f"goreprox.{m}" for m in ("protocol", "bridge", "poller", "sockets", "http.front"))),
     ),
     "goreprox/listeners.py": tuple(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")),

@@ -1,0 +1,52 @@
+"""Which service a host is: an exact name, then `*.example.com`, then `*`. Pure."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from goreprox.errors import ConfigError
+
+_NAME: Final = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
+_PATTERN: Final = re.compile(rf"(?=.{{1,253}}\Z)(\*|(\*\.)?{_NAME}(\.{_NAME})*)|\[[0-9a-f:.]+\]")
+_PORT: Final = re.compile(rb":[0-9]*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A host, or a pattern of hosts, and its service."""
+
+    host: str
+    """In lower case; `*.example.com` is every name below example.com, `*` every host."""
+    service: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `HOST=SERVICE`.
+
+        Raises:
+            ConfigError: the host is none.
+        """
+        host, separator, service = text.partition("=")
+        if not separator or not _PATTERN.fullmatch(host.lower()):
+            raise ConfigError(f"route {text!r}: write HOST=SERVICE, HOST being a name, *.NAME or *, without a port")
+        return cls(host.lower(), service)
+
+
+class Routes:
+    """All routes of a process."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        """Know these."""
+        self._services = {route.host.encode(): route.service for route in routes}
+
+    def find(self, host: bytes) -> str | None:
+        """Return the service of a request's Host, whose port and case do not count; None: it is not known here."""
+        name = _PORT.sub(b"", host).lower().removesuffix(b".")
+        if (found := self._services.get(name)) is not None:
+            return found
+        while b"." in name:
+            name = name.partition(b".")[2]
+            if (found := self._services.get(b"*." + name)) is not None:
+                return found
+        return self._services.get(b"*")

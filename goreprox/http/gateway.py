@@ -247,7 +247,9 @@ class Gateway:
 
     def provider_data(self, data: bytes) -> Commands:
         """Take bytes of the target."""
-        if self._exchange is None:
+        if self.over:
+            pass
+        elif self._exchange is None:
             self._discard()  # nobody asked
         elif self._provider is not None:
             self._exchange.heard = True
@@ -258,7 +260,9 @@ class Gateway:
     def provider_eof(self) -> Commands:
         """Take note that the target ended its side: the end of some answers, too early for others."""
         exchange = self._exchange
-        if exchange is not None and exchange.begun and self._provider is not None:
+        if self.over:
+            pass
+        elif exchange is not None and exchange.begun and self._provider is not None:
             self._provider.receive_data(b"")
             self._pump_answer()
         else:

@@ -3,7 +3,7 @@
 import contextlib
 
 import h11
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from goreprox.http.gateway import Abort, Discard, Finish, Switch
@@ -57,6 +57,14 @@ STEP = st.one_of(
 )
 
 
+@example(
+    [
+        ("client", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("target", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
+        ("target eof", b""),
+        ("target eof", b""),
+    ]
+)
 @given(st.lists(STEP, max_size=14))
 def test_nothing_is_raised_and_only_whole_answers_look_whole(steps: list[tuple[str, bytes]]) -> None:
     talk = Talk()

@@ -22,6 +22,7 @@ HANG_S = 900
 LOAD_FROM_S = 1800
 """A soak of this length or more also measures the load that the documents promise."""
 LOAD = ["pytest", "-q", "-rP", "tests/e2e/test_load.py", "tests/e2e/test_limits.py"]
+PROPERTIES = ["pytest", "-q", "tests/unit", "tests/sim/test_machine.py"]
 COUNTED = re.compile(
     r"(\d+) (simulated s|faults|bytes checked|streams|clients|inputs|passed)(?=,|\n| \(| in | reached)"
 )
@@ -41,12 +42,14 @@ def runs(left_s: float) -> Iterator[list[str]]:
         yield ["tests.sim", f"{seed}-", "--seconds", turn]
         if fuzzing:
             yield ["tests.fuzz", "--seconds", turn]
+        yield PROPERTIES
         yield ["tests.sim.sessions", str(seed), str(seed + 10**6), "--seconds", turn]
 
 
 def main() -> int:
     """Run until the time is over, as many at once as there are processors, at most two."""
     seconds = float(os.environ.get("SOAK_S", "600"))
+    os.environ["HYPOTHESIS_PROFILE"] = "fresh"
     began = time.monotonic()
     sums: Counter[str] = Counter()
     failures: list[str] = []

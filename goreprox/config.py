@@ -143,7 +143,7 @@ class Listener:
             parsed = Scheme(scheme) if separator else Scheme.TCP
         except ValueError:
             known = ", ".join(f"{each.value}://" for each in Scheme)
-            raise ConfigError(f"listen {text}: {scheme}:// is not known; write one of {known}") from None
+            raise ConfigError(f"listen {text!r}: {scheme!r} is not known; write one of {known}") from None
         address, separator, service = rest.partition("=")
         return cls(Address.parse(address), service if separator else DEFAULT_SERVICE, parsed)
 

@@ -115,7 +115,7 @@ def test_a_listener_and_a_target_may_name_a_service() -> None:
 
 
 def test_a_listener_of_an_unknown_scheme_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ConfigError, match="ftp:// is not known; write one of tcp://, http://"):
+    with pytest.raises(ConfigError, match="'ftp' is not known; write one of tcp://, http://"):
         Listener.parse("ftp://8080")
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TIME_OF_DAY = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow", "today", "CLOCK_REALTIME"}
 OF_MODULES = {"time", "datetime", "date"}
-SHOWN_ONLY = {
+FOR_PEOPLE = {
+    "goreprox/http/auth.py": "until when a token is valid, which people say in days",
     "goreprox/keys/state.py": "when a key was made",
     "goreprox/snapshot.py": "since when a process runs, and when a stream ended",
 }
@@ -29,7 +30,7 @@ def times_of_day(path: Path) -> list[str]:
 def test_the_time_of_day_is_read_where_it_is_shown_and_nowhere_else() -> None:
     modules = [path for package in ("goreprox", "brokers") for path in sorted((ROOT / package).rglob("*.py"))]
     found = {str(path.relative_to(ROOT)): times for path in modules if (times := times_of_day(path))}
-    assert set(found) == set(SHOWN_ONLY), found
+    assert set(found) == set(FOR_PEOPLE), found
 
 
 def test_what_reads_the_time_of_day_is_found(tmp_path: Path) -> None:

@@ -172,9 +172,9 @@ def server(
     max_peers
         Providers and edges at a time.
     allow
-        [SERVICE=]CIDR of clients that are let in; may be repeated. [default: all]
+        [SERVICE=]CIDR or [PORT=]CIDR of clients that are let in; may be repeated. [default: all]
     deny
-        [SERVICE=]CIDR of clients that are reset; may be repeated.
+        [SERVICE=]CIDR or [PORT=]CIDR of clients that are reset; may be repeated.
     max_connections_per_address
         Connections at a time of one client address; 0: any number.
     queue_timeout
@@ -250,9 +250,9 @@ def edge(
     workers
         Processes that share the ports. Connections and memory are limited in each of them.
     allow
-        [SERVICE=]CIDR of clients that are let in; may be repeated. [default: all]
+        [SERVICE=]CIDR or [PORT=]CIDR of clients that are let in; may be repeated. [default: all]
     deny
-        [SERVICE=]CIDR of clients that are reset; may be repeated.
+        [SERVICE=]CIDR or [PORT=]CIDR of clients that are reset; may be repeated.
     max_connections_per_address
         Connections at a time of one client address, in each process; 0: any number.
     queue_timeout
@@ -410,8 +410,8 @@ def _networks(option: str, texts: list[str] | None) -> tuple["Network", ...]:
 
     rules = [Rule.parse(option, text) for text in texts or ()]
     for rule in rules:
-        if rule.service is not None:
-            raise ConfigError(f"{option} {rule.service}={rule.network}: it is the same for all services")
+        if rule.place is not None:
+            raise ConfigError(f"{option} {rule.place}={rule.network}: it is the same for all services")
     return tuple(rule.network for rule in rules)
 
 

@@ -250,7 +250,8 @@ class AcceptingConfig(EndConfig):
         _check_routes(self.routes, self.listeners)
         _check_auth(self.auth_tokens, self.auth_header, self.listeners)
         for option, rules in (("allow", self.allow), ("deny", self.deny)):
-            _check_rules(option, rules, self.services)
+            ports = [str(listener.address.port) for listener in self.listeners if listener.address.port]
+            _check_rules(option, rules, [*self.services, *dict.fromkeys(ports)])
         if self.max_connections_per_address is not None:
             _check_range("max-connections-per-address", self.max_connections_per_address, 1, MAX_CONNECTIONS)
         _check_count("listen", len(self.listeners))
@@ -388,14 +389,14 @@ def _check_range(option: str, value: float, least: float, most: float) -> None:
         raise ConfigError(f"{option} {value:,}: expected {least:,g} to {most:,.0f}")
 
 
-def _check_rules(option: str, rules: Sequence[Rule], services: Sequence[str]) -> None:
+def _check_rules(option: str, rules: Sequence[Rule], places: Sequence[str]) -> None:
     if len(rules) > MAX_RULES:
         raise ConfigError(f"{option}: expected at most {MAX_RULES} of them, got {len(rules)}")
     for rule in rules:
-        if rule.service is not None and rule.service not in services:
+        if rule.place is not None and rule.place not in places:
             raise ConfigError(
-                f"{option} {rule.service}={rule.network}: clients cannot come for that service here; "
-                f"they can for {', '.join(services)}"
+                f"{option} {rule.place}={rule.network}: no client can come in there; "
+                f"services and ports are {', '.join(places)}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Which clients are let in, by their addresses and the service they come for. Knows neither sockets nor the loop.
+"""Which clients are let in, by their addresses and where they come in. Knows neither sockets nor the loop.
 
 A client that is not let in is reset at once, before anything is read from it. IPv4 addresses that come in through an
 IPv6 socket count as what they are.
@@ -20,21 +20,21 @@ IPV6_CLIENT_BITS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Clients from a network, for one service or (None) for any."""
+    """Clients from a network, at one place, which is a service or a port, or (None) at all."""
 
-    service: str | None
+    place: str | None
     network: Network
 
     @classmethod
     def parse(cls, option: str, text: str) -> Self:
-        """Read `[SERVICE=]CIDR`, like `192.0.2.0/24`, `web=2001:db8::/32`, or a single address.
+        """Read `[PLACE=]CIDR`, like `192.0.2.0/24`, `web=2001:db8::/32`, or `8080=192.0.2.1`.
 
         Raises:
             ConfigError: it is none of these.
         """
-        service, separator, network = text.rpartition("=")
+        place, separator, network = text.rpartition("=")
         try:
-            return cls(service if separator else None, ipaddress.ip_network(network))
+            return cls(place if separator else None, ipaddress.ip_network(network))
         except ValueError as exc:
             raise ConfigError(f"{option} {text!r}: {exc}; write a network like 192.0.2.0/24, or one address") from exc
 
@@ -42,8 +42,8 @@ class Rule:
 class Doors:
     """Decides about clients and counts those inside.
 
-    `deny` wins over `allow`; a service without any `allow` is open to everybody who is not denied. `most` is how many
-    connections one address may have at a time (for IPv6: one /64), over all services; None is any number.
+    `deny` wins over `allow`; a place without any `allow` is open to everybody who is not denied. `most` is how many
+    connections one address may have at a time (for IPv6: one /64), over all places; None is any number.
     Memory: one count for each address inside.
     """
 
@@ -58,10 +58,10 @@ class Doors:
         self.refused = 0
         """Clients that were not let in."""
 
-    def enter(self, address: str, service: str) -> bool:
-        """Return whether a client may come in; if so, it is inside until `leave`."""
+    def enter(self, address: str, *places: str) -> bool:
+        """Return whether a client may come in at these places; if so, it is inside until `leave`."""
         client = parse_client(address)
-        if self._closed_to(client, service) or (self._most is not None and self._inside[_key(client)] >= self._most):
+        if self._closed_to(client, places) or (self._most is not None and self._inside[_key(client)] >= self._most):
             self.refused += 1
             return False
         if self._most is not None:
@@ -70,7 +70,7 @@ class Doors:
 
     def closed_to(self, address: str, service: str) -> bool:
         """Whether rules keep an address, which may be inside for another service, from this one."""
-        return self._closed_to(parse_client(address), service)
+        return self._closed_to(parse_client(address), (service,))
 
     def leave(self, address: str) -> None:
         """A client that came in is gone."""
@@ -80,9 +80,9 @@ class Doors:
             if not self._inside[key]:
                 del self._inside[key]
 
-    def _closed_to(self, client: Client, service: str) -> bool:
-        allow = [rule for rule in self._allow if rule.service in (None, service)]
-        deny = [rule for rule in self._deny if rule.service in (None, service)]
+    def _closed_to(self, client: Client, places: tuple[str, ...]) -> bool:
+        allow = [rule for rule in self._allow if rule.place in (None, *places)]
+        deny = [rule for rule in self._deny if rule.place in (None, *places)]
         if any(client in rule.network for rule in deny):
             return True
         return bool(allow) and not any(client in rule.network for rule in allow)

@@ -85,7 +85,9 @@ class Edge:
             sock.close()
             return
         routed = listener.scheme is Scheme.HTTP and self._config.routes
-        if self.doors.guarded and not self.doors.enter(_host(client), "" if routed else listener.service):
+        if self.doors.guarded and not self.doors.enter(
+            _host(client), str(listener.address.port), "" if routed else listener.service
+        ):
             self._warn_once("doors", f"clients that may not come in are reset; the first of them: {client}")
             sock.close()  # and so the client sees a reset
             return
@@ -253,7 +255,12 @@ class Edge:
         for listener, address in self.listeners.addresses:
             for service in self._config.services_of(listener):
                 services.setdefault(service, []).append(address)
-        return Gauges(services, self._config.max_connections, waiting_clients=len(self._waiting) + len(self._queue))
+        return Gauges(
+            services,
+            self._config.max_connections,
+            waiting_clients=len(self._waiting) + len(self._queue),
+            refused_clients=self.doors.refused,
+        )
 
 
 def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:

@@ -74,7 +74,7 @@ def _facts(document: Document) -> Iterable[str]:
 def _stream_facts(streams: StreamsStatus) -> Iterable[str]:
     yield (
         f"streams: {streams['open']} open of {streams['limit']}, {streams['total']} in total, "
-        f"{streams['waiting_clients']} waiting, {streams['dialing']} dialing"
+        f"{streams['waiting_clients']} waiting, {streams['dialing']} dialing, {streams['refused_clients']} refused"
     )
     yield f"bytes: {decimal(streams['sent_bytes'])} sent, {decimal(streams['received_bytes'])} received"
     yield f"memory: {decimal(streams['borrowed_bytes'])} lent of {decimal(streams['lendable_bytes'])}"

@@ -77,6 +77,7 @@ class Gauges(NamedTuple):
     limit: int
     """Connections at a time."""
     waiting_clients: int = 0
+    refused_clients: int = 0
     dialing: int = 0
 
 
@@ -139,6 +140,7 @@ def _streams(owner: Owner, gauges: Gauges) -> StreamsStatus:
         "limit": gauges.limit,
         "total": owner.ends.count + current,
         "waiting_clients": gauges.waiting_clients,
+        "refused_clients": gauges.refused_clients,
         "dialing": gauges.dialing,
         "sent_bytes": owner.ends.sent_bytes + sum(stream.sent_bytes for stream in live),
         "received_bytes": owner.ends.received_bytes + sum(stream.received_bytes for stream in live),

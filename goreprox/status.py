@@ -97,6 +97,7 @@ class StreamsStatus(TypedDict):
     limit: int
     total: int
     waiting_clients: int
+    refused_clients: int
     dialing: int
     sent_bytes: int
     received_bytes: int

@@ -30,13 +30,16 @@ def doors(allow: str = "", deny: str = "", most: int | None = None) -> Doors:
         ("fe80::/10", "", "fe80::1%eth0", True),
         ("ssh=192.0.2.0/24", "", "198.51.100.1", True),
         ("web=192.0.2.0/24", "", "198.51.100.1", False),
+        ("8080=192.0.2.0/24", "", "198.51.100.1", False),
+        ("8081=192.0.2.0/24", "8080=192.0.2.1", "192.0.2.2", True),
+        ("", "8080=192.0.2.1", "192.0.2.1", False),
         ("web=192.0.2.0/24", "ssh=192.0.2.0/24", "192.0.2.1", True),
         ("web=192.0.2.0/24 198.51.100.0/24", "", "198.51.100.1", True),
     ],
 )
 def test_who_is_let_in(allow: str, deny: str, address: str, let_in: bool) -> None:
     it = doors(allow, deny)
-    assert it.enter(address, "web") is let_in
+    assert it.enter(address, "8080", "web") is let_in
     assert it.refused == (not let_in)
 
 

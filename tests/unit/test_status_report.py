@@ -45,6 +45,7 @@ DOCUMENT: Document = {
         "limit": 100,
         "total": 345,
         "waiting_clients": 2,
+        "refused_clients": 3,
         "dialing": 0,
         "sent_bytes": 5_000_000,
         "received_bytes": 6000,
@@ -92,7 +93,7 @@ def test_everything_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     text = [" ".join(line) for line in lines]
     assert "listens: clients 80, 81; providers 9887" in text
     assert "services: web = :80, :81" in text
-    assert "streams: 12 open of 100, 345 in total, 2 waiting, 0 dialing" in text
+    assert "streams: 12 open of 100, 345 in total, 2 waiting, 0 dialing, 3 refused" in text
     assert "bytes: 5.0 MB sent, 6.0 kB received" in text
     assert "memory: 1.0 kB lent of 2.0 kB" in text
     assert "broker: 987 messages, 65 dropped" in text

@@ -9,6 +9,9 @@ import pytest
 
 from tests.e2e.harness import DEADLINE_S, Relay, echo, eventually, read_digest, run, send_blocks, tunnel
 
+RESET_WITHIN_S = 15
+"""After the grace; what is promised, not what a machine is given."""
+
 
 async def both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """`d` and a count: send so many blocks. `u`: read to the end of file and answer with the digest. Else echo."""
@@ -168,8 +171,8 @@ def test_an_outage_beyond_the_grace_ends_in_resets_on_both_sides(tmp_path: Path)
             made.relay.refusing = True
             made.relay.cut()
             with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(reader.read(), DEADLINE_S)
-            assert await asyncio.wait_for(target_saw, DEADLINE_S) == "reset"
+                await asyncio.wait_for(reader.read(), 1 + RESET_WITHIN_S)
+            assert await asyncio.wait_for(target_saw, 1 + RESET_WITHIN_S) == "reset"
             writer.close()
 
     run(main(), deadline_s=100)

@@ -33,7 +33,7 @@ class Channel:
         self._receive = receive
         self._authenticated = authenticated
         self._loop = asyncio.get_running_loop()
-        self._scheduled = False
+        self._scheduled = self._closed = False
         self._fd = int(socket.getsockopt(zmq.FD))
         self.on_drained: Callable[[], None] | None = None
         """Called after each drain: room for sending may be there again."""
@@ -57,7 +57,7 @@ class Channel:
     @property
     def readable(self) -> bool:
         """Whether a message waits."""
-        return not self.socket.closed and int(self.socket.getsockopt(EVENTS)) & POLLIN != 0
+        return not self._closed and int(self.socket.getsockopt(EVENTS)) & POLLIN != 0
 
     def look_again(self) -> None:
         """Read soon, if a message waits: to be called after every use of the socket, which may spend the edge."""
@@ -91,13 +91,14 @@ class Channel:
                 more = frame.more
             messages += 1
             self._receive(frames)
-        if self.on_drained is not None and not self.socket.closed:
+        if self.on_drained is not None and not self._closed:
             self.on_drained()
 
     def close(self, linger_s: float) -> None:
         """Stop reading; what is queued has `linger_s` seconds to go out once the context is terminated."""
-        if self.socket.closed:
+        if self._closed:
             return
+        self._closed = True
         self._loop.remove_reader(self._fd)
         self.socket.close(linger=int(linger_s * 1000))
 

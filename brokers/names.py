@@ -2,7 +2,7 @@
 
 import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from brokers.errors import BadName
 
@@ -35,17 +35,15 @@ class PeerName:
     role: Role
     name: str
     incarnation: bytes
+    id: bytes = field(init=False, repr=False, compare=False)
+    """The address of this peer in messages, 17 bytes: its role and its incarnation."""
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
             raise BadName(f"name {self.name[:80]!r}, expected 1 to 64 of A-Z a-z 0-9 . _ -")
         if len(self.incarnation) != INCARNATION_BYTES:
             raise BadName(f"incarnation of {len(self.incarnation)} bytes, expected {INCARNATION_BYTES}")
-
-    @property
-    def id(self) -> bytes:
-        """The address of this peer in messages, 17 bytes."""
-        return self.role.value + self.incarnation
+        object.__setattr__(self, "id", self.role.value + self.incarnation)
 
     def routing_id(self, nonce: bytes) -> bytes:
         """Return the ZeroMQ routing id: at most 97 of 255 bytes, never beginning with 0 (ZMQ_ROUTING_ID).

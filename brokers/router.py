@@ -146,7 +146,8 @@ class Router:
             objection=self._objection,
             complain=self._complaints.warn,
         )
-        self._ports: dict[Role, _Port] = {}
+        self._ports: dict[bytes, _Port] = {}
+        """By the first byte of the ids of the peers that connect there: their role."""
         self._local: list[LocalPeer] = []
         self._outboxes: dict[bytes, _Outbox] = {}
         self._names: dict[bytes, tuple[PeerName, str]] = {}
@@ -176,9 +177,9 @@ class Router:
         Raises:
             BindError: the address is taken, not allowed or not here.
         """
-        assert role not in self._ports, "one port a role"
-        self._ports[role] = self._open(role, host, port)
-        return self._ports[role].number
+        assert role.value not in self._ports, "one port a role"
+        self._ports[role.value] = self._open(role, host, port)
+        return self._ports[role.value].number
 
     def _open(self, role: Role, host: str | None, port: int) -> _Port:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
@@ -228,11 +229,11 @@ class Router:
         """
         assert self._security is not None, "there are no keys to replace"
         self._security = replace(self._security, keys=keys)
-        for role, old in list(self._ports.items()):
+        for role, old in [(Role(byte), port) for byte, port in self._ports.items()]:
             endpoint = old.channel.socket.getsockopt_string(zmq.LAST_ENDPOINT)
             with contextlib.suppress(zmq.ZMQError):  # unbound by an attempt that failed
                 old.channel.socket.unbind(endpoint)
-            self._ports[role] = await self._open_soon(role, old.host, old.number)
+            self._ports[role.value] = await self._open_soon(role, old.host, old.number)
             old.close(0)
         self._probe()
 
@@ -318,7 +319,7 @@ class Router:
         if key[:1] == role.value:
             self._dispatch([(key, control(Refused(reason))), *self._switch.lost(key, REVOKED)])
             self._outboxes.pop(key, None)
-        port = self._ports[role]
+        port = self._ports[role.value]
         sever(self._context, port.channel, port.back_door, key)
 
     def _dispatch(self, outputs: Sequence[Output], *, later: bool = False) -> None:
@@ -356,9 +357,8 @@ class Router:
 
     def _try(self, key: bytes, frames: list[Buffer]) -> bool:
         """Return whether the message needs no more care: it was sent, or its receiver is gone."""
-        role = Role(key[:1])
         try:
-            self._ports[role].channel.send([key, *frames])
+            self._ports[key[:1]].channel.send([key, *frames])
         except zmq.Again:
             return False
         except zmq.ZMQError as exc:
@@ -374,6 +374,8 @@ class Router:
             self._retry = self._loop.call_later(RETRY_S, self._retry_timer)
 
     def _retry_outboxes(self) -> None:
+        if not self._outboxes:
+            return
         for key, box in list(self._outboxes.items()):
             while box.messages and self._try(key, box.messages[0]):
                 box.size -= sum(map(len, box.messages.popleft()))

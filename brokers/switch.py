@@ -94,11 +94,12 @@ class Switch:
         self._presence.renew(key, now)
         destination = bytes(frames[0])
         target = self._keys.get(destination)
-        if target is None or destination[:1] == name.role.value:
+        source = name.id
+        if target is None or destination[0] == source[0]:
             self.dropped += 1
             return []
         self.messages += 1
-        return [(target, [name.id, *frames[1:]])]
+        return [(target, [source, *frames[1:]])]
 
     def _control(
         self, key: Hashable, name: PeerName, peer: PeerInfo | None, message: Control, now: float

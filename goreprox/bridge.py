@@ -218,7 +218,9 @@ class Bridge:
 
     def _write(self) -> None:
         """Give the socket what it takes."""
-        chunks = self.stream.receive.chunks
+        stream = self.stream
+        receive = stream.receive
+        chunks = receive.chunks
         try:
             while chunks:
                 if len(chunks) == 1:
@@ -230,7 +232,7 @@ class Bridge:
                     size = sum(map(len, buffers))
                     sent = self._sock.sendmsg(buffers)
                 self._active_at = self._bridges.clock()
-                self.stream.consume(sent, now=self._active_at)
+                stream.consume(sent, now=self._active_at)
                 if sent < size:
                     self._wait_writable()
                     return
@@ -240,9 +242,9 @@ class Bridge:
         except OSError as exc:
             self.failed(exc.strerror or str(exc))
             return
-        if self.stream.state is RESET:
+        if stream.state is RESET:
             self._reset_when_sent()
-        elif self.stream.receive.eof_ready:
+        elif receive.eof and receive.eof_ready:
             self._shut_down()
 
     def _wait_writable(self) -> None:

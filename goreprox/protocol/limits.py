@@ -54,8 +54,8 @@ IN_FLIGHT_MESSAGES = 400
 QUANTUM_MIN = 16 * KIB
 """What a stream may send before it is another's turn, at least."""
 
-STREAM_ACK_DELAY_S = 0.05
-"""Delivery is acknowledged this late at most, if a quarter of the window has not moved before."""
+STREAM_ACK_DELAY_S = 0.2
+"""Delivery is acknowledged this late at most, if a quarter of the window has not moved before: nobody waits for it."""
 PATH_ACK_DELAY_S = 0.02
 PATH_ACK_BYTES = 64 * KIB
 """So many received bytes are acknowledged at once: the least bound must not wait for the delay."""

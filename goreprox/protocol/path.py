@@ -175,7 +175,8 @@ class Path:
         rate = (self._acked_bytes - newest.acked_bytes) / max(now - newest.acked_at, rtt)
         if newest.limited and now - self._rate_from >= RATE_WINDOW_S:
             self._rate_before, self._rate, self._rate_from = self._rate, 0.0, now
-        self._rate = max(self._rate, rate)
+        if rate > self._rate:
+            self._rate = rate
         bound = 2 * max(self._rate, self._rate_before) * max(self._min_rtt, LEAST_QUEUE_S)
         self.bound = min(max(int(bound), IN_FLIGHT_MIN), IN_FLIGHT_MAX)
 

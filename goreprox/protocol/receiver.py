@@ -20,10 +20,10 @@ class ReceiveHalf:
         "_acked",
         "_borrowed",
         "_budget",
-        "_chunks",
         "_mark",
         "_mark_at",
         "_window",
+        "chunks",
         "delivered",
         "eof",
         "eof_delivered",
@@ -36,7 +36,8 @@ class ReceiveHalf:
         self._budget = budget
         self._window = budget.initial_window()
         self._borrowed = budget.account(held=0, holding=self._window)
-        self._chunks: deque[Buffer] = deque()
+        self.chunks: deque[Buffer] = deque()
+        """What waits for the socket, in order. Not to be changed but through `consume`."""
         self._mark = 0
         self._mark_at = 0.0
         self._acked = 0
@@ -45,11 +46,6 @@ class ReceiveHalf:
         self.limit = self._window
         self.eof = False
         self.eof_delivered = False
-
-    @property
-    def chunks(self) -> deque[Buffer]:
-        """What waits for the socket, in order. Not to be changed but through `consume`."""
-        return self._chunks
 
     @property
     def eof_ready(self) -> bool:
@@ -88,7 +84,7 @@ class ReceiveHalf:
             raise RemoteProtocolError(f"data up to offset {end} after the end of file at {self.received}")
         if offset < self.received:
             payload = memoryview(payload)[self.received - offset :]
-        self._chunks.append(payload)
+        self.chunks.append(payload)
         self.received = end
         return True
 
@@ -107,13 +103,14 @@ class ReceiveHalf:
     def consume(self, count: int) -> None:
         """Note that the socket took `count` bytes."""
         self.delivered += count
+        chunks = self.chunks
         while count:
-            chunk = self._chunks[0]
-            if len(chunk) > count:
-                self._chunks[0] = memoryview(chunk)[count:]
+            size = len(chunks[0])
+            if size > count:
+                chunks[0] = memoryview(chunks[0])[count:]
                 break
-            count -= len(chunk)
-            self._chunks.popleft()
+            count -= size
+            chunks.popleft()
 
     @property
     def pace_known(self) -> bool:
@@ -141,5 +138,5 @@ class ReceiveHalf:
 
     def discard(self) -> None:
         """Drop everything; the half is of no more use."""
-        self._chunks.clear()
+        self.chunks.clear()
         self._borrowed = self._budget.account(held=self._borrowed, holding=0)

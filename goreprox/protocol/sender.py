@@ -67,7 +67,10 @@ class SendHalf:
     @property
     def pending(self) -> bool:
         """Whether anything can be sent now."""
-        return self.sendable > 0 or (self.eof and not self.eof_sent and self.sent == self.end)
+        sent = self.sent
+        if sent < self.end:
+            return sent < self.limit
+        return self.eof and not self.eof_sent
 
     def write(self, data: bytes) -> None:
         """Take bytes from the socket; the buffer becomes ours.
@@ -80,19 +83,19 @@ class SendHalf:
             raise LocalProtocolError(f"write of {len(data)} bytes, expected at most {self.room}")
         self._unsent.append(data)
         self.end = end
-        self._account()
+        if end - self.acked > self._budget.floor_bytes:
+            self._account()
 
     def write_eof(self) -> None:
         """Note that the socket was half-closed by its peer."""
         self.eof = True
 
     def take(self, max_bytes: int) -> tuple[int, Buffer]:
-        """Return offset and payload of what is to be sent next; small chunks are joined into one.
+        """Return offset and payload of what is to be sent next, `max_bytes` at most; small chunks are joined into one.
 
-        There must be something: `sendable > 0`.
+        1 <= max_bytes <= sendable.
         """
         offset = self.sent
-        max_bytes = min(max_bytes, self.sendable)
         payload = self._unsent.popleft()
         if len(payload) > max_bytes:
             view = memoryview(payload)
@@ -101,7 +104,7 @@ class SendHalf:
         elif self._unsent and len(payload) < RAW_PAYLOAD:
             payload = self._join(payload, max_bytes)
         self._unacked.append(payload)
-        self.sent += len(payload)
+        self.sent = offset + len(payload)
         return offset, payload
 
     def _join(self, first: Buffer, max_bytes: int) -> Buffer:
@@ -123,12 +126,16 @@ class SendHalf:
         if delivered > self.end:
             self.finished = True
             delivered = self.end
-        while self._unacked and self.acked + len(self._unacked[0]) <= delivered:
-            self.acked += len(self._unacked.popleft())
-        if delivered > self.acked:
-            self._unacked[0] = memoryview(self._unacked[0])[delivered - self.acked :]
-            self.acked = delivered
-        self.limit = max(self.limit, limit)
+        acked, unacked = self.acked, self._unacked
+        while unacked and (end := acked + len(unacked[0])) <= delivered:
+            unacked.popleft()
+            acked = end
+        if delivered > acked:
+            unacked[0] = memoryview(unacked[0])[delivered - acked :]
+            acked = delivered
+        self.acked = acked
+        if limit > self.limit:
+            self.limit = limit
         self._account()
 
     def rewind(self, received: int, *, eof_received: bool) -> int:
@@ -161,6 +168,4 @@ class SendHalf:
         self._account()
 
     def _account(self) -> None:
-        holding = self.end - self.acked
-        if self._borrowed or holding > self._budget.floor_bytes:
-            self._borrowed = self._budget.account(held=self._borrowed, holding=holding)
+        self._borrowed = self._budget.account(held=self._borrowed, holding=self.end - self.acked)

@@ -365,9 +365,10 @@ class Session:
 
     def stream_ready(self, stream: Stream) -> None:
         """Schedule a stream that has something to send."""
-        if self.established and (stream.send.pending or stream.state is RESETTING):
+        if self.established and not stream.queued and (stream.send.pending or stream.state is RESETTING):
             self._fair.add(stream)
-            self._wake()
+            if not self._awake:
+                self._wake()
 
     def stream_acks(self, stream: Stream, *, urgent: bool, now: float) -> None:
         """Acknowledge delivery, soon or with others."""
@@ -543,7 +544,7 @@ class Session:
     def _data(self, event: Data) -> None:
         if not self.established:
             raise RemoteProtocolError("Data before the last page of the resume")
-        stream = self._stream(event.stream)
+        stream = self.streams.get(event.stream) or self._stream(event.stream)
         if stream is not None and stream.receive_data(event.offset, event.payload):
             self.notices.append(Notice(READABLE, stream))
 
@@ -694,7 +695,7 @@ class Session:
         path = self._path
         if path is None:
             return messages
-        while self._control or self._fair:
+        while True:
             events, size = self._batch(path)
             if not events:
                 break
@@ -726,14 +727,14 @@ class Session:
             if isinstance(event, Resume):
                 size += EVENT_BYTES * len(event.streams)
                 break
-        if self._fair and self.established and not self._control:
-            size = self._fill(events, size, path)
+        if self.established and not self._control and (waiting := len(self._fair)):
+            size = self._fill(events, size, path, waiting)
         return events, size
 
-    def _fill(self, events: list[Event], size: int, path: Path) -> int:
-        """Add what streams have to send, each in its turn, as far as the path has room."""
+    def _fill(self, events: list[Event], size: int, path: Path, waiting: int) -> int:
+        """Add what the `waiting` streams have to send, each in its turn, as far as the path has room."""
         inline, raws = size, 0
-        quantum = min(max(path.bound // 4 // max(len(self._fair), 1), QUANTUM_MIN), MAX_PAYLOAD)
+        quantum = min(max(path.bound // 4 // waiting, QUANTUM_MIN), MAX_PAYLOAD)
         room = path.room
         most = min(BATCH_BYTES, path.bound // BATCH_SHARE)
         while len(events) < BATCH_EVENTS and inline < BATCH_INLINE and size < most and raws < MAX_RAW_FRAMES:
@@ -743,10 +744,12 @@ class Session:
             if stream is None:
                 break
             send = stream.send
-            if send.sendable > 0:
-                offset, payload = send.take(min(quantum, room - size))
+            more = send.sendable
+            if more > 0:
+                offset, payload = send.take(min(more, quantum, room - size))
                 count = len(payload)
                 events.append(Data(stream.id, offset, payload))
+                more -= count
                 stream.deficit -= count
                 size += count + EVENT_BYTES
                 if count < RAW_PAYLOAD:
@@ -755,7 +758,7 @@ class Session:
                     raws += 1
             if send.sent == send.end and (send.eof or stream.state is RESETTING):
                 size += self._tail(stream, events, path)
-            self._fair.done(stream, more=send.sendable > 0)
+            self._fair.done(stream, more=more > 0)
         return size
 
     def _tail(self, stream: Stream, events: list[Event], path: Path) -> int:

@@ -62,10 +62,11 @@ class Step(enum.Enum):
 
 
 OPENING, OPEN, RESETTING, RESET = State.OPENING, State.OPEN, State.RESETTING, State.RESET
-_WRITE, _DATA_IN = Step.WRITE, Step.DATA_IN
 """Looked up once: an attribute of an enumeration costs ten times as much as a global."""
 _O, _D, _N, _G, _R, _C = State.OPENING, State.DIALING, State.OPEN, State.RESETTING, State.RESET, State.CLOSED
 
+# A stream that is OPEN stays so whatever is written, arrives or is acknowledged: these three, which happen with every
+# piece of data, look at the table in other states only.
 TRANSITIONS: dict[tuple[State, Step], State] = {
     (_O, Step.ACCEPT_IN): _N,
     (_O, Step.REFUSE_IN): _O,  # another session may carry it
@@ -212,7 +213,8 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Send bytes that were read from the socket, at most `room`."""
-        self.step(_WRITE)
+        if self.state is not OPEN:
+            self.step(Step.WRITE)
         if self.state is not RESET:
             self.send.write(data)
             if self.host is not None:
@@ -285,7 +287,8 @@ class Stream:
 
     def receive_data(self, offset: int, payload: Buffer) -> bool:
         """Take bytes; return whether there is something new for the socket."""
-        self.step(_DATA_IN)
+        if self.state is not OPEN:
+            self.step(Step.DATA_IN)
         return self.state is not RESETTING and self.receive.receive(offset, payload)
 
     def receive_eof(self, final: int) -> bool:
@@ -307,11 +310,12 @@ class Stream:
 
     def receive_ack(self, delivered: int, limit: int) -> bool:
         """Take an acknowledgement; return whether the socket may be read again."""
-        self.step(Step.ACK_IN)
-        if self.state is State.RESET:
+        if self.state is not OPEN:
+            self.step(Step.ACK_IN)
+        if self.state is RESET:
             return False
         self.send.ack(delivered, limit)
-        return self.state is State.OPEN
+        return self.state is OPEN
 
     def receive_refusal(self) -> None:
         """Take a refusal: the stream is as if it had never been opened, its bytes ready for another session."""

@@ -229,7 +229,7 @@ def _let_one_stream_hog_the_path(patch: pytest.MonkeyPatch) -> None:
 
 
 def _leak_the_budget(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ReceiveHalf, "discard", lambda self: self._chunks.clear())
+    patch.setattr(ReceiveHalf, "discard", lambda self: self.chunks.clear())
 
 
 def _end_with_fin(patch: pytest.MonkeyPatch) -> None:

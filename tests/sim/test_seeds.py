@@ -47,7 +47,7 @@ def _acknowledge_before_delivery(patch: pytest.MonkeyPatch) -> None:
 
 def _do_not_trim(patch: pytest.MonkeyPatch) -> None:
     def receive(self: ReceiveHalf, offset: int, payload: Any) -> bool:
-        self._chunks.append(payload)
+        self.chunks.append(payload)
         self.received += len(payload)
         return True
 
@@ -125,7 +125,7 @@ def _ignore_gaps(patch: pytest.MonkeyPatch) -> None:
 
 
 def _leak_the_budget(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ReceiveHalf, "discard", lambda self: self._chunks.clear())
+    patch.setattr(ReceiveHalf, "discard", lambda self: self.chunks.clear())
 
 
 def _count_the_window_twice(patch: pytest.MonkeyPatch) -> None:

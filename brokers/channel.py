@@ -11,10 +11,14 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from brokers.carrier import Buffer
-from brokers.envelope import RAW_BYTES
 
 NOBLOCK, MORE, EVENTS, POLLIN = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.EVENTS), int(zmq.POLLIN)
 """Plain numbers: operators of enumerations cost as much as a message."""
+REFERENCED_BYTES = 128 * 1024
+"""Frames to send from this size on are referenced until they are sent. Smaller ones are copied: 10 us at most, and less
+than what it takes to be told by another thread that a frame is sent."""
+KEPT_BYTES = 16 * 1024
+"""Frames received from this size on are used where they lie, smaller ones copied."""
 DRAIN_MESSAGES = 256
 DRAIN_BYTES = 8 * 1024 * 1024
 """Per turn of the loop: 8 MiB at 1 GB/s are 8 ms."""
@@ -51,7 +55,7 @@ class Channel:
         send = self.socket.send
         last = len(frames) - 1
         for index, frame in enumerate(frames):
-            send(frame, NOBLOCK if index == last else MORE, len(frame) < RAW_BYTES)
+            send(frame, NOBLOCK if index == last else MORE, len(frame) < REFERENCED_BYTES)
         self.look_again()
 
     @property
@@ -87,7 +91,7 @@ class Channel:
                     self.user_id = _user_id(frame)
                 buffer = frame.buffer
                 size += len(buffer)
-                frames.append(buffer if len(buffer) >= RAW_BYTES else bytes(buffer))
+                frames.append(buffer if len(buffer) >= KEPT_BYTES else bytes(buffer))
                 more = frame.more
             messages += 1
             self._receive(frames)

@@ -25,8 +25,6 @@ MAX_FRAMES = 130
 MAX_TEXT = 256
 REVOKED = "revoked"
 """The one reason of a Down that is compared, not only read: this peer must not come back to what it had."""
-RAW_BYTES = 16 * 1024
-"""Frames from this size on are referenced, smaller ones copied: that is cheaper below."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ MAX_TIMER_S = 5.0
 """Timers of the loop do not count suspend: look at the clock at least so often."""
 FORGET_S = 120.0
 """An empty session is kept so long after its grace: a peer that returns finds its ids remembered."""
-OPENED, ACCEPTED, REFUSED = Kind.OPENED, Kind.ACCEPTED, Kind.REFUSED
+OPENED, ACCEPTED, REFUSED, READABLE = Kind.OPENED, Kind.ACCEPTED, Kind.REFUSED, Kind.READABLE
 """Looked up once: an attribute of an enumeration costs ten times as much as a global."""
 
 
@@ -270,6 +270,8 @@ class Driver:
                 kind, stream, reason, code = notice
                 if stream is None:
                     self._session_notice(peer, notice)
+                elif kind is READABLE and stream.owner is not None:
+                    stream.owner.notice(READABLE)
                 elif kind is OPENED:
                     if stream.state is not State.CLOSED:  # the same message may have ended it
                         self._application.stream_opened(peer, stream)

@@ -14,7 +14,6 @@ where one link carries what Python can.
 
 import enum
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, assert_never
@@ -33,7 +32,6 @@ from goreprox.protocol.events import (
     Data,
     Drain,
     Eof,
-    Event,
     Goodbye,
     Live,
     Open,
@@ -42,19 +40,10 @@ from goreprox.protocol.events import (
     Reset,
     Resume,
 )
-from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.limits import (
     ALLOWANCE_S,
-    BATCH_BYTES,
-    BATCH_EVENTS,
-    BATCH_INLINE,
-    BATCH_SHARE,
     LAST_WORDS_MAX,
     MAX_OFFSET,
-    MAX_PAYLOAD,
-    MAX_RAW_FRAMES,
-    QUANTUM_MIN,
-    RAW_PAYLOAD,
     RESET_LINGER_S,
     RESTART_MAX_S,
     RESTART_MIN_S,
@@ -62,12 +51,11 @@ from goreprox.protocol.limits import (
     RESUME_PAGE,
     STREAM_ACK_DELAY_S,
 )
+from goreprox.protocol.outbox import Outbox
 from goreprox.protocol.path import Path
 from goreprox.protocol.stream import OPEN, RESETTING, State, Step, Stream
 
 GONE = "the peer no longer knows this stream"
-EVENT_BYTES = 48
-"""What an event without payload is counted as."""
 
 
 class Kind(enum.Enum):
@@ -166,14 +154,12 @@ class Session:
         self._restart_s = RESTART_MIN_S
         self._next_id = 1
         self._last_id_in = 0
-        self._control: deque[Control] = deque()
-        self._fair: FairQueue[Stream] = FairQueue()
+        self._outbox = Outbox()
         self._acks: dict[int, Stream] = {}
         self._acks_due: float | None = None
         self._resetting: dict[int, float] = {}
         self._ended: dict[int, Control] = {}
         """Last words (Refuse, Abort) that the peer may not have heard yet."""
-        self._ended_at: deque[tuple[int, int]] = deque()
         self._listed: list[int] = []
         """Streams that the peer's resume has named so far."""
         self._late: list[Stream] = []
@@ -209,7 +195,7 @@ class Session:
         if self._restart_at is not None:
             return False
         return self._path is None or (
-            self._path.peer_acked == self._path.seq and not self._control and not len(self._fair)
+            self._path.peer_acked == self._path.seq and not self._outbox.control and not len(self._outbox.streams)
         )
 
     def path_up(self, path_id: object, now: float) -> None:
@@ -236,9 +222,7 @@ class Session:
         self._path = None
         if self._lost_at is None:
             self._lost_at = now
-        self._control.clear()
-        self._fair.clear()
-        self._ended_at.clear()
+        self._outbox.clear()
         self._acks.clear()
         self._acks_due = None
         self._wake()
@@ -255,11 +239,11 @@ class Session:
         self._restart_at = None
         self._listed.clear()
         self._late.clear()
-        self._control.extend(self._pages())
+        self._outbox.control.extend(self._pages())
         if self._draining:
-            self._control.append(Drain())
+            self._outbox.control.append(Drain())
         if self._goodbye is not None:
-            self._control.append(Goodbye(self._goodbye))
+            self._outbox.control.append(Goodbye(self._goodbye))
         self._wake()
 
     def _pages(self) -> Iterator[Resume]:
@@ -312,7 +296,7 @@ class Session:
             if path.stalled and self.established and len(self._paths) > 1:
                 self._restart(now)
             else:
-                self._control.append(Probe())
+                self._outbox.control.append(Probe())
         if self._restart_at is not None and now >= self._restart_at:
             self._restart_at = None
             if self._path is None and self._paths:
@@ -325,7 +309,7 @@ class Session:
 
     def abandon(self, reason: str) -> None:
         """End all streams: the peer is lost, or we are leaving."""
-        self._fair.clear()
+        self._outbox.streams.clear()
         for stream in list(self.streams.values()):
             self._end(stream, reason)
 
@@ -366,7 +350,7 @@ class Session:
     def stream_ready(self, stream: Stream) -> None:
         """Schedule a stream that has something to send."""
         if self.established and not stream.queued and (stream.send.pending or stream.state is RESETTING):
-            self._fair.add(stream)
+            self._outbox.streams.add(stream)
             if not self._awake:
                 self._wake()
 
@@ -417,7 +401,7 @@ class Session:
         self.streams.pop(stream.id, None)
         self._acks.pop(stream.id, None)
         self._resetting.pop(stream.id, None)
-        self._fair.remove(stream)
+        self._outbox.streams.remove(stream)
 
     def _last_word(self, event: Refuse | Abort) -> None:
         """Say what ends a stream, again if need be, until the peer has it."""
@@ -446,7 +430,7 @@ class Session:
     def _fail(self, reason: str, now: float) -> None:
         """End the session for good: the peer cannot be trusted with a single stream. Its last message says so."""
         self.abandon(f"protocol error: {reason}")
-        self._control.append(Goodbye(f"protocol error: {reason}"))
+        self._outbox.control.append(Goodbye(f"protocol error: {reason}"))
         self.failed = reason
         self.established = False
         self._paths.clear()
@@ -483,13 +467,14 @@ class Session:
                     self._data(event)
                 else:
                     self._apply(event, path, now)
-        if self._control or self._fair or path.ack_due(now):
+        if self._outbox.control or self._outbox.streams or path.ack_due(now):
             self._wake()
 
     def _heard(self, acked: int) -> None:
         """Drop last words, and streams whose reset arrived, that the peer has acknowledged."""
-        while self._ended_at and self._ended_at[0][0] < acked:
-            stream_id = self._ended_at.popleft()[1]
+        ends = self._outbox.ends
+        while ends and ends[0][0] < acked:
+            stream_id = ends.popleft()[1]
             self._ended.pop(stream_id, None)
             stream = self.streams.get(stream_id)
             if stream is not None and stream.state is State.RESETTING:
@@ -639,8 +624,8 @@ class Session:
         seen = self._next_id if self.opener else self._last_id_in + 1
         gone = [stream_id for stream_id in self._listed if stream_id not in self.streams and stream_id < seen]
         self._ended = {stream_id: self._ended.get(stream_id, Abort(stream_id, Code.GONE, GONE)) for stream_id in gone}
-        self._control.extend(self._ended.values())
-        self._control.extend(
+        self._outbox.control.extend(self._ended.values())
+        self._outbox.control.extend(
             Accept(stream.id, stream.receive.limit) for stream in self._late if stream.id in self.streams
         )
         self._listed.clear()
@@ -662,14 +647,14 @@ class Session:
                     continue
                 stream.send.rewind(0, eof_received=False)
                 stream.reset_sent = False
-                self._control.append(_open(stream))
+                self._outbox.control.append(_open(stream))
             elif stream.state is State.RESETTING and stream.id not in listed:
                 self._reset_arrived(stream)
                 continue
             if stream.state is State.OPEN:
                 self.notices.append(Notice(Kind.WRITABLE, stream))
                 if stream.receive.ack_pending:
-                    self._control.append(Ack(stream.id, *stream.receive.take_ack()))
+                    self._outbox.control.append(Ack(stream.id, *stream.receive.take_ack()))
                 self._finish_if_done(stream)
             self.stream_ready(stream)
         self._resetting = dict.fromkeys(self._resetting, now + RESET_LINGER_S)
@@ -678,7 +663,7 @@ class Session:
     # What goes out.
 
     def _say(self, event: Control) -> None:
-        self._control.append(event)
+        self._outbox.control.append(event)
         self._wake()
 
     def _wake(self) -> None:
@@ -696,7 +681,7 @@ class Session:
         if path is None:
             return messages
         while True:
-            events, size = self._batch(path)
+            events, size = self._outbox.batch(path, established=self.established)
             if not events:
                 break
             batch = Batch(path.epoch, path.send(size, now), path.received, tuple(events))
@@ -712,67 +697,7 @@ class Session:
         acks, self._acks = self._acks, {}
         for stream in acks.values():
             if stream.receive.ack_pending:
-                self._control.append(Ack(stream.id, *stream.receive.take_ack()))
-
-    def _batch(self, path: Path) -> tuple[list[Event], int]:
-        events: list[Event] = []
-        size = 0
-        while self._control and len(events) < BATCH_EVENTS and size < BATCH_INLINE:
-            event = self._control.popleft()
-            events.append(event)
-            size += EVENT_BYTES
-            if isinstance(event, Refuse | Abort):
-                size += 4 * len(event.reason)  # UTF-8 at its longest
-                self._ended_at.append((path.seq, event.stream))
-            if isinstance(event, Resume):
-                size += EVENT_BYTES * len(event.streams)
-                break
-        if self.established and not self._control and (waiting := len(self._fair)):
-            size = self._fill(events, size, path, waiting)
-        return events, size
-
-    def _fill(self, events: list[Event], size: int, path: Path, waiting: int) -> int:
-        """Add what the `waiting` streams have to send, each in its turn, as far as the path has room."""
-        inline, raws = size, 0
-        quantum = min(max(path.bound // 4 // waiting, QUANTUM_MIN), MAX_PAYLOAD)
-        room = path.room
-        most = min(BATCH_BYTES, path.bound // BATCH_SHARE)
-        while len(events) < BATCH_EVENTS and inline < BATCH_INLINE and size < most and raws < MAX_RAW_FRAMES:
-            if room - size < QUANTUM_MIN:
-                break
-            stream = self._fair.turn(quantum)
-            if stream is None:
-                break
-            send = stream.send
-            more = send.sendable
-            if more > 0:
-                offset, payload = send.take(min(more, quantum, room - size))
-                count = len(payload)
-                events.append(Data(stream.id, offset, payload))
-                more -= count
-                stream.deficit -= count
-                size += count + EVENT_BYTES
-                if count < RAW_PAYLOAD:
-                    inline += count + EVENT_BYTES
-                else:
-                    raws += 1
-            if send.sent == send.end and (send.eof or stream.state is RESETTING):
-                size += self._tail(stream, events, path)
-            self._fair.done(stream, more=more > 0)
-        return size
-
-    def _tail(self, stream: Stream, events: list[Event], path: Path) -> int:
-        """Say how the stream ends, after its last byte."""
-        if stream.state is RESETTING:
-            if stream.reset_sent:
-                return 0
-            stream.reset_sent = True
-            events.append(Reset(stream.id, stream.send.end, stream.end_reason))
-            self._ended_at.append((path.seq, stream.id))
-            return EVENT_BYTES
-        stream.send.eof_sent = True
-        events.append(Eof(stream.id, stream.send.end))
-        return EVENT_BYTES
+                self._outbox.control.append(Ack(stream.id, *stream.receive.take_ack()))
 
     # What people are shown.
 
@@ -789,12 +714,12 @@ class Session:
     @property
     def scheduled_streams(self) -> int:
         """Streams with something to send that wait for their turn."""
-        return len(self._fair)
+        return len(self._outbox.streams)
 
     @property
     def control_events(self) -> int:
         """Events without payload that wait to be sent."""
-        return len(self._control)
+        return len(self._outbox.control)
 
     def traffic(self) -> Traffic:
         """Sum up ended and live streams: linear in the live ones."""

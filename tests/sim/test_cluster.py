@@ -175,7 +175,8 @@ def _do_not_repeat_open(patch: pytest.MonkeyPatch) -> None:
 
     def establish(self: Session, *args: Any) -> None:
         original(self, *args)
-        self._control = type(self._control)(event for event in self._control if not isinstance(event, Open))
+        control = self._outbox.control
+        self._outbox.control = type(control)(event for event in control if not isinstance(event, Open))
 
     patch.setattr(Session, "_establish", establish)
 

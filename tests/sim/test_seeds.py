@@ -7,6 +7,7 @@ import pytest
 
 from goreprox.protocol import session as session_module
 from goreprox.protocol.events import Open, Reset
+from goreprox.protocol.outbox import Outbox
 from goreprox.protocol.path import Path
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.sender import SendHalf
@@ -70,15 +71,15 @@ def _rewind_too_little(patch: pytest.MonkeyPatch) -> None:
 
 
 def _lose_resets(patch: pytest.MonkeyPatch) -> None:
-    original = Session._tail
+    original = Outbox._tail
 
-    def tail(self: Session, stream: Stream, events: list[Any], path: Path) -> int:
+    def tail(self: Outbox, stream: Stream, events: list[Any], path: Path) -> int:
         size = original(self, stream, events, path)
         if events and isinstance(events[-1], Reset):
             events.pop()
         return size
 
-    patch.setattr(Session, "_tail", tail)
+    patch.setattr(Outbox, "_tail", tail)
 
 
 def _reset_overtakes_data(patch: pytest.MonkeyPatch) -> None:
@@ -96,7 +97,8 @@ def _do_not_repeat_open(patch: pytest.MonkeyPatch) -> None:
 
     def establish(self: Session, *args: Any) -> None:
         original(self, *args)
-        self._control = type(self._control)(event for event in self._control if not isinstance(event, Open))
+        control = self._outbox.control
+        self._outbox.control = type(control)(event for event in control if not isinstance(event, Open))
 
     patch.setattr(Session, "_establish", establish)
 

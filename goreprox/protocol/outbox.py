@@ -1,0 +1,107 @@
+"""What one end of a session has to say: control events in their order, then payload, each stream in its turn.
+
+It fills batches, within the bounds of a message and of the path. It knows nothing of resumes, of what arrives, of CBOR.
+"""
+
+from collections import deque
+
+from goreprox.protocol.events import Abort, Control, Data, Eof, Event, Refuse, Reset, Resume
+from goreprox.protocol.fair import FairQueue
+from goreprox.protocol.limits import (
+    BATCH_BYTES,
+    BATCH_EVENTS,
+    BATCH_INLINE,
+    BATCH_SHARE,
+    MAX_PAYLOAD,
+    MAX_RAW_FRAMES,
+    QUANTUM_MIN,
+    RAW_PAYLOAD,
+)
+from goreprox.protocol.path import Path
+from goreprox.protocol.stream import RESETTING, Stream
+
+EVENT_BYTES = 48
+"""What an event without payload is counted as."""
+
+
+class Outbox:
+    """Everything that waits to be sent in the present epoch."""
+
+    __slots__ = ("control", "ends", "streams")
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.control: deque[Control] = deque()
+        """Events without payload: they go first, and are never held back by what is in flight."""
+        self.streams: FairQueue[Stream] = FairQueue()
+        """Those with payload to send, or an end."""
+        self.ends: deque[tuple[int, int]] = deque()
+        """Sent, but not acknowledged, in their order: the numbers of the messages that told how streams ended, and the
+        streams."""
+
+    def clear(self) -> None:
+        """Forget everything: the epoch is over."""
+        self.control.clear()
+        self.streams.clear()
+        self.ends.clear()
+
+    def batch(self, path: Path, *, established: bool) -> tuple[list[Event], int]:
+        """Return the events of the next message and what they count; payload only once streams flow."""
+        events: list[Event] = []
+        size = 0
+        while self.control and len(events) < BATCH_EVENTS and size < BATCH_INLINE:
+            event = self.control.popleft()
+            events.append(event)
+            size += EVENT_BYTES
+            if isinstance(event, Refuse) or isinstance(event, Abort):  # noqa: SIM101 -- a union would be made each time
+                size += 4 * len(event.reason)  # UTF-8 at its longest
+                self.ends.append((path.seq, event.stream))
+            elif isinstance(event, Resume):
+                size += EVENT_BYTES * len(event.streams)
+                break
+        if established and not self.control and (waiting := len(self.streams)):
+            size = self._fill(events, size, path, waiting)
+        return events, size
+
+    def _fill(self, events: list[Event], size: int, path: Path, waiting: int) -> int:
+        """Add what the `waiting` streams have to send, each in its turn, as far as the path has room."""
+        inline, raws = size, 0
+        quantum = min(max(path.bound // 4 // waiting, QUANTUM_MIN), MAX_PAYLOAD)
+        room = path.room
+        most = min(BATCH_BYTES, path.bound // BATCH_SHARE)
+        while len(events) < BATCH_EVENTS and inline < BATCH_INLINE and size < most and raws < MAX_RAW_FRAMES:
+            if room - size < QUANTUM_MIN:
+                break
+            stream = self.streams.turn(quantum)
+            if stream is None:
+                break
+            send = stream.send
+            more = send.sendable
+            if more > 0:
+                offset, payload = send.take(min(more, quantum, room - size))
+                count = len(payload)
+                events.append(Data(stream.id, offset, payload))
+                more -= count
+                stream.deficit -= count
+                size += count + EVENT_BYTES
+                if count < RAW_PAYLOAD:
+                    inline += count + EVENT_BYTES
+                else:
+                    raws += 1
+            if send.sent == send.end and (send.eof or stream.state is RESETTING):
+                size += self._tail(stream, events, path)
+            self.streams.done(stream, more=more > 0)
+        return size
+
+    def _tail(self, stream: Stream, events: list[Event], path: Path) -> int:
+        """Say how the stream ends, after its last byte."""
+        if stream.state is RESETTING:
+            if stream.reset_sent:
+                return 0
+            stream.reset_sent = True
+            events.append(Reset(stream.id, stream.send.end, stream.end_reason))
+            self.ends.append((path.seq, stream.id))
+            return EVENT_BYTES
+        stream.send.eof_sent = True
+        events.append(Eof(stream.id, stream.send.end))
+        return EVENT_BYTES

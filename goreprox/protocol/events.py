@@ -36,6 +36,8 @@ class Open:
     service: str
     client: str
     """Address of the client, for logs and for targets that want it."""
+    destination: str
+    """The address that it came to, for targets that want it; empty: not known."""
     limit: int
     """How far the acceptor may send."""
 

@@ -27,7 +27,7 @@ BATCH_INLINE = 96 * KIB
 """A batch is closed once its CBOR holds this: one more payload (16 KiB) and 1,024 events of 60 bytes still fit."""
 BATCH_EVENTS = 1024
 MAX_EVENTS = 2 * BATCH_EVENTS
-"""A batch of ours has one more than `BATCH_EVENTS` at most. 256 KiB would hold 30,000 Opens: 60 MiB of streams."""
+"""A batch of ours has one more than `BATCH_EVENTS` at most. 256 KiB would hold 29,000 Opens: 60 MiB of streams."""
 BATCH_BYTES = MIB
 """A batch is closed once its payloads reach this."""
 BATCH_SHARE = 4

@@ -5,7 +5,7 @@ It fills batches, within the bounds of a message and of the path. It knows nothi
 
 from collections import deque
 
-from goreprox.protocol.events import Abort, Control, Data, Eof, Event, Refuse, Reset, Resume
+from goreprox.protocol.events import Abort, Control, Data, Eof, Event, Open, Refuse, Reset, Resume
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.limits import (
     BATCH_BYTES,
@@ -53,7 +53,9 @@ class Outbox:
             event = self.control.popleft()
             events.append(event)
             size += EVENT_BYTES
-            if isinstance(event, Refuse) or isinstance(event, Abort):  # noqa: SIM101 -- a union would be made each time
+            if isinstance(event, Open):
+                size += len(event.service) + len(event.client) + len(event.destination)
+            elif isinstance(event, Refuse) or isinstance(event, Abort):  # noqa: SIM101 -- a union is made each time
                 size += 4 * len(event.reason)  # UTF-8 at its longest
                 self.ends.append((path.seq, event.stream))
             elif isinstance(event, Resume):

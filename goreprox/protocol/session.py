@@ -552,7 +552,13 @@ class Session:
         if len(self._ended) >= LAST_WORDS_MAX:
             raise RemoteProtocolError(f"Open, with the ends of {LAST_WORDS_MAX} streams not acknowledged")
         self._last_id_in = event.stream
-        stream = Stream(opener=False, service=event.service, client=event.client, budget=self._budget)
+        stream = Stream(
+            opener=False,
+            service=event.service,
+            client=event.client,
+            destination=event.destination,
+            budget=self._budget,
+        )
         stream.id = event.stream
         stream.host = self
         stream.send.limit = event.limit
@@ -731,4 +737,4 @@ class Session:
 
 
 def _open(stream: Stream) -> Open:
-    return Open(stream.id, stream.service, stream.client, stream.receive.limit)
+    return Open(stream.id, stream.service, stream.client, stream.destination, stream.receive.limit)

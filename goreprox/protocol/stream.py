@@ -158,6 +158,7 @@ class Stream:
         "accepted",
         "client",
         "deficit",
+        "destination",
         "end_reason",
         "host",
         "id",
@@ -171,12 +172,13 @@ class Stream:
         "state",
     )
 
-    def __init__(self, *, opener: bool, service: str, client: str, budget: Budget) -> None:
+    def __init__(self, *, opener: bool, service: str, client: str, budget: Budget, destination: str = "") -> None:
         """Make a stream that may buffer what the floor of its budget allows, until it is opened."""
         self.id = 0
         self.opener = opener
         self.service = service
         self.client = client
+        self.destination = destination
         self.state = State.OPENING if opener else State.DIALING
         self.accepted = False
         self.send = SendHalf(budget, limit=budget.floor_bytes)

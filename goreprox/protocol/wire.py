@@ -72,8 +72,8 @@ def _item(event: Control) -> list[object]:  # noqa: PLR0911
     match event:
         case Ack(stream, delivered, limit):
             return [ACK, stream, delivered, limit]
-        case Open(stream, service, client, limit):
-            return [OPEN, stream, service, client[:MAX_TEXT], limit]
+        case Open(stream, service, client, destination, limit):
+            return [OPEN, stream, service, client[:MAX_TEXT], destination[:MAX_TEXT], limit]
         case Accept(stream, limit):
             return [ACCEPT, stream, limit]
         case Refuse(stream, code, reason):
@@ -219,7 +219,7 @@ def _live(item: Any) -> Live:
 
 _DECODERS: dict[int, tuple[int, Callable[[list[Any]], Event]]] = {
     ACK: (3, lambda f: Ack(_uint(f[0]), _uint(f[1]), _uint(f[2]))),
-    OPEN: (4, lambda f: Open(_uint(f[0]), _text(f[1], MAX_NAME), _text(f[2]), _uint(f[3]))),
+    OPEN: (5, lambda f: Open(_uint(f[0]), _text(f[1], MAX_NAME), _text(f[2]), _text(f[3]), _uint(f[4]))),
     ACCEPT: (2, lambda f: Accept(_uint(f[0]), _uint(f[1]))),
     REFUSE: (3, lambda f: Refuse(_uint(f[0]), _code(f[1]), _text(f[2]))),
     EOF: (2, lambda f: Eof(_uint(f[0]), _uint(f[1]))),

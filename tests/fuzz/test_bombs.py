@@ -43,7 +43,7 @@ RESUME = bytes.fromhex("8608fb404e0000000000000101f580")
 
 def opens(count: int) -> bytes:
     """Begin an epoch and open so many streams."""
-    events = [RESUME, *(b"\x85\x02\x19" + i.to_bytes(2, "big") + b"\x60\x60\x00" for i in range(1, count + 1))]
+    events = [RESUME, *(b"\x86\x02\x19" + i.to_bytes(2, "big") + b"\x60\x60\x60\x00" for i in range(1, count + 1))]
     return BATCH + length(4, len(events)) + b"".join(events)
 
 
@@ -73,8 +73,8 @@ BOMBS: dict[str, Callable[[int], bytes]] = {
     "empty maps": lambda size: filled(size, b"\xa0", before=BATCH + length(4, size - 10)),
     "probes": lambda size: filled(size, b"\x81\x0b", before=BATCH + length(4, (size - 10) // 2)),
     "goodbyes": lambda size: filled(size, b"\x82\x0a\x60", before=BATCH + length(4, (size - 10) // 3)),
-    "opens": lambda size: opens((size - 100) // 8),
-    "as many opens as may be": lambda size: opens(min((size - 100) // 8, MAX_EVENTS - 1)),
+    "opens": lambda size: opens((size - 100) // 9),
+    "as many opens as may be": lambda size: opens(min((size - 100) // 9, MAX_EVENTS - 1)),
     "controls with many attributes": lambda size: filled(size, b"\x61x\x00", before=b"\x82\x04\xb9\x10\x00"),
     "attributes of empty lists": lambda size: filled(size, b"\x80", before=b"\x82\x04\xa1\x61x" + length(4, size - 10)),
 }

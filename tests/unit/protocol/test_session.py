@@ -156,7 +156,7 @@ def accepted() -> tuple[Peer, Stream]:
 def dialing() -> tuple[Peer, Stream]:
     """Give the peer of an acceptor, and a stream whose target was not reached yet."""
     peer = provider()
-    peer.say(Open(1, "web", "test", WINDOW))
+    peer.say(Open(1, "web", "test", "", WINDOW))
     (notice,) = peer.notices()
     assert notice.kind is Kind.OPENED
     assert notice.stream is not None
@@ -482,7 +482,7 @@ def test_a_new_stream_is_opened_and_its_bytes_follow_at_once() -> None:
     peer = edge()
     stream = peer.open()
     stream.write(b"abc")
-    assert peer.heard() == [Open(1, "web", "test", WINDOW_INITIAL), Data(1, 0, b"abc")]
+    assert peer.heard() == [Open(1, "web", "test", "", WINDOW_INITIAL), Data(1, 0, b"abc")]
     peer.say(Accept(1, WINDOW))
     assert peer.kinds() == [Kind.ACCEPTED, Kind.WRITABLE]
     assert stream.send.limit == WINDOW
@@ -541,7 +541,7 @@ def test_streams_opened_without_a_path_are_opened_later() -> None:
     peer = Peer()
     stream = peer.open()
     stream.write(b"abc")
-    assert peer.connect()[1:] == [Open(1, "web", "test", WINDOW_INITIAL), Data(1, 0, b"abc")]
+    assert peer.connect()[1:] == [Open(1, "web", "test", "", WINDOW_INITIAL), Data(1, 0, b"abc")]
 
 
 def test_ids_go_on_from_what_the_peer_has_seen() -> None:
@@ -555,7 +555,7 @@ def test_ids_go_on_from_what_the_peer_has_seen() -> None:
 
 def test_an_accept_is_told() -> None:
     peer, stream = dialing()
-    assert (stream.service, stream.client, stream.send.limit) == ("web", "test", WINDOW)
+    assert (stream.service, stream.client, stream.destination, stream.send.limit) == ("web", "test", "", WINDOW)
     stream.accept()
     assert peer.heard() == [Accept(1, WINDOW_INITIAL)]
 
@@ -719,7 +719,7 @@ def test_a_stream_that_the_peer_has_not_seen_is_opened_again() -> None:
     stream.write(b"abc")
     peer.heard()
     peer.session.path_down("a", 0.0)
-    assert peer.connect()[1:] == [Open(1, "web", "test", WINDOW_INITIAL), Data(1, 0, b"abc")]
+    assert peer.connect()[1:] == [Open(1, "web", "test", "", WINDOW_INITIAL), Data(1, 0, b"abc")]
 
 
 def test_an_accept_that_was_lost_is_in_the_resume() -> None:
@@ -855,7 +855,7 @@ def test_goodbye_of_the_peer_ends_all_streams_and_is_acknowledged_at_once() -> N
     [
         Data(1, 0, b"x"),
         Ack(1, 0, 0),
-        Open(1, "", "", 0),
+        Open(1, "", "", "", 0),
         Accept(1, 0),
         Eof(1, 0),
         Refuse(1, Code.TARGET, ""),
@@ -891,13 +891,13 @@ def test_a_stream_that_was_never_opened_is_refused(event: Event, opener: bool) -
 
 def test_the_acceptor_may_not_open() -> None:
     peer = edge()
-    peer.say(Open(1, "", "", 0))
+    peer.say(Open(1, "", "", "", 0))
     assert failure(peer) == "Open from the acceptor"
 
 
 def test_an_id_is_used_once() -> None:
     peer, _ = dialing()
-    peer.say(Open(1, "web", "test", 0))
+    peer.say(Open(1, "web", "test", "", 0))
     assert failure(peer) == "stream id 1 used again, expected more than 1"
 
 
@@ -1083,7 +1083,7 @@ def test_a_refused_stream_with_fresh_bytes_goes_to_one_peer_only() -> None:
     first.say(Refuse(1, Code.TARGET, "no target"))
     second.session.open(stream)
     assert first.heard() == []
-    assert second.heard() == [Open(1, "web", "test", WINDOW_INITIAL), Data(1, 0, b"abc")]
+    assert second.heard() == [Open(1, "web", "test", "", WINDOW_INITIAL), Data(1, 0, b"abc")]
 
 
 def test_a_session_that_is_about_to_begin_again_is_not_settled() -> None:
@@ -1110,7 +1110,7 @@ def test_who_hears_no_ends_may_open_no_more(monkeypatch: pytest.MonkeyPatch) -> 
     peer.heard()
     peer.say(hello())
     for stream_id in range(1, 4):
-        peer.say(Open(stream_id, "web", "test", 0))
+        peer.say(Open(stream_id, "web", "test", "", 0))
         if stream_id < 3:
             peer.session.streams[stream_id].refuse(Code.OTHER, "no")
     assert failure(peer) == "Open, with the ends of 2 streams not acknowledged"

@@ -41,7 +41,10 @@ from goreprox.protocol.limits import (
 GOLDEN: list[tuple[Event, str]] = [
     (Data(1, 2, b"abc"), "8501060203818400010243616263"),
     (Ack(1, 2, 3), "8501060203818401010203"),
-    (Open(1, "web", "10.0.0.1:5", 65536), "850106020381850201637765626a31302e302e302e313a351a00010000"),
+    (
+        Open(1, "web", "10.0.0.1:5", "[::1]:80", 65536),
+        "850106020381860201637765626a31302e302e302e313a35685b3a3a315d3a38301a00010000",
+    ),
     (Accept(1, 65536), "8501060203818303011a00010000"),
     (Refuse(1, Code.FULL, "no"), "85010602038184040102626e6f"),
     (Eof(1, 1000), "8501060203818305011903e8"),
@@ -91,7 +94,7 @@ def test_a_view_is_encoded_as_its_bytes() -> None:
 def test_long_texts_are_cut() -> None:
     long = "x" * (MAX_TEXT + 1)
     events = (
-        Open(1, "s", long, 0),
+        Open(1, "s", long, long, 0),
         Refuse(1, Code.OTHER, long),
         Reset(1, 0, long),
         Abort(1, Code.OTHER, long),
@@ -99,7 +102,7 @@ def test_long_texts_are_cut() -> None:
     )
     cut = long[:MAX_TEXT]
     assert wire.decode(wire.encode(Batch(1, 0, 0, events), version=1))[1].events == (
-        Open(1, "s", cut, 0),
+        Open(1, "s", cut, cut, 0),
         Refuse(1, Code.OTHER, cut),
         Reset(1, 0, cut),
         Abort(1, Code.OTHER, cut),
@@ -117,7 +120,7 @@ LIVE = st.builds(Live, UINT, st.booleans(), UINT, UINT, UINT, st.booleans())
 EVENT: st.SearchStrategy[Event] = st.one_of(
     st.builds(Data, UINT, UINT, PAYLOAD),
     st.builds(Ack, UINT, UINT, UINT),
-    st.builds(Open, UINT, st.text(max_size=MAX_NAME), TEXT, UINT),
+    st.builds(Open, UINT, st.text(max_size=MAX_NAME), TEXT, TEXT, UINT),
     st.builds(Accept, UINT, UINT),
     st.builds(Refuse, UINT, CODE, TEXT),
     st.builds(Eof, UINT, UINT),
@@ -250,11 +253,13 @@ LIVE_FIELDS = [1, True, 2, 3, 4, False]
         [wire.ACK, 1, 2],
         [wire.ACK, 1, 2, 3, 4],
         [wire.ACK, 1, True, 3],
-        [wire.OPEN, 1, "s", "c"],
-        [wire.OPEN, 1, "s" * (MAX_NAME + 1), "c", 1],
-        [wire.OPEN, 1, "s", "c" * (MAX_TEXT + 1), 1],
-        [wire.OPEN, 1, b"s", "c", 1],
-        [wire.OPEN, 1, "s", None, 1],
+        [wire.OPEN, 1, "s", "c", 1],
+        [wire.OPEN, 1, "s" * (MAX_NAME + 1), "c", "d", 1],
+        [wire.OPEN, 1, "s", "c" * (MAX_TEXT + 1), "d", 1],
+        [wire.OPEN, 1, "s", "c", "d" * (MAX_TEXT + 1), 1],
+        [wire.OPEN, 1, b"s", "c", "d", 1],
+        [wire.OPEN, 1, "s", None, "d", 1],
+        [wire.OPEN, 1, "s", "c", None, 1],
         [wire.ACCEPT, 1],
         [wire.ACCEPT, 1, 2.0],
         [wire.REFUSE, 1],

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
 
     from goreprox.config import Address
-    from goreprox.doors import Network
+    from goreprox.doors import Network, Rule
     from goreprox.http.routes import Route
     from goreprox.keys.join import Join
 
@@ -128,6 +128,7 @@ _JoinFile = Annotated[Path | None, Parameter(group=_KEYS)]
 _Rules = Annotated[list[str] | None, Parameter(group=_LIMITS, negative="")]
 _PerAddress = Annotated[int, Parameter(group=_LIMITS)]
 _ReusePort = Annotated[bool, Parameter(group=_ADDRESSES)]
+_ProxyProtocol = Annotated[Literal["v1", "v2"] | None, Parameter(group=_ADDRESSES)]
 _AuthTokens = Annotated[Path | None, Parameter(group=_KEYS)]
 _AuthHeader = Annotated[str, Parameter(group=_KEYS)]
 _AccessLog = Annotated[bool, Parameter(group=_PROCESS)]
@@ -150,6 +151,7 @@ def server(
     auth_tokens: _AuthTokens = None,
     auth_header: _AuthHeader = "X-Goreprox-Auth",
     trusted_proxies: _Rules = None,
+    proxy_protocol_from: _Rules = None,
     access_log: _AccessLog = True,
     route: _Addresses = None,
     state_dir: _StateDir = None,
@@ -185,6 +187,8 @@ def server(
         Name of the header that brings it.
     trusted_proxies
         CIDR of proxies that are believed about the HTTP clients behind them; may be repeated.
+    proxy_protocol_from
+        [SERVICE=]CIDR or [PORT=]CIDR of proxies whose connections begin with a PROXY protocol header; may be repeated.
     access_log
         Log each HTTP request.
     route
@@ -203,6 +207,7 @@ def server(
         max_peers=max_peers,
         state_dir=_state_dir(options, state_dir),
         **_doors(allow, deny, max_connections_per_address),
+        proxy_protocol_from=_rules("proxy-protocol-from", proxy_protocol_from),
         queue_timeout_s=queue_timeout,
         auth_tokens=None if auth_tokens is None else auth_tokens.expanduser(),
         auth_header=auth_header,
@@ -231,6 +236,7 @@ def edge(
     auth_tokens: _AuthTokens = None,
     auth_header: _AuthHeader = "X-Goreprox-Auth",
     trusted_proxies: _Rules = None,
+    proxy_protocol_from: _Rules = None,
     access_log: _AccessLog = True,
     route: _Addresses = None,
     join: _Join = None,
@@ -263,6 +269,8 @@ def edge(
         Name of the header that brings it.
     trusted_proxies
         CIDR of proxies that are believed about the HTTP clients behind them; may be repeated.
+    proxy_protocol_from
+        [SERVICE=]CIDR or [PORT=]CIDR of proxies whose connections begin with a PROXY protocol header; may be repeated.
     access_log
         Log each HTTP request.
     route
@@ -284,6 +292,7 @@ def edge(
         brokers=_addresses(broker, EDGE_PORT, joined),
         workers=workers,
         **_doors(allow, deny, max_connections_per_address),
+        proxy_protocol_from=_rules("proxy-protocol-from", proxy_protocol_from),
         queue_timeout_s=queue_timeout,
         auth_tokens=None if auth_tokens is None else auth_tokens.expanduser(),
         auth_header=auth_header,
@@ -348,6 +357,7 @@ def provider(
     server: _Addresses = None,
     dial_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 5,
     weight: Annotated[float, Parameter(group=_LIMITS)] = 1,
+    proxy_protocol: _ProxyProtocol = None,
     join: _Join = None,
     join_file: _JoinFile = None,
     options: EndOptions | None = None,
@@ -365,12 +375,15 @@ def provider(
         Seconds for reaching the target.
     weight
         Share of new connections beside other providers of the same service, 0.01 to 1000.
+    proxy_protocol
+        Tell targets the client's address by a PROXY protocol header of this version, before its first byte.
     join
         The join string that the server made. Others on this machine see it: better in join-file.
     join_file
         File with the join string.
     """
     from goreprox.config import PROVIDER_PORT, ProviderConfig, Target
+    from goreprox.proxyproto import Version
 
     options = options or EndOptions()
     if not target:
@@ -383,6 +396,7 @@ def provider(
         servers=_addresses(server, PROVIDER_PORT, joined),
         dial_timeout_s=dial_timeout,
         weight=weight,
+        proxy_protocol=None if proxy_protocol is None else Version(proxy_protocol),
         **options.end() | _member(joined),
     )
     _begin(options, config.servers)
@@ -406,22 +420,24 @@ def _routes(texts: list[str] | None) -> "tuple[Route, ...]":
 
 def _networks(option: str, texts: list[str] | None) -> tuple["Network", ...]:
     """Read CIDRs that are for every service."""
-    from goreprox.doors import Rule
-
-    rules = [Rule.parse(option, text) for text in texts or ()]
+    rules = _rules(option, texts)
     for rule in rules:
         if rule.place is not None:
             raise ConfigError(f"{option} {rule.place}={rule.network}: it is the same for all services")
     return tuple(rule.network for rule in rules)
 
 
-def _doors(allow: list[str] | None, deny: list[str] | None, most: int) -> dict[str, Any]:
-    """Give what `AcceptingConfig` takes about clients."""
+def _rules(option: str, texts: list[str] | None) -> "tuple[Rule, ...]":
     from goreprox.doors import Rule
 
+    return tuple(Rule.parse(option, text) for text in texts or ())
+
+
+def _doors(allow: list[str] | None, deny: list[str] | None, most: int) -> dict[str, Any]:
+    """Give what `AcceptingConfig` takes about clients."""
     return {
-        "allow": tuple(Rule.parse("allow", text) for text in allow or ()),
-        "deny": tuple(Rule.parse("deny", text) for text in deny or ()),
+        "allow": _rules("allow", allow),
+        "deny": _rules("deny", deny),
         "max_connections_per_address": most or None,
     }
 

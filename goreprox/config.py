@@ -19,6 +19,7 @@ from goreprox.doors import Network, Rule
 from goreprox.errors import ConfigError
 from goreprox.http.routes import Route
 from goreprox.instance import default_runtime_dir
+from goreprox.proxyproto import Version
 
 if TYPE_CHECKING:
     from brokers import LinkSecurity
@@ -238,6 +239,8 @@ class AcceptingConfig(EndConfig):
     auth_header: str = DEFAULT_AUTH_HEADER
     trusted_proxies: tuple[Network, ...] = ()
     """Who is believed about the clients behind it."""
+    proxy_protocol_from: tuple[Rule, ...] = ()
+    """Whose connections begin with a header of the PROXY protocol."""
     access_log: bool = True
     routes: tuple[Route, ...] = ()
     """Which service the Host of an HTTP request is; empty: that of the listener."""
@@ -249,7 +252,11 @@ class AcceptingConfig(EndConfig):
             raise ConfigError(f"trusted-proxies: expected at most {MAX_RULES}, got {len(self.trusted_proxies)}")
         _check_routes(self.routes, self.listeners)
         _check_auth(self.auth_tokens, self.auth_header, self.listeners)
-        for option, rules in (("allow", self.allow), ("deny", self.deny)):
+        for option, rules in (
+            ("allow", self.allow),
+            ("deny", self.deny),
+            ("proxy-protocol-from", self.proxy_protocol_from),
+        ):
             ports = [str(listener.address.port) for listener in self.listeners if listener.address.port]
             _check_rules(option, rules, [*self.services, *dict.fromkeys(ports)])
         if self.max_connections_per_address is not None:
@@ -328,6 +335,8 @@ class ProviderConfig(EndConfig):
     servers: tuple[Address, ...]
     dial_timeout_s: float = DEFAULT_DIAL_TIMEOUT_S
     weight: float = 1.0
+    proxy_protocol: Version | None = None
+    """How targets are told of the client, before its first byte; None: they are not."""
     security: "LinkSecurity | None" = None
     """The keys of the links; None: links without keys."""
 

@@ -38,6 +38,10 @@ class Rule:
         except ValueError as exc:
             raise ConfigError(f"{option} {text!r}: {exc}; write a network like 192.0.2.0/24, or one address") from exc
 
+    def covers(self, client: Client, places: Iterable[str]) -> bool:
+        """Whether it is about a client at one of these places."""
+        return (self.place is None or self.place in places) and client in self.network
+
 
 class Doors:
     """Decides about clients and counts those inside.
@@ -81,11 +85,10 @@ class Doors:
                 del self._inside[key]
 
     def _closed_to(self, client: Client, places: tuple[str, ...]) -> bool:
-        allow = [rule for rule in self._allow if rule.place in (None, *places)]
-        deny = [rule for rule in self._deny if rule.place in (None, *places)]
-        if any(client in rule.network for rule in deny):
+        if any(rule.covers(client, places) for rule in self._deny):
             return True
-        return bool(allow) and not any(client in rule.network for rule in allow)
+        allow = [rule for rule in self._allow if rule.place is None or rule.place in places]
+        return bool(allow) and not any(rule.covers(client, places) for rule in allow)
 
 
 def parse_client(address: str) -> Client:

@@ -11,8 +11,8 @@ from brokers import Role
 from goreprox import sockets
 from goreprox.balancer import Balancer, Candidate
 from goreprox.bridge import Bridge, Bridges, Joint
-from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, EdgeConfig, Listener, Scheme
-from goreprox.doors import Doors
+from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, Address, EdgeConfig, Listener, Scheme
+from goreprox.doors import Doors, parse_client
 from goreprox.driver import Driver, Peer, clock
 from goreprox.http.auth import Auth
 from goreprox.http.forwarding import Forwarding
@@ -28,6 +28,7 @@ from goreprox.poller import Poller
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
+from goreprox.proxies import Proxies
 from goreprox.snapshot import Ends, Gauges, Subject
 from goreprox.status import answering
 from goreprox.waiting import WaitingRoom
@@ -60,6 +61,7 @@ class Edge:
         self.listeners = Listeners(
             config.listeners, poller, reuse_port=config.reuse_port, welcome=self._welcome, has_room=self._has_room
         )
+        self.proxies = Proxies(poller, welcome=self._admit, left=self.listeners.start)
         self.doors = Doors(config.allow, config.deny, config.max_connections_per_address)
         self._sites = _sites(config, self.doors)
         self._balancer = Balancer(random.Random())
@@ -73,7 +75,7 @@ class Edge:
 
     def _has_room(self) -> bool:
         most = self._config.max_connections
-        if len(self.bridges.live) + self.fronts.idle < most:
+        if len(self.bridges.live) + self.fronts.idle + len(self.proxies) < most:
             return True
         self._warn_once("max connections", f"{most} connections are open: new ones wait; raise --max-connections")
         return False
@@ -81,20 +83,32 @@ class Edge:
     def _welcome(self, sock: socket.socket, client: str, listener: Listener) -> None:
         try:
             sockets.adopt(sock)
+            destination = str(Address(*sock.getsockname()[:2]))
         except OSError:  # the client is gone already
             sock.close()
             return
+        rules = self._config.proxy_protocol_from
+        if rules and any(rule.covers(parse_client(_host(client)), self._places(listener)) for rule in rules):
+            self.proxies.hear(sock, client, destination, listener)
+        else:
+            self._admit(sock, client, destination, listener)
+
+    def _places(self, listener: Listener) -> tuple[str, str]:
         routed = listener.scheme is Scheme.HTTP and self._config.routes
-        if self.doors.guarded and not self.doors.enter(
-            _host(client), str(listener.address.port), "" if routed else listener.service
-        ):
+        return str(listener.address.port), "" if routed else listener.service
+
+    def _admit(self, sock: socket.socket, client: str, destination: str, listener: Listener) -> None:
+        """Serve a client whose address is known, unless it may not come in."""
+        if self.doors.guarded and not self.doors.enter(_host(client), *self._places(listener)):
             self._warn_once("doors", f"clients that may not come in are reset; the first of them: {client}")
             sock.close()  # and so the client sees a reset
             return
         if listener.scheme is Scheme.HTTP:
-            Front(self.fronts, sock, client, self._sites[listener])
+            Front(self.fronts, sock, client, destination, self._sites[listener])
             return
-        stream = Stream(opener=True, service=listener.service, client=client, budget=self._budget)
+        stream = Stream(
+            opener=True, service=listener.service, client=client, destination=destination, budget=self._budget
+        )
         self.connect(Bridge(self.bridges, sock, stream, self.bridge_ended))
 
     def connect(self, joint: Joint) -> None:
@@ -242,7 +256,9 @@ class Edge:
         self.listeners.drain()
         self.fronts.drain()
         self.driver.drain()
-        await self.driver.wait_empty(lambda: not self.bridges.live and not self.fronts.live, deadline_s=drain_s)
+        owners = self.bridges.live, self.fronts.live, self.proxies
+        await self.driver.wait_empty(lambda: not any(owners), deadline_s=drain_s)
+        self.proxies.close()
         for front in list(self.fronts.live):
             front.abort()
         for joint in list(self.bridges.live):

@@ -22,6 +22,7 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import State, Stream
+from goreprox.proxyproto import write
 from goreprox.snapshot import Ends, Gauges, Subject
 from goreprox.status import answering
 
@@ -136,15 +137,32 @@ class Dial:
     def _tried(self, code: int) -> None:
         sock = self._release()
         if sock is not None and code in _CONNECTED:
-            self._finish()
-            self._provider.connected(self._stream, sock)
-            return
+            try:
+                self._introduce(sock)
+            except OSError as exc:
+                code = exc.errno or errno.EIO
+            else:
+                self._finish()
+                self._provider.connected(self._stream, sock)
+                return
         if sock is not None:
             sock.close()
         if self._rest:
             self._try(self._rest)
         else:
             self._refuse(os.strerror(code))
+
+    def _introduce(self, sock: socket.socket) -> None:
+        """Tell the target who the client is, if it is to know.
+
+        Raises:
+            OSError: it was not told, so the client must not be either: what came next would be taken for it.
+        """
+        version = self._provider.config.proxy_protocol
+        if version is not None:
+            header = write(version, self._stream.client, self._stream.destination)
+            if sock.send(header) < len(header):  # never, of 104 bytes, with an empty send queue
+                raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
     def _refuse(self, reason: str) -> None:
         if self._over:

@@ -118,19 +118,15 @@ class Fronts:
 class Front:
     """Owns a client's socket, and the stream that its requests go over."""
 
-    def __init__(self, fronts: Fronts, sock: socket.socket, client: str, site: Site) -> None:
-        """Take over `sock`, prepared, and begin to read it."""
+    def __init__(self, fronts: Fronts, sock: socket.socket, client: str, destination: str, site: Site) -> None:
+        """Take over `sock`, prepared, of a client who came to `destination`, and begin to read it."""
         self._fronts = fronts
         self._bridges = fronts.bridges
         self._sock = sock
         self._fd = sock.fileno()
         self._client = client
-        host, port = sock.getsockname()[:2]
-        self._gateway = Gateway(
-            site,
-            client=client.rpartition(":")[0].strip("[]"),
-            authority=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        )
+        self._destination = destination
+        self._gateway = Gateway(site, client=client.rpartition(":")[0].strip("[]"), authority=destination)
         self._upstream: Upstream | None = None
         self._out: deque[bytes] = deque()
         self._held = 0
@@ -386,7 +382,9 @@ class Front:
             _, self._outages = self._fronts.providers.provider_of(self._upstream.stream)
             return
         fronts = self._fronts
-        stream = Stream(opener=True, service=service, client=self._client, budget=fronts.budget)
+        stream = Stream(
+            opener=True, service=service, client=self._client, destination=self._destination, budget=fronts.budget
+        )
         upstream = Upstream(stream, self, clock=self._bridges.clock, on_end=self._upstream_ended)
         self._upstream = upstream
         fronts.attached += 1

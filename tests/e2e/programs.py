@@ -110,8 +110,20 @@ async def tunnel_to(tmp: Path, target: int, *, scheme: str = "tcp") -> AsyncIter
 
 
 @contextlib.asynccontextmanager
-async def nginx(tmp: Path, root: Path) -> AsyncIterator[int]:
-    """Serve the files of `root`, those below `/chunked/` without a length; give the port."""
+async def nginx(tmp: Path, root: Path, *, behind: str | None = None) -> AsyncIterator[int]:
+    """Serve the files of `root`, those below `/chunked/` without a length; give the port.
+
+    `behind` proxies of these addresses it asks for the PROXY protocol, and says in each answer what it was told.
+    """
+    told = (
+        ""
+        if behind is None
+        else (
+            f"set_real_ip_from {behind}; real_ip_header proxy_protocol; "
+            "add_header Seen-Client $remote_addr:$remote_port; "
+            "add_header Seen-Destination $proxy_protocol_server_addr:$proxy_protocol_server_port;"
+        )
+    )
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "\n".join(f"{kind}_temp_path {tmp}/{kind};" for kind in kinds)
     with reserved_port() as port:
@@ -128,7 +140,8 @@ async def nginx(tmp: Path, root: Path) -> AsyncIterator[int]:
                 sendfile on;
                 {temporary}
                 server {{
-                    listen {HOST}:{port};
+                    listen {HOST}:{port}{"" if behind is None else " proxy_protocol"};
+                    {told}
                     root {root};
                     location /chunked/ {{ ssi on; ssi_types *; alias {root}/; }}
                 }}

@@ -100,6 +100,7 @@ CLIENTS = {
     "auth-tokens": "tokens.toml",
     "auth-header": "X-Token",
     "trusted-proxies": ["10.0.0.0/8", "::1"],
+    "proxy-protocol-from": ["10.0.0.0/8", "web=::1"],
     "access-log": False,
     "route": ["a.example.org=web", "*=b"],
 }
@@ -129,6 +130,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "server": ["h", "i:1"],
         "dial-timeout": 4,
         "weight": 2.5,
+        "proxy-protocol": "v2",
         **ROLE,
         **END,
     },

@@ -45,6 +45,8 @@ FORBIDDEN = {
         for m in ("driver", "bridge", "edge", "provider", "broker", "server", "workers", "cli", "keys_cli")
     ),
     "goreprox/doors.py": ("goreprox.config", "brokers", "asyncio", "socket"),
+    "goreprox/proxyproto.py": ("goreprox", *SANS_IO),
+    "goreprox/proxies.py": tuple(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")),
     "goreprox/config.py": ("goreprox.cli", "cyclopts", "asyncio"),
     "goreprox/errors.py": ("goreprox.",),
 }

@@ -1,0 +1,145 @@
+"""Headers of the PROXY protocol, versions 1 and 2: written and read. Pure: knows bytes, neither sockets nor time.
+
+The header is the first that a proxy says on a connection: whose connection it passes on. The rules are those of
+haproxy.org/download/3.0/doc/proxy-protocol.txt. A receiver must not guess whether there is one, so what is no header
+raises here, and never passes for the first bytes of a client. Ends of connections are texts, `ADDRESS:PORT`.
+"""
+
+import enum
+import ipaddress
+import re
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+MAX_BYTES: Final = 4096
+"""Of a header. Senders should keep it within the least segment, 536 bytes, but names of certificates and of clouds come
+on top. Version 2 can announce 65,551."""
+_V1_MAX_BYTES: Final = 107
+_V1_BEGIN: Final = b"PROXY "
+_PORT: Final = rb"(0|[1-9][0-9]{0,4})"
+_V1: Final = re.compile(
+    rb"PROXY (?:UNKNOWN(?: [^\r\n]*)?|TCP(?:4 ([0-9.]+) ([0-9.]+)|6 ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+)) %b %b)\r\n"
+    % (_PORT, _PORT)
+)
+_SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
+_V2_HEAD: Final = struct.Struct("!12sBBH")
+_LOCAL, _PROXY = 0x20, 0x21
+"""The version, 2, and the command."""
+_UNSPEC, _TCP4, _TCP6 = 0x00, 0x11, 0x21
+"""Family and transport."""
+_MAX_FAMILY, _MAX_TRANSPORT = 3, 2
+"""Unix sockets and datagrams: beyond these nothing is assigned."""
+_ADDRESSES: Final = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s16sHH")}
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Version(enum.Enum):
+    """How a header is written."""
+
+    V1 = "v1"
+    """A line of text."""
+    V2 = "v2"
+
+
+class Malformed(Exception):
+    """A connection does not begin with a header; the message says why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header that was read."""
+
+    size: int
+    """Bytes that it has."""
+    ends: tuple[str, str] | None
+    """The client, and the destination it came to. None: it is the proxy's own connection, or of an unknown kind."""
+
+
+def write(version: Version, client: str, destination: str) -> bytes:
+    """Return the header for a client who came to `destination`.
+
+    It says that the connection is of an unknown kind if these are not two addresses of one version of IP.
+    """
+    source, target = _parse(client), _parse(destination)
+    if source is None or target is None or source[0].version != target[0].version:
+        return b"PROXY UNKNOWN\r\n" if version is Version.V1 else _V2_HEAD.pack(_SIGNATURE, _PROXY, _UNSPEC, 0)
+    ip = source[0].version
+    if version is Version.V1:
+        return f"PROXY TCP{ip} {source[0]} {target[0]} {source[1]} {target[1]}\r\n".encode()
+    kind = _TCP4 if ip == 4 else _TCP6
+    layout = _ADDRESSES[kind]
+    addresses = layout.pack(source[0].packed, target[0].packed, source[1], target[1])
+    return _V2_HEAD.pack(_SIGNATURE, _PROXY, kind, layout.size) + addresses
+
+
+def read(data: bytes) -> Header | None:
+    """Return the header that a connection's first bytes begin with; None: it has more bytes than these.
+
+    Raises:
+        Malformed: they are no header's, or one's that is longer than `MAX_BYTES`.
+    """
+    if _SIGNATURE.startswith(data[: len(_SIGNATURE)]):
+        return _read_v2(data)
+    if _V1_BEGIN.startswith(data[: len(_V1_BEGIN)]):
+        return _read_v1(data)
+    raise Malformed("it begins otherwise")
+
+
+def _read_v1(data: bytes) -> Header | None:
+    end = data.find(b"\r\n", 0, _V1_MAX_BYTES)
+    if end < 0 and len(data) < _V1_MAX_BYTES:
+        return None
+    match = _V1.fullmatch(data, 0, end + 2)
+    if match is None:
+        raise Malformed("its line is not of the form")
+    *addresses, source_port, target_port = [field and field.decode() for field in match.groups()]
+    if source_port is None:
+        return Header(end + 2, None)
+    make = ipaddress.IPv4Address if addresses[0] else ipaddress.IPv6Address
+    try:
+        source, target = [make(address) for address in addresses if address]
+    except ValueError as exc:
+        raise Malformed(str(exc)) from exc
+    ports = int(source_port), int(target_port)
+    if max(ports) > 65_535:
+        raise Malformed("a port is beyond 65535")
+    return Header(end + 2, (_text(source, ports[0]), _text(target, ports[1])))
+
+
+def _read_v2(data: bytes) -> Header | None:
+    if len(data) < _V2_HEAD.size:
+        return None
+    _, command, kind, length = _V2_HEAD.unpack_from(data)
+    size = _V2_HEAD.size + length
+    if size > MAX_BYTES:
+        raise Malformed(f"it has {size:,} bytes, expected at most {MAX_BYTES:,}")
+    if command not in (_LOCAL, _PROXY):
+        raise Malformed(f"version and command are 0x{command:02x}, expected 0x20 or 0x21")
+    if command == _PROXY and (kind >> 4 > _MAX_FAMILY or kind & 0xF > _MAX_TRANSPORT):
+        raise Malformed(f"family and transport are 0x{kind:02x}, which is not assigned")
+    layout = _ADDRESSES.get(kind) if command == _PROXY else None
+    if layout is not None and length < layout.size:
+        raise Malformed(f"its addresses have {length} bytes, expected {layout.size}")
+    if len(data) < size:
+        return None
+    if layout is None:
+        return Header(size, None)
+    source, target, source_port, target_port = layout.unpack_from(data, _V2_HEAD.size)
+    ends = _text(ipaddress.ip_address(source), source_port), _text(ipaddress.ip_address(target), target_port)
+    return Header(size, ends)
+
+
+def _text(address: _Address, port: int) -> str:
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def _parse(text: str) -> tuple[_Address, int] | None:
+    """Read an end of a connection, without the zone of its address; None: it is none."""
+    host, _, port = text.rpartition(":")
+    try:
+        address, number = ipaddress.ip_address(host.strip("[]").partition("%")[0]), int(port)
+    except ValueError:
+        return None
+    return (address, number) if 0 <= number <= 65_535 else None

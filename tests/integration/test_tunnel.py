@@ -114,7 +114,8 @@ class Tunnel:
         self.stack = contextlib.AsyncExitStack()
         self.targets = Targets()
         self.stack.callback(self.targets.close)
-        self.edge = Edge(ServerConfig(listeners=(Listener(Address(HOST, 0)),), providers=Address(HOST, 0), **options))
+        where: dict[str, Any] = {"listeners": (Listener(Address(HOST, 0)),), "providers": Address(HOST, 0)}
+        self.edge = Edge(ServerConfig(**where | options))
         self.router = Router(timings=TIMINGS)
         self._provider_port = self.router.bind(Role.PROVIDER, HOST, 0)
         self._local = self.router.attach(PeerName(Role.EDGE, "edge", os.urandom(16)), PROTOCOL, self.edge.driver)

@@ -1,0 +1,155 @@
+"""How long HTTP clients and their streams are waited for: an edge on a clock that tests put forward."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from goreprox.config import Listener
+from goreprox.driver import clock
+from goreprox.http.front import HEAD_S, IDLE_S, LINGER_S
+from goreprox.http.routes import Route
+from goreprox.http.upstream import REUSED_FOR_S
+from tests.helpers import eventually
+from tests.integration.test_tunnel import HOST, End, Tunnel
+
+GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+ELSEWHERE = GET.replace(b"here", b"elsewhere")
+SHORT_S = 0.5
+"""So long before its time nothing happens; more than a test takes meanwhile does not matter: the clock is ours."""
+
+
+class Clock:
+    """A clock that only tests put forward."""
+
+    def __init__(self) -> None:
+        self.now = clock()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Web(Tunnel):
+    """A tunnel with an HTTP port, where one host is known."""
+
+    def __init__(self) -> None:
+        super().__init__(listeners=(Listener.parse(f"http://{HOST}:0"),), routes=(Route("here", "default"),))
+        self.clock = self.edge.bridges.clock = Clock()
+
+    def later(self, seconds: float) -> None:
+        """Put the clock forward, and let the edge look at it."""
+        self.clock.now += seconds
+        for front in list(self.edge.fronts.live):
+            front.look(self.clock.now)
+
+
+@contextlib.asynccontextmanager
+async def web() -> AsyncIterator[Web]:
+    async with asyncio.timeout(60), Web() as made:
+        yield made
+
+
+def silent(end: End) -> bool:
+    """Whether there is nothing to be read, not even an end."""
+    try:
+        end.sock.recv(1)
+    except BlockingIOError:
+        return True
+    return False
+
+
+async def answered(end: End) -> bytes:
+    """Read an answer with a length; return its head."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += await end.receive(1)
+    head = data.lower()
+    await end.receive(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+    return data
+
+
+def test_a_head_that_dribbles_is_answered_408() -> None:
+    async def main() -> None:
+        async with web() as it:
+            client = await it.client()
+            await client.send(GET[:1])
+            await eventually(lambda: it.edge.fronts.live)
+            (front,) = it.edge.fronts.live
+            for size in range(2, 12):  # a byte each second
+                await client.send(GET[size - 1 : size])
+                await eventually(lambda size=size: len(front._gateway._head) == size)  # type: ignore[misc]
+                it.later((HEAD_S - SHORT_S) / 10)
+            assert silent(client)
+            it.clock.now += SHORT_S  # the edge looks by itself
+            answer = await client.receive_all()
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b"Connection: close\r\n" in answer
+            assert it.edge.fronts.live == {front}
+            it.later(LINGER_S)  # the client does not leave
+            assert not it.edge.fronts.live
+
+    asyncio.run(main())
+
+
+def test_a_head_behind_an_answer_has_its_own_time() -> None:
+    async def main() -> None:
+        async with web() as it:
+            client = await it.client()
+            await client.send(ELSEWHERE)
+            assert (await answered(client)).startswith(b"HTTP/1.1 404 ")
+            it.later(IDLE_S - SHORT_S)
+            await client.send(GET[:9])
+            await eventually(lambda: [front for front in it.edge.fronts.live if front._gateway.reading_head])
+            it.later(HEAD_S - SHORT_S)
+            assert silent(client)
+            it.later(SHORT_S)
+            assert (await client.receive_all()).startswith(b"HTTP/1.1 408 ")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("first", [b"", ELSEWHERE])
+def test_a_client_without_a_request_is_let_go_without_a_word(first: bytes) -> None:
+    async def main() -> None:
+        async with web() as it:
+            client = await it.client()
+            await client.send(first)
+            if first:
+                await answered(client)
+            await eventually(lambda: it.edge.fronts.live)
+            it.later(IDLE_S - SHORT_S)
+            assert silent(client)
+            it.later(SHORT_S)
+            assert await client.receive_all() == b""
+
+    asyncio.run(main())
+
+
+def test_a_stream_is_used_again_for_a_while_and_then_given_up() -> None:
+    async def main() -> None:
+        async with web() as it:
+            await it.provide()
+            client = await it.client()
+
+            async def exchange(target: End) -> None:
+                data = b""
+                while not data.endswith(b"\r\n\r\n"):
+                    data += await target.receive(1)
+                await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                assert (await answered(client)).startswith(b"HTTP/1.1 200 ")
+
+            await client.send(GET)
+            first = await it.targets.accept()
+            await exchange(first)
+            it.later(REUSED_FOR_S - SHORT_S)
+            await client.send(GET)
+            await exchange(first)
+            assert it.targets.nobody_waits
+            it.later(REUSED_FOR_S)
+            assert await first.receive_all() == b""
+            first.sock.close()
+            await client.send(GET)
+            await exchange(await it.targets.accept())
+
+    asyncio.run(main())

@@ -110,10 +110,11 @@ async def tunnel_to(tmp: Path, target: int, *, scheme: str = "tcp") -> AsyncIter
 
 
 @contextlib.asynccontextmanager
-async def nginx(tmp: Path, root: Path, *, behind: str | None = None) -> AsyncIterator[int]:
+async def nginx(tmp: Path, root: Path, *, behind: str | None = None, log: Path | None = None) -> AsyncIterator[int]:
     """Serve the files of `root`, those below `/chunked/` without a length; give the port.
 
     `behind` proxies of these addresses it asks for the PROXY protocol, and says in each answer what it was told.
+    In `log` it writes the first line of each request.
     """
     told = (
         ""
@@ -136,7 +137,8 @@ async def nginx(tmp: Path, root: Path, *, behind: str | None = None) -> AsyncIte
             error_log stderr;
             events {{ worker_connections 64; }}
             http {{
-                access_log off;
+                log_format line '$request';
+                access_log {"off" if log is None else f"{log} line"};
                 sendfile on;
                 {temporary}
                 server {{

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -16,9 +17,13 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, block, eventually, nothing_yet, run
 from tests.e2e.programs import nginx, output_of, program, tunnel_to
+from tests.unit.http.test_malformed import BODIES, NEXT, ONE_READING, REFUSED
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+ADMIN = "GET /admin HTTP/1.1"
+"""The first line of `NEXT`."""
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def curl(*args: str) -> tuple[str, ...]:
@@ -173,35 +178,57 @@ def test_a_websocket_outlives_a_break(tmp_path: Path) -> None:
 
 
 def test_the_only_provider_is_killed_and_replaced_under_fifty_clients(tmp_path: Path) -> None:
-    posts = 0
+    """Ten each: in a POST, in a GET without an answer byte, in an answer; twenty between requests."""
+    held: list[str] = []
+    replaced = False
 
-    async def silent_on_post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal posts
-        while (await head_of(reader)).startswith("GET"):
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        posts += 1
-        await reader.read()
+    async def answers(clients: list[Client]) -> list[tuple[int, bytes]]:
+        return [await answer(reader) for reader, _ in clients]
+
+    def ask(clients: list[Client], request: bytes, path: bytes = b"/") -> None:
+        for _, writer in clients:
+            writer.write(request.replace(b"/", path, 1))
+
+    async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            method, path, _ = (await head_of(reader)).split(" ", 2)
+            if path == "/begun":
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome")
+            elif path == "/" or replaced:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                continue
+            held.append(f"{method} {path}")
+            await reader.read()
+            return
 
     async def main() -> None:
-        async with http_tunnel(tmp_path, silent_on_post, server=("--queue-timeout", "30")) as made:
+        nonlocal replaced
+        async with http_tunnel(tmp_path, target, server=("--queue-timeout", "30")) as made:
             clients = [await made.connect() for _ in range(50)]
-            for _, writer in clients:
-                writer.write(GET)
-            assert [await answer(reader) for reader, _ in clients] == [(200, b"ok")] * 50
-            waiting, between = clients[:10], clients[10:]
-            for _, writer in waiting:  # reach the provider, which dies before the answer
-                writer.write(POST)
-            await eventually(lambda: posts == 10, "the target has them all")
+            ask(clients, GET)
+            assert await answers(clients) == [(200, b"ok")] * 50
+            posting, getting, begun, between = clients[:10], clients[10:20], clients[20:30], clients[30:]
+            ask(posting, POST, b"/hold")
+            ask(getting, GET, b"/hold")
+            ask(begun, GET, b"/begun")
+            await eventually(lambda: len(held) == 30, "the target has them all")
+            for reader, _ in begun:
+                assert (await head_of(reader)).startswith("HTTP/1.1 200 ")
+            replaced = True
             made.provider.process.kill()
             await made.provider.wait()
             await made.provide(connect=False)
-            for _, writer in between:
-                writer.write(GET)
-            assert [await answer(reader) for reader, _ in between] == [(200, b"ok")] * 40
-            assert [(await answer(reader))[0] for reader, _ in waiting] == [502] * 10
-            for _, writer in waiting:  # the same connections
-                writer.write(GET)
-            assert [await answer(reader) for reader, _ in waiting] == [(200, b"ok")] * 10
+            ask(between, GET)
+            assert await answers(between) == [(200, b"ok")] * 20
+            assert await answers(getting) == [(200, b"ok")] * 10  # asked once more
+            assert [status for status, _ in await answers(posting)] == [502] * 10
+            for reader, _ in begun:
+                with pytest.raises(ConnectionResetError):
+                    await asyncio.wait_for(reader.read(), DEADLINE_S)
+            alive = posting + getting + between
+            ask(alive, GET)
+            assert await answers(alive) == [(200, b"ok")] * 40
+            assert sorted(held) == ["GET /begun"] * 10 + ["GET /hold"] * 10 + ["POST /hold"] * 10
 
     run(main())
 
@@ -463,29 +490,44 @@ def test_a_server_that_ends_answers_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.programs
-def test_nginx_reads_what_is_passed_on_as_we_did(tmp_path: Path) -> None:
-    """As many answers as we saw requests, whatever the client tried to hide in a body or behind it."""
+def test_nginx_sees_the_requests_that_we_saw_and_no_others(tmp_path: Path) -> None:
+    """Whatever a client tries to hide in a body, in a head that has two readings, or behind either."""
     hidden = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
     head = b"POST /page HTTP/1.1\r\nHost: a\r\n"
+    post, get = "POST /page HTTP/1.1", "GET /hidden HTTP/1.1"
     tries = {
-        head + b"Content-Length: %d\r\n\r\n%b" % (len(hidden), hidden): 1,
-        head + b"Transfer-Encoding: chunked\r\n\r\n%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden): 1,
-        head + b"Content-Length: 0\r\nContent-Length: 0\r\n\r\n" + hidden: 2,
-        head + b"Transfer-Encoding: CHUNKED\r\n\r\n0\r\nContent-Length: 35\r\n\r\n" + hidden: 2,
-        head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden: 1,
+        head + b"Content-Length: %d\r\n\r\n%b" % (len(hidden), hidden): [post],
+        head + b"Transfer-Encoding: chunked\r\n\r\n%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden): [post],
+        head + b"Content-Length: 0\r\nContent-Length: 0\r\n\r\n" + hidden: [post, get],
+        head + b"Transfer-Encoding: CHUNKED\r\n\r\n0\r\nContent-Length: 35\r\n\r\n" + hidden: [post, get],
+        **{
+            request + NEXT: [f"{request[:4].strip().decode()} / HTTP/1.1", ADMIN] for request, _ in ONE_READING.values()
+        },
     }
 
-    async def count(made: Tunnel, request: bytes) -> int:
+    async def statuses(made: Tunnel, request: bytes) -> list[bytes]:
         reader, writer = await made.connect()
         writer.write(request)
         writer.write_eof()
         async with asyncio.timeout(DEADLINE_S):
-            return (await reader.read()).count(b"HTTP/1.1 ")
+            return re.findall(rb"HTTP/1\.1 (\d{3}) ", await reader.read())
 
     async def main() -> None:
         (tmp_path / "page").write_text("a page\n")
-        async with nginx(tmp_path, tmp_path) as port, tunnel_to(tmp_path, port, scheme="http") as made:
-            for request, answers in tries.items():
-                assert await count(made, request) == answers, request
+        expected: list[str] = []
+        async with (
+            nginx(tmp_path, tmp_path, log=tmp_path / "requests") as port,
+            tunnel_to(tmp_path, port, scheme="http") as made,
+        ):
+            for name, (status, request) in REFUSED.items():
+                assert await statuses(made, request + NEXT) == [b"%d" % status], name
+            for request, lines in tries.items():
+                assert len(await statuses(made, request)) == len(lines), request
+                expected += lines
+            for body in BODIES.values():  # of which nginx may see the beginning, and answer that
+                await statuses(made, head + b"Transfer-Encoding: chunked\r\n\r\n" + body + NEXT)
+        seen = (tmp_path / "requests").read_text().splitlines()
+        assert seen[: len(expected)] == expected
+        assert set(seen[len(expected) :]) <= {post}
 
     run(main())

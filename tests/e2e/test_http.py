@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 from httpx import AsyncClient, Limits
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
@@ -99,51 +99,55 @@ def test_curl_and_nginx_speak_all_of_http_1_1(tmp_path: Path) -> None:
     run(main())
 
 
-def test_httpx_and_aiohttp_stream_bodies_both_ways_through_a_break(tmp_path: Path) -> None:
+def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path) -> None:
+    """One after the other, as httpx does, which reads nothing before its body is sent; and at once, as aiohttp does."""
+    blocks = 128  # 8 MiB, as chunks
+
     async def echo(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        response = web.StreamResponse()
         await response.prepare(request)
         async for part in request.content.iter_chunked(1 << 16):
             await response.write(part)
         await response.write_eof()
         return response
 
-    async def parts(count: int, broken: asyncio.Event) -> object:
-        for index in range(count):
-            if index == count // 2:
-                broken.set()
-            yield block(index)
+    async def give_back(request: web.Request) -> web.Response:
+        return web.Response(body=await request.read())
 
     async def main() -> None:
-        app = web.Application()
+        app = web.Application(client_max_size=1 << 24)
         app.router.add_route("*", "/echo", echo)
+        app.router.add_route("*", "/back", give_back)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, HOST, 0)
         await site.start()
         port = runner.addresses[0][1]
+        expected = hashlib.sha256(b"".join(block(index) for index in range(blocks))).digest()
         try:
             async with tunnel_to(tmp_path, port, scheme="http") as made:
                 base = f"http://{HOST}:{made.port}"
-                broken = asyncio.Event()
 
-                async def break_link() -> None:
-                    await broken.wait()
-                    made.relay.cut()
+                async def parts() -> AsyncIterator[bytes]:
+                    for index in range(blocks):
+                        if index == blocks // 2:
+                            made.relay.cut()
+                        yield block(index)
+
+                async def digest(answer: AsyncIterator[bytes]) -> bytes:
+                    digest = hashlib.sha256()
+                    async for part in answer:
+                        digest.update(part)
+                    return digest.digest()
 
                 async with AsyncClient(limits=Limits(max_connections=1), timeout=DEADLINE_S, trust_env=False) as client:
-                    breaking = asyncio.create_task(break_link(), name="break")
-                    digest = hashlib.sha256()
-                    body = parts(256, broken)  # 16 MiB, as chunks
-                    async with client.stream("POST", f"{base}/echo", content=body) as response:  # type: ignore[arg-type]
-                        assert response.status_code == 200
-                        async for part in response.aiter_raw():
-                            digest.update(part)
-                    await breaking
-                    expected = hashlib.sha256(b"".join(block(index) for index in range(256)))
-                    assert digest.digest() == expected.digest()
+                    async with client.stream("POST", f"{base}/back", content=parts()) as response:
+                        made.relay.cut()
+                        assert await digest(response.aiter_raw()) == expected
                     assert (await client.get(f"{base}/nothing")).status_code == 404
                     assert (await client.post(f"{base}/echo", content=b"short")).content == b"short"
+                async with ClientSession() as session, session.post(f"{base}/echo", data=parts()) as echoed:
+                    assert await digest(echoed.content.iter_any()) == expected
         finally:
             await runner.cleanup()
 

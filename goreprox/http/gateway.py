@@ -26,6 +26,7 @@ MAX_ANSWER_HEAD: Final = 64 * 1024
 AHEAD: Final = MAX_HEAD
 """Bytes of later requests that are read while one is being answered; also how the end of a client is noticed."""
 _END_OF_HEAD: Final = b"\r\n\r\n"
+"""Of a chunked body, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,12 @@ class Gateway:
         self._scanned = 0
         self._client: h11.Connection | None = None
         """Of the request that is being read or answered."""
+        self._chunked = False
+        """Whether its body is."""
+        self._recent = b""
+        """What was read last, and the three bytes before it: of a chunked body."""
+        self._astray = False
+        """Whether its end is in doubt, and so where the next one begins."""
         self._provider: h11.Connection | None = None
         """Of the stream there is."""
         self._asked = ""
@@ -213,6 +220,8 @@ class Gateway:
                 self._head += data
                 self._next_request()
             else:
+                if self._chunked:
+                    self._recent += data
                 self._client.receive_data(data)
                 self._pump_request()
         return self._take()
@@ -288,7 +297,8 @@ class Gateway:
             self._answer(Refused(400, "the head of the request is malformed"))
         elif end >= 0:
             self._client = client = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
-            client.receive_data(bytes(head))
+            self._recent = bytes(head)
+            client.receive_data(self._recent)
             self._head = bytearray()
             self._scanned = 0
             self._begin(client)
@@ -303,6 +313,7 @@ class Gateway:
         try:
             request = client.next_event()
             assert isinstance(request, h11.Request)
+            self._chunked = requests.value_of(request, b"transfer-encoding") is not None
         except h11.RemoteProtocolError as exc:
             self._answer(Refused(exc.error_status_hint, f"{exc}"))
             return
@@ -367,7 +378,7 @@ class Gateway:
         body: list[bytes] = []
         end: h11.EndOfMessage | None = None
         try:
-            while isinstance(event := client.next_event(), h11.Data | h11.EndOfMessage):
+            while isinstance(event := self._read(client), h11.Data | h11.EndOfMessage):
                 if isinstance(event, h11.EndOfMessage):
                     end = event
                     break
@@ -378,10 +389,31 @@ class Gateway:
         if body:
             self._to_provider(h11.Data(data=b"".join(body)))
         if end is not None:
-            chunked = requests.value_of(exchange.request, b"transfer-encoding") is not None
-            self._to_provider(
-                h11.EndOfMessage(headers=requests.trailers(end, dropped=self._site.drops) if chunked else [])
-            )
+            trailers = requests.trailers(end, dropped=self._site.drops) if self._chunked else []
+            self._to_provider(h11.EndOfMessage(headers=trailers))
+
+    def _read(self, client: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Return what comes next of the client's message.
+
+        Raises:
+            RemoteProtocolError: it is malformed, or h11 took a line feed alone for its end, where others read on.
+        """
+        event = client.next_event()
+        if self._chunked and isinstance(event, h11.EndOfMessage):
+            end = len(self._recent) - len(client.trailing_data[0])
+            if self._recent[max(end - 4, 0) : end] != _END_OF_HEAD:
+                self._astray = True
+                raise h11.RemoteProtocolError("it does not end with CR LF")
+        return event
+
+    def _read_to_end(self, client: h11.Connection) -> bool:
+        """Whether what is left of the request is here, and skipped; else it is not known where the next one begins."""
+        try:
+            while isinstance(self._read(client), h11.Data | h11.EndOfMessage):
+                pass
+        except h11.RemoteProtocolError:
+            return False
+        return client.their_state is not h11.SEND_BODY and not self._astray
 
     def _to_provider(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
         if self._provider is not None:
@@ -552,7 +584,7 @@ class Gateway:
         if self._client is None:
             self._client = h11.Connection(h11.SERVER)
         client = self._client
-        last = last or not _read_to_end(client) or self._draining
+        last = last or not self._read_to_end(client) or self._draining
         accept = requests.value_of(request, b"accept") if request is not None else None
         fields, body = answers.body(refused.status, refused.text, accept or b"")
         if last:
@@ -575,14 +607,5 @@ class Gateway:
 
     def _take(self) -> Commands:
         commands, self._commands = self._commands, []
+        self._recent = self._recent[-3:]
         return commands
-
-
-def _read_to_end(client: h11.Connection) -> bool:
-    """Whether what is left of the request is here, and skipped; if not, it is not known where the next one begins."""
-    try:
-        while isinstance(client.next_event(), h11.Data | h11.EndOfMessage):
-            pass
-    except h11.RemoteProtocolError:
-        return False
-    return client.their_state is not h11.SEND_BODY

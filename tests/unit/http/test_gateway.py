@@ -352,6 +352,7 @@ SCRIPTS = [
     (UPGRADE + b"raw bytes", SWITCHING + b"and back"),
     (GET + b"GET / HTTP/1.1\nHost: a\n\n" + GET, OK),
     (GET + b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", OK),
+    (CHUNKED + CHUNKED[:-2] + b"\n" + GET, OK),
     (b"GET /" + b"x" * (MAX_HEAD + 10), OK),
     (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", OK),
 ]

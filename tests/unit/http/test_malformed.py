@@ -7,7 +7,8 @@ The classes are those of published work on request smuggling (RFC 9112, sections
 import h11
 import pytest
 
-from goreprox.http.gateway import Connect, Finish
+from goreprox.http.gateway import Connect, Finish, Site
+from goreprox.http.routes import Routes
 from tests.unit.http.harness import OK, Talk
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
@@ -24,6 +25,19 @@ REFUSED = {
     "a length beyond any": (400, HEAD + b"Content-Length: " + b"9" * 21 + b"\r\n\r\n"),
     "no length where its field is": (400, HEAD + b"Content-Length:\r\n\r\n"),
     "a length in other digits": (400, HEAD + "Content-Length: \u0665\r\n\r\n".encode()),
+    "a length with a fraction": (400, HEAD + b"Content-Length: 5.0\r\n\r\nhello"),
+    "a length with an underscore": (400, HEAD + b"Content-Length: 1_0\r\n\r\nhellohello"),
+    "a length with a parameter": (400, HEAD + b"Content-Length: 5;a\r\n\r\nhello"),
+    "a list of a length and nothing": (400, HEAD + b"Content-Length: 5,\r\n\r\nhello"),
+    "a length and a list of two": (400, HEAD + b"Content-Length: 5\r\nContent-Length: 5, 6\r\n\r\nhello"),
+    "no coding where its field is": (501, HEAD + b"Transfer-Encoding:\r\nContent-Length: 5\r\n\r\nhello"),
+    "the coding that is none": (501, HEAD + b"Transfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello"),
+    "a list of nothing and chunked": (501, HEAD + b"Transfer-Encoding: ,chunked\r\n\r\n0\r\n\r\n"),
+    "chunked with a parameter": (501, HEAD + b"Transfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n"),
+    "chunked and another field": (
+        501,
+        HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+    ),
     "another coding": (501, HEAD + b"Transfer-Encoding: gzip\r\n\r\n"),
     "another coding before chunked": (501, HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
     "chunked twice": (501, HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
@@ -39,6 +53,7 @@ REFUSED = {
     "a folded coding": (400, HEAD + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n"),
     "a bare CR in a value": (400, HEAD + b"X-A: 1\rContent-Length: 5\r\n\r\n"),
     "a bare CR in a name": (400, HEAD + b"X\r-A: 1\r\n\r\n"),
+    "a CR before the end of a line": (400, b"GET / HTTP/1.1\r\r\nHost: a\r\n\r\n"),
     "a bare LF after a field": (400, HEAD + b"X-A: 1\nContent-Length: 5\r\n\r\n"),
     "bare LFs at the end of the head": (400, b"GET / HTTP/1.1\r\nHost: a\n\n"),
     "a LF CR": (400, b"GET / HTTP/1.1\n\rHost: a\r\n\r\n"),
@@ -46,24 +61,33 @@ REFUSED = {
     "a NUL in a name": (400, HEAD + b"X\x00-A: 1\r\n\r\n"),
     "a control character in a value": (400, HEAD + b"X-A: \x01\r\n\r\n"),
     "a DEL in a value": (400, HEAD + b"X-A: \x7f\r\n\r\n"),
+    "a NUL in the version": (400, b"GET / HTTP/1.\x001\r\nHost: a\r\n\r\n"),
+    "a method that does not end": (431, b"G" * 20_000),
+    "a target that does not end": (431, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a name that does not end": (431, HEAD + b"X" * 20_000 + b": 1\r\n\r\n"),
+    "a value that does not end": (431, HEAD + b"X: " + b"1" * 20_000 + b"\r\n\r\n"),
+    "too many lines": (431, HEAD + b"X: 1\r\n" * 100 + b"\r\n"),
     "no name": (400, HEAD + b": 1\r\n\r\n"),
     "no colon": (400, HEAD + b"X-A\r\n\r\n"),
     "a name in quotes": (400, HEAD + b'"Host": b\r\n\r\n'),
     "a name beyond ASCII": (400, HEAD + b"H\xf6st: b\r\n\r\n"),
     "two hosts": (400, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
     "the same host twice": (400, b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n"),
+    "a host and an empty one": (400, b"GET / HTTP/1.1\r\nHost: a\r\nHost:\r\n\r\n"),
     "no host": (400, b"GET / HTTP/1.1\r\n\r\n"),
     "an empty host": (400, b"GET / HTTP/1.1\r\nHost:\r\n\r\n"),
     "a list of hosts": (400, b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n"),
     "a host with a user": (400, b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n"),
     "a host with a path": (400, b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"),
     "a host with a space": (400, b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
+    "a host that is encoded": (400, b"GET / HTTP/1.1\r\nHost: a%00b\r\n\r\n"),
     "a port that is none": (400, b"GET / HTTP/1.1\r\nHost: a:x\r\n\r\n"),
     "absolute form": (400, b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "absolute form of the same host": (400, b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "authority form": (400, b"GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
     "an asterisk for anything but OPTIONS": (400, b"GET * HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a relative target": (400, b"GET a HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a backslash for a slash": (400, b"GET \\ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a fragment": (400, b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n"),
     "CONNECT": (405, b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"),
     "HTTP/0.9": (400, b"GET /\r\n\r\n"),
@@ -71,6 +95,7 @@ REFUSED = {
     "HTTP/1.2": (505, b"GET / HTTP/1.2\r\nHost: a\r\n\r\n"),
     "http/1.1": (400, b"GET / http/1.1\r\nHost: a\r\n\r\n"),
     "a long version": (400, b"GET / HTTP/1.10\r\nHost: a\r\n\r\n"),
+    "a space after the version": (400, b"GET / HTTP/1.1 \r\nHost: a\r\n\r\n"),
     "two spaces": (400, b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a tab for a space": (400, b"GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a space in the target": (400, b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -88,12 +113,22 @@ BODIES = {
     "a negative chunk size": b"-1\r\n",
     "a chunk size with a prefix": b"0x5\r\nhello\r\n0\r\n\r\n",
     "a chunk size beyond any": b"f" * 21 + b"\r\n",
+    "a chunk size with an underscore": b"1_0\r\n" + b"h" * 16 + b"\r\n0\r\n\r\n",
+    "a chunk size of zeros without end": b"0" * 21 + b"\r\n\r\n",
+    "a chunk size that ends with CR": b"5\rhello\r\n0\r\n\r\n",
+    "a chunk size that ends with LF": b"5\nhello\r\n0\r\n\r\n",
     "a space before the chunk size": b" 5\r\nhello\r\n0\r\n\r\n",
     "an empty chunk size": b"\r\nhello\r\n0\r\n\r\n",
     "a chunk that is longer than its size": b"4\r\nhello\r\n0\r\n\r\n",
     "a chunk that ends with LF": b"5\r\nhello\n0\r\n\r\n",
     "a chunk that ends with CR and more": b"5\r\nhello\rX0\r\n\r\n",
     "a LF in an extension": b"5;a\nb\r\nhello\r\n0\r\n\r\n",
+    "a space before an extension": b"5 ;a\r\nhello\r\n0\r\n\r\n",
+    "a last chunk that is not the end": b"5\r\nhello\r\n0\r\n",
+    "an end with LF": b"5\r\nhello\r\n0\r\n\n",
+    "a trailer that ends with LF": b"5\r\nhello\r\n0\r\nX-A: 1\n\r\n",
+    "a trailer that ends with two LF": b"5\r\nhello\r\n0\r\nX-A: 1\n\n",
+    "a NUL in a trailer": b"0\r\nX-A: \x00\r\n\r\n",
     "a trailer that is no field": b"0\r\nGET /admin HTTP/1.1\r\n\r\n",
 }
 
@@ -118,6 +153,14 @@ def test_a_body_with_two_readings_is_refused_and_its_stream_is_of_no_more_use(na
     assert not isinstance(talk.requests()[-1], h11.EndOfMessage)
 
 
+@pytest.mark.parametrize("name", BODIES)
+def test_behind_a_body_with_two_readings_nothing_is_read_even_where_it_was_to_be_skipped(name: str) -> None:
+    skipping = Talk(Site("web", routes=Routes([])))
+    skipping.client(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + BODIES[name] + NEXT)
+    assert skipping.statuses == [404]
+    assert skipping.seen.others == [Finish()]
+
+
 ONE_READING = {
     "a length given twice": (HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
     "a length in a list of equals": (HEAD + b"Content-Length: 5, 5\r\n\r\nhello", b"hello"),
@@ -125,6 +168,20 @@ ONE_READING = {
     "CHUNKED": (HEAD + b"Transfer-Encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"hello"),
     "a chunk size with zeros": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0005\r\nhello\r\n000\r\n\r\n", b"hello"),
     "a CR in an extension": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;a\rb\r\nhello\r\n0\r\n\r\n", b"hello"),
+    "a long extension": (
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;" + b"a" * 20_000 + b"\r\nhello\r\n0\r\n\r\n",
+        b"hello",
+    ),
+    "a coding spelled with _": (HEAD + b"Transfer_Encoding: chunked\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+    "a coding named by Connection": (
+        HEAD + b"Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"hello",
+    ),
+    "a length between tabs": (HEAD + b"Content-Length:\t5\t\r\n\r\nhello", b"hello"),
+    "a chunked body of GET": (
+        b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"hello",
+    ),
     "a body of GET": (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
     "a length of its own in the trailer": (
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nContent-Length: 3\r\n\r\n",

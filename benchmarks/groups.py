@@ -228,7 +228,14 @@ GROUPS: Final = (
         lambda settings: 2 * (settings.bulk + settings.warm_up),
         rows=("down", "down_8", "cpu_gib"),
     ),
-    Group("up", _up, lambda settings: settings.bulk + settings.warm_up, echo=True, rows=("up",)),
+    Group(
+        "up",
+        _up,
+        lambda settings: settings.bulk + settings.warm_up,
+        echo=True,
+        only=lambda side: not side.http,
+        rows=("up",),
+    ),
     Group(
         "long",
         _long,

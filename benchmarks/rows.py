@@ -61,11 +61,17 @@ _APART: Final = (
     _times(FLOOR, 0.5, "goreprox", "goreprox-edge"),
     _times(GOAL, 0.7, "goreprox", "goreprox-edge"),
 )
+# A port that understands HTTP, against one that passes bytes on.
+_HTTP: Final = (
+    _times(FLOOR, 0.25, "goreprox", "goreprox-http"),
+    _times(GOAL, 0.5, "goreprox", "goreprox-http"),
+)
 _REQUESTS: Final = (
     _times(FLOOR, 1.0, TUNNELS),
     _times(FLOOR, 0.75, "haproxy"),
     _times(GOAL, 1.0, "haproxy"),
     *_APART,
+    *_HTTP,
 )
 _BULK: Final = (
     _times(FLOOR, 0.85, "haproxy"),

@@ -108,6 +108,8 @@ class Side:
     """The command that tells it."""
     long_paths: bool = True
     """Whether it is also measured where only the path matters, not the processes."""
+    http: bool = False
+    """Whether it understands HTTP, and so nothing else."""
 
 
 def direct(stand: Stand) -> None:
@@ -159,14 +161,15 @@ def _key(stand: Stand, role: str, address: Address) -> list[str]:
     return ["--join-file", str(state / "join" / f"{role}-0.join")]
 
 
-def goreprox(stand: Stand, *, keys: bool) -> None:
+def goreprox(stand: Stand, *, keys: bool, http: bool = False) -> None:
     """Start server and provider."""
     at = (HOST, free_port())
     to = stand.over_path(at)
     join, trust = ["--server", f"{to[0]}:{to[1]}", "--insecure"], ["--insecure"]
     if keys:
         join, trust = _key(stand, "provider", to), ["--state-dir", str(stand.folder / "state")]
-    _goreprox(stand, "server", "--listen", f"{HOST}:{stand.port}", "--providers", f"{at[0]}:{at[1]}", *trust)
+    listen = f"{'http' if http else 'tcp'}://{HOST}:{stand.port}"
+    _goreprox(stand, "server", "--listen", listen, "--providers", f"{at[0]}:{at[1]}", "--no-access-log", *trust)
     for _ in range(stand.providers):
         _goreprox(stand, "provider", f"{HOST}:{stand.target.port}", *join)
 
@@ -195,6 +198,16 @@ BASES: Final = (
 OURS: Final = (
     Side("goreprox", "goreprox, plain", Kind.OURS, False, _PYTHON, lambda stand: goreprox(stand, keys=False)),
     Side("goreprox-keys", "goreprox, keys", Kind.OURS, True, _PYTHON, lambda stand: goreprox(stand, keys=True)),
+    Side(
+        "goreprox-http",
+        "goreprox, http://, plain",
+        Kind.OURS,
+        False,
+        _PYTHON,
+        lambda stand: goreprox(stand, keys=False, http=True),
+        long_paths=False,
+        http=True,
+    ),
     Side(
         "goreprox-edge",
         "goreprox, edge + broker, plain",

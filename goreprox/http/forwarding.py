@@ -72,4 +72,4 @@ def _named(chain: bytes, proto: bytes, host: bytes, forwarded: bytes, via: bytes
 
 
 def _joined(request: h11.Request, wanted: bytes) -> bytes:
-    return b", ".join(value for name, value in request.headers if name == wanted)
+    return b", ".join(value for name, value in request.headers.raw_items() if name.lower() == wanted)

@@ -3,9 +3,9 @@
     between requests --a head, checked--> exchange --both messages whole--> between requests
                      --refused, or the last one--> over
 
-Two h11 connections take part in an exchange. The one towards the client is new for each request, so that the bytes of
-a head can be looked at before h11 sees them; the one towards the provider lasts as long as its stream is reused.
-What goes out of either is written from what the other parsed.
+Two h11 connections read, and only read. The one of the client is new for each request, so that the bytes of a head can
+be looked at before h11 sees them; the one of the provider lasts as long as its stream is reused. What goes out to
+either side is written anew from what was parsed of the other (`messages`).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,9 @@ from typing import Final, Protocol
 
 import h11
 
-from goreprox.http import answers, requests
+from goreprox.http import answers, messages, requests
 from goreprox.http.forwarding import Forwarding, is_forwarding
+from goreprox.http.messages import Answer
 from goreprox.http.requests import Refused
 from goreprox.http.routes import Routes
 
@@ -27,6 +28,22 @@ AHEAD: Final = MAX_HEAD
 """Bytes of later requests that are read while one is being answered; also how the end of a client is noticed."""
 _END_OF_HEAD: Final = b"\r\n\r\n"
 """Of a chunked body, too."""
+_END: Final = h11.EndOfMessage()
+_LAST: Final = (h11.SEND_BODY, h11.MUST_CLOSE, h11.ERROR)
+"""The states of a client after which no other request can be read."""
+
+
+def _stand_in(method: str, *more: tuple[str, str]) -> h11.Request:
+    return h11.Request(method=method, target="/", headers=[("Host", "-"), *more])
+
+
+_UPGRADE: Final = ("Upgrade", "-")
+_STAND_INS: Final = {
+    (head, upgrade): _stand_in("HEAD" if head else "GET", *[_UPGRADE] * upgrade)
+    for head in (False, True)
+    for upgrade in (False, True)
+}
+"""What h11 is told of a request, so that it can read the answer: whether it is HEAD, whether it may be switched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +159,14 @@ class _Exchange:
 
     request: h11.Request
     """As the client sent it."""
-    passed_on: h11.Request
-    """As the target gets it."""
+    answer: Answer
     service: str
     client: str
-    token: str | None
+    token: str | None = None
+    head: bytes = b""
+    """As the target gets it."""
     heard: bool = False
     """Whether the target has said anything."""
-    status: int = 0
-    """Of the answer; 101 counts as one."""
-    body_bytes: int = 0
-    begun: bool = False
-    """Whether the client has the head of the answer, not counting interim ones."""
     failed: tuple[int, str] | None = None
     """How the first try ended, if this is the second."""
 
@@ -271,7 +284,7 @@ class Gateway:
         exchange = self._exchange
         if self.over:
             pass
-        elif exchange is not None and exchange.begun and self._provider is not None:
+        elif exchange is not None and exchange.answer.begun and self._provider is not None:
             self._provider.receive_data(b"")
             self._pump_answer()
         else:
@@ -323,7 +336,7 @@ class Gateway:
             self._answer(refused, request)
             return
         site = self._site
-        exchange = self._exchange = _Exchange(request, request, site.service, self._address, None)
+        exchange = self._exchange = _Exchange(request, Answer(request), site.service, self._address)
         if site.forwarding.trusted:
             exchange.client = site.forwarding.client_of(request, self._address)
         host = requests.value_of(request, b"host") or self._authority
@@ -331,10 +344,11 @@ class Gateway:
             exchange.service = self._route(host)
             exchange.token = self._authenticate(exchange)
         except Refused as refused:
-            self._answer(refused, request, last=False)
+            self._answer(refused, last=False)
             return
         added = site.forwarding.fields(request, self._address, host=host)
-        exchange.passed_on = requests.passed_on(request, host=host, dropped=site.drops, added=added)
+        fields = requests.passed_on(request, host=host, dropped=site.drops, added=added)
+        exchange.head = messages.request_head(request, fields)
         self._ask(fresh=False)
         self._pump_request()
 
@@ -353,11 +367,11 @@ class Gateway:
         auth = self._site.auth
         if auth is None:
             return None
-        values = [value for name, value in exchange.request.headers if name == auth.header]
+        values = [value for name, value in requests.fields_of(exchange.request) if name == auth.header]
         return auth.admit(values, exchange.service, exchange.client)
 
-    def _ask(self, *, fresh: bool) -> None:
-        """Say the head of the request to a provider."""
+    def _ask(self, *, fresh: bool) -> h11.Connection:
+        """Say the head of the request to a provider, and return what its answer will be read by."""
         exchange = self._exchange
         assert exchange is not None
         if exchange.service != self._asked:
@@ -366,7 +380,10 @@ class Gateway:
         self._commands.append(Connect(exchange.service, fresh))
         if fresh or self._provider is None:
             self._provider = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER_HEAD)
-        self._to_provider(exchange.passed_on)
+        request = exchange.request
+        self._provider.send(_STAND_INS[request.method == b"HEAD", requests.upgrade_of(request) is not None])
+        self._commands.append(ToProvider(exchange.head))
+        return self._provider
 
     # From client to provider.
 
@@ -386,11 +403,16 @@ class Gateway:
         except h11.RemoteProtocolError as exc:
             self._fail(400, f"the body is malformed: {exc}")
             return
+        if self._provider is None:
+            return
         if body:
-            self._to_provider(h11.Data(data=b"".join(body)))
+            data = b"".join(body)
+            self._commands.append(ToProvider(messages.chunk(data) if self._chunked else data))
         if end is not None:
-            trailers = requests.trailers(end, dropped=self._site.drops) if self._chunked else []
-            self._to_provider(h11.EndOfMessage(headers=trailers))
+            self._provider.send(_END)
+            if self._chunked:
+                trailers = requests.trailers(end, dropped=self._site.drops)
+                self._commands.append(ToProvider(messages.last_chunk(trailers)))
 
     def _read(self, client: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """Return what comes next of the client's message.
@@ -415,10 +437,6 @@ class Gateway:
             return False
         return client.their_state is not h11.SEND_BODY and not self._astray
 
-    def _to_provider(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
-        if self._provider is not None:
-            self._commands.append(ToProvider(self._provider.send(event)))
-
     # From provider to client.
 
     def _pump_answer(self) -> None:
@@ -434,7 +452,7 @@ class Gateway:
                     body.append(event.data)
                     continue
                 if body:
-                    self._to_client(h11.Data(data=b"".join(body)))
+                    self._to_client(exchange.answer.body(b"".join(body)))
                     body.clear()
                 if isinstance(event, h11.InformationalResponse):
                     self._interim(event, exchange)
@@ -449,7 +467,7 @@ class Gateway:
                     return
         except h11.RemoteProtocolError as exc:
             if body:
-                self._to_client(h11.Data(data=b"".join(body)))
+                self._to_client(exchange.answer.body(b"".join(body)))
             self._discard()
             self._fail(502, f"the answer of the target is malformed: {exc}")
 
@@ -457,13 +475,10 @@ class Gateway:
         if event.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
             self._switch(event)
         elif exchange.request.http_version == b"1.1":
-            fields = requests.end_to_end(event)
-            self._to_client(
-                h11.InformationalResponse(status_code=event.status_code, headers=fields, reason=event.reason)
-            )
+            self._to_client(messages.interim_head(event, requests.end_to_end(event)))
 
     def _begin_answer(self, event: h11.Response, exchange: _Exchange) -> None:
-        names = {name for name, _ in event.headers}
+        names = {name for name, _ in requests.fields_of(event)}
         if b"transfer-encoding" in names and (b"content-length" in names or event.http_version != b"1.1"):
             raise h11.RemoteProtocolError("its length has two readings")
         client = self._client
@@ -471,27 +486,26 @@ class Gateway:
         fields = requests.end_to_end(event)
         if event.status_code == HTTPStatus.NO_CONTENT:
             fields = [(name, value) for name, value in fields if name.lower() != b"content-length"]
-        if self._draining or client.their_state is h11.SEND_BODY:
-            fields.append((b"Connection", b"close"))  # whoever answers early may not want the rest
-        self._to_client(h11.Response(status_code=event.status_code, headers=fields, reason=event.reason))
-        exchange.begun = True
+        last = self._draining or client.their_state is h11.SEND_BODY  # whoever answers early may not want the rest
+        self._to_client(exchange.answer.head(event.status_code, event.reason, fields, last=last))
 
     def _end_answer(self, event: h11.EndOfMessage, exchange: _Exchange) -> None:
-        trailing = requests.trailers(event) if exchange.request.http_version == b"1.1" else []
-        self._to_client(h11.EndOfMessage(headers=trailing))
-        self._end_exchange()
+        self._to_client(exchange.answer.end(requests.trailers(event)))
+        self._end_exchange(exchange.answer)
 
     def _switch(self, event: h11.InformationalResponse) -> None:
-        client, provider = self._client, self._provider
+        client, provider, exchange = self._client, self._provider, self._exchange
         assert client is not None
         assert provider is not None
+        assert exchange is not None
         if client.their_state is h11.SEND_BODY:
             raise h11.RemoteProtocolError("it switches protocols in the midst of a request")
         fields = [*requests.end_to_end(event), (b"Connection", b"upgrade")]
         upgrade = requests.value_of(event, b"upgrade")
         if upgrade is not None:
             fields.append((b"Upgrade", upgrade))
-        self._to_client(h11.InformationalResponse(status_code=101, headers=fields, reason=event.reason))
+        self._to_client(messages.interim_head(event, fields))
+        exchange.answer.status = event.status_code
         for early, command in ((provider.trailing_data[0], ToClient), (client.trailing_data[0], ToProvider)):
             if early:
                 self._commands.append(command(early))
@@ -499,24 +513,15 @@ class Gateway:
         self.over = True
         self._commands.append(Switch())
 
-    def _to_client(self, event: h11.Event) -> None:
-        assert self._client is not None
-        data = self._client.send(event)
-        exchange = self._exchange
-        if exchange is not None:
-            if isinstance(event, h11.Data):
-                exchange.body_bytes += len(event.data)
-            elif isinstance(event, h11.Response | h11.InformationalResponse):
-                exchange.status = event.status_code
+    def _to_client(self, data: bytes) -> None:
         if data:
             self._commands.append(ToClient(data))
 
     # Ends.
 
-    def _end_exchange(self) -> None:
+    def _end_exchange(self, answer: Answer) -> None:
         """The answer is whole: go on to the next request, if the client's message is whole, too."""
         client, provider = self._client, self._provider
-        assert client is not None
         self._log()
         self._exchange = None
         if provider is not None and provider.our_state is not h11.IDLE:
@@ -526,7 +531,7 @@ class Gateway:
                 self._commands.append(Release())
             else:
                 self._discard(reset=provider.our_state is h11.SEND_BODY)
-        if client.our_state is h11.DONE and client.their_state is h11.DONE and not self._draining:
+        if client is not None and client.their_state not in _LAST and not answer.ends and not self._draining:
             self._head += client.trailing_data[0]
             self._client = None
             if self._head or self._ended:
@@ -547,8 +552,8 @@ class Gateway:
                 request.method.decode(),
                 host.decode(),
                 request.target.partition(b"?")[0].decode(),
-                exchange.status,
-                exchange.body_bytes,
+                exchange.answer.status,
+                exchange.answer.body_bytes,
             )
         )
 
@@ -559,8 +564,7 @@ class Gateway:
             return
         if again and exchange.failed is None and not exchange.heard and exchange.repeatable:
             exchange.failed = status, reason
-            self._ask(fresh=True)
-            self._to_provider(h11.EndOfMessage())
+            self._ask(fresh=True).send(_END)
         else:
             if status == HTTPStatus.SERVICE_UNAVAILABLE and exchange.failed is not None:
                 status, reason = exchange.failed
@@ -570,31 +574,27 @@ class Gateway:
         """End the exchange without the target's answer, or without the rest of it."""
         exchange = self._exchange
         assert exchange is not None
-        if exchange.begun:
+        if exchange.answer.begun:
             self._log()
             self._discard(reset=True)
             self.over = True
             self._commands.append(Abort())
         else:
             self._discard(reset=True)
-            self._answer(Refused(status, reason), exchange.request, last=False)
+            self._answer(Refused(status, reason), last=False)
 
     def _answer(self, refused: Refused, request: h11.Request | None = None, *, last: bool = True) -> None:
         """Answer in the target's stead. Only after a sound request that is whole the connection goes on."""
-        if self._client is None:
-            self._client = h11.Connection(h11.SERVER)
-        client = self._client
-        last = last or not self._read_to_end(client) or self._draining
+        exchange, client = self._exchange, self._client
+        if exchange is not None:
+            request = exchange.request
+        answer = Answer(request) if exchange is None else exchange.answer
+        last = last or self._draining or client is None or not self._read_to_end(client)
         accept = requests.value_of(request, b"accept") if request is not None else None
         fields, body = answers.body(refused.status, refused.text, accept or b"")
-        if last:
-            fields.append((b"Connection", b"close"))
         reason = refused.status.phrase.encode()
-        self._to_client(h11.Response(status_code=refused.status, headers=fields + refused.fields, reason=reason))
-        if request is None or request.method != b"HEAD":
-            self._to_client(h11.Data(data=body))
-        self._to_client(h11.EndOfMessage())
-        self._end_exchange()
+        self._to_client(answer.head(refused.status, reason, fields + refused.fields, last=last) + answer.body(body))
+        self._end_exchange(answer)
 
     def _discard(self, *, reset: bool = False) -> None:
         if self._provider is not None:

@@ -73,7 +73,7 @@ def check(request: h11.Request) -> None:
 def _check_fields(request: h11.Request) -> None:
     named = _named_by_connection(request)
     framing = set()
-    for name, value in request.headers:
+    for name, value in fields_of(request):
         if name == b"host" and not _HOST.fullmatch(value):
             raise Refused(400, "the Host is not a host")
         if name in (b"content-length", b"transfer-encoding"):
@@ -91,24 +91,34 @@ def _check_fields(request: h11.Request) -> None:
 def _named_by_connection(message: Message) -> set[bytes]:
     return {
         option.strip().lower()
-        for name, value in message.headers
-        if name == b"connection"
+        for name, value in message.headers.raw_items()
+        if name.lower() == b"connection"
         for option in value.split(b",")
     }
 
 
+def keeps_alive(request: h11.Request) -> bool:
+    """Whether another request may follow (RFC 9112, 9.3); HTTP/1.0 is not asked for it."""
+    return request.http_version == b"1.1" and b"close" not in _named_by_connection(request)
+
+
+def fields_of(message: Message) -> Fields:
+    """Return the fields, their names in lower case.
+
+    Whoever goes through `headers` itself waits four times as long for h11.
+    """
+    return [(name.lower(), value) for name, value in message.headers.raw_items()]
+
+
 def value_of(message: Message, wanted: bytes) -> bytes | None:
     """Return the value of the first field of a name in lower case."""
-    return next((value for name, value in message.headers if name == wanted), None)
+    return next((value for name, value in message.headers.raw_items() if name.lower() == wanted), None)
 
 
 def end_to_end(message: Message) -> Fields:
     """Return the fields that are not of the connection they came over, their names as they were written."""
     gone = HOP_BY_HOP | _named_by_connection(message)
-    headers = message.headers
-    return [
-        (raw, value) for (raw, _), (name, value) in zip(headers.raw_items(), headers, strict=True) if name not in gone
-    ]
+    return [(name, value) for name, value in message.headers.raw_items() if name.lower() not in gone]
 
 
 def upgrade_of(request: h11.Request) -> bytes | None:
@@ -119,18 +129,17 @@ def upgrade_of(request: h11.Request) -> bytes | None:
     return None if wanted is None or b"," in wanted or wanted.lower().startswith(_NO_UPGRADE) else wanted
 
 
-def passed_on(request: h11.Request, *, host: bytes, dropped: Callable[[bytes], bool], added: Fields) -> h11.Request:
-    """Return the request as the target gets it: for `host`, without `dropped` fields, with those `added`."""
-    fields = [(name, value) for name, value in end_to_end(request) if not dropped(name)] + added
-    if value_of(request, b"host") is None:
-        fields.insert(0, (b"Host", host))
+def passed_on(request: h11.Request, *, host: bytes, dropped: Callable[[bytes], bool], added: Fields) -> Fields:
+    """Return the fields as the target gets them: for `host`, without `dropped` ones, with those `added`."""
+    kept = [(name, value) for name, value in end_to_end(request) if not dropped(name) and name.lower() != b"host"]
+    fields = [(b"Host", host), *kept, *added]
     if value_of(request, b"transfer-encoding") is not None:
         fields.append((b"Transfer-Encoding", b"chunked"))
     if (protocol := upgrade_of(request)) is not None:
         fields += [(b"Connection", b"upgrade"), (b"Upgrade", protocol)]
     if request.http_version == b"1.0":  # which knows no Expect (RFC 9110, 10.1.1)
         fields = [(name, value) for name, value in fields if name.lower() != b"expect"]
-    return h11.Request(method=request.method, target=request.target, headers=fields)
+    return fields
 
 
 def trailers(end: h11.EndOfMessage, *, dropped: Callable[[bytes], bool] = lambda _: False) -> Fields:

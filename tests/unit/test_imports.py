@@ -29,6 +29,7 @@ FORBIDDEN = {
         (
             "goreprox/http/requests.py",
             "goreprox/http/answers.py",
+            "goreprox/http/messages.py",
             "goreprox/http/gateway.py",
             "goreprox/http/routes.py",
         ),

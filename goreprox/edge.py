@@ -15,9 +15,9 @@ from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, Address, Ed
 from goreprox.doors import Doors, parse_client
 from goreprox.driver import Driver, Peer, clock
 from goreprox.http.auth import Auth
+from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.http.front import Front, Fronts
-from goreprox.http.gateway import Site
 from goreprox.http.routes import Routes
 from goreprox.http.upstream import Upstream
 from goreprox.lifetime import Lifetime

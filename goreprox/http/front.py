@@ -14,8 +14,7 @@ from loguru import logger
 
 from goreprox import sockets
 from goreprox.bridge import SEND_CHUNKS, Bridge, Bridges
-from goreprox.http.gateway import (
-    MAX_HEAD,
+from goreprox.http.commands import (
     Abort,
     Answered,
     Command,
@@ -23,13 +22,14 @@ from goreprox.http.gateway import (
     Connect,
     Discard,
     Finish,
-    Gateway,
     Release,
-    Site,
     Switch,
     ToClient,
     ToProvider,
 )
+from goreprox.http.exchange import Site
+from goreprox.http.gateway import Gateway
+from goreprox.http.reader import MAX_HEAD
 from goreprox.http.upstream import REUSED_FOR_S, Upstream
 from goreprox.poller import READ, WRITE
 from goreprox.protocol.budget import Budget

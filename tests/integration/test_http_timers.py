@@ -78,7 +78,7 @@ def test_a_head_that_dribbles_is_answered_408() -> None:
             (front,) = it.edge.fronts.live
             for size in range(2, 12):  # a byte each second
                 await client.send(GET[size - 1 : size])
-                await eventually(lambda size=size: len(front._gateway._head) == size)  # type: ignore[misc]
+                await eventually(lambda size=size: len(front._gateway._reader._head) == size)  # type: ignore[misc]
                 it.later((HEAD_S - SHORT_S) / 10)
             assert silent(client)
             it.clock.now += SHORT_S  # the edge looks by itself

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import h11
 
-from goreprox.http.gateway import (
+from goreprox.http.commands import (
     Abort,
     Answered,
     Command,
@@ -14,13 +14,13 @@ from goreprox.http.gateway import (
     Connect,
     Discard,
     Finish,
-    Gateway,
     Release,
-    Site,
     Switch,
     ToClient,
     ToProvider,
 )
+from goreprox.http.exchange import Site
+from goreprox.http.gateway import Gateway
 
 AUTHORITY = "192.0.2.1:8080"
 CLIENT = "192.0.2.9"

@@ -12,7 +12,8 @@ from loguru import logger
 from goreprox.errors import ConfigError, StartError
 from goreprox.http import tokens
 from goreprox.http.auth import Auth
-from goreprox.http.gateway import Finish, Site
+from goreprox.http.commands import Finish
+from goreprox.http.exchange import Site
 from goreprox.http.tokens import FAILURES, MAX_ADDRESSES, Failures, Tokens
 from tests.unit.http.harness import CLIENT, OK, Talk
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import h11
 import pytest
 
+from goreprox.http.commands import Answered
+from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
-from goreprox.http.gateway import Answered, Site
 from tests.unit.http.harness import CLIENT, OK, Talk
 
 TRUSTING = Forwarding((ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("10.0.0.0/8")))

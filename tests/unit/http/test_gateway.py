@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goreprox.http.gateway import AHEAD, MAX_HEAD, Abort, Connect, Discard, Finish, Release, Switch
+from goreprox.http.commands import Abort, Connect, Discard, Finish, Release, Switch
+from goreprox.http.reader import AHEAD, MAX_HEAD
 from tests.unit.http.harness import AUTHORITY, OK, Talk, split
 
 GET = b"GET /a?b HTTP/1.1\r\nHost: example.org\r\n\r\n"

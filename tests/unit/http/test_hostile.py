@@ -6,7 +6,7 @@ import h11
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from goreprox.http.gateway import Abort, Discard, Finish, Switch
+from goreprox.http.commands import Abort, Discard, Finish, Switch
 from tests.unit.http.harness import Talk
 
 CLIENT = st.sampled_from(

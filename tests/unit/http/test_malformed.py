@@ -7,7 +7,8 @@ The classes are those of published work on request smuggling (RFC 9112, sections
 import h11
 import pytest
 
-from goreprox.http.gateway import Connect, Finish, Site
+from goreprox.http.commands import Connect, Finish
+from goreprox.http.exchange import Site
 from goreprox.http.routes import Routes
 from tests.unit.http.harness import OK, Talk
 

@@ -4,7 +4,8 @@ import pytest
 
 from goreprox.doors import Doors, Rule
 from goreprox.errors import ConfigError
-from goreprox.http.gateway import Connect, Site
+from goreprox.http.commands import Connect
+from goreprox.http.exchange import Site
 from goreprox.http.routes import Route, Routes
 from tests.unit.http.harness import CLIENT, OK, Talk
 

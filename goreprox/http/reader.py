@@ -1,0 +1,152 @@
+"""What an HTTP client sends: heads, each looked at before h11 sees it, and bodies. Pure: bytes in, messages out.
+
+h11 parses, by a new connection for each request. What it puts up with, and others read otherwise, is refused here where
+it can only be seen in the bytes: in heads before h11 has them, at the ends of chunked bodies after it.
+"""
+
+from typing import Final
+
+import h11
+
+from goreprox.http.requests import BAD_IN_HEAD, Refused, value_of
+
+MAX_HEAD: Final = 16 * 1024
+"""Bytes of a request's head. A client without a stream does not use its two floors, 13 KiB with default limits."""
+AHEAD: Final = MAX_HEAD
+"""Bytes of later requests that are read while one is being answered; also how the end of a client is noticed."""
+_END: Final = b"\r\n\r\n"
+"""Of a head, and of a chunked body."""
+_LAST: Final = (h11.SEND_BODY, h11.MUST_CLOSE, h11.ERROR)
+"""The states of a client after which no other request can be read."""
+
+
+class Reader:
+    """One client's bytes. A request is read by `head`, then `body` until its end; `advance` lets go of it."""
+
+    def __init__(self) -> None:
+        """Begin with nothing read."""
+        self._head = bytearray()
+        self._scanned = 0
+        self._message: h11.Connection | None = None
+        """Of the request whose head was read."""
+        self._chunked = False
+        """Whether its body is."""
+        self._recent = b""
+        """What was read last of a chunked body, with the three bytes before it."""
+        self._astray = False
+        """Whether its end is in doubt, and so where the next one begins."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no request, not even the first byte of one."""
+        return self._message is None and not self._head
+
+    @property
+    def in_head(self) -> bool:
+        """Whether a head has begun and not ended."""
+        return self._message is None and bool(self._head)
+
+    @property
+    def in_body(self) -> bool:
+        """Whether a body has not ended, though it may be empty so far."""
+        return self._message is not None and self._message.their_state is h11.SEND_BODY
+
+    @property
+    def full(self) -> bool:
+        """Whether enough was read of later requests."""
+        return self._message is not None and not self.in_body and len(self.ahead) >= AHEAD
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the body of the request comes in chunks."""
+        return self._chunked
+
+    @property
+    def ahead(self) -> bytes:
+        """What was read behind the request."""
+        assert self._message is not None
+        return self._message.trailing_data[0]
+
+    def receive(self, data: bytes) -> None:
+        """Take what was read."""
+        if self._message is None:
+            self._head += data
+            return
+        if self._chunked:
+            self._recent += data
+        self._message.receive_data(data)
+
+    def head(self) -> h11.Request | None:
+        """Return the next request, once its head is there.
+
+        Raises:
+            Refused: it is malformed or too long; nothing else can be read.
+        """
+        head = self._head
+        end = head.find(_END, max(0, self._scanned - len(_END)), MAX_HEAD)
+        seen = MAX_HEAD if end < 0 else end + len(_END)
+        if BAD_IN_HEAD.search(head, max(0, self._scanned - 2), seen):
+            raise Refused(400, "the head of the request is malformed")
+        if end < 0:
+            if len(head) >= MAX_HEAD:
+                raise Refused(431, f"the head of the request has more than {MAX_HEAD} bytes")
+            self._scanned = len(head)
+            return None
+        self._message = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._recent = bytes(head)
+        self._message.receive_data(self._recent)
+        self._head = bytearray()
+        self._scanned = 0
+        try:
+            request = self._message.next_event()
+        except h11.RemoteProtocolError as exc:
+            raise Refused(exc.error_status_hint, str(exc)) from exc
+        assert isinstance(request, h11.Request)
+        self._chunked = value_of(request, b"transfer-encoding") is not None
+        return request
+
+    def body(self) -> tuple[bytes, h11.EndOfMessage | None]:
+        """Return what has come of the body, and its end if it has come, too.
+
+        Raises:
+            Refused: it is malformed; nothing else can be read.
+        """
+        message = self._message
+        assert message is not None
+        parts: list[bytes] = []
+        try:
+            while isinstance(event := message.next_event(), h11.Data):
+                parts.append(event.data)
+        except h11.RemoteProtocolError as exc:
+            raise Refused(400, f"the body is malformed: {exc}") from exc
+        end = event if isinstance(event, h11.EndOfMessage) else None
+        if end is not None and self._chunked:
+            self._check_end()
+        self._recent = self._recent[-3:]
+        return b"".join(parts), end
+
+    def _check_end(self) -> None:
+        """h11 takes a line feed alone for the end of a chunked body and of its trailers, where others read on."""
+        end = len(self._recent) - len(self.ahead)
+        if self._recent[max(end - len(_END), 0) : end] != _END:
+            self._astray = True
+            raise Refused(400, "the body is malformed: it does not end with CR LF")
+
+    def skip(self) -> bool:
+        """Whether what is left of the request is here, and skipped; else it is not known where the next one begins."""
+        if self._message is None:
+            return False
+        try:
+            self.body()
+        except Refused:
+            return False
+        return not self.in_body and not self._astray
+
+    def advance(self) -> bool:
+        """Let go of the request, and return whether another one may follow."""
+        message = self._message
+        if message is None or message.their_state in _LAST:
+            return False
+        self._head += self.ahead
+        self._message = None
+        return True

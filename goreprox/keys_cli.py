@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import App, Group, Parameter
 
+from goreprox.columns import columns
+
 if TYPE_CHECKING:
     from brokers import Role
     from goreprox.keys.state import Authorized, StateDir
@@ -78,9 +80,7 @@ def list_(*, state_dir: StateOption = None) -> None:
         (key.name, key.role.name.lower(), _services(key), key.created, "here" if _here(state, key) else "handed over")
         for key in state.all()
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print(columns(rows))
 
 
 @app.command

@@ -2,19 +2,31 @@
 
 import datetime
 import sys
+import time
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import App, Group, Parameter
+
+from goreprox.columns import columns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from goreprox.http.tokens import Token
 
 _KEYS: Final = Group("Keys", sort_key=2)
 
 app: Final = App(
     name="token",
     help="Say who may send requests to HTTP listeners.",
-    help_epilogue="Only --auth-tokens is also a variable (GOREPROX_AUTH_TOKENS). To revoke a token, remove its table.",
+    help_epilogue="Only --auth-tokens is also a variable (GOREPROX_AUTH_TOKENS).",
     help_format="plaintext",
 )
+
+_File = Annotated[
+    Path, Parameter(group=_KEYS, env_var="GOREPROX_AUTH_TOKENS", help="The file of tokens; `new` makes it.")
+]
 
 
 @app.command
@@ -22,7 +34,7 @@ def new(
     name: str,
     /,
     *,
-    auth_tokens: Annotated[Path, Parameter(group=_KEYS, env_var="GOREPROX_AUTH_TOKENS")],
+    auth_tokens: _File,
     services: Annotated[str | None, Parameter(group=_KEYS)] = None,
     expires: Annotated[datetime.datetime | None, Parameter(group=_KEYS)] = None,
 ) -> None:
@@ -32,17 +44,14 @@ def new(
     ----------
     name
         Whose token: what logs say.
-    auth_tokens
-        The file of tokens; it is made if it is missing.
     services
         The services that it is for, separated by commas. [default: all]
     expires
         When it ends, like 2030-01-01; UTC, unless a zone is given. [default: never]
     """
     from goreprox.config import check_name
-    from goreprox.errors import ConfigError, StartError
-    from goreprox.http import auth, tokens
-    from goreprox.keys.files import locked, write_secret
+    from goreprox.errors import ConfigError
+    from goreprox.http import tokens
 
     check_name("token", name)
     wanted = None if services is None else [each.strip() for each in services.split(",") if each.strip()]
@@ -50,17 +59,70 @@ def new(
         check_name("service", service)
     if expires is not None and expires.tzinfo is None:
         expires = expires.replace(tzinfo=datetime.UTC)
-    path = auth_tokens.expanduser()
     value, table = tokens.draw(name, wanted, expires)
+
+    def added(text: str) -> str:
+        if name in tokens.Tokens.parse(text).names:
+            raise ConfigError(f"token {name}: there is one already; revoke it first")
+        return f"{text}\n{table}" if text else table
+
+    path = _change(auth_tokens, added)
+    print(value)
+    print(f"made the token {name}; {path} keeps its hash", file=sys.stderr)
+
+
+@app.command(name="list")
+def list_(*, auth_tokens: _File) -> None:
+    """Show all tokens: whose they are, what they are for, and when they end."""
+    from goreprox.http import auth
+
+    rows = [("NAME", "SERVICES", "EXPIRES")]
+    rows += [(token.name, _services(token), _expiry(token)) for token in auth.read(auth_tokens.expanduser())]
+    print(columns(rows))
+
+
+@app.command
+def revoke(name: str, /, *, auth_tokens: _File) -> None:
+    """Let a token count no more; running servers know it at once.
+
+    Parameters
+    ----------
+    name
+        Whose token.
+    """
+    from goreprox.http import tokens
+
+    _change(auth_tokens, lambda text: tokens.without(text, name))
+    print(f"the token {name} is no longer valid")
+
+
+def _change(file: Path, change: "Callable[[str], str]") -> Path:
+    """Give a file of tokens, or none, another text; return its path."""
+    from goreprox.errors import ConfigError, StartError
+    from goreprox.http import auth
+    from goreprox.keys.files import locked, write_secret
+
+    path = file.expanduser()
     try:
         with locked(path.parent):
-            before = path.read_text(encoding="ascii") if path.exists() else ""
-            if path.exists() and name in auth.read(path).names:
-                raise ConfigError(f"token {name}: there is one already; remove it from {path} first")
-            write_secret(path, f"{before}\n{table}" if before else table, replace=True)
+            text = ""
+            if path.exists():
+                auth.read(path)
+                text = path.read_text(encoding="ascii")
+            write_secret(path, change(text), replace=True)
     except UnicodeError as exc:
         raise ConfigError(f"auth-tokens {path}: it has characters beyond ASCII; remove them first") from exc
     except OSError as exc:
         raise StartError(f"auth-tokens {path}: {exc.strerror}; name a file in a directory that is there") from exc
-    print(value)
-    print(f"made the token {name}; {path} keeps its hash", file=sys.stderr)
+    return path
+
+
+def _services(token: "Token") -> str:
+    return "any" if token.services is None else ", ".join(sorted(token.services)) or "none"
+
+
+def _expiry(token: "Token") -> str:
+    if token.expires == float("inf"):
+        return "never"
+    text = datetime.datetime.fromtimestamp(token.expires, datetime.UTC).isoformat(timespec="seconds")
+    return text if time.time() < token.expires else f"{text} (expired)"

@@ -6,12 +6,13 @@ A token is 32 random bytes, so that its SHA-256 alone tells nothing and needs ne
 import datetime
 import hashlib
 import hmac
+import itertools
 import json
 import re
 import secrets
 import tomllib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -54,6 +55,9 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self._tokens)
+
+    def __iter__(self) -> Iterator[Token]:
+        return iter(self._tokens)
 
     @property
     def names(self) -> set[str]:
@@ -118,6 +122,32 @@ def draw(name: str, services: Sequence[str] | None, expires: datetime.datetime |
     if expires is not None:
         lines.append(f"expires = {expires.isoformat(timespec='seconds')}")
     return value, "\n".join(lines) + "\n"
+
+
+def without(text: str, name: str) -> str:
+    """Return a file without the table of a token; all else in it, comments included, stays as it is.
+
+    Raises:
+        ConfigError: it is no file of tokens, there is no such token, or its table is not one block.
+    """
+    wanted = {token.name: token for token in Tokens.parse(text)}
+    if wanted.pop(name, None) is None:
+        raise ConfigError(f"token {name}: there is none; `goreprox token list` shows all")
+    lines = text.splitlines(keepends=True)
+    starts = [number for number, line in enumerate(lines) if line.lstrip().startswith("[")]
+    for start, end in itertools.pairwise([*starts, len(lines)]):
+        rest = "".join(lines[:start] + lines[end:])
+        # What a block is, TOML knows: it is the right one if the others are left.
+        if name in lines[start] and _are(wanted, rest):
+            return rest
+    raise ConfigError(f"token {name}: it is not a table of its own; remove it by hand")
+
+
+def _are(tokens: Mapping[str, Token], text: str) -> bool:
+    try:
+        return {token.name: token for token in Tokens.parse(text)} == tokens
+    except ConfigError:
+        return False
 
 
 class Failures:

@@ -479,3 +479,48 @@ def test_a_new_token_is_printed_once_and_its_hash_is_kept(tmp_path: Path, capsys
     assert "token bob: there is one already" in capsys.readouterr().err
     assert cli.main(["token", "new", "a", "--auth-tokens", str(tmp_path / "none" / "t")]) == 1
     assert path.read_text() == text
+
+
+def test_tokens_are_listed_without_hashes_and_revoked_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tokens.toml"
+    file = ("--auth-tokens", str(path))
+    assert cli.main(["token", "new", "alice", *file, "--services", "web, db", "--expires", "2001-01-01"]) == 0
+    path.write_text("# who may come in\n" + path.read_text() + "\n# the other one\n")
+    assert cli.main(["token", "new", "bob", *file]) == 0
+    capsys.readouterr()
+    assert cli.main(["token", "list", *file]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "NAME   SERVICES  EXPIRES",
+        "alice  db, web   2001-01-01T00:00:00+00:00 (expired)",
+        "bob    any       never",
+    ]
+    assert cli.main(["token", "revoke", "bob", *file]) == 0
+    text = path.read_text()
+    assert Tokens.parse(text).names == {"alice"}
+    assert text.startswith("# who may come in\n")
+    assert "# the other one" in text
+    assert cli.main(["token", "revoke", "alice", *file]) == 0
+    assert not Tokens.parse(path.read_text()).names
+    for arguments, message in (
+        (["revoke", "alice", *file], "token alice: there is none; `goreprox token list` shows all"),
+        (["list", "--auth-tokens", str(tmp_path / "none")], "No such file or directory; `goreprox token new NAME`"),
+    ):
+        capsys.readouterr()
+        assert cli.main(["token", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ['[tokens]\nbob.sha256 = "{0}"\n', 'tokens = {{ bob = {{ sha256 = "{0}" }} }}\n'])
+def test_a_token_that_is_no_table_of_its_own_is_left_to_its_author(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(form.format("0" * 64))
+    before = path.read_text()
+    assert cli.main(["token", "revoke", "bob", "--auth-tokens", str(path)]) == 2
+    assert "token bob: it is not a table of its own; remove it by hand" in capsys.readouterr().err
+    assert path.read_text() == before

@@ -10,6 +10,7 @@ FOR_PEOPLE = {
     "goreprox/http/auth.py": "until when a token is valid, which people say in days",
     "goreprox/keys/state.py": "when a key was made",
     "goreprox/snapshot.py": "since when a process runs, and when a stream ended",
+    "goreprox/token_cli.py": "which tokens have expired",
 }
 """What it is for, there."""
 

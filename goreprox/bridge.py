@@ -15,6 +15,7 @@ from goreprox.poller import READ, WRITE, Poller
 from goreprox.protocol.limits import MIB, RESET_LINGER_S
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import RESET, State, Stream
+from goreprox.sockets import Socket
 
 READ_BYTES = MIB
 """One read at most: 64 KiB reads carry a third of what these do."""
@@ -93,9 +94,7 @@ class Bridge:
         "stream",
     )
 
-    def __init__(
-        self, bridges: Bridges, sock: socket.socket, stream: Stream, on_end: "Callable[[Bridge], None]"
-    ) -> None:
+    def __init__(self, bridges: Bridges, sock: Socket, stream: Stream, on_end: "Callable[[Bridge], None]") -> None:
         """Take over `sock`, prepared and connected, and begin to read it. `on_end` is called once."""
         self.stream = stream
         self._bridges = bridges
@@ -255,6 +254,9 @@ class Bridge:
     def _shut_down(self) -> None:
         try:
             self._sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            self._wait_writable()
+            return
         except OSError as exc:
             self.failed(exc.strerror or str(exc))
             return

@@ -122,14 +122,12 @@ app.register_install_completion_command(help="Install completion for this shell.
 
 
 _Addresses = Annotated[list[str] | None, Parameter(group=_ADDRESSES, negative="")]
-_StateDir = Annotated[Path | None, Parameter(group=_KEYS)]
+_Path = Annotated[Path | None, Parameter(group=_KEYS)]
 _Join = Annotated[str | None, Parameter(group=_KEYS)]
-_JoinFile = Annotated[Path | None, Parameter(group=_KEYS)]
 _Rules = Annotated[list[str] | None, Parameter(group=_LIMITS, negative="")]
 _PerAddress = Annotated[int, Parameter(group=_LIMITS)]
 _ReusePort = Annotated[bool, Parameter(group=_ADDRESSES)]
 _ProxyProtocol = Annotated[Literal["v1", "v2"] | None, Parameter(group=_ADDRESSES)]
-_AuthTokens = Annotated[Path | None, Parameter(group=_KEYS)]
 _AuthHeader = Annotated[str, Parameter(group=_KEYS)]
 _AccessLog = Annotated[bool, Parameter(group=_PROCESS)]
 _QueueTimeout = Annotated[float, Parameter(group=_LIFETIMES)]
@@ -148,13 +146,16 @@ def server(
     deny: _Rules = None,
     max_connections_per_address: _PerAddress = 0,
     queue_timeout: _QueueTimeout = 10,
-    auth_tokens: _AuthTokens = None,
+    auth_tokens: _Path = None,
     auth_header: _AuthHeader = "X-Goreprox-Auth",
     trusted_proxies: _Rules = None,
     proxy_protocol_from: _Rules = None,
     access_log: _AccessLog = True,
     route: _Addresses = None,
-    state_dir: _StateDir = None,
+    tls_cert: _Path = None,
+    tls_key: _Path = None,
+    tls_client_ca: _Path = None,
+    state_dir: _Path = None,
     options: EndOptions | None = None,
 ) -> None:
     """Accept clients, and pass them on to providers: an edge and a broker in one.
@@ -164,7 +165,8 @@ def server(
     Parameters
     ----------
     listen
-        [tcp://]ADDR[=SERVICE] or http://ADDR[=SERVICE] for clients; may be repeated. [default: 8080, on all interfaces]
+        [SCHEME://]ADDR[=SERVICE] for clients; SCHEME is tcp, http, or after TLS tls, https; may be repeated.
+        [default: 8080, on all interfaces]
     reuse_port
         Let other processes with this option listen on the same ports.
     providers
@@ -193,6 +195,12 @@ def server(
         Log each HTTP request.
     route
         HOST=SERVICE for HTTP requests; HOST is a name, *.NAME or *; may be repeated.
+    tls_cert
+        PEM file with the certificate for tls:// and https://, and its chain. Read again when it changes.
+    tls_key
+        PEM file with its private key.
+    tls_client_ca
+        PEM file with who signs the certificates of clients; those without one are refused.
     state_dir
         Directory of the keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]
     """
@@ -209,11 +217,14 @@ def server(
         **_doors(allow, deny, max_connections_per_address),
         proxy_protocol_from=_rules("proxy-protocol-from", proxy_protocol_from),
         queue_timeout_s=queue_timeout,
-        auth_tokens=None if auth_tokens is None else auth_tokens.expanduser(),
+        auth_tokens=_expanded(auth_tokens),
         auth_header=auth_header,
         trusted_proxies=_networks("trusted-proxies", trusted_proxies),
         access_log=access_log,
         routes=_routes(route),
+        tls_cert=_expanded(tls_cert),
+        tls_key=_expanded(tls_key),
+        tls_client_ca=_expanded(tls_client_ca),
         **options.end(),
     )
     _begin(options, [config.providers] if config.edges is None else [config.providers, config.edges])
@@ -233,14 +244,17 @@ def edge(
     deny: _Rules = None,
     max_connections_per_address: _PerAddress = 0,
     queue_timeout: _QueueTimeout = 10,
-    auth_tokens: _AuthTokens = None,
+    auth_tokens: _Path = None,
     auth_header: _AuthHeader = "X-Goreprox-Auth",
     trusted_proxies: _Rules = None,
     proxy_protocol_from: _Rules = None,
     access_log: _AccessLog = True,
     route: _Addresses = None,
+    tls_cert: _Path = None,
+    tls_key: _Path = None,
+    tls_client_ca: _Path = None,
     join: _Join = None,
-    join_file: _JoinFile = None,
+    join_file: _Path = None,
     options: EndOptions | None = None,
 ) -> None:
     """Accept clients, and pass them on to providers over brokers elsewhere.
@@ -248,7 +262,8 @@ def edge(
     Parameters
     ----------
     listen
-        [tcp://]ADDR[=SERVICE] or http://ADDR[=SERVICE] for clients; may be repeated. [default: 8080, on all interfaces]
+        [SCHEME://]ADDR[=SERVICE] for clients; SCHEME is tcp, http, or after TLS tls, https; may be repeated.
+        [default: 8080, on all interfaces]
     reuse_port
         Let other processes with this option listen on the same ports.
     broker
@@ -275,6 +290,12 @@ def edge(
         Log each HTTP request.
     route
         HOST=SERVICE for HTTP requests; HOST is a name, *.NAME or *; may be repeated.
+    tls_cert
+        PEM file with the certificate for tls:// and https://, and its chain. Read again when it changes.
+    tls_key
+        PEM file with its private key.
+    tls_client_ca
+        PEM file with who signs the certificates of clients; those without one are refused.
     join
         The join string that `goreprox keys add --role edge` made. Others on this machine see it: better in join-file.
     join_file
@@ -294,11 +315,14 @@ def edge(
         **_doors(allow, deny, max_connections_per_address),
         proxy_protocol_from=_rules("proxy-protocol-from", proxy_protocol_from),
         queue_timeout_s=queue_timeout,
-        auth_tokens=None if auth_tokens is None else auth_tokens.expanduser(),
+        auth_tokens=_expanded(auth_tokens),
         auth_header=auth_header,
         trusted_proxies=_networks("trusted-proxies", trusted_proxies),
         access_log=access_log,
         routes=_routes(route),
+        tls_cert=_expanded(tls_cert),
+        tls_key=_expanded(tls_key),
+        tls_client_ca=_expanded(tls_client_ca),
         **options.end() | _member(joined),
     )
     _begin(options, config.brokers)
@@ -318,7 +342,7 @@ def broker(
     providers: Annotated[str, Parameter(group=_ADDRESSES)] = "9887",
     edges: Annotated[str, Parameter(group=_ADDRESSES)] = "9888",
     max_peers: _MaxPeers = 1024,
-    state_dir: _StateDir = None,
+    state_dir: _Path = None,
     options: RoleOptions | None = None,
 ) -> None:
     """Connect edges and providers with each other. It keeps no state, and there can be several.
@@ -359,7 +383,7 @@ def provider(
     weight: Annotated[float, Parameter(group=_LIMITS)] = 1,
     proxy_protocol: _ProxyProtocol = None,
     join: _Join = None,
-    join_file: _JoinFile = None,
+    join_file: _Path = None,
     options: EndOptions | None = None,
 ) -> None:
     """Expose local TCP servers through goreprox servers or brokers.
@@ -410,6 +434,10 @@ def _listeners(listen: list[str] | None) -> dict[str, Any]:
     from goreprox.config import Listener
 
     return {"listeners": tuple(map(Listener.parse, listen))} if listen else {}
+
+
+def _expanded(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser()
 
 
 def _routes(texts: list[str] | None) -> "tuple[Route, ...]":

@@ -122,6 +122,19 @@ class Scheme(enum.Enum):
     TCP = "tcp"
     """Anything: bytes are passed on as they are."""
     HTTP = "http"
+    TLS = "tls"
+    """Anything, in TLS, which ends here."""
+    HTTPS = "https"
+
+    @property
+    def is_http(self) -> bool:
+        """Whether requests are understood."""
+        return self in (Scheme.HTTP, Scheme.HTTPS)
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether a TLS handshake comes first."""
+        return self in (Scheme.TLS, Scheme.HTTPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +163,9 @@ class Listener:
 
     def __post_init__(self) -> None:
         check_name("service", self.service)
+
+    def __str__(self) -> str:
+        return f"{self.scheme.value}://{self.address}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +260,12 @@ class AcceptingConfig(EndConfig):
     access_log: bool = True
     routes: tuple[Route, ...] = ()
     """Which service the Host of an HTTP request is; empty: that of the listener."""
+    tls_cert: Path | None = None
+    """The certificate that TLS clients are shown, and its chain; PEM."""
+    tls_key: Path | None = None
+    """Its private key; PEM."""
+    tls_client_ca: Path | None = None
+    """Who signs the certificates that TLS clients must have; None: they need none. PEM."""
 
     def __post_init__(self) -> None:
         EndConfig.__post_init__(self)
@@ -252,6 +274,7 @@ class AcceptingConfig(EndConfig):
             raise ConfigError(f"trusted-proxies: expected at most {MAX_RULES}, got {len(self.trusted_proxies)}")
         _check_routes(self.routes, self.listeners)
         _check_auth(self.auth_tokens, self.auth_header, self.listeners)
+        _check_tls(self.tls_cert, self.tls_key, self.tls_client_ca, self.listeners)
         for option, rules in (
             ("allow", self.allow),
             ("deny", self.deny),
@@ -272,7 +295,7 @@ class AcceptingConfig(EndConfig):
 
     def services_of(self, listener: Listener) -> tuple[str, ...]:
         """Return what clients can ask for at a listener."""
-        if listener.scheme is Scheme.HTTP and self.routes:
+        if listener.scheme.is_http and self.routes:
             return tuple(dict.fromkeys(route.service for route in self.routes))
         return (listener.service,)
 
@@ -415,13 +438,13 @@ def _check_routes(routes: Sequence[Route], listeners: Sequence[Listener]) -> Non
     _check_distinct("route", [route.host for route in routes])
     for route in routes:
         check_name("service", route.service)
-    web = [listener for listener in listeners if listener.scheme is Scheme.HTTP]
+    web = [listener for listener in listeners if listener.scheme.is_http]
     if routes and not web:
-        raise ConfigError("route: there is no http:// to listen on; only there hosts are known")
+        raise ConfigError("route: there is no http:// or https:// to listen on; only there hosts are known")
     for listener in web:
         if routes and listener.service != DEFAULT_SERVICE:
             raise ConfigError(
-                f"listen http://{listener.address}={listener.service}: with routes the host decides; "
+                f"listen {listener}={listener.service}: with routes the host decides; "
                 f"leave ={listener.service} out, or add --route '*={listener.service}'"
             )
 
@@ -429,12 +452,29 @@ def _check_routes(routes: Sequence[Route], listeners: Sequence[Listener]) -> Non
 def _check_auth(path: Path | None, header: str, listeners: Sequence[Listener]) -> None:
     if not _FIELD_NAME.fullmatch(header) or header.lower() in _NO_AUTH_HEADERS:
         raise ConfigError(f"auth-header {header!r}: expected the name of a header field, like {DEFAULT_AUTH_HEADER}")
-    raw = [listener for listener in listeners if listener.scheme is Scheme.TCP]
-    if path is not None and raw:
+    raw = next((listener for listener in listeners if not listener.scheme.is_http), None)
+    if path is not None and raw is not None:
+        web = Scheme.HTTPS if raw.scheme.is_tls else Scheme.HTTP
         raise ConfigError(
-            f"auth-tokens: listen {raw[0].address} passes bytes on unread and cannot check them; write "
-            f"http://{raw[0].address}, or leave --auth-tokens out"
+            f"auth-tokens: listen {raw.address} passes bytes on unread and cannot check them; write "
+            f"{web.value}://{raw.address}, or leave --auth-tokens out"
         )
+
+
+def _check_tls(cert: Path | None, key: Path | None, client_ca: Path | None, listeners: Sequence[Listener]) -> None:
+    given = {"tls-cert": cert, "tls-key": key}
+    wanting = next((listener for listener in listeners if listener.scheme.is_tls), None)
+    for option, path in given.items():
+        if wanting is not None and path is None:
+            raise ConfigError(
+                f"listen {wanting}: {option} is missing; give the certificate by "
+                "--tls-cert FILE and its private key by --tls-key FILE"
+            )
+    for option, path in (given | {"tls-client-ca": client_ca}).items():
+        if wanting is None and path is not None:
+            raise ConfigError(
+                f"{option} {path}: no port speaks TLS; write https:// or tls:// in --listen, or leave --{option} out"
+            )
 
 
 def _check_distinct(option: str, names: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The edge: gives each client to a provider of its service, at once or when one comes. Of a server or on its own."""
 
+import functools
 import random
 import socket
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from brokers import Role
 from goreprox import sockets
 from goreprox.balancer import Balancer, Candidate
 from goreprox.bridge import Bridge, Bridges, Joint
+from goreprox.certificates import Certificates, reason
 from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, Address, EdgeConfig, Listener, Scheme
 from goreprox.doors import Doors, parse_client
 from goreprox.driver import Driver, Peer, clock
+from goreprox.handshakes import Handshakes
 from goreprox.http.auth import Auth
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
@@ -30,7 +33,9 @@ from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
 from goreprox.proxies import Proxies
 from goreprox.snapshot import Ends, Gauges, Subject
+from goreprox.sockets import Socket
 from goreprox.status import answering
+from goreprox.tls import TlsSocket
 from goreprox.waiting import WaitingRoom
 
 
@@ -49,7 +54,7 @@ class Edge:
         """Listen on all addresses of `config`; `listeners.start` begins to accept.
 
         Raises:
-            StartError: an address cannot be listened on, or the file of tokens not be used.
+            StartError: an address cannot be listened on, or the file of tokens or a certificate not be used.
         """
         self._config = config
         self._budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
@@ -64,6 +69,10 @@ class Edge:
         self.proxies = Proxies(poller, welcome=self._admit, left=self.listeners.start)
         self.doors = Doors(config.allow, config.deny, config.max_connections_per_address)
         self._sites = _sites(config, self.doors)
+        self._certificates = None
+        if config.tls_cert is not None and config.tls_key is not None:
+            self._certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+        self._handshakes = Handshakes(poller)
         self._balancer = Balancer(random.Random())
         self._waiting = WaitingRoom(patience_s=config.grace_s, clock=clock, give_up=_reset)
         self._queue = WaitingRoom(patience_s=config.queue_timeout_s, clock=clock, give_up=_unavailable)
@@ -75,7 +84,7 @@ class Edge:
 
     def _has_room(self) -> bool:
         most = self._config.max_connections
-        if len(self.bridges.live) + self.fronts.idle + len(self.proxies) < most:
+        if len(self.bridges.live) + self.fronts.idle + len(self.proxies) + len(self._handshakes) < most:
             return True
         self._warn_once("max connections", f"{most} connections are open: new ones wait; raise --max-connections")
         return False
@@ -94,7 +103,7 @@ class Edge:
             self._admit(sock, client, destination, listener)
 
     def _places(self, listener: Listener) -> tuple[str, str]:
-        routed = listener.scheme is Scheme.HTTP and self._config.routes
+        routed = listener.scheme.is_http and self._config.routes
         return str(listener.address.port), "" if routed else listener.service
 
     def _admit(self, sock: socket.socket, client: str, destination: str, listener: Listener) -> None:
@@ -103,13 +112,41 @@ class Edge:
             self._warn_once("doors", f"clients that may not come in are reset; the first of them: {client}")
             sock.close()  # and so the client sees a reset
             return
-        if listener.scheme is Scheme.HTTP:
-            Front(self.fronts, sock, client, destination, self._sites[listener])
+        if not listener.scheme.is_tls:
+            self._serve(client, destination, listener, sock)
+            return
+        assert self._certificates is not None
+        self._handshakes.begin(
+            sock,
+            self._certificates.context(listener.scheme),
+            admit=functools.partial(self._greeted, client, destination, listener),
+            lose=functools.partial(self._not_greeted, client),
+        )
+
+    def _serve(
+        self, client: str, destination: str, listener: Listener, sock: Socket, certificate: str | None = None
+    ) -> None:
+        if listener.scheme.is_http:
+            Front(self.fronts, sock, client, destination, self._sites[listener], certificate=certificate)
             return
         stream = Stream(
             opener=True, service=listener.service, client=client, destination=destination, budget=self._budget
         )
         self.connect(Bridge(self.bridges, sock, stream, self.bridge_ended))
+
+    def _greeted(self, client: str, destination: str, listener: Listener, sock: TlsSocket) -> None:
+        certificate = sock.client_name
+        if certificate is not None:
+            logger.debug("client {} has the certificate of {}", client, certificate)
+        self._serve(client, destination, listener, sock, certificate)
+
+    def _not_greeted(self, client: str, exc: OSError) -> None:
+        why = reason(exc)
+        logger.debug("no TLS with client {}: {}", client, why)
+        if not isinstance(exc, ConnectionError):
+            self.doors.refused += 1
+            self._warn_once("tls", f"clients whose TLS handshake fails are refused; the first of them: {client}: {why}")
+        self.client_ended(client)
 
     def connect(self, joint: Joint) -> None:
         """Open its stream at a provider, now or when one comes."""
@@ -256,9 +293,10 @@ class Edge:
         self.listeners.drain()
         self.fronts.drain()
         self.driver.drain()
-        owners = self.bridges.live, self.fronts.live, self.proxies
+        owners = self.bridges.live, self.fronts.live, self.proxies, self._handshakes
         await self.driver.wait_empty(lambda: not any(owners), deadline_s=drain_s)
         self.proxies.close()
+        self._handshakes.close()
         for front in list(self.fronts.live):
             front.abort()
         for joint in list(self.bridges.live):
@@ -285,18 +323,26 @@ def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
     Raises:
         StartError: the file of tokens cannot be used.
     """
-    listeners = [listener for listener in config.listeners if listener.scheme is Scheme.HTTP]
+    listeners = [listener for listener in config.listeners if listener.scheme.is_http]
     auth = None
     if config.auth_tokens is not None:
         auth = Auth(config.auth_tokens, config.auth_header, clock=clock)
-        exposed = [str(listener.address) for listener in listeners if not listener.address.is_loopback]
+        plain = [listener.address for listener in listeners if listener.scheme is Scheme.HTTP]
+        exposed = [str(address) for address in plain if not address.is_loopback]
         if exposed:
-            logger.warning("tokens come in plaintext on {}: put TLS before it", ", ".join(exposed))
-    forwarding = Forwarding(config.trusted_proxies)
+            logger.warning("tokens come in plaintext on {}: listen with https://", ", ".join(exposed))
     routes = Routes(config.routes) if config.routes else None
     closed = doors.closed_to if doors.guarded else None
     return {
-        listener: Site(listener.service, auth, forwarding, routes, closed, config.access_log) for listener in listeners
+        listener: Site(
+            listener.service,
+            auth,
+            Forwarding(config.trusted_proxies, listener.scheme.value.encode()),
+            routes,
+            closed,
+            config.access_log,
+        )
+        for listener in listeners
     }
 
 

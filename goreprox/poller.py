@@ -19,26 +19,67 @@ class Poller:
         self._loop = asyncio.get_running_loop()
         self._batch = batch
         self._selector = selectors.DefaultSelector()
+        self._holding: set[int] = set()
+        """Descriptors at which there is something to read that the kernel knows nothing of."""
+        self._awaited: set[int] = set()
+        """Those of them that are watched for READ."""
+        self._due: asyncio.Handle | None = None
         self._loop.add_reader(self._selector.fileno(), self._dispatch)
 
     def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
         """Call `ready(events)` whenever `fd`, not watched so far, is ready for `events`: READ, WRITE or both."""
         self._selector.register(fd, events, ready)
+        if fd in self._holding:
+            self._await(fd, events)
 
     def change(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
         """Watch `fd` for other events."""
         self._selector.modify(fd, events, ready)
+        if fd in self._holding:
+            self._await(fd, events)
 
     def forget(self, fd: int) -> None:
         """Watch `fd` no longer; to be done before it is closed. A call that is due in this turn still comes."""
         self._selector.unregister(fd)
+        self._awaited.discard(fd)
+
+    def hold(self, fd: int, *, holds: bool) -> None:
+        """Count `fd` as readable, whatever the kernel says, or no longer; the latter before it is closed, too."""
+        if holds:
+            self._holding.add(fd)
+            key = self._selector.get_map().get(fd)
+            self._await(fd, 0 if key is None else key.events)
+        else:
+            self._holding.discard(fd)
+            self._awaited.discard(fd)
+
+    def _await(self, fd: int, events: int) -> None:
+        if events & READ:
+            self._awaited.add(fd)
+            self._dispatch_soon()
+        else:
+            self._awaited.discard(fd)
+
+    def _dispatch_soon(self) -> None:
+        if self._due is None:
+            self._due = self._loop.call_soon(self._dispatch_due)
+
+    def _dispatch_due(self) -> None:
+        self._due = None
+        self._dispatch()
 
     def _dispatch(self) -> None:
         self._batch(self._serve)
 
     def _serve(self) -> None:
-        for key, events in self._selector.select(0):
+        ready = self._selector.select(0)
+        if self._awaited:
+            keys = self._selector.get_map()
+            ready += [(keys[fd], READ) for fd in self._awaited]
+        for key, events in ready:
             try:
                 key.data(events)
             except Exception as exc:  # noqa: BLE001 -- a fault of ours must not keep the others from being served
                 self._loop.call_exception_handler({"message": f"serving {key.data}", "exception": exc})
+        if self._awaited:
+            self._dispatch_soon()

@@ -10,6 +10,10 @@ import socket
 import struct
 import sys
 import termios
+from collections.abc import Iterable
+from typing import Protocol
+
+from goreprox.protocol.events import Buffer
 
 KEEPALIVE_IDLE_S = 60
 UNSENT_BYTES = 128 * 1024
@@ -24,6 +28,34 @@ _KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", 0x10)
 """macOS calls it TCP_KEEPALIVE, netinet/tcp.h."""
 _SO_NWRITE = 0x1024
 """macOS, sys/socket.h: bytes not yet acknowledged by the other side."""
+
+
+class Socket(Protocol):
+    """What is asked of the sockets of clients and targets: those of TCP, and those that put TLS between."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+    def getsockopt(self, level: int, option: int, /) -> int:
+        """Return an option."""
+
+    def setsockopt(self, level: int, option: int, value: bytes, /) -> None:
+        """Set an option."""
+
+    def recv_into(self, view: memoryview, most: int, /) -> int:
+        """Read at most so many bytes; return how many, 0 at the end of file."""
+
+    def send(self, data: Buffer, /) -> int:
+        """Send bytes; return how many. The rest, or all after BlockingIOError, is to be given again, as it was."""
+
+    def sendmsg(self, buffers: Iterable[Buffer], /) -> int:
+        """Send bytes of several buffers, as `send` does."""
+
+    def shutdown(self, how: int, /) -> None:
+        """Half-close; after BlockingIOError again, once the socket is writable."""
+
+    def close(self) -> None:
+        """Let go of it."""
 
 
 def prepare(sock: socket.socket) -> None:
@@ -63,14 +95,14 @@ def keep_spare_descriptors(listening: socket.socket) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-def finish(sock: socket.socket) -> None:
+def finish(sock: Socket) -> None:
     """Close a socket that has ended well in both directions; what is queued still goes out."""
     with contextlib.suppress(OSError):  # the other side may have reset it meanwhile
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
     sock.close()
 
 
-def unsent_bytes(sock: socket.socket) -> int:
+def unsent_bytes(sock: Socket) -> int:
     """Return how many bytes the other side has not acknowledged yet (SIOCOUTQ, tcp(7); SO_NWRITE on macOS)."""
     if sys.platform == "darwin":
         return sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)

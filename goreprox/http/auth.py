@@ -12,6 +12,7 @@ from loguru import logger
 from goreprox.errors import ConfigError, StartError
 from goreprox.http.requests import Refused
 from goreprox.http.tokens import Failures, Tokens
+from goreprox.keys.files import signature
 
 MAX_BYTES: Final = 1 << 20
 """1,000 tokens of 1 KiB each."""
@@ -31,7 +32,7 @@ class Auth:
         self._path = path
         self._clock = clock
         self._failures = Failures()
-        self._seen: tuple[int, ...] | None = _signature(path)
+        self._seen: tuple[int, ...] | None = signature(path)
         try:
             self._tokens = read(path)
         except ConfigError as exc:
@@ -62,7 +63,7 @@ class Auth:
 
     def _refresh(self) -> None:
         """Read the file again if it has changed: to look costs a microsecond, so a revocation counts at once."""
-        seen = _signature(self._path)
+        seen = signature(self._path)
         if seen == self._seen:
             return
         self._seen = seen
@@ -73,14 +74,6 @@ class Auth:
             logger.error("{}; until it is repaired no token is valid", exc)
         else:
             logger.info("auth-tokens {}: read again, {} tokens", self._path, len(self._tokens))
-
-
-def _signature(path: Path) -> tuple[int, ...] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode
 
 
 def read(path: Path) -> Tokens:

@@ -13,7 +13,7 @@ from typing import Final, Protocol, assert_never
 from loguru import logger
 
 from goreprox import sockets
-from goreprox.bridge import SEND_CHUNKS, Bridge, Bridges
+from goreprox.bridge import LINGER_POLL_S, SEND_CHUNKS, Bridge, Bridges
 from goreprox.http.commands import (
     Abort,
     Answered,
@@ -36,6 +36,7 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import KIB
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import State, Stream
+from goreprox.sockets import Socket
 
 HEAD_S: Final = 10.0
 """From the first byte of a head to its last."""
@@ -83,6 +84,7 @@ class Fronts:
         self.live: set[Front] = set()
         self.attached = 0
         """Clients that have a stream."""
+        self.draining = False
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -106,6 +108,7 @@ class Fronts:
 
     def drain(self) -> None:
         """End whoever has no request; the others after their answers."""
+        self.draining = True
         for front in list(self.live):
             front.drain()
 
@@ -118,14 +121,27 @@ class Fronts:
 class Front:
     """Owns a client's socket, and the stream that its requests go over."""
 
-    def __init__(self, fronts: Fronts, sock: socket.socket, client: str, destination: str, site: Site) -> None:
-        """Take over `sock`, prepared, of a client who came to `destination`, and begin to read it."""
+    def __init__(
+        self,
+        fronts: Fronts,
+        sock: Socket,
+        client: str,
+        destination: str,
+        site: Site,
+        *,
+        certificate: str | None = None,
+    ) -> None:
+        """Take over `sock`, prepared, of a client who came to `destination`, and begin to read it.
+
+        `certificate` is the name in the client's, if any.
+        """
         self._fronts = fronts
         self._bridges = fronts.bridges
         self._sock = sock
         self._fd = sock.fileno()
         self._client = client
         self._destination = destination
+        self._certificate = certificate
         self._gateway = Gateway(site, client=client.rpartition(":")[0].strip("[]"), authority=destination)
         self._upstream: Upstream | None = None
         self._out: deque[bytes] = deque()
@@ -144,6 +160,8 @@ class Front:
         """When it was last seen to do what it is waited for."""
         fronts.add(self)
         self._update()
+        if fronts.draining:
+            self.drain()
 
     @property
     def open(self) -> bool:
@@ -292,6 +310,9 @@ class Front:
     def _linger(self) -> None:
         try:
             self._sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            self._bridges.loop.call_later(LINGER_POLL_S, self._settle)
+            return
         except OSError:
             self.abort()
             return
@@ -366,6 +387,7 @@ class Front:
             event="access",
             client=done.client,
             token=done.token,
+            certificate=self._certificate,
             status=done.status,
             bytes=done.body_bytes,
             duration_s=0.0 if self._began is None else round(self._bridges.clock() - self._began, 4),

@@ -58,6 +58,15 @@ def _is_credential(path: Path) -> bool:
     return directory is not None and path.parent == Path(directory)
 
 
+def signature(path: Path) -> tuple[int, ...] | None:
+    """Return what differs once a file has changed; None if it cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode
+
+
 def write_secret(path: Path, text: str, *, replace: bool = False) -> None:
     """Write a file (mode 0600) such that it is there whole or not at all, also after a power cut.
 

@@ -99,12 +99,14 @@ async def output_of(*argv: str, code: int = 0, deadline_s: float = DEADLINE_S) -
 
 
 @contextlib.asynccontextmanager
-async def tunnel_to(tmp: Path, target: int, *, scheme: str = "tcp") -> AsyncIterator[Tunnel]:
+async def tunnel_to(
+    tmp: Path, target: int, *, scheme: str = "tcp", server: tuple[str, ...] = ()
+) -> AsyncIterator[Tunnel]:
     """A tunnel to a port of another program, up and connected."""
     made = Tunnel(tmp)
     async with made._stack:
         made.scheme = scheme
-        await made.serve()
+        await made.serve(*server)
         await made.provide(target=target)
         yield made
 

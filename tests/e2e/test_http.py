@@ -17,6 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, block, eventually, nothing_yet, run
 from tests.e2e.programs import nginx, output_of, program, tunnel_to
+from tests.tls import Authority
 from tests.unit.http.test_malformed import BODIES, NEXT, ONE_READING, REFUSED
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -99,9 +100,12 @@ def test_curl_and_nginx_speak_all_of_http_1_1(tmp_path: Path) -> None:
     run(main())
 
 
-def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path, scheme: str) -> None:
     """One after the other, as httpx does, which reads nothing before its body is sent; and at once, as aiohttp does."""
     blocks = 128  # 8 MiB, as chunks
+    authority = Authority(tmp_path)
+    options, context = authority.options if scheme == "https" else (), authority.trusting()
 
     async def echo(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -125,8 +129,8 @@ def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path
         port = runner.addresses[0][1]
         expected = hashlib.sha256(b"".join(block(index) for index in range(blocks))).digest()
         try:
-            async with tunnel_to(tmp_path, port, scheme="http") as made:
-                base = f"http://{HOST}:{made.port}"
+            async with tunnel_to(tmp_path, port, scheme=scheme, server=options) as made:
+                base = f"{scheme}://{HOST}:{made.port}"
 
                 async def parts() -> AsyncIterator[bytes]:
                     for index in range(blocks):
@@ -140,13 +144,18 @@ def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path
                         digest.update(part)
                     return digest.digest()
 
-                async with AsyncClient(limits=Limits(max_connections=1), timeout=DEADLINE_S, trust_env=False) as client:
+                async with AsyncClient(
+                    limits=Limits(max_connections=1), timeout=DEADLINE_S, trust_env=False, verify=context
+                ) as client:
                     async with client.stream("POST", f"{base}/back", content=parts()) as response:
                         made.relay.cut()
                         assert await digest(response.aiter_raw()) == expected
                     assert (await client.get(f"{base}/nothing")).status_code == 404
                     assert (await client.post(f"{base}/echo", content=b"short")).content == b"short"
-                async with ClientSession() as session, session.post(f"{base}/echo", data=parts()) as echoed:
+                async with (
+                    ClientSession() as session,
+                    session.post(f"{base}/echo", data=parts(), ssl=context) as echoed,
+                ):
                     assert await digest(echoed.content.iter_any()) == expected
         finally:
             await runner.cleanup()
@@ -154,7 +163,11 @@ def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path
     run(main())
 
 
-def test_a_websocket_outlives_a_break(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_websocket_outlives_a_break(tmp_path: Path, scheme: str) -> None:
+    authority = Authority(tmp_path)
+    options, context = (authority.options, authority.trusting()) if scheme == "https" else ((), None)
+
     async def echo(connection: ServerConnection) -> None:
         async for message in connection:
             await connection.send(message)
@@ -163,8 +176,10 @@ def test_a_websocket_outlives_a_break(tmp_path: Path) -> None:
         async with serve(echo, HOST, 0) as server:
             port = next(iter(server.sockets)).getsockname()[1]
             async with (
-                tunnel_to(tmp_path, port, scheme="http") as made,
-                connect(f"ws://{HOST}:{made.port}/", proxy=None, ping_interval=None) as socket,
+                tunnel_to(tmp_path, port, scheme=scheme, server=options) as made,
+                connect(
+                    f"{scheme.replace('http', 'ws')}://{HOST}:{made.port}/", proxy=None, ping_interval=None, ssl=context
+                ) as socket,
             ):
                 for number in range(30):
                     if number % 10 == 5:

@@ -103,10 +103,13 @@ CLIENTS = {
     "proxy-protocol-from": ["10.0.0.0/8", "web=::1"],
     "access-log": False,
     "route": ["a.example.org=web", "*=b"],
+    "tls-cert": "cert.pem",
+    "tls-key": "key.pem",
+    "tls-client-ca": "ca.pem",
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "server": {
-        "listen": ["http://127.0.0.1:1", "http://[::1]:2"],
+        "listen": ["http://127.0.0.1:1", "https://[::1]:2"],
         "reuse-port": True,
         "providers": "localhost:3",
         "edges": "localhost:4",
@@ -116,7 +119,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         **END,
     },
     "edge": {
-        "listen": ["http://1", "http://2"],
+        "listen": ["http://1", "https://2"],
         "reuse-port": True,
         "broker": ["h", "i:1"],
         "workers": 2,
@@ -234,7 +237,21 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
         (["broker", "--insecure", "--edges", "9887"], "providers :9887 and edges :9887: one port for two"),
         (["server", "--insecure", "--edges", "8080"], "listen :8080 and edges :8080: one port for two"),
         (["server", "--insecure", "--auth-tokens", "t"], "auth-tokens: listen :8080 passes bytes on unread"),
-        (["server", "--insecure", "--route", "a=web"], "route: there is no http:// to listen on"),
+        (["server", "--insecure", "--route", "a=web"], "route: there is no http:// or https:// to listen on"),
+        (
+            ["server", "--insecure", "--listen", "https://8443"],
+            "listen https://:8443: tls-cert is missing; give the certificate by --tls-cert FILE and its",
+        ),
+        (
+            ["edge", "--broker", "h", "--insecure", "--listen", "tls://8443", "--tls-cert", "c"],
+            "listen tls://:8443: tls-key is missing; give the certificate by --tls-cert FILE and its",
+        ),
+        (["server", "--insecure", "--tls-cert", "c"], "tls-cert c: no port speaks TLS; write https:// or tls:// in"),
+        (["server", "--insecure", "--tls-client-ca", "c"], "tls-client-ca c: no port speaks TLS; write https:// or"),
+        (
+            ["server", "--insecure", "--listen", "tls://1", "--tls-cert", "c", "--tls-key", "k", "--auth-tokens", "t"],
+            "auth-tokens: listen :1 passes bytes on unread and cannot check them; write https://:1, or",
+        ),
         (["server", "--insecure", "--listen", "http://1=a", "--route", "a=b"], "with routes the host decides"),
         (["server", "--insecure", "--listen", "http://1", "--route", "a:80=b"], "route 'a:80=b': write HOST=SERVICE"),
         (["server", "--insecure", "--listen", "http://1", "--route", "a="], "service '': expected"),

@@ -109,13 +109,14 @@ def test_a_listener_and_a_target_may_name_a_service() -> None:
     assert Listener.parse("8080") == Listener(Address(None, 8080), "default")
     assert Listener.parse("[::1]:8080=web") == Listener(Address("::1", 8080), "web")
     assert Listener.parse("tcp://8080") == Listener.parse("8080")
-    assert Listener.parse("http://:8080=web") == Listener(Address(None, 8080), "web", Scheme.HTTP)
+    for scheme in Scheme:
+        assert Listener.parse(f"{scheme.value}://:8080=web") == Listener(Address(None, 8080), "web", scheme)
     assert Target.parse("3000") == TARGET
     assert Target.parse("ssh=host:22") == Target("ssh", Address("host", 22))
 
 
 def test_a_listener_of_an_unknown_scheme_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ConfigError, match="'ftp' is not known; write one of tcp://, http://"):
+    with pytest.raises(ConfigError, match="'ftp' is not known; write one of tcp://, http://, tls://, https://"):
         Listener.parse("ftp://8080")
 
 

@@ -38,6 +38,11 @@ FORBIDDEN = {
         ),
         (*SANS_IO, *(f"goreprox.{m}" for m in ("protocol", "bridge", "poller", "sockets", "http.front"))),
     ),
+    "goreprox/certificates.py": ("brokers", "asyncio", "socket", "goreprox.poller", "goreprox.protocol"),
+    **dict.fromkeys(
+        ("goreprox/tls.py", "goreprox/handshakes.py"),
+        tuple(f"goreprox.{m}" for m in ("driver", "bridge", "http", "edge", "provider", "server", "cli")),
+    ),
     "goreprox/listeners.py": tuple(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")),
     "goreprox/broker.py": tuple(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")),
     "goreprox/edge.py": tuple(f"goreprox.{m}" for m in ("provider", "server", "broker", "workers", "cli")),

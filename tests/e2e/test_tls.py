@@ -1,0 +1,322 @@
+"""TLS that ends at the edge: clients of others and a raw one of ours, through real processes."""
+
+import asyncio
+import contextlib
+import hashlib
+import signal
+import ssl
+import warnings
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from httpx import AsyncClient
+
+from tests.e2e.harness import HOST, Handler, Tunnel, block, echo, eventually, nothing_yet, reset_now, run
+from tests.e2e.programs import output_of
+from tests.e2e.test_http import curl, polite
+from tests.tls import Authority, Client
+
+BLOCKS = 320  # of 64 KiB: 20 MiB
+
+
+@contextlib.asynccontextmanager
+async def tls_tunnel(
+    tmp: Path, handler: Handler, authority: Authority, *server: str, scheme: str = "tls"
+) -> AsyncIterator[Tunnel]:
+    async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            await handler(reader, writer)
+
+    async with nothing_yet(tmp) as made:
+        made.scheme = scheme
+        await made.target(closing)
+        await made.serve(*authority.options, *server)
+        await made.provide()
+        yield made
+
+
+async def client(made: Tunnel, context: ssl.SSLContext) -> Client:
+    return await Client(*await made.connect(), context).shake_hands()
+
+
+def test_each_end_of_a_tls_connection_passes_through_as_what_it_is(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    seen: dict[bytes, str] = {}
+
+    async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Do what the first byte says; note how the client's side ended."""
+        what = await reader.readexactly(1)
+        if what == b"f":  # the target ends first
+            writer.write(b"bye")
+            writer.write_eof()
+        if what == b"r":
+            writer.write(b"some")
+            await writer.drain()
+            await reader.readexactly(1)
+            reset_now(writer)
+            return
+        digest = hashlib.sha256()
+        try:
+            while data := await reader.read(1 << 18):
+                digest.update(data)
+        except ConnectionResetError:
+            seen[what] = "reset"
+            return
+        seen[what] = digest.hexdigest()
+        if what == b"c":
+            writer.write(b"all of it: " + digest.hexdigest().encode())
+        writer.close()
+
+    async def main() -> None:
+        context = authority.trusting()
+        body = b"".join(block(index) for index in range(32))  # 2 MiB
+        digest = hashlib.sha256(body).hexdigest()
+        async with tls_tunnel(tmp_path, target, authority) as made:
+            first = await client(made, context)
+            await first.write(b"c" + body)
+            await first.say_goodbye()
+            assert await first.read_all() == f"all of it: {digest}".encode()
+
+            first = await client(made, context)
+            await first.write(b"f")
+            assert await first.read_all() == b"bye"
+            await first.write(body)
+            await first.say_goodbye()
+            await eventually(lambda: b"f" in seen, "the target has the rest")
+
+            truncated = await client(made, context)
+            await truncated.write(b"t" + body)
+            truncated.writer.write_eof()
+            gone = await client(made, context)
+            await gone.write(b"g" + body)
+            reset_now(gone.writer)
+            await eventually(lambda: len(seen) == 4, "both are seen")
+            assert seen == {b"c": digest, b"f": digest, b"t": "reset", b"g": "reset"}
+
+            reset = await client(made, context)
+            await reset.write(b"r")
+            assert await reset.read() == b"some"
+            await reset.write(b"!")
+            with pytest.raises(ConnectionResetError):
+                await reset.read()
+
+    run(main())
+
+
+def test_twenty_mebibytes_go_both_ways_through_a_cut_and_a_reader_that_waits(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+
+    async def exchange(made: Tunnel, context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+        context.minimum_version = context.maximum_version = version
+        connected = await client(made, context)
+        assert connected.tls.version() == version.name.replace("_", ".")
+        sent, received = hashlib.sha256(), hashlib.sha256()
+        written = total = 0
+        going = asyncio.Event()
+
+        async def send() -> None:
+            nonlocal written
+            for index in range(BLOCKS):
+                sent.update(block(index))
+                await connected.write(block(index))
+                written += 1
+                if index == BLOCKS // 8:
+                    going.set()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(send(), name="send")
+            await going.wait()  # until then nothing is read: windows and buffers fill
+            made.relay.cut()
+            while total < BLOCKS << 16:
+                data = await connected.read()
+                received.update(data)
+                total += len(data)
+        assert received.digest() == sent.digest()
+        await connected.say_goodbye()
+        assert await connected.read() == b""
+
+    async def main() -> None:
+        async with tls_tunnel(tmp_path, echo, authority) as made:
+            before = made.relay.connections
+            async with asyncio.TaskGroup() as group:
+                for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                    group.create_task(exchange(made, authority.trusting(), version), name=version.name)
+            assert made.relay.connections > before
+
+    run(main())
+
+
+def test_only_clients_with_a_certificate_of_ours_come_in(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    (tmp_path / "other").mkdir()
+    stranger = Authority(tmp_path / "other")
+    connections = 0
+
+    async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await echo(reader, writer)
+
+    def old() -> ssl.SSLContext:
+        context = authority.trusting(name="alice.test")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        return context
+
+    async def refused(made: Tunnel, context: ssl.SSLContext) -> str:
+        """Return what the client is told: in TLS 1.3 its own handshake is over before the server has looked."""
+        with pytest.raises(ssl.SSLError) as error:
+            await (await client(made, context)).read()
+        return str(error.value.reason)
+
+    async def main() -> None:
+        strange = authority.trusting()
+        stranger.ca.issue_cert("mallory.test").configure_cert(strange)
+        async with tls_tunnel(tmp_path, target, authority, "--tls-client-ca", str(authority.ca_file)) as made:
+            assert await refused(made, authority.trusting()) == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+            assert await refused(made, strange) == "TLSV1_ALERT_UNKNOWN_CA"
+            assert await refused(made, old()) == "TLSV1_ALERT_PROTOCOL_VERSION"
+            reader, writer = await made.connect()
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b"HTTP" not in await reader.read()  # an alert, and the end
+            assert connections == 0
+
+            known = await client(made, authority.trusting(name="alice.test"))
+            await known.write(b"hello")
+            assert await known.read() == b"hello"
+            assert made.server.said("has the certificate of alice.test")
+            warned = [entry for entry in made.server.log if "TLS handshake fails" in str(entry.get("message"))]
+            assert len(warned) == 1
+
+    run(main())
+
+
+def test_a_proxy_says_whose_connection_it_is_before_the_handshake(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    heads: list[str] = []
+
+    async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await reader.read()
+
+    async def main() -> None:
+        rule = ("--proxy-protocol-from", HOST)
+        async with tls_tunnel(tmp_path, target, authority, *rule, scheme="https") as made:
+            reader, writer = await made.connect()
+            writer.write(b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 443\r\n")
+            connected = await Client(reader, writer, authority.trusting()).shake_hands()
+            await connected.write(b"GET / HTTP/1.0\r\n\r\n")
+            assert (await connected.read()).startswith(b"HTTP/1.1 200 OK")
+        assert "\r\nX-Forwarded-For: 192.0.2.1\r\n" in heads[0]
+        assert "\r\nX-Forwarded-Host: 192.0.2.2:443\r\n" in heads[0]
+
+    run(main())
+
+
+def test_a_client_that_does_not_shake_hands_counts_as_a_connection(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+
+    async def main() -> None:
+        async with tls_tunnel(tmp_path, echo, authority, "--max-connections", "1") as made:
+            _, silent = await made.connect()
+            await eventually(lambda: made.server.said("1 connections are open: new ones wait"), "it counts")
+            waiting = asyncio.create_task(client(made, authority.trusting()), name="second client")
+            silent.transport.abort()
+            second = await waiting
+            await second.write(b"hello")
+            assert await second.read() == b"hello"
+            assert not made.server.said("TLS handshake fails")  # it left by itself
+
+    run(main())
+
+
+@pytest.mark.programs
+def test_curl_and_httpx_speak_https_and_the_target_is_told_so(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    heads: list[str] = []
+
+    async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def main() -> None:
+        issued = authority.ca.issue_cert("alice.test")
+        pem = tmp_path / "alice.pem"
+        issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
+        demands = ("--tls-client-ca", str(authority.ca_file))
+        async with tls_tunnel(tmp_path, target, authority, *demands, scheme="https") as made:
+            url = f"https://{HOST}:{made.port}/page"
+            asked = curl("--cacert", str(authority.ca_file), "--cert", str(pem), "--write-out", " %{http_version}")
+            assert await output_of(*asked, "--http2", url, url) == "ok 1.1ok 1.1"
+            assert await output_of(*curl("--cacert", str(authority.ca_file), url), code=56) == ""  # no certificate
+            context = authority.trusting(name="bob.test")
+            async with AsyncClient(verify=context, trust_env=False) as browser:
+                assert [(await browser.get(url)).text for _ in range(3)] == ["ok"] * 3
+        assert len(heads) == 5
+        for head in heads:
+            assert "\r\nX-Forwarded-Proto: https\r\n" in head
+            assert f'Forwarded: for={HOST};host="{HOST}:{made.port}";proto=https\r\n' in head
+        logged = [entry["certificate"] for entry in made.server.log if entry.get("event") == "access"]
+        assert logged == ["alice.test"] * 2 + ["bob.test"] * 3
+
+    run(main())
+
+
+def test_a_new_certificate_is_for_new_clients_and_a_damaged_one_for_none(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+
+    async def ask(connected: Client) -> None:
+        await connected.write(b"GET /page HTTP/1.1\r\nHost: a\r\n\r\n")
+        got = b""
+        while not got.endswith(b"\r\n\r\n/page"):
+            got += await connected.read()
+
+    async def main() -> None:
+        context = authority.trusting()
+        async with tls_tunnel(tmp_path, polite, authority, scheme="https") as made:
+
+            async def shown() -> bytes | None:
+                new = await client(made, context)
+                new.writer.close()
+                return new.tls.getpeercert(binary_form=True)
+
+            old = await client(made, context)
+            await ask(old)
+            before = old.tls.getpeercert(binary_form=True)
+            assert await shown() == before
+            authority.key.write_text("no key")
+            assert await shown() == before
+            assert await shown() == before
+            authority.renew()
+            assert await shown() != before
+            await ask(old)
+            complaints = [str(entry["message"]) for entry in made.server.log if "stays in use" in str(entry)]
+            assert len(complaints) == 1
+            assert "there is no private key in PEM form in it" in complaints[0]
+            made.server.signal(signal.SIGTERM)
+            assert await old.read() == b""  # close_notify
+            old.writer.close()
+            assert await made.server.wait() == 0
+
+    run(main())
+
+
+def test_tokens_in_plaintext_are_a_warning_and_in_tls_are_none(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    (tmp_path / "tokens.toml").write_text("")
+
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            listeners = ("--listen", "http://0.0.0.0:0", "--listen", "https://0.0.0.0:0=b")
+            tokens = ("--auth-tokens", str(tmp_path / "tokens.toml"))
+            server = await made.start("server", *listeners, *tokens, *authority.options, "--providers", f"{HOST}:0")
+            assert [entry["message"] for entry in server.log if "plaintext on" in str(entry["message"])] == [
+                "tokens come in plaintext on 0.0.0.0:0: listen with https://"
+            ]
+
+    run(main())

@@ -1,0 +1,115 @@
+"""Which certificates can be used, how the others are refused, and what a change of the files does."""
+
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from loguru import logger
+
+from goreprox.certificates import Certificates, name_in
+from goreprox.config import Scheme
+from goreprox.errors import StartError
+from tests.tls import Authority
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(str(message)), level="INFO")
+    yield lines
+    logger.remove(sink)
+
+
+def certificates(authority: Authority) -> Certificates:
+    return Certificates(authority.cert, authority.key, authority.ca_file)
+
+
+def test_contexts_are_for_tls_1_2_and_up_and_offer_http_1_1_alone(authority: Authority) -> None:
+    context = certificates(authority).context(Scheme.HTTPS)
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    for option in (ssl.OP_NO_RENEGOTIATION, ssl.OP_NO_COMPRESSION):
+        assert context.options & option
+    open_to_all = Certificates(authority.cert, authority.key, None).context(Scheme.TLS)
+    assert open_to_all.verify_mode is ssl.CERT_NONE
+
+
+def swap_key(authority: Authority) -> None:
+    authority.key.write_bytes(authority.ca.issue_cert("other.test").private_key_pem.bytes())
+
+
+def lock_key(authority: Authority) -> None:
+    key = serialization.load_pem_private_key(authority.key.read_bytes(), None)
+    locked = serialization.BestAvailableEncryption(b"secret")
+    authority.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
+
+
+def empty(name: str) -> Callable[[Authority], None]:
+    def spoil(authority: Authority) -> None:
+        (authority.directory / name).write_bytes(b"")
+
+    return spoil
+
+
+def remove(name: str) -> Callable[[Authority], None]:
+    return lambda authority: (authority.directory / name).unlink()
+
+
+def damage(authority: Authority) -> None:
+    authority.cert.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove("cert.pem"), r"tls-cert \S+cert.pem: No such file or directory; name a PEM file"),
+        (remove("key.pem"), r"tls-key \S+key.pem: No such file or directory; name a PEM file"),
+        (remove("ca.pem"), r"tls-client-ca \S+ca.pem: No such file or directory; name a PEM file"),
+        (empty("cert.pem"), r"tls-cert \S+cert.pem: there is no certificate in PEM form in it"),
+        (empty("key.pem"), r"tls-key \S+key.pem: there is no private key in PEM form in it"),
+        (empty("ca.pem"), r"tls-client-ca \S+ca.pem: there is no certificate in PEM form in it"),
+        (swap_key, r"tls-key \S+key.pem: it is not the key of the certificate in \S+cert.pem"),
+        (lock_key, r"tls-key \S+key.pem: it has a passphrase; write it without one"),
+        (damage, r"tls-cert \S+cert.pem and tls-key \S+key.pem: "),
+    ],
+)
+def test_files_that_cannot_be_used_are_one_line(
+    authority: Authority, spoil: Callable[[Authority], None], message: str
+) -> None:
+    spoil(authority)
+    with pytest.raises(StartError, match=message) as error:
+        certificates(authority)
+    assert "\n" not in str(error.value)
+
+
+def test_a_changed_pair_is_read_again_and_one_that_does_not_load_is_not_used(
+    authority: Authority, logged: list[str]
+) -> None:
+    read = certificates(authority)
+    first = read.context(Scheme.TLS)
+    assert read.context(Scheme.TLS) is first
+    swap_key(authority)
+    assert [read.context(Scheme.TLS) for _ in range(3)] == [first] * 3
+    assert ["stays in use" in line for line in logged] == [True]
+    authority.renew()
+    second = read.context(Scheme.TLS)
+    assert second is not first
+    assert read.context(Scheme.TLS) is second
+    assert "read again" in logged[-1]
+    authority.ca_file.unlink()
+    assert read.context(Scheme.TLS) is second
+
+
+def test_the_name_of_a_client_is_the_first_alternative_one_or_the_common_one() -> None:
+    subject = ((("countryName", "CH"),), (("commonName", "alice"),))
+    assert name_in({"subject": subject, "subjectAltName": (("DNS", "a.test"), ("DNS", "b.test"))}) == "a.test"
+    assert name_in({"subject": subject}) == "alice"
+    assert name_in({"subject": subject[:1]}) is None
+    assert name_in(None) is None

@@ -1,11 +1,15 @@
 """Certificates for tests, and a TLS client of which every step is ours: half-close, truncation and reset included."""
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import ssl
 from pathlib import Path
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 DEADLINE_S = 30.0
 NAME, ADDRESS = "goreprox.test", "127.0.0.1"
@@ -32,6 +36,13 @@ class Authority:
         ):
             new.write_bytes(content)
             new.rename(path)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the server's public key, as browsers take it."""
+        key = x509.load_pem_x509_certificate(self.cert.read_bytes()).public_key()
+        info = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return base64.b64encode(hashlib.sha256(info).digest()).decode()
 
     @property
     def options(self) -> tuple[str, ...]:

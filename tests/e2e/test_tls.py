@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from httpx import AsyncClient
 
 from tests.e2e.harness import HOST, Handler, Tunnel, block, echo, eventually, nothing_yet, reset_now, run
-from tests.e2e.programs import output_of
+from tests.e2e.programs import output_of, program
 from tests.e2e.test_http import curl, polite
 from tests.tls import Authority, Client
 
@@ -318,5 +319,55 @@ def test_tokens_in_plaintext_are_a_warning_and_in_tls_are_none(tmp_path: Path) -
             assert [entry["message"] for entry in server.log if "plaintext on" in str(entry["message"])] == [
                 "tokens come in plaintext on 0.0.0.0:0: listen with https://"
             ]
+
+    run(main())
+
+
+PAGE = """<!DOCTYPE html><title>many</title><script>
+var arrived = 0
+addEventListener("load", () => document.body.textContent = `${arrived} have arrived`)
+</script><body>"""
+
+
+@pytest.mark.programs
+def test_chromium_loads_a_page_with_fifty_images_and_scripts(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    served: list[str] = []
+    images, scripts = ([f"/{kind}{index}" for index in range(25)] for kind in ("image", "script"))
+
+    async def serve(request: web.Request) -> web.Response:
+        served.append(request.path)
+        if request.path in images:
+            picture = f'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><!--{"x" * 20_000}--></svg>'
+            return web.Response(text=picture, content_type="image/svg+xml")
+        if request.path in scripts:
+            return web.Response(text=f"arrived++ //{'x' * 20_000}", content_type="text/javascript")
+        if request.path != "/":
+            return web.Response(status=404)
+        elements = [f'<img src="{path}" onload="arrived++">' for path in images]
+        elements += [f'<script src="{path}" async></script>' for path in scripts]
+        return web.Response(text=PAGE + "".join(elements), content_type="text/html")
+
+    async def main() -> None:
+        runner = web.AppRunner(web.Application())
+        runner.app.router.add_get("/{tail:.*}", serve)
+        await runner.setup()
+        site = web.TCPSite(runner, HOST, 0)
+        await site.start()
+        async with nothing_yet(tmp_path) as made:
+            made.scheme = "https"
+            await made.serve(*authority.options)
+            await made.provide(target=runner.addresses[0][1])
+            argv = (
+                "env", f"HOME={tmp_path}", program("chromium"),
+                "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+                "--disable-background-networking", "--no-proxy-server",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                f"--ignore-certificate-errors-spki-list={authority.fingerprint}",
+                "--dump-dom", f"https://{HOST}:{made.port}/",
+            )  # fmt: skip
+            assert "50 have arrived" in await output_of(*argv, deadline_s=60)
+        await runner.cleanup()
+        assert sorted(path for path in served if path != "/favicon.ico") == sorted(["/", *images, *scripts])
 
     run(main())

@@ -55,7 +55,7 @@ class Outbox:
             size += EVENT_BYTES
             if isinstance(event, Open):
                 size += len(event.service) + len(event.client) + len(event.destination)
-            elif isinstance(event, Refuse) or isinstance(event, Abort):  # noqa: SIM101 -- a union is made each time
+            elif isinstance(event, (Refuse, Abort)):
                 size += 4 * len(event.reason)  # UTF-8 at its longest
                 self.ends.append((path.seq, event.stream))
             elif isinstance(event, Resume):

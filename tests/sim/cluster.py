@@ -45,7 +45,8 @@ class Node:
         self.closing_at: float | None = None
         self.full_at = float("-inf")
         """When it last had all its connections."""
-        self.checked = 0
+        self.unchecked = 0
+        """Events since all its streams were looked at."""
         self.app: Any = self.process.run(cluster.edge if role is Role.EDGE else cluster.provider)
         self.app.bridges.live = _OrderedSet()
         attributes: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
@@ -179,6 +180,7 @@ class Cluster:
 
     def start_node(self, slot: str, predecessor: bytes | None = None) -> None:
         self.nodes[slot] = Node(self, slot, Role.EDGE if slot[0] == "e" else Role.PROVIDER, predecessor)
+        self.oracle.forget(slot)
 
     def edge(self) -> Edge:
         """Make an edge; called as code of its process."""

@@ -45,12 +45,14 @@ class Network:
         self.rate = rate
         """Bytes per second of each direction of a wire."""
         self.blocked: Counter[tuple[str, str]] = Counter()
-        """From slot, to slot."""
+        """From slot, to slot. Read with `get`: a missing count costs a Counter a call of Python."""
         self.slow: Counter[tuple[str, str]] = Counter()
         """A hundredth of the rate."""
         self.lossy: Counter[str] = Counter()
         """Slots whose messages are lost at times without a word."""
         self.doubling: Counter[str] = Counter()
+        self.disordering: Counter[str] = Counter()
+        """Slots whose messages overtake each other at times."""
         self.brokers: dict[str, SimBroker] = {}
         self.wires: list[Wire] = []
 
@@ -61,8 +63,12 @@ class Network:
                 if end.process is process:
                     wire.close(side)
 
+    def faithful(self, slot: str) -> bool:
+        """Whether what it sends arrives, and in order."""
+        return not self.lossy.get(slot) and not self.disordering.get(slot)
+
     def reachable(self, a: str, b: str) -> bool:
-        return not self.blocked[a, b] and not self.blocked[b, a]
+        return not self.blocked.get((a, b)) and not self.blocked.get((b, a))
 
 
 class Lane:
@@ -85,17 +91,26 @@ class Lane:
             return True  # taken by the kernel, and lost with the connection
         if len(self.queue) >= PIPE_MESSAGES or self.size > PIPE_BYTES:
             return False
-        data = frames[0] != CONTROL
-        if net.lossy[self.ends[0]] and (data or _may_be_lost(frames)) and world.random.random() < 0.05:
+        source, data = self.ends[0], frames[0] != CONTROL
+        if net.lossy.get(source) and (data or _may_be_lost(frames)) and world.random.random() < 0.05:
             return True
         size = sum(map(len, frames))
-        rate = net.rate / 100 if net.slow[self.ends] else net.rate
-        for _ in range(1 + (data and net.doubling[self.ends[0]] > 0 and world.random.random() < 0.2)):
+        rate = net.rate / 100 if net.slow.get(self.ends) else net.rate
+        twice = data and net.doubling.get(source) and world.random.random() < 0.2
+        for _ in range(2 if twice else 1):
             self.busy_until = max(self.busy_until, world.now) + size / rate
             self.size += size
             self.queue.append((self.busy_until + net.latency, size, frames))
+        if data and net.disordering.get(source) and len(self.queue) > 1 and world.random.random() < 0.1:
+            self._overtake()
         self._pump_later(self.queue[0][0])
         return True
+
+    def _overtake(self) -> None:
+        """Let the last message go before the one before it; what a broker or a link says keeps its place."""
+        before, last = self.queue[-2], self.queue[-1]
+        if before[2][0] != CONTROL:
+            self.queue[-2], self.queue[-1] = (before[0], *last[1:]), (last[0], *before[1:])
 
     def _pump_later(self, when: float) -> None:
         if not self._pumping:
@@ -104,22 +119,23 @@ class Lane:
 
     def _pump(self) -> None:
         self._pumping = False
-        now = self.net.world.now
-        while self.queue:
-            if self.net.blocked[self.ends] or not self.target.process.running:
+        now, queue, process = self.net.world.now, self.queue, self.target.process
+        while queue:
+            if self.net.blocked.get(self.ends) or not process.running:
                 self._pump_later(now + POLL_S)
                 return
-            if self.queue[0][0] > now:
-                self._pump_later(self.queue[0][0])
+            when, size, frames = queue[0]
+            if when > now:
+                self._pump_later(when)
                 return
-            _, size, frames = self.queue.popleft()
+            queue.popleft()
             self.size -= size
-            self._deliver(frames)
+            self._deliver(size, frames)
 
-    def _deliver(self, frames: list[Buffer]) -> None:
+    def _deliver(self, size: int, frames: list[Buffer]) -> None:
         process = self.target.process
         if process.running:
-            self.net.world.note(f"{self.ends[0]}>{self.ends[1]} {sum(map(len, frames))}")
+            self.net.world.note(f"{self.ends[0]}>{self.ends[1]} {size}")
             process.run(self.target.receive, self.wire, [bytes(frame) for frame in frames])
 
     def lose(self) -> None:
@@ -128,9 +144,9 @@ class Lane:
         queue, self.queue = self.queue, deque()
         if world.random.random() < 0.3:
             delay = world.random.choice([0.0, 0.3, 2.0])
-            for _, _, frames in queue:
+            for _, size, frames in queue:
                 if frames[0] != CONTROL:
-                    world.after(delay, self._deliver, frames)
+                    world.after(delay, self._deliver, size, frames)
 
 
 class Wire:
@@ -153,7 +169,7 @@ class Wire:
         now = self.net.world.now
         sides = (("link", self.link, self.down, self.broker), ("broker", self.broker, self.up, self.link))
         for side, end, lane, other in sides:
-            works = not self.net.blocked[lane.ends] and lane.busy_until - now < SILENCE_S
+            works = not self.net.blocked.get(lane.ends) and lane.busy_until - now < SILENCE_S
             if works and not self.closed and other.process.alive and other.process.state != "frozen":
                 self._heard[side] = now
             if end.process.alive and end.process.state == "frozen":
@@ -164,7 +180,7 @@ class Wire:
             self.net.world.after(HEARTBEAT_S, self._beat)
 
     def close(self, side: str) -> None:
-        """One side ends it; the other learns that if it can."""
+        """One side ends it; the other learns that, unless this direction is blocked."""
         if side in self.closed:
             return
         if not self.closed:
@@ -173,11 +189,11 @@ class Wire:
         self.closed.add(side)
         if len(self.closed) == 2:
             self.net.wires.remove(self)
-        end = self.link if side == "link" else self.broker
+        end, lane = (self.link, self.up) if side == "link" else (self.broker, self.down)
         self.net.world.note(f"{end.process.slot} lost its connection {'-'.join(self.up.ends)}")
         end.process.call_soon(end.disconnected, self)
         other = "broker" if side == "link" else "link"
-        if self.net.reachable(*self.up.ends):
+        if not self.net.blocked.get(lane.ends):
             self.net.world.after(self.net.latency, self.close, other)
 
 

@@ -14,10 +14,15 @@ RECOVERY_S = 12.0
 """An outage goes on until all has been well for so long: links reconnect (3 s), greet again (1, 2, 4 s), resume."""
 NOTICE_S = 25.0
 """So long after a successor came up its predecessor's streams are gone."""
+EXPIRY_S = 15.0
+"""So long after the grace at most, counted from when nothing reached the peer any more, its streams are gone.
+Who did not run meanwhile counts from when it goes on."""
+LATE_S = 2.5
+"""What was lost with a connection may still arrive, as if nothing were broken; and we look only now and then."""
 LEASE_S = 12.5
 """A silent peer leaves the roster within this: 4 s of lease, 2 s between looks, 6 s for what was late on its way."""
-FULL_CHECK = 64
-"""Events of a process between two looks at all its streams."""
+STREAMS_PER_EVENT = 1
+"""All streams of a process are looked at after as many events as there are, so that each event pays for one."""
 
 
 class Oracle:
@@ -28,6 +33,8 @@ class Oracle:
         self.outages: dict[tuple[str, str], tuple[float, float]] = {}
         """Of each pair of edge and provider: when its present or last outage began, and when it was last seen bad."""
         self.worst: dict[tuple[str, str], float] = {}
+        self._severed: dict[tuple[str, str], float] = {}
+        """Since when nothing can get from one to the other."""
         self.bytes_checked = 0
 
     # Which ends are allowed.
@@ -86,10 +93,19 @@ class Oracle:
         """Note for each pair how long no healthy way has been between them."""
         self._cluster.world.after(0.5, self.watch_outages)
         self._check_rosters()
+        self.look()
+        self._check_expiry()
+
+    def look(self) -> None:
+        """See who is well connected, or not at all; to be called whenever that may have changed."""
         now = self._cluster.world.now
         for edge in self._cluster.edge_slots:
             for provider in self._cluster.provider_slots:
                 pair = edge, provider
+                if self._severed_now(edge, provider):
+                    self._severed.setdefault(pair, now)
+                else:
+                    self._severed.pop(pair, None)
                 if self._healthy(edge, provider):
                     continue
                 since, last = self.outages.get(pair, (now - 0.5, now))
@@ -98,13 +114,40 @@ class Oracle:
                 self.outages[pair] = since, now
                 self.worst[pair] = max(self.worst.get(pair, 0.0), now - since + RECOVERY_S)
 
+    def forget(self, slot: str) -> None:
+        """Another process is there now, which has streams of its own."""
+        for pair in [pair for pair in self._severed if slot in pair]:
+            del self._severed[pair]
+
+    def _severed_now(self, edge: str, provider: str) -> bool:
+        process, net = self._cluster.process, self._cluster.net
+        return not all(process(slot).running for slot in (edge, provider)) or not any(
+            process(broker).running and all(net.reachable(slot, broker) for slot in (edge, provider))
+            for broker in self._cluster.broker_slots
+        )
+
+    def _check_expiry(self) -> None:
+        """Streams do not outlive the grace."""
+        now = self._cluster.world.now
+        for pair, severed in self._severed.items():
+            for slot, other in (pair, pair[::-1]):
+                node = self._cluster.nodes[slot]
+                away_s = now - max(severed, node.process.resumed_at)
+                if not node.process.running or away_s < self._cluster.grace_s + EXPIRY_S + LATE_S:
+                    continue
+                peer = node.driver.peers.get(self._cluster.nodes[other].name.id)
+                if peer is not None and peer.session.streams:
+                    raise Violation(
+                        f"{slot} keeps {peer.session.streams} with {other}, out of reach for {away_s:.1f} s"
+                    )
+
     def _healthy(self, edge: str, provider: str) -> bool:
         net = self._cluster.net
-        return all(self._cluster.process(slot).running and not net.lossy[slot] for slot in (edge, provider)) and any(
-            self._cluster.net.brokers[broker].process.running
-            and not net.lossy[broker]
+        return all(self._cluster.process(slot).running and net.faithful(slot) for slot in (edge, provider)) and any(
+            self._cluster.process(broker).running
+            and net.faithful(broker)
             and all(
-                net.reachable(slot, broker) and not net.slow[slot, broker] and not net.slow[broker, slot]
+                net.reachable(slot, broker) and not net.slow.get((slot, broker)) and not net.slow.get((broker, slot))
                 for slot in (edge, provider)
             )
             for broker in self._cluster.broker_slots
@@ -119,10 +162,12 @@ class Oracle:
         budget = node.driver._budget
         if not 0 <= budget.borrowed_bytes <= budget.loan_bytes:
             raise Violation(f"{process.slot}: {budget.borrowed_bytes} bytes lent of {budget.loan_bytes}")
-        if len(node.app.bridges.live) + len(getattr(node.app, "dials", ())) >= self._cluster.max_connections:
+        live = node.app.bridges.live
+        if len(live) + len(getattr(node.app, "dials", ())) >= self._cluster.max_connections:
             node.full_at = self._cluster.world.now
-        node.checked += 1
-        if node.checked % FULL_CHECK == 0:
+        node.unchecked += 1
+        if node.unchecked >= len(live):
+            node.unchecked = 0
             self.check_node(node)
 
     def check_node(self, node: "Node") -> None:

@@ -118,6 +118,15 @@ def hang() -> None:
     run(plan_of(faults=(Fault(2.0, 20.0, "hang", ("p0",)),)))
 
 
+def test_streams_do_not_outlive_the_grace() -> None:
+    cluster = long_outage()
+    assert all(far.was_reset for far in (*cluster.clients, *cluster.targets))
+
+
+def long_outage() -> Cluster:
+    return run(plan_of(slow_pair(), faults=(Fault(6.0, 60.0, "partition", ("e0", "b0")),), grace_s=20.0))
+
+
 # Suspend: the machine sleeps, the clock of sessions goes on, the timers of the loop do not.
 
 WAKE_S = 6.0
@@ -238,6 +247,10 @@ def _end_with_fin(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Bridge, "_close", lambda self, **_: original(self, finish=True))
 
 
+def _wait_too_long(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("goreprox.protocol.session.ALLOWANCE_S", 60.0)
+
+
 DEFECTS: list[Patch] = [
     _accept_stale_epochs,
     _do_not_repeat_open,
@@ -249,6 +262,7 @@ DEFECTS: list[Patch] = [
     _let_one_stream_hog_the_path,
     _leak_the_budget,
     _end_with_fin,
+    _wait_too_long,
 ]
 
 
@@ -268,6 +282,7 @@ def test_a_defect_is_caught(defect: Patch, monkeypatch: pytest.MonkeyPatch) -> N
     trials: list[Callable[[], object]] = [
         fairness,
         hang,
+        long_outage,
         *(lambda seed=seed: run(draw(seed)) for seed in range(ENOUGH)),
     ]
     for trial in trials:

@@ -61,7 +61,8 @@ class World:
         self._heap: list[tuple[float, int, Event]] = []
         self._count = itertools.count()
         self._digest = hashlib.blake2b(digest_size=8)
-        self._same = 0
+        self._instant = 0
+        """How many events there had been at the first one of this instant."""
 
     @property
     def digest(self) -> str:
@@ -82,25 +83,24 @@ class World:
         return self.push(self.now + delay, Event(callback, args))
 
     def push(self, when: float, event: Event) -> Event:
-        heapq.heappush(self._heap, (max(when, self.now), next(self._count), event))
+        heapq.heappush(self._heap, (when if when > self.now else self.now, next(self._count), event))
         return event
 
-    def run_until(self, end: float, done: Callable[[], bool] = lambda: False) -> None:
-        """Go on until `end`, or until `done` holds after an event."""
-        heap = self._heap
+    def run_until(self, end: float) -> None:
+        """Go on until `end`."""
+        heap, pop = self._heap, heapq.heappop
         while heap and heap[0][0] <= end:
-            when, _, event = heapq.heappop(heap)
+            when, _, event = pop(heap)
             if event.cancelled:
                 continue
-            self._same = self._same + 1 if when == self.now else 0
-            if self._same > SPIN:
-                raise Violation(f"{SPIN} events at one instant: {event.callback}")
-            self.now = when
             self.events += 1
+            if when > self.now:
+                self.now = when
+                self._instant = self.events
+            elif self.events - self._instant > SPIN:
+                raise Violation(f"{SPIN} events at one instant: {event.callback}")
             if event.process is None:
                 event.callback(*event.args)
-                if done():
-                    return
             else:
                 event.process.happen(event)
         self.now = max(self.now, end)
@@ -266,17 +266,20 @@ class Process:
         """Let the selector look at a descriptor in the next turn."""
         if self.selector is not None and fd in self.selector.keys:
             self.selector.poked[fd] = None
-            if not self._polling:
-                self._polling = True
-                self.call_soon(self._poll)
+            self._poll_soon()
+
+    def _poll_soon(self) -> None:
+        if not self._polling:
+            self._polling = True
+            self.call_soon(self._poll)
 
     def _poll(self) -> None:
         self._polling = False
         assert self.selector is not None
-        if self.selector.ready():
+        if self.selector.look():
             self._serve()
-        for fd in self.selector.ready():  # level-triggered
-            self.poke(fd)
+        if self.selector.look():  # level-triggered
+            self._poll_soon()
 
 
 class Key(NamedTuple):
@@ -296,6 +299,7 @@ class Selector:
         self.keys: dict[int, Key] = {}
         self.poked: dict[int, None] = {}
         """Descriptors that may be ready, in the order of their events."""
+        self._ready: list[tuple[Key, int]] = []
 
     readable = writable = False
 
@@ -318,18 +322,20 @@ class Selector:
         del self.keys[fd]
         self.poked.pop(fd, None)
 
-    def ready(self) -> list[int]:
-        """Return which descriptors are; forget those that are not."""
-        ready = [fd for fd in self.poked if self._events(fd)]
-        self.poked = dict.fromkeys(ready)
-        return ready
-
-    def _events(self, fd: int) -> int:
-        file = self._process.files[fd]
-        return self.keys[fd].events & (READ * bool(file.readable) | WRITE * bool(file.writable))
+    def look(self) -> bool:
+        """Find out which descriptors are ready, and forget those that are not; return whether one is."""
+        self._ready = []
+        for fd in self.poked:
+            key, file = self.keys[fd], self._process.files[fd]
+            readable = READ if key.events & READ and file.readable else 0
+            events = readable | WRITE if key.events & WRITE and file.writable else readable
+            if events:
+                self._ready.append((key, events))
+        self.poked = {key.fd: None for key, _ in self._ready}
+        return bool(self._ready)
 
     def select(self, _: float) -> list[tuple[Key, int]]:
-        return [(self.keys[fd], self._events(fd)) for fd in self.ready()]
+        return self._ready
 
 
 def _raise(task: "asyncio.Task[None]") -> None:

@@ -99,7 +99,8 @@ class Network:
         self.up: set[Hashable] = set()
         self.mute: set[str] = set()
         """Ends whose messages are lost without notice."""
-        self.loss = self.doubling = 0.0
+        self.loss = self.doubling = self.disorder = 0.0
+        """How probable it is that a message is lost, arrives twice, or overtakes the one before it."""
         self.clients: list[Socket] = []
         self.targets: dict[int, Socket] = {}
         self.refuse = False
@@ -136,8 +137,11 @@ class Network:
                 session.tick(self.now)
             for path, frames in session.flush(self.now):
                 if path in self.up and end not in self.mute and self.random.random() >= self.loss:
+                    queue = self.queues[end, path]
                     for _ in range(1 + (self.random.random() < self.doubling)):
-                        self.queues[end, path].append([bytes(frame) for frame in frames])
+                        queue.append([bytes(frame) for frame in frames])
+                    if len(queue) > 1 and self.random.random() < self.disorder:
+                        queue[-1], queue[-2] = queue[-2], queue[-1]
             self._notices(end)
         if deliver:
             for (end, path), queue in list(self.queues.items()):
@@ -186,7 +190,7 @@ class Network:
 
     def settle(self, *, seconds: float = 120.0) -> None:
         """Heal everything and let all sockets read, until both sessions are empty and at rest."""
-        self.loss = self.doubling = 0.0
+        self.loss = self.doubling = self.disorder = 0.0
         self.mute.clear()
         if not self.up:
             self.connect("healed")

@@ -36,6 +36,7 @@ def scenario(seed: int) -> Network:
             net.connect(rng.choice("ab"))
         elif action < 0.77:
             net.loss, net.doubling = rng.choice([0.0, 0.05, 0.3]), rng.choice([0.0, 0.3])
+            net.disorder = rng.choice([0.0, 0.2])
         elif action < 0.775:
             net.mute ^= {rng.choice(["edge", "provider"])}
         net.step(rng.choice([0.001, 0.01, 0.1]), deliver=rng.random() < 0.9)

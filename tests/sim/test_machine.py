@@ -56,9 +56,11 @@ class Tunnel(RuleBasedStateMachine):
     def connect(self, path: str) -> None:
         self.net.connect(path)
 
-    @rule(loss=st.sampled_from([0.0, 0.05, 0.5]), doubling=st.sampled_from([0.0, 0.3]))
-    def worsen(self, loss: float, doubling: float) -> None:
-        self.net.loss, self.net.doubling = loss, doubling
+    @rule(
+        loss=st.sampled_from([0.0, 0.05, 0.5]), doubling=st.sampled_from([0.0, 0.3]), disorder=st.sampled_from([0, 0.3])
+    )
+    def worsen(self, loss: float, doubling: float, disorder: float) -> None:
+        self.net.loss, self.net.doubling, self.net.disorder = loss, doubling, disorder
 
     @rule(end=st.sampled_from(["edge", "provider"]))
     def silence(self, end: str) -> None:
@@ -75,6 +77,4 @@ class Tunnel(RuleBasedStateMachine):
 
 
 TestTunnel = Tunnel.TestCase
-TestTunnel.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestTunnel.settings = settings(stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))

@@ -131,6 +131,7 @@ def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
                 assert await read_digest(reader) == (blocks << 16, digest)
                 writer.close()
                 for process in (made.server, made.provider):
+                    print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
                     assert process.peak_rss_kib < (memory_mib + 64) * MIB_KIB
         finally:
             for sock in clients:
@@ -186,6 +187,7 @@ def test_many_short_connections_leave_nothing_behind(tmp_path: Path) -> None:
             await many_short(made.port, SHORT - SHORT // 4)
             late = await settled(made, idle=idle)
             for process in processes:
+                print(f"{SHORT} connections: {early[process]} KiB resident after a quarter, {late[process]} at the end")
                 assert late[process] - early[process] <= 8 * MIB_KIB, (early, late)
 
     run(main(), deadline_s=880 if FULL_LOAD else 110)

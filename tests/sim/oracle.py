@@ -19,6 +19,8 @@ EXPIRY_S = 15.0
 Who did not run meanwhile counts from when it goes on."""
 LATE_S = 2.5
 """What was lost with a connection may still arrive, as if nothing were broken; and we look only now and then."""
+STALL_S = 30.0
+"""Where nothing is broken, and was not for so long, whoever reads gets something in so long, if there is something."""
 LEASE_S = 12.5
 """A silent peer leaves the roster within this: 4 s of lease, 2 s between looks, 6 s for what was late on its way."""
 STREAMS_PER_EVENT = 1
@@ -33,6 +35,10 @@ class Oracle:
         self.outages: dict[tuple[str, str], tuple[float, float]] = {}
         """Of each pair of edge and provider: when its present or last outage began, and when it was last seen bad."""
         self.worst: dict[tuple[str, str], float] = {}
+        self._rough: dict[tuple[str, str], float] = {}
+        """When anything was last broken between two, even if there was another way."""
+        self._moved: dict[Far, tuple[tuple[int, bool], float]] = {}
+        """How far each end has read, and since when that has not changed although there is more."""
         self._severed: dict[tuple[str, str], float] = {}
         """Since when nothing can get from one to the other."""
         self.bytes_checked = 0
@@ -95,6 +101,7 @@ class Oracle:
         self._check_rosters()
         self.look()
         self._check_expiry()
+        self._check_progress()
 
     def look(self) -> None:
         """See who is well connected, or not at all; to be called whenever that may have changed."""
@@ -106,6 +113,8 @@ class Oracle:
                     self._severed.setdefault(pair, now)
                 else:
                     self._severed.pop(pair, None)
+                if not self._calm(edge, provider):
+                    self._rough[pair] = now
                 if self._healthy(edge, provider):
                     continue
                 since, last = self.outages.get(pair, (now - 0.5, now))
@@ -125,6 +134,41 @@ class Oracle:
             process(broker).running and all(net.reachable(slot, broker) for slot in (edge, provider))
             for broker in self._cluster.broker_slots
         )
+
+    def _calm(self, edge: str, provider: str) -> bool:
+        net = self._cluster.net
+        brokers = [slot for slot in self._cluster.broker_slots if slot not in self._cluster.gone_brokers]
+        return all(
+            self._cluster.process(slot).running and net.faithful(slot) for slot in (edge, provider, *brokers)
+        ) and not any(
+            net.blocked.get(way) or net.slow.get(way)
+            for slot in (edge, provider)
+            for broker in brokers
+            for way in ((slot, broker), (broker, slot))
+        )
+
+    def _check_progress(self) -> None:
+        """No stream stands still without a reason."""
+        now = self._cluster.world.now
+        for client in self._cluster.clients:
+            target = client.other
+            if target is None or client.over or target.over:
+                continue
+            assert client.edge is not None and client.provider is not None
+            pair = client.edge.process.slot, client.provider.process.slot
+            rough = self._rough.get(pair, 0.0)
+            for writer, reader in ((client, target), (target, client)):
+                read = reader.read, reader.fin_read
+                if read == (writer.written, writer.fin_sent) or reader.stopped:
+                    self._moved.pop(reader, None)
+                    continue
+                before, since = self._moved.get(reader, (None, now))
+                if before != read:
+                    self._moved[reader] = read, now
+                elif now - max(since, rough) > STALL_S:
+                    raise Violation(
+                        f"{reader.who} has {reader.read} bytes since {since:.1f}, {writer.who} wrote {writer.written}"
+                    )
 
     def _check_expiry(self) -> None:
         """Streams do not outlive the grace."""

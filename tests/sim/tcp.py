@@ -70,6 +70,12 @@ class Far:
     def over(self) -> bool:
         return self.was_reset or self.did_reset or (self.fin_sent and self.fin_read)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it reads nothing for now."""
+        stop_at = self.program.stop_reading_at
+        return stop_at is not None and self.read >= stop_at and not self.hurried
+
     def connected(self, sock: "SimSocket") -> None:
         self.sock = sock
         sock.far = self

@@ -13,7 +13,7 @@ from goreprox.protocol.events import Code, Open, Resume
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.session import Session
-from goreprox.protocol.stream import State
+from goreprox.protocol.stream import State, Stream
 from tests.sim.cluster import Cluster
 from tests.sim.plan import Arrival, Fault, Plan, draw, report, run, shrink
 from tests.sim.tcp import KIB, Program
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.no_cover  # being traced, clusters take five times as l
 
 SEEDS = 40
 CHUNK = 4
-FAILED_ONCE = (14, 55, 59, 68, 81, 115, 127, 194, 207, 219, 294, 323, 410, 700129, 700138)
+FAILED_ONCE = (14, 55, 59, 68, 81, 115, 127, 194, 207, 219, 294, 323, 410, 700129, 700138, 80024, 80728)
 """Seeds that found a defect, of the code or of the simulator."""
 ENOUGH = 40
 """So many seeds must notice any of the seeded defects."""
@@ -247,6 +247,15 @@ def _end_with_fin(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Bridge, "_close", lambda self, **_: original(self, finish=True))
 
 
+def _tell_nobody_of_room(patch: pytest.MonkeyPatch) -> None:
+    def acked(self: Session, stream: Stream, delivered: int, limit: int) -> None:
+        stream.receive_ack(delivered, limit)
+        self.stream_ready(stream)
+        self._finish_if_done(stream)
+
+    patch.setattr(Session, "_acked", acked)
+
+
 def _wait_too_long(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("goreprox.protocol.session.ALLOWANCE_S", 60.0)
 
@@ -262,6 +271,7 @@ DEFECTS: list[Patch] = [
     _let_one_stream_hog_the_path,
     _leak_the_budget,
     _end_with_fin,
+    _tell_nobody_of_room,
     _wait_too_long,
 ]
 

@@ -75,10 +75,9 @@ class _Null:
         """Be ready."""
 
 
-async def stalled_client(port: int, read: int) -> socket.socket:
+async def stall(sock: socket.socket, port: int, read: int) -> None:
     """Ask for a download without end, read `read` bytes of it, and never read again."""
     loop = asyncio.get_running_loop()
-    sock = socket.socket()
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, MSS)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, QUEUE_BYTES)
@@ -88,9 +87,9 @@ async def stalled_client(port: int, read: int) -> socket.socket:
         data = await loop.sock_recv(sock, min(read, 1 << 18))
         assert data
         read -= len(data)
-    return sock
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("stalled", "read", "memory_mib", "options", "blocks"),
     [
@@ -117,13 +116,14 @@ def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
             sent += len(endless)
 
     async def main() -> None:
-        clients: list[socket.socket] = []
+        clients = [socket.socket() for _ in range(stalled)]
         try:
             async with tunnel(tmp_path, download, server=options, provider=options) as made:
-                for _ in range(stalled // AT_ONCE):
-                    clients += await asyncio.gather(*(stalled_client(made.port, read) for _ in range(AT_ONCE)))
+                for start in range(0, stalled, AT_ONCE):
+                    some = clients[start : start + AT_ONCE]
+                    await asyncio.gather(*(stall(sock, made.port, read) for sock in some))
                 level = Level()
-                await eventually(lambda: level.holds(sent), "all buffers are full", deadline_s=60)
+                await eventually(lambda: level.holds(sent), "all buffers are full", deadline_s=120)
 
                 digest = await send_blocks(_Null(), blocks)  # type: ignore[arg-type]
                 reader, writer = await made.connect()
@@ -137,7 +137,7 @@ def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
             for sock in clients:
                 sock.close()
 
-    run(main())
+    run(main(), deadline_s=280)
 
 
 async def short(port: int, *, kind: bytes) -> None:

@@ -2,12 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-containers check bench fuzz soak
+.PHONY: demo test test-containers check bench fresh fuzz soak
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
 test: .venv/dev
 	$(BIN)/pytest -n 2 --dist worksteal --cov=goreprox/protocol --cov=brokers --cov-branch
+
+# For a minute, seeds that nobody has tried, beside the fixed ones of the tests.
+fresh: .venv/dev
+	SOAK_S=60 $(BIN)/python -m tests.soak chaos sim
 
 # In hosts of their own; starts a container engine where there is none (Debian, root).
 test-containers: .venv/containers

@@ -174,6 +174,7 @@ def test_a_frozen_provider_stops_its_own_streams_alone_and_fills_no_memory(tmp_p
             transfers = [asyncio.create_task(there_and_back(sock, 64), name="transfer") for sock in socks]
             await eventually(lambda: sum(task.done() for task in transfers) >= 20, "half of the streams are done")
             assert sum(task.done() for task in transfers) == 20, "the frozen half did more than it can"
+            print(f"{made.server.rss_kib // MIB_KIB} MiB resident while it is frozen")
             assert made.server.rss_kib < (32 + 80) * MIB_KIB
             frozen.signal(signal.SIGCONT)
             await asyncio.wait_for(asyncio.gather(*transfers), WAIT_S)

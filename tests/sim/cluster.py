@@ -103,6 +103,7 @@ class Cluster:
         brokers: int,
         providers: int,
         grace_s: float = 60.0,
+        provider_grace_s: float | None = None,
         memory: int = 64 * KIB * KIB,
         max_connections: int = 256,
         latency: float = 0.005,
@@ -113,7 +114,9 @@ class Cluster:
         self.net = Network(self.world, latency=latency, rate=rate)
         self.sockets = Sockets(self.world)
         self.sockets.dial = self._dial
-        self.grace_s = grace_s
+        self.edge_grace_s = grace_s
+        self.provider_grace_s = grace_s if provider_grace_s is None else provider_grace_s
+        self.grace_s = min(self.edge_grace_s, self.provider_grace_s)
         self.memory = memory
         self.max_connections = max_connections
         self.buffer = buffer
@@ -189,7 +192,7 @@ class Cluster:
                 name="e",
                 brokers=(Address("10.0.0.3", 9888),),
                 listeners=(Listener(Address("10.0.0.1", 8080)),),
-                grace_s=self.grace_s,
+                grace_s=self.edge_grace_s,
                 memory_bytes=self.memory,
                 max_connections=self.max_connections,
                 runtime_dir=Path("/"),
@@ -206,7 +209,7 @@ class Cluster:
                 name="p",
                 targets=(Target("default", Address("10.0.0.2", 80)),),
                 servers=(Address("10.0.0.3", 9887),),
-                grace_s=self.grace_s,
+                grace_s=self.provider_grace_s,
                 memory_bytes=self.memory,
                 max_connections=self.max_connections,
                 runtime_dir=Path("/"),

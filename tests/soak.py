@@ -111,8 +111,10 @@ def _run(arguments: list[str]) -> tuple[int, str]:
 def main() -> int:
     """Soak; say what was done, and what failed once more."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", choices=PARTS, help=f"of {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parts = parser.parse_args().parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     soak = Soak(parts, float(os.environ.get("SOAK_S", "600")))
     workers = [threading.Thread(target=soak.work, name=f"worker {index}") for index in range(AT_ONCE)]
     for worker in workers:

@@ -11,97 +11,37 @@ import os
 import sys
 import tomllib
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict, Env
 
 from goreprox import __version__
 from goreprox.errors import ConfigError, GoreproxError, StatusError
 from goreprox.keys_cli import app as keys_app
+from goreprox.options import (
+    ADDRESSES,
+    KEYS,
+    LIFETIMES,
+    LIMITS,
+    AcceptingOptions,
+    EndOptions,
+    ProcessOptions,
+    RoleOptions,
+)
 from goreprox.token_cli import app as token_app
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
 
     from goreprox.config import Address
-    from goreprox.doors import Network, Rule
-    from goreprox.http.routes import Route
     from goreprox.keys.join import Join
 
 DEFAULT_FILE: Final = Path("goreprox.toml")
-Level = Literal["trace", "debug", "info", "warning", "error"]
 Role = Literal["server", "edge", "broker", "provider"]
 ENV_PREFIX: Final = "GOREPROX_"
 INTERRUPTED: Final = 130  # what a shell reports for SIGINT
-
-_ADDRESSES: Final = Group("Addresses", sort_key=1)
-_KEYS: Final = Group("Keys", sort_key=2)
-_LIFETIMES: Final = Group("Lifetimes", sort_key=3)
-_LIMITS: Final = Group("Limits", sort_key=4)
-_PROCESS: Final = Group("Process", sort_key=5)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class ProcessOptions:
-    """Options of every command."""
-
-    config: Annotated[Path | None, Parameter(group=_PROCESS)] = None
-    """Read options from this TOML file. [default: goreprox.toml, if there is one]"""
-    log_level: Annotated[Level, Parameter(group=_PROCESS)] = "info"
-    """Log from this level on."""
-    log_json: Annotated[bool, Parameter(group=_PROCESS)] = False
-    """Log JSON, one object a line."""
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class RoleOptions(ProcessOptions):
-    """Options of every role. The defaults are those of `goreprox.config`."""
-
-    name: Annotated[str | None, Parameter(group=_PROCESS)] = None
-    """Name for the other side; processes of one name are replicas. [default: the host's name]"""
-    runtime_dir: Annotated[Path | None, Parameter(group=_PROCESS)] = None
-    """Directory for lock files. [default: goreprox in XDG_RUNTIME_DIR, /run or the temporary one]"""
-    insecure: Annotated[bool, Parameter(group=_KEYS)] = False
-    """Have links in plaintext and without keys: whoever reaches the port can join."""
-    link_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 6
-    """Seconds of silence after which a link counts as broken."""
-
-    def role(self) -> dict[str, Any]:
-        """Give the arguments that `ProcessConfig` takes."""
-        given = {"name": self.name, "runtime_dir": self.runtime_dir}
-        return {key: value for key, value in given.items() if value is not None} | {"link_timeout_s": self.link_timeout}
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class EndOptions(RoleOptions):
-    """Options of those that own connections: of server, edge and provider."""
-
-    grace: Annotated[float, Parameter(group=_LIFETIMES)] = 60
-    """Seconds for which connections outlive a broken link. The smaller one of the two sides counts."""
-    drain: Annotated[float, Parameter(group=_LIFETIMES)] = 30
-    """Seconds that connections have to end after SIGTERM."""
-    half_closed_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 0
-    """Seconds without traffic after which a half-closed connection is reset; 0: never."""
-    max_connections: Annotated[int, Parameter(group=_LIMITS)] = 10_000
-    """Connections at a time; further ones wait in the kernel's backlog."""
-    memory: Annotated[int, Parameter(group=_LIMITS)] = 256
-    """MiB for what is on its way, both directions together."""
-
-    def end(self) -> dict[str, Any]:
-        """Give the arguments that `EndConfig` takes."""
-        return self.role() | {
-            "grace_s": self.grace,
-            "drain_s": self.drain,
-            "half_closed_timeout_s": self.half_closed_timeout or None,
-            "max_connections": self.max_connections,
-            "memory_bytes": self.memory << 20,
-        }
 
 
 app: Final = App(
@@ -121,42 +61,20 @@ app.command(token_app)
 app.register_install_completion_command(help="Install completion for this shell.")
 
 
-_Addresses = Annotated[list[str] | None, Parameter(group=_ADDRESSES, negative="")]
-_Path = Annotated[Path | None, Parameter(group=_KEYS)]
-_Join = Annotated[str | None, Parameter(group=_KEYS)]
-_Rules = Annotated[list[str] | None, Parameter(group=_LIMITS, negative="")]
-_PerAddress = Annotated[int, Parameter(group=_LIMITS)]
-_ReusePort = Annotated[bool, Parameter(group=_ADDRESSES)]
-_ProxyProtocol = Annotated[Literal["v1", "v2"] | None, Parameter(group=_ADDRESSES)]
-_AuthHeader = Annotated[str, Parameter(group=_KEYS)]
-_AccessLog = Annotated[bool, Parameter(group=_PROCESS)]
-_QueueTimeout = Annotated[float, Parameter(group=_LIFETIMES)]
-_MaxPeers = Annotated[int, Parameter(group=_LIMITS)]
+_Addresses = Annotated[list[str] | None, Parameter(group=ADDRESSES, negative="")]
+_Path = Annotated[Path | None, Parameter(group=KEYS)]
+_Join = Annotated[str | None, Parameter(group=KEYS)]
+_MaxPeers = Annotated[int, Parameter(group=LIMITS)]
 
 
 @app.command
 def server(
     *,
-    listen: _Addresses = None,
-    reuse_port: _ReusePort = False,
-    providers: Annotated[str, Parameter(group=_ADDRESSES)] = "9887",
-    edges: Annotated[str | None, Parameter(group=_ADDRESSES)] = None,
+    providers: Annotated[str, Parameter(group=ADDRESSES)] = "9887",
+    edges: Annotated[str | None, Parameter(group=ADDRESSES)] = None,
     max_peers: _MaxPeers = 1024,
-    allow: _Rules = None,
-    deny: _Rules = None,
-    max_connections_per_address: _PerAddress = 0,
-    queue_timeout: _QueueTimeout = 10,
-    auth_tokens: _Path = None,
-    auth_header: _AuthHeader = "X-Goreprox-Auth",
-    trusted_proxies: _Rules = None,
-    proxy_protocol_from: _Rules = None,
-    access_log: _AccessLog = True,
-    route: _Addresses = None,
-    tls_cert: _Path = None,
-    tls_key: _Path = None,
-    tls_client_ca: _Path = None,
     state_dir: _Path = None,
-    options: EndOptions | None = None,
+    options: AcceptingOptions | None = None,
 ) -> None:
     """Accept clients, and pass them on to providers: an edge and a broker in one.
 
@@ -164,68 +82,24 @@ def server(
 
     Parameters
     ----------
-    listen
-        [SCHEME://]ADDR[=SERVICE] for clients; SCHEME is tcp, http, or after TLS tls, https; may be repeated.
-        [default: 8080, on all interfaces]
-    reuse_port
-        Let other processes with this option listen on the same ports.
     providers
         ADDR for providers.
     edges
         ADDR for further edges. [default: none]
     max_peers
         Providers and edges at a time.
-    allow
-        [SERVICE=]CIDR or [PORT=]CIDR of clients that are let in; may be repeated. [default: all]
-    deny
-        [SERVICE=]CIDR or [PORT=]CIDR of clients that are reset; may be repeated.
-    max_connections_per_address
-        Connections at a time of one client address; 0: any number.
-    queue_timeout
-        Seconds that an HTTP request waits for a provider.
-    auth_tokens
-        File of tokens, one of which each HTTP request must bring; `goreprox token new` makes them.
-    auth_header
-        Name of the header that brings it.
-    trusted_proxies
-        CIDR of proxies that are believed about the HTTP clients behind them; may be repeated.
-    proxy_protocol_from
-        [SERVICE=]CIDR or [PORT=]CIDR of proxies whose connections begin with a PROXY protocol header; may be repeated.
-    access_log
-        Log each HTTP request.
-    route
-        HOST=SERVICE for HTTP requests; HOST is a name, *.NAME or *; may be repeated.
-    tls_cert
-        PEM file with the certificate for tls:// and https://, and its chain. Read again when it changes.
-    tls_key
-        PEM file with its private key.
-    tls_client_ca
-        PEM file with who signs the certificates of clients; those without one are refused.
     state_dir
         Directory of the keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]
     """
     from goreprox.config import Address, ServerConfig
 
-    options = options or EndOptions()
+    options = options or AcceptingOptions()
     config = ServerConfig(
-        **_listeners(listen),
-        reuse_port=reuse_port,
         providers=Address.parse(providers),
         edges=None if edges is None else Address.parse(edges),
         max_peers=max_peers,
         state_dir=_state_dir(options, state_dir),
-        **_doors(allow, deny, max_connections_per_address),
-        proxy_protocol_from=_rules("proxy-protocol-from", proxy_protocol_from),
-        queue_timeout_s=queue_timeout,
-        auth_tokens=_expanded(auth_tokens),
-        auth_header=auth_header,
-        trusted_proxies=_networks("trusted-proxies", trusted_proxies),
-        access_log=access_log,
-        routes=_routes(route),
-        tls_cert=_expanded(tls_cert),
-        tls_key=_expanded(tls_key),
-        tls_client_ca=_expanded(tls_client_ca),
-        **options.end(),
+        **options.accepting(),
     )
     _begin(options, [config.providers] if config.edges is None else [config.providers, config.edges])
     from goreprox.server import run
@@ -236,66 +110,20 @@ def server(
 @app.command
 def edge(
     *,
-    listen: _Addresses = None,
-    reuse_port: _ReusePort = False,
     broker: _Addresses = None,
-    workers: Annotated[int, Parameter(group=_LIMITS)] = 1,
-    allow: _Rules = None,
-    deny: _Rules = None,
-    max_connections_per_address: _PerAddress = 0,
-    queue_timeout: _QueueTimeout = 10,
-    auth_tokens: _Path = None,
-    auth_header: _AuthHeader = "X-Goreprox-Auth",
-    trusted_proxies: _Rules = None,
-    proxy_protocol_from: _Rules = None,
-    access_log: _AccessLog = True,
-    route: _Addresses = None,
-    tls_cert: _Path = None,
-    tls_key: _Path = None,
-    tls_client_ca: _Path = None,
+    workers: Annotated[int, Parameter(group=LIMITS)] = 1,
     join: _Join = None,
     join_file: _Path = None,
-    options: EndOptions | None = None,
+    options: AcceptingOptions | None = None,
 ) -> None:
     """Accept clients, and pass them on to providers over brokers elsewhere.
 
     Parameters
     ----------
-    listen
-        [SCHEME://]ADDR[=SERVICE] for clients; SCHEME is tcp, http, or after TLS tls, https; may be repeated.
-        [default: 8080, on all interfaces]
-    reuse_port
-        Let other processes with this option listen on the same ports.
     broker
         host[:port] of a broker, with its port for edges (9888); may be repeated. [default: as the join string says]
     workers
         Processes that share the ports. Connections and memory are limited in each of them.
-    allow
-        [SERVICE=]CIDR or [PORT=]CIDR of clients that are let in; may be repeated. [default: all]
-    deny
-        [SERVICE=]CIDR or [PORT=]CIDR of clients that are reset; may be repeated.
-    max_connections_per_address
-        Connections at a time of one client address, in each process; 0: any number.
-    queue_timeout
-        Seconds that an HTTP request waits for a provider.
-    auth_tokens
-        File of tokens, one of which each HTTP request must bring; `goreprox token new` makes them.
-    auth_header
-        Name of the header that brings it.
-    trusted_proxies
-        CIDR of proxies that are believed about the HTTP clients behind them; may be repeated.
-    proxy_protocol_from
-        [SERVICE=]CIDR or [PORT=]CIDR of proxies whose connections begin with a PROXY protocol header; may be repeated.
-    access_log
-        Log each HTTP request.
-    route
-        HOST=SERVICE for HTTP requests; HOST is a name, *.NAME or *; may be repeated.
-    tls_cert
-        PEM file with the certificate for tls:// and https://, and its chain. Read again when it changes.
-    tls_key
-        PEM file with its private key.
-    tls_client_ca
-        PEM file with who signs the certificates of clients; those without one are refused.
     join
         The join string that `goreprox keys add --role edge` made. Others on this machine see it: better in join-file.
     join_file
@@ -303,27 +131,12 @@ def edge(
     """
     from goreprox.config import EDGE_PORT, EdgeConfig
 
-    options = options or EndOptions()
+    options = options or AcceptingOptions()
     joined = _joined("edge", options, join, join_file)
     if not broker and joined is None:
         raise ConfigError("broker: none is given; say where it is, like `--broker host:9888`")
     config = EdgeConfig(
-        **_listeners(listen),
-        reuse_port=reuse_port,
-        brokers=_addresses(broker, EDGE_PORT, joined),
-        workers=workers,
-        **_doors(allow, deny, max_connections_per_address),
-        proxy_protocol_from=_rules("proxy-protocol-from", proxy_protocol_from),
-        queue_timeout_s=queue_timeout,
-        auth_tokens=_expanded(auth_tokens),
-        auth_header=auth_header,
-        trusted_proxies=_networks("trusted-proxies", trusted_proxies),
-        access_log=access_log,
-        routes=_routes(route),
-        tls_cert=_expanded(tls_cert),
-        tls_key=_expanded(tls_key),
-        tls_client_ca=_expanded(tls_client_ca),
-        **options.end() | _member(joined),
+        brokers=_addresses(broker, EDGE_PORT, joined), workers=workers, **options.accepting() | _member(joined)
     )
     _begin(options, config.brokers)
     if config.workers > 1:
@@ -339,8 +152,8 @@ def edge(
 @app.command
 def broker(
     *,
-    providers: Annotated[str, Parameter(group=_ADDRESSES)] = "9887",
-    edges: Annotated[str, Parameter(group=_ADDRESSES)] = "9888",
+    providers: Annotated[str, Parameter(group=ADDRESSES)] = "9887",
+    edges: Annotated[str, Parameter(group=ADDRESSES)] = "9888",
     max_peers: _MaxPeers = 1024,
     state_dir: _Path = None,
     options: RoleOptions | None = None,
@@ -379,9 +192,9 @@ def provider(
     target: _Addresses = None,
     *,
     server: _Addresses = None,
-    dial_timeout: Annotated[float, Parameter(group=_LIFETIMES)] = 5,
-    weight: Annotated[float, Parameter(group=_LIMITS)] = 1,
-    proxy_protocol: _ProxyProtocol = None,
+    dial_timeout: Annotated[float, Parameter(group=LIFETIMES)] = 5,
+    weight: Annotated[float, Parameter(group=LIMITS)] = 1,
+    proxy_protocol: Annotated[Literal["v1", "v2"] | None, Parameter(group=ADDRESSES)] = None,
     join: _Join = None,
     join_file: _Path = None,
     options: EndOptions | None = None,
@@ -427,47 +240,6 @@ def provider(
     from goreprox.provider import run
 
     _run(run(config))
-
-
-def _listeners(listen: list[str] | None) -> dict[str, Any]:
-    """Give the listeners as an argument, or leave them to the configuration."""
-    from goreprox.config import Listener
-
-    return {"listeners": tuple(map(Listener.parse, listen))} if listen else {}
-
-
-def _expanded(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser()
-
-
-def _routes(texts: list[str] | None) -> "tuple[Route, ...]":
-    from goreprox.http.routes import Route
-
-    return tuple(map(Route.parse, texts or ()))
-
-
-def _networks(option: str, texts: list[str] | None) -> tuple["Network", ...]:
-    """Read CIDRs that are for every service."""
-    rules = _rules(option, texts)
-    for rule in rules:
-        if rule.place is not None:
-            raise ConfigError(f"{option} {rule.place}={rule.network}: it is the same for all services")
-    return tuple(rule.network for rule in rules)
-
-
-def _rules(option: str, texts: list[str] | None) -> "tuple[Rule, ...]":
-    from goreprox.doors import Rule
-
-    return tuple(Rule.parse(option, text) for text in texts or ())
-
-
-def _doors(allow: list[str] | None, deny: list[str] | None, most: int) -> dict[str, Any]:
-    """Give what `AcceptingConfig` takes about clients."""
-    return {
-        "allow": _rules("allow", allow),
-        "deny": _rules("deny", deny),
-        "max_connections_per_address": most or None,
-    }
 
 
 def _state_dir(options: RoleOptions, given: Path | None) -> Path | None:

@@ -27,6 +27,7 @@ from goreprox.config import (
 )
 from goreprox.http.tokens import Tokens
 from goreprox.keys.join import Join
+from goreprox.options import EndOptions
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +68,7 @@ def server(started: Started, *arguments: str) -> ServerConfig:
 
 def test_the_defaults_are_those_of_the_configuration(started: Started) -> None:
     assert server(started) == ServerConfig()
-    assert EndConfig(**cli.EndOptions().end()) == EndConfig()
+    assert EndConfig(**EndOptions().end()) == EndConfig()
     assert started_by(started, "edge", "--broker", "h") == EdgeConfig(brokers=(Address("h", 9888),))
     assert started_by(started, "broker") == BrokerConfig()
     target = Target("default", Address("127.0.0.1", 3000))

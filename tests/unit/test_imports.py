@@ -56,7 +56,8 @@ FORBIDDEN = {
     "goreprox/doors.py": ("goreprox.config", "brokers", "asyncio", "socket"),
     "goreprox/proxyproto.py": ("goreprox", *SANS_IO),
     "goreprox/proxies.py": tuple(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")),
-    "goreprox/config.py": ("goreprox.cli", "cyclopts", "asyncio"),
+    "goreprox/config.py": ("goreprox.cli", "goreprox.options", "cyclopts", "asyncio"),
+    "goreprox/options.py": ("goreprox.cli", "asyncio"),
     "goreprox/errors.py": ("goreprox.",),
 }
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-TARGETS = ("wire", "session", "envelope", "switch", "names", "address", "join", "config")
+TARGETS = ("wire", "session", "envelope", "switch", "names", "address", "join", "config", "http", "proxyproto")
 FOLDER = Path(__file__).parent / "corpus"
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import h11
+
 import goreprox.broker
 import goreprox.edge
 import goreprox.provider
@@ -22,10 +24,11 @@ from brokers import BadMessage, BadName, PeerName, Role
 from brokers.carrier import Buffer
 from brokers.envelope import CONTROL, control, parse_control
 from brokers.switch import Switch
-from goreprox import cli
+from goreprox import cli, proxyproto
 from goreprox.config import Address, Listener, ProcessConfig, Target
 from goreprox.doors import Rule
 from goreprox.errors import ConfigError
+from goreprox.http import commands
 from goreprox.keys import join
 from goreprox.protocol import wire
 from goreprox.protocol.budget import Budget
@@ -34,6 +37,7 @@ from goreprox.protocol.events import Code
 from goreprox.protocol.limits import KIB, MAX_HEAD, MIB, RAW_PAYLOAD, VERSION
 from goreprox.protocol.session import Kind, Session
 from goreprox.protocol.stream import State, Stream
+from tests.unit.http.harness import Talk
 
 MAX_BYTES = 4096
 """Longer inputs find nothing that shorter ones do not; what length itself costs, `test_bombs` measures."""
@@ -302,6 +306,48 @@ def _integer(number: int) -> bytes:
     return b"\x1b" + number.to_bytes(8, "big")
 
 
+def fuzz_http(data: bytes) -> None:
+    """A client, a target and a link that say and do anything: no target ever sees a request that we did not see.
+
+    Steps of a byte of what and a byte of length: what a client or a target says, or an end of something.
+    """
+    talk = Talk()
+    stream = io.BytesIO(data)
+    while len(head := stream.read(2)) == 2:
+        what, length = head
+        match what % 10:
+            case 0 | 1 | 2 | 3 | 4:
+                talk.client(stream.read(length) or b"x")
+            case 5 | 6 | 7:
+                talk.target(stream.read(length) or b"x")
+            case 8:
+                (talk.client_eof, talk.target_eof, talk.lost)[length % 3]()
+            case _:
+                talk.do((talk.gateway.timed_out, talk.gateway.drain)[length % 2]())
+    if commands.Switch() in talk.seen.others:
+        return  # what follows is no HTTP
+    asked = sum(isinstance(each, commands.Connect) for each in talk.seen.others)
+    read_by_h11 = [event for index in range(len(talk.seen.to_target)) for event in talk.requests(index)]
+    assert sum(isinstance(event, h11.Request) for event in read_by_h11) <= asked
+
+
+def fuzz_proxyproto(data: bytes) -> None:
+    """Headers of the PROXY protocol: what is taken is never more than there is, and its ends can be told again."""
+    try:
+        header = proxyproto.read(data)
+    except proxyproto.Malformed:
+        return
+    if header is None:
+        assert len(data) < proxyproto.MAX_BYTES
+        return
+    assert 0 < header.size <= len(data)
+    if header.ends is not None:
+        for version in proxyproto.Version:
+            told = proxyproto.read(proxyproto.write(version, *header.ends))
+            assert told is not None
+            assert told.ends == header.ends
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": fuzz_wire,
     "session": fuzz_session,
@@ -311,4 +357,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "address": fuzz_address,
     "join": fuzz_join,
     "config": fuzz_config,
+    "http": fuzz_http,
+    "proxyproto": fuzz_proxyproto,
 }

@@ -123,10 +123,10 @@ def end_to_end(message: Message) -> Fields:
 
 def upgrade_of(request: h11.Request) -> bytes | None:
     """Return the protocol that a request wants to go on with, if it may."""
-    if request.http_version != b"1.1" or b"upgrade" not in _named_by_connection(request):
-        return None
     wanted = value_of(request, b"upgrade")
-    return None if wanted is None or b"," in wanted or wanted.lower().startswith(_NO_UPGRADE) else wanted
+    if wanted is None or b"," in wanted or wanted.lower().startswith(_NO_UPGRADE):
+        return None
+    return wanted if request.http_version == b"1.1" and b"upgrade" in _named_by_connection(request) else None
 
 
 def passed_on(request: h11.Request, *, host: bytes, dropped: Callable[[bytes], bool], added: Fields) -> Fields:

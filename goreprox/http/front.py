@@ -5,15 +5,13 @@ a target that reads slowly its client: nothing is read that there is no room for
 """
 
 import asyncio
-import itertools
 import socket
-from collections import deque
 from typing import Final, Protocol, assert_never
 
 from loguru import logger
 
 from goreprox import sockets
-from goreprox.bridge import LINGER_POLL_S, SEND_CHUNKS, Bridge, Bridges
+from goreprox.bridge import LINGER_POLL_S, Bridge, Bridges
 from goreprox.http.commands import (
     Abort,
     Answered,
@@ -29,6 +27,7 @@ from goreprox.http.commands import (
 )
 from goreprox.http.exchange import Site
 from goreprox.http.gateway import Gateway
+from goreprox.http.outgoing import Outgoing
 from goreprox.http.reader import MAX_HEAD
 from goreprox.http.upstream import REUSED_FOR_S, Upstream
 from goreprox.poller import READ, WRITE
@@ -144,9 +143,7 @@ class Front:
         self._certificate = certificate
         self._gateway = Gateway(site, client=client.rpartition(":")[0].strip("[]"), authority=destination)
         self._upstream: Upstream | None = None
-        self._out: deque[bytes] = deque()
-        self._held = 0
-        """What the budget has lent for `_out`."""
+        self._out = Outgoing(fronts.budget)
         self._watched = 0
         self._ending: type[Finish | Switch] | None = None
         """What is to be done when everything is written."""
@@ -264,39 +261,13 @@ class Front:
 
     def _flush(self) -> None:
         """Give the socket what it takes."""
-        out = self._out
         try:
-            while out:
-                if len(out) == 1:
-                    size = len(out[0])
-                    sent = self._sock.send(out[0])
-                else:
-                    buffers = list(itertools.islice(out, SEND_CHUNKS))
-                    size = sum(map(len, buffers))
-                    sent = self._sock.sendmsg(buffers)
-                self._drop(sent)
-                if sent < size:
-                    break
-        except (BlockingIOError, InterruptedError):
-            pass
+            self._out.send(self._sock)
         except OSError:
             self.abort()
             return
-        holding = sum(map(len, out)) if out else 0
-        if holding or self._held:
-            self._held = self._fronts.budget.account(held=self._held, holding=holding)
         self._settle()
         self._update()
-
-    def _drop(self, count: int) -> None:
-        out = self._out
-        while count:
-            first = out[0]
-            if len(first) > count:
-                out[0] = first[count:]
-                return
-            count -= len(first)
-            out.popleft()
 
     def _settle(self) -> None:
         """Do what was to be done once everything is written."""
@@ -486,7 +457,6 @@ class Front:
         self._unwatch()
         self._fd = -1
         self._out.clear()
-        self._held = self._fronts.budget.account(held=self._held, holding=0)
         self._fronts.live.discard(self)
         if finish:
             sockets.finish(self._sock)

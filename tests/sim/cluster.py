@@ -175,7 +175,7 @@ class Cluster:
             self.start_node(slot)
         for slot in self.provider_slots:
             self.start_node(slot)
-        self.world.after(0.5, self.oracle.watch_outages)
+        self.world.after(0.5, self.oracle.start)
 
     def start_broker(self, slot: str) -> None:
         process = Process(self.world, slot)

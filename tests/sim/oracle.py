@@ -19,12 +19,14 @@ EXPIRY_S = 15.0
 Who did not run meanwhile counts from when it goes on."""
 LATE_S = 2.5
 """What was lost with a connection may still arrive, as if nothing were broken; and we look only now and then."""
+PROGRESS_S = 5.0
+"""Between two looks at how far everybody has read."""
 STALL_S = 30.0
 """Where nothing is broken, and was not for so long, whoever reads gets something in so long, if there is something."""
 LEASE_S = 12.5
 """A silent peer leaves the roster within this: 4 s of lease, 2 s between looks, 6 s for what was late on its way."""
-STREAMS_PER_EVENT = 1
-"""All streams of a process are looked at after as many events as there are, so that each event pays for one."""
+EVENTS_PER_STREAM = 4
+"""All streams of a process are looked at after so many events for each, which costs the same for few and many."""
 
 
 class Oracle:
@@ -95,13 +97,17 @@ class Oracle:
         node = self._cluster.nodes[provider]
         return node.closing_at is not None or self._cluster.world.now - node.full_at < NOTICE_S
 
-    def watch_outages(self) -> None:
+    def start(self) -> None:
+        """Begin to look at what is not to be seen in single events."""
+        self._watch()
+        self._check_progress()
+
+    def _watch(self) -> None:
         """Note for each pair how long no healthy way has been between them."""
-        self._cluster.world.after(0.5, self.watch_outages)
+        self._cluster.world.after(0.5, self._watch)
         self._check_rosters()
         self.look()
         self._check_expiry()
-        self._check_progress()
 
     def look(self) -> None:
         """See who is well connected, or not at all; to be called whenever that may have changed."""
@@ -149,6 +155,7 @@ class Oracle:
 
     def _check_progress(self) -> None:
         """No stream stands still without a reason."""
+        self._cluster.world.after(PROGRESS_S, self._check_progress)
         now = self._cluster.world.now
         for client in self._cluster.clients:
             target = client.other
@@ -210,7 +217,7 @@ class Oracle:
         if len(live) + len(getattr(node.app, "dials", ())) >= self._cluster.max_connections:
             node.full_at = self._cluster.world.now
         node.unchecked += 1
-        if node.unchecked >= len(live):
+        if node.unchecked > EVENTS_PER_STREAM * len(live):
             node.unchecked = 0
             self.check_node(node)
 

@@ -17,6 +17,10 @@ DEADLINE_S = 30.0
 HOST = "127.0.0.1"
 FULL_LOAD = os.environ.get("LOAD") == "full"
 """Whether to measure at the numbers that are promised, which takes minutes, and not at a fraction of them."""
+LOAD_S = 900 if FULL_LOAD else 300
+"""What a test of load may take in all."""
+WAIT_S = 600.0 if FULL_LOAD else 120.0
+"""How long one answer may take under load: on a busy machine whole processes stand still for many seconds."""
 
 
 async def eventually(condition: Callable[[], bool], what: str, *, deadline_s: float = DEADLINE_S) -> None:

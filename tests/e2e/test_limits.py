@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import (
-    DEADLINE_S,
     FULL_LOAD,
     HOST,
+    LOAD_S,
+    WAIT_S,
     Process,
     Tunnel,
     block,
@@ -89,7 +90,7 @@ async def stall(sock: socket.socket, port: int, read: int) -> None:
         read -= len(data)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(LOAD_S)
 @pytest.mark.parametrize(
     ("stalled", "read", "memory_mib", "options", "blocks"),
     [
@@ -123,7 +124,7 @@ def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
                     some = clients[start : start + AT_ONCE]
                     await asyncio.gather(*(stall(sock, made.port, read) for sock in some))
                 level = Level()
-                await eventually(lambda: level.holds(sent), "all buffers are full", deadline_s=120)
+                await eventually(lambda: level.holds(sent), "all buffers are full", deadline_s=WAIT_S)
 
                 digest = await send_blocks(_Null(), blocks)  # type: ignore[arg-type]
                 reader, writer = await made.connect()
@@ -137,7 +138,7 @@ def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
             for sock in clients:
                 sock.close()
 
-    run(main(), deadline_s=280)
+    run(main(), deadline_s=LOAD_S - 20)
 
 
 async def short(port: int, *, kind: bytes) -> None:
@@ -145,9 +146,9 @@ async def short(port: int, *, kind: bytes) -> None:
     reader, writer = await asyncio.open_connection(HOST, port)
     writer.write(kind + b" is a small request")
     if kind == b"t":
-        assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b"a small response"
+        assert await asyncio.wait_for(reader.read(), WAIT_S) == b"a small response"
     else:
-        assert await asyncio.wait_for(reader.readexactly(16), DEADLINE_S) == b"a small response"
+        assert await asyncio.wait_for(reader.readexactly(16), WAIT_S) == b"a small response"
     writer.close()
     await writer.wait_closed()
 
@@ -164,12 +165,16 @@ async def many_short(port: int, count: int) -> None:
 
 async def settled(made: Tunnel, *, idle: dict[Process, int]) -> dict[Process, int]:
     """Wait until nothing is left of any connection; return the resident KiB of each process."""
-    await eventually(lambda: not any(map(in_close_wait, idle)), "no socket in CLOSE_WAIT")
-    await eventually(lambda: all(len(descriptors(process)) <= idle[process] for process in idle), "few descriptors")
+    await eventually(lambda: not any(map(in_close_wait, idle)), "no socket in CLOSE_WAIT", deadline_s=WAIT_S)
+    await eventually(
+        lambda: all(len(descriptors(process)) <= idle[process] for process in idle),
+        "few descriptors",
+        deadline_s=WAIT_S,
+    )
     return {process: process.rss_kib for process in idle}
 
 
-@pytest.mark.timeout(900 if FULL_LOAD else 120)
+@pytest.mark.timeout(LOAD_S)
 def test_many_short_connections_leave_nothing_behind(tmp_path: Path) -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readexactly(20)
@@ -190,4 +195,4 @@ def test_many_short_connections_leave_nothing_behind(tmp_path: Path) -> None:
                 print(f"{SHORT} connections: {early[process]} KiB resident after a quarter, {late[process]} at the end")
                 assert late[process] - early[process] <= 8 * MIB_KIB, (early, late)
 
-    run(main(), deadline_s=880 if FULL_LOAD else 110)
+    run(main(), deadline_s=LOAD_S - 20)

@@ -17,6 +17,8 @@ from tests.e2e.harness import (
     DEADLINE_S,
     FULL_LOAD,
     HOST,
+    LOAD_S,
+    WAIT_S,
     Process,
     Tunnel,
     block,
@@ -28,13 +30,14 @@ from tests.e2e.test_limits import MIB_KIB, descriptors
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-    pytest.mark.timeout(900 if FULL_LOAD else 120),
+    pytest.mark.timeout(LOAD_S),
 ]
 
-WAIT_S = 600 if FULL_LOAD else DEADLINE_S
 IDLE, BUSY = (10_000, 1_000) if FULL_LOAD else (1_500, 150)
 IDLE_KIB = 24
 """An idle stream costs less than this, in each process: its objects, a socket, a poll entry."""
+FROZEN_BLOCKS = 64 if FULL_LOAD else 32
+"""Of each of 20 streams: 40 MiB in all are more than the processes have for streams."""
 AT_ONCE = 100
 BLOCK = block(7)
 TARGET = """
@@ -80,12 +83,13 @@ async def echoing(tmp: Path, *options: str, providers: int = 1) -> AsyncIterator
         await target.communicate()
 
 
-async def client(port: int) -> socket.socket:
-    """Connect, and have one echo: so the stream is open at both ends."""
+async def client(made: Tunnel) -> socket.socket:
+    """Connect, and have one echo: so the stream is open at both ends. It is closed with the tunnel at the latest."""
     loop = asyncio.get_running_loop()
     sock = socket.socket()
+    made._stack.callback(sock.close)
     sock.setblocking(False)
-    await loop.sock_connect(sock, (HOST, port))
+    await loop.sock_connect(sock, (HOST, made.port))
     await answered(sock)
     return sock
 
@@ -97,10 +101,10 @@ async def answered(sock: socket.socket) -> None:
     assert await asyncio.wait_for(loop.sock_recv(sock, 1), WAIT_S) == b"x"
 
 
-async def clients(port: int, count: int) -> list[socket.socket]:
+async def clients(made: Tunnel, count: int) -> list[socket.socket]:
     found: list[socket.socket] = []
     for start in range(0, count, AT_ONCE):
-        found += await asyncio.gather(*(client(port) for _ in range(min(AT_ONCE, count - start))))
+        found += await asyncio.gather(*(client(made) for _ in range(min(AT_ONCE, count - start))))
     return found
 
 
@@ -135,53 +139,50 @@ def test_idle_streams_cost_little_and_busy_ones_go_on_beside_them(tmp_path: Path
         options = ("--max-connections", "12000")
         async with echoing(tmp_path, *options) as (made, providers):
             processes = [made.server, *providers]
-            socks = await clients(made.port, AT_ONCE)  # what only the first ones cost
+            socks = await clients(made, AT_ONCE)  # what only the first ones cost
             before = {process: process.rss_kib for process in processes}
-            try:
-                socks += await clients(made.port, IDLE - AT_ONCE)
-                for process in processes:
-                    each = (process.rss_kib - before[process]) / (IDLE - AT_ONCE)
-                    print(f"an idle stream takes {each:.1f} KiB")
-                    assert each < IDLE_KIB
-                idle = {process: len(descriptors(process)) for process in processes}
-                busy = await clients(made.port, BUSY)
-                began = time.monotonic()
-                await asyncio.gather(*(there_and_back(sock, 4) for sock in busy))
-                took_s = time.monotonic() - began
-                print(f"{BUSY} busy streams moved {BUSY / 2:.0f} MiB in {took_s:.1f} s")  # 256 KiB there, and back
-                made.relay.cut()
-                await all_answered(socks)
-                for sock in busy:
-                    sock.close()
-                await eventually(lambda: all(len(descriptors(p)) <= idle[p] + 8 for p in processes), "they are gone")
-                for process in processes:
-                    print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
-                    assert process.peak_rss_kib < before[process] + IDLE * IDLE_KIB + 256 * MIB_KIB
-            finally:
-                for sock in socks:
-                    sock.close()
+            socks += await clients(made, IDLE - AT_ONCE)
+            for process in processes:
+                each = (process.rss_kib - before[process]) / (IDLE - AT_ONCE)
+                print(f"an idle stream takes {each:.1f} KiB")
+                assert each < IDLE_KIB
+            idle = {process: len(descriptors(process)) for process in processes}
+            busy = await clients(made, BUSY)
+            began = time.monotonic()
+            await asyncio.gather(*(there_and_back(sock, 4) for sock in busy))
+            took_s = time.monotonic() - began
+            print(f"{BUSY} busy streams moved {BUSY / 2:.0f} MiB in {took_s:.1f} s")  # 256 KiB there, and back
+            made.relay.cut()
+            await all_answered(socks)
+            for sock in busy:
+                sock.close()
+            await eventually(
+                lambda: all(len(descriptors(p)) <= idle[p] + 8 for p in processes), "they are gone", deadline_s=WAIT_S
+            )
+            for process in processes:
+                print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
+                assert process.peak_rss_kib < before[process] + IDLE * IDLE_KIB + 256 * MIB_KIB
 
-    run(main(), deadline_s=880 if FULL_LOAD else 110)
+    run(main(), deadline_s=LOAD_S - 20)
 
 
 def test_a_frozen_provider_stops_its_own_streams_alone_and_fills_no_memory(tmp_path: Path) -> None:
     async def main() -> None:
-        options = ("--memory", "32", "--max-connections", "1000")
+        options = ("--memory", "32", "--max-connections", "1000", "--grace", str(LOAD_S))
         async with echoing(tmp_path, *options, providers=2) as (made, providers):
             frozen = providers[0]
-            socks = await clients(made.port, 40)
+            socks = await clients(made, 40)
             frozen.signal(signal.SIGSTOP)
-            transfers = [asyncio.create_task(there_and_back(sock, 64), name="transfer") for sock in socks]
-            await eventually(lambda: sum(task.done() for task in transfers) >= 20, "half of the streams are done")
-            assert sum(task.done() for task in transfers) == 20, "the frozen half did more than it can"
+            transfers = [asyncio.create_task(there_and_back(sock, FROZEN_BLOCKS), name="transfer") for sock in socks]
+            half = len(socks) // 2
+            await eventually(lambda: sum(task.done() for task in transfers) >= half, "half are done", deadline_s=WAIT_S)
+            assert sum(task.done() for task in transfers) == half, "the frozen half did more than it can"
             print(f"{made.server.rss_kib // MIB_KIB} MiB resident while it is frozen")
             assert made.server.rss_kib < (32 + 80) * MIB_KIB
             frozen.signal(signal.SIGCONT)
             await asyncio.wait_for(asyncio.gather(*transfers), WAIT_S)
-            for sock in socks:
-                sock.close()
 
-    run(main(), deadline_s=880 if FULL_LOAD else 110)
+    run(main(), deadline_s=LOAD_S - 20)
 
 
 def test_with_the_budget_used_up_every_stream_keeps_its_floor_and_goes_on(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_with_the_budget_used_up_every_stream_keeps_its_floor_and_goes_on(tmp_pa
         options = ("--memory", "8", "--max-connections", "500")
         async with echoing(tmp_path, *options) as (made, providers):
             loop = asyncio.get_running_loop()
-            hogs = await clients(made.port, stopped)
+            hogs = await clients(made, stopped)
 
             async def fill(sock: socket.socket) -> None:
                 """Write until nothing moves: the echo fills both directions."""
@@ -204,13 +205,11 @@ def test_with_the_budget_used_up_every_stream_keeps_its_floor_and_goes_on(tmp_pa
                 for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                     sock.setsockopt(socket.SOL_SOCKET, option, 1 << 14)
             await asyncio.gather(*(fill(sock) for sock in hogs))
-            others = await clients(made.port, going)
+            others = await clients(made, going)
             await asyncio.gather(*(there_and_back(sock, 4) for sock in others))
             for process in (made.server, *providers):
                 assert process.process.returncode is None
                 print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
                 assert process.peak_rss_kib < (8 + 80) * MIB_KIB
-            for sock in (*hogs, *others):
-                sock.close()
 
-    run(main(), deadline_s=880 if FULL_LOAD else 110)
+    run(main(), deadline_s=LOAD_S - 20)

@@ -55,7 +55,8 @@ QUANTUM_MIN = 16 * KIB
 """What a stream may send before it is another's turn, at least."""
 
 STREAM_ACK_DELAY_S = 0.2
-"""Delivery is acknowledged this late at most, if a quarter of the window has not moved before: nobody waits for it."""
+"""Delivery is acknowledged this late at most: nobody waits for it. A quarter of the window is acknowledged at once;
+half of what the peer can keep without a loan (its floor) after `PATH_ACK_DELAY_S`."""
 PATH_ACK_DELAY_S = 0.02
 PATH_ACK_BYTES = 64 * KIB
 """So many received bytes are acknowledged at once: the least bound must not wait for the delay."""

@@ -63,6 +63,11 @@ class ReceiveHalf:
         return self.ack_offset > self._acked
 
     @property
+    def unacknowledged(self) -> int:
+        """Bytes that were delivered and the peer still keeps."""
+        return self.delivered - self._acked
+
+    @property
     def ack_urgent(self) -> bool:
         """Whether the peer may be waiting for the acknowledgement: a quarter of its window, or the end."""
         return self.eof_delivered or self.delivered - self._acked >= self._window // 4

@@ -44,6 +44,7 @@ from goreprox.protocol.limits import (
     ALLOWANCE_S,
     LAST_WORDS_MAX,
     MAX_OFFSET,
+    PATH_ACK_DELAY_S,
     RESET_LINGER_S,
     RESTART_MAX_S,
     RESTART_MIN_S,
@@ -362,12 +363,14 @@ class Session:
             self._acks.pop(stream.id, None)
             self._say(Ack(stream.id, *stream.receive.take_ack()))
             self._finish_if_done(stream)
-        elif not self._acks:
-            self._acks[stream.id] = stream
-            self._acks_due = now + STREAM_ACK_DELAY_S
-            self._wake()
         else:
             self._acks[stream.id] = stream
+            # A peer whose budget is used up keeps no more than its floor, whatever the window: it may be waiting.
+            waits = stream.receive.unacknowledged >= self._peer_window // 2
+            due = now + (PATH_ACK_DELAY_S if waits else STREAM_ACK_DELAY_S)
+            if self._acks_due is None or due < self._acks_due:
+                self._acks_due = due
+                self._wake()
 
     def stream_accepted(self, stream: Stream) -> None:
         """Tell the opener."""

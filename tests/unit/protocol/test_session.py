@@ -617,6 +617,25 @@ def test_delivery_is_acknowledged_with_others_after_a_delay() -> None:
     assert peer.heard() == [Ack(1, 3, WINDOW_INITIAL + 3), Ack(2, 3, WINDOW_INITIAL + 3)]
 
 
+def test_delivery_of_half_of_the_peers_floor_is_acknowledged_soon() -> None:
+    """A peer whose budget is used up keeps no more than its floor: it waits, however large the window is."""
+    floor = 8192
+    peer = Peer(opener=True)
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    peer.say(Resume(60.0, floor, 1, True, ()))
+    few, half = peer.open(), peer.open()
+    peer.heard()
+    for stream, count in ((few, 3), (half, floor // 2)):
+        peer.say(Accept(stream.id, floor), Data(stream.id, 0, bytes(count)))
+        stream.consume(count, now=1.0)
+    peer.now = 1.0
+    assert peer.heard() == []
+    assert peer.session.deadline() == 1.0 + PATH_ACK_DELAY_S
+    peer.now = 1.0 + PATH_ACK_DELAY_S
+    assert peer.heard() == [Ack(stream.id, n, WINDOW_INITIAL + n) for stream, n in ((few, 3), (half, floor // 2))]
+
+
 def test_delivery_of_a_quarter_of_the_window_is_acknowledged_at_once() -> None:
     peer, stream = opened()
     quarter = WINDOW_INITIAL // 4

@@ -276,7 +276,7 @@ class Gateway:
         self._exchange = None
         if provider is not None and provider.our_state is not h11.IDLE:
             done = provider.our_state is h11.DONE and provider.their_state is h11.DONE
-            if done and not provider.trailing_data[0]:
+            if done and provider.trailing_data == (b"", False):  # nothing more came, not even an end of file
                 provider.start_next_cycle()
                 self._commands.append(Release())
             else:

@@ -36,6 +36,13 @@ def body_of(events: list[h11.Event]) -> bytes:
 # -- keep-alive
 
 
+def test_a_request_does_not_follow_an_answer_that_ended_with_its_connection() -> None:
+    talk = Talk().client(POST + POST).target(b"HTTP/1.1 200 OK\r\n\r\n", b"hello").target_eof()
+    assert [type(each) for each in talk.seen.others] == [Connect, Discard, Connect]
+    talk.target(OK)
+    assert talk.statuses == [200, 200]
+
+
 def test_requests_follow_each_other_over_one_stream() -> None:
     talk = Talk().client(GET).target(OK).client(POST).target(OK)
     assert talk.statuses == [200, 200]

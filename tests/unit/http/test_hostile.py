@@ -65,6 +65,15 @@ STEP = st.one_of(
         ("target eof", b""),
     ]
 )
+@example(
+    [
+        ("client", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("client", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("target", b"HTTP/1.1 200 OK\r\n\r\n"),
+        ("target eof", b""),
+        ("target", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
+    ]
+)
 @given(st.lists(STEP, max_size=14))
 def test_nothing_is_raised_and_only_whole_answers_look_whole(steps: list[tuple[str, bytes]]) -> None:
     talk = Talk()

@@ -1,6 +1,5 @@
 """What is shipped for systemd and for Kubernetes, as far as it can be checked without them."""
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+
+from tests.e2e.programs import program
 
 FOLDER = Path(__file__).parents[2] / "deploy"
 KUSTOMIZATION = FOLDER / "kubernetes/kustomization.yaml"
@@ -39,11 +40,10 @@ def test_pods_get_longer_to_end_than_a_drain_lasts(name: str) -> None:
     assert OBJECTS[name]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > DRAIN_S
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("unit", sorted((FOLDER / "systemd").glob("*.service")), ids=lambda unit: unit.name)
 def test_units_are_what_systemd_takes(unit: Path, tmp_path: Path) -> None:
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("systemd-analyze is not there")
+    analyze = program("systemd-analyze")
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text().replace(PROGRAM, "/bin/true"))  # it wants to see the program
     done = subprocess.run([analyze, "verify", str(copy)], check=False, capture_output=True, text=True)

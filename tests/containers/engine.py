@@ -1,17 +1,21 @@
 """A container engine of our own, for where there is none: on Debian, as root, from Debian's packages alone.
 
-It lives in a network namespace of its own, so that it changes no rule and no link of this machine, and keeps all its
-files in a temporary directory. Its base image is made of Debian's packages, too: no registry is asked. The packages
-stay installed; all else ends with the context.
+Whatever it makes is in namespaces of its own. Its processes, its mounts and its network end with the first process
+there, also by SIGKILL; its files are in memory, and so are the changes that it makes to this machine's directories. Its
+base image is made of Debian's packages, too: no registry is asked. The packages stay installed.
+
+`prepare`, `enclosed` and `clean` are for the process outside; `start` is for the one within.
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
-import tempfile
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,13 +23,24 @@ import docker
 from docker.errors import DockerException
 
 BASE: Final = "goreprox-tests-base"
-PACKAGES: Final = ("docker.io", "docker-compose", "iptables", "iproute2", "mmdebstrap", "python3-venv", "util-linux")
+PACKAGES: Final = ("docker.io", "docker-compose", "iptables", "iproute2", "mmdebstrap", "python3", "util-linux")
 IN_BASE: Final = "python3,python3-venv,iproute2,nftables"
 SOURCES: Final = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources")
-STRAYS: Final = ("/etc/docker/key.json", "/opt/containerd", "/run/containerd", "/run/docker")
-"""What an engine makes outside its directories."""
-STARTS_S: Final = 60.0
+APT: Final = ("apt-get", "-qq", "-o", "Acquire::Retries=3", "-o", "Acquire::http::Timeout=30")
+STARTS_S: Final = 120.0
 ENDS_S: Final = 60.0
+PR_SET_CHILD_SUBREAPER: Final = 36
+START: Final = """
+for path in etc opt run; do
+    mkdir -p "$1/$path" "$1/$path.work"
+    mount -t overlay -o "lowerdir=/$path,upperdir=$1/$path,workdir=$1/$path.work" overlay "/$path"
+done
+ip link set lo up
+exec dockerd --userland-proxy=false --log-level=error --exec-opt=native.cgroupdriver=cgroupfs \
+    --cgroup-parent="/${1##*/}" --data-root="$1/data" --exec-root="$1/exec" --pidfile="$1/docker.pid" \
+    --host="unix://$1/docker.sock" --default-address-pool=base=172.16.0.0/12,size=24
+"""
+"""`sh -euc START sh DIRECTORY`: what an engine writes elsewhere (/etc/docker, /opt/containerd, /run) is thrown away."""
 
 
 class NoEngineError(Exception):
@@ -35,50 +50,82 @@ class NoEngineError(Exception):
 def answers() -> bool:
     """Whether there is an engine."""
     try:
-        client = docker.from_env(timeout=10)
-        client.ping()
-        client.close()
+        with contextlib.closing(docker.from_env(timeout=10)) as client:
+            client.ping()
     except DockerException:
         return False
     return True
 
 
-@contextlib.contextmanager
-def own_engine(wheels: Path, requirements: list[Path]) -> Iterator[None]:
-    """Have DOCKER_HOST lead to an engine with the image BASE, and fill `wheels` with what that image's Python needs.
+def prepare() -> None:
+    """Have the packages that an engine needs, and become the one who waits for its processes.
 
     Raises:
-        NoEngineError: this is not Debian, or we are not root.
+        NoEngineError: this is not Debian, we are not root, or we may not do what an engine does.
     """
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise NoEngineError("no container engine answers; start one, or be root on Debian to have one started")
-    _install()
-    with tempfile.TemporaryDirectory(prefix="goreprox-tests-") as temporary, contextlib.ExitStack() as stack:
-        directory = Path(temporary)
-        base = directory / "base.tar"
-        sources = [path for path in SOURCES if Path(path).exists()]
-        options = ["--quiet", "--variant=minbase", f"--include={IN_BASE}"]
-        building = stack.enter_context(
-            _process(["mmdebstrap", *options, _suite(), str(base), *sources], directory / "base.log")
-        )
-        _run("/usr/bin/python3", "-m", "venv", directory / "venv")
-        wanted = [f"--requirement={path}" for path in requirements]
-        _run(directory / "venv/bin/pip", "--quiet", "download", f"--dest={wheels}", "--require-hashes", *wanted)
-        stack.enter_context(_daemon(directory, stack.enter_context(_namespace(directory.name))))
-        if building.wait() != 0:
-            raise NoEngineError(f"the base image cannot be made:\n{(directory / 'base.log').read_text()}")
-        _run("docker", "import", base, BASE)
-        base.unlink()
-        yield
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise NoEngineError("no container engine answers: start one, or be root on Debian to have one started")
+    try:
+        _install()
+    except subprocess.CalledProcessError as exc:
+        raise NoEngineError(f"no container engine answers, and none can be installed: {' '.join(exc.cmd)}") from exc
+    needed = [*enclosed(Path("/tmp")), "unshare", "--net", "ip", "link", "set", "lo", "up"]
+    done = subprocess.run(needed, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise NoEngineError(f"no container engine answers, and none may be started here: {done.stderr.strip()}")
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # whoever loses its parent is ours, to be waited for
 
 
-def _run(*command: str | Path) -> None:
-    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+def enclosed(directory: Path) -> list[str]:
+    """Return how a command begins that runs enclosed, with `directory` in memory; it ends at the latest with us."""
+    mount = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+    die = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    return [*die, "sh", "-euc", mount, str(directory)]
 
 
-def _suite() -> str:
-    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
-    return release["VERSION_CODENAME"].strip('"')
+def clean(directory: Path) -> None:
+    """End what runs enclosed; take away the engine's control groups, which nothing encloses."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while found := children.read_text().split():
+        for pid in found:
+            os.kill(int(pid), signal.SIGKILL)
+        os.wait()
+    for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
+        for group, _, _ in os.walk(hierarchy / directory.name, topdown=False):
+            _remove_group(Path(group))
+
+
+def start(directory: Path, wheels: Path, requirements: Sequence[Path]) -> None:
+    """Have DOCKER_HOST lead to an engine with the image BASE, and fill `wheels` with what that image's Python needs.
+
+    All of it ends with the namespaces that we are in.
+
+    Raises:
+        NoEngineError: something did not work.
+    """
+    os.environ["DOCKER_HOST"] = f"unix://{directory}/docker.sock"
+    os.environ["TMPDIR"] = str(directory)
+    base = directory / "base.tar"
+    sources = [path for path in SOURCES if Path(path).exists()]
+    options = ["--quiet", "--variant=minbase", f"--include={IN_BASE}"]
+    building = _begin(["mmdebstrap", *options, _suite(), str(base), *sources], directory / "base.log")
+    daemon = _begin(
+        ["unshare", "--net", "--mount", "sh", "-euc", START, "sh", str(directory)], directory / "docker.log"
+    )
+    download = [sys.executable, "-m", "pip", "--quiet", "--python=/usr/bin/python3", "download", "--require-hashes"]
+    wanted = [f"--requirement={path}" for path in requirements]
+    if subprocess.run([*download, f"--dest={wheels}", *wanted], check=False).returncode:
+        raise NoEngineError("the image's packages cannot be had")
+    give_up = time.monotonic() + STARTS_S
+    while not answers():
+        if daemon.poll() is not None or time.monotonic() > give_up:
+            raise NoEngineError(f"the engine does not start: {(directory / 'docker.log').read_text()}")
+        time.sleep(0.2)
+    if building.wait() != 0:
+        raise NoEngineError(f"the base image cannot be made: {(directory / 'base.log').read_text()}")
+    with contextlib.closing(docker.from_env(timeout=300)) as client:
+        client.api.import_image_from_file(str(base), repository=BASE)
+    base.unlink()
 
 
 def _install() -> None:
@@ -87,93 +134,41 @@ def _install() -> None:
     missing = [name for name, code in zip(PACKAGES, known, strict=True) if code]
     if not missing:
         return
+    sys.stdout.write(f"installing {' '.join(missing)}\n")
+    sys.stdout.flush()
     policy = Path("/usr/sbin/policy-rc.d")
     ours = not policy.exists()
     if ours:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
-    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
-        _run("apt-get", "-qq", "-o", "Acquire::Retries=3", "update")
-        _run("apt-get", "-qq", "-o", "Acquire::Retries=3", "install", "-y", "--no-install-recommends", *missing)
+        for command in ([*APT, "update"], [*APT, "install", "-y", "--no-install-recommends", *missing]):
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     finally:
         if ours:
             policy.unlink()
 
 
-@contextlib.contextmanager
-def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program that ends with the context: politely first. Ctrl-C is for us alone, not for it."""
+def _suite() -> str:
+    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    return release["VERSION_CODENAME"].strip('"')
+
+
+def _begin(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        process = subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(ENDS_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
-@contextlib.contextmanager
-def _namespace(name: str) -> Iterator[str]:
-    _run("ip", "netns", "add", name)
-    try:
-        _run("ip", "-n", name, "link", "set", "lo", "up")
-        yield name
-    finally:
-        _run("ip", "netns", "delete", name)
-
-
-@contextlib.contextmanager
-def _daemon(directory: Path, namespace: str) -> Iterator[None]:
-    socket = f"unix://{directory}/docker.sock"
-    command = [
-        "nsenter",  # not `ip netns exec`, which gives it another /sys
-        f"--net=/run/netns/{namespace}",
-        "dockerd",
-        "--userland-proxy=false",
-        "--log-level=error",
-        f"--cgroup-parent=/{namespace}",
-        f"--data-root={directory}/data",
-        f"--exec-root={directory}/exec",
-        f"--pidfile={directory}/docker.pid",
-        f"--host={socket}",
-    ]
-    strays = [path for path in map(Path, STRAYS) if not path.exists()]
-    before = os.environ.get("DOCKER_HOST")
-    os.environ["DOCKER_HOST"] = socket
-    try:
-        with _process(command, directory / "docker.log") as process:
-            give_up = time.monotonic() + STARTS_S
-            while not answers():
-                if process.poll() is not None or time.monotonic() > give_up:
-                    raise NoEngineError(f"the engine does not start:\n{(directory / 'docker.log').read_text()}")
-                time.sleep(0.2)
-            yield
-    finally:
-        if before is None:
-            del os.environ["DOCKER_HOST"]
-        else:
-            os.environ["DOCKER_HOST"] = before
-        _clean(directory, namespace)
-        for path in strays:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _clean(directory: Path, namespace: str) -> None:
-    """Take away what an engine leaves behind: mounts, and its empty control group in each hierarchy."""
-    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    for mount in reversed(mounts):
-        if Path(mount).is_relative_to(directory):
-            _run("umount", "--lazy", mount)
-    for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
-        group = hierarchy / namespace
-        if group.is_dir():
+def _remove_group(group: Path) -> None:
+    """Remove an empty control group; its last processes may still be dying."""
+    give_up = time.monotonic() + ENDS_S
+    while True:
+        try:
             group.rmdir()
+        except OSError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.05)
+        else:
+            return

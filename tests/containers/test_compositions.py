@@ -14,11 +14,11 @@ from docker.models.containers import Container
 
 from tests.containers.cluster import IMAGE, PREFIX, TOOLS, eventually
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 FOLDER = Path(__file__).parents[2] / "docker"
 COMPOSE = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
-ANY_PORT = {"GOREPROX_IMAGE": IMAGE, "GOREPROX_PORT": "0", "GOREPROX_PORT_2": "0", "GOREPROX_PROVIDER_PORT": "0"}
+ANY_PORT = {"GOREPROX_PORT": "0", "GOREPROX_PROVIDER_PORT": "0"}
 FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=30).read().decode())"
 DRAIN_S = 30
 
@@ -30,7 +30,7 @@ class Composition:
         """Start nothing yet."""
         self.name = f"{PREFIX}{secrets.token_hex(3)}"
         self._command = [*COMPOSE, "-f", str(FOLDER / file), "-p", self.name]
-        self._environment = {**os.environ, **ANY_PORT, **variables}
+        self._environment = {**os.environ, "GOREPROX_IMAGE": IMAGE, "COMPOSE_HTTP_TIMEOUT": "300", **variables}
 
     def run(self, *arguments: str) -> str:
         """Have Compose do something."""
@@ -57,7 +57,7 @@ class Composition:
 
 @pytest.fixture
 def engine() -> Iterator[docker.DockerClient]:
-    with contextlib.closing(docker.from_env()) as client:
+    with contextlib.closing(docker.from_env(timeout=300)) as client:
         yield client
 
 
@@ -73,7 +73,12 @@ def test_the_whole_topology_shows_its_page(engine: docker.DockerClient) -> None:
         edge = project.container(engine, "edge-1")
         eventually(lambda: "It works" in fetch(edge, "http://localhost:8080/"), "the page is there")
         assert "It works" in fetch(edge, "http://edge-2:8080/")
-        assert project.run("port", "edge-1", "8080").strip().startswith("0.0.0.0:")
+        port = project.run("port", "edge-1", "8080").strip().removeprefix("0.0.0.0:")
+        assert os.environ.get("GOREPROX_PORT", "8080") in {port, "0"}
+        outside = engine.containers.run(
+            TOOLS, ["-c", FETCH, f"http://127.0.0.1:{port}/"], entrypoint=["python3"], network_mode="host", remove=True
+        )
+        assert b"It works" in outside
         project.run("stop", "broker-1")
         assert "It works" in fetch(edge, "http://edge-2:8080/")
         added = project.run("run", "--rm", "--entrypoint", "goreprox", "keys", "keys", "add", "laptop")
@@ -84,6 +89,7 @@ def test_the_whole_topology_shows_its_page(engine: docker.DockerClient) -> None:
                 container.attrs["HostConfig"]["ReadonlyRootfs"] and container.attrs["Config"]["User"] == "10001:10001"
             )
             assert container.attrs["Config"]["StopTimeout"] > DRAIN_S
+            assert container.labels["org.opencontainers.image.title"] == "goreprox"
 
         def healthy() -> bool:
             edge.reload()
@@ -93,7 +99,7 @@ def test_the_whole_topology_shows_its_page(engine: docker.DockerClient) -> None:
 
 
 def test_a_server_and_a_provider_beside_another_service(engine: docker.DockerClient) -> None:
-    with Composition("compose.server.yaml", GOREPROX_HOST="server") as project:
+    with Composition("compose.server.yaml", GOREPROX_HOST="server", **ANY_PORT) as project:
         server = project.container(engine, "server")
         join = "/var/lib/goreprox/join/default.join"
 

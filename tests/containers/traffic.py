@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("what", choices=["target", "lasting", "short"])
     parser.add_argument("--host", default="edge-1")
     parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--bytes-per-s", type=int, default=500_000)
+    parser.add_argument("--bytes-per-s", type=int, default=200_000)
     parser.add_argument("--idle", type=int, default=10)
     parser.add_argument("--workers", type=int, default=4)
     args = parser.parse_args()

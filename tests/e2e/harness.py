@@ -95,6 +95,7 @@ class Process:
         await eventually(
             lambda: self.process.returncode is not None or any(entry.get("event") == "ready" for entry in self.log),
             "ready",
+            deadline_s=WAIT_S,
         )
         assert self.process.returncode is None, self.log
         return next(entry for entry in self.log if entry.get("event") == "ready")

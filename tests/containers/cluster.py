@@ -73,9 +73,8 @@ class Traffic:
 class Cluster:
     """Hosts and networks of one test."""
 
-    def __init__(self, grace_s: int) -> None:
+    def __init__(self) -> None:
         """Have three networks, none of which leads anywhere."""
-        self.grace_s = grace_s
         self.engine = docker.from_env(timeout=300)
         self.prefix = f"{PREFIX}{secrets.token_hex(3)}"
         self.hosts: dict[str, Container] = {}
@@ -95,7 +94,7 @@ class Cluster:
             cap_drop=["ALL"],
             security_opt=["no-new-privileges:true"],
             volumes={KEYS: {"bind": STATE_DIR, "mode": "ro"}} if image == IMAGE else {},
-            environment={"GOREPROX_DRAIN": str(DRAIN_S), "GOREPROX_GRACE": str(self.grace_s)},
+            environment={"GOREPROX_DRAIN": str(DRAIN_S)},
             network=self.networks[networks[0]].name,
             networking_config={
                 str(self.networks[networks[0]].name): self.engine.api.create_endpoint_config(aliases=[name])
@@ -221,9 +220,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*, grace_s: int = 60, **counts: int) -> Iterator[Cluster]:
+def cluster(**counts: int) -> Iterator[Cluster]:
     """A tunnel for one test; when it fails, its logs are shown."""
-    made = Cluster(grace_s)
+    made = Cluster()
     try:
         made.tunnel(**counts)
         yield made

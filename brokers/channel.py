@@ -89,9 +89,9 @@ class Channel:
                 frame = self.socket.recv(NOBLOCK, False)
                 if self._authenticated and not frames:
                     self.user_id = _user_id(frame)
-                buffer = frame.buffer
-                size += len(buffer)
-                frames.append(buffer if len(buffer) >= KEPT_BYTES else bytes(buffer))
+                length = len(frame)
+                size += length
+                frames.append(frame.buffer if length >= KEPT_BYTES else frame.bytes)
                 more = frame.more
             messages += 1
             self._receive(frames)

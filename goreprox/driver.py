@@ -267,7 +267,7 @@ class Driver:
         while session.notices:
             notices, session.notices = session.notices, []
             for notice in notices:
-                kind, stream, reason, code = notice
+                kind, stream = notice.kind, notice.stream
                 if stream is None:
                     self._session_notice(peer, notice)
                 elif kind is READABLE and stream.owner is not None:
@@ -278,7 +278,7 @@ class Driver:
                 elif kind is ACCEPTED:
                     self._application.stream_accepted(peer, stream)
                 elif kind is REFUSED:
-                    self._application.stream_refused(peer, stream, code, reason)
+                    self._application.stream_refused(peer, stream, notice.code, notice.reason)
                 elif stream.owner is not None:
                     stream.owner.notice(kind)
                 elif kind in (Kind.ABORTED, Kind.CLOSED):

@@ -14,8 +14,9 @@ from goreprox.config import Address, Listener
 from goreprox.errors import StartError
 from goreprox.poller import READ, Poller
 
-ACCEPTS = 64
-"""Connections accepted in one turn of the loop, per socket."""
+ACCEPTS = 16
+"""Connections accepted in one turn of the loop, per socket: provider and target begin with these while others are
+accepted."""
 BACKLOG = 1024
 FD_PAUSE_S = 0.5
 """Without file descriptors accepting pauses so long, unless a connection ends before."""

@@ -56,16 +56,18 @@ MAX_GRACE_S = 86_400.0
 def encode(batch: Batch, *, version: int) -> list[Buffer]:
     """Return the frames of a batch. Raw payloads are referenced, not copied."""
     raw: list[Buffer] = []
-    events = [_data_item(event, raw) if isinstance(event, Data) else _item(event) for event in batch.events]
-    return [cbor2.dumps([version, batch.epoch, batch.seq, batch.ack, events]), *raw]
-
-
-def _data_item(event: Data, raw: list[Buffer]) -> list[object]:
-    payload = event.payload
-    if len(payload) >= RAW_PAYLOAD:
-        raw.append(payload)
-        return [DATA, event.stream, event.offset, len(payload)]
-    return [DATA, event.stream, event.offset, payload if type(payload) is bytes else bytes(payload)]
+    items: list[list[object]] = []
+    for event in batch.events:
+        if type(event) is Data:
+            payload = event.payload
+            if len(payload) >= RAW_PAYLOAD:
+                raw.append(payload)
+                items.append([DATA, event.stream, event.offset, len(payload)])
+            else:
+                items.append([DATA, event.stream, event.offset, payload if type(payload) is bytes else bytes(payload)])
+        else:
+            items.append(_item(event))  # type: ignore[arg-type]
+    return [cbor2.dumps([version, batch.epoch, batch.seq, batch.ack, items]), *raw]
 
 
 def _item(event: Control) -> list[object]:  # noqa: PLR0911
@@ -153,11 +155,30 @@ def decode(frames: Sequence[Buffer]) -> tuple[int, Batch]:
     _, epoch, seq, ack, items = head
     if len(items) > MAX_EVENTS:
         raise RemoteProtocolError(f"{len(items)} events, expected at most {MAX_EVENTS}")
-    raw = iter(frames[1:])
-    events = tuple([_event(item, raw) for item in items])
+    return version, Batch(_uint(epoch), _uint(seq), _uint(ack), tuple(_events(items, frames[1:])))
+
+
+def _events(items: list[Any], frames: Sequence[Buffer]) -> list[Event]:
+    """Return the events of a batch; data, of which there is most, is looked at right here."""
+    raw = iter(frames)
+    events: list[Event] = []
+    for item in items:
+        if type(item) is not list or not item or type(item[0]) is not int:
+            raise RemoteProtocolError("not an event")
+        if item[0] == DATA and len(item) == 4:
+            _, stream, offset, payload = item
+            if type(payload) is not bytes:
+                payload = _raw_payload(payload, next(raw, None))
+            elif not 0 < len(payload) < RAW_PAYLOAD:
+                raise RemoteProtocolError(f"{len(payload)} bytes inside the CBOR, expected 1 to {RAW_PAYLOAD - 1}")
+            if type(stream) is not int or type(offset) is not int or not 0 <= stream <= MAX_OFFSET >= offset >= 0:
+                raise RemoteProtocolError(f"{_short(stream)} and {_short(offset)}, expected unsigned integers")
+            events.append(Data(stream, offset, payload))
+        else:
+            events.append(_control(item))
     if next(raw, None) is not None:
         raise RemoteProtocolError("more frames than the events announce")
-    return version, Batch(_uint(epoch), _uint(seq), _uint(ack), events)
+    return events
 
 
 def _uint(value: Any) -> int:
@@ -189,16 +210,11 @@ def _short(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}" if isinstance(value, int | str) else type(value).__name__
 
 
-def _data(item: list[Any], raw: Any) -> Data:
-    _, stream, offset, payload = item
-    if type(payload) is not bytes:
-        length = _uint(payload)
-        payload = next(raw, None)
-        if payload is None or len(payload) != length or not RAW_PAYLOAD <= length <= MAX_PAYLOAD:
-            raise RemoteProtocolError(f"a payload of {length} bytes, expected a frame of that length")
-    elif not payload or len(payload) >= RAW_PAYLOAD:
-        raise RemoteProtocolError(f"{len(payload)} bytes inside the CBOR, expected 1 to {RAW_PAYLOAD - 1}")
-    return Data(_uint(stream), _uint(offset), payload)
+def _raw_payload(length: Any, frame: Buffer | None) -> Buffer:
+    _uint(length)
+    if frame is None or len(frame) != length or not RAW_PAYLOAD <= length <= MAX_PAYLOAD:
+        raise RemoteProtocolError(f"a payload of {length} bytes, expected a frame of that length")
+    return frame
 
 
 def _resume(fields: list[Any]) -> Resume:
@@ -217,7 +233,7 @@ def _live(item: Any) -> Live:
     return Live(_uint(stream), _bool(accepted), _uint(received), _uint(delivered), _uint(limit), _bool(eof))
 
 
-_DECODERS: dict[int, tuple[int, Callable[[list[Any]], Event]]] = {
+_DECODERS: dict[int, tuple[int, Callable[[list[Any]], Control]]] = {
     ACK: (3, lambda f: Ack(_uint(f[0]), _uint(f[1]), _uint(f[2]))),
     OPEN: (5, lambda f: Open(_uint(f[0]), _text(f[1], MAX_NAME), _text(f[2]), _text(f[3]), _uint(f[4]))),
     ACCEPT: (2, lambda f: Accept(_uint(f[0]), _uint(f[1]))),
@@ -232,13 +248,8 @@ _DECODERS: dict[int, tuple[int, Callable[[list[Any]], Event]]] = {
 }
 
 
-def _event(item: Any, raw: Any) -> Event:
-    if type(item) is not list or not item or type(item[0]) is not int:
-        raise RemoteProtocolError("not an event")
-    kind = item[0]
-    if kind == DATA and len(item) == 4:
-        return _data(item, raw)
-    arity, decoder = _DECODERS.get(kind, (-1, None))
+def _control(item: list[Any]) -> Control:
+    arity, decoder = _DECODERS.get(item[0], (-1, None))
     if decoder is None or len(item) != arity + 1:
-        raise RemoteProtocolError(f"event of kind {kind} with {len(item) - 1} fields")
+        raise RemoteProtocolError(f"event of kind {item[0]} with {len(item) - 1} fields")
     return decoder(item[1:])

@@ -145,6 +145,13 @@ def ssh(stand: Stand) -> None:
     stand.start("ssh", *flags, f"{getpass.getuser()}@{host}")
 
 
+def bare(stand: Stand) -> None:
+    """Start what is left of goreprox without its promises."""
+    link = free_port()
+    stand.start(sys.executable, "-m", "benchmarks.bare", "server", str(stand.port), str(link))
+    stand.start(sys.executable, "-m", "benchmarks.bare", "provider", str(stand.target.port), str(link))
+
+
 def _goreprox(stand: Stand, role: str, *arguments: str, end: bool = True) -> None:
     common = ["--runtime-dir", str(stand.folder / "run"), "--log-level", "warning"]
     if end:
@@ -193,6 +200,7 @@ _PYTHON: Final = (sys.executable,)
 BASES: Final = (
     Side("direct", "direct", Kind.BASE, False, ("nginx",), direct, ("nginx", "-v")),
     Side("haproxy", "HAProxy, one hop", Kind.HOP, False, ("haproxy",), haproxy, ("haproxy", "-v")),
+    Side("bare", "bare relay", Kind.HOP, False, _PYTHON, bare, long_paths=False),
     Side("ssh", "ssh -R", Kind.TUNNEL, True, ("ssh", "sshd", "ssh-keygen"), ssh, ("ssh", "-V")),
 )
 OURS: Final = (

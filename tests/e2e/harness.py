@@ -261,6 +261,8 @@ class Tunnel:
 
         async def stop() -> None:
             server.close()
+            for _ in range(3):  # turns in which what was accepted in the last one gets to `contained`
+                await asyncio.sleep(0)
 
         self._stack.push_async_callback(stop)
         self.target_port = server.sockets[0].getsockname()[1]

@@ -17,7 +17,8 @@ from tests.integration.test_tunnel import HOST, End, Tunnel
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 ELSEWHERE = GET.replace(b"here", b"elsewhere")
 SHORT_S = 0.5
-"""So long before its time nothing happens; more than a test takes meanwhile does not matter: the clock is ours."""
+"""So long before its time nothing happens, and so long after it something does, whatever sums of floats come to; more
+than a test takes meanwhile does not matter: the clock is ours."""
 
 
 class Clock:
@@ -81,7 +82,7 @@ def test_a_head_that_dribbles_is_answered_408() -> None:
                 await eventually(lambda size=size: len(front._gateway._reader._head) == size)  # type: ignore[misc]
                 it.later((HEAD_S - SHORT_S) / 10)
             assert silent(client)
-            it.clock.now += SHORT_S  # the edge looks by itself
+            it.clock.now += 2 * SHORT_S  # the edge looks by itself
             answer = await client.receive_all()
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert b"Connection: close\r\n" in answer
@@ -103,7 +104,7 @@ def test_a_head_behind_an_answer_has_its_own_time() -> None:
             await eventually(lambda: [front for front in it.edge.fronts.live if front._gateway.reading_head])
             it.later(HEAD_S - SHORT_S)
             assert silent(client)
-            it.later(SHORT_S)
+            it.later(2 * SHORT_S)
             assert (await client.receive_all()).startswith(b"HTTP/1.1 408 ")
 
     asyncio.run(main())
@@ -120,7 +121,7 @@ def test_a_client_without_a_request_is_let_go_without_a_word(first: bytes) -> No
             await eventually(lambda: it.edge.fronts.live)
             it.later(IDLE_S - SHORT_S)
             assert silent(client)
-            it.later(SHORT_S)
+            it.later(2 * SHORT_S)
             assert await client.receive_all() == b""
 
     asyncio.run(main())

@@ -88,7 +88,11 @@ class Process:
 
     def said(self, text: str) -> bool:
         """Whether a log message holds `text`."""
-        return any(text in str(entry.get("message", "")) for entry in self.log)
+        return self.count(text) > 0
+
+    def count(self, text: str) -> int:
+        """Return how many log messages hold `text`."""
+        return sum(text in str(entry.get("message", "")) for entry in self.log)
 
     async def ready(self) -> dict[str, object]:
         """Wait for the line that says so, and return it."""
@@ -291,13 +295,15 @@ class Tunnel:
         return self.server
 
     async def provide(self, *args: str, target: int | None = None, connect: bool = True) -> Process:
-        """Start a provider that reaches the server through the relay."""
+        """Start a provider that reaches the server through the relay; both know each other unless told not to wait."""
+        before = self.server.count(" is there: ")
         self.provider = await self.start(
             "provider", f"{HOST}:{target or self.target_port}", "--server", f"{HOST}:{self.relay.port}", *args
         )
         if connect:
             provider = self.provider
             await eventually(lambda: provider.said(" is there: "), "provider connected")
+            await eventually(lambda: self.server.count(" is there: ") > before, "the server knows it")
         return self.provider
 
     async def connect(self, port: int | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -86,12 +86,7 @@ async def meets(edge: Process, name: str) -> None:
     await eventually(lambda: edge.said(f"{name} is there: "), f"{name} is there")
 
 
-def count(process: Process, text: str) -> int:
-    """Return how many log messages hold `text`."""
-    return sum(text in str(entry.get("message", "")) for entry in process.log)
-
-
 async def connected(process: Process, port: int, times: int = 1) -> None:
     """Wait until an edge or a provider has reached the broker at a port so many times."""
     line = f"connected to the server at {HOST}:{port}"
-    await eventually(lambda: count(process, line) >= times, f"{line}, {times} times")
+    await eventually(lambda: process.count(line) >= times, f"{line}, {times} times")

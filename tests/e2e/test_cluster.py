@@ -16,7 +16,6 @@ from tests.e2e.roles import (
     Client,
     answered,
     connected,
-    count,
     greeted,
     greeting,
     meets,
@@ -263,11 +262,11 @@ async def kill_providers(tmp_path: Path) -> None:
         assert await asyncio.gather(*map(is_reset, buried)) == [True] * 10
         (proved,) = when(edge, "returns was restarted")
         ends = "ended: the process that owned the connection died"
-        await eventually(lambda: count(edge, ends) == 10, "all are logged")
+        await eventually(lambda: edge.count(ends) == 10, "all are logged")
         assert max(when(edge, ends)) - proved < 1.0
         assert await asyncio.gather(*map(is_reset, abandoned)) == [True] * 5
         assert time.monotonic() - gone_at >= 2.0
-        await eventually(lambda: count(edge, "ended: no path to the peer for 2 s") == 5, "all are logged")
+        await eventually(lambda: edge.count("ended: no path to the peer for 2 s") == 5, "all are logged")
         for client in untouched:
             await answered(client, b"untouched")
 

@@ -48,11 +48,6 @@ async def waits(process: Process) -> None:
     assert cpu_s(process) - before < BUSY_S
 
 
-def count(process: Process, text: str) -> int:
-    """Count the log messages that hold `text`."""
-    return sum(text in str(entry.get("message", "")) for entry in process.log)
-
-
 async def ask(client: Client, word: bytes) -> None:
     """Have an echo."""
     reader, writer = client
@@ -114,7 +109,7 @@ def test_a_server_out_of_descriptors_lets_clients_wait_and_keeps_its_links(tmp_p
                 writer.close()
             await eventually(lambda: len(queue.served) == CLIENTS, "those that waited are served")
             assert queue.reset == 0
-            assert count(made.server, "no file descriptor") == 1
+            assert made.server.count("no file descriptor") == 1
 
     run(main())
 
@@ -129,7 +124,7 @@ def test_a_provider_out_of_descriptors_refuses_dials_says_why_and_recovers(tmp_p
             early = list(queue.served)
             assert 0 < len(early) < CLIENTS
             reason = f"cannot reach the target {HOST}:{made.target_port}"
-            assert count(made.provider, reason) == queue.reset
+            assert made.provider.count(reason) == queue.reset
             assert made.provider.said(os.strerror(errno.EMFILE))
             await waits(made.provider)
             await go_on_after_a_cut(made, early)
@@ -137,7 +132,7 @@ def test_a_provider_out_of_descriptors_refuses_dials_says_why_and_recovers(tmp_p
             for _, writer in early:
                 writer.close()
             ended = f" of {HOST}:"
-            await eventually(lambda: count(made.provider, ended) >= len(early), "they have ended at the provider")
+            await eventually(lambda: made.provider.count(ended) >= len(early), "they have ended at the provider")
             refused = queue.reset
             later = len(early) // 2
             await queue.join(later)

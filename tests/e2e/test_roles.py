@@ -31,7 +31,6 @@ from tests.e2e.roles import (
     ANY,
     answered,
     connected,
-    count,
     greeted,
     greeting,
     meets,
@@ -294,7 +293,7 @@ def test_a_full_provider_passes_clients_on(tmp_path: Path) -> None:
             assert await asyncio.wait_for(other.readexactly(5), DEADLINE_S) == b"large"
             assert [await greeted(made) for _ in range(3)] == [b"large"] * 3
             full = "small refuses client"
-            await eventually(lambda: count(server, full) == 3, "each asked the full one first: it was not avoided")
+            await eventually(lambda: server.count(full) == 3, "each asked the full one first: it was not avoided")
             writer.close()
             while await greeted(made) != b"small":  # within the deadline of the test
                 pass
@@ -415,7 +414,7 @@ def test_a_killed_worker_is_replaced_and_a_signal_drains_all(tmp_path: Path) -> 
                 for reader, _ in clients:
                     assert await asyncio.wait_for(reader.readexactly(6), DEADLINE_S) == b"served"
                 edge.signal(signal.SIGTERM)
-                await eventually(lambda: count(edge, "shutting down") >= 4, "the one told before, and all three")
+                await eventually(lambda: edge.count("shutting down") >= 4, "the one told before, and all three")
                 for client in clients:
                     await answered(client, b"still here")
                     client[1].close()

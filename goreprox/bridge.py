@@ -145,8 +145,9 @@ class Bridge:
         self._end_if_over()
 
     def failed(self, reason: str) -> None:
-        """Take note that the socket was reset by its peer."""
+        """Take note that the socket was reset by its peer, after what it has said."""
         if self.open:
+            self._read_rest()
             self._close()
             if self.stream.state is State.CLOSED:
                 return
@@ -178,10 +179,10 @@ class Bridge:
             self._bridges.poller.change(self._fd, events, self._ready)
 
     def _ready(self, events: int) -> None:
-        if events & self._watched & WRITE:
-            self._writable()
         if events & self._watched & READ:
             self._readable()
+        if events & self._watched & WRITE:
+            self._writable()
 
     def _readable(self) -> None:
         room = self.stream.room
@@ -207,6 +208,18 @@ class Bridge:
             self._pause()
             self.stream.write_eof()
             self._half_closed()
+
+    def _read_rest(self) -> None:
+        """Pass on what came before a reset, as far as the stream has room: who sends hears of the reset first."""
+        view = self._bridges.view
+        while not self._read_done and (room := self.stream.room) > 0:
+            try:
+                count = self._sock.recv_into(view, min(room, READ_BYTES))
+            except OSError:
+                return
+            if not count:  # the error was told already, so this is no end of file
+                return
+            self.stream.write(bytes(view[:count]))
 
     # Stream to socket.
 

@@ -152,11 +152,17 @@ class Driver:
             self._drop(peer, "the process that owned the connection died")
 
     def _drop(self, peer: Peer, reason: str) -> None:
+        """End a session and say nothing more in it: its peer is dead, or may come back with a new one."""
+        now = clock()
+        for carrier in peer.epochs:
+            peer.session.path_down(carrier, now)
+        peer.epochs.clear()
         peer.session.abandon(reason)
         self._notices(peer)
         if peer.timer is not None:
             peer.timer.cancel()
-        self.peers.pop(peer.info.name.id, None)
+        self.peers.pop(peer.id, None)
+        self._dirty.pop(peer.id, None)
 
     def _meet(self, info: PeerInfo, version: int) -> Peer:
         peer: Peer
@@ -180,13 +186,14 @@ class Driver:
     def peer_down(self, carrier: Carrier, peer_id: bytes, reason: str) -> None:
         """A path is gone."""
         peer = self.peers.get(peer_id)
-        if peer is None or peer.epochs.pop(carrier, None) is None:
+        if peer is None or carrier not in peer.epochs:
             return
-        if reason == REVOKED and not peer.epochs:
+        if reason == REVOKED and len(peer.epochs) == 1:
             logger.warning("a key was revoked: the streams with {} are reset", peer.info.name.name)
             self._drop(peer, "the key was revoked")
             self._application.peers_changed()
             return
+        del peer.epochs[carrier]
         flowed = peer.session.established
         peer.session.path_down(carrier, clock())
         if flowed and not peer.session.established:
@@ -258,7 +265,7 @@ class Driver:
             and lost_at is not None
             and now - lost_at > self._grace_s + FORGET_S
         ):
-            self.peers.pop(peer.info.name.id, None)
+            self.peers.pop(peer.id, None)
             return
         self._wake(peer)
 

@@ -280,7 +280,7 @@ class Edge:
     def _resuming(self, service: str, tries: _Tries) -> bool:
         """Whether a provider that has not refused is there, by the roster, and only between two epochs."""
         return any(
-            peer.epochs and service in peer.services and not peer.session.peer_draining
+            peer.epochs and service in peer.services and not peer.session.peer_draining and peer.session.failed is None
             for peer_id, peer in self.driver.peers.items()
             if peer_id not in tries.peers
         )

@@ -166,6 +166,10 @@ class Session:
         """Streams that the peer's resume has named so far."""
         self._late: list[Stream] = []
         """Accepted after our resume was written."""
+        self._offered: dict[int, float] = {}
+        """Streams that the peer has not accepted, and since when their Open has been on its way."""
+        self._unflushed: list[int] = []
+        """Those whose Open goes with the next flush."""
         self._draining = False
         self._goodbye: str | None = None
 
@@ -225,6 +229,7 @@ class Session:
         if self._lost_at is None:
             self._lost_at = now
         self._outbox.clear()
+        self._unflushed.clear()
         self._acks.clear()
         self._acks_due = None
         self._wake()
@@ -330,8 +335,12 @@ class Session:
         self.streams[stream.id] = stream
         self.counters.opened += 1
         if self.established:
-            self._say(_open(stream))
+            self._offer(stream)
             self.stream_ready(stream)
+
+    def _offer(self, stream: Stream) -> None:
+        self._say(Open(stream.id, stream.service, stream.client, stream.destination, stream.receive.limit))
+        self._unflushed.append(stream.id)
 
     def drain(self) -> None:
         """Ask the peer for no new streams."""
@@ -405,6 +414,7 @@ class Session:
         self.streams.pop(stream.id, None)
         self._acks.pop(stream.id, None)
         self._resetting.pop(stream.id, None)
+        self._offered.pop(stream.id, None)
         self._outbox.streams.remove(stream)
 
     def _last_word(self, event: Refuse | Abort) -> None:
@@ -574,6 +584,7 @@ class Session:
         first = not stream.accepted
         stream.step(Step.ACCEPT_IN)
         stream.accepted = True
+        self._offered.pop(stream.id, None)
         stream.send.limit = max(stream.send.limit, limit)
         if first and stream.state is State.OPEN:
             self.notices.append(Notice(Kind.ACCEPTED, stream))
@@ -630,9 +641,16 @@ class Session:
             stream.reset_sent = False
 
     def _last_words_again(self) -> None:
-        """Tell the peer how those streams ended that only it still has; what it does not list, it knows."""
-        seen = self._next_id if self.opener else self._last_id_in + 1
-        gone = [stream_id for stream_id in self._listed if stream_id not in self.streams and stream_id < seen]
+        """Tell the peer how those streams ended that only it still has; what it does not list, it knows.
+
+        An opener that does not know a stream has forgotten it, with all of the session; an acceptor may be about to
+        learn of it.
+        """
+        gone = [
+            stream_id
+            for stream_id in self._listed
+            if stream_id not in self.streams and (self.opener or stream_id <= self._last_id_in)
+        ]
         self._ended = {stream_id: self._ended.get(stream_id, Abort(stream_id, Code.GONE, GONE)) for stream_id in gone}
         self._outbox.control.extend(self._ended.values())
         self._outbox.control.extend(
@@ -651,13 +669,14 @@ class Session:
             self._next_id = max(self._next_id, peer_next_id)
         for stream in list(self.streams.values()):
             if self.opener and stream.id >= peer_next_id:
-                if stream.accepted:  # a peer that has forgotten our session altogether
+                if stream.accepted or now > self._offered.get(stream.id, now) + self.grace_s + ALLOWANCE_S:
+                    # The peer has forgotten our session altogether: it may have had bytes that must not come twice.
                     stream.receive_end(Step.ABORT_IN, GONE)
                     self.notices.append(Notice(Kind.ABORTED, stream, GONE))
                     continue
                 stream.send.rewind(0, eof_received=False)
                 stream.reset_sent = False
-                self._outbox.control.append(_open(stream))
+                self._offer(stream)
             elif stream.state is State.RESETTING and stream.id not in listed:
                 self._reset_arrived(stream)
                 continue
@@ -690,6 +709,9 @@ class Session:
         path = self._path
         if path is None:
             return messages
+        if self._unflushed:
+            self._offered |= dict.fromkeys(filter(self.streams.__contains__, self._unflushed), now)
+            self._unflushed.clear()
         outbox = self._outbox
         while outbox.control or outbox.streams:
             events, size = outbox.batch(path, established=self.established)
@@ -739,7 +761,3 @@ class Session:
             self.counters.sent_bytes + sum(stream.sent_bytes for stream in streams),
             self.counters.received_bytes + sum(stream.received_bytes for stream in streams),
         )
-
-
-def _open(stream: Stream) -> Open:
-    return Open(stream.id, stream.service, stream.client, stream.destination, stream.receive.limit)

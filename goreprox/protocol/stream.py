@@ -323,8 +323,8 @@ class Stream:
     def receive_refusal(self) -> None:
         """Take a refusal: the stream is as if it had never been opened, its bytes ready for another session."""
         self.step(Step.REFUSE_IN)
-        self.host = None
         self.send.rewind(0, eof_received=False)
+        self.host = None
 
     def receive_end(self, step: Step, reason: str) -> None:
         """Take a refusal or an abort that ends the stream."""

@@ -13,8 +13,11 @@ import pytest
 from loguru import logger
 
 from brokers import Link, PeerName, Role, Router, Timings
+from goreprox.bridge import Bridge
 from goreprox.config import Address, Listener, ProviderConfig, ServerConfig, Target
+from goreprox.driver import clock
 from goreprox.edge import Edge
+from goreprox.poller import WRITE
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.provider import Provider
 from tests.e2e.harness import Relay
@@ -261,6 +264,26 @@ def test_a_reset_comes_after_the_bytes_before_it(who: str) -> None:
 
 
 @WHO
+def test_an_answer_to_unread_bytes_arrives_before_the_reset_that_they_cause(who: str) -> None:
+    answer = b"413 enough" * 500
+
+    async def test(it: Tunnel) -> None:
+        provider = await it.provide()
+        one, other = both_ways(await it.pair(), who)
+        sending = asyncio.create_task(one.send(bytes(64 * MIB)))
+        (bridge,) = (provider if who == "client" else it.edge).bridges.live
+        await eventually(lambda: isinstance(bridge, Bridge) and bool(bridge._watched & WRITE))
+        other.sock.send(answer)
+        other.sock.close()  # with bytes unread: the kernel resets (RFC 2525, 2.17)
+        assert await one.receive(len(answer)) == answer
+        with pytest.raises(ConnectionError):  # reset, or broken pipe where the reading side was told of the reset
+            await sending
+        await it.at_rest(provider)
+
+    run(test)
+
+
+@WHO
 def test_a_reset_after_the_others_half_close_is_still_a_reset(who: str) -> None:
     async def test(it: Tunnel) -> None:
         provider = await it.provide()
@@ -372,6 +395,14 @@ async def _withdraws(_: Tunnel, provider: Provider) -> None:
     provider.targets.targets.clear()
 
 
+async def _is_left_alone(it: Tunnel, provider: Provider) -> None:
+    known = set(it.edge.driver.peers)
+    await it.provide()
+    (companion,) = set(it.edge.driver.peers) - known
+    it.edge.driver.peers[companion].session._fail("nonsense", clock())
+    await _loses_its_target(it, provider)
+
+
 async def _fills_up(it: Tunnel, _: Provider) -> None:
     await it.pair()
 
@@ -385,6 +416,7 @@ async def _drains(_: Tunnel, provider: Provider) -> None:
     [
         (_loses_its_target, True, False),
         (_withdraws, True, False),
+        (_is_left_alone, True, False),
         (_fills_up, False, False),
         (_drains, False, True),
     ],

@@ -148,9 +148,9 @@ def test_a_suspend_shorter_than_the_grace_is_an_outage_that_loses_nothing(slot: 
     assert cluster.world.now > 60.0
 
 
+@pytest.mark.parametrize("asleep_s", [100.0, 200.0, 400.0])  # the peers of empty sessions are forgotten after 140 s
 @pytest.mark.parametrize("slot", ["e0", "p0"])
-def test_a_suspend_beyond_the_grace_ends_in_resets_as_soon_as_the_machine_wakes(slot: str) -> None:
-    asleep_s = 100.0
+def test_a_suspend_beyond_the_grace_ends_in_resets_as_soon_as_the_machine_wakes(slot: str, asleep_s: float) -> None:
     plan = plan_of(slow_pair(), faults=(Fault(6.0, asleep_s, "suspend", (slot,)),), grace_s=20.0)
     seen: list[bool] = []
 
@@ -159,6 +159,12 @@ def test_a_suspend_beyond_the_grace_ends_in_resets_as_soon_as_the_machine_wakes(
 
     run(plan, look_at=(6.0 + asleep_s + WAKE_S, look))
     assert seen == [True, True]
+
+
+@pytest.mark.parametrize("at", [5.2, 5.6, 5.8])  # the Open is sent, has arrived, is accepted
+def test_what_was_delivered_before_a_long_suspend_is_not_delivered_again(at: float) -> None:
+    arrival = Arrival(5.0, "e0", Program(1, total=2000), Program(2, total=1))
+    run(plan_of(arrival, faults=(Fault(at, 200.0, "suspend", ("e0",)),), grace_s=20.0, latency=0.5))
 
 
 # Seeded defects.

@@ -1,9 +1,19 @@
-"""Which version of the session two peers speak."""
+"""Which version of the session two peers speak, and what is left of a peer that is to be heard no more."""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
 
 import pytest
 
+from brokers import REVOKED, Buffer, PeerInfo, PeerName, Role
 from goreprox import driver
-from goreprox.driver import common_version
+from goreprox.driver import Driver, Peer, common_version
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.events import Code
+from goreprox.protocol.limits import MIB, VERSION, VERSION_LEAST
+from goreprox.protocol.stream import State, Stream
+from tests.helpers import eventually
 
 
 @pytest.mark.parametrize(
@@ -30,3 +40,68 @@ def test_both_write_the_lower_of_their_newest_versions(
     monkeypatch.setattr(driver, "VERSION_LEAST", ours[0])
     monkeypatch.setattr(driver, "VERSION", ours[1])
     assert common_version(theirs) == common
+
+
+class Wire:
+    """A carrier and an application: what drivers say to each other arrives in the next turn of the loop."""
+
+    label = "wire"
+
+    def __init__(self, role: Role) -> None:
+        self.name = PeerName(role, "one", os.urandom(16))
+        self.driver = Driver(self, role=role, budget=Budget(total_bytes=64 * MIB, max_streams=64), grace_s=60.0)
+        self.other = self
+        self.said = 0
+        self.opened: list[Stream] = []
+
+    def meets(self, other: "Wire", epoch: int) -> Peer:
+        """Hear of the other end."""
+        self.other = other
+        attributes: Mapping[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
+        self.driver.peer_up(self, PeerInfo(other.name, epoch, attributes))
+        return self.driver.peers[other.name.id]
+
+    def send(self, _: bytes, frames: Sequence[Buffer]) -> bool:
+        self.said += 1
+        asyncio.get_running_loop().call_soon(self.other.driver.message, self.other, self.name.id, list(frames))
+        return True
+
+    def announce(self, attributes: Mapping[str, object]) -> None: ...
+
+    async def close(self, *, linger_s: float) -> None: ...
+
+    def stream_opened(self, _: Peer, stream: Stream) -> None:
+        self.opened.append(stream)
+
+    def stream_accepted(self, peer: Peer, stream: Stream) -> None: ...
+
+    def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None: ...
+
+    def stream_dropped(self, stream: Stream) -> None: ...
+
+    def peers_changed(self) -> None: ...
+
+
+def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_session() -> None:
+    async def main() -> None:
+        edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+        peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+        await eventually(lambda: peer.session.established and back.session.established)
+        stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
+        peer.session.open(stream)
+        await eventually(lambda: len(provider.opened) == 1)
+        for end, other in ((edge, provider), (provider, edge)):
+            end.driver.peer_down(end, other.name.id, REVOKED)
+        assert stream.state is State.CLOSED
+        said = edge.said, provider.said
+        for dropped in (peer, back):
+            assert dropped.session.path_id is None and dropped.timer is not None and dropped.timer.cancelled()
+        again, back_again = edge.meets(provider, 2), provider.meets(edge, 2)
+        assert (again, back_again) != (peer, back)
+        assert (edge.said, provider.said) == said, "what was due before the new sessions is not said any more"
+        await eventually(lambda: again.session.established and back_again.session.established)
+        assert again.session.failed is None and back_again.session.failed is None
+        for end, other in ((edge, provider), (provider, edge)):
+            end.driver.peer_down(end, other.name.id, REVOKED)
+
+    asyncio.run(main())

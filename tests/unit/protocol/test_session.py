@@ -758,6 +758,37 @@ def test_a_peer_that_has_forgotten_the_session_ends_accepted_streams() -> None:
     assert peer.notices() == [Notice(Kind.ABORTED, stream, GONE), Notice(Kind.ESTABLISHED)]
 
 
+@pytest.mark.parametrize(("away_s", "opened_again"), [(GRACE_S, True), (GRACE_S + ALLOWANCE_S + 1, False)])
+def test_an_open_stream_is_not_opened_again_where_its_bytes_may_have_been(away_s: float, opened_again: bool) -> None:
+    peer = edge()
+    stream = peer.open()
+    stream.write(b"once")
+    assert peer.heard()[0] == Open(1, "web", "test", "", WINDOW_INITIAL)
+    peer.now += away_s  # this process slept, so it has not noticed yet; the peer has given up, and forgotten all
+    peer.session.path_down("a", peer.now)
+    said = peer.connect(next_id=1)
+    assert (Open(1, "web", "test", "", WINDOW_INITIAL) in said) == opened_again
+    assert (Data(1, 0, b"once") in said) == opened_again
+    assert (stream.state is State.OPENING) == opened_again
+
+
+def test_an_open_that_was_lost_twice_counts_from_the_second_time() -> None:
+    peer = edge()
+    stream = peer.open()
+    peer.heard()
+    for _ in range(3):
+        peer.now += GRACE_S
+        peer.session.path_down("a", peer.now)
+        assert Open(1, "web", "test", "", WINDOW_INITIAL) in peer.connect(next_id=1)
+    assert stream.state is State.OPENING
+
+
+def test_an_opener_that_has_forgotten_the_session_ends_what_the_peer_has_left_of_it() -> None:
+    peer = Peer(opener=True)
+    assert peer.connect(live(1), live(5), next_id=6)[1:] == [Abort(1, Code.GONE, GONE), Abort(5, Code.GONE, GONE)]
+    assert peer.open().id == 6
+
+
 def test_a_stream_that_only_the_peer_has_is_ended_there() -> None:
     peer, stream = accepted()
     stream.abort("enough")

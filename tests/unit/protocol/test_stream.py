@@ -266,6 +266,16 @@ def test_a_refused_stream_is_ready_for_another_session() -> None:
     assert stream.send.take(3) == (0, b"abc")
 
 
+def test_a_stream_of_which_bytes_were_delivered_cannot_be_refused() -> None:
+    stream, host = make(State.OPENING)
+    stream.write(b"abc")
+    stream.send.take(3)
+    stream.send.ack(2, 100)
+    with pytest.raises(RemoteProtocolError):
+        stream.receive_refusal()
+    assert stream.host is host, "its session can still end it"
+
+
 @pytest.mark.parametrize(("state", "step"), [(State.OPEN, Step.ABORT_IN), (State.RESETTING, Step.REFUSE_IN)])
 def test_a_last_word_ends_the_stream_without_an_answer(state: State, step: Step) -> None:
     stream, host = make(state)

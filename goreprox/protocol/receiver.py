@@ -9,6 +9,7 @@ or events; `now` and the round-trip time are arguments.
 from collections import deque
 
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.chunks import add, part
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import Buffer
 
@@ -88,8 +89,8 @@ class ReceiveHalf:
         if self.eof:
             raise RemoteProtocolError(f"data up to offset {end} after the end of file at {self.received}")
         if offset < self.received:
-            payload = memoryview(payload)[self.received - offset :]
-        self.chunks.append(payload)
+            payload = part(payload, self.received - offset)
+        add(self.chunks, payload)
         self.received = end
         return True
 
@@ -112,7 +113,7 @@ class ReceiveHalf:
         while count:
             size = len(chunks[0])
             if size > count:
-                chunks[0] = memoryview(chunks[0])[count:]
+                chunks[0] = part(chunks[0], count)
                 break
             count -= size
             chunks.popleft()

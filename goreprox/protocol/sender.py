@@ -9,6 +9,7 @@ those up to `end` wait. It knows nothing of paths, events or time.
 from collections import deque
 
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.chunks import add, part
 from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
 from goreprox.protocol.events import Buffer
 from goreprox.protocol.limits import RAW_PAYLOAD
@@ -81,7 +82,7 @@ class SendHalf:
         end = self.end + len(data)
         if self.eof or end > self.limit:
             raise LocalProtocolError(f"write of {len(data)} bytes, expected at most {self.room}")
-        self._unsent.append(data)
+        add(self._unsent, data)
         self.end = end
         if end - self.acked > self._budget.floor_bytes:
             self._account()
@@ -98,12 +99,11 @@ class SendHalf:
         offset = self.sent
         payload = self._unsent.popleft()
         if len(payload) > max_bytes:
-            view = memoryview(payload)
-            self._unsent.appendleft(view[max_bytes:])
-            payload = view[:max_bytes]
+            self._unsent.appendleft(part(payload, max_bytes))
+            payload = part(payload, 0, max_bytes)
         elif self._unsent and len(payload) < RAW_PAYLOAD:
             payload = self._join(payload, max_bytes)
-        self._unacked.append(payload)
+        add(self._unacked, payload)
         self.sent = offset + len(payload)
         return offset, payload
 
@@ -131,7 +131,7 @@ class SendHalf:
             unacked.popleft()
             acked = end
         if delivered > acked:
-            unacked[0] = memoryview(unacked[0])[delivered - acked :]
+            unacked[0] = part(unacked[0], delivered - acked)
             acked = delivered
         self.acked = acked
         if limit > self.limit:
@@ -151,9 +151,8 @@ class SendHalf:
             chunk = self._unacked.pop()
             start = self.sent - len(chunk)
             if start < received:
-                view = memoryview(chunk)
-                self._unacked.append(view[: received - start])
-                chunk = view[received - start :]
+                self._unacked.append(part(chunk, 0, received - start))
+                chunk = part(chunk, received - start)
                 start = received
             self._unsent.appendleft(chunk)
             self.sent = start

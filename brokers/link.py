@@ -298,7 +298,9 @@ class Link:
         if self._again is not None or self._endpoint is None:
             return  # of a connection that was given up already
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._complain(f"the server at {self.label} does not know our key, or no longer; trying on")
+            self._complain(
+                f"the server at {self.label} does not know our key, or no longer, or not for this port; trying on"
+            )
             self._dial_again(REFUSED_MAX_S)
             return
         if self._failures >= HANDSHAKES:

@@ -20,6 +20,7 @@ from zmq.utils.monitor import parse_monitor_message
 from brokers.carrier import Buffer, Receiver, Timings
 from brokers.channel import Channel
 from brokers.envelope import (
+    CONTROL,
     FABRIC_VERSION,
     FABRIC_VERSION_LEAST,
     MAX_FRAME,
@@ -279,14 +280,21 @@ class Router:
         except (BadName, BadMessage) as exc:
             self._complaints.warn(f"dropped a message on the {role.name.lower()} port: {exc}")
             if isinstance(exc, BadName):
+                if frames[1:2] == [CONTROL]:
+                    self._tell(role, routing_id, Refused(str(exc)))
                 self._banish(role, routing_id, str(exc))
             return
         self._dispatch(outputs)
 
+    def _tell(self, role: Role, routing_id: bytes, message: Refused) -> None:
+        """Say something to a connection that is nobody's, if it can still be reached."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._ports[role.value].channel.send([routing_id, *control(message)])
+
     def _identify(self, role: Role, routing_id: bytes, user_id: str) -> PeerName:
         name = PeerName.from_routing_id(routing_id)
         if name.role is not role:
-            raise BadName(f"{name.role.name.lower()} {name.name} on the port for the other role")
+            raise BadName(f"{name.role.name.lower()} {name.name} is on the port for {role.name.lower()}s")
         objection = self._stranger(name, user_id)
         if objection is not None:
             raise BadName(objection)

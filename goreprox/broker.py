@@ -41,10 +41,9 @@ async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict
             ports[option] = router.bind(role, address.host, address.port)
         except BindError as exc:
             await router.close(linger_s=0)
-            advice = "ports below 1024 need privileges" if exc.errno == errno.EACCES else "is another one running?"
             cause = os.strerror(exc.errno) if exc.errno else str(exc)
             raise StartError(
-                f"cannot listen for {option} on {address}: {cause}; {advice}; choose another port with --{option}"
+                f"cannot listen for {option} on {address}: {cause}; {_advice(exc.errno, f'--{option}')}"
             ) from exc
     if guard is None:
         return router, ports, [router]
@@ -54,6 +53,16 @@ async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict
         await router.close(linger_s=0)
         raise
     return router, ports, [guard, router]
+
+
+def _advice(code: int | None, option: str) -> str:
+    match code:
+        case errno.EADDRINUSE:
+            return f"stop what listens there, or choose another port with {option}"
+        case errno.EACCES:
+            return f"ports below 1024 need privileges: choose a higher one with {option}"
+        case _:
+            return f"give an address of this machine to {option}"
 
 
 def describe(ports: dict[str, int]) -> str:

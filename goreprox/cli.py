@@ -6,7 +6,9 @@ three times: `--grace`, `GOREPROX_GRACE`, and `grace` in the file; the flag wins
 file, over the default.
 """
 
+import contextlib
 import difflib
+import errno
 import os
 import sys
 import tomllib
@@ -369,13 +371,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         app(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
     except GoreproxError as exc:
         return _fail(str(exc), exc.exit_code)
     except CycloptsError as exc:
         return _fail(" ".join(str(exc).split()), ConfigError.exit_code)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as exc:
+        return _cannot_write(exc)
     return 0
+
+
+def _cannot_write(exc: OSError) -> int:
+    """Say that the standard output, or the file of a shell's completion, takes nothing.
+
+    Raises:
+        OSError: it was something else; our own files and sockets say more where they are used.
+    """
+    if exc.filename is not None:
+        return _fail(f"cannot write {exc.filename}: {exc.strerror}", 1)
+    if exc.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        raise exc
+    with contextlib.suppress(OSError):  # or the interpreter tries, and fails, to write the rest as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _fail(f"cannot write to the standard output: {exc.strerror}", 1)
 
 
 def _fail(message: str, code: int) -> int:
@@ -426,8 +446,9 @@ def _read_file(command_app: App, commands: tuple[str, ...], arguments: "Argument
     if not commands or commands[0] not in _COMMANDS:
         return
     given = next((argument for argument in arguments if "--config" in argument.names and argument.tokens), None)
-    path = Path(given.tokens[-1].value).expanduser() if given else DEFAULT_FILE
-    if not given and not path.exists():
+    name = given.tokens[-1].value if given else ""
+    path = Path(name).expanduser() if name else DEFAULT_FILE
+    if not name and not path.exists():
         return
     document = _load(path)
     known = {name: _keys(name) for name in _COMMANDS}

@@ -188,7 +188,21 @@ class Target:
 
     def __post_init__(self) -> None:
         check_name("service", self.service)
-        _check_dialable("target", self.address)
+        check_dialable("target", self.address)
+
+
+def parse_services(text: str) -> list[str]:
+    """Return the names of services in a list with commas.
+
+    Raises:
+        ConfigError: one of them is none, or there is not one.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("services: expected at least one name, or no such option for all services")
+    for name in names:
+        check_name("service", name)
+    return names
 
 
 def check_name(what: str, name: str) -> None:
@@ -401,7 +415,12 @@ def _bad_address(text: str, cause: str) -> ConfigError:
     return ConfigError(f"address {text!r}: {cause}; {_ADDRESS_FORMS}")
 
 
-def _check_dialable(option: str, address: Address) -> None:
+def check_dialable(option: str, address: Address) -> None:
+    """Accept what others can connect to.
+
+    Raises:
+        ConfigError: host or port is missing.
+    """
     if address.host is None or not address.port:
         raise ConfigError(f"{option} {address}: expected a host and a port other than 0, like 192.0.2.1:9887")
 
@@ -487,7 +506,7 @@ def _check_remotes(option: str, addresses: Sequence[Address]) -> None:
     _check_count(option, len(addresses))
     _check_distinct(option, [str(address) for address in addresses])
     for address in addresses:
-        _check_dialable(option, address)
+        check_dialable(option, address)
 
 
 def _check_ports(ports: Sequence[tuple[str, Address]]) -> None:

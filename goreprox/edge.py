@@ -220,10 +220,10 @@ class Edge:
         yield from self._queue.joints
 
     def _warn_of_unknown(self, service: str) -> None:
-        """Say, once, that providers are there but none of them offers what a client came for."""
+        """Say, once, that providers are known, present or out of reach, but none offers what a client came for."""
         if service in self._warned:
             return
-        offered = {name for peer in self.driver.peers.values() if peer.session.established for name in peer.services}
+        offered = {name for peer in self.driver.peers.values() for name in peer.services}
         if offered and service not in offered:
             self._warn_once(
                 service,

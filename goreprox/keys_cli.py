@@ -3,6 +3,7 @@
 A join string is a secret: it is printed to terminals only; elsewhere the file is named that holds it.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -57,17 +58,15 @@ def add(
         host[:port] where it reaches this server; may be repeated. [default: this host's name]
     """
     from brokers import Role
-    from goreprox.config import EDGE_PORT, PROVIDER_PORT, Address
+    from goreprox.config import EDGE_PORT, PROVIDER_PORT, Address, check_dialable, parse_services
     from goreprox.keys.guard import own_host
 
     port = PROVIDER_PORT if role == "provider" else EDGE_PORT
-    state = _state(state_dir)
-    path = state.add(
-        Role[role.upper()],
-        name,
-        None if services is None else [service.strip() for service in services.split(",") if service.strip()],
-        [Address.parse(text, port) for text in address or [own_host()]],
-    )
+    addresses = [Address.parse(text, port) for text in address or [own_host()]]
+    for each in addresses:
+        check_dialable("address", each)
+    wanted = None if services is None else parse_services(services)
+    path = _state(state_dir, make=True).add(Role[role.upper()], name, wanted, addresses)
     _print_join(path, Role[role.upper()])
 
 
@@ -129,10 +128,15 @@ def _print_join(path: Path, role: "Role") -> None:
     print(command_line(path, role) if sys.stdout.isatty() else f"its join string is in {path}")
 
 
-def _state(directory: Path | None) -> "StateDir":
+def _state(directory: Path | None, *, make: bool = False) -> "StateDir":
+    """Use a server's directory, or `make` it: whoever lists, revokes or rotates elsewhere has the wrong one."""
+    from goreprox.errors import ConfigError
     from goreprox.keys.state import StateDir, default_state_dir
 
-    return StateDir(directory.expanduser() if directory else default_state_dir())
+    path = directory.expanduser() if directory else default_state_dir()
+    if not make and not os.path.exists(path / "server.key"):  # noqa: PTH110 -- also false where it cannot be looked at
+        raise ConfigError(f"state-dir {path}: no server.key is there, so no server uses it; name another --state-dir")
+    return StateDir(path)
 
 
 def _services(key: "Authorized") -> str:

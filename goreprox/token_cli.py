@@ -49,14 +49,12 @@ def new(
     expires
         When it ends, like 2030-01-01; UTC, unless a zone is given. [default: never]
     """
-    from goreprox.config import check_name
+    from goreprox.config import check_name, parse_services
     from goreprox.errors import ConfigError
     from goreprox.http import tokens
 
     check_name("token", name)
-    wanted = None if services is None else [each.strip() for each in services.split(",") if each.strip()]
-    for service in wanted or ():
-        check_name("service", service)
+    wanted = None if services is None else parse_services(services)
     if expires is not None and expires.tzinfo is None:
         expires = expires.replace(tzinfo=datetime.UTC)
     value, table = tokens.draw(name, wanted, expires)
@@ -67,7 +65,11 @@ def new(
         return f"{text}\n{table}" if text else table
 
     path = _change(auth_tokens, added)
-    print(value)
+    try:
+        print(value, flush=True)
+    except OSError:
+        _change(auth_tokens, lambda text: tokens.without(text, name))  # nobody will ever see it
+        raise
     print(f"made the token {name}; {path} keeps its hash", file=sys.stderr)
 
 

@@ -51,9 +51,7 @@ class Auth:
         token = self._tokens.find(values[0], now=time.time()) if len(values) == 1 else None
         if token is None:
             self._failures.note(client, now=now)
-            what = (
-                ("no token", "a token that is not known or has expired")[len(values)] if len(values) < 2 else "several"
-            )
+            what = ("no token", "a token that is not known or has expired", "several tokens")[min(len(values), 2)]
             logger.warning("client {} asked for {} with {}", client, service, what)
             raise Refused(401, f"a valid token is required in {self.header.decode()}", self._challenge)
         if not token.valid_for(service):

@@ -143,6 +143,8 @@ class Front:
         self._certificate = certificate
         self._gateway = Gateway(site, client=client.rpartition(":")[0].strip("[]"), authority=destination)
         self._upstream: Upstream | None = None
+        self._served_by: str | None = None
+        """Whose stream the present request was on, once it is detached."""
         self._out = Outgoing(fronts.budget)
         self._watched = 0
         self._ending: type[Finish | Switch] | None = None
@@ -351,7 +353,7 @@ class Front:
                 assert_never(command)
 
     def _log(self, done: Answered) -> None:
-        provider, outages = None, self._outages
+        provider, outages = self._served_by, self._outages
         if self._upstream is not None:
             provider, outages = self._fronts.providers.provider_of(self._upstream.stream)
         logger.bind(
@@ -368,6 +370,7 @@ class Front:
         self._began = None
 
     def _connect(self, service: str, *, fresh: bool) -> None:
+        self._served_by = None
         if not fresh:
             self._began = self._since
         if self._upstream is not None and not fresh:
@@ -393,6 +396,7 @@ class Front:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             self._fronts.attached -= 1
+            self._served_by, _ = self._fronts.providers.provider_of(upstream.stream)
         return upstream
 
     def _discard(self, *, reset: bool) -> None:

@@ -100,7 +100,7 @@ class Reader:
         try:
             request = self._message.next_event()
         except h11.RemoteProtocolError as exc:
-            raise Refused(exc.error_status_hint, str(exc)) from exc
+            raise Refused(exc.error_status_hint, "the head is malformed") from exc
         assert isinstance(request, h11.Request)
         self._chunked = value_of(request, b"transfer-encoding") is not None
         return request
@@ -118,7 +118,7 @@ class Reader:
             while isinstance(event := message.next_event(), h11.Data):
                 parts.append(event.data)
         except h11.RemoteProtocolError as exc:
-            raise Refused(400, f"the body is malformed: {exc}") from exc
+            raise Refused(400, "the body is malformed") from exc
         end = event if isinstance(event, h11.EndOfMessage) else None
         if end is not None and self._chunked:
             self._check_end()

@@ -37,7 +37,7 @@ class Watcher:
         self._keys: dict[bytes, Authorized] = {}
         self._signature: Signature = ()
         self._complained: set[str] = set()
-        self._look()
+        self.look()
 
     def grant(self, public_key: bytes) -> Grant | None:
         """Return what a key may be; None if it is unknown or revoked."""
@@ -69,7 +69,7 @@ class Watcher:
         """Go on for ever; tell of keys that came, changed or went, and of new keys of the server."""
         while True:
             await asyncio.sleep(LOOK_S)
-            if self._look():
+            if self.look():
                 changed()
             keys = self._server_keys()
             if keys != self.server_keys:
@@ -89,7 +89,7 @@ class Watcher:
             self._complain(f"server.key: {exc}; the keys that were there at the start are kept")
             return self.server_keys
 
-    def _look(self) -> bool:
+    def look(self) -> bool:
         """Read the directory if it has changed; return whether it has."""
         try:
             signature = self._sign()

@@ -50,6 +50,7 @@ class Guard:
         self._task.add_done_callback(self._ended)
         if self._is_first:
             path = self._state.add(Role.PROVIDER, FIRST, None, [Address(own_host(), provider_port)])
+            self._watcher.look()
             logger.info("made keys in {}; the join string for a first provider is in {}", self._state.directory, path)
             if sys.stdout.isatty():
                 sys.stdout.write(f"{command_line(path, Role.PROVIDER)}\n")

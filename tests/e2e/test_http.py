@@ -307,11 +307,19 @@ def test_a_provider_that_stays_away_is_504_after_the_grace(tmp_path: Path) -> No
             made.relay.refusing = True
             made.relay.cut()
             assert (await answer(reader))[0] == 504
+            await eventually(lambda: len(access(made)) == 1, "it is logged")
+            (entry,) = access(made)
+            assert entry["status"] == 504
+            assert made.server.said(f"{entry['provider']} is out of reach"), "the log says whose fault it is"
 
     run(main())
 
 
 # -- what is logged
+
+
+def access(made: Tunnel) -> list[dict[str, object]]:
+    return [entry for entry in made.server.log if entry.get("event") == "access"]
 
 
 def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_survived(tmp_path: Path) -> None:
@@ -326,10 +334,6 @@ def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_surviv
 
     async def main() -> None:
         async with http_tunnel(tmp_path, in_two_parts) as made:
-
-            def access() -> list[dict[str, object]]:
-                return [entry for entry in made.server.log if entry.get("event") == "access"]
-
             reader, writer = await made.connect()
             writer.write(b"GET /path?secret HTTP/1.1\r\nHost: a\r\n\r\n")
             go_on.set()
@@ -342,8 +346,8 @@ def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_surviv
             await eventually(lambda: made.relay.connections > before, "the link is back")
             go_on.set()
             assert await reader.readexactly(4) == b"abcd"
-            await eventually(lambda: len(access()) == 2, "both are logged")
-            first, second = access()
+            await eventually(lambda: len(access(made)) == 2, "both are logged")
+            first, second = access(made)
             assert first["message"] == "GET a/path"
             assert (first["status"], first["bytes"], first["client"]) == (200, 4, HOST)
             assert first["provider"] == second["provider"] is not None

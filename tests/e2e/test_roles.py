@@ -163,6 +163,27 @@ def test_a_service_that_nobody_offers_holds_its_clients_and_both_sides_say_so(tm
     run(main())
 
 
+def test_a_service_whose_provider_is_out_of_reach_is_not_called_misspelt(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            target = await made.target(greeting(b"back"))
+            broker = await start_broker(made)
+            edge = await start_edge(made, broker, listen=f"{ANY}=web")
+            await start_provider(made, broker, target=f"wbe={HOST}:{target}", args=("--name", "other"))
+            gone = await start_provider(made, broker, target=f"web={HOST}:{target}", args=("--name", "gone"))
+            await meets(edge, "other")
+            await meets(edge, "gone")
+            gone.signal(signal.SIGKILL)
+            await eventually(lambda: edge.said("gone is out of reach"), "the edge notices")
+            client = asyncio.create_task(greeted(made, await edge.port("clients")))
+            await eventually(lambda: edge.said("no provider for web: clients wait"), "a client waits")
+            await start_provider(made, broker, target=f"web={HOST}:{target}", args=("--name", "gone"))
+            assert await client == b"back"
+            assert not edge.said("misspelt")
+
+    run(main())
+
+
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (3, 1, 1, 1)])
 def test_clients_are_spread_by_weight(tmp_path: Path, weights: tuple[int, ...]) -> None:
     async def main() -> None:

@@ -245,7 +245,7 @@ def test_an_unknown_key_is_refused_on_both_sides_in_one_line_and_gets_in_once_it
             away = tmp_path / "default.toml"
             file.rename(away)
             provider = await it.provide(connect=False)
-            await said(provider, "does not know our key, or no longer; trying on")
+            await said(provider, "does not know our key, or no longer, or not for this port; trying on")
             await said(it.server, "refused an unknown or revoked key at the port for providers")
             away.rename(file)
             await said(provider, " is there: ")

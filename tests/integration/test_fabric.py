@@ -591,6 +591,16 @@ def test_a_link_that_is_refused_says_why(warnings: list[str]) -> None:
     run(test)
 
 
+def test_a_peer_at_the_port_for_the_other_role_is_told_so(warnings: list[str]) -> None:
+    async def test(it: Fabric) -> None:
+        it.link_to(HOST, it.ports[Role.EDGE], name(Role.PROVIDER, "astray"))
+        await eventually(
+            lambda: any("refuses: provider astray is on the port for edges; trying on" in line for line in warnings)
+        )
+
+    run(test)
+
+
 def test_a_flood_of_garbage_costs_nobody_else_anything(warnings: list[str]) -> None:
     async def test(it: Fabric) -> None:
         recorder, provider = Recorder(), name(Role.PROVIDER)

@@ -505,9 +505,10 @@ def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, li
             guard.start(it.router, 9887)
             it.stack.push_async_callback(guard.close, linger_s=0)
             join = Join.parse((tmp_path / "state/join/default.join").read_text())
+            assert guard.security.authority.grant(join.keys.public), "the first key counts before anybody can use it"
             _, recorder = it.link(name(Role.PROVIDER, "default"), security=join.security)
             await eventually(lambda: recorder.ups == 1)
-            guard._watcher._look = lambda: 1 // 0  # type: ignore[method-assign, assignment, return-value]
+            guard._watcher.look = lambda: 1 // 0  # type: ignore[method-assign, assignment, return-value]
             await eventually(said(lines, "keys can no longer be revoked: all peers are sent away"))
             await eventually(lambda: recorder.downs == ["revoked"])
             await eventually(said(lines, "does not know our key"))

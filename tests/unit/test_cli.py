@@ -1,5 +1,7 @@
 """The command line: where options come from, who wins, and errors of one line."""
 
+import errno
+import io
 import json
 import subprocess
 import sys
@@ -232,7 +234,12 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
         (["keys", "add", "a/b"], "name 'a/b': expected 1 to 64"),
         (["keys", "add", "a", "--services", "x y"], "service 'x y': expected 1 to 64"),
         (["keys", "add", "a", "--address", "h:x"], "address 'h:x': 'x' is not a port"),
-        (["keys", "revoke", "a"], "key a: there is none"),
+        (["keys", "add", "a", "--address", "h:0"], "address h:0: expected a host and a port other than 0"),
+        (["keys", "add", "a", "--services", ","], "services: expected at least one name"),
+        (["token", "new", "a", "--services", "", "--auth-tokens", "t"], "services: expected at least one name"),
+        (["keys", "revoke", "a"], "no server.key is there, so no server uses it"),
+        (["keys", "rotate"], "no server.key is there, so no server uses it"),
+        (["keys", "list"], "no server.key is there, so no server uses it"),
         (["keys", "revoke"], "requires an argument"),
         (["broker", "--grace", "1"], "Unknown option: --grace"),
         (["broker", "--insecure", "--edges", "9887"], "providers :9887 and edges :9887: one port for two"),
@@ -294,6 +301,28 @@ def test_plaintext_beyond_loopback_warns_in_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == lines
     assert error.count("plaintext") == lines
+
+
+def test_an_empty_variable_names_no_file(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOREPROX_CONFIG", "")
+    assert server(started) == ServerConfig()
+
+
+class Full(io.StringIO):
+    """A standard output on a disk that is full."""
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_standard_output_that_takes_nothing_is_one_line_and_no_token_is_left(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Full())
+    for command in (["keys", "add", "laptop"], ["token", "new", "laptop", "--auth-tokens", "tokens"]):
+        assert cli.main(command) == 1
+        assert capsys.readouterr().err == "goreprox: cannot write to the standard output: No space left on device\n"
+    assert "laptop" not in (tmp_path / "tokens").read_text()
 
 
 # -- keys
@@ -406,8 +435,11 @@ def test_keys_work_on_the_directory_of_the_server_and_heed_no_other_variable(
     for content in ('state-dir = "file"', '[server]\nstate-dir = "file"', '[broker]\nstate-dir = "file"'):
         (tmp_path / "goreprox.toml").write_text(content)
         assert cli.main(["keys", "add", "other", "--state-dir", "flag"]) == 0
+        assert cli.main(["keys", "add", "third"]) == 0
+        capsys.readouterr()
         assert cli.main(["keys", "list"]) == 0
         assert "laptop" not in capsys.readouterr().out
+        assert cli.main(["keys", "revoke", "third"]) == 0
         assert cli.main(["keys", "revoke", "other", "--state-dir", "flag"]) == 0
     (tmp_path / "goreprox.toml").unlink()
     monkeypatch.setenv("GOREPROX_NAME", "laptop")
@@ -415,8 +447,12 @@ def test_keys_work_on_the_directory_of_the_server_and_heed_no_other_variable(
     assert cli.main(["keys", "list"]) == 0
     assert "laptop" in capsys.readouterr().out
     monkeypatch.setenv("GOREPROX_STATE_DIR", str(tmp_path / "elsewhere"))
-    assert cli.main(["keys", "list"]) == 0
-    assert "laptop" not in capsys.readouterr().out
+    assert cli.main(["keys", "list"]) == 2
+    assert not (tmp_path / "elsewhere").exists(), "only a server, or the first key, makes it"
+    assert cli.main(["keys", "add", "laptop"]) == 0
+    capsys.readouterr()
+    assert cli.main(["keys", "revoke", "none"]) == 2
+    assert "key none: there is none" in capsys.readouterr().err
 
 
 def test_the_commands_show_whom_the_server_knows_and_no_secret(

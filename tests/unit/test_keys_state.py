@@ -310,7 +310,7 @@ def test_a_directory_that_is_gone_authorises_nobody_one_that_cannot_be_read_keep
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "iterdir", lambda _path: fail(0))
-        assert not watcher._look() and watcher.grant(key) is not None
+        assert not watcher.look() and watcher.grant(key) is not None
     state._authorized("laptop").rename(state.directory / "laptop.toml")
     state.authorized.rmdir()
-    assert watcher._look() and watcher.grant(key) is None
+    assert watcher.look() and watcher.grant(key) is None

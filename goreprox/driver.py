@@ -258,6 +258,7 @@ class Driver:
         now = clock()
         peer.timer, peer.due = None, float("inf")
         peer.session.tick(now)
+        self._notices(peer)  # after a long sleep streams end in the same turn in which their session is forgotten
         lost_at = peer.session.lost_at
         if (
             not peer.epochs

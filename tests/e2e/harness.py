@@ -307,8 +307,14 @@ class Tunnel:
         return self.provider
 
     async def connect(self, port: int | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Be a client."""
-        reader, writer = await asyncio.open_connection(HOST, port or self.port, limit=1 << 20)
+        """Be a client; one that is reset before this loop looks at it reads that reset, as it would a moment later."""
+        try:
+            reader, writer = await asyncio.open_connection(HOST, port or self.port, limit=1 << 20)
+        except ConnectionResetError as reset:
+            near, far = socket.socketpair()
+            self._stack.callback(far.close)
+            reader, writer = await asyncio.open_connection(sock=near)
+            reader.set_exception(reset)
         self._writers.append(writer)
         return reader, writer
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -53,6 +54,7 @@ class Wire:
         self.other = self
         self.said = 0
         self.opened: list[Stream] = []
+        self.dropped: list[Stream] = []
 
     def meets(self, other: "Wire", epoch: int) -> Peer:
         """Hear of the other end."""
@@ -77,7 +79,8 @@ class Wire:
 
     def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None: ...
 
-    def stream_dropped(self, stream: Stream) -> None: ...
+    def stream_dropped(self, stream: Stream) -> None:
+        self.dropped.append(stream)
 
     def peers_changed(self) -> None: ...
 
@@ -103,5 +106,26 @@ def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_sessio
         assert again.session.failed is None and back_again.session.failed is None
         for end, other in ((edge, provider), (provider, edge)):
             end.driver.peer_down(end, other.name.id, REVOKED)
+
+    asyncio.run(main())
+
+
+def test_streams_end_aloud_when_their_session_is_forgotten_after_a_long_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept_s = 0.0
+    monkeypatch.setattr(driver, "clock", lambda: time.monotonic() + slept_s)
+    monkeypatch.setattr(driver, "MAX_TIMER_S", 0.01)
+
+    async def main() -> None:
+        nonlocal slept_s
+        edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+        peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+        await eventually(lambda: peer.session.established and back.session.established)
+        peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
+        await eventually(lambda: len(provider.opened) == 1)
+        for end, other in ((edge, provider), (provider, edge)):
+            end.driver.peer_down(end, other.name.id, "the laptop was closed")
+        slept_s = 60.0 + driver.FORGET_S + 60.0
+        await eventually(lambda: not edge.driver.peers and not provider.driver.peers)
+        assert provider.dropped == provider.opened
 
     asyncio.run(main())

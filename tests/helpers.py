@@ -1,9 +1,12 @@
 """What tests of several layers share."""
 
 import asyncio
+import contextlib
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+HOST = "127.0.0.1"
 POLL_S = 0.005
 
 
@@ -18,6 +21,16 @@ async def eventually(condition: Callable[[], object], deadline_s: float = 30.0) 
         raise AssertionError(
             f"not true within {deadline_s} s: the condition at {code.co_filename}:{code.co_firstlineno}"
         ) from None
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """Hold a port that refuses connections, until somebody who shares it listens."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((HOST, 0))
+        yield holder.getsockname()[1]
 
 
 class Level:

@@ -39,20 +39,11 @@ from tests.e2e.roles import (
     start_provider,
     whole,
 )
+from tests.helpers import closed_port
 
 CHUNK = 4096
 BURST = 300
 """More clients than are accepted in a few turns of the loop."""
-
-
-@contextlib.contextmanager
-def closed_port() -> Iterator[int]:
-    """Hold a port that refuses connections, until somebody who shares it listens."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind((HOST, 0))
-        yield holder.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -29,12 +29,11 @@ from brokers import (
 )
 from brokers.envelope import Hello, Refused, Welcome, control, parse_control
 from brokers.link import State
-from tests.helpers import eventually
+from tests.helpers import HOST, closed_port, eventually
 
 FAST = Timings(link_timeout_s=1.5, reconnect_min_s=0.02, reconnect_max_s=0.1, connect_timeout_s=0.5)
 PATIENT = dataclasses.replace(FAST, link_timeout_s=60.0)
 """For peers that a test plays itself: they never renew their leases, and no machine may be too slow for that."""
-HOST = "127.0.0.1"
 MIB = 1024 * 1024
 
 
@@ -794,12 +793,11 @@ def test_a_name_that_no_host_can_have_is_told_like_an_unknown_one(warnings: list
 
 def test_a_refusal_is_told_even_after_the_server_was_out_of_reach(warnings: list[str]) -> None:
     async def test(it: Fabric) -> None:
-        broker, port = it.broker()
-        endpoint = broker.getsockopt_string(zmq.LAST_ENDPOINT)
-        broker.unbind(endpoint)
-        it.link_to(HOST, port, name(Role.PROVIDER))
-        await eventually(lambda: any("no server answers" in line for line in warnings))
-        broker.bind(endpoint)
+        broker = it.socket(zmq.ROUTER)
+        with closed_port() as port:
+            it.link_to(HOST, port, name(Role.PROVIDER))
+            await eventually(lambda: any("no server answers" in line for line in warnings))
+            broker.bind(f"tcp://{HOST}:{port}")
         routing_id, *_ = await receive(broker)
         broker.send_multipart([routing_id, *control(Refused("versions 8 to 9 here"))])
         await eventually(lambda: any("versions 8 to 9 here" in line for line in warnings))

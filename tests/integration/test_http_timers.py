@@ -11,8 +11,8 @@ from goreprox.driver import clock
 from goreprox.http.front import HEAD_S, IDLE_S, LINGER_S
 from goreprox.http.routes import Route
 from goreprox.http.upstream import REUSED_FOR_S
-from tests.helpers import eventually
-from tests.integration.test_tunnel import HOST, End, Tunnel
+from tests.helpers import HOST, eventually
+from tests.integration.test_tunnel import End, Tunnel
 
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 ELSEWHERE = GET.replace(b"here", b"elsewhere")

@@ -20,8 +20,8 @@ from brokers.security import Gatekeeper, secure_broker, secure_link
 from goreprox.keys.guard import Guard
 from goreprox.keys.join import Join
 from goreprox.keys.state import StateDir
-from tests.helpers import eventually
-from tests.integration.test_fabric import HOST, Fabric, Recorder, name, receive
+from tests.helpers import HOST, eventually
+from tests.integration.test_fabric import Fabric, Recorder, name, receive
 
 SERVER = KeyPair.generate()
 HALF_OPEN = 300

@@ -21,9 +21,8 @@ from goreprox.poller import WRITE
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.provider import Provider
 from tests.e2e.harness import Relay
-from tests.helpers import Level, eventually
+from tests.helpers import HOST, Level, eventually
 
-HOST = "127.0.0.1"
 KIB, MIB = 1 << 10, 1 << 20
 DEADLINE_S = 30.0
 PROTOCOL: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION]}

@@ -16,9 +16,8 @@ from goreprox.protocol.limits import MIB
 from goreprox.protocol.stream import Stream
 from goreprox.provider import Provider
 from goreprox.snapshot import LAST_ENDS, Ends, Subject
-from tests.helpers import eventually
+from tests.helpers import HOST, eventually
 
-HOST = "127.0.0.1"
 PEER = PeerInfo(PeerName(Role.EDGE, "far", bytes(16)), 7, {"protocol": [1, 1], "services": ["web"]})
 
 

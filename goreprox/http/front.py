@@ -11,7 +11,7 @@ from typing import Final, Protocol, assert_never
 from loguru import logger
 
 from goreprox import sockets
-from goreprox.bridge import LINGER_POLL_S, Bridge, Bridges
+from goreprox.bridge import Bridge, Bridges
 from goreprox.http.commands import (
     Abort,
     Answered,
@@ -28,7 +28,6 @@ from goreprox.http.commands import (
 from goreprox.http.exchange import Site
 from goreprox.http.gateway import Gateway
 from goreprox.http.outgoing import Outgoing
-from goreprox.http.reader import MAX_HEAD
 from goreprox.http.upstream import REUSED_FOR_S, Upstream
 from goreprox.poller import READ, WRITE
 from goreprox.protocol.budget import Budget
@@ -149,6 +148,8 @@ class Front:
         self._watched = 0
         self._ending: type[Finish | Switch] | None = None
         """What is to be done when everything is written."""
+        self._parting = False
+        """Its end waits for room in the socket, as TLS has something to say at it."""
         self._lingering = False
         self._pulling = False
         self._began: float | None = None
@@ -217,23 +218,26 @@ class Front:
         """The stream is over before its time."""
         if upstream is self._upstream:
             self._detach()
-            self._do(self._gateway.provider_lost(status, reason, again=again))
+            if self._ending is Switch:
+                self.abort()  # it has left HTTP, and so has nobody to be joined with
+            else:
+                self._do(self._gateway.provider_lost(status, reason, again=again))
 
     # From the client.
 
     def _ready(self, events: int) -> None:
         if events & self._watched & WRITE:
             self._flush()
-            self._pull()
         if events & self._watched & READ:
             self._read()
 
     def _room(self) -> int:
-        """Return how many bytes may be read: a head's, or of a body what the stream takes."""
+        """Return how many bytes may be read: of a body what the stream takes, too."""
         upstream = self._upstream
-        if upstream is None or upstream.idle_since is not None:
-            return MAX_HEAD
-        return min(upstream.room - CHUNK_OVERHEAD, len(self._bridges.view))
+        room = min(self._gateway.wanted, len(self._bridges.view))
+        if upstream is not None and self._gateway.in_body:
+            room = min(room, upstream.room - CHUNK_OVERHEAD)
+        return room
 
     def _read(self) -> None:
         view = self._bridges.view
@@ -270,6 +274,7 @@ class Front:
             return
         self._settle()
         self._update()
+        self._pull()
 
     def _settle(self) -> None:
         """Do what was to be done once everything is written."""
@@ -284,13 +289,13 @@ class Front:
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
-            self._bridges.loop.call_later(LINGER_POLL_S, self._settle)
+            self._parting = True
             return
         except OSError:
             self.abort()
             return
         self._let_go()
-        self._lingering = True
+        self._parting, self._lingering = False, True
         self._since = self._bridges.clock()
 
     # From the provider.
@@ -428,7 +433,7 @@ class Front:
         if not self.open:
             return
         reading = self._lingering or (self._ending is None and self._gateway.reading and self._room() > 0)
-        events = (READ if reading else 0) | (WRITE if self._out else 0)
+        events = (READ if reading else 0) | (WRITE if self._out or self._parting else 0)
         watched, self._watched = self._watched, events
         poller = self._bridges.poller
         if not watched and events:

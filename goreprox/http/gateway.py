@@ -40,6 +40,8 @@ class Gateway:
         self._exchange: Exchange | None = None
         self._ended = False
         """The client will say no more."""
+        self._follows = False
+        """An exchange has ended, and what was read behind it may be the next request."""
         self._draining = False
         self.over = False
 
@@ -59,6 +61,16 @@ class Gateway:
     def reading(self) -> bool:
         """Whether bytes of the client are wanted now."""
         return not self.over and not self._ended and not self._reader.full
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes of the client to read at once at most, whatever room there is for them."""
+        return self._reader.wanted
+
+    @property
+    def in_body(self) -> bool:
+        """Whether what comes next of the client is for the target."""
+        return self._reader.in_body
 
     # What the client does.
 
@@ -283,8 +295,8 @@ class Gateway:
                 self._discard(reset=provider.our_state is h11.SEND_BODY)
         if answer.ends or self._draining or not self._reader.advance():
             self._finish()
-        elif self._reader.in_head or self._ended:
-            self._next_request()
+        else:
+            self._follows = self._reader.in_head or self._ended
 
     def _log(self) -> None:
         if self._exchange is not None and self._site.logs:
@@ -339,5 +351,8 @@ class Gateway:
         self._commands.append(Finish())
 
     def _take(self) -> Commands:
+        while self._follows:  # refused requests end at once; were each begun by the one before, Python's stack would
+            self._follows = False
+            self._next_request()
         commands, self._commands = self._commands, []
         return commands

@@ -14,6 +14,8 @@ MAX_HEAD: Final = 16 * 1024
 """Bytes of a request's head. A client without a stream does not use its two floors, 13 KiB with default limits."""
 AHEAD: Final = MAX_HEAD
 """Bytes of later requests that are read while one is being answered; also how the end of a client is noticed."""
+CHUNKED_READ: Final = 64 * 1024
+"""Bytes of a chunked body that are read at once, since nobody knows how many of them are of later requests."""
 _END: Final = b"\r\n\r\n"
 """Of a head, and of a chunked body."""
 _LAST: Final = (h11.SEND_BODY, h11.MUST_CLOSE, h11.ERROR)
@@ -31,6 +33,8 @@ class Reader:
         """Of the request whose head was read."""
         self._chunked = False
         """Whether its body is."""
+        self._left = 0
+        """Bytes of its body that have not come, if their number is known."""
         self._recent = b""
         """What was read last of a chunked body, with the three bytes before it."""
         self._astray = False
@@ -57,6 +61,13 @@ class Reader:
         return self._message is not None and not self.in_body and len(self.ahead) >= AHEAD
 
     @property
+    def wanted(self) -> int:
+        """How many bytes to read at once at most: of later requests no more than `CHUNKED_READ` are ever held."""
+        if not self.in_body:
+            return MAX_HEAD
+        return CHUNKED_READ if self._chunked else self._left + AHEAD
+
+    @property
     def chunked(self) -> bool:
         """Whether the body of the request comes in chunks."""
         return self._chunked
@@ -72,7 +83,7 @@ class Reader:
         if self._message is None:
             self._head += data
             return
-        if self._chunked:
+        if self._chunked and self.in_body:
             self._recent += data
         self._message.receive_data(data)
 
@@ -103,16 +114,19 @@ class Reader:
             raise Refused(exc.error_status_hint, "the head is malformed") from exc
         assert isinstance(request, h11.Request)
         self._chunked = value_of(request, b"transfer-encoding") is not None
+        self._left = int(value_of(request, b"content-length") or 0)
         return request
 
     def body(self) -> tuple[bytes, h11.EndOfMessage | None]:
-        """Return what has come of the body, and its end if it has come, too.
+        """Return what has come of the body, and its end if it has come, too; nothing once that was returned.
 
         Raises:
             Refused: it is malformed; nothing else can be read.
         """
         message = self._message
         assert message is not None
+        if not self.in_body:
+            return b"", None  # what follows the last request of a connection is ignored (RFC 9112, 9.6); h11 raises
         parts: list[bytes] = []
         try:
             while isinstance(event := message.next_event(), h11.Data):
@@ -123,7 +137,9 @@ class Reader:
         if end is not None and self._chunked:
             self._check_end()
         self._recent = self._recent[-3:]
-        return b"".join(parts), end
+        body = b"".join(parts)
+        self._left -= len(body)
+        return body, end
 
     def _check_end(self) -> None:
         """h11 takes a line feed alone for the end of a chunked body and of its trailers, where others read on."""

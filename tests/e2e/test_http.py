@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import hashlib
+import random
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from httpx import AsyncClient, Limits
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, block, eventually, nothing_yet, run
+from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, block, eventually, nothing_yet, reset_now, run
 from tests.e2e.programs import nginx, output_of, program, tunnel_to
 from tests.tls import Authority
 from tests.unit.http.test_malformed import BODIES, NEXT, ONE_READING, REFUSED
@@ -416,6 +418,76 @@ def test_a_truncated_answer_ends_with_a_reset(tmp_path: Path) -> None:
                 assert "200" in await head_of(reader)
                 with pytest.raises(ConnectionResetError):
                     await reader.read()
+
+    run(main())
+
+
+async def reads_little(port: int, buffer: int) -> socket.socket:
+    """Be a client whose kernel takes no more than so many bytes ahead."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, (HOST, port))
+    return sock
+
+
+def test_an_answer_goes_on_while_its_request_does(tmp_path: Path) -> None:
+    size = 6 << 20
+
+    async def answer_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+
+    async def main() -> None:
+        async with http_tunnel(tmp_path, answer_at_once) as made:
+            loop = asyncio.get_running_loop()
+            dice = random.Random(1)
+            with await reads_little(made.port, 1 << 15) as sock:
+                await loop.sock_sendall(sock, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+
+                async def upload() -> None:
+                    left = size
+                    while left:
+                        left -= (count := min(left, dice.choice((100, 1000, 3000, 20_000))))
+                        await loop.sock_sendall(sock, bytes(count))
+
+                async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+                    tasks.create_task(upload(), name="upload")
+                    got = 0
+                    while got < size:
+                        got += len(await loop.sock_recv(sock, 10_000))
+
+    run(main())
+
+
+def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_lost(tmp_path: Path) -> None:
+    lost = asyncio.Event()
+
+    async def switch_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n" + bytes(16 << 20))
+        await lost.wait()
+        reset_now(writer)
+
+    async def main() -> None:
+        async with http_tunnel(tmp_path, switch_and_reset) as made:
+            loop = asyncio.get_running_loop()
+            with await reads_little(made.port, 4096) as sock:
+
+                async def read_to_the_end() -> None:
+                    while await loop.sock_recv(sock, 1 << 20):
+                        pass
+
+                await loop.sock_sendall(
+                    sock, GET.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+                )
+                assert await asyncio.wait_for(loop.sock_recv(sock, 1), DEADLINE_S) == b"H"
+                lost.set()
+                with pytest.raises(ConnectionResetError):
+                    await asyncio.wait_for(read_to_the_end(), DEADLINE_S)
 
     run(main())
 

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goreprox.http.commands import Abort, Connect, Discard, Finish, Release, Switch
-from goreprox.http.reader import AHEAD, MAX_HEAD
+from goreprox.http.exchange import Site
+from goreprox.http.reader import AHEAD, CHUNKED_READ, MAX_HEAD
+from goreprox.http.routes import Routes
 from tests.unit.http.harness import AUTHORITY, OK, Talk, split
 
 GET = b"GET /a?b HTTP/1.1\r\nHost: example.org\r\n\r\n"
@@ -68,6 +70,31 @@ def test_a_client_that_runs_ahead_is_read_no_further() -> None:
     assert not talk.gateway.reading
     talk.target(*[OK] * (AHEAD // len(GET) + 2))
     assert talk.gateway.idle
+
+
+def test_what_is_read_at_once_leaves_little_of_later_requests() -> None:
+    talk = Talk()
+    assert talk.gateway.wanted == MAX_HEAD
+    talk.client(POST.replace(b"5", b"1000005", 1))
+    assert talk.gateway.wanted == 1_000_000 + AHEAD
+    talk.client(bytes(1_000_000))
+    assert talk.gateway.wanted == MAX_HEAD
+    talk.target(OK).client(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert talk.gateway.wanted == CHUNKED_READ
+
+
+def test_many_requests_that_are_refused_at_once_are_answered_one_after_the_other() -> None:
+    assert Talk(Site("web", routes=Routes([]))).client(500 * GET).statuses == 500 * [404]
+
+
+@pytest.mark.parametrize("parts", [[b"%b\r\n"], [b"%b", b"\r\n"], [b"%b", GET], [b"%b" + GET]])
+@pytest.mark.parametrize(
+    "last", [POST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), b"GET / HTTP/1.0\r\n\r\n"]
+)
+def test_what_follows_the_last_request_is_ignored(last: bytes, parts: list[bytes]) -> None:
+    talk = Talk().client(parts[0].replace(b"%b", last), *parts[1:]).target(OK)
+    assert talk.statuses == [200]
+    assert talk.seen.others == [Connect("web", fresh=False), Release(), Finish()]
 
 
 def test_a_half_closed_client_gets_what_it_asked_for_then_the_end() -> None:

@@ -161,8 +161,13 @@ class Driver:
         self._notices(peer)
         if peer.timer is not None:
             peer.timer.cancel()
-        self.peers.pop(peer.id, None)
-        self._dirty.pop(peer.id, None)
+        self._forget(peer)
+
+    def _forget(self, peer: Peer) -> None:
+        """Know a peer no more, so that nothing happens to a later one of its id in its name."""
+        for known in (self.peers, self._dirty):
+            if known.get(peer.id) is peer:
+                del known[peer.id]
 
     def _meet(self, info: PeerInfo, version: int) -> Peer:
         peer: Peer
@@ -266,7 +271,7 @@ class Driver:
             and lost_at is not None
             and now - lost_at > self._grace_s + FORGET_S
         ):
-            self.peers.pop(peer.id, None)
+            self._forget(peer)
             return
         self._wake(peer)
 

@@ -50,6 +50,8 @@ class Listeners:
         self._accepting = False
         self._closed = False
         self._warned = False
+        self._retry: asyncio.TimerHandle | None = None
+        """When to accept again after there were no file descriptors."""
         self._sockets: list[tuple[socket.socket, Listener]] = []
         try:
             for listener in listeners:
@@ -88,13 +90,18 @@ class Listeners:
     def drain(self) -> None:
         """Accept whoever is in a backlog, whom the kernel would reset, and close."""
         for sock, listener in self._sockets:
-            self._accept(sock, listener, BACKLOG)
+            try:
+                self._accept(sock, listener, BACKLOG)
+            except OSError as exc:
+                logger.warning("some who waited for {} are not accepted: {}", listener.address, exc.strerror)
         self.close()
 
     def close(self) -> None:
         """Listen no longer."""
         self._pause()
         self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
         for sock, _ in self._sockets:
             sock.close()
         self._sockets.clear()
@@ -125,7 +132,12 @@ class Listeners:
             self._warned = True
             logger.warning("no file descriptor for another client ({}): new ones wait; raise ulimit -n", exc.strerror)
         self._pause()
-        self._loop.call_later(FD_PAUSE_S, self.start)
+        if self._retry is None:
+            self._retry = self._loop.call_later(FD_PAUSE_S, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self.start()
 
 
 def _listen(address: Address, *, reuse_port: bool) -> list[socket.socket]:

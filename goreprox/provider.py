@@ -73,9 +73,13 @@ class Dial:
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
         self._watched = False
+        self._address: Any = None
+        """The present attempt's."""
         self._rest: list[Endpoint] = []
         self._over = False
         self._task: asyncio.Task[None] | None = None
+        self._attempt: asyncio.TimerHandle | None = None
+        """Ends the attempt at one address, so that there is time for the rest."""
         stream.owner = self
         timeout_s = provider.config.dial_timeout_s
         self._timer = self._loop.call_later(timeout_s, self._refuse, f"no answer within {timeout_s:g} s")
@@ -113,20 +117,23 @@ class Dial:
             self._try(endpoints)
 
     def _try(self, endpoints: Sequence[Endpoint]) -> None:
-        (family, address), *self._rest = endpoints
+        (family, self._address), *self._rest = endpoints
         try:
             sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
             if sockets.taken_from_spare(sock.fileno()):
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             sockets.prepare(sock)
-            code = sock.connect_ex(address)
+            code = sock.connect_ex(self._address)
             if code == errno.EINPROGRESS:
-                code = sock.connect_ex(address)  # on the same machine it is done by now
+                code = sock.connect_ex(self._address)  # on the same machine it is done by now
         except OSError as exc:
             code = exc.errno or errno.EIO
         if code in _CONNECTING and self._sock is not None:
             self._watched = True
             self._provider.poller.watch(self._sock.fileno(), WRITE, self._connected)
+            if self._rest:
+                time_s = (self._timer.when() - self._loop.time()) / (len(self._rest) + 1)
+                self._attempt = self._loop.call_later(time_s, self._tried, errno.ETIMEDOUT)
         else:
             self._tried(code)
 
@@ -138,6 +145,7 @@ class Dial:
         sock = self._release()
         if sock is not None and code in _CONNECTED:
             try:
+                self._check_other_end(sock)
                 self._introduce(sock)
             except OSError as exc:
                 code = exc.errno or errno.EIO
@@ -151,6 +159,16 @@ class Dial:
             self._try(self._rest)
         else:
             self._refuse(os.strerror(code))
+
+    def _check_other_end(self, sock: socket.socket) -> None:
+        """See that somebody listened.
+
+        Raises:
+            OSError: nobody did. The port is among those that the kernel gives to whoever connects, and it gave just
+                that one: so TCP joined the socket to itself (RFC 9293, 3.5, figure 7), and no target could listen.
+        """
+        if sock.getsockname() == self._address:
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
     def _introduce(self, sock: socket.socket) -> None:
         """Tell the target who the client is, if it is to know.
@@ -188,6 +206,9 @@ class Dial:
         if sock is not None and self._watched:
             self._provider.poller.forget(sock.fileno())
         self._watched = False
+        if self._attempt is not None:
+            self._attempt.cancel()
+            self._attempt = None
         return sock
 
 

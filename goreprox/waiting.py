@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from goreprox.bridge import Joint
+from goreprox.driver import MAX_TIMER_S
 
 LEAST_S = 0.01
 """Between two looks at the clock."""
@@ -41,7 +42,7 @@ class WaitingRoom:
     def _watch(self) -> None:
         if self._until and self._timer is None:
             delay_s = max(next(iter(self._until.values())) - self._clock(), LEAST_S)
-            self._timer = self._loop.call_later(delay_s, self._expire)
+            self._timer = self._loop.call_later(min(delay_s, MAX_TIMER_S), self._expire)
 
     def _expire(self) -> None:
         self._timer = None

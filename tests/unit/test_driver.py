@@ -129,3 +129,26 @@ def test_streams_end_aloud_when_their_session_is_forgotten_after_a_long_sleep(mo
         assert provider.dropped == provider.opened
 
     asyncio.run(main())
+
+
+def test_a_forgotten_session_does_nothing_to_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept_s = 0.0
+    monkeypatch.setattr(driver, "clock", lambda: time.monotonic() + slept_s)
+    monkeypatch.setattr(driver, "MAX_TIMER_S", 0.01)
+
+    async def main() -> None:
+        nonlocal slept_s
+        edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+        old = edge.meets(provider, 1)  # who does not answer
+        await asyncio.sleep(0)
+        slept_s = 60.0 + driver.FORGET_S + 60.0
+        edge.driver.peer_down(edge, provider.name.id, "expired")
+        edge.driver._tick(old)  # after a stop, timers are due in the same turn as all else
+        await asyncio.sleep(0)
+        peer, back = edge.meets(provider, 2), provider.meets(edge, 2)
+        assert peer is not old
+        await eventually(lambda: peer.session.established and back.session.established)
+        assert old.due == float("inf"), "nothing of it is left to happen"
+        assert edge.driver.peers == {provider.name.id: peer}
+
+    asyncio.run(main())

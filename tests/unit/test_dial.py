@@ -1,0 +1,83 @@
+"""Dials to targets that are not there, or not where their name says first."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goreprox import sockets
+from goreprox.config import Address, ProviderConfig, Target
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.events import Code
+from goreprox.protocol.stream import Stream
+from goreprox.provider import Dial, Endpoint, Provider
+from tests.helpers import HOST, closed_port, eventually
+
+DIAL_TIMEOUT_S = 2.0
+
+
+class Asked(Stream):
+    """A stream, and what became of its dial."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            opener=False, service="web", client="192.0.2.9:1", budget=Budget(total_bytes=1 << 20, max_streams=1)
+        )
+        self.outcome: list[object] = []
+
+    def refuse(self, _: Code, reason: str) -> None:
+        self.outcome.append(reason)
+
+
+async def dial(monkeypatch: pytest.MonkeyPatch, *where: tuple[str, int]) -> list[object]:
+    """Let a provider dial these addresses in turn; return the connected socket's peer, or why there is none."""
+    config = ProviderConfig(
+        name="p",
+        targets=(Target("web", Address("example.org", 80)),),
+        servers=(Address(HOST, 1),),
+        dial_timeout_s=DIAL_TIMEOUT_S,
+        runtime_dir=Path("/"),
+    )
+    provider, asked = Provider(config), Asked()
+    endpoints: list[Endpoint] = [(socket.AF_INET, address) for address in where]
+    monkeypatch.setattr(provider.targets, "known", lambda _: endpoints)
+
+    def connected(_: Stream, sock: socket.socket) -> None:
+        asked.outcome.append(sock.getpeername())
+        sock.close()
+
+    monkeypatch.setattr(provider, "connected", connected)
+    Dial(provider, asked).start()
+    await eventually(lambda: asked.outcome)
+    return asked.outcome
+
+
+def test_a_connection_to_itself_is_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare: Callable[[socket.socket], Any] = sockets.prepare
+
+    def as_the_kernel_may_choose(sock: socket.socket) -> None:
+        prepare(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((HOST, port))
+
+    monkeypatch.setattr(sockets, "prepare", as_the_kernel_may_choose)
+    with closed_port() as port:
+        (reason,) = asyncio.run(dial(monkeypatch, (HOST, port)))
+    assert "refused" in str(reason)
+
+
+def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent, socket.create_server((HOST, 0)) as good:
+        silent.bind((HOST, 0))
+        silent.listen(0)
+        waiting = [socket.socket() for _ in range(4)]  # its backlog is full
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(silent.getsockname())
+        outcome = asyncio.run(dial(monkeypatch, silent.getsockname(), good.getsockname()))
+        assert outcome == [good.getsockname()]
+        for sock in waiting:
+            sock.close()

@@ -473,7 +473,7 @@ def _read_state_dir(command_app: App, commands: tuple[str, ...], arguments: "Arg
     if len(commands) < 2 or (not given and not path.exists()):
         return
     document = _load(path)
-    tables = (document, *(document.get(role) for role in ("server", "broker")))
+    tables = (*(document.get(role) for role in ("server", "broker")), document)  # as a server or broker would look
     found = next((table["state-dir"] for table in tables if isinstance(table, dict) and "state-dir" in table), None)
     if found is not None:
         Dict({commands[0]: {commands[1]: {"state-dir": found}}}, source=str(path))(command_app, commands, arguments)

@@ -55,8 +55,11 @@ def new(
 
     check_name("token", name)
     wanted = None if services is None else parse_services(services)
-    if expires is not None and expires.tzinfo is None:
-        expires = expires.replace(tzinfo=datetime.UTC)
+    if expires is not None:
+        try:
+            expires = (expires if expires.tzinfo else expires.replace(tzinfo=datetime.UTC)).astimezone(datetime.UTC)
+        except OverflowError as exc:
+            raise ConfigError(f"expires: {expires} is beyond the years 1 to 9999 in UTC") from exc
     value, table = tokens.draw(name, wanted, expires)
 
     def added(text: str) -> str:
@@ -104,14 +107,14 @@ def _change(file: Path, change: "Callable[[str], str]") -> Path:
     from goreprox.http import auth
     from goreprox.keys.files import locked, write_secret
 
-    path = file.expanduser()
+    path = file.expanduser().resolve()  # a link stays one, and its file is what servers read
     try:
         with locked(path.parent):
-            text = ""
+            text, like = "", None
             if path.exists():
                 auth.read(path)
-                text = path.read_text(encoding="ascii")
-            write_secret(path, change(text), replace=True)
+                text, like = path.read_text(encoding="ascii"), path.stat()
+            write_secret(path, change(text), replace=True, like=like)
     except UnicodeError as exc:
         raise ConfigError(f"auth-tokens {path}: it has characters beyond ASCII; remove them first") from exc
     except OSError as exc:

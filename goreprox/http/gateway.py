@@ -241,7 +241,7 @@ class Gateway:
         if event.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
             self._switch(event, exchange)
         elif exchange.request.http_version == b"1.1":
-            self._to_client(messages.interim_head(event, requests.end_to_end(event)))
+            self._to_client(messages.interim_head(event, _without_length(requests.end_to_end(event))))
 
     def _begin_answer(self, event: h11.Response, exchange: Exchange) -> None:
         names = {name for name, _ in requests.fields_of(event)}
@@ -249,7 +249,7 @@ class Gateway:
             raise h11.RemoteProtocolError("its length has two readings")
         fields = requests.end_to_end(event)
         if event.status_code == HTTPStatus.NO_CONTENT:
-            fields = [(name, value) for name, value in fields if name.lower() != b"content-length"]
+            fields = _without_length(fields)
         last = self._draining or self._reader.in_body  # whoever answers early may not want the rest
         self._to_client(exchange.answer.head(event.status_code, event.reason, fields, last=last))
 
@@ -356,3 +356,8 @@ class Gateway:
             self._next_request()
         commands, self._commands = self._commands, []
         return commands
+
+
+def _without_length(fields: requests.Fields) -> requests.Fields:
+    """Leave out what 1xx and 204 must not have (RFC 9110, 8.6)."""
+    return [(name, value) for name, value in fields if name.lower() != b"content-length"]

@@ -1,12 +1,14 @@
 """Who is authorised at this moment: the state directory, looked at once a second (brokers.Authority).
 
-Fails shut: a file that is malformed authorises nobody. A directory that cannot be read right now, for want of
-descriptors for instance, changes nothing: else a flood of connections could have everybody reset.
+Fails shut: a file that is malformed or not for us to read authorises nobody. A directory that cannot be read right
+now, for want of descriptors for instance, changes nothing: else a flood of connections could have everybody reset.
 """
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 from loguru import logger
@@ -18,9 +20,11 @@ from goreprox.keys.state import MAX_KEYS, Authorized, ServerKeys, StateDir
 
 LOOK_S: Final = 0.5
 """Between two looks: what the directory says counts within a second."""
+_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
+"""What says nothing of a file; anything else that is wrong with one is its own fault, and no other's."""
 
 Signature = tuple[tuple[str, int, int, int], ...]
-"""Names, inodes, times and sizes of the files."""
+"""Names, inodes, times of change and sizes of the files."""
 
 
 class Watcher:
@@ -111,8 +115,7 @@ class Watcher:
         found: list[tuple[str, int, int, int]] = []
         for path in paths[:MAX_KEYS]:
             with contextlib.suppress(FileNotFoundError):  # removed since
-                status = path.stat()
-                found.append((path.name, status.st_ino, status.st_mtime_ns, status.st_size))
+                found.append((path.name, *_signature(path)))
         return tuple(found)
 
     def _read(self, signature: Signature) -> dict[bytes, Authorized]:
@@ -122,6 +125,11 @@ class Watcher:
             try:
                 key = Authorized.read(path)
             except FileNotFoundError:
+                continue
+            except OSError as exc:
+                if exc.errno in _PASSING:
+                    raise
+                self._complain(f"{path}: {exc.strerror}; nobody is authorised by it")
                 continue
             except (ValueError, GoreproxError) as exc:
                 self._complain(f"{path}: {exc}; nobody is authorised by it")
@@ -133,3 +141,14 @@ class Watcher:
         if text not in self._complained and len(self._complained) < MAX_KEYS:
             self._complained.add(text)
             logger.warning("{}", text)
+
+
+def _signature(path: Path) -> tuple[int, int, int]:
+    """Return what differs once a file has changed, its mode included; zeros for one that will not be looked at."""
+    try:
+        status = path.stat()
+    except OSError as exc:
+        if isinstance(exc, FileNotFoundError) or exc.errno in _PASSING:
+            raise
+        return 0, 0, 0
+    return status.st_ino, status.st_ctime_ns, status.st_size

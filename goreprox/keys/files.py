@@ -67,8 +67,10 @@ def signature(path: Path) -> tuple[int, ...] | None:
     return status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode
 
 
-def write_secret(path: Path, text: str, *, replace: bool = False) -> None:
-    """Write a file (mode 0600) such that it is there whole or not at all, also after a power cut.
+def write_secret(path: Path, text: str, *, replace: bool = False, like: os.stat_result | None = None) -> None:
+    """Write a file such that it is there whole or not at all, also after a power cut.
+
+    It is ours alone (mode 0600), or has the owner and the mode of what it is `like`.
 
     Raises:
         FileExistsError: it is there already, and not to be replaced.
@@ -80,6 +82,9 @@ def write_secret(path: Path, text: str, *, replace: bool = False) -> None:
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(text)
             file.flush()
+            if like is not None:
+                os.fchown(file.fileno(), like.st_uid, like.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(like.st_mode))
             os.fsync(file.fileno())
         if replace:
             temporary.rename(path)

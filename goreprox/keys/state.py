@@ -171,7 +171,9 @@ class StateDir:
             try:
                 return ServerKeys.parse(read_secret(self.server_key))
             except ValueError as exc:
-                raise StartError(f"{self.server_key}: {exc}; restore it, or remove it and all join strings") from exc
+                raise StartError(
+                    f"{self.server_key}: {exc}; restore it, or remove it with all keys and join strings"
+                ) from exc
 
     def all(self) -> list[Authorized]:
         """Return all authorised keys in the order of their names.
@@ -248,7 +250,7 @@ class StateDir:
         with self._explained(), locked(self.directory):
             old = self.server_keys()
             new = ServerKeys(old.following, KeyPair.generate())
-            joins = {path: Join.parse(read_secret(path)) for path in sorted(self.join.glob("*.join"))}
+            joins = {path: _read_join(path) for path in sorted(self.join.glob("*.join"))}
             # The key first: interrupted here, all join strings still work, as they name the key that is present now.
             write_secret(self.server_key, new.text, replace=True)
             for path, join in joins.items():
@@ -272,3 +274,10 @@ class StateDir:
                 f"state directory {self.directory}: {exc.strerror} ({exc.filename}); "
                 "make it writable for this user, or name another with --state-dir"
             ) from exc
+
+
+def _read_join(path: Path) -> Join:
+    try:
+        return Join.parse(read_secret(path))
+    except ConfigError as exc:
+        raise ConfigError(f"{path}: {exc}; or remove it") from exc

@@ -237,6 +237,7 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
         (["keys", "add", "a", "--address", "h:0"], "address h:0: expected a host and a port other than 0"),
         (["keys", "add", "a", "--services", ","], "services: expected at least one name"),
         (["token", "new", "a", "--services", "", "--auth-tokens", "t"], "services: expected at least one name"),
+        (["token", "new", "a", "--expires", "9999-12-31T23:59:59-12:00", "--auth-tokens", "t"], "expires: 9999-12-31"),
         (["keys", "revoke", "a"], "no server.key is there, so no server uses it"),
         (["keys", "rotate"], "no server.key is there, so no server uses it"),
         (["keys", "list"], "no server.key is there, so no server uses it"),
@@ -432,7 +433,10 @@ def test_keys_work_on_the_directory_of_the_server_and_heed_no_other_variable(
 ) -> None:
     joined(tmp_path)
     capsys.readouterr()
-    for content in ('state-dir = "file"', '[server]\nstate-dir = "file"', '[broker]\nstate-dir = "file"'):
+    for content in (
+        *('state-dir = "file"', '[server]\nstate-dir = "file"', '[broker]\nstate-dir = "file"'),
+        'state-dir = "flag"\n[server]\nstate-dir = "file"',
+    ):
         (tmp_path / "goreprox.toml").write_text(content)
         assert cli.main(["keys", "add", "other", "--state-dir", "flag"]) == 0
         assert cli.main(["keys", "add", "third"]) == 0
@@ -533,6 +537,16 @@ def test_a_new_token_is_printed_once_and_its_hash_is_kept(tmp_path: Path, capsys
     assert "token bob: there is one already" in capsys.readouterr().err
     assert cli.main(["token", "new", "a", "--auth-tokens", str(tmp_path / "none" / "t")]) == 1
     assert path.read_text() == text
+
+
+def test_a_file_of_tokens_keeps_its_links_and_its_mode(tmp_path: Path) -> None:
+    path, link = tmp_path / "tokens.toml", tmp_path / "link"
+    link.symlink_to(path)
+    for command in ("new", "revoke"):
+        assert cli.main(["token", command, "alice", "--auth-tokens", str(link)]) == 0
+        assert link.is_symlink() and path.is_file()
+        assert path.stat().st_mode & 0o777 == (0o600 if command == "new" else 0o640)
+        path.chmod(0o640)
 
 
 def test_tokens_are_listed_without_hashes_and_revoked_one_by_one(

@@ -209,7 +209,7 @@ def test_a_rotation_puts_the_next_key_in_place_and_renews_the_join_strings_that_
 def test_a_join_string_that_is_damaged_stops_a_rotation_before_it_begins(state: StateDir) -> None:
     write_secret(state.add(Role.PROVIDER, "here", None, HERE), "goreprox://", replace=True)
     before = state.server_keys()
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"here\.join: "):
         state.rotate()
     assert state.server_keys() == before
 
@@ -299,6 +299,27 @@ def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state: Stat
         task.cancel()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("odd", ["directory", "loop"])
+def test_what_is_no_file_to_read_authorises_nobody_and_keeps_no_revocation_from_counting(
+    state: StateDir, odd: str, lines: list[str]
+) -> None:
+    for name in ("laptop", "good"):
+        state.add(Role.PROVIDER, name, None, HERE)
+    keys = {name: state.key(name).public for name in ("laptop", "good")}
+    watcher = Watcher(state)
+    path = state.authorized / "odd.toml"
+    if odd == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(path)
+    state.revoke("laptop")
+    assert watcher.look() and watcher.grant(keys["laptop"]) is None
+    assert not watcher.look()
+    for one in (watcher, Watcher(state)):
+        assert one.grant(keys["good"]) == Grant(Role.PROVIDER, "good")
+    assert any("odd.toml: " in line and "nobody is authorised by it" in line for line in lines)
 
 
 def test_a_directory_that_is_gone_authorises_nobody_one_that_cannot_be_read_keeps_everybody(

@@ -355,7 +355,7 @@ def status(
     from goreprox.report import show, show_json
     from goreprox.status import ask_all
 
-    answers = ask_all(runtime_dir or default_runtime_dir(), role=role, name=name)
+    answers = ask_all(runtime_dir.expanduser() if runtime_dir else default_runtime_dir(), role=role, name=name)
     (show_json if json else show)(answers.documents)
     if answers.problems:
         raise StatusError("; ".join(answers.problems))

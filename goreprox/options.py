@@ -53,7 +53,7 @@ class RoleOptions(ProcessOptions):
 
     def role(self) -> dict[str, Any]:
         """Give the arguments that `ProcessConfig` takes."""
-        given = {"name": self.name, "runtime_dir": self.runtime_dir}
+        given = {"name": self.name, "runtime_dir": _expanded(self.runtime_dir)}
         return {key: value for key, value in given.items() if value is not None} | {"link_timeout_s": self.link_timeout}
 
 

@@ -185,6 +185,12 @@ def test_100_continue_comes_from_the_target() -> None:
     assert talk.gateway.idle
 
 
+def test_an_interim_answer_has_no_length() -> None:
+    talk = Talk().client(GET).target(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\nContent-Length: 5\r\n\r\n")
+    assert b"Link: x" in talk.seen.to_client
+    assert b"Content-Length" not in talk.seen.to_client
+
+
 def test_an_answer_before_the_end_of_the_request_is_the_last() -> None:
     talk = Talk().client(POST[:-1]).target(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
     assert talk.statuses == [413]

@@ -148,7 +148,8 @@ class Driver:
         predecessor = info.attributes.get("predecessor")
         peer = self.peers.get(info.name.role.value + predecessor) if isinstance(predecessor, bytes) else None
         if peer is not None and peer.info.name.name == info.name.name:
-            logger.warning("{} was restarted: the streams of its predecessor are reset", info.name.name)
+            if peer.session.streams:
+                logger.warning("{} was restarted: the streams of its predecessor are reset", info.name.name)
             self._drop(peer, "the process that owned the connection died")
 
     def _drop(self, peer: Peer, reason: str) -> None:

@@ -1,14 +1,14 @@
 """Proof of death: a locked file by which a process learns that the one before it is gone.
 
 Every process locks (`flock`) a file and writes its incarnation into it. The kernel drops the lock when the
-process ends, however it ends; a process that exits cleanly empties the file. So whoever finds the lock free
-and an incarnation inside knows for certain that this one is dead, and may say so: its streams need not wait
-for the grace. A lock that is held proves nothing.
+process ends, however it ends. So whoever finds the lock free and an incarnation inside knows for certain that
+this one is dead, and may say so: its streams need not wait for the grace. A lock that is held proves nothing.
+That holds after a clean end, too, whose goodbye may have reached nobody.
 
     lock    content        what it means
     held    anything       alive (or a child of it is): try the next slot
-    free    incarnation    dead without a goodbye: the predecessor
-    free    empty          never used, or ended cleanly
+    free    incarnation    dead: the predecessor
+    free    empty          never used
     free    anything else  not ours to interpret: as empty
 
 There is one file for each role, name and slot; several live processes of one name hold slots 0, 1, 2 and so
@@ -43,7 +43,7 @@ class Instance:
         self.name: Final = name
         self.incarnation: Final = incarnation
         self.predecessor: Final = predecessor
-        """The incarnation of the process that held this slot before and died, if one did."""
+        """The incarnation of the process that held this slot before, if one did."""
 
     @classmethod
     def acquire(cls, runtime_dir: Path, role: str, name: str, incarnation: bytes) -> Self:
@@ -71,13 +71,10 @@ class Instance:
         raise StartError(f"name {name}: {MAX_SLOTS} processes of that name run here already; choose another name")
 
     def release(self) -> None:
-        """Say that this process ends cleanly: empty the file and drop the lock. Again: no effect."""
+        """Drop the lock, as the end of the process does. Again: no effect."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
-            try:
-                os.ftruncate(fd, 0)
-            finally:
-                os.close(fd)
+            os.close(fd)
 
 
 def default_runtime_dir() -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -174,6 +175,32 @@ def test_an_outage_beyond_the_grace_ends_in_resets_on_both_sides(tmp_path: Path)
                 await asyncio.wait_for(reader.read(), 1 + RESET_WITHIN_S)
             assert await asyncio.wait_for(target_saw, 1 + RESET_WITHIN_S) == "reset"
             writer.close()
+
+    run(main(), deadline_s=100)
+
+
+@pytest.mark.parametrize("unheard", ["a second signal", "no link"])
+def test_a_successor_ends_the_streams_of_a_process_whose_goodbye_was_not_heard(tmp_path: Path, unheard: str) -> None:
+    async def main() -> None:
+        grace = ("--grace", "3600")
+        async with tunnel(tmp_path, echo, server=grace, provider=(*grace, "--drain", "1")) as made:
+            reader, writer = await made.connect()
+            writer.write(b"1")
+            assert await reader.readexactly(1) == b"1"
+            ends = made.provider
+            if unheard == "no link":
+                made.relay.refusing = True
+                made.relay.cut()
+                await eventually(lambda: ends.said("lost the server"), "it has nobody to tell")
+            ends.signal(signal.SIGTERM)
+            if unheard == "a second signal":
+                await eventually(lambda: ends.said("shutting down"), "drain begins")
+                ends.signal(signal.SIGTERM)
+            assert await ends.wait() == 0
+            made.relay.resume()
+            await made.provide(*grace)
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), DEADLINE_S)
 
     run(main(), deadline_s=100)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import functools
 import os
 import socket
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class Targets:
         """Know the address of each service."""
         self.targets = targets
         self._found: dict[str, tuple[float, list[Endpoint]]] = {}
+        self._lookups: dict[str, asyncio.Task[list[Endpoint]]] = {}
 
     def known(self, service: str) -> list[Endpoint] | None:
         """Return the endpoints of a service, or None if they are to be resolved first."""
@@ -51,11 +53,24 @@ class Targets:
         return endpoints if endpoints and clock() - at < RESOLVED_FOR_S else None
 
     async def resolve(self, service: str) -> list[Endpoint]:
-        """Look the target's name up.
+        """Look the target's name up: once for all who ask, as a name that is not answered keeps a thread from others.
 
         Raises:
             OSError: it has no address.
         """
+        lookup = self._lookups.get(service)
+        if lookup is None:
+            lookup = asyncio.get_running_loop().create_task(self._look_up(service), name=f"look up {service}")
+            lookup.add_done_callback(functools.partial(self._looked_up, service))
+            self._lookups[service] = lookup
+        return await asyncio.shield(lookup)
+
+    def _looked_up(self, service: str, lookup: "asyncio.Task[list[Endpoint]]") -> None:
+        del self._lookups[service]
+        if not lookup.cancelled():
+            lookup.exception()  # whoever asked may be gone
+
+    async def _look_up(self, service: str) -> list[Endpoint]:
         address = self.targets[service]
         found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         endpoints: list[Endpoint] = [(info[0], info[4]) for info in found]

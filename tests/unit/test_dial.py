@@ -13,7 +13,7 @@ from goreprox.config import Address, ProviderConfig, Target
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
-from goreprox.provider import Dial, Endpoint, Provider
+from goreprox.provider import Dial, Endpoint, Provider, Targets
 from tests.helpers import HOST, closed_port, eventually
 
 DIAL_TIMEOUT_S = 2.0
@@ -81,3 +81,30 @@ def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPat
         assert outcome == [good.getsockname()]
         for sock in waiting:
             sock.close()
+
+
+def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        answered, lookups = asyncio.Event(), 0
+
+        async def slow(_: str, port: int, **__: object) -> list[tuple[object, ...]]:
+            nonlocal lookups
+            lookups += 1
+            await answered.wait()
+            if lookups == 1:
+                raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (HOST, port))]
+
+        monkeypatch.setattr(loop, "getaddrinfo", slow)
+        targets = Targets({"web": Address("example.org", 80)})
+        asking = [loop.create_task(targets.resolve("web")) for _ in range(8)]
+        await eventually(lambda: lookups)
+        asking.pop().cancel()
+        answered.set()
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [socket.gaierror] * 7
+        assert lookups == 1
+        assert await targets.resolve("web") == targets.known("web") == [(socket.AF_INET, (HOST, 80))]
+
+    asyncio.run(main())

@@ -83,6 +83,7 @@ class Bridge:
         "_active_at",
         "_bridges",
         "_ended",
+        "_failure",
         "_fd",
         "_on_end",
         "_read_done",
@@ -104,6 +105,8 @@ class Bridge:
         self._watched = 0
         """For what the socket is polled: READ as long as the stream has room, WRITE while the socket has none."""
         self._read_done = self._write_done = self._ended = False
+        self._failure: str | None = None
+        """Why the socket is of no more use, as long as bytes that came before it are still to be passed on."""
         self._reset_by = 0.0
         self._active_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -119,8 +122,10 @@ class Bridge:
     def notice(self, kind: Kind) -> None:
         """Do what the session says of our stream."""
         if kind is READABLE:
-            if self._fd >= 0 and not self._watched & WRITE:
+            if self._fd >= 0 and not self._watched & WRITE and self._failure is None:
                 self._write()
+        elif self._failure is not None and self.open and kind is not Kind.ABORTED:
+            self._pass_on_rest()
         elif kind is WRITABLE:
             if not self._watched & READ:
                 self._read()
@@ -147,12 +152,13 @@ class Bridge:
     def failed(self, reason: str) -> None:
         """Take note that the socket was reset by its peer, after what it has said."""
         if self.open:
-            self._read_rest()
-            self._close()
-            if self.stream.state is State.CLOSED:
-                return
-            self.stream.reset(reason, now=self._bridges.clock())
-        self._end_if_over()
+            self._failure = reason
+            self._watch(0)
+            self._bridges.unwatch(self._fd)
+            self._reset_by = self._bridges.clock() + RESET_LINGER_S
+            self._pass_on_rest()
+        else:
+            self._end_if_over()
 
     # Socket to stream.
 
@@ -209,17 +215,34 @@ class Bridge:
             self.stream.write_eof()
             self._half_closed()
 
-    def _read_rest(self) -> None:
-        """Pass on what came before a reset, as far as the stream has room: who sends hears of the reset first."""
-        view = self._bridges.view
-        while not self._read_done and (room := self.stream.room) > 0:
+    def _pass_on_rest(self) -> None:
+        """Pass on what came before a reset, then the reset. It waits for room for `RESET_LINGER_S` after the last."""
+        now = self._bridges.clock()
+        if not self._read_rest() and now < self._reset_by:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._bridges.loop.call_later(self._reset_by - now, self._pass_on_rest)
+            return
+        self._close()
+        if self.stream.state is not State.CLOSED:
+            self.stream.reset(str(self._failure), now=now)
+        self._end_if_over()
+
+    def _read_rest(self) -> bool:
+        """Read as far as the stream has room, and return whether that was all: who sends hears of a reset first."""
+        view, stream = self._bridges.view, self.stream
+        while not self._read_done and stream.state in (State.OPENING, State.OPEN):
+            if (room := stream.room) <= 0:
+                return False
             try:
                 count = self._sock.recv_into(view, min(room, READ_BYTES))
             except OSError:
-                return
+                return True
             if not count:  # the error was told already, so this is no end of file
-                return
-            self.stream.write(bytes(view[:count]))
+                return True
+            stream.write(bytes(view[:count]))
+            self._reset_by = self._bridges.clock() + RESET_LINGER_S
+        return True
 
     # Stream to socket.
 

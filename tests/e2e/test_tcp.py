@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from goreprox.sockets import unsent_bytes
 from tests.e2e.harness import (
     DEADLINE_S,
     Tunnel,
@@ -96,6 +97,35 @@ def test_reset_of_the_client_arrives_as_a_reset_after_its_bytes(tmp_path: Path) 
             await writer.drain()
             reset_now(writer)
             assert await asyncio.wait_for(outcome, DEADLINE_S) in (b"last words", b"")
+
+    run(main())
+
+
+def test_bytes_before_a_reset_arrive_though_the_window_was_full(tmp_path: Path) -> None:
+    blocks = 8  # of 64 KiB, more than a window is at first
+
+    async def main() -> None:
+        outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def handler(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            count = 0
+            try:
+                while more := await reader.read(1 << 20):
+                    count += len(more)
+                outcome.set_result(-1)
+            except ConnectionResetError:
+                outcome.set_result(count)
+
+        async with tunnel(tmp_path, handler) as made:
+            made.relay.delay_s = 0.1
+            _, writer = await made.connect()
+            await send_blocks(writer, blocks)
+            sock = writer.get_extra_info("socket")
+            await eventually(
+                lambda: not writer.transport.get_write_buffer_size() and not unsent_bytes(sock), "the kernel has it"
+            )
+            reset_now(writer)
+            assert await asyncio.wait_for(outcome, DEADLINE_S) == blocks << 16
 
     run(main())
 

@@ -351,7 +351,7 @@ class Gateway:
         self._commands.append(Finish())
 
     def _take(self) -> Commands:
-        while self._follows:  # refused requests end at once; were each begun by the one before, Python's stack would
+        while self._follows:  # not by recursion: a client may send hundreds that are refused at once
             self._follows = False
             self._next_request()
         commands, self._commands = self._commands, []

@@ -267,7 +267,8 @@ class Link:
                 f"no server answers at {self.label}; is it running, and does a firewall let this through? trying on"
             )
         self._tried = [*self._tried, untried[0]] if untried is not endpoints else [untried[0]]
-        if self.state is State.DOWN and untried[0] != self._endpoint:
+        # The same one again, too: after some errors libzmq reconnects no more (protocol_error in its session_base.cpp).
+        if self.state is State.DOWN and (untried[0] != self._endpoint or self._again is None):
             self._hang_up()
             self._endpoint = untried[0]
             self._dial()

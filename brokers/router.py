@@ -183,7 +183,11 @@ class Router:
         return self._ports[role.value].number
 
     def _open(self, role: Role, host: str | None, port: int) -> _Port:
-        socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        where = f"[{host}]" if host is not None and ":" in host else host or "*"
+        try:
+            socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        except zmq.ZMQError as exc:  # no descriptors
+            raise BindError(exc.errno, f"cannot listen on {where}:{port}: {exc.strerror}") from exc
         secure = self._security is not None
         link_ms = int(self._timings.link_timeout_s * 1000)
         options: dict[int, int] = {
@@ -206,13 +210,14 @@ class Router:
         if self._security is not None:
             secure_broker(socket, self._security.keys, role)
             socket.bind(back_door)
-        where = f"[{host}]" if host is not None and ":" in host else host or "*"
-        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | sum(HANDSHAKES_FAILED))
+        monitor: zmq.Socket[bytes] | None = None
         try:
+            monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | sum(HANDSHAKES_FAILED))
             socket.bind(f"tcp://{where}:{port or '*'}")
         except zmq.ZMQError as exc:
-            socket.disable_monitor()
-            monitor.close(linger=0)
+            if monitor is not None:
+                socket.disable_monitor()
+                monitor.close(linger=0)
             socket.close(linger=0)
             raise BindError(exc.errno, f"cannot listen on {where}:{port}: {exc.strerror}") from exc
         channel = Channel(socket, lambda frames: self._from_remote(role, channel.user_id, frames), authenticated=secure)

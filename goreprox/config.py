@@ -49,7 +49,8 @@ MIN_FLOOR_BYTES: Final = 2048
 MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
 MAX_RULES: Final = 256  # networks allowed or denied; each new client is compared with all of them
 MAX_ROUTES: Final = 10_000
-MAX_PEERS: Final = 65_536
+MAX_PEERS: Final = 2048
+"""All of them, told to one that reads slowly, fit into half of what a broker keeps for it: 4,096 messages, 16 MiB."""
 MAX_WORKERS: Final = 64
 MIN_WEIGHT: Final = 0.01
 MAX_WEIGHT: Final = 1000.0

@@ -160,12 +160,12 @@ class Driver:
         peer.epochs.clear()
         peer.session.abandon(reason)
         self._notices(peer)
-        if peer.timer is not None:
-            peer.timer.cancel()
         self._forget(peer)
 
     def _forget(self, peer: Peer) -> None:
         """Know a peer no more, so that nothing happens to a later one of its id in its name."""
+        if peer.timer is not None:
+            peer.timer.cancel()
         for known in (self.peers, self._dirty):
             if known.get(peer.id) is peer:
                 del known[peer.id]
@@ -209,7 +209,10 @@ class Driver:
                 reason,
                 len(peer.session.streams),
             )
-        self._wake(peer)
+        if peer.epochs or peer.session.counters.opened:
+            self._wake(peer)
+        else:
+            self._forget(peer)  # no stream could miss it: whoever comes and goes takes no memory
         self._application.peers_changed()
 
     def message(self, carrier: Carrier, peer_id: bytes, frames: list[Buffer]) -> None:

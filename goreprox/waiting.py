@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Callable
 
 from goreprox.bridge import Joint
-from goreprox.driver import MAX_TIMER_S
 
-LEAST_S = 0.01
-"""Between two looks at the clock."""
+LEAST_S, MOST_S = 0.01, 5.0
+"""Between two looks at the clock: timers of the loop do not count suspend."""
 
 
 class WaitingRoom:
@@ -42,7 +41,7 @@ class WaitingRoom:
     def _watch(self) -> None:
         if self._until and self._timer is None:
             delay_s = max(next(iter(self._until.values())) - self._clock(), LEAST_S)
-            self._timer = self._loop.call_later(min(delay_s, MAX_TIMER_S), self._expire)
+            self._timer = self._loop.call_later(min(delay_s, MOST_S), self._expire)
 
     def _expire(self) -> None:
         self._timer = None

@@ -99,7 +99,10 @@ class Authorized:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ValueError(f"longer than {MAX_BYTES} bytes")
-        document = tomllib.loads(content.decode("ascii"))
+        try:
+            document = tomllib.loads(content.decode("ascii"))
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         unknown = document.keys() - {"key", "role", "name", "services", "created"}
         if unknown:
             raise ValueError(f"{min(unknown)} is none of key, role, name, services, created")
@@ -107,7 +110,7 @@ class Authorized:
         services, created = document.get("services"), document.get("created", "")
         if not isinstance(key, str) or not key.isascii() or not is_key(key.encode()):
             raise ValueError("key is missing or not a public key")
-        if role not in {role.name.lower() for role in Role}:
+        if not isinstance(role, str) or role not in {role.name.lower() for role in Role}:
             raise ValueError("role is neither edge nor provider")
         if name != path.stem:
             raise ValueError(f"name is not {path.stem}, as the file's name says")
@@ -119,7 +122,7 @@ class Authorized:
                 check_name("service", str(service))
         return cls(
             key.encode(),
-            Role[str(role).upper()],
+            Role[role.upper()],
             path.stem,
             None if services is None else tuple(services),
             str(created),

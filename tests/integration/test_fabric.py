@@ -106,6 +106,11 @@ class Relay:
             writer.transport.abort()
         self._writers.clear()
 
+    def inject(self, data: bytes) -> None:
+        """Say something to both ends of all connections that nobody said."""
+        for writer in self._writers:
+            writer.write(data)
+
     def forget(self) -> None:
         """Let the present connections fall silent for ever, and carry new ones."""
         self.flowing = asyncio.Event()
@@ -787,6 +792,17 @@ def test_a_name_that_no_host_can_have_is_told_like_an_unknown_one(warnings: list
     async def test(it: Fabric) -> None:
         it.link_to("a" * 64 + ".test", 1, name(Role.PROVIDER))
         await eventually(lambda: any("a" * 64 in line for line in warnings))
+
+    run(test)
+
+
+def test_a_link_comes_back_after_garbage_on_its_connection() -> None:
+    async def test(it: Fabric) -> None:
+        relay = await it.relay(Role.PROVIDER)
+        _, recorder = it.link(name(Role.PROVIDER), port=relay.port)
+        for times in (1, 2):
+            await eventually(lambda: recorder.ups == times)  # noqa: B023
+            relay.inject(b"\x07garbage" * 9)
 
     run(test)
 

@@ -152,3 +152,15 @@ def test_a_forgotten_session_does_nothing_to_its_successor(monkeypatch: pytest.M
         assert edge.driver.peers == {provider.name.id: peer}
 
     asyncio.run(main())
+
+
+def test_who_comes_and_goes_without_a_stream_is_forgotten() -> None:
+    async def main() -> None:
+        provider = Wire(Role.PROVIDER)
+        for epoch in range(1, 4):
+            edge = Wire(Role.EDGE)
+            provider.meets(edge, epoch)
+            provider.driver.peer_down(provider, edge.name.id, "left")
+        assert not provider.driver.peers
+
+    asyncio.run(main())

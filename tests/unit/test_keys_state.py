@@ -234,8 +234,10 @@ KEY = KeyPair.generate().public.decode()
         f'key = "{KEY}"\nrole = "provider"\nname = "bad"\nservices = ["a b"]',
         f'key = "{KEY}"\nrole = "provider"\nname = "bad"\nservice = ["web"]',
         "#" * (MAX_BYTES + 1),
+        f'key = "{KEY}"\nrole = ["provider"]\nname = "bad"',
+        "key = " + "[" * 30_000,
     ],
-    ids=range(11),  # a key is another one in each worker
+    ids=range(13),  # a key is another one in each worker
 )
 def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: StateDir, text: str, lines: list[str]) -> None:
     state.add(Role.PROVIDER, "good", None, HERE)

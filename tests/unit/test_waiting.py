@@ -13,7 +13,7 @@ from tests.helpers import eventually
 
 
 def test_nobody_outwaits_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MAX_TIMER_S", 0.01)
+    monkeypatch.setattr(waiting, "MOST_S", 0.01)
     slept_s = 0.0
     gone: list[Joint] = []
 

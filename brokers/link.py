@@ -97,6 +97,7 @@ class Inbox:
         message = parse_control(frames)
         match message:
             case Welcome():
+                self.down("the roster begins anew")
                 self.up = True
                 self._receiver.carrier_up(self._carrier)
             case Up(role, name, incarnation, epoch, attributes) if self.up:
@@ -164,7 +165,7 @@ class Link:
         self._waits_until = 0.0
         """Until then a handshake may go on: on a slow link it takes its time."""
         self._again: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._socket = self._make_socket()
         self._monitor = Channel(
             self._socket.get_monitor_socket(sum(_EVENTS)),
@@ -198,7 +199,8 @@ class Link:
 
     def start(self) -> None:
         """Begin to connect, and go on for ever."""
-        self._task = self._loop.create_task(self._keep(), name=f"link {self.label}")
+        work = (self._find(), self._keep())
+        self._tasks = [self._loop.create_task(each, name=f"link {self.label}") for each in work]
 
     def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
         """Send without blocking; False if there is no broker or its pipe is full."""
@@ -214,8 +216,8 @@ class Link:
         """Leave; what is queued has `linger_s` seconds to go out."""
         if self._context.closed:
             return
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._again is not None:
             self._again.cancel()
         if self.state is State.UP:
@@ -233,15 +235,21 @@ class Link:
             return False
         return True
 
-    async def _keep(self) -> None:
-        """Resolve, renew, greet again: whatever time alone brings about."""
+    async def _find(self) -> None:
+        """Resolve, as long as nobody answers: on its own, as a name server may be away longer than the server."""
         while True:
             now = self._loop.time()
             silent = now - self._down_at >= RESOLVE_AFTER_S and now >= self._waits_until
             if self.state is State.DOWN and (self._endpoint is None or silent):
                 await self._connect()
                 self._down_at = self._loop.time()
-            elif self.state is State.UP and now - self._heard_at > self._timings.link_timeout_s:
+            await asyncio.sleep(min(GREET_S, self._timings.renew_s) * random.uniform(0.8, 1.0))
+
+    async def _keep(self) -> None:
+        """Renew, greet again: whatever else time alone brings about."""
+        while True:
+            now = self._loop.time()
+            if self.state is State.UP and now - self._heard_at > self._timings.link_timeout_s:
                 self._lose("the broker is silent")
                 self._greet()
             elif self.state is State.UP:

@@ -33,6 +33,8 @@ from brokers.presence import Presence
 
 Output = tuple[Hashable, list[Buffer]]
 """Key of the receiver, frames."""
+NO_HELLO = 0
+"""In place of the attempt that a Welcome answers."""
 Objection = Callable[[Hashable, Mapping[str, object]], str | None]
 """Says why the peer with this key may not have these attributes, or None if it may."""
 
@@ -166,14 +168,19 @@ class Switch:
     def overflow(self, key: Hashable, now: float) -> list[Output]:
         """Messages to a peer were dropped: begin a new life of it, so that its correspondents resume.
 
-        News of others may have been among them: it gets the roster anew.
+        News of others may have been among them, of some who left, too: a Welcome, which answers no Hello, ends what it
+        knows, and it gets the roster anew.
         """
         peer = self._peers.get(key)
         if peer is None:
             return []
-        self._peers[key] = replace(peer, epoch=self._presence.enter(key, now))
-        down = self._tell(peer.name, Down(peer.name.id, peer.epoch, "overflow"))
-        return [*down, *self._tell(peer.name, _up(self._peers[key])), *self._roster(key, peer.name)]
+        again = self._peers[key] = replace(peer, epoch=self._presence.enter(key, now))
+        others = [
+            *self._tell(peer.name, Down(peer.name.id, peer.epoch, "overflow")),
+            *self._tell(peer.name, _up(again)),
+        ]
+        welcome = (key, control(Welcome(FABRIC_VERSION, NO_HELLO, again.epoch)))
+        return [*others, welcome, *self._roster(key, peer.name)]
 
     def tick(self, now: float) -> list[Output]:
         """Drop the peers whose leases have expired."""

@@ -23,6 +23,8 @@ MAX_TIMER_S = 5.0
 """Timers of the loop do not count suspend: look at the clock at least so often."""
 FORGET_S = 120.0
 """An empty session is kept so long after its grace: a peer that returns finds its ids remembered."""
+MAX_ABSENT = 1024
+"""So many peers without a path and streams are kept meanwhile: 12 KiB each, most of it what they said of themselves."""
 OPENED, ACCEPTED, REFUSED, READABLE = Kind.OPENED, Kind.ACCEPTED, Kind.REFUSED, Kind.READABLE
 """Looked up once: an attribute of an enumeration costs ten times as much as a global."""
 
@@ -97,6 +99,8 @@ class Driver:
         self._grace_s = grace_s
         self._loop = asyncio.get_running_loop()
         self._dirty: dict[bytes, Peer] = {}
+        self._absent: dict[bytes, Peer] = {}
+        """Those that left without a stream, the longest away first."""
         self._batching = False
         self._draining = False
         self._mismatched: set[bytes] = set()
@@ -124,6 +128,7 @@ class Driver:
         if peer is None:
             peer = self.peers[info.name.id] = self._meet(info, version)
         peer.info = info
+        self._absent.pop(peer.id, None)
         if peer.epochs.get(carrier) == info.epoch:
             self._application.peers_changed()
             return
@@ -166,7 +171,7 @@ class Driver:
         """Know a peer no more, so that nothing happens to a later one of its id in its name."""
         if peer.timer is not None:
             peer.timer.cancel()
-        for known in (self.peers, self._dirty):
+        for known in (self.peers, self._dirty, self._absent):
             if known.get(peer.id) is peer:
                 del known[peer.id]
 
@@ -209,10 +214,11 @@ class Driver:
                 reason,
                 len(peer.session.streams),
             )
-        if peer.epochs or peer.session.counters.opened:
-            self._wake(peer)
-        else:
-            self._forget(peer)  # no stream could miss it: whoever comes and goes takes no memory
+        self._wake(peer)
+        if not peer.epochs and not peer.session.streams:
+            self._absent[peer_id] = peer
+            if len(self._absent) > MAX_ABSENT:
+                self._forget(next(iter(self._absent.values())))
         self._application.peers_changed()
 
     def message(self, carrier: Carrier, peer_id: bytes, frames: list[Buffer]) -> None:

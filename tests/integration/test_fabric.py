@@ -532,6 +532,31 @@ def test_a_name_that_hangs_while_it_is_resolved_holds_up_nobody_else(monkeypatch
     run(test)
 
 
+def test_a_link_that_is_back_is_kept_though_a_name_server_is_still_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(it: Fabric) -> None:
+        relay = await it.relay(Role.PROVIDER)
+        _, recorder = it.link(name(Role.PROVIDER), port=relay.port)
+        await eventually(lambda: recorder.ups == 1)
+        asked = asyncio.Event()
+
+        async def away(*_: object, **__: object) -> object:
+            asked.set()
+            return await asyncio.Event().wait()
+
+        relay.refuse()
+        relay.cut()
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", away)
+        await asyncio.wait_for(asked.wait(), 30.0)
+        monkeypatch.undo()
+        await relay.open()
+        await eventually(lambda: recorder.ups == 2)
+        downs = list(recorder.downs)
+        await asyncio.sleep(3 * FAST.lease_s)  # a lease that nobody renews is over by then
+        assert recorder.downs == downs and it.router.peers
+
+    run(test)
+
+
 def test_an_address_that_does_not_answer_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(it: Fabric) -> None:
         loop = asyncio.get_running_loop()

@@ -154,13 +154,22 @@ def test_a_forgotten_session_does_nothing_to_its_successor(monkeypatch: pytest.M
     asyncio.run(main())
 
 
-def test_who_comes_and_goes_without_a_stream_is_forgotten() -> None:
+def test_of_those_who_come_and_go_without_a_stream_the_last_ones_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driver, "MAX_ABSENT", 2)
+
     async def main() -> None:
         provider = Wire(Role.PROVIDER)
-        for epoch in range(1, 4):
-            edge = Wire(Role.EDGE)
-            provider.meets(edge, epoch)
+        edges = [Wire(Role.EDGE) for _ in range(4)]
+        for edge in edges:
+            provider.meets(edge, 1)
             provider.driver.peer_down(provider, edge.name.id, "left")
-        assert not provider.driver.peers
+        assert list(provider.driver.peers) == [edge.name.id for edge in edges[2:]]
+        back = provider.meets(edges[2], 2)
+        provider.meets(edges[0], 3)
+        provider.driver.peer_down(provider, edges[0].name.id, "left")
+        assert list(provider.driver.peers) == [edge.name.id for edge in (edges[2], edges[3], edges[0])]
+        assert provider.driver.peers[edges[2].name.id] is back
 
     asyncio.run(main())

@@ -1,12 +1,14 @@
 """The switch, message by message: who hears what of whom."""
 
 from collections.abc import Hashable, Mapping
+from typing import Any, cast
 
 import pytest
 
 from brokers import BadMessage, Buffer, PeerInfo, PeerName, Role
 from brokers.envelope import (
     CONTROL,
+    FABRIC_VERSION,
     MAX_FRAMES,
     Announce,
     Control,
@@ -21,7 +23,8 @@ from brokers.envelope import (
     control,
     parse_control,
 )
-from brokers.switch import Output, Switch
+from brokers.link import Inbox
+from brokers.switch import NO_HELLO, Output, Switch
 
 LEASE_S = 6.0
 
@@ -255,7 +258,28 @@ def test_the_peer_whose_outbox_overflowed_gets_the_roster_anew() -> None:
     broker.hello("e1")
     broker.hello("p1")
     told = [message for key, message in controls(broker.switch.overflow("p1", 0.0)) if key == "p1"]
-    assert up("e1", 1) in told
+    assert told == [Welcome(FABRIC_VERSION, NO_HELLO, 3), up("e1", 1)]
+
+
+def test_a_welcome_that_answers_no_hello_ends_what_was_known() -> None:
+    told: list[str] = []
+
+    class Listening:
+        """Notes what it is told."""
+
+        label = "test"
+
+        def carrier_up(self, _: object) -> None:
+            told.append("up")
+
+        def carrier_down(self, _: object, reason: str) -> None:
+            told.append(reason)
+
+    listening = cast("Any", Listening())
+    inbox = Inbox(listening, listening)
+    for _ in range(2):
+        inbox.receive(control(Welcome(FABRIC_VERSION, NO_HELLO, 1)))
+    assert told == ["up", "the roster begins anew", "up"]
 
 
 def test_a_broker_that_slept_does_not_expire_who_could_not_be_heard() -> None:

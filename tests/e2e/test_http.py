@@ -432,7 +432,7 @@ async def reads_little(port: int, buffer: int) -> socket.socket:
 
 
 def test_an_answer_goes_on_while_its_request_does(tmp_path: Path) -> None:
-    size = 6 << 20
+    size = 8 << 20
 
     async def answer_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await head_of(reader)
@@ -453,12 +453,16 @@ def test_an_answer_goes_on_while_its_request_does(tmp_path: Path) -> None:
                     while left:
                         left -= (count := min(left, dice.choice((100, 1000, 3000, 20_000))))
                         await loop.sock_sendall(sock, bytes(count))
+                        if dice.random() < 0.2:
+                            await asyncio.sleep(0.001)
 
                 async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
                     tasks.create_task(upload(), name="upload")
                     got = 0
                     while got < size:
-                        got += len(await loop.sock_recv(sock, 10_000))
+                        got += len(await loop.sock_recv(sock, dice.choice((2000, 10_000, 60_000))))
+                        if dice.random() < 0.1:
+                            await asyncio.sleep(0.01)  # a client that reads a little slower than the target writes
 
     run(main())
 

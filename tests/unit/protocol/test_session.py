@@ -45,6 +45,7 @@ from goreprox.protocol.limits import (
     STREAM_ACK_DELAY_S,
     WINDOW_INITIAL,
 )
+from goreprox.protocol.path import Path
 from goreprox.protocol.session import GONE, Kind, Notice, Session
 from goreprox.protocol.stream import State, Stream
 
@@ -1015,6 +1016,18 @@ def bound(peer: Peer, bound_bytes: int) -> None:
     path = peer.session._path
     assert path is not None
     path.bound = bound_bytes
+
+
+@pytest.mark.parametrize("bound_bytes", [IN_FLIGHT_MIN, IN_FLIGHT_MIN + QUANTUM_MIN, MIB])
+def test_what_fills_a_path_is_acknowledged_without_delay(bound_bytes: int) -> None:
+    peer, stream = opened()
+    bound(peer, bound_bytes)
+    stream.write(bytes(2 * MIB))
+    receiver = Path("a", peer.epoch, now=0.0)
+    for seq, (_, frames) in enumerate(peer.session.flush(0.0)):
+        receiver.receive(seq, sum(map(len, frames)), 0.0)
+    assert stream.send.pending
+    assert receiver.ack_due(0.0)
 
 
 def test_bytes_in_flight_are_bounded() -> None:

@@ -18,10 +18,9 @@ from collections.abc import Mapping, Sequence
 
 import zmq
 from loguru import logger
-from zmq.utils.monitor import parse_monitor_message
 
 from brokers.carrier import Buffer, Carrier, Receiver, Timings
-from brokers.channel import Channel
+from brokers.channel import Channel, Monitor
 from brokers.envelope import (
     CONTROL,
     FABRIC_VERSION,
@@ -151,7 +150,7 @@ class Link:
         self._inbox = Inbox(self, receiver)
         self._context = zmq.Context()
         self._loop = asyncio.get_running_loop()
-        self._heard_at = self._down_at = self._greeted_at = self._loop.time()
+        self._heard_at = self._silent_at = self._greeted_at = self._loop.time()
         self._attempt = secrets.randbelow(2**32)
         self._endpoint: str | None = None
         self._tried: list[str] = []
@@ -167,10 +166,7 @@ class Link:
         self._again: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._socket = self._make_socket()
-        self._monitor = Channel(
-            self._socket.get_monitor_socket(sum(_EVENTS)),
-            self._event,
-        )
+        self._monitor = Monitor(self._socket, sum(_EVENTS), self._event)
         self._channel = Channel(self._socket, self._receive)
 
     def _make_socket(self) -> "zmq.Socket[bytes]":
@@ -223,8 +219,7 @@ class Link:
         if self.state is State.UP:
             self._send(control(Leave()))
         self.state = State.DOWN
-        self._socket.disable_monitor()
-        self._monitor.close(0)
+        self._monitor.close()
         self._channel.close(linger_s)
         await self._loop.run_in_executor(None, self._context.term)
 
@@ -239,10 +234,10 @@ class Link:
         """Resolve, as long as nobody answers: on its own, as a name server may be away longer than the server."""
         while True:
             now = self._loop.time()
-            silent = now - self._down_at >= RESOLVE_AFTER_S and now >= self._waits_until
-            if self.state is State.DOWN and (self._endpoint is None or silent):
+            silent = now - self._silent_at >= RESOLVE_AFTER_S and now >= self._waits_until
+            if self.state is not State.UP and (self._endpoint is None or silent):
                 await self._connect()
-                self._down_at = self._loop.time()
+                self._silent_at = self._loop.time()
             await asyncio.sleep(min(GREET_S, self._timings.renew_s) * random.uniform(0.8, 1.0))
 
     async def _keep(self) -> None:
@@ -276,7 +271,8 @@ class Link:
             )
         self._tried = [*self._tried, untried[0]] if untried is not endpoints else [untried[0]]
         # The same one again, too: after some errors libzmq reconnects no more (protocol_error in its session_base.cpp).
-        if self.state is State.DOWN and (untried[0] != self._endpoint or self._again is None):
+        anew = self.state is State.DOWN and self._again is None
+        if self.state is not State.UP and (untried[0] != self._endpoint or anew):
             self._hang_up()
             self._endpoint = untried[0]
             self._dial()
@@ -289,6 +285,8 @@ class Link:
         self._socket.connect(self._endpoint)
 
     def _hang_up(self) -> None:
+        self.state = State.DOWN
+        self._attempt += 1  # what the one that is left still says counts no more
         if self._again is not None:
             self._again.cancel()
             self._again = None
@@ -330,8 +328,7 @@ class Link:
             self._said.add(text)
             logger.warning("{}", text)
 
-    def _event(self, frames: list[Buffer]) -> None:
-        event = parse_monitor_message([bytes(frame) for frame in frames])["event"]
+    def _event(self, event: int, _: int) -> None:
         if event == zmq.EVENT_CONNECTED:
             self._waits_until = self._loop.time() + self._handshake_s
             return
@@ -340,12 +337,11 @@ class Link:
             self._handshake_failed(event)
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._inbox.down("connected anew")
+            self._silent_at = self._loop.time()
             self._greet()
         else:
             self._lose("the connection was lost")
-            if self.state is not State.DOWN:
-                self.state = State.DOWN
-                self._down_at = self._loop.time()
+            self.state = State.DOWN
 
     def _greet(self) -> None:
         self.state = State.GREETING
@@ -356,6 +352,8 @@ class Link:
     def _lose(self, reason: str) -> None:
         if self.state is State.UP:
             logger.warning("lost the server at {}: {}; connections are kept, reconnecting", self.label, reason)
+        if self.state is not State.DOWN:
+            self._silent_at = self._loop.time()
         self._inbox.down(reason)
 
     def _receive(self, frames: list[Buffer]) -> None:
@@ -395,7 +393,6 @@ class Link:
         self._complain(f"the server at {self.label} refuses: {reason}; trying on")
         if self.state is State.UP:
             self._inbox.down(REVOKED)
-            self.state = State.DOWN
             self._dial_again(REFUSED_MAX_S)
 
 

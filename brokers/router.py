@@ -15,10 +15,9 @@ from dataclasses import dataclass, field, replace
 
 import zmq
 from loguru import logger
-from zmq.utils.monitor import parse_monitor_message
 
 from brokers.carrier import Buffer, Receiver, Timings
-from brokers.channel import Channel
+from brokers.channel import Channel, Monitor
 from brokers.envelope import (
     CONTROL,
     FABRIC_VERSION,
@@ -75,15 +74,15 @@ class _Outbox:
 @dataclass(frozen=True, slots=True)
 class _Port:
     channel: Channel
-    monitor: Channel
+    monitor: Monitor
+    keys: KeyPair | None
     host: str | None
     number: int
     back_door: str
     """A second endpoint of the same ROUTER, inside the process: for `sever`."""
 
     def close(self, linger_s: float) -> None:
-        self.channel.socket.disable_monitor()
-        self.monitor.close(linger_s)
+        self.monitor.close()
         self.channel.close(linger_s)
 
 
@@ -188,7 +187,7 @@ class Router:
             socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         except zmq.ZMQError as exc:  # no descriptors
             raise BindError(exc.errno, f"cannot listen on {where}:{port}: {exc.strerror}") from exc
-        secure = self._security is not None
+        keys = self._security.keys if self._security is not None else None
         link_ms = int(self._timings.link_timeout_s * 1000)
         options: dict[int, int] = {
             zmq.ROUTER_MANDATORY: 1,
@@ -207,35 +206,39 @@ class Router:
         for option, value in options.items():
             socket.setsockopt(option, value)
         back_door = f"inproc://router-{next(self._numbers)}"
-        if self._security is not None:
-            secure_broker(socket, self._security.keys, role)
+        if keys is not None:
+            secure_broker(socket, keys, role)
             socket.bind(back_door)
-        monitor: zmq.Socket[bytes] | None = None
+        monitor: Monitor | None = None
         try:
-            monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | sum(HANDSHAKES_FAILED))
+            monitor = Monitor(socket, zmq.EVENT_DISCONNECTED | sum(HANDSHAKES_FAILED), self._monitored)
             socket.bind(f"tcp://{where}:{port or '*'}")
         except zmq.ZMQError as exc:
             if monitor is not None:
-                socket.disable_monitor()
-                monitor.close(linger=0)
+                monitor.close()
             socket.close(linger=0)
             raise BindError(exc.errno, f"cannot listen on {where}:{port}: {exc.strerror}") from exc
-        channel = Channel(socket, lambda frames: self._from_remote(role, channel.user_id, frames), authenticated=secure)
+        channel = Channel(
+            socket,
+            lambda frames: self._from_remote(role, channel.user_id, frames),
+            authenticated=keys is not None,
+        )
         channel.on_drained = self._retry_outboxes
         number = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-        return _Port(channel, Channel(monitor, self._monitored), host, number, back_door)
+        return _Port(channel, monitor, keys, host, number, back_door)
 
     async def rekey(self, keys: KeyPair) -> None:
         """Demand that peers expect `keys` from now on: every link is cut and must come again, to the same ports.
 
-        A libzmq socket has one key for life, so new ones take the places of the old.
+        A libzmq socket has one key for life, so new ones take the places of the old. After an error, call it
+        again: ports that have `keys` already are left alone.
 
         Raises:
             BindError: somebody else took a port in between.
         """
         assert self._security is not None, "there are no keys to replace"
         self._security = replace(self._security, keys=keys)
-        for role, old in [(Role(byte), port) for byte, port in self._ports.items()]:
+        for role, old in [(Role(byte), port) for byte, port in self._ports.items() if port.keys != keys]:
             endpoint = old.channel.socket.getsockopt_string(zmq.LAST_ENDPOINT)
             with contextlib.suppress(zmq.ZMQError):  # unbound by an attempt that failed
                 old.channel.socket.unbind(endpoint)
@@ -396,13 +399,12 @@ class Router:
                 del self._outboxes[key]
         self._dispatch(())
 
-    def _monitored(self, frames: list[Buffer]) -> None:
-        event = parse_monitor_message([bytes(frame) for frame in frames])
-        failed = HANDSHAKES_FAILED.get(event["event"])
+    def _monitored(self, event: int, value: int) -> None:
+        failed = HANDSHAKES_FAILED.get(event)
         if failed is None:
             self._disconnected()
         elif failed:
-            self._complaints.warn(SECURITY_DIFFERS.get(event["value"], failed))
+            self._complaints.warn(SECURITY_DIFFERS.get(value, failed))
 
     def _disconnected(self) -> None:
         """Probe everybody: libzmq does not say whose connection was closed, but it cannot reach that one.

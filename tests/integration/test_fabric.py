@@ -7,6 +7,8 @@ import errno
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -507,6 +509,23 @@ def test_a_broker_that_is_restarted_at_the_same_port_is_found_again() -> None:
     run(test)
 
 
+def test_a_broker_closes_though_thousands_of_strangers_came_and_went_meanwhile() -> None:
+    strangers = """
+import asyncio, socket
+from brokers import Role, Router
+async def main():
+    router = Router()
+    port = router.bind(Role.PROVIDER, "127.0.0.1", 0)
+    for _ in range(3000):  # in this thread: the loop stands still
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"garbage garbage\\r\\n")
+            stranger.recv(1)
+    await router.close(linger_s=0)
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", strangers], check=True, timeout=120)  # where it hangs, threads do as well
+
+
 # -- names of hosts
 
 
@@ -567,6 +586,28 @@ def test_an_address_that_does_not_answer_gives_way_to_the_next(monkeypatch: pyte
         monkeypatch.setattr(loop, "getaddrinfo", two)
         _, recorder = it.link_to("two.test", it.ports[Role.PROVIDER], name(Role.PROVIDER))
         await eventually(lambda: recorder.ups == 1)
+
+    run(test)
+
+
+def test_a_server_that_does_not_greet_gives_way_to_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(it: Fabric) -> None:
+        loop = asyncio.get_running_loop()
+        hanging, port = it.socket(zmq.ROUTER), it.ports[Role.PROVIDER]
+        hanging.bind(f"tcp://127.9.9.9:{port}")
+
+        async def two(_host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+            return [(0, 0, 0, "", (address, port)) for address in ("127.9.9.9", HOST)]
+
+        monkeypatch.setattr(loop, "getaddrinfo", two)
+        _, recorder = it.link_to("two.test", port, name(Role.PROVIDER))
+        routing_id, *frames = await receive(hanging)
+        await eventually(lambda: recorder.ups == 1)
+        hello = parse_control(list(frames))
+        assert isinstance(hello, Hello)
+        with contextlib.suppress(zmq.ZMQError):  # it has hung up
+            hanging.send_multipart([routing_id, *control(Welcome(1, hello.attempt, 1))])
+        assert recorder.downs == []
 
     run(test)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -14,6 +15,7 @@ from loguru import logger
 
 from brokers import BrokerSecurity, Grant, KeyPair, LinkSecurity, Role, Timings
 from brokers.envelope import MAX_FRAME, Hello, Refused, Welcome, control, parse_control
+from brokers.errors import BindError
 from brokers.link import State
 from brokers.names import NONCE_BYTES
 from brokers.security import Gatekeeper, secure_broker, secure_link
@@ -393,6 +395,34 @@ def test_links_that_know_the_next_key_survive_a_rotation_and_take_the_old_one_no
         await it.router.rekey(SERVER)  # as somebody would who has stolen the old key
         await eventually(lambda: at_old.ups == 1)
         await eventually(said(lines, "it has another key than we expect, or none"))
+        assert (at_edge.ups, at_provider.ups) == (2, 2)
+
+    run(test)
+
+
+def test_a_rotation_that_is_tried_again_cuts_no_link_that_has_the_new_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(it: Guarded) -> None:
+        following = KeyPair.generate()
+        it.edge_keys = LinkSecurity(it.edge_keys.keys, (SERVER.public, following.public))
+        it.provider_keys = LinkSecurity(it.provider_keys.keys, (SERVER.public, following.public))
+        at_edge, at_provider = await it.up()
+        recorders = {Role.EDGE: at_edge, Role.PROVIDER: at_provider}
+        first, last = Role
+        opens = it.router._open
+
+        def no_descriptors(role: Role, host: str | None, port: int) -> object:
+            if role is last:
+                raise BindError(errno.EMFILE, "no descriptors")
+            return opens(role, host, port)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(it.router, "_open", no_descriptors)
+            with pytest.raises(BindError):
+                await it.router.rekey(following)
+        await eventually(lambda: recorders[first].ups == 2)
+        await it.router.rekey(following)
+        await eventually(lambda: recorders[last].ups == 2)
+        await works(it, at_provider, b"after the rotation")
         assert (at_edge.ups, at_provider.ups) == (2, 2)
 
     run(test)

@@ -8,6 +8,7 @@ from brokers.envelope import REVOKED
 from brokers.errors import BadMessage, BadName, BindError, FabricError
 from brokers.link import Link
 from brokers.names import PeerName, Role
+from brokers.resolver import Endpoint, resolve
 from brokers.router import LocalPeer, Router
 from brokers.security import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity, is_key
 from brokers.switch import PeerInfo
@@ -21,6 +22,7 @@ __all__ = [
     "BrokerSecurity",
     "Buffer",
     "Carrier",
+    "Endpoint",
     "FabricError",
     "Grant",
     "KeyPair",
@@ -34,4 +36,5 @@ __all__ = [
     "Router",
     "Timings",
     "is_key",
+    "resolve",
 ]

@@ -13,7 +13,6 @@ import asyncio
 import enum
 import random
 import secrets
-import socket as stdsocket
 from collections.abc import Mapping, Sequence
 
 import zmq
@@ -41,6 +40,7 @@ from brokers.envelope import (
 )
 from brokers.errors import BadMessage, BadName
 from brokers.names import NONCE_BYTES, PeerName, Role
+from brokers.resolver import resolve
 from brokers.security import LinkSecurity, secure_link
 from brokers.switch import PeerInfo
 
@@ -258,12 +258,12 @@ class Link:
     async def _connect(self) -> None:
         """Connect to the next address of the host; libzmq then reconnects to it by itself."""
         try:
-            found = await self._loop.getaddrinfo(self._host, self._port, type=stdsocket.SOCK_STREAM)
+            found = await resolve(self._host, self._port)
         except (OSError, UnicodeError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) else "no host can have it"
             self._complain(f"the name {self._host} cannot be resolved ({reason}); trying on")
             return
-        endpoints = list(dict.fromkeys(_endpoint(str(info[4][0]), self._port) for info in found))
+        endpoints = list(dict.fromkeys(_endpoint(str(address[0]), self._port) for _, address in found))
         untried = [e for e in endpoints if e not in self._tried] or endpoints
         if self._endpoint is not None and self.state is State.DOWN and not self._failures:
             self._complain(

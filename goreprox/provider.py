@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from brokers import Role
+from brokers import Endpoint, Role, resolve
 from goreprox import sockets
 from goreprox.bridge import Bridge, Bridges, Joint
 from goreprox.config import Address, ProviderConfig
@@ -34,8 +34,6 @@ SETTLE_S = 1.0
 
 _CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED = (0, errno.EISCONN)
-Endpoint = tuple[int, Any]
-"""Family and socket address."""
 
 
 class Targets:
@@ -53,7 +51,7 @@ class Targets:
         return endpoints if endpoints and clock() - at < RESOLVED_FOR_S else None
 
     async def resolve(self, service: str) -> list[Endpoint]:
-        """Look the target's name up: once for all who ask, as a name that is not answered keeps a thread from others.
+        """Look the target's name up: once for all who ask, as each lookup has a thread.
 
         Raises:
             OSError: it has no address.
@@ -72,8 +70,7 @@ class Targets:
 
     async def _look_up(self, service: str) -> list[Endpoint]:
         address = self.targets[service]
-        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        endpoints: list[Endpoint] = [(info[0], info[4]) for info in found]
+        endpoints = await resolve(address.host, address.port)
         self._found[service] = (clock(), endpoints)
         return endpoints
 

@@ -21,6 +21,7 @@ from brokers import (
     BrokerSecurity,
     Buffer,
     Carrier,
+    Endpoint,
     Link,
     LinkSecurity,
     PeerInfo,
@@ -28,6 +29,7 @@ from brokers import (
     Role,
     Router,
     Timings,
+    resolve,
 )
 from brokers.envelope import Hello, Refused, Welcome, control, parse_control
 from brokers.link import State
@@ -36,6 +38,7 @@ from tests.helpers import HOST, closed_port, eventually
 FAST = Timings(link_timeout_s=1.5, reconnect_min_s=0.02, reconnect_max_s=0.1, connect_timeout_s=0.5)
 PATIENT = dataclasses.replace(FAST, link_timeout_s=60.0)
 """For peers that a test plays itself: they never renew their leases, and no machine may be too slow for that."""
+NOWHERE = "127.9.9.9"
 MIB = 1024 * 1024
 
 
@@ -531,16 +534,15 @@ asyncio.run(main())
 
 def test_a_name_that_hangs_while_it_is_resolved_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(it: Fabric) -> None:
-        loop = asyncio.get_running_loop()
-        resolve, hanging = loop.getaddrinfo, asyncio.Event()
+        hanging = asyncio.Event()
 
-        async def slow(host: str, *args: object, **kwargs: object) -> object:
+        async def slow(host: str, port: int) -> list[Endpoint]:
             if host == "slow.test":
                 await hanging.wait()
                 host = HOST
-            return await resolve(host, *args, **kwargs)  # type: ignore[arg-type]
+            return await resolve(host, port)
 
-        monkeypatch.setattr(loop, "getaddrinfo", slow)
+        monkeypatch.setattr("brokers.link.resolve", slow)
         _, at_slow = it.link_to("slow.test", it.ports[Role.PROVIDER], name(Role.PROVIDER))
         _, at_quick = it.link(name(Role.PROVIDER))
         await eventually(lambda: at_quick.ups == 1)
@@ -564,7 +566,7 @@ def test_a_link_that_is_back_is_kept_though_a_name_server_is_still_away(monkeypa
 
         relay.refuse()
         relay.cut()
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", away)
+        monkeypatch.setattr("brokers.link.resolve", away)
         await asyncio.wait_for(asked.wait(), 30.0)
         monkeypatch.undo()
         await relay.open()
@@ -576,14 +578,13 @@ def test_a_link_that_is_back_is_kept_though_a_name_server_is_still_away(monkeypa
     run(test)
 
 
+async def two_addresses(_: str, port: int) -> list[Endpoint]:
+    return [(socket.AF_INET, (address, port)) for address in (NOWHERE, HOST)]
+
+
 def test_an_address_that_does_not_answer_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(it: Fabric) -> None:
-        loop = asyncio.get_running_loop()
-
-        async def two(_host: str, port: int, **_: object) -> list[tuple[object, ...]]:
-            return [(0, 0, 0, "", (address, port)) for address in ("127.9.9.9", HOST)]
-
-        monkeypatch.setattr(loop, "getaddrinfo", two)
+        monkeypatch.setattr("brokers.link.resolve", two_addresses)
         _, recorder = it.link_to("two.test", it.ports[Role.PROVIDER], name(Role.PROVIDER))
         await eventually(lambda: recorder.ups == 1)
 
@@ -592,14 +593,9 @@ def test_an_address_that_does_not_answer_gives_way_to_the_next(monkeypatch: pyte
 
 def test_a_server_that_does_not_greet_gives_way_to_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(it: Fabric) -> None:
-        loop = asyncio.get_running_loop()
         hanging, port = it.socket(zmq.ROUTER), it.ports[Role.PROVIDER]
-        hanging.bind(f"tcp://127.9.9.9:{port}")
-
-        async def two(_host: str, port: int, **_: object) -> list[tuple[object, ...]]:
-            return [(0, 0, 0, "", (address, port)) for address in ("127.9.9.9", HOST)]
-
-        monkeypatch.setattr(loop, "getaddrinfo", two)
+        hanging.bind(f"tcp://{NOWHERE}:{port}")
+        monkeypatch.setattr("brokers.link.resolve", two_addresses)
         _, recorder = it.link_to("two.test", port, name(Role.PROVIDER))
         routing_id, *frames = await receive(hanging)
         await eventually(lambda: recorder.ups == 1)
@@ -614,17 +610,16 @@ def test_a_server_that_does_not_greet_gives_way_to_the_next_address(monkeypatch:
 
 def test_an_unknown_name_is_told_once_and_tried_again(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
     async def test(it: Fabric) -> None:
-        loop = asyncio.get_running_loop()
-        resolve, tries = loop.getaddrinfo, 0
+        tries = 0
 
-        async def failing(host: str, *args: object, **kwargs: object) -> object:
+        async def failing(_: str, port: int) -> list[Endpoint]:
             nonlocal tries
             tries += 1
             if tries <= 3:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-            return await resolve(HOST, *args, **kwargs)  # type: ignore[arg-type]
+            return await resolve(HOST, port)
 
-        monkeypatch.setattr(loop, "getaddrinfo", failing)
+        monkeypatch.setattr("brokers.link.resolve", failing)
         _, recorder = it.link_to("no.test", it.ports[Role.PROVIDER], name(Role.PROVIDER))
         await eventually(lambda: recorder.ups == 1)
         assert len([line for line in warnings if "no.test" in line]) == 1

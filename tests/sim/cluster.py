@@ -151,6 +151,7 @@ class Cluster:
                 (goreprox.poller, "selectors"),
             ):
                 stack.enter_context(patch.object(module, name, self.sockets))
+            stack.enter_context(patch.object(goreprox.provider, "resolve", self.sockets.resolve))
             for module in [module for name, module in sys.modules.items() if name.startswith("goreprox.")]:
                 if getattr(module, "clock", None) is _CLOCK:
                     stack.enter_context(patch.object(module, "clock", self._clock))

@@ -4,6 +4,7 @@ As on Linux: bytes before a reset can still be read, RST throws away what is que
 makes close a reset. Every byte that our side sends is compared with what the other far side wrote, at once.
 """
 
+import asyncio
 import errno
 import random
 import select as real_select
@@ -358,6 +359,10 @@ class Sockets:
 
     def getaddrinfo(self, host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
         return [(real_socket.AF_INET, real_socket.SOCK_STREAM, 6, "", (host, port))]
+
+    async def resolve(self, host: str, port: int) -> list[tuple[int, Any]]:
+        await asyncio.sleep(0.002)
+        return [(real_socket.AF_INET, (host, port))]
 
     def ioctl(self, sock: SimSocket, request: int, _: bytes) -> bytes:
         assert request == termios.TIOCOUTQ

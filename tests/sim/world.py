@@ -227,10 +227,6 @@ class Process:
         self.tasks = [task, *(other for other in self.tasks if not other.done())]
         return task
 
-    async def getaddrinfo(self, host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
-        await asyncio.sleep(0.002)
-        return [(2, 1, 6, "", (host, port))]
-
     def get_debug(self) -> bool:
         return False
 

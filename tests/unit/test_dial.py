@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from brokers import Endpoint
 from goreprox import sockets
 from goreprox.config import Address, ProviderConfig, Target
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
-from goreprox.provider import Dial, Endpoint, Provider, Targets
+from goreprox.provider import Dial, Provider, Targets
 from tests.helpers import HOST, closed_port, eventually
 
 DIAL_TIMEOUT_S = 2.0
@@ -88,15 +89,15 @@ def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatc
         loop = asyncio.get_running_loop()
         answered, lookups = asyncio.Event(), 0
 
-        async def slow(_: str, port: int, **__: object) -> list[tuple[object, ...]]:
+        async def slow(_: str, port: int) -> list[Endpoint]:
             nonlocal lookups
             lookups += 1
             await answered.wait()
             if lookups == 1:
                 raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (HOST, port))]
+            return [(socket.AF_INET, (HOST, port))]
 
-        monkeypatch.setattr(loop, "getaddrinfo", slow)
+        monkeypatch.setattr("goreprox.provider.resolve", slow)
         targets = Targets({"web": Address("example.org", 80)})
         asking = [loop.create_task(targets.resolve("web")) for _ in range(8)]
         await eventually(lambda: lookups)

@@ -1,0 +1,68 @@
+"""Looking names up, beside name servers that do not answer."""
+
+import asyncio
+import socket
+import threading
+
+import pytest
+
+from brokers import Endpoint, resolve
+from tests.helpers import HOST
+
+MANY = 40
+
+
+def test_an_address_is_its_own_name() -> None:
+    assert asyncio.run(resolve(HOST, 80)) == [(socket.AF_INET, (HOST, 80))]
+
+
+@pytest.mark.parametrize("host", ["no.invalid", "a" * 64 + ".test"])
+def test_a_name_that_has_no_address_is_the_callers_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookup = socket.getaddrinfo
+
+    def unknown(host: str, port: int, **options: int) -> object:
+        if host == "no.invalid":  # whatever the name servers here say
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return lookup(host, port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises((socket.gaierror, UnicodeError)):
+        asyncio.run(resolve(host, 80))
+
+
+def test_without_threads_a_name_has_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    with pytest.raises(OSError, match="can't start new thread"):
+        asyncio.run(resolve(HOST, 80))
+
+
+def test_names_that_nobody_answers_hold_up_neither_others_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, outwaited = threading.Event(), []
+    lookup = socket.getaddrinfo
+
+    def slow(host: str, port: int, **options: int) -> object:
+        if host == "slow.test":
+            outwaited.append(answered.wait(60))
+            host = HOST
+        return lookup(host, port, **options)
+
+    async def main() -> None:
+        waiting = [asyncio.create_task(resolve("slow.test", 80)) for _ in range(MANY)]
+        await asyncio.sleep(0)  # all have begun
+        quick: list[Endpoint] = await resolve(HOST, 80)
+        assert quick == [(socket.AF_INET, (HOST, 80))]
+        waiting.pop().cancel()
+        assert not any(task.done() for task in waiting)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    before = set(threading.enumerate())
+    asyncio.run(main())
+    assert outwaited == []
+    late = set(threading.enumerate()) - before
+    answered.set()  # for a loop that is closed
+    for thread in late:
+        thread.join()
+    assert outwaited == [True] * MANY

@@ -127,8 +127,11 @@ class ReceiveHalf:
         """Double the window when half of it passed within two round trips: it, not the socket, sets the pace."""
         if now - self._mark_at <= 2 * round_trip_s:
             self._window *= 2
-        self._window = min(self._window, self._budget.allowance(self._borrowed, moved=self.delivered))
+        self._keep_within_budget()
         self._mark, self._mark_at = self.delivered, now
+
+    def _keep_within_budget(self) -> None:
+        self._window = min(self._window, self._budget.allowance(self._borrowed, moved=self.delivered))
 
     def deliver_eof(self) -> None:
         """Note that the socket was half-closed."""
@@ -137,6 +140,7 @@ class ReceiveHalf:
     def take_ack(self) -> tuple[int, int]:
         """Return offset and limit to acknowledge, and count them as told."""
         if not self.eof:
+            self._keep_within_budget()  # others may have grown since: during an outage all do, and nobody is told
             self.limit = max(self.limit, self.delivered + self._window)
         self._borrowed = self._budget.account(held=self._borrowed, holding=self.limit - self.delivered)
         self._acked = self.ack_offset

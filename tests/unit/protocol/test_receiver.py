@@ -156,6 +156,25 @@ def test_the_window_grows_no_further_than_the_budget() -> None:
     assert receive.take_ack() == (WINDOW_INITIAL // 2, max(WINDOW_INITIAL, WINDOW_INITIAL // 2 + expected))
 
 
+def test_windows_that_grew_during_an_outage_stay_within_the_budget() -> None:
+    budget = Budget(total_bytes=32 * MIB, max_streams=1250)
+    halves = [ReceiveHalf(budget) for _ in range(250)]
+
+    def move(receive: ReceiveHalf, now: float) -> None:
+        count = min(receive.limit - receive.received, WINDOW_INITIAL // 2)
+        receive.receive(receive.received, bytes(count))
+        consume(receive, count, now)
+
+    for receive in halves:
+        move(receive, 0.01)
+        receive.take_ack()
+    for receive in halves:
+        move(receive, 0.06)
+    for receive in halves:
+        receive.take_ack()
+    assert budget.borrowed_bytes <= budget.loan_bytes // 2  # the other half is for those that have moved more
+
+
 def test_the_limit_never_moves_back() -> None:
     budget = Budget(total_bytes=MIB, max_streams=64)
     receive = ReceiveHalf(budget)

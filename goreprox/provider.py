@@ -12,7 +12,7 @@ from loguru import logger
 
 from brokers import Endpoint, Role, resolve
 from goreprox import sockets
-from goreprox.bridge import Bridge, Bridges, Joint
+from goreprox.bridge import Bridge, Bridges
 from goreprox.config import Address, ProviderConfig
 from goreprox.driver import Driver, Peer, clock
 from goreprox.lifetime import Lifetime
@@ -107,16 +107,13 @@ class Dial:
     def notice(self, kind: Kind) -> None:
         """Give up when the stream does; everything else waits for the socket."""
         if kind is Kind.ABORTED:
-            self._give_up()
+            self._provider.ends.note(self._stream, self._stream.end_reason)
+            self._finish()
 
-    def abort(self, reason: str) -> None:
-        """Give up, and end the stream."""
-        self._stream.abort(reason)
-        self._give_up()
-
-    def _give_up(self) -> None:
-        self._provider.ends.note(self._stream, self._stream.end_reason)
+    def hand_back(self) -> None:
+        """Give up, and leave the stream to another provider: nothing of it has reached a target."""
         self._finish()
+        self._stream.refuse(Code.DRAINING, "the provider is shutting down")
 
     async def _resolve(self) -> None:
         try:
@@ -296,16 +293,17 @@ class Provider:
                 )
 
     async def close(self, *, drain_s: float) -> None:
-        """Take no new streams, let those that are here end for `drain_s`, reset the rest."""
+        """Take no new streams, let those that are here end for `drain_s`, reset the rest; hand back what still dials."""
         self._draining = True
         self.driver.drain()
         # Settled: the edges know of the drain, so no stream is on its way that the goodbye would end.
         await self.driver.wait_empty(
             lambda: not self.bridges.live and not self.dials and self.driver.settled, deadline_s=drain_s
         )
-        owners: list[Joint | Dial] = [*self.bridges.live, *self.dials]
-        for owner in owners:
-            owner.abort("the provider is shutting down")
+        for bridge in list(self.bridges.live):
+            bridge.abort("the provider is shutting down")
+        for dial in list(self.dials):
+            dial.hand_back()
         await self.driver.goodbye("the provider was shut down", deadline_s=1.0)
 
     def gauges(self) -> Gauges:

@@ -96,6 +96,14 @@ def test_a_refused_client_waits_for_a_provider_that_is_resuming() -> None:
     assert all(client.read == 1 for client in cluster.clients)
 
 
+def test_what_a_provider_still_dials_for_when_it_ends_goes_to_another() -> None:
+    arrivals = [Arrival(5.0, "e0", Program(2 * i + 1, total=1), Program(2 * i + 2, total=1)) for i in range(4)]
+    faults = (Fault(4.0, 10.0, "hang dials", ("p0",)), Fault(6.0, 1.0, "drain", ("p0",)))
+    cluster = check(plan_of(*arrivals, faults=faults, providers=2))
+    assert any(client.refused_by for client in cluster.clients)
+    assert all(client.read == 1 for client in cluster.clients)
+
+
 def test_streams_share_a_path_fairly() -> None:
     fairness()
 

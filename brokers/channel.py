@@ -95,7 +95,10 @@ class Channel:
                 frames.append(frame.buffer if length >= KEPT_BYTES else frame.bytes)
                 more = frame.more
             messages += 1
-            self._receive(frames)
+            try:
+                self._receive(frames)
+            except Exception as exc:  # noqa: BLE001 -- a fault of ours must not keep the others from being heard
+                self._loop.call_exception_handler({"message": "receiving a message", "exception": exc})
         if self.on_drained is not None and not self._closed:
             self.on_drained()
 

@@ -226,9 +226,12 @@ class Driver:
         peer = self.peers.get(peer_id)
         if peer is not None:
             now = clock()
-            peer.session.receive(carrier, frames, now)
-            self._notices(peer)
-            self._schedule(peer, now)
+            try:
+                peer.session.receive(carrier, frames, now)
+                self._notices(peer)
+                self._schedule(peer, now)
+            except Exception as exc:  # noqa: BLE001
+                self._tell_fault(peer, exc)
 
     # What sessions want.
 
@@ -252,10 +255,17 @@ class Driver:
         dirty, self._dirty = self._dirty, {}
         now = clock()
         for peer in dirty.values():
-            for carrier, frames in peer.session.flush(now):
-                carrier.send(peer.id, frames)  # type: ignore[attr-defined]
-            self._notices(peer)
-            self._schedule(peer, now)
+            try:
+                for carrier, frames in peer.session.flush(now):
+                    carrier.send(peer.id, frames)  # type: ignore[attr-defined]
+                self._notices(peer)
+                self._schedule(peer, now)
+            except Exception as exc:  # noqa: BLE001
+                self._tell_fault(peer, exc)
+
+    def _tell_fault(self, peer: Peer, exc: Exception) -> None:
+        """A fault of ours must not keep other streams and peers from being served."""
+        self._loop.call_exception_handler({"message": f"serving {peer.info.name.name}", "exception": exc})
 
     def _schedule(self, peer: Peer, now: float) -> None:
         if peer.due <= now + PATH_ACK_DELAY_S:
@@ -290,22 +300,28 @@ class Driver:
         while session.notices:
             notices, session.notices = session.notices, []
             for notice in notices:
-                kind, stream = notice.kind, notice.stream
-                if stream is None:
-                    self._session_notice(peer, notice)
-                elif kind is READABLE and stream.owner is not None:
-                    stream.owner.notice(READABLE)
-                elif kind is OPENED:
-                    if stream.state is not State.CLOSED:  # the same message may have ended it
-                        self._application.stream_opened(peer, stream)
-                elif kind is ACCEPTED:
-                    self._application.stream_accepted(peer, stream)
-                elif kind is REFUSED:
-                    self._application.stream_refused(peer, stream, notice.code, notice.reason)
-                elif stream.owner is not None:
-                    stream.owner.notice(kind)
-                elif kind in (Kind.ABORTED, Kind.CLOSED):
-                    self._application.stream_dropped(stream)
+                try:
+                    self._notice(peer, notice)
+                except Exception as exc:  # noqa: BLE001
+                    self._tell_fault(peer, exc)
+
+    def _notice(self, peer: Peer, notice: Notice) -> None:
+        kind, stream = notice.kind, notice.stream
+        if stream is None:
+            self._session_notice(peer, notice)
+        elif kind is READABLE and stream.owner is not None:
+            stream.owner.notice(READABLE)
+        elif kind is OPENED:
+            if stream.state is not State.CLOSED:  # the same message may have ended it
+                self._application.stream_opened(peer, stream)
+        elif kind is ACCEPTED:
+            self._application.stream_accepted(peer, stream)
+        elif kind is REFUSED:
+            self._application.stream_refused(peer, stream, notice.code, notice.reason)
+        elif stream.owner is not None:
+            stream.owner.notice(kind)
+        elif kind in (Kind.ABORTED, Kind.CLOSED):
+            self._application.stream_dropped(stream)
 
     def _session_notice(self, peer: Peer, notice: Notice) -> None:
         name = peer.info.name.name

@@ -5,6 +5,7 @@ shows it. Never payloads: whoever logs a value answers for it. Tracebacks show n
 """
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -25,7 +26,8 @@ _PLAIN: Final = "\x1b[0m"
 def configure(level: str, *, as_json: bool) -> None:
     """Send everything from `level` on to standard error, and to nowhere else.
 
-    Colours appear on a terminal only, and not where `NO_COLOR` is set.
+    Colours appear on a terminal only, and not where `NO_COLOR` is set. What libraries say through `logging` (asyncio:
+    an exception that nobody caught) goes the same way.
     """
     stream = sys.stderr
     coloured = stream.isatty() and not os.environ.get("NO_COLOR")
@@ -33,6 +35,13 @@ def configure(level: str, *, as_json: bool) -> None:
     line = _json_line if as_json else _coloured_line if coloured else _text_line
     logger.remove()
     logger.add(_writer(stream, line), level=level.upper(), format="", backtrace=False, diagnose=False)
+    logging.basicConfig(handlers=[_FromLogging()], level=logging.WARNING, force=True)
+
+
+class _FromLogging(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        named = logger.patch(lambda line: line.update({"name": record.name}))
+        named.opt(exception=record.exc_info).log(record.levelname, "{}", record.getMessage())
 
 
 def listing(names: Collection[str]) -> str:

@@ -293,7 +293,7 @@ class Provider:
                 )
 
     async def close(self, *, drain_s: float) -> None:
-        """Take no new streams, let those that are here end for `drain_s`, reset the rest; hand back what still dials."""
+        """Take no new streams, let those here end for `drain_s`, reset the rest, but hand back what still dials."""
         self._draining = True
         self.driver.drain()
         # Settled: the edges know of the drain, so no stream is on its way that the goodbye would end.

@@ -110,6 +110,37 @@ def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_sessio
     asyncio.run(main())
 
 
+def test_a_fault_in_one_stream_touches_neither_other_streams_nor_other_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        told: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        edge, provider, other = Wire(Role.EDGE), Wire(Role.PROVIDER), Wire(Role.PROVIDER)
+        peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+        await eventually(lambda: peer.session.established and back.session.established)
+
+        def fails_once(at: Peer, stream: Stream) -> None:
+            monkeypatch.undo()
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(provider, "stream_opened", fails_once)
+        for _ in range(2):
+            peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
+        await eventually(lambda: len(provider.opened) == 1)
+
+        def flush(_: float) -> list[tuple[object, list[Buffer]]]:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(peer.session, "flush", flush)
+        edge.meets(other, 1)
+        other.meets(edge, 1)
+        edge.driver.drain()
+        await eventually(lambda: other.driver.peers[edge.name.id].session.peer_draining)
+        assert {str(context["message"]) for context in told} == {"serving one"}
+        assert all(isinstance(context["exception"], ZeroDivisionError) for context in told)
+
+    asyncio.run(main())
+
+
 def test_streams_end_aloud_when_their_session_is_forgotten_after_a_long_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     slept_s = 0.0
     monkeypatch.setattr(driver, "clock", lambda: time.monotonic() + slept_s)

@@ -1,5 +1,6 @@
 """What a log line looks like."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -68,6 +69,21 @@ def test_a_traceback_shows_no_values(as_json: bool) -> None:
         logger.exception("oops")
     assert "ValueError" in stderr.getvalue()
     assert "s3cr3t" not in stderr.getvalue()
+
+
+def test_an_exception_that_asyncio_tells_of_is_logged_like_all_else() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: 1 / 0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    stderr = configured("info", as_json=True)
+    asyncio.run(main())
+    (line,) = stderr.getvalue().splitlines()
+    entry = json.loads(line)
+    assert (entry["level"], entry["module"]) == ("error", "asyncio")
+    assert entry["exception"].endswith("ZeroDivisionError: division by zero\n")
 
 
 def test_a_listing_of_names_from_strangers_is_bounded() -> None:

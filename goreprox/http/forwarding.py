@@ -41,7 +41,7 @@ class Forwarding:
         hops = [hop.strip() for hop in _joined(request, _FOR).decode("latin-1").split(",") if hop.strip()]
         while hops and self.trusts(client):
             try:
-                client = str(ipaddress.ip_address(hops.pop().strip("[]")))
+                client = str(ipaddress.ip_address(_without_port(hops.pop())))
             except ValueError:
                 break
         return client
@@ -69,6 +69,14 @@ def _named(chain: bytes, proto: bytes, host: bytes, forwarded: bytes, via: bytes
         (b"Forwarded", forwarded),
         (b"Via", via),
     ]
+
+
+def _without_port(hop: str) -> str:
+    """Return the address of a hop; some proxies add the port, to IPv6 addresses behind brackets."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    address, _, port = hop.rpartition(":")
+    return address if port.isdecimal() and ":" not in address else hop
 
 
 def _joined(request: h11.Request, wanted: bytes) -> bytes:

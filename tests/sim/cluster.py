@@ -125,7 +125,7 @@ class Cluster:
         self.provider_slots = [f"p{i}" for i in range(providers)]
         self.nodes: dict[str, Node] = {}
         self.dead: list[Node] = []
-        self.gone_brokers: set[str] = set()
+        self.gone: set[str] = set()
         """Dead for good."""
         self.clients: list[Client] = []
         self.targets: list[Far] = []
@@ -233,7 +233,7 @@ class Cluster:
 
     def restart(self, slot: str) -> None:
         """Bring up a successor that holds its predecessor's lock."""
-        if self.process(slot).alive or slot in self.gone_brokers:
+        if self.process(slot).alive or slot in self.gone:
             return
         if slot[0] == "b":
             self.start_broker(slot)

@@ -143,7 +143,7 @@ class Oracle:
 
     def _calm(self, edge: str, provider: str) -> bool:
         net = self._cluster.net
-        brokers = [slot for slot in self._cluster.broker_slots if slot not in self._cluster.gone_brokers]
+        brokers = [slot for slot in self._cluster.broker_slots if slot not in self._cluster.gone]
         return all(
             self._cluster.process(slot).running and net.faithful(slot) for slot in (edge, provider, *brokers)
         ) and not any(
@@ -298,6 +298,14 @@ class Oracle:
                 raise Violation(f"{node.process.slot} has streams left: {left or list(node.app.bridges.live)}")
             if node.driver._budget.borrowed_bytes:
                 raise Violation(f"{node.process.slot}: {node.driver._budget.borrowed_bytes} bytes lent at rest")
+        self._check_views()
+        for far in (*self._cluster.clients, *self._cluster.targets):
+            if not far.over:
+                raise Violation(f"{far.who} has no end: {far.read} read, {far.written} of {far.program.total} written")
+            self.bytes_checked += far.read
+
+    def _check_views(self) -> None:
+        """Who lives sees all others over all brokers, and nobody whom these do not."""
         brokers = [broker for broker in self._cluster.net.brokers.values() if broker.process.alive]
         for node in self._alive():
             for other in self._alive():
@@ -306,10 +314,12 @@ class Oracle:
                 peer = node.driver.peers.get(other.name.id)
                 if peer is None or len(peer.epochs) != len(brokers):
                     raise Violation(f"{node.process.slot} does not see {other.process.slot} over all brokers")
-        for far in (*self._cluster.clients, *self._cluster.targets):
-            if not far.over:
-                raise Violation(f"{far.who} has no end: {far.read} read, {far.written} of {far.program.total} written")
-            self.bytes_checked += far.read
+        rosters = {broker.process.slot: {p.name.id: p.epoch for p in broker.switch.peers} for broker in brokers}
+        for node in self._alive():
+            for peer in node.driver.peers.values():
+                for carrier, epoch in peer.epochs.items():
+                    if rosters[carrier.label].get(peer.id) != epoch:
+                        raise Violation(f"{node.process.slot} sees a peer that {carrier.label} does not: {peer.info}")
 
 
 def _died_at(node: "Node") -> float:

@@ -122,6 +122,9 @@ def _busy(seed: int, dice: random.Random, topology: dict[str, Any]) -> Plan:
     if seed % 8 == 5:  # those that failed once, before there was this fault, keep their plans
         anyone = [slot for group in slots.values() for slot in group]
         faults.append(Fault(seconds * dice.random(), 15.0, "disorder messages", (dice.choice(anyone),)))
+    several = [group[0] for group in (slots["e"], slots["p"]) if len(group) > 1]
+    if seed % 16 == 12 and several:  # as above
+        faults.append(Fault(seconds * dice.random(), 0.0, "gone", (dice.choice(several),)))
     return Plan(seed, topology, tuple(arrivals), tuple(sorted(faults, key=lambda fault: fault.at)))
 
 
@@ -210,7 +213,7 @@ def _kill(cluster: Cluster, fault: Fault) -> Callable[[], object]:
 
 
 def _gone(cluster: Cluster, fault: Fault) -> Callable[[], object]:
-    cluster.gone_brokers.add(fault.where[0])
+    cluster.gone.add(fault.where[0])
     cluster.kill(fault.where[0])
     return lambda: None
 

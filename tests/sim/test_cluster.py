@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from brokers.envelope import Down
 from brokers.presence import Presence
 from brokers.switch import Switch
 from goreprox.bridge import Bridge
@@ -130,6 +131,14 @@ def hang() -> None:
     run(plan_of(faults=(Fault(2.0, 20.0, "hang", ("p0",)),)))
 
 
+def test_who_is_dead_for_good_leaves_the_roster() -> None:
+    dead_for_good()
+
+
+def dead_for_good() -> None:
+    run(plan_of(faults=(Fault(2.0, 0.0, "gone", ("p0",)),), providers=2))
+
+
 def test_streams_do_not_outlive_the_grace() -> None:
     cluster = long_outage()
     assert all(far.was_reset for far in (*cluster.clients, *cluster.targets))
@@ -246,6 +255,11 @@ def _tell_no_roster(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Switch, "_roster", lambda *_: [])
 
 
+def _tell_nobody_who_is_gone(patch: pytest.MonkeyPatch) -> None:
+    tell = Switch._tell
+    patch.setattr(Switch, "_tell", lambda *args: [] if isinstance(args[2], Down) else tell(*args))
+
+
 def _let_one_stream_hog_the_path(patch: pytest.MonkeyPatch) -> None:
     original = FairQueue.done
 
@@ -286,6 +300,7 @@ DEFECTS: list[Patch] = [
     _use_no_standby_path,
     _let_no_lease_expire,
     _tell_no_roster,
+    _tell_nobody_who_is_gone,
     _let_one_stream_hog_the_path,
     _leak_the_budget,
     _end_with_fin,
@@ -312,6 +327,7 @@ def test_a_defect_is_caught(defect: Patch, monkeypatch: pytest.MonkeyPatch) -> N
         fairness,
         hang,
         long_outage,
+        dead_for_good,
         *(functools.partial(run, plan) for plan in small_first),
     ]
     for trial in trials:

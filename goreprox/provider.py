@@ -29,6 +29,8 @@ from goreprox.status import answering
 
 RESOLVED_FOR_S = 5.0
 """A target's name is looked up again after this."""
+MAX_ENDPOINTS = 16
+"""Of one name: by default each may then take 0.6 s of a dial's time. A DNS message has room for thousands."""
 SETTLE_S = 1.0
 """Edges come one by one, over several brokers: wait so long before saying what is missing among them."""
 
@@ -70,7 +72,7 @@ class Targets:
 
     async def _look_up(self, service: str) -> list[Endpoint]:
         address = self.targets[service]
-        endpoints = await resolve(address.host, address.port)
+        endpoints = (await resolve(address.host, address.port))[:MAX_ENDPOINTS]
         self._found[service] = (clock(), endpoints)
         return endpoints
 

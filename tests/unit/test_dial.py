@@ -43,8 +43,11 @@ async def dial(monkeypatch: pytest.MonkeyPatch, *where: tuple[str, int]) -> list
         runtime_dir=Path("/"),
     )
     provider, asked = Provider(config), Asked()
-    endpoints: list[Endpoint] = [(socket.AF_INET, address) for address in where]
-    monkeypatch.setattr(provider.targets, "known", lambda _: endpoints)
+
+    async def found(*_: object) -> list[Endpoint]:
+        return [(socket.AF_INET, address) for address in where]
+
+    monkeypatch.setattr("goreprox.provider.resolve", found)
 
     def connected(_: Stream, sock: socket.socket) -> None:
         asked.outcome.append(sock.getpeername())
@@ -82,6 +85,12 @@ def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPat
         assert outcome == [good.getsockname()]
         for sock in waiting:
             sock.close()
+
+
+def test_of_a_thousand_addresses_the_first_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closed_port() as port:
+        (reason,) = asyncio.run(dial(monkeypatch, *[(HOST, port)] * 1000))
+    assert "refused" in str(reason)
 
 
 def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:

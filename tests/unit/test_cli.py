@@ -167,6 +167,32 @@ def test_every_option_is_a_flag_a_variable_and_a_key(
     assert started_by(started, command) == by_flag
 
 
+@pytest.mark.parametrize("way", ["flag", "variable", "key"])
+@pytest.mark.parametrize("command", OPTIONS)
+def test_a_runtime_directory_may_begin_with_the_home_directory(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, way: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    flags = [*REQUIRED.get(command, ())]
+    if way == "flag":
+        flags += ["--runtime-dir", "~/run"]
+    elif way == "variable":
+        monkeypatch.setenv("GOREPROX_RUNTIME_DIR", "~/run")
+    else:
+        (tmp_path / "goreprox.toml").write_text('runtime-dir = "~/run"')
+    assert started_by(started, command, *flags).runtime_dir == tmp_path / "home/run"
+
+
+def test_the_status_is_asked_of_a_runtime_directory_in_the_home_directory(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cli.main(["status", "--runtime-dir", "~/run"]) == 1
+    monkeypatch.setenv("GOREPROX_RUNTIME_DIR", "~/run")
+    assert cli.main(["status"]) == 1
+    assert capsys.readouterr().err.count(f"no process runs in {tmp_path}/home/run;") == 2
+
+
 REQUIRED = {"edge": ("--broker", "h0"), "provider": ("30", "--server", "h0")}
 
 

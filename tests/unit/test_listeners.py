@@ -3,14 +3,25 @@
 import asyncio
 import errno
 import socket
+from collections.abc import Iterator
 
 import pytest
+from loguru import logger
 
 from goreprox import listeners, sockets
 from goreprox.config import Listener
 from goreprox.listeners import Listeners
 from goreprox.poller import Poller
 from tests.helpers import HOST, eventually
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What is logged as a warning or worse."""
+    found: list[str] = []
+    sink = logger.add(lambda message: found.append(message.record["message"]), level="WARNING")
+    yield found
+    logger.remove(sink)
 
 
 def test_without_descriptors_there_is_one_retry_however_many_connections_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,5 +51,85 @@ def test_without_descriptors_there_is_one_retry_however_many_connections_end(mon
             made.close()
         assert sum(timer.when() > loop.time() + 1800 for timer in retries) == 1
         assert all(timer.cancelled() for timer in retries if timer.when() > loop.time() + 1800)
+
+    asyncio.run(main())
+
+
+async def is_reset(client: socket.socket) -> None:
+    client.setblocking(False)
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 30)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["in_the_drain", "before_it"])
+def test_a_drain_without_descriptors_ends_and_nobody_is_accepted_after_it(
+    monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        welcomed: list[socket.socket] = []
+        tries = 0
+
+        def none_left(_: socket.socket) -> None:
+            nonlocal tries
+            tries += 1
+            raise OSError(errno.EMFILE, "none left")
+
+        monkeypatch.setattr(listeners, "FD_PAUSE_S", 3600.0)
+        made = Listeners(
+            [Listener.parse(f"{HOST}:0")],
+            Poller(lambda work: work()),
+            reuse_port=False,
+            welcome=lambda sock, *_: welcomed.append(sock),
+            has_room=lambda: True,
+        )
+        with socket.create_connection((HOST, made.ports[0])) as client, monkeypatch.context() as patch:
+            patch.setattr(sockets, "keep_spare_descriptors", none_left)
+            if before:  # a retry is due already
+                made.start()
+                await eventually(lambda: tries)
+            made.drain()
+            assert tries == 1 + before
+            await is_reset(client)
+        retries = [timer for timer in loop._scheduled if timer.when() > loop.time() + 1800]  # type: ignore[attr-defined]
+        assert retries and all(timer.cancelled() for timer in retries)
+        made._try_again()  # had it been too late to cancel it
+        made.start()  # as one who leaves later does
+        assert not made.ports and not made._accepting
+        assert not welcomed
+
+    asyncio.run(main())
+
+
+def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_port_fails(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    async def main() -> None:
+        welcomed: list[str] = []
+
+        def welcome(sock: socket.socket, client: str, _: Listener) -> None:
+            welcomed.append(client)
+            sock.close()
+
+        made = Listeners(
+            [Listener.parse(f"{HOST}:0"), Listener.parse(f"{HOST}:0=other")],
+            Poller(lambda work: work()),
+            reuse_port=False,
+            welcome=welcome,
+            has_room=lambda: True,
+        )
+        first, second = made.ports
+
+        def fails_at_first(listening: socket.socket) -> None:
+            if listening.getsockname()[1] == first:
+                raise OSError(errno.EPROTO, "protocol error")
+
+        monkeypatch.setattr(sockets, "keep_spare_descriptors", fails_at_first)
+        with socket.create_connection((HOST, first)) as lost, socket.create_connection((HOST, second)) as client:
+            made.drain()
+            assert welcomed == [f"{HOST}:{client.getsockname()[1]}"]
+            assert not made.ports
+            await is_reset(lost)
+        assert len(lines) == 1 and "are not accepted: protocol error" in lines[0]
 
     asyncio.run(main())

@@ -1,0 +1,116 @@
+"""A client that has left HTTP, at a real socket, with a stream that the test plays."""
+
+import asyncio
+import socket
+
+import pytest
+
+from goreprox import sockets
+from goreprox.bridge import Bridge, Bridges
+from goreprox.driver import clock
+from goreprox.http.exchange import Site
+from goreprox.http.front import Front, Fronts
+from goreprox.http.upstream import Upstream
+from goreprox.poller import Poller
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.events import Code
+from goreprox.protocol.limits import KIB, MIB
+from goreprox.protocol.session import Kind
+from goreprox.protocol.stream import Step, Stream
+from tests.helpers import HOST, eventually
+
+UPGRADE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
+EARLY = bytes(60 * KIB)
+"""More than the kernel takes for a client with small buffers, and less than a window."""
+
+
+class Session:
+    """A host for whatever streams say."""
+
+    round_trip_s = 0.1
+
+    def stream_ready(self, stream: Stream) -> None: ...
+
+    def stream_acks(self, stream: Stream, *, urgent: bool, now: float) -> None: ...
+
+    def stream_accepted(self, stream: Stream) -> None: ...
+
+    def stream_refused(self, stream: Stream, code: Code, reason: str) -> None: ...
+
+    def stream_resetting(self, stream: Stream, now: float) -> None: ...
+
+    def stream_closed(self, stream: Stream, *, abort: str | None) -> None: ...
+
+
+class Providers:
+    """Has every request accepted at once."""
+
+    def __init__(self) -> None:
+        self.upstreams: list[Upstream] = []
+
+    def connect(self, upstream: Upstream) -> None:
+        self.upstreams.append(upstream)
+        upstream.stream.host = Session()
+        upstream.stream.step(Step.ACCEPT_IN)
+
+    def reusable(self, stream: Stream) -> bool:
+        return True
+
+    def provider_of(self, stream: Stream) -> tuple[str | None, int | None]:
+        return "web", 0
+
+    def upstream_ended(self, upstream: Upstream) -> None: ...
+
+    def client_ended(self, client: str) -> None: ...
+
+    def bridge_ended(self, bridge: Bridge) -> None: ...
+
+
+def with_small_buffers() -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a connection, ours prepared."""
+    theirs = socket.socket()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * KIB)
+    with socket.create_server((HOST, 0)) as listening:
+        sockets.prepare(listening)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * KIB)
+        theirs.connect(listening.getsockname())
+        ours = listening.accept()[0]
+    sockets.adopt(ours)
+    theirs.setblocking(False)
+    return ours, theirs
+
+
+async def read_to_the_end(sock: socket.socket) -> None:
+    while await asyncio.get_running_loop().sock_recv(sock, MIB):
+        pass
+
+
+@pytest.mark.parametrize("end", ["reset", "aborted"])
+def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_lost(end: str) -> None:
+    async def main() -> None:
+        bridges = Bridges(Poller(lambda work: work()), clock=clock, half_closed_timeout_s=None)
+        providers = Providers()
+        fronts = Fronts(bridges, providers, Budget(total_bytes=64 * MIB, max_streams=16))
+        ours, client = with_small_buffers()
+        with client:
+            front = Front(fronts, ours, "192.0.2.9:1", "192.0.2.1:80", Site("web"))
+            client.send(UPGRADE)
+            await eventually(lambda: providers.upstreams)
+            (upstream,) = providers.upstreams
+            stream = upstream.stream
+            stream.receive_data(0, SWITCHING + EARLY)
+            upstream.notice(Kind.READABLE)
+            assert front._out and not stream.receive.chunks and upstream._user is front
+
+            if end == "reset":
+                stream.receive_reset(len(SWITCHING + EARLY), "the target was reset")
+                upstream.notice(Kind.RESET)
+            else:
+                stream.receive_end(Step.ABORT_IN, "the provider is gone")
+                upstream.notice(Kind.ABORTED)
+            assert not fronts.live and not bridges.live
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(read_to_the_end(client), 30)
+
+    asyncio.run(main())

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,10 @@ from goreprox.driver import clock
 from goreprox.http.front import HEAD_S, IDLE_S, LINGER_S
 from goreprox.http.routes import Route
 from goreprox.http.upstream import REUSED_FOR_S
+from goreprox.tls import TlsSocket
 from tests.helpers import HOST, eventually
 from tests.integration.test_tunnel import End, Tunnel
+from tests.tls import Authority, Client
 
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 ELSEWHERE = GET.replace(b"here", b"elsewhere")
@@ -34,8 +37,12 @@ class Clock:
 class Web(Tunnel):
     """A tunnel with an HTTP port, where one host is known."""
 
-    def __init__(self) -> None:
-        super().__init__(listeners=(Listener.parse(f"http://{HOST}:0"),), routes=(Route("here", "default"),))
+    def __init__(self, authority: Authority | None = None) -> None:
+        """With an authority the port is one for TLS."""
+        scheme, tls = "http", {}
+        if authority is not None:
+            scheme, tls = "https", {"tls_cert": authority.cert, "tls_key": authority.key}
+        super().__init__(listeners=(Listener.parse(f"{scheme}://{HOST}:0"),), routes=(Route("here", "default"),), **tls)
         self.clock = self.edge.bridges.clock = Clock()
 
     def later(self, seconds: float) -> None:
@@ -46,8 +53,8 @@ class Web(Tunnel):
 
 
 @contextlib.asynccontextmanager
-async def web() -> AsyncIterator[Web]:
-    async with asyncio.timeout(60), Web() as made:
+async def web(authority: Authority | None = None) -> AsyncIterator[Web]:
+    async with asyncio.timeout(60), Web(authority) as made:
         yield made
 
 
@@ -152,5 +159,72 @@ def test_a_stream_is_used_again_for_a_while_and_then_given_up() -> None:
             first.sock.close()
             await client.send(GET)
             await exchange(await it.targets.accept())
+
+    asyncio.run(main())
+
+
+LAST = ELSEWHERE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
+async def tls_client(it: Web, authority: Authority) -> Client:
+    """Connect a client whose handshake is done."""
+    reader, writer = await asyncio.open_connection(HOST, it.edge.listeners.ports[0])
+
+    async def hang_up() -> None:
+        writer.transport.abort()
+        await asyncio.sleep(0)
+
+    it.stack.push_async_callback(hang_up)
+    return await Client(reader, writer, authority.trusting()).shake_hands()
+
+
+@pytest.mark.parametrize("then", ["says_it_too", "says_something_else", "says_nothing"])
+def test_a_tls_client_has_a_while_to_say_close_notify_after_ours(tmp_path: Path, then: str) -> None:
+    async def main() -> None:
+        authority = Authority(tmp_path)
+        async with web(authority) as it:
+            client = await tls_client(it, authority)
+            await client.write(LAST)
+            assert (await client.read_all()).startswith(b"HTTP/1.1 404 ")  # up to close_notify
+            assert len(it.edge.fronts.live) == 1
+            if then == "says_something_else":
+                await client.write(GET)
+            it.later(LINGER_S - SHORT_S)
+            assert len(it.edge.fronts.live) == 1
+            if then == "says_it_too":
+                await client.say_goodbye()
+                await eventually(lambda: not it.edge.fronts.live)
+            else:
+                it.later(2 * SHORT_S)
+                assert not it.edge.fronts.live
+
+    asyncio.run(main())
+
+
+def test_a_close_notify_without_room_is_said_once_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutdown = TlsSocket.shutdown
+    tries = 0
+
+    def without_room_at_first(self: TlsSocket, how: int) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 3:
+            raise BlockingIOError
+        shutdown(self, how)
+
+    monkeypatch.setattr(TlsSocket, "shutdown", without_room_at_first)
+
+    async def main() -> None:
+        authority = Authority(tmp_path)
+        async with web(authority) as it:
+            client = await tls_client(it, authority)
+            await client.write(LAST)
+            assert (await client.read_all()).startswith(b"HTTP/1.1 404 ")  # up to close_notify
+            await eventually(lambda: all(front._lingering for front in it.edge.fronts.live))
+            assert tries == 4
+            await client.say_goodbye()
+            await eventually(lambda: not it.edge.fronts.live)
 
     asyncio.run(main())

@@ -148,6 +148,38 @@ def long_outage() -> Cluster:
     return run(plan_of(slow_pair(), faults=(Fault(6.0, 60.0, "partition", ("e0", "b0")),), grace_s=20.0))
 
 
+NEVER_READS = Program(1, stop_reading_at=0, eof="read")
+READS_FOR_TEN_SECONDS = Program(1, read_chunk=2 * KIB, read_pause=2.0, stop_reading_at=10 * KIB, eof="read")
+
+
+@pytest.mark.parametrize(
+    ("written", "reader", "waits_s"),
+    [
+        (60 * KIB, NEVER_READS, 10.0),  # at the reader's end
+        (1000 * KIB, NEVER_READS, 10.0 + 10.0),  # at the other end, as the window is full, and then there
+        (1000 * KIB, READS_FOR_TEN_SECONDS, 8.0 + 10.0 + 10.0),
+    ],
+)
+def test_who_reads_no_more_is_reset_once_the_bytes_before_the_reset_have_waited(
+    written: int, reader: Program, waits_s: float
+) -> None:
+    writer = Program(2, total=written, chunk=100 * KIB, reset_at=2.0)
+    due = 5.0 + 2.0 + waits_s
+    seen: list[bool] = []
+
+    def look(cluster: Cluster) -> None:
+        (client,) = cluster.clients
+        assert client.sock is not None
+        seen.append(client.sock.our_rst)
+        if len(seen) == 1:
+            cluster.world.after(2.0, look, cluster)
+
+    not_yet_over = Fault(due + 5.0, 0.0, "cut", ("p0", "b0"))
+    plan = plan_of(Arrival(5.0, "e0", reader, writer), faults=(not_yet_over,), buffer=16 * KIB)
+    run(plan, look_at=(due - 1.0, look))
+    assert seen == [False, True]
+
+
 # Suspend: the machine sleeps, the clock of sessions goes on, the timers of the loop do not.
 
 WAKE_S = 6.0

@@ -1,6 +1,7 @@
 """The state directory: what is written, with which permissions, and what is refused."""
 
 import asyncio
+import errno
 import os
 import stat
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from brokers import Grant, KeyPair, Role
+from brokers import BindError, Grant, KeyPair, Role
 from goreprox.config import Address
 from goreprox.errors import ConfigError, StartError
 from goreprox.keys.authority import Watcher
@@ -298,6 +299,38 @@ def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state: Stat
         state.revoke("laptop")
         await eventually(lambda: changes == 3)
         assert watcher.grant(key) is None and len(keys) == 1
+        task.cancel()
+
+    asyncio.run(main())
+
+
+def test_new_keys_without_a_port_for_them_are_tried_again_and_the_watch_goes_on(
+    state: StateDir, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goreprox.keys.authority.LOOK_S", 0.01)
+
+    async def main() -> None:
+        tried: list[ServerKeys] = []
+        changes = 0
+
+        def changed() -> None:
+            nonlocal changes
+            changes += 1
+
+        async def rekeyed(new: ServerKeys) -> None:
+            tried.append(new)
+            if len(tried) < 3:
+                raise BindError(errno.EMFILE, "no descriptors")
+
+        watcher = Watcher(state)
+        task = asyncio.create_task(watcher.watch(changed, rekeyed))
+        before = watcher.server_keys
+        state.rotate()
+        await eventually(lambda: watcher.server_keys != before)
+        state.add(Role.PROVIDER, "laptop", None, HERE)
+        await eventually(lambda: changes)
+        assert tried == [state.server_keys()] * 3
+        assert sum("the server's new keys do not count yet" in line for line in lines) == 1
         task.cancel()
 
     asyncio.run(main())

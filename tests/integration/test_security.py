@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ import pytest
 import zmq
 from loguru import logger
 
-from brokers import BrokerSecurity, Grant, KeyPair, LinkSecurity, Role, Timings
+from brokers import BrokerSecurity, Grant, KeyPair, Link, LinkSecurity, Role, Router, Timings
 from brokers.envelope import MAX_FRAME, Hello, Refused, Welcome, control, parse_control
 from brokers.errors import BindError
 from brokers.link import State
@@ -426,6 +427,65 @@ def test_a_rotation_that_is_tried_again_cuts_no_link_that_has_the_new_key(monkey
         assert (at_edge.ups, at_provider.ups) == (2, 2)
 
     run(test)
+
+
+@contextlib.contextmanager
+def without_descriptors() -> Iterator[list[int]]:
+    """Have no descriptor left but those yielded, for whoever closes them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield taken
+    finally:
+        for number in taken:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("host", [None, HOST])
+def test_a_rotation_without_descriptors_puts_nobody_out_and_succeeds_once_there_are_some(host: str | None) -> None:
+    async def test(stack: contextlib.AsyncExitStack) -> None:
+        keys, following = Keys(), KeyPair.generate()
+        security = LinkSecurity(keys.add(Role.PROVIDER, "web").keys, (SERVER.public, following.public))
+        router = Router(timings=STEADY, security=BrokerSecurity(SERVER, keys))
+        stack.push_async_callback(router.close, linger_s=0)
+        port = router.bind(Role.PROVIDER, host, 0)
+        edge, provider, at_edge, at_provider = name(Role.EDGE), name(Role.PROVIDER), Recorder(), Recorder()
+        local = router.attach(edge, {}, at_edge)
+        link = Link(provider, {}, HOST, port, at_provider, timings=STEADY, security=security)
+        stack.push_async_callback(link.close, linger_s=0)
+        link.start()
+        await eventually(lambda: at_edge.peers and at_provider.peers)
+
+        async def reaches(text: bytes) -> None:
+            local.send(provider.id, [text])
+            await eventually(lambda: at_provider.messages[-1:] == [(edge.id, [text])])
+
+        failed, codes = 0, set[int | None]()
+        with without_descriptors() as taken:
+            while True:
+                try:
+                    await router.rekey(following)
+                    break
+                except BindError as exc:
+                    codes.add(exc.errno)
+                failed += 1
+                await reaches(b"%d failed" % failed)
+                assert (at_edge.gone, at_provider.ups, at_provider.downs) == ([], 1, [])
+                os.close(taken.pop())
+        assert codes == {errno.EMFILE}
+        await eventually(lambda: at_provider.ups == 2 and at_edge.peers and at_provider.peers)
+        await reaches(b"after the rotation")
+
+    async def main() -> None:
+        async with asyncio.timeout(100), contextlib.AsyncExitStack() as stack:
+            await test(stack)
+
+    asyncio.run(main())
 
 
 # -- what strangers send

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import itertools
+import os
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,8 @@ HANDSHAKE_MS = 5000
 REBIND_S = 5.0
 REBIND_PAUSE_S = 0.01
 """libzmq's I/O thread closes ports without telling when."""
+PORT_DESCRIPTORS = 5
+"""What it takes to open a port: the ROUTER's, two of its monitor, what listens, and one to look addresses up."""
 NAMES = 4096
 """Parsed routing ids kept; each is a few hundred bytes."""
 HANDSHAKES_FAILED: dict[int, str] = {
@@ -184,8 +187,9 @@ class Router:
     def _open(self, role: Role, host: str | None, port: int) -> _Port:
         where = f"[{host}]" if host is not None and ":" in host else host or "*"
         try:
+            _see_descriptors()
             socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
-        except zmq.ZMQError as exc:  # no descriptors
+        except OSError as exc:
             raise BindError(exc.errno, f"cannot listen on {where}:{port}: {exc.strerror}") from exc
         keys = self._security.keys if self._security is not None else None
         link_ms = int(self._timings.link_timeout_s * 1000)
@@ -240,6 +244,10 @@ class Router:
         self._security = replace(self._security, keys=keys)
         for role, old in [(Role(byte), port) for byte, port in self._ports.items() if port.keys != keys]:
             endpoint = old.channel.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+            try:
+                _see_descriptors()  # as an unbound port has no links left, and there may be no other
+            except OSError as exc:
+                raise BindError(exc.errno, f"cannot listen on {endpoint} with new keys: {exc.strerror}") from exc
             with contextlib.suppress(zmq.ZMQError):  # unbound by an attempt that failed
                 old.channel.socket.unbind(endpoint)
             self._ports[role.value] = await self._open_soon(role, old.host, old.number)
@@ -474,3 +482,14 @@ class Router:
     def outboxes(self) -> dict[bytes, tuple[int, int]]:
         """Messages and bytes that wait for slow peers, by the peers' ids."""
         return {key[:ID_BYTES]: (len(box.messages), box.size) for key, box in self._outboxes.items()}
+
+
+def _see_descriptors() -> None:
+    """See that a port can be opened: libzmq ends the process where it cannot ask for a socket (ip_resolver.cpp).
+
+    Raises:
+        OSError: EMFILE, there are too few descriptors.
+    """
+    with contextlib.ExitStack() as taken:
+        for _ in range(PORT_DESCRIPTORS):
+            taken.callback(os.close, os.open(os.devnull, os.O_RDONLY))

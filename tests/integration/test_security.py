@@ -6,7 +6,6 @@ import errno
 import os
 import resource
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -263,11 +262,9 @@ def test_revoking_ends_a_live_peer_at_once_and_for_good(lines: list[str]) -> Non
     async def test(it: Guarded) -> None:
         at_edge, at_provider = await it.up()
         del it.keys.grants[it.provider_keys.keys.public]
-        began = time.monotonic()
         it.router.reauthorise()
         await eventually(lambda: at_edge.gone == [(it.provider.id, "revoked")])
         await eventually(lambda: at_provider.downs == ["revoked"])
-        assert time.monotonic() - began < 2
         await eventually(said(lines, "refuses: the key of provider web is not authorised"))
         await eventually(said(lines, "does not know our key"))
         assert it.provider_link.state is State.DOWN and at_provider.ups == 1

@@ -21,7 +21,7 @@ from goreprox.protocol.path import Path
 from goreprox.protocol.stream import RESETTING, Stream
 
 EVENT_BYTES = 48
-"""What an event without payload is counted as."""
+"""What an event without payload takes, at most."""
 
 
 class Outbox:
@@ -45,8 +45,8 @@ class Outbox:
         self.streams.clear()
         self.ends.clear()
 
-    def batch(self, path: Path, *, established: bool) -> tuple[list[Event], int]:
-        """Return the events of the next message and what they count; payload only once streams flow."""
+    def batch(self, path: Path, *, established: bool) -> list[Event]:
+        """Return the events of the next message; payload only once streams flow."""
         events: list[Event] = []
         size = 0
         while self.control and len(events) < BATCH_EVENTS and size < BATCH_INLINE:
@@ -62,10 +62,10 @@ class Outbox:
                 size += EVENT_BYTES * len(event.streams)
                 break
         if established and not self.control and (waiting := len(self.streams)):
-            size = self._fill(events, size, path, waiting)
-        return events, size
+            self._fill(events, size, path, waiting)
+        return events
 
-    def _fill(self, events: list[Event], size: int, path: Path, waiting: int) -> int:
+    def _fill(self, events: list[Event], size: int, path: Path, waiting: int) -> None:
         """Add what the `waiting` streams have to send, each in its turn, as far as the path has room."""
         inline, raws = size, 0
         quantum = min(max(path.bound // 4 // waiting, QUANTUM_MIN), MAX_PAYLOAD)
@@ -93,7 +93,6 @@ class Outbox:
             if send.sent == send.end and (send.eof or stream.state is RESETTING):
                 size += self._tail(stream, events, path)
             self.streams.done(stream, more=more > 0)
-        return size
 
     def _tail(self, stream: Stream, events: list[Event], path: Path) -> int:
         """Say how the stream ends, after its last byte."""

@@ -102,8 +102,8 @@ class Path:
             due = min(due or INFINITY, self._next_probe, self._progress_at + LOSS_TIMEOUT_S)
         return due
 
-    def send(self, size: int, now: float) -> int:
-        """Count a message of `size` bytes as sent; return its number. It carries our acknowledgement."""
+    def send(self, size: int, now: float) -> None:
+        """Count message `seq` of `size` bytes as sent. It carries our acknowledgement."""
         if not self._sent:
             self._progress_at = now
             self._next_probe = now + self._probe_s
@@ -112,7 +112,6 @@ class Path:
         self.in_flight += size
         self.seq += 1
         self.acknowledged()
-        return self.seq - 1
 
     def acknowledged(self) -> None:
         """Note that `received` was told to the peer."""

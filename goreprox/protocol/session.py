@@ -366,16 +366,19 @@ class Session:
                 self._wake()
 
     def stream_acks(self, stream: Stream, *, urgent: bool, now: float) -> None:
-        """Acknowledge delivery, soon or with others."""
+        """Acknowledge delivery, soon or with others.
+
+        A peer whose budget is used up keeps no more than its floor, whatever the window: once it has delivered that, it
+        waits for us.
+        """
         if stream.state is not OPEN or not self.established:
             return
-        if urgent:
+        if urgent or stream.receive.unacknowledged >= self._peer_window:
             self._acks.pop(stream.id, None)
             self._say(Ack(stream.id, *stream.receive.take_ack()))
             self._finish_if_done(stream)
         else:
             self._acks[stream.id] = stream
-            # A peer whose budget is used up keeps no more than its floor, whatever the window: it may be waiting.
             waits = stream.receive.unacknowledged >= self._peer_window // 2
             due = now + (PATH_ACK_DELAY_S if waits else STREAM_ACK_DELAY_S)
             if self._acks_due is None or due < self._acks_due:
@@ -714,11 +717,13 @@ class Session:
             self._unflushed.clear()
         outbox = self._outbox
         while outbox.control or outbox.streams:
-            events, size = outbox.batch(path, established=self.established)
+            events = outbox.batch(path, established=self.established)
             if not events:
                 break
-            batch = Batch(path.epoch, path.send(size, now), path.received, tuple(events))
-            messages.append((path.path_id, wire.encode(batch, version=self._version)))
+            batch = Batch(path.epoch, path.seq, path.received, tuple(events))
+            frames = wire.encode(batch, version=self._version)
+            path.send(sum(map(len, frames)), now)
+            messages.append((path.path_id, frames))
         if path.ack_due(now):
             path.acknowledged()
             batch = Batch(path.epoch, path.seq, path.received, ())

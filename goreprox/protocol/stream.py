@@ -268,11 +268,10 @@ class Stream:
         assert host is not None
         receive = self.receive
         receive.consume(count)
-        urgent = receive.ack_urgent
-        if urgent and receive.pace_known:
+        if receive.pace_known:
             receive.adapt(now=now, round_trip_s=host.round_trip_s)
         if self.state is OPEN:
-            host.stream_acks(self, urgent=urgent, now=now)
+            host.stream_acks(self, urgent=receive.ack_urgent, now=now)
 
     def deliver_eof(self, *, now: float) -> None:
         """Note that the socket was half-closed after the last byte."""

@@ -1008,6 +1008,41 @@ def test_noise_is_refused() -> None:
     assert failure(peer)
 
 
+def accepted_from_a_peer_with_a_floor_of(floor: int) -> tuple[Peer, Stream]:
+    peer = Peer(opener=False)
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    peer.now = 0.1
+    peer.say(Resume(GRACE_S, floor, 1, True, ()), Open(1, "web", "test", "", WINDOW))
+    stream = peer.notices()[-1].stream
+    assert stream is not None
+    stream.accept()
+    peer.heard()
+    return peer, stream
+
+
+def test_a_peer_that_keeps_no_more_than_its_floor_is_acknowledged_without_delay() -> None:
+    peer, stream = accepted_from_a_peer_with_a_floor_of(8 * KIB)
+    peer.say(Data(1, 0, bytes(8 * KIB)))
+    stream.consume(8 * KIB - 1, now=peer.now)
+    assert peer.heard() == []
+    stream.consume(1, now=peer.now)
+    assert peer.heard() == [Ack(1, 8 * KIB, 8 * KIB + WINDOW_INITIAL)]
+
+
+def test_a_window_grows_though_it_is_acknowledged_by_time() -> None:
+    step = WINDOW_INITIAL // 4 - 1
+    peer, stream = accepted_from_a_peer_with_a_floor_of(step + 1)
+    for _ in range(8):
+        peer.say(Data(1, stream.receive.received, bytes(step)))
+        stream.consume(step, now=peer.now)
+        peer.now += PATH_ACK_DELAY_S
+        peer.session.tick(peer.now)
+        (ack,) = (event for event in peer.heard() if isinstance(event, Ack))
+        assert ack.delivered == stream.receive.delivered
+    assert stream.receive.limit > stream.receive.delivered + WINDOW_INITIAL
+
+
 # Batches.
 
 
@@ -1027,6 +1062,22 @@ def test_what_fills_a_path_is_acknowledged_without_delay(bound_bytes: int) -> No
     for seq, (_, frames) in enumerate(peer.session.flush(0.0)):
         receiver.receive(seq, sum(map(len, frames)), 0.0)
     assert stream.send.pending
+    assert receiver.ack_due(0.0)
+
+
+def test_what_fills_a_path_in_little_pieces_is_acknowledged_without_delay() -> None:
+    peer = Peer(max_streams=4096)
+    peer.connect()
+    streams = [peer.open() for _ in range(4096)]
+    peer.heard()
+    peer.say()
+    bound(peer, IN_FLIGHT_MIN)
+    receiver = Path("a", peer.epoch, now=0.0)
+    for stream in streams:
+        stream.write(bytes(20))
+    for seq, (_, frames) in enumerate(peer.session.flush(0.0)):
+        receiver.receive(seq, sum(map(len, frames)), 0.0)
+    assert streams[-1].send.pending
     assert receiver.ack_due(0.0)
 
 

@@ -118,7 +118,9 @@ class Listeners:
             try:
                 sockets.keep_spare_descriptors(listening)
                 sock, address = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except ConnectionAbortedError:
+                continue  # others may wait behind it
+            except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
                 if exc.errno not in _NO_FDS:

@@ -101,6 +101,32 @@ def test_a_drain_without_descriptors_ends_and_nobody_is_accepted_after_it(
     asyncio.run(main())
 
 
+def test_whoever_waits_behind_one_that_has_gone_is_accepted_in_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        welcomed: list[socket.socket] = []
+        made = Listeners(
+            [Listener.parse(f"{HOST}:0")],
+            Poller(lambda work: work()),
+            reuse_port=False,
+            welcome=lambda sock, *_: welcomed.append(sock),
+            has_room=lambda: True,
+        )
+        gone = [OSError(errno.ECONNABORTED, "gone")]
+
+        def first_fails(_: socket.socket) -> None:
+            if gone:
+                raise gone.pop()
+
+        monkeypatch.setattr(sockets, "keep_spare_descriptors", first_fails)
+        with socket.create_connection((HOST, made.ports[0])) as client:
+            made.drain()
+            (sock,) = welcomed
+            assert sock.getpeername() == client.getsockname()
+            sock.close()
+
+    asyncio.run(main())
+
+
 def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_port_fails(
     monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:

@@ -189,7 +189,7 @@ class Router:
         try:
             _see_descriptors()
             socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
-        except OSError as exc:
+        except (OSError, zmq.ZMQError) as exc:
             raise BindError(exc.errno, f"cannot listen on {where}:{port}: {exc.strerror}") from exc
         keys = self._security.keys if self._security is not None else None
         link_ms = int(self._timings.link_timeout_s * 1000)

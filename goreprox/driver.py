@@ -231,7 +231,7 @@ class Driver:
                 self._notices(peer)
                 self._schedule(peer, now)
             except Exception as exc:  # noqa: BLE001
-                self._tell_fault(peer, exc)
+                self._fault(peer, exc)
 
     # What sessions want.
 
@@ -261,10 +261,16 @@ class Driver:
                 self._notices(peer)
                 self._schedule(peer, now)
             except Exception as exc:  # noqa: BLE001
-                self._tell_fault(peer, exc)
+                self._fault(peer, exc)
+
+    def _fault(self, peer: Peer, exc: Exception) -> None:
+        """End a session in which something of ours was left half done; the other peers are to notice nothing."""
+        self._tell_fault(peer, exc)
+        if peer.session.failed is None:
+            peer.session.fail("a fault in this process, which is in its log", clock())
+            self._notices(peer)
 
     def _tell_fault(self, peer: Peer, exc: Exception) -> None:
-        """A fault of ours must not keep other streams and peers from being served."""
         self._loop.call_exception_handler({"message": f"serving {peer.info.name.name}", "exception": exc})
 
     def _schedule(self, peer: Peer, now: float) -> None:
@@ -338,7 +344,7 @@ class Driver:
         elif notice.kind is Kind.DRAINING:
             logger.info("{} is draining: it gets no new streams", name)
         elif notice.kind is Kind.FAILED:
-            logger.warning("{} broke the protocol, its streams are reset: {}", name, notice.reason)
+            logger.warning("the session with {} has failed, its streams are reset: {}", name, notice.reason)
         self._application.peers_changed()
 
     # Shutdown.

@@ -83,7 +83,7 @@ class Kind(enum.Enum):
     GOODBYE = enum.auto()
     """The peer has ended; its streams were aborted."""
     FAILED = enum.auto()
-    """The peer broke the protocol; its streams were aborted."""
+    """The peer broke the protocol, or something of ours did not work; its streams were aborted."""
 
 
 READABLE = Kind.READABLE
@@ -442,10 +442,10 @@ class Session:
             _, batch = wire.decode(frames)
             self._receive(path_id, batch, sum(map(len, frames)), now)
         except RemoteProtocolError as exc:
-            self._fail(str(exc), now)
+            self.fail(str(exc), now)
 
-    def _fail(self, reason: str, now: float) -> None:
-        """End the session for good: the peer cannot be trusted with a single stream. Its last message says so."""
+    def fail(self, reason: str, now: float) -> None:
+        """End the session for good: one end cannot be trusted with a single stream. Its last message says so."""
         self.abandon(f"protocol error: {reason}")
         self._outbox.control.append(Goodbye(f"protocol error: {reason}"))
         self.failed = reason

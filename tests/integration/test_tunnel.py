@@ -398,7 +398,7 @@ async def _is_left_alone(it: Tunnel, provider: Provider) -> None:
     known = set(it.edge.driver.peers)
     await it.provide()
     (companion,) = set(it.edge.driver.peers) - known
-    it.edge.driver.peers[companion].session._fail("nonsense", clock())
+    it.edge.driver.peers[companion].session.fail("nonsense", clock())
     await _loses_its_target(it, provider)
 
 

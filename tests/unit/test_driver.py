@@ -51,21 +51,22 @@ class Wire:
     def __init__(self, role: Role) -> None:
         self.name = PeerName(role, "one", os.urandom(16))
         self.driver = Driver(self, role=role, budget=Budget(total_bytes=64 * MIB, max_streams=64), grace_s=60.0)
-        self.other = self
+        self.others: dict[bytes, Wire] = {}
         self.said = 0
         self.opened: list[Stream] = []
         self.dropped: list[Stream] = []
 
     def meets(self, other: "Wire", epoch: int) -> Peer:
         """Hear of the other end."""
-        self.other = other
+        self.others[other.name.id] = other
         attributes: Mapping[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
         self.driver.peer_up(self, PeerInfo(other.name, epoch, attributes))
         return self.driver.peers[other.name.id]
 
-    def send(self, _: bytes, frames: Sequence[Buffer]) -> bool:
+    def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
         self.said += 1
-        asyncio.get_running_loop().call_soon(self.other.driver.message, self.other, self.name.id, list(frames))
+        other = self.others[peer_id]
+        asyncio.get_running_loop().call_soon(other.driver.message, other, self.name.id, list(frames))
         return True
 
     def announce(self, attributes: Mapping[str, object]) -> None: ...
@@ -110,11 +111,11 @@ def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_sessio
     asyncio.run(main())
 
 
-def test_a_fault_in_one_stream_touches_neither_other_streams_nor_other_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_one_stream_touches_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         told: list[dict[str, object]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
-        edge, provider, other = Wire(Role.EDGE), Wire(Role.PROVIDER), Wire(Role.PROVIDER)
+        edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
         peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
         await eventually(lambda: peer.session.established and back.session.established)
 
@@ -126,16 +127,34 @@ def test_a_fault_in_one_stream_touches_neither_other_streams_nor_other_peers(mon
         for _ in range(2):
             peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
         await eventually(lambda: len(provider.opened) == 1)
+        assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
 
-        def flush(_: float) -> list[tuple[object, list[Buffer]]]:
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("method", ["flush", "receive"])
+def test_a_fault_in_one_session_ends_it_and_touches_no_other(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    async def main() -> None:
+        told: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        faulty, sound, provider = Wire(Role.EDGE), Wire(Role.EDGE), Wire(Role.PROVIDER)
+        for edge in (faulty, sound):
+            edge.meets(provider, 1)
+            provider.meets(edge, 1)
+        bad, good = (provider.driver.peers[edge.name.id] for edge in (faulty, sound))
+        await eventually(lambda: sound.driver.peers[provider.name.id].session.established)
+        stream = Stream(opener=False, service="web", client="test", budget=provider.driver.budget)
+        bad.session.streams[1] = stream
+
+        def fails(*_: object) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr(peer.session, "flush", flush)
-        edge.meets(other, 1)
-        other.meets(edge, 1)
-        edge.driver.drain()
-        await eventually(lambda: other.driver.peers[edge.name.id].session.peer_draining)
-        assert {str(context["message"]) for context in told} == {"serving one"}
+        monkeypatch.setattr(bad.session, method, fails)
+        faulty.driver.drain()  # which makes one end say something, and the other
+        provider.driver.drain()
+        await eventually(lambda: sound.driver.peers[provider.name.id].session.peer_draining and bad.session.failed)
+        assert bad.session.failed == "a fault in this process, which is in its log"
+        assert stream.state is State.CLOSED and good.session.failed is None
         assert all(isinstance(context["exception"], ZeroDivisionError) for context in told)
 
     asyncio.run(main())

@@ -55,8 +55,8 @@ QUANTUM_MIN = 16 * KIB
 """What a stream may send before it is another's turn, at least."""
 
 STREAM_ACK_DELAY_S = 0.2
-"""Delivery is acknowledged this late at most: nobody waits for it. A quarter of the window, or what the peer can keep
-without a loan (its floor), is acknowledged at once; half of that after `PATH_ACK_DELAY_S`."""
+"""Delivery is acknowledged this late at most: nobody waits for it. A sixteenth of the window is acknowledged at once
+(`receiver.ACK_SHARE`); half of what the peer can keep without a loan (its floor) after `PATH_ACK_DELAY_S`."""
 PATH_ACK_DELAY_S = 0.02
 PATH_ACK_BYTES = IN_FLIGHT_MIN // 2
 """So many received bytes are acknowledged at once: a sender stops when less than `QUANTUM_MIN` of the least bound is

@@ -12,12 +12,20 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.chunks import add, part
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import Buffer
+from goreprox.protocol.limits import KIB
+
+ACK_SHARE = 16
+"""A sixteenth of a window is acknowledged at once: a peer that has little memory may hold no more than an eighth of it,
+since who sends A bytes in each round trip makes it grow to 8 A: it doubles while half of it passes in two."""
+ACK_LEAST = 8 * KIB
+"""But no less than this, or a quarter: most answers of a web server need no acknowledgement of their own."""
 
 
 class ReceiveHalf:
     """Bytes of the peer on their way to the local socket."""
 
     __slots__ = (
+        "_ack_from",
         "_acked",
         "_borrowed",
         "_budget",
@@ -35,7 +43,7 @@ class ReceiveHalf:
     def __init__(self, budget: Budget) -> None:
         """Start at offset 0 with the window that the budget has for new streams."""
         self._budget = budget
-        self._window = budget.initial_window()
+        self._set_window(budget.initial_window())
         self._borrowed = budget.account(held=0, holding=self._window)
         self.chunks: deque[Buffer] = deque()
         """What waits for the socket, in order. Not to be changed but through `consume`."""
@@ -70,8 +78,8 @@ class ReceiveHalf:
 
     @property
     def ack_urgent(self) -> bool:
-        """Whether the peer may be waiting for the acknowledgement: a quarter of its window, or the end."""
-        return self.eof_delivered or self.delivered - self._acked >= self._window // 4
+        """Whether the peer may be waiting for the acknowledgement: a part of its window, or the end."""
+        return self.eof_delivered or self.delivered - self._acked >= self._ack_from
 
     def receive(self, offset: int, payload: Buffer) -> bool:
         """Take bytes, less those that are here already; return whether any were new.
@@ -125,13 +133,16 @@ class ReceiveHalf:
 
     def adapt(self, *, now: float, round_trip_s: float) -> None:
         """Double the window when half of it passed within two round trips: it, not the socket, sets the pace."""
-        if now - self._mark_at <= 2 * round_trip_s:
-            self._window *= 2
-        self._keep_within_budget()
+        self._adapt(2 if now - self._mark_at <= 2 * round_trip_s else 1)
         self._mark, self._mark_at = self.delivered, now
 
-    def _keep_within_budget(self) -> None:
-        self._window = min(self._window, self._budget.allowance(self._borrowed, moved=self.delivered))
+    def _adapt(self, growth: int) -> None:
+        """Let the window grow as far as the budget has room."""
+        self._set_window(min(growth * self._window, self._budget.allowance(self._borrowed, moved=self.delivered)))
+
+    def _set_window(self, window: int) -> None:
+        self._window = window
+        self._ack_from = max(window // ACK_SHARE, min(window // 4, ACK_LEAST))
 
     def deliver_eof(self) -> None:
         """Note that the socket was half-closed."""
@@ -140,7 +151,7 @@ class ReceiveHalf:
     def take_ack(self) -> tuple[int, int]:
         """Return offset and limit to acknowledge, and count them as told."""
         if not self.eof:
-            self._keep_within_budget()  # others may have grown since: during an outage all do, and nobody is told
+            self._adapt(1)  # others may have grown since: during an outage all do, and nobody is told
             self.limit = max(self.limit, self.delivered + self._window)
         self._borrowed = self._budget.account(held=self._borrowed, holding=self.limit - self.delivered)
         self._acked = self.ack_offset

@@ -366,19 +366,16 @@ class Session:
                 self._wake()
 
     def stream_acks(self, stream: Stream, *, urgent: bool, now: float) -> None:
-        """Acknowledge delivery, soon or with others.
-
-        A peer whose budget is used up keeps no more than its floor, whatever the window: once it has delivered that, it
-        waits for us.
-        """
+        """Acknowledge delivery, soon or with others."""
         if stream.state is not OPEN or not self.established:
             return
-        if urgent or stream.receive.unacknowledged >= self._peer_window:
+        if urgent:
             self._acks.pop(stream.id, None)
             self._say(Ack(stream.id, *stream.receive.take_ack()))
             self._finish_if_done(stream)
         else:
             self._acks[stream.id] = stream
+            # A peer whose budget is used up keeps no more than its floor, whatever the window: it may be waiting.
             waits = stream.receive.unacknowledged >= self._peer_window // 2
             due = now + (PATH_ACK_DELAY_S if waits else STREAM_ACK_DELAY_S)
             if self._acks_due is None or due < self._acks_due:

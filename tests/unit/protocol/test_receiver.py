@@ -1,5 +1,7 @@
 """The receiving half: duplicates, gaps, the end of file, and a window that follows the socket."""
 
+from collections.abc import Callable
+
 import pytest
 
 from goreprox.protocol.budget import Budget
@@ -117,15 +119,35 @@ def test_an_end_of_file_counts_as_one_in_acks() -> None:
     assert receive.take_ack() == (3, WINDOW_INITIAL), "no byte will come: the limit stays"
 
 
-def test_an_ack_is_urgent_after_a_quarter_of_the_window() -> None:
+def poor() -> ReceiveHalf:
+    """Give one with the least window: everything is lent to others."""
+    budget = Budget(total_bytes=MIB, max_streams=128)
+    budget.account(held=0, holding=budget.floor_bytes + budget.loan_bytes)
+    return ReceiveHalf(budget)
+
+
+def grown() -> ReceiveHalf:
+    """Give one with a window that has grown."""
     receive = half()
-    receive.receive(0, bytes(WINDOW_INITIAL))
+    while (window := receive.limit - receive.delivered) < MIB:
+        receive.receive(receive.received, bytes(window))
+        consume(receive, window)
+        receive.take_ack()
+    return receive
+
+
+@pytest.mark.parametrize(("make", "part"), [(poor, 4), (half, 8), (grown, 16)])
+def test_an_ack_is_urgent_after_a_part_of_the_window(make: Callable[[], ReceiveHalf], part: int) -> None:
+    receive = make()
+    window, before = receive.limit - receive.delivered, receive.delivered
+    urgent = window // part
+    receive.receive(before, bytes(window))
     state = [(receive.ack_pending, receive.ack_urgent)]
-    for count in (WINDOW_INITIAL // 4 - 1, 1):
-        consume(receive, count)
+    for count in (urgent - 1, 1):
+        receive.consume(count)
         state.append((receive.ack_pending, receive.ack_urgent))
     assert state == [(False, False), (True, False), (True, True)]
-    assert receive.take_ack() == (WINDOW_INITIAL // 4, WINDOW_INITIAL + WINDOW_INITIAL // 4)
+    assert receive.take_ack() == (before + urgent, before + urgent + window)
     assert not receive.ack_urgent
 
 

@@ -9,12 +9,11 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
 import zmq
-from loguru import logger
 
 from brokers import (
     BindError,
@@ -252,15 +251,6 @@ async def receive(dealer: "zmq.Socket[bytes]") -> list[bytes]:
 
     await eventually(poll)
     return found[0]
-
-
-@pytest.fixture
-def warnings() -> Iterator[list[str]]:
-    """What is logged as a warning or worse."""
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
-    yield lines
-    logger.remove(sink)
 
 
 # -- being there, and talking

@@ -166,8 +166,8 @@ def test_a_stream_is_used_again_for_a_while_and_then_given_up() -> None:
 LAST = ELSEWHERE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
-async def tls_client(it: Web, authority: Authority) -> Client:
-    """Connect a client whose handshake is done."""
+async def told_goodbye(it: Web, authority: Authority) -> Client:
+    """Connect a client by TLS, and let it read an answer to the close_notify after it."""
     reader, writer = await asyncio.open_connection(HOST, it.edge.listeners.ports[0])
 
     async def hang_up() -> None:
@@ -175,7 +175,10 @@ async def tls_client(it: Web, authority: Authority) -> Client:
         await asyncio.sleep(0)
 
     it.stack.push_async_callback(hang_up)
-    return await Client(reader, writer, authority.trusting()).shake_hands()
+    client = await Client(reader, writer, authority.trusting()).shake_hands()
+    await client.write(LAST)
+    assert (await client.read_all()).startswith(b"HTTP/1.1 404 ")
+    return client
 
 
 @pytest.mark.parametrize("then", ["says_it_too", "says_something_else", "says_nothing"])
@@ -183,9 +186,7 @@ def test_a_tls_client_has_a_while_to_say_close_notify_after_ours(tmp_path: Path,
     async def main() -> None:
         authority = Authority(tmp_path)
         async with web(authority) as it:
-            client = await tls_client(it, authority)
-            await client.write(LAST)
-            assert (await client.read_all()).startswith(b"HTTP/1.1 404 ")  # up to close_notify
+            client = await told_goodbye(it, authority)
             assert len(it.edge.fronts.live) == 1
             if then == "says_something_else":
                 await client.write(GET)
@@ -219,9 +220,7 @@ def test_a_close_notify_without_room_is_said_once_there_is_some(
     async def main() -> None:
         authority = Authority(tmp_path)
         async with web(authority) as it:
-            client = await tls_client(it, authority)
-            await client.write(LAST)
-            assert (await client.read_all()).startswith(b"HTTP/1.1 404 ")  # up to close_notify
+            client = await told_goodbye(it, authority)
             await eventually(lambda: all(front._lingering for front in it.edge.fronts.live))
             assert tries == 4
             await client.say_goodbye()

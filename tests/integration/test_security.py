@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import zmq
-from loguru import logger
 
 from brokers import REVOKED, BrokerSecurity, Grant, KeyPair, Link, LinkSecurity, Role, Router, Timings
 from brokers.envelope import MAX_FRAME, Hello, Refused, Welcome, control, parse_control
@@ -89,17 +88,8 @@ def run(test: Callable[[Guarded], Awaitable[None]], timings: Timings = STEADY) -
     asyncio.run(main())
 
 
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    """What is logged as a warning or worse."""
-    found: list[str] = []
-    sink = logger.add(lambda message: found.append(message.record["message"]), level="WARNING")
-    yield found
-    logger.remove(sink)
-
-
-def said(lines: list[str], text: str) -> Callable[[], bool]:
-    return lambda: any(text in line for line in lines)
+def said(warnings: list[str], text: str) -> Callable[[], bool]:
+    return lambda: any(text in line for line in warnings)
 
 
 async def works(it: Guarded, at_provider: Recorder, text: bytes) -> None:
@@ -167,12 +157,14 @@ def test_authorised_peers_talk_and_nothing_of_it_is_readable_on_the_wire() -> No
     run(test)
 
 
-def test_a_key_that_is_unknown_is_refused_at_the_handshake_and_comes_in_once_it_is_authorised(lines: list[str]) -> None:
+def test_a_key_that_is_unknown_is_refused_at_the_handshake_and_comes_in_once_it_is_authorised(
+    warnings: list[str],
+) -> None:
     async def test(it: Guarded) -> None:
         del it.keys.grants[it.provider_keys.keys.public]
         link, recorder = it.link(it.provider, security=it.provider_keys)
-        await eventually(said(lines, "does not know our key"))
-        await eventually(said(lines, "refused an unknown or revoked key at the port for providers, from 127.0.0.1"))
+        await eventually(said(warnings, "does not know our key"))
+        await eventually(said(warnings, "refused an unknown or revoked key at the port for providers, from 127.0.0.1"))
         assert recorder.ups == 0 and link.state is State.DOWN and not it.router.peers
         it.keys.grants[it.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
         await eventually(lambda: recorder.ups == 1)
@@ -204,36 +196,38 @@ def test_without_a_decision_nobody_is_let_in() -> None:
 
 
 @pytest.mark.parametrize("role", Role)
-def test_a_key_of_one_role_does_not_work_on_the_port_of_the_other(role: Role, lines: list[str]) -> None:
+def test_a_key_of_one_role_does_not_work_on_the_port_of_the_other(role: Role, warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         keys = it.keys.add(role.other, "mallory")
         _link, recorder = it.link(name(role, "mallory"), security=keys)
-        await eventually(said(lines, f"refused {role.other.name.lower()} mallory at the port for {role.name.lower()}s"))
-        await eventually(said(lines, "does not know our key"))
+        await eventually(
+            said(warnings, f"refused {role.other.name.lower()} mallory at the port for {role.name.lower()}s")
+        )
+        await eventually(said(warnings, "does not know our key"))
         assert recorder.ups == 0 and not it.router.peers
 
     run(test)
 
 
-def test_a_key_is_good_for_its_own_name_only(lines: list[str]) -> None:
+def test_a_key_is_good_for_its_own_name_only(warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         at_edge, at_provider = await it.up()
         _link, recorder = it.link(name(Role.PROVIDER, "web"), security=it.keys.add(Role.PROVIDER, "laptop"))
-        await eventually(said(lines, "the key of provider laptop is not for provider web"))
-        await eventually(said(lines, "refuses: the key of provider laptop is not for provider web"))
+        await eventually(said(warnings, "the key of provider laptop is not for provider web"))
+        await eventually(said(warnings, "refuses: the key of provider laptop is not for provider web"))
         assert recorder.ups == 0 and len(at_edge.peers) == 1
         await works(it, at_provider, b"still here")
 
     run(test)
 
 
-def test_a_service_that_the_key_does_not_allow_is_refused_at_hello_and_at_announce(lines: list[str]) -> None:
+def test_a_service_that_the_key_does_not_allow_is_refused_at_hello_and_at_announce(warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         at_edge, _ = await it.up()
         _link, recorder = it.link(
             name(Role.PROVIDER, "web"), security=it.provider_keys, attributes={"services": ["default", "ssh"]}
         )
-        await eventually(said(lines, "refuses: this key may not offer ssh"))
+        await eventually(said(warnings, "refuses: this key may not offer ssh"))
         assert recorder.ups == 0 and len(at_edge.peers) == 1
 
         it.provider_link.announce({"services": ["ssh"]})
@@ -258,15 +252,15 @@ def test_a_round_trip_of_a_second_is_not_too_slow_for_a_handshake(host: str) -> 
 # -- revocation
 
 
-def test_revoking_ends_a_live_peer_at_once_and_for_good(lines: list[str]) -> None:
+def test_revoking_ends_a_live_peer_at_once_and_for_good(warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         at_edge, at_provider = await it.up()
         del it.keys.grants[it.provider_keys.keys.public]
         it.router.reauthorise()
         await eventually(lambda: at_edge.gone == [(it.provider.id, "revoked")])
         await eventually(lambda: at_provider.downs == ["revoked"])
-        await eventually(said(lines, "refuses: the key of provider web is not authorised"))
-        await eventually(said(lines, "does not know our key"))
+        await eventually(said(warnings, "refuses: the key of provider web is not authorised"))
+        await eventually(said(warnings, "does not know our key"))
         assert it.provider_link.state is State.DOWN and at_provider.ups == 1
 
         it.keys.grants[it.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
@@ -298,7 +292,7 @@ def test_a_revoked_peer_that_ignores_it_is_not_heard_and_loses_its_connection() 
     run(test)
 
 
-def test_a_key_whose_rights_shrink_loses_its_peers_only_if_they_use_them(lines: list[str]) -> None:
+def test_a_key_whose_rights_shrink_loses_its_peers_only_if_they_use_them(warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         it.keys.services = {"default", "ssh"}
         at_edge, _ = await it.up()
@@ -308,7 +302,7 @@ def test_a_key_whose_rights_shrink_loses_its_peers_only_if_they_use_them(lines: 
         it.keys.services = {"default"}
         it.router.reauthorise()
         await eventually(lambda: at_edge.gone == [(ssh.id, "revoked")])
-        await eventually(said(lines, "refuses: this key may not offer ssh"))
+        await eventually(said(warnings, "refuses: this key may not offer ssh"))
         assert it.provider.id in at_edge.peers
 
     run(test)
@@ -317,40 +311,40 @@ def test_a_key_whose_rights_shrink_loses_its_peers_only_if_they_use_them(lines: 
 # -- impostors
 
 
-def test_a_server_with_another_key_is_not_believed(lines: list[str]) -> None:
+def test_a_server_with_another_key_is_not_believed(warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         wrong = LinkSecurity(it.provider_keys.keys, (KeyPair.generate().public,))
         link, recorder = it.link(it.provider, security=wrong)
-        await eventually(said(lines, "it has another key than we expect, or none"))
-        await eventually(said(lines, "a peer expects another server key"))
+        await eventually(said(warnings, "it has another key than we expect, or none"))
+        await eventually(said(warnings, "a peer expects another server key"))
         assert recorder.ups == 0 and link.state is State.DOWN and not it.router.peers
 
     run(test)
 
 
-def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(lines: list[str]) -> None:
+def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         _link, recorder = it.link(it.provider)
-        await eventually(said(lines, "it wants keys"))
-        await eventually(said(lines, "a peer without keys meets a broker with keys, or the reverse"))
+        await eventually(said(warnings, "it wants keys"))
+        await eventually(said(warnings, "a peer without keys meets a broker with keys, or the reverse"))
         assert recorder.ups == 0 and not it.router.peers
 
     run(test)
 
 
-def test_a_peer_with_keys_is_not_content_with_a_broker_without(lines: list[str]) -> None:
+def test_a_peer_with_keys_is_not_content_with_a_broker_without(warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         plain = Fabric(STEADY)
         async with plain.stack:
             _link, recorder = plain.link(it.provider, security=it.provider_keys)
-            await eventually(said(lines, "it has another key than we expect, or none"))
-            await eventually(said(lines, "a peer without keys meets a broker with keys, or the reverse"))
+            await eventually(said(warnings, "it has another key than we expect, or none"))
+            await eventually(said(warnings, "a peer without keys meets a broker with keys, or the reverse"))
             assert recorder.ups == 0 and not plain.router.peers
 
     run(test)
 
 
-def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(lines: list[str]) -> None:
+def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         nonce = os.urandom(NONCE_BYTES)
         it.edge_link, at_edge = it.link(it.edge, security=it.edge_keys)
@@ -363,7 +357,7 @@ def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(lines: list[
         mallory.send_multipart(control(Hello(1, 1, 2, {"by": "mallory"})))
         refusal = parse_control(await receive(mallory))
         assert refusal == Refused("the key of provider mallory is not for provider web")
-        await eventually(said(lines, "the key of provider mallory is not for provider web"))
+        await eventually(said(warnings, "the key of provider mallory is not for provider web"))
         await eventually(lambda: it.provider.id not in at_edge.peers)
         assert not at_edge.messages and all(not peer.attributes for peer in at_edge.seen)
 
@@ -373,7 +367,7 @@ def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(lines: list[
 # -- rotation
 
 
-def test_links_that_know_the_next_key_survive_a_rotation_and_take_the_old_one_no_more(lines: list[str]) -> None:
+def test_links_that_know_the_next_key_survive_a_rotation_and_take_the_old_one_no_more(warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         following = KeyPair.generate()
         keys = it.provider_keys.keys
@@ -387,12 +381,12 @@ def test_links_that_know_the_next_key_survive_a_rotation_and_take_the_old_one_no
         assert ports == it.ports
 
         _old, at_old = it.link(name(Role.PROVIDER), security=LinkSecurity(keys, (SERVER.public,)))
-        await eventually(said(lines, "a peer expects another server key"))
+        await eventually(said(warnings, "a peer expects another server key"))
         assert at_old.ups == 0
 
         await it.router.rekey(SERVER)  # as somebody would who has stolen the old key
         await eventually(lambda: at_old.ups == 1)
-        await eventually(said(lines, "it has another key than we expect, or none"))
+        await eventually(said(warnings, "it has another key than we expect, or none"))
         assert (at_edge.ups, at_provider.ups) == (2, 2)
 
     run(test)
@@ -584,7 +578,7 @@ def test_what_the_state_directory_says_counts_while_the_server_runs(tmp_path: Pa
     asyncio.run(main())
 
 
-def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, lines: list[str]) -> None:
+def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, warnings: list[str]) -> None:
     async def main() -> None:
         guard = Guard(tmp_path / "state")
         it = Fabric(STEADY, guard.security)
@@ -596,9 +590,9 @@ def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, li
             _, recorder = it.link(name(Role.PROVIDER, "default"), security=join.security)
             await eventually(lambda: recorder.ups == 1)
             guard._watcher.look = lambda: 1 // 0  # type: ignore[method-assign, assignment, return-value]
-            await eventually(said(lines, "keys can no longer be revoked: all peers are sent away"))
+            await eventually(said(warnings, "keys can no longer be revoked: all peers are sent away"))
             await eventually(lambda: recorder.downs == ["revoked"])
-            await eventually(said(lines, "does not know our key"))
+            await eventually(said(warnings, "does not know our key"))
 
     asyncio.run(main())
 
@@ -613,7 +607,7 @@ async def ended(raw: socket.socket) -> bool:
     return True
 
 
-def test_a_recorded_handshake_is_worth_nothing(lines: list[str]) -> None:
+def test_a_recorded_handshake_is_worth_nothing(warnings: list[str]) -> None:
     async def test(it: Guarded) -> None:
         it.edge_link, at_edge = it.link(it.edge, security=it.edge_keys)
         async with relay(it.ports[Role.PROVIDER]) as (port, said_by_provider, _):
@@ -627,7 +621,7 @@ def test_a_recorded_handshake_is_worth_nothing(lines: list[str]) -> None:
         with socket.create_connection((HOST, it.ports[Role.PROVIDER])) as raw:
             raw.sendall(recorded)
             assert await ended(raw)
-        await eventually(said(lines, "a peer "))
+        await eventually(said(warnings, "a peer "))
         assert len(at_edge.messages) == 1 and not at_edge.peers
 
     run(test)

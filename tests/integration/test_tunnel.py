@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Self
 
 import pytest
-from loguru import logger
 
 from brokers import Link, PeerName, Role, Router, Timings
 from goreprox.bridge import Bridge
@@ -185,15 +184,6 @@ def run(test: Callable[[Tunnel], Awaitable[None]], **options: Any) -> None:
             await test(tunnel)
 
     asyncio.run(main())
-
-
-@pytest.fixture
-def warnings() -> Iterator[list[str]]:
-    """What is logged as a warning or worse."""
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
-    yield lines
-    logger.remove(sink)
 
 
 def both_ways(pair: tuple[End, End], first: str) -> tuple[End, End]:

@@ -3,21 +3,11 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loguru import logger
 
 from goreprox.lifetime import Lifetime
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    found: list[str] = []
-    sink = logger.add(lambda message: found.append(message.record["message"]), level="WARNING")
-    yield found
-    logger.remove(sink)
 
 
 async def be_ready() -> None:
@@ -38,8 +28,8 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstra
 
 
 def test_a_supervisor_that_cannot_be_told_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     asyncio.run(be_ready())
-    assert [line for line in lines if "NOTIFY_SOCKET" in line and "No such file" in line]
+    assert [line for line in warnings if "NOTIFY_SOCKET" in line and "No such file" in line]

@@ -3,10 +3,9 @@
 import asyncio
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
-from loguru import logger
 
 from goreprox import listeners, sockets
 from goreprox.config import Listener
@@ -15,13 +14,14 @@ from goreprox.poller import Poller
 from tests.helpers import HOST, eventually
 
 
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    """What is logged as a warning or worse."""
-    found: list[str] = []
-    sink = logger.add(lambda message: found.append(message.record["message"]), level="WARNING")
-    yield found
-    logger.remove(sink)
+def listening(welcome: Callable[[socket.socket, str, Listener], None], *where: str) -> Listeners:
+    return Listeners(
+        [Listener.parse(text) for text in where or (f"{HOST}:0",)],
+        Poller(lambda work: work()),
+        reuse_port=False,
+        welcome=welcome,
+        has_room=lambda: True,
+    )
 
 
 def test_without_descriptors_there_is_one_retry_however_many_connections_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,13 +36,7 @@ def test_without_descriptors_there_is_one_retry_however_many_connections_end(mon
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(sockets, "keep_spare_descriptors", none_left)
         monkeypatch.setattr(listeners, "FD_PAUSE_S", 3600.0)
-        made = Listeners(
-            [Listener.parse(f"{HOST}:0")],
-            Poller(lambda work: work()),
-            reuse_port=False,
-            welcome=lambda *_: None,
-            has_room=lambda: True,
-        )
+        made = listening(lambda *_: None)
         with socket.create_connection((HOST, made.ports[0])):
             for ended in range(20):
                 made.start()
@@ -76,13 +70,7 @@ def test_a_drain_without_descriptors_ends_and_nobody_is_accepted_after_it(
             raise OSError(errno.EMFILE, "none left")
 
         monkeypatch.setattr(listeners, "FD_PAUSE_S", 3600.0)
-        made = Listeners(
-            [Listener.parse(f"{HOST}:0")],
-            Poller(lambda work: work()),
-            reuse_port=False,
-            welcome=lambda sock, *_: welcomed.append(sock),
-            has_room=lambda: True,
-        )
+        made = listening(lambda sock, *_: welcomed.append(sock))
         with socket.create_connection((HOST, made.ports[0])) as client, monkeypatch.context() as patch:
             patch.setattr(sockets, "keep_spare_descriptors", none_left)
             if before:  # a retry is due already
@@ -104,13 +92,7 @@ def test_a_drain_without_descriptors_ends_and_nobody_is_accepted_after_it(
 def test_whoever_waits_behind_one_that_has_gone_is_accepted_in_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         welcomed: list[socket.socket] = []
-        made = Listeners(
-            [Listener.parse(f"{HOST}:0")],
-            Poller(lambda work: work()),
-            reuse_port=False,
-            welcome=lambda sock, *_: welcomed.append(sock),
-            has_room=lambda: True,
-        )
+        made = listening(lambda sock, *_: welcomed.append(sock))
         gone = [OSError(errno.ECONNABORTED, "gone")]
 
         def first_fails(_: socket.socket) -> None:
@@ -128,7 +110,7 @@ def test_whoever_waits_behind_one_that_has_gone_is_accepted_in_a_drain(monkeypat
 
 
 def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_port_fails(
-    monkeypatch: pytest.MonkeyPatch, lines: list[str]
+    monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     async def main() -> None:
         welcomed: list[str] = []
@@ -137,13 +119,7 @@ def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_port_fa
             welcomed.append(client)
             sock.close()
 
-        made = Listeners(
-            [Listener.parse(f"{HOST}:0"), Listener.parse(f"{HOST}:0=other")],
-            Poller(lambda work: work()),
-            reuse_port=False,
-            welcome=welcome,
-            has_room=lambda: True,
-        )
+        made = listening(welcome, f"{HOST}:0", f"{HOST}:0=other")
         first, second = made.ports
 
         def fails_at_first(listening: socket.socket) -> None:
@@ -156,6 +132,6 @@ def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_port_fa
             assert welcomed == [f"{HOST}:{client.getsockname()[1]}"]
             assert not made.ports
             await is_reset(lost)
-        assert len(lines) == 1 and "are not accepted: protocol error" in lines[0]
+        assert len(warnings) == 1 and "are not accepted: protocol error" in warnings[0]
 
     asyncio.run(main())

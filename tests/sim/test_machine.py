@@ -77,4 +77,4 @@ class Tunnel(RuleBasedStateMachine):
 
 
 TestTunnel = Tunnel.TestCase
-TestTunnel.settings = settings(stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+TestTunnel.settings = settings(stateful_step_count=40, suppress_health_check=list(HealthCheck))

@@ -113,7 +113,7 @@ versions = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVe
 
 
 @versions
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.integers(0, 40_000),
     splits=st.lists(st.integers(1, 20_000), max_size=20),

@@ -1,7 +1,7 @@
 """The sending half: writes, what is sent next, acknowledgements and rewinds."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from goreprox.protocol.budget import Budget
@@ -232,7 +232,6 @@ def test_a_discard_gives_the_budget_back() -> None:
     assert not send.pending
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_whatever_is_lost_the_bytes_arrive_in_order(data: st.DataObject) -> None:
     send = half()

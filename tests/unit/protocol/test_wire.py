@@ -2,7 +2,7 @@
 
 import cbor2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from goreprox.protocol import wire
@@ -110,8 +110,6 @@ def test_long_texts_are_cut() -> None:
     )
 
 
-# No time limits: a busy machine is not a bug.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 UINT = st.integers(0, MAX_OFFSET)
 TEXT = st.text(max_size=MAX_TEXT)
 CODE = st.sampled_from(Code)
@@ -133,7 +131,6 @@ EVENT: st.SearchStrategy[Event] = st.one_of(
 )
 
 
-@unhurried
 @given(st.builds(Batch, UINT, UINT, UINT, st.lists(EVENT, max_size=5).map(tuple)))
 def test_what_is_encoded_is_decoded(batch: Batch) -> None:
     assert wire.decode(wire.encode(batch, version=1)) == (1, batch)
@@ -150,7 +147,6 @@ def test_another_version_is_named_whatever_it_looks_like() -> None:
             wire.decode([cbor2.dumps(later)])
 
 
-@unhurried
 @given(st.lists(st.binary(max_size=60), max_size=3))
 def test_noise_is_refused_or_a_batch(frames: list[bytes]) -> None:
     try:
@@ -166,7 +162,6 @@ JSON = st.recursive(
 )
 
 
-@unhurried
 @given(st.integers(-1, 13), st.lists(JSON, max_size=6))
 def test_events_with_any_fields_are_refused_or_decoded(kind: int, fields: list[object]) -> None:
     try:
@@ -175,7 +170,6 @@ def test_events_with_any_fields_are_refused_or_decoded(kind: int, fields: list[o
         return
 
 
-@unhurried
 @given(st.sampled_from(GOLDEN), st.data())
 def test_one_changed_byte_is_refused_or_decoded(golden: tuple[Event, str], data: st.DataObject) -> None:
     head = bytearray.fromhex(golden[1])
@@ -186,7 +180,6 @@ def test_one_changed_byte_is_refused_or_decoded(golden: tuple[Event, str], data:
         return
 
 
-@unhurried
 @given(st.sampled_from(GOLDEN), st.data())
 def test_a_truncated_message_is_refused(golden: tuple[Event, str], data: st.DataObject) -> None:
     head = bytes.fromhex(golden[1])

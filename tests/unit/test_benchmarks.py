@@ -1,16 +1,19 @@
-"""The instruments of the benchmarks: a relay that is as slow as it says, and verdicts that can fail."""
+"""The instruments of the benchmarks: a relay that is as slow as it says, verdicts and checks that can fail."""
 
 import contextlib
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from benchmarks.behaviour import CHECKS, holds
 from benchmarks.local import HOST
 from benchmarks.relay import relay
 from benchmarks.rows import ROWS, Bound
+from benchmarks.sides import BASES
 from benchmarks.verdicts import Party, Values, Verdict, judge
 
 PARTIES = [
@@ -126,3 +129,10 @@ def test_a_cut_path_resets_and_comes_back() -> None:
         with socket.create_connection((HOST, path), timeout=30) as sock:
             sock.sendall(b"b")
             assert sock.recv(1) == b"b"
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_link_without_a_tunnel_passes_everything_on_and_outlives_nothing(check: str, tmp_path: Path) -> None:
+    direct = BASES[0]
+    assert direct.key == "direct"
+    assert holds(CHECKS[check], direct, tmp_path) is not check.endswith("the link")

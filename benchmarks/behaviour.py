@@ -1,0 +1,283 @@
+"""What each tunnel makes of a TCP connection: `python -m benchmarks.behaviour [--peers DIR]` prints a table.
+
+Both ends are sockets of this process, so each answer is what a kernel said: bytes, an end of file, a reset, or nothing
+within `WAIT_S`.
+"""
+
+import contextlib
+import os
+import secrets
+import select
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cyclopts
+
+from benchmarks.local import HOST, BenchmarkError, find, free_port, raise_descriptor_limit
+from benchmarks.peers import PEERS
+from benchmarks.processes import Processes, folder_of
+from benchmarks.relay import Path as Link
+from benchmarks.relay import relay
+from benchmarks.sides import BASES, OURS, Address, Kind, Side, Stand
+from benchmarks.targets import Target
+
+WAIT_S: Final = 10.0
+"""What has not come by then does not come."""
+OUTAGE_S: Final = 1.0
+TIMES: Final = 5
+"""Each side is asked each question so often, started afresh: the answer may be a race."""
+TOKEN_BYTES: Final = 8
+TEXT: Final = bytes(range(256)) * 256
+"""64 KiB: no more than a kernel takes of who writes before anybody reads."""
+BANNER: Final = b"220 ready\r\n"
+RESET: Final = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A connection through a side: the client's socket and the target's."""
+
+    client: socket.socket
+    target: socket.socket
+
+
+class Far:
+    """The target: it finds the connection that a client made."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        listener.settimeout(WAIT_S)
+
+    def accept(self, token: bytes) -> socket.socket:
+        """Return the connection that begins with `token`; others are of attempts that failed.
+
+        Raises:
+            TimeoutError: it did not come.
+        """
+        while True:
+            sock, _ = self._listener.accept()
+            sock.settimeout(WAIT_S)
+            with contextlib.suppress(OSError):
+                if _read(sock, len(token)) == token:
+                    return sock
+            sock.close()
+
+    def greet_until_readable(self, client: socket.socket) -> None:
+        """Say `BANNER` to everybody who comes until `client` has something to read.
+
+        Raises:
+            TimeoutError: nothing came, to nobody.
+        """
+        with contextlib.ExitStack() as greeted:
+            while client not in (ready := select.select([client, self._listener], [], [], WAIT_S)[0]):
+                if not ready:
+                    raise TimeoutError
+                sock, _ = self._listener.accept()
+                greeted.enter_context(sock)
+                with contextlib.suppress(OSError):  # one of an attempt that failed
+                    sock.sendall(BANNER)
+
+    @contextlib.contextmanager
+    def pair(self, port: int) -> Iterator[Pair]:
+        """Connect through the side at `port`."""
+        token = secrets.token_bytes(TOKEN_BYTES)
+        with socket.create_connection((HOST, port), timeout=WAIT_S) as client:
+            client.sendall(token)
+            with self.accept(token) as target:
+                yield Pair(client, target)
+
+    def answers(self, port: int) -> bool:
+        """Say whether the side at `port` leads here by now."""
+        with contextlib.suppress(OSError), self.pair(port) as pair:
+            pair.target.sendall(b"!")
+            return pair.client.recv(1) == b"!"
+        return False
+
+
+@dataclass(frozen=True)
+class Place:
+    """A side that runs: its port, the target behind it, and the link between its halves."""
+
+    port: int
+    far: Far
+    link: Link
+    link_port: int
+
+    def pair(self) -> AbstractContextManager[Pair]:
+        """Connect through the side."""
+        return self.far.pair(self.port)
+
+    @contextlib.contextmanager
+    def outage(self) -> Iterator[None]:
+        """Begin when the link is down, end when it is back."""
+        cut = threading.Thread(target=self.link.cut, args=(OUTAGE_S,))
+        with socket.create_connection((HOST, self.link_port), timeout=WAIT_S) as witness:
+            cut.start()
+            with contextlib.suppress(ConnectionError):
+                _read_all(witness)
+        try:
+            yield
+        finally:
+            cut.join()
+
+
+def _read(sock: socket.socket, count: int) -> bytes:
+    """Read so many bytes, fewer at an end of file."""
+    got = b""
+    while len(got) < count and (data := sock.recv(min(count - len(got), len(TEXT)))):
+        got += data
+    return got
+
+
+def _read_all(sock: socket.socket) -> bytes:
+    return _read(sock, sys.maxsize)
+
+
+def _ends_with_reset(sock: socket.socket) -> bool:
+    try:
+        sock.recv(1)
+    except ConnectionResetError:
+        return True
+    return False
+
+
+def client_half_closes(place: Place) -> bool:
+    """After the client's end of file the target can still answer."""
+    with place.pair() as pair:
+        pair.client.sendall(TEXT)
+        pair.client.shutdown(socket.SHUT_WR)
+        asked = _read_all(pair.target)
+        pair.target.sendall(TEXT)
+        pair.target.close()
+        return asked == TEXT and _read_all(pair.client) == TEXT
+
+
+def target_half_closes(place: Place) -> bool:
+    """After the target's end of file the client can still write."""
+    with place.pair() as pair:
+        pair.target.sendall(TEXT)
+        pair.target.shutdown(socket.SHUT_WR)
+        answered = _read_all(pair.client)
+        pair.client.sendall(TEXT)
+        pair.client.close()
+        return answered == TEXT and _read_all(pair.target) == TEXT
+
+
+def client_resets(place: Place) -> bool:
+    """A reset of the client is one at the target."""
+    with place.pair() as pair:
+        pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        pair.client.close()
+        return _ends_with_reset(pair.target)
+
+
+def target_resets(place: Place) -> bool:
+    """A reset of the target is one at the client."""
+    with place.pair() as pair:
+        pair.target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        pair.target.close()
+        return _ends_with_reset(pair.client)
+
+
+def target_speaks_first(place: Place) -> bool:
+    """A client that says nothing reads what the target says."""
+    with socket.create_connection((HOST, place.port), timeout=WAIT_S) as client:
+        place.far.greet_until_readable(client)
+        return _read(client, len(BANNER)) == BANNER
+
+
+def client_waits(place: Place) -> bool:
+    """A client that comes while the link is down is served when it is back."""
+    with place.outage(), place.pair() as pair:
+        pair.target.sendall(b"!")
+        return pair.client.recv(1) == b"!"
+
+
+def connection_survives(place: Place) -> bool:
+    """A connection goes on after the link was reset, and both directions with it."""
+    with place.pair() as pair:
+        place.link.cut(OUTAGE_S)
+        pair.client.sendall(b"?")
+        asked = pair.target.recv(1)
+        pair.target.sendall(b"!")
+        return asked == b"?" and pair.client.recv(1) == b"!"
+
+
+CHECKS: Final[dict[str, Callable[[Place], bool]]] = {
+    "half-close of the client": client_half_closes,
+    "half-close of the target": target_half_closes,
+    "reset of the client": client_resets,
+    "reset of the target": target_resets,
+    "target speaks first": target_speaks_first,
+    "client waits for the link": client_waits,
+    "connection survives the link": connection_survives,
+}
+
+
+def holds(check: Callable[[Place], bool], side: Side, folder: Path) -> bool:
+    """Start `side` afresh, with a relay between its halves, and return whether `check` holds.
+
+    Raises:
+        BenchmarkError: it did not start.
+    """
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(folder_of(folder, f"{check.__name__}-{side.key}"))
+        listener = stack.enter_context(closing(socket.create_server((HOST, 0), backlog=64)))
+        far = Far(listener)
+        links: list[tuple[int, Link]] = []
+
+        def reach(address: Address, port: int) -> Address:
+            port, link = stack.enter_context(relay(address, round_trip_s=0, mbit=0, listen=port))
+            links.append((port, link))
+            return HOST, port
+
+        processes = stack.enter_context(Processes(own))
+        target = Target(listener.getsockname()[1], far.answers)
+        stand = Stand(processes, own, raise_descriptor_limit(), target, reach, port=free_port())
+        side.start(stand)
+        stand.wait_until_ready()
+        link_port, link = links[0]
+        try:
+            return check(Place(stand.port, far, link, link_port))
+        except OSError:
+            return False
+
+
+def main(*, peers: Path | None = None) -> None:
+    """Print what each tunnel that is installed makes of a connection, as a Markdown table.
+
+    Parameters
+    ----------
+    peers
+        Folder with further programs, before those on PATH.
+    """
+    if peers is not None:
+        os.environ["PATH"] = f"{peers.resolve()}{os.pathsep}{os.environ['PATH']}"
+    tunnels = [side for side in (*BASES, *PEERS, *OURS) if side.kind in (Kind.TUNNEL, Kind.OURS) and not side.http]
+    sides = [side for side in tunnels if all(map(find, side.programs))]
+    print("| |", " | ".join(CHECKS), "|")
+    print("|---" * (len(CHECKS) + 1) + "|")
+    with tempfile.TemporaryDirectory(prefix="goreprox-behaviour-") as folder:
+        for side in sides:
+            found = [[holds(check, side, Path(folder)) for _ in range(TIMES)] for check in CHECKS.values()]
+            says = ["yes" if all(answers) else "sometimes" if any(answers) else "no" for answers in found]
+            print("|", side.title, "|", " | ".join(says), "|", flush=True)
+    for side in tunnels:
+        if side not in sides:
+            print(f"left out: {side.title} ({', '.join(side.programs)} not found)", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        cyclopts.run(main)
+    except (BenchmarkError, subprocess.SubprocessError) as error:
+        sys.exit(f"benchmarks: {error}")

@@ -122,12 +122,12 @@ class Place:
         cut = threading.Thread(target=self.link.cut, args=(OUTAGE_S,))
         with socket.create_connection((HOST, self.link_port), timeout=WAIT_S) as witness:
             cut.start()
-            with contextlib.suppress(ConnectionError):
-                _read_all(witness)
-        try:
-            yield
-        finally:
-            cut.join()
+            try:
+                with contextlib.suppress(ConnectionError):
+                    _read_all(witness)
+                yield
+            finally:
+                cut.join()
 
 
 def _read(sock: socket.socket, count: int) -> bytes:

@@ -6,7 +6,6 @@ python -m benchmarks --docs docs      all of it; writes docs/benchmarks.md and w
 
 import contextlib
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -24,10 +23,10 @@ from rich.console import Console
 
 from benchmarks import report
 from benchmarks.groups import GROUPS, QUICK, Group, Settings, idle_streams, measure
-from benchmarks.local import BenchmarkError, find, raise_descriptor_limit
-from benchmarks.peers import PEERS
+from benchmarks.local import BenchmarkError, find, prefer, raise_descriptor_limit
+from benchmarks.peers import SIDES
 from benchmarks.processes import Processes
-from benchmarks.sides import BASES, OURS, Kind, Side
+from benchmarks.sides import Kind, Side
 from benchmarks.targets import Targets
 from benchmarks.verdicts import Party
 from goreprox import __version__
@@ -37,7 +36,6 @@ START_S = 1.5  # a side's start and end, as an estimate
 # In a quick run the other sides are measured in these groups only.
 QUICK_SIDES = ("direct", "ssh", "goreprox", "goreprox-keys")
 QUICK_GROUPS = ("web", "bulk", "providers-1", "providers-2", "providers-4", "providers-8")
-SIDES = (*BASES, *PEERS, *OURS)
 T = TypeVar("T")
 _Keys = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
 
@@ -100,7 +98,7 @@ def main(
         results = report.Results.load(redraw)
     else:
         if peers is not None:
-            os.environ["PATH"] = f"{peers.resolve()}{os.pathsep}{os.environ['PATH']}"
+            prefer(peers)
         for program in ("nginx", "wrk"):
             if find(program) is None:
                 raise BenchmarkError(f"{program} is missing; install it by the system's package manager")
@@ -109,13 +107,13 @@ def main(
         plan = Plan(
             rounds or (1 if quick else ROUNDS),
             _chosen("group", GROUPS, lambda group: group.key, groups),
-            [side for side in wanted if not _missing(side)],
+            [side for side in wanted if not side.missing],
             settings,
             quick,
         )
         results = _results(plan)
         results.notes += [
-            f"left out: {side.title} ({', '.join(_missing(side))} not found)" for side in wanted if _missing(side)
+            f"left out: {side.title} ({', '.join(side.missing)} not found)" for side in wanted if side.missing
         ]
         for note in results.notes:
             console.print(note, style="yellow")
@@ -181,10 +179,6 @@ def _commit() -> str:
         return ""
     done = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return f" at {done.stdout.strip()}" if done.returncode == 0 else ""
-
-
-def _missing(side: Side) -> list[str]:
-    return [program for program in side.programs if find(program) is None]
 
 
 def _chosen(what: str, there: Iterable[T], key: Callable[[T], str], wanted: list[str] | None) -> list[T]:

@@ -5,11 +5,9 @@ within `WAIT_S`.
 """
 
 import contextlib
-import os
 import secrets
 import select
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -22,12 +20,11 @@ from typing import Final
 
 import cyclopts
 
-from benchmarks.local import HOST, BenchmarkError, find, free_port, raise_descriptor_limit
-from benchmarks.peers import PEERS
-from benchmarks.processes import Processes, folder_of
+from benchmarks.load import hang_up
+from benchmarks.local import HOST, BenchmarkError, prefer, raise_descriptor_limit
+from benchmarks.peers import SIDES
 from benchmarks.relay import Path as Link
-from benchmarks.relay import relay
-from benchmarks.sides import BASES, OURS, Address, Kind, Side, Stand
+from benchmarks.sides import Kind, Side
 from benchmarks.targets import Target
 
 WAIT_S: Final = 10.0
@@ -39,7 +36,6 @@ TOKEN_BYTES: Final = 8
 TEXT: Final = bytes(range(256)) * 256
 """64 KiB: no more than a kernel takes of who writes before anybody reads."""
 BANNER: Final = b"220 ready\r\n"
-RESET: Final = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,6 @@ class Place:
     port: int
     far: Far
     link: Link
-    link_port: int
 
     def pair(self) -> AbstractContextManager[Pair]:
         """Connect through the side."""
@@ -120,7 +115,7 @@ class Place:
     def outage(self) -> Iterator[None]:
         """Begin when the link is down, end when it is back."""
         cut = threading.Thread(target=self.link.cut, args=(OUTAGE_S,))
-        with socket.create_connection((HOST, self.link_port), timeout=WAIT_S) as witness:
+        with socket.create_connection((HOST, self.link.port), timeout=WAIT_S) as witness:
             cut.start()
             try:
                 with contextlib.suppress(ConnectionError):
@@ -175,16 +170,14 @@ def target_half_closes(place: Place) -> bool:
 def client_resets(place: Place) -> bool:
     """A reset of the client is one at the target."""
     with place.pair() as pair:
-        pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        pair.client.close()
+        hang_up(pair.client)
         return _ends_with_reset(pair.target)
 
 
 def target_resets(place: Place) -> bool:
     """A reset of the target is one at the client."""
     with place.pair() as pair:
-        pair.target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        pair.target.close()
+        hang_up(pair.target)
         return _ends_with_reset(pair.client)
 
 
@@ -229,27 +222,15 @@ def holds(check: Callable[[Place], bool], side: Side, folder: Path) -> bool:
     Raises:
         BenchmarkError: it did not start.
     """
-    with contextlib.ExitStack() as stack:
-        own = stack.enter_context(folder_of(folder, f"{check.__name__}-{side.key}"))
-        listener = stack.enter_context(closing(socket.create_server((HOST, 0), backlog=64)))
+    with closing(socket.create_server((HOST, 0), backlog=64)) as listener:
         far = Far(listener)
-        links: list[tuple[int, Link]] = []
-
-        def reach(address: Address, port: int) -> Address:
-            port, link = stack.enter_context(relay(address, round_trip_s=0, mbit=0, listen=port))
-            links.append((port, link))
-            return HOST, port
-
-        processes = stack.enter_context(Processes(own))
         target = Target(listener.getsockname()[1], far.answers)
-        stand = Stand(processes, own, raise_descriptor_limit(), target, reach, port=free_port())
-        side.start(stand)
-        stand.wait_until_ready()
-        link_port, link = links[0]
-        try:
-            return check(Place(stand.port, far, link, link_port))
-        except OSError:
-            return False
+        with side.running(folder, target, descriptors=raise_descriptor_limit(), path=(0.0, 0.0)) as (stand, link):
+            assert link is not None, f"{side.title} has no link"
+            try:
+                return check(Place(stand.port, far, link))
+            except OSError:
+                return False
 
 
 def main(*, peers: Path | None = None) -> None:
@@ -261,19 +242,18 @@ def main(*, peers: Path | None = None) -> None:
         Folder with further programs, before those on PATH.
     """
     if peers is not None:
-        os.environ["PATH"] = f"{peers.resolve()}{os.pathsep}{os.environ['PATH']}"
-    tunnels = [side for side in (*BASES, *PEERS, *OURS) if side.kind in (Kind.TUNNEL, Kind.OURS) and not side.http]
-    sides = [side for side in tunnels if all(map(find, side.programs))]
+        prefer(peers)
+    tunnels = [side for side in SIDES if side.kind in (Kind.TUNNEL, Kind.OURS) and not side.http]
     print("| |", " | ".join(CHECKS), "|")
     print("|---" * (len(CHECKS) + 1) + "|")
     with tempfile.TemporaryDirectory(prefix="goreprox-behaviour-") as folder:
-        for side in sides:
+        for side in (side for side in tunnels if not side.missing):
             found = [[holds(check, side, Path(folder)) for _ in range(TIMES)] for check in CHECKS.values()]
             says = ["yes" if all(answers) else "sometimes" if any(answers) else "no" for answers in found]
             print("|", side.title, "|", " | ".join(says), "|", flush=True)
     for side in tunnels:
-        if side not in sides:
-            print(f"left out: {side.title} ({', '.join(side.programs)} not found)", file=sys.stderr)
+        if side.missing:
+            print(f"left out: {side.title} ({', '.join(side.missing)} not found)", file=sys.stderr)
 
 
 if __name__ == "__main__":

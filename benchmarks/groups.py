@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import load
-from benchmarks.local import HOST, BenchmarkError, free_port
-from benchmarks.processes import Processes, folder_of
+from benchmarks.local import BenchmarkError
 from benchmarks.relay import Path as Link
-from benchmarks.relay import relay
 from benchmarks.rows import CROWD_MBIT, CROWD_ROUND_TRIP_S, LONG_MBIT, ROUND_TRIP_S
-from benchmarks.sides import Address, Kind, Side, Stand
+from benchmarks.sides import Kind, Side, Stand
 from benchmarks.targets import Targets
 
 
@@ -279,27 +277,15 @@ def measure(
 
     A side that fails has no figures for what it did not do; the notes say why.
     """
-    with contextlib.ExitStack() as stack:
-        place = stack.enter_context(folder_of(folder, f"{group.key}-{side.key}"))
-        links: list[Link] = []
-
-        def reach(address: Address, port: int) -> Address:
-            if group.path is None:
-                return address
-            round_trip_s, mbit = group.path
-            port, link = stack.enter_context(relay(address, round_trip_s=round_trip_s, mbit=mbit, listen=port))
-            links.append(link)
-            return HOST, port
-
-        processes = stack.enter_context(Processes(place))
-        target = targets.echo if group.echo else targets.web
-        stand = Stand(processes, place, descriptors, target, reach, port=free_port(), providers=group.providers)
-        run = Run(side, stand, settings, None)
-        try:
-            side.start(stand)
-            stand.wait_until_ready()
-            run.link = links[0] if links else None
-            group.measure(run)
-        except (BenchmarkError, OSError, subprocess.SubprocessError) as exc:
-            run.notes.append(f"{group.key}: failed: {exc}")
-        return run.values, run.notes
+    target = targets.echo if group.echo else targets.web
+    values: dict[str, float] = {}
+    notes: list[str] = []
+    try:
+        with side.running(folder, target, descriptors=descriptors, path=group.path, providers=group.providers) as (
+            stand,
+            link,
+        ):
+            group.measure(Run(side, stand, settings, link, values, notes))
+    except (BenchmarkError, OSError, subprocess.SubprocessError) as exc:
+        notes.append(f"{group.key}: failed: {exc}")
+    return values, notes

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from typing import Final
 
 HOST: Final = "127.0.0.1"
@@ -51,6 +52,11 @@ def wait_for_listener(host: str, port: int, check: Callable[[], None] = lambda: 
         check()
         time.sleep(POLL_S)  # nothing to be told by: another program is starting
     raise BenchmarkError(f"nothing listens on {host}:{port} within {START_S:g} s")
+
+
+def prefer(folder: Path) -> None:
+    """Look for programs in `folder` before those on PATH."""
+    os.environ["PATH"] = f"{folder.resolve()}{os.pathsep}{os.environ['PATH']}"
 
 
 def find(program: str) -> str | None:

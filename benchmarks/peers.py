@@ -5,7 +5,7 @@ import subprocess
 from typing import Final
 
 from benchmarks.local import HOST, BenchmarkError, find, free_port
-from benchmarks.sides import Kind, Side, Stand
+from benchmarks.sides import BASES, OURS, Kind, Side, Stand
 
 FRPS: Final = """
 bindAddr = "{host}"
@@ -125,3 +125,5 @@ PEERS: Final = (
     Side("bore", "bore", Kind.TUNNEL, False, ("bore",), bore, ("bore", "--version")),
     Side("chisel", "chisel", Kind.TUNNEL, True, ("chisel",), chisel, ("chisel", "--version")),
 )
+SIDES: Final = (*BASES, *PEERS, *OURS)
+"""All that are compared, in the order of the tables."""

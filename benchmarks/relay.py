@@ -244,7 +244,9 @@ class Relay:
 class Path:
     """The handle of a relay's process."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.port: Final = port
+        """Where it listens."""
         self._process = process
 
     def cut(self, outage_s: float) -> float:
@@ -260,15 +262,15 @@ class Path:
 
 
 @contextlib.contextmanager
-def relay(to: tuple[str, int], *, round_trip_s: float, mbit: float, listen: int = 0) -> Iterator[tuple[int, Path]]:
-    """Run a relay to an address; give its port and its handle."""
+def relay(to: tuple[str, int], *, round_trip_s: float, mbit: float, listen: int = 0) -> Iterator[Path]:
+    """Run a relay to an address."""
     port = listen or free_port()
     command = [sys.executable, "-m", "benchmarks.relay", str(port), f"{to[0]}:{to[1]}"]
     command += [str(round_trip_s * 500), str(mbit)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             wait_for_listener(HOST, port)
-            yield port, Path(process)
+            yield Path(process, port)
         finally:
             process.kill()
 

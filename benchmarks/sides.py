@@ -3,19 +3,22 @@
 Every side runs with its defaults, except that limits on the number of connections are raised.
 """
 
+import contextlib
 import getpass
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final
 
 from benchmarks.local import HOST, POLL_S, START_S, BenchmarkError, find, free_port, wait_for_listener
-from benchmarks.processes import Processes
+from benchmarks.processes import Processes, folder_of
+from benchmarks.relay import Path as Link
+from benchmarks.relay import relay
 from benchmarks.targets import Target
 
 HAPROXY: Final = """
@@ -110,6 +113,43 @@ class Side:
     """Whether it is also measured where only the path matters, not the processes."""
     http: bool = False
     """Whether it understands HTTP, and so nothing else."""
+
+    @property
+    def missing(self) -> list[str]:
+        """What of `programs` is not installed."""
+        return [program for program in self.programs if find(program) is None]
+
+    @contextlib.contextmanager
+    def running(
+        self,
+        folder: Path,
+        target: Target,
+        *,
+        descriptors: int,
+        path: tuple[float, float] | None = None,
+        providers: int = 1,
+    ) -> Iterator[tuple[Stand, Link | None]]:
+        """Start it in an own folder in `folder`, and end it. `path`, as in a Group: over this link.
+
+        Raises:
+            BenchmarkError: it does not start.
+        """
+        with contextlib.ExitStack() as stack:
+            own = stack.enter_context(folder_of(folder, self.key))
+            links: list[Link] = []
+
+            def reach(address: Address, port: int) -> Address:
+                if path is None:
+                    return address
+                round_trip_s, mbit = path
+                links.append(stack.enter_context(relay(address, round_trip_s=round_trip_s, mbit=mbit, listen=port)))
+                return HOST, links[-1].port
+
+            processes = stack.enter_context(Processes(own))
+            stand = Stand(processes, own, descriptors, target, reach, port=free_port(), providers=providers)
+            self.start(stand)
+            stand.wait_until_ready()
+            yield stand, links[0] if links else None
 
 
 def direct(stand: Stand) -> None:

@@ -120,7 +120,7 @@ def start(directory: Path, wheels: Path, requirements: Sequence[Path]) -> None:
     while not answers():
         if daemon.poll() is not None or time.monotonic() > give_up:
             raise NoEngineError(f"the engine does not start: {(directory / 'docker.log').read_text()}")
-        time.sleep(0.2)
+        time.sleep(0.2)  # nothing to be told by: another program is starting
     if building.wait() != 0:
         raise NoEngineError(f"the base image cannot be made: {(directory / 'base.log').read_text()}")
     with contextlib.closing(docker.from_env(timeout=300)) as client:
@@ -169,6 +169,6 @@ def _remove_group(group: Path) -> None:
         except OSError:
             if time.monotonic() > give_up:
                 raise
-            time.sleep(0.05)
+            time.sleep(0.05)  # nothing to be told by: the kernel is at it
         else:
             return

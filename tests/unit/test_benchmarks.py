@@ -90,9 +90,9 @@ def echo() -> Iterator[int]:
 
 
 def test_a_path_takes_its_round_trip_and_one_more_for_the_handshake() -> None:
-    with echo() as port, relay((HOST, port), round_trip_s=0.1, mbit=0) as (path, _):
+    with echo() as port, relay((HOST, port), round_trip_s=0.1, mbit=0) as link:
         began = time.monotonic()
-        with socket.create_connection((HOST, path), timeout=30) as sock:
+        with socket.create_connection((HOST, link.port), timeout=30) as sock:
             sock.sendall(b"a")
             assert sock.recv(1) == b"a"
             met = time.monotonic()
@@ -106,9 +106,9 @@ def test_a_path_takes_its_round_trip_and_one_more_for_the_handshake() -> None:
 
 def test_a_path_is_not_faster_than_its_rate_and_loses_nothing() -> None:
     data = bytes(range(256)) * 1000  # 256,000 bytes at 8 Mbit/s: 0.256 s
-    with echo() as port, relay((HOST, port), round_trip_s=0, mbit=8) as (path, _):
+    with echo() as port, relay((HOST, port), round_trip_s=0, mbit=8) as link:
         began = time.monotonic()
-        with socket.create_connection((HOST, path), timeout=30) as sock:
+        with socket.create_connection((HOST, link.port), timeout=30) as sock:
             threading.Thread(target=sock.sendall, args=(data,), daemon=True).start()
             got = bytearray()
             while len(got) < len(data):
@@ -118,15 +118,15 @@ def test_a_path_is_not_faster_than_its_rate_and_loses_nothing() -> None:
 
 
 def test_a_cut_path_resets_and_comes_back() -> None:
-    with echo() as port, relay((HOST, port), round_trip_s=0, mbit=0) as (path, link):
-        with socket.create_connection((HOST, path), timeout=30) as sock:
+    with echo() as port, relay((HOST, port), round_trip_s=0, mbit=0) as link:
+        with socket.create_connection((HOST, link.port), timeout=30) as sock:
             sock.sendall(b"a")
             assert sock.recv(1) == b"a"
             before = time.monotonic()
             assert link.cut(0.1) >= before + 0.1
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
-        with socket.create_connection((HOST, path), timeout=30) as sock:
+        with socket.create_connection((HOST, link.port), timeout=30) as sock:
             sock.sendall(b"b")
             assert sock.recv(1) == b"b"
 

@@ -94,12 +94,22 @@ def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_sessio
         stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
         peer.session.open(stream)
         await eventually(lambda: len(provider.opened) == 1)
+
+        def something_is_due() -> bool:
+            """Say something anew until both wait at once: a timer that has just fired is none."""
+            if peer.timer is not None and back.timer is not None:
+                return True
+            peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
+            return False
+
+        await eventually(something_is_due)
+        timers = peer.timer, back.timer
         for end, other in ((edge, provider), (provider, edge)):
             end.driver.peer_down(end, other.name.id, REVOKED)
         assert stream.state is State.CLOSED
         said = edge.said, provider.said
-        for dropped in (peer, back):
-            assert dropped.session.path_id is None and (dropped.timer is None or dropped.timer.cancelled())
+        for dropped, timer in zip((peer, back), timers, strict=True):
+            assert dropped.session.path_id is None and timer is not None and timer.cancelled()
         again, back_again = edge.meets(provider, 2), provider.meets(edge, 2)
         assert (again, back_again) != (peer, back)
         assert (edge.said, provider.said) == said, "what was due before the new sessions is not said any more"

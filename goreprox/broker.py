@@ -7,10 +7,11 @@ import secrets
 from loguru import logger
 
 from brokers import BindError, Role, Router, Timings
-from goreprox.config import BrokerConfig, ServerConfig
+from goreprox.config import EDGE_PORT, Address, BrokerConfig, ServerConfig
 from goreprox.errors import StartError
 from goreprox.instance import INCARNATION_BYTES, Instance
 from goreprox.keys.guard import Guard
+from goreprox.keys.reach import Reach
 from goreprox.lifetime import Closable, Lifetime
 from goreprox.snapshot import Subject
 from goreprox.status import answering
@@ -48,11 +49,21 @@ async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict
     if guard is None:
         return router, ports, [router]
     try:
-        guard.start(router, ports["providers"])
+        guard.start(router, _reach(config, ports))
     except StartError:
         await router.close(linger_s=0)
         raise
     return router, ports, [guard, router]
+
+
+def _reach(config: BrokerConfig | ServerConfig, ports: dict[str, int]) -> Reach:
+    """Return where peers reach us, with the ports that we have got."""
+    edges = config.edges or Address(config.providers.host, EDGE_PORT)
+    return Reach(
+        config.addresses,
+        Address(config.providers.host, ports["providers"]),
+        Address(edges.host, ports.get("edges", edges.port)),
+    )
 
 
 def _advice(code: int | None, option: str) -> str:

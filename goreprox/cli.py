@@ -74,6 +74,7 @@ def server(
     *,
     providers: Annotated[str, Parameter(group=ADDRESSES)] = "9887",
     edges: Annotated[str | None, Parameter(group=ADDRESSES)] = None,
+    address: _Addresses = None,
     max_peers: _MaxPeers = 1024,
     state_dir: _Path = None,
     options: AcceptingOptions | None = None,
@@ -88,6 +89,9 @@ def server(
         ADDR for providers.
     edges
         ADDR for further edges. [default: none]
+    address
+        HOST[:PORT] at which providers reach this server, for its join strings; may be repeated. Remembered.
+        [default: this machine's name]
     max_peers
         Providers and edges at a time.
     state_dir
@@ -99,6 +103,7 @@ def server(
     config = ServerConfig(
         providers=Address.parse(providers),
         edges=None if edges is None else Address.parse(edges),
+        addresses=_reached_at(address),
         max_peers=max_peers,
         state_dir=_state_dir(options, state_dir),
         **options.accepting(),
@@ -156,6 +161,7 @@ def broker(
     *,
     providers: Annotated[str, Parameter(group=ADDRESSES)] = "9887",
     edges: Annotated[str, Parameter(group=ADDRESSES)] = "9888",
+    address: _Addresses = None,
     max_peers: _MaxPeers = 1024,
     state_dir: _Path = None,
     options: RoleOptions | None = None,
@@ -168,6 +174,9 @@ def broker(
         ADDR for providers.
     edges
         ADDR for edges.
+    address
+        HOST[:PORT] at which providers reach this broker, for its join strings; may be repeated. Remembered.
+        [default: this machine's name]
     max_peers
         Providers and edges at a time.
     state_dir
@@ -179,6 +188,7 @@ def broker(
     config = BrokerConfig(
         providers=Address.parse(providers),
         edges=Address.parse(edges),
+        addresses=_reached_at(address),
         max_peers=max_peers,
         state_dir=_state_dir(options, state_dir),
         **options.role(),
@@ -251,6 +261,14 @@ def _state_dir(options: RoleOptions, given: Path | None) -> Path | None:
     if options.insecure:
         return None
     return default_state_dir() if given is None else given.expanduser()
+
+
+def _reached_at(given: list[str] | None) -> tuple["Address", ...]:
+    """Give what join strings are to name: hosts, with a port where it is not the one that is listened on."""
+    from goreprox.config import Address
+    from goreprox.keys.reach import SAME_PORT
+
+    return tuple(Address.parse(text, SAME_PORT) for text in given or ())
 
 
 def _joined(role: str, options: RoleOptions, join: str | None, join_file: Path | None) -> "Join | None":

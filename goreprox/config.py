@@ -322,6 +322,8 @@ class ServerConfig(AcceptingConfig):
     providers: Address = Address(None, PROVIDER_PORT)
     edges: Address | None = None
     max_peers: int = DEFAULT_MAX_PEERS
+    addresses: tuple[Address, ...] = ()
+    """What join strings name; port 0: the one listened on. Empty: what earlier starts were given."""
     state_dir: Path | None = None
     """Where the keys are; None: links without keys."""
 
@@ -330,6 +332,7 @@ class ServerConfig(AcceptingConfig):
         ports = [("listen", listener.address) for listener in self.listeners] + [("providers", self.providers)]
         _check_ports(ports if self.edges is None else [*ports, ("edges", self.edges)])
         _check_range("max-peers", self.max_peers, 1, MAX_PEERS)
+        _check_reach(self.addresses)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,6 +359,8 @@ class BrokerConfig(ProcessConfig):
     providers: Address = Address(None, PROVIDER_PORT)
     edges: Address = Address(None, EDGE_PORT)
     max_peers: int = DEFAULT_MAX_PEERS
+    addresses: tuple[Address, ...] = ()
+    """What join strings name; port 0: the one listened on. Empty: what earlier starts were given."""
     state_dir: Path | None = None
     """Where the keys are; None: links without keys."""
 
@@ -363,6 +368,7 @@ class BrokerConfig(ProcessConfig):
         ProcessConfig.__post_init__(self)
         _check_ports([("providers", self.providers), ("edges", self.edges)])
         _check_range("max-peers", self.max_peers, 1, MAX_PEERS)
+        _check_reach(self.addresses)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -508,6 +514,14 @@ def _check_remotes(option: str, addresses: Sequence[Address]) -> None:
     _check_distinct(option, [str(address) for address in addresses])
     for address in addresses:
         check_dialable(option, address)
+
+
+def _check_reach(addresses: Sequence[Address]) -> None:
+    if len(addresses) > MAX_ENDPOINTS:
+        raise ConfigError(f"address: expected at most {MAX_ENDPOINTS}, got {len(addresses)}")
+    for address in addresses:
+        if address.host in _WILDCARDS:
+            raise ConfigError(f"address {address}: expected the host that peers connect to, like tunnel.example.org")
 
 
 def _check_ports(ports: Sequence[tuple[str, Address]]) -> None:

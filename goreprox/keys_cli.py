@@ -55,19 +55,23 @@ def add(
     services
         The services that it may offer, separated by commas. [default: any]
     address
-        host[:port] where it reaches this server; may be repeated. [default: this host's name]
+        HOST[:PORT] where it reaches this server; may be repeated. [default: as the server was told by --address]
     """
     from brokers import Role
-    from goreprox.config import EDGE_PORT, PROVIDER_PORT, Address, check_dialable, parse_services
-    from goreprox.keys.guard import own_host
+    from goreprox.config import Address, check_dialable, parse_services
+    from goreprox.keys.guard import assumption
 
-    port = PROVIDER_PORT if role == "provider" else EDGE_PORT
-    addresses = [Address.parse(text, port) for text in address or [own_host()]]
-    for each in addresses:
-        check_dialable("address", each)
+    state = _state(state_dir, make=True)
+    reach = state.reach()
     wanted = None if services is None else parse_services(services)
-    path = _state(state_dir, make=True).add(Role[role.upper()], name, wanted, addresses)
+    default_port = (reach.providers if role == "provider" else reach.edges).port
+    addresses = [Address.parse(text, default_port) for text in address] if address else None
+    for each in addresses or ():
+        check_dialable("address", each)
+    path = state.add(Role[role.upper()], name, wanted, addresses)
     _print_join(path, Role[role.upper()])
+    if addresses is None and reach.assumed_host is not None:
+        print(assumption(reach.assumed_host), file=sys.stderr)
 
 
 @app.command(name="list")
@@ -125,7 +129,7 @@ def _print_join(path: Path, role: "Role") -> None:
     """Show a join string on a terminal; elsewhere say where it is."""
     from goreprox.keys.guard import command_line
 
-    print(command_line(path, role) if sys.stdout.isatty() else f"its join string is in {path}")
+    print(command_line(path, role) if sys.stdout.isatty() else f"its join string is in {path}", flush=True)
 
 
 def _state(directory: Path | None, *, make: bool = False) -> "StateDir":

@@ -1,17 +1,16 @@
 """Keys at work in a broker's process: who is let in, kept up to date as the state directory changes."""
 
 import asyncio
-import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from loguru import logger
 
 from brokers import BrokerSecurity, Role, Router
-from goreprox.config import Address
-from goreprox.errors import ConfigError
 from goreprox.keys.authority import Watcher
 from goreprox.keys.files import read_secret
+from goreprox.keys.reach import Reach
 from goreprox.keys.state import FIRST, ServerKeys, StateDir
 
 
@@ -25,7 +24,8 @@ class Guard:
             StartError: it cannot be used.
         """
         self._state = StateDir(state_dir)
-        self._is_first = not self._state.server_key.exists()
+        self._is_first = not self._state.was_started
+        self._is_new = not self._state.server_key.exists()
         self._watcher = Watcher(self._state)
         self._task: asyncio.Task[None] | None = None
         self._router: Router | None = None
@@ -35,8 +35,11 @@ class Guard:
         """What a router is made with."""
         return BrokerSecurity(self._watcher.server_keys.present, self._watcher)
 
-    def start(self, router: Router, provider_port: int) -> None:
-        """Keep `router` up to date from now on; at the first start also make a key for a first provider.
+    def start(self, router: Router, reach: Reach) -> None:
+        """Keep `router` up to date from now on, and `reach` in the state directory.
+
+        At the first start also make a key for a first provider, unless there are keys, and on a terminal print how to
+        use what is there.
 
         Raises:
             StartError: it cannot be written.
@@ -48,12 +51,21 @@ class Guard:
         self._router = router
         self._task = asyncio.create_task(self._watcher.watch(router.reauthorise, rekeyed), name="keys")
         self._task.add_done_callback(self._ended)
-        if self._is_first:
-            path = self._state.add(Role.PROVIDER, FIRST, None, [Address(own_host(), provider_port)])
+        if not reach.given:
+            reach = replace(reach, given=self._state.reach().given)
+        for name in self._state.remember(reach):
+            logger.info("the join string of {} names the new address: hand it out again, see `keys show`", name)
+        if self._is_new:
+            path = self._state.add(Role.PROVIDER, FIRST, None)
             self._watcher.look()
             logger.info("made keys in {}; the join string for a first provider is in {}", self._state.directory, path)
-            if sys.stdout.isatty():
-                sys.stdout.write(f"{command_line(path, Role.PROVIDER)}\n")
+        if self._is_first and reach.assumed_host is not None:
+            logger.info("{}", assumption(reach.assumed_host))
+        if self._is_first and sys.stdout.isatty():
+            for key in self._state.all():
+                path = self._state.join_file(key.name)
+                if path.exists():
+                    sys.stdout.write(f"{command_line(path, key.role)}\n")
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """Let nobody in whom nobody could put out again."""
@@ -72,13 +84,14 @@ class Guard:
 
 def command_line(path: Path, role: Role) -> str:
     """Give the line to run where the peer is to be. It holds the secret: it is for terminals only."""
-    what = "provider TARGET" if role is Role.PROVIDER else role.name.lower()
-    return f"{role.name.lower()}: goreprox {what} --join '{read_secret(path).strip()}'"
+    what = "provider 3000" if role is Role.PROVIDER else "edge"
+    hint = "on the private machine, with your service's port for 3000" if role is Role.PROVIDER else "on the edge"
+    return f"{hint}:\n  goreprox {what} --join '{read_secret(path).strip()}'"
 
 
-def own_host() -> str:
-    """Give the name by which others may know this machine; whether they do, it cannot know."""
-    try:
-        return str(Address.parse(f"{socket.gethostname()}:1").host)
-    except ConfigError:  # no name that a resolver would take
-        return "localhost"
+def assumption(host: str) -> str:
+    """Say that join strings name this machine by a name that others may not know."""
+    return (
+        f"join strings name {host}, this machine's own name: if others know it by another, restart the server with "
+        "--address HOST, or give peers that address by --server (edges: --broker)"
+    )

@@ -1,6 +1,7 @@
 """The state directory of a server: its own keys, whom it knows, and what to give to whom.
 
     server.key              secret keys: the present one, and the next, which `rotate` puts in its place
+    reach.toml              the addresses that join strings name (goreprox.keys.reach)
     authorized/NAME.toml    one for each key: public key, role, name, services
     join/NAME.join          its join string, for whoever is to be NAME; may be removed once it has been handed over
 
@@ -12,7 +13,7 @@ import datetime
 import os
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -21,6 +22,7 @@ from goreprox.config import Address, check_name
 from goreprox.errors import ConfigError, StartError
 from goreprox.keys.files import MAX_BYTES, locked, prepare_directory, read_secret, sync_directory, write_secret
 from goreprox.keys.join import Join
+from goreprox.keys.reach import Reach
 
 MAX_KEYS: Final = 10_000
 """Files in `authorized`; all are looked at once a second."""
@@ -160,6 +162,7 @@ class StateDir:
         self.authorized: Final = directory / "authorized"
         self.join: Final = directory / "join"
         self.server_key: Final = directory / "server.key"
+        self._reach: Final = directory / "reach.toml"
         with self._explained():
             for path in (directory, self.authorized, self.join):
                 prepare_directory(path)
@@ -177,6 +180,44 @@ class StateDir:
                 raise StartError(
                     f"{self.server_key}: {exc}; restore it, or remove it with all keys and join strings"
                 ) from exc
+
+    def reach(self) -> Reach:
+        """Return where peers reach the server, as of its last start; before the first one, the defaults.
+
+        Raises:
+            StartError: the file is malformed.
+        """
+        with self._explained():
+            try:
+                return Reach.parse(self._reach.read_text(encoding="ascii"))
+            except FileNotFoundError:
+                return Reach()
+            except ValueError as exc:
+                raise StartError(f"{self._reach}: {exc}; remove it and restart the server") from exc
+
+    def remember(self, reach: Reach) -> list[str]:
+        """Keep where peers reach the server; return the names whose join strings were renewed.
+
+        Those are the ones that named what was kept before. Whoever has an earlier copy needs the new one.
+        """
+        with self._explained(), locked(self.directory):
+            old = self.reach()
+            if reach == old and self._reach.exists():
+                return []
+            write_secret(self._reach, reach.text, replace=True)
+            renewed = []
+            for path in sorted(self.join.glob("*.join")):
+                join = _read_join(path)
+                now = reach.addresses(join.role)
+                if join.addresses == old.addresses(join.role) != now:
+                    write_secret(path, replace(join, addresses=now).text + "\n", replace=True)
+                    renewed.append(join.name)
+            return renewed
+
+    @property
+    def was_started(self) -> bool:
+        """Whether a server has used this directory."""
+        return self._reach.exists()
 
     def all(self) -> list[Authorized]:
         """Return all authorised keys in the order of their names.
@@ -205,8 +246,12 @@ class StateDir:
         except (ValueError, ConfigError) as exc:
             raise StartError(f"{path}: {exc}; repair or remove it") from exc
 
-    def add(self, role: Role, name: str, services: Sequence[str] | None, addresses: Sequence[Address]) -> Path:
+    def add(
+        self, role: Role, name: str, services: Sequence[str] | None, addresses: Sequence[Address] | None = None
+    ) -> Path:
         """Authorise a new key of `name`; return where its join string is.
+
+        The join string names `addresses`, or those at which the server is reached.
 
         Raises:
             ConfigError: the name has a key, or is malformed; or a service is.
@@ -226,7 +271,8 @@ class StateDir:
                 raise ConfigError(f"key {name}: there are {MAX_KEYS} keys already; revoke one")
             # First what is handed out, then what makes it count: interrupted in between, nothing is authorised.
             known = self.server_keys().public
-            write_secret(join, Join(role, name, keys, known, tuple(addresses)).text + "\n", replace=True)
+            named = self.reach().addresses(role) if addresses is None else tuple(addresses)
+            write_secret(join, Join(role, name, keys, known, named).text + "\n", replace=True)
             allowed = None if services is None else tuple(services)
             write_secret(path, Authorized(keys.public, role, name, allowed, created).text)
         return join

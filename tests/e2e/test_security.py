@@ -6,6 +6,7 @@ import os
 import pty
 import random
 import resource
+import shlex
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from goreprox.config import Address
 from goreprox.keys.join import Join
 from tests.e2e.harness import (
     HOST,
@@ -170,21 +172,47 @@ def test_a_server_and_the_join_string_it_made_are_all_it_takes_and_no_secret_is_
     run(main())
 
 
-def test_on_a_terminal_the_first_start_prints_the_line_to_paste(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["server", "keys add"])
+def test_what_the_first_start_prints_on_a_terminal_works_when_it_is_pasted(tmp_path: Path, first: str) -> None:
     async def main() -> None:
-        ours, theirs = pty.openpty()
         it = Secured(tmp_path)
         async with it._stack:
-            process = await it.start(
-                *("server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", "--state-dir", str(it.state)),
+            if first == "keys add":
+                await it.keys("add", "laptop")
+            ours, theirs = pty.openpty()
+            it._stack.callback(os.close, ours)
+            server = await it.start(
+                *("server", "--listen", f"{HOST}:0", "--providers", ":0", "--state-dir", str(it.state)),
+                *("--address", HOST),
                 stdout=theirs,
             )
             os.close(theirs)
-            await process.ready()
-            shown = await asyncio.to_thread(os.read, ours, 65536)
-            os.close(ours)
-            text = it.join_file("default").read_text().strip()
-            assert f"provider: goreprox provider TARGET --join '{text}'" in shown.decode()
+            await server.ready()
+            it.port = await server.port("clients")
+            shown = (await asyncio.to_thread(os.read, ours, 65536)).decode()
+            command = shlex.split(next(line for line in shown.splitlines() if " goreprox provider 3000 " in line))
+            assert command[:3] == ["goreprox", "provider", "3000"]
+            target = await it.target(echo)
+            provider = await it.start(command[1], str(target), *command[3:])
+            await eventually(lambda: provider.said(" is there: "), "provider connected")
+            await it.transfers()
+
+            await it.keys("add", "another")
+            added = Join.parse(it.join_file("another").read_text())
+            assert added.addresses == (Address(HOST, await server.port("providers")),)
+
+    run(main())
+
+
+def test_a_server_without_an_address_says_that_its_name_may_have_to_be_replaced(tmp_path: Path) -> None:
+    async def main() -> None:
+        it = Secured(tmp_path)
+        async with it._stack:
+            server = await it.start(
+                "server", "--listen", f"{HOST}:0", "--providers", ":0", "--state-dir", str(it.state)
+            )
+            await server.ready()
+            assert server.said("restart the server with --address HOST")
 
     run(main())
 

@@ -18,8 +18,10 @@ from brokers.errors import BindError
 from brokers.link import State
 from brokers.names import NONCE_BYTES
 from brokers.security import Gatekeeper, secure_broker, secure_link
+from goreprox.config import Address
 from goreprox.keys.guard import Guard
 from goreprox.keys.join import Join
+from goreprox.keys.reach import Reach
 from goreprox.keys.state import StateDir
 from tests.helpers import HOST, eventually
 from tests.integration.test_fabric import Fabric, Recorder, name, receive
@@ -554,10 +556,10 @@ def test_what_the_state_directory_says_counts_while_the_server_runs(tmp_path: Pa
         state = StateDir(tmp_path / "state")
         it = Fabric(STEADY, guard.security)
         async with asyncio.timeout(100), it.stack:
-            guard.start(it.router, it.ports[Role.PROVIDER])
+            guard.start(it.router, Reach(providers=Address(HOST, it.ports[Role.PROVIDER])))
             it.stack.push_async_callback(guard.close, linger_s=0)
             join = Join.parse(state.join_file("default").read_text())
-            assert (join.name, join.addresses[0].port) == ("default", it.ports[Role.PROVIDER])
+            assert (join.name, join.addresses) == ("default", (Address(HOST, it.ports[Role.PROVIDER]),))
             front = Join.parse(state.add(Role.EDGE, "front", None, join.addresses).read_text())
 
             edge, provider = name(Role.EDGE, "front"), name(Role.PROVIDER, "default")
@@ -583,7 +585,7 @@ def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, wa
         guard = Guard(tmp_path / "state")
         it = Fabric(STEADY, guard.security)
         async with asyncio.timeout(100), it.stack:
-            guard.start(it.router, 9887)
+            guard.start(it.router, Reach())
             it.stack.push_async_callback(guard.close, linger_s=0)
             join = Join.parse((tmp_path / "state/join/default.join").read_text())
             assert guard.security.authority.grant(join.keys.public), "the first key counts before anybody can use it"

@@ -116,6 +116,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "reuse-port": True,
         "providers": "localhost:3",
         "edges": "localhost:4",
+        "address": ["a", "b:1"],
         "max-peers": 5,
         **CLIENTS,
         **ROLE,
@@ -130,7 +131,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         **ROLE,
         **END,
     },
-    "broker": {"providers": "localhost:3", "edges": "localhost:4", "max-peers": 5, **ROLE},
+    "broker": {"providers": "localhost:3", "edges": "localhost:4", "address": ["a", "b:1"], "max-peers": 5, **ROLE},
     "provider": {
         "target": ["a=3000", "b=h:3001"],
         "server": ["h", "i:1"],

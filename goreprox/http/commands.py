@@ -26,6 +26,11 @@ class ToProvider:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfClose:
+    """Tell the target that nothing follows the request that it is answering: the client has half-closed or left."""
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """The exchange is over; the stream may carry another one."""
 
@@ -67,5 +72,5 @@ class Answered:
     body_bytes: int
 
 
-Command = Answered | Connect | ToClient | ToProvider | Release | Discard | Finish | Abort | Switch
+Command = Answered | Connect | ToClient | ToProvider | HalfClose | Release | Discard | Finish | Abort | Switch
 Commands = list[Command]

@@ -20,6 +20,7 @@ from goreprox.http.commands import (
     Connect,
     Discard,
     Finish,
+    HalfClose,
     Release,
     Switch,
     ToClient,
@@ -28,7 +29,7 @@ from goreprox.http.commands import (
 from goreprox.http.exchange import Site
 from goreprox.http.gateway import Gateway
 from goreprox.http.outgoing import Outgoing
-from goreprox.http.upstream import REUSED_FOR_S, Upstream
+from goreprox.http.upstream import CLOSING_S, REUSED_FOR_S, Upstream
 from goreprox.poller import READ, WRITE
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import KIB
@@ -168,16 +169,31 @@ class Front:
         """Whether the socket is still ours."""
         return self._fd >= 0
 
+    @property
+    def _provider_away(self) -> bool:
+        """Whether the stream has a provider, and is not to count what it takes until that is back."""
+        if self._upstream is None:
+            return False
+        providers, stream = self._fronts.providers, self._upstream.stream
+        return providers.provider_of(stream)[0] is not None and not providers.reusable(stream)
+
     # What others tell.
 
     def look(self, now: float) -> None:
         """End it if it takes too long."""
+        gateway = self._gateway
         waited_s = now - self._since
         if self._lingering:
             if waited_s >= LINGER_S:
                 self._close(finish=True)
-        elif (self._gateway.reading_head and waited_s >= HEAD_S) or (self._gateway.idle and waited_s >= IDLE_S):
-            self._do(self._gateway.timed_out())
+        elif gateway.half_closed and (self._out or self._provider_away):
+            self._since = now
+        elif (
+            (gateway.reading_head and waited_s >= HEAD_S)
+            or (gateway.idle and waited_s >= IDLE_S)
+            or (gateway.half_closed and waited_s >= CLOSING_S)
+        ):
+            self._do(gateway.timed_out())
         self.check_upstream(now)
 
     def check_upstream(self, now: float | None = None) -> None:
@@ -338,16 +354,13 @@ class Front:
         match command:
             case ToClient(data):
                 self._out.append(data)
-            case ToProvider(data):
+            case ToProvider() | HalfClose() | Release():
                 if self._upstream is not None:
-                    self._upstream.write(data)
+                    self._tell(self._upstream, command)
             case Connect(service, fresh):
                 self._connect(service, fresh=fresh)
             case Answered():
                 self._log(command)
-            case Release():
-                if self._upstream is not None:
-                    self._upstream.idle_since = self._since
             case Discard(reset):
                 self._discard(reset=reset)
             case Finish() | Switch():
@@ -356,6 +369,15 @@ class Front:
                 self.abort()
             case _:
                 assert_never(command)
+
+    def _tell(self, upstream: Upstream, command: ToProvider | HalfClose | Release) -> None:
+        match command:
+            case ToProvider(data):
+                upstream.write(data)
+            case HalfClose():
+                upstream.write_eof()
+            case Release():
+                upstream.idle_since = self._since
 
     def _log(self, done: Answered) -> None:
         provider, outages = self._served_by, self._outages

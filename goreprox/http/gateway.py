@@ -13,7 +13,18 @@ from typing import Final
 import h11
 
 from goreprox.http import answers, messages, requests
-from goreprox.http.commands import Abort, Commands, Connect, Discard, Finish, Release, Switch, ToClient, ToProvider
+from goreprox.http.commands import (
+    Abort,
+    Commands,
+    Connect,
+    Discard,
+    Finish,
+    HalfClose,
+    Release,
+    Switch,
+    ToClient,
+    ToProvider,
+)
 from goreprox.http.exchange import Exchange, Site
 from goreprox.http.messages import Answer
 from goreprox.http.reader import Reader
@@ -58,6 +69,11 @@ class Gateway:
         return self._reader.in_head and not self.over
 
     @property
+    def half_closed(self) -> bool:
+        """Whether the client has half-closed its connection, or left, while its request is being answered."""
+        return self._ended and self._exchange is not None and not self.over
+
+    @property
     def reading(self) -> bool:
         """Whether bytes of the client are wanted now."""
         return not self.over and not self._ended and not self._reader.full
@@ -85,20 +101,27 @@ class Gateway:
         return self._take()
 
     def receive_eof(self) -> Commands:
-        """Take note that the client half-closed; answers that are due still reach it."""
+        """Take note that the client half-closed or left, which look the same; answers that are due still reach it.
+
+        The target is told, since it may stop working on an answer that nobody awaits.
+        """
         self._ended = True
         if self.over:
             pass
         elif self._exchange is None:
             self._finish()
         elif self._reader.in_body:
-            self._fail(400, "the request ended before its body did")
+            self._pump_request()
+        else:
+            self._half_close()
         return self._take()
 
     def timed_out(self) -> Commands:
-        """The client took too long: for a head, which is answered, or between requests, which is not."""
+        """Give up on a head that does not end, a client without a request, or the answer to a half-closed client."""
         if self.reading_head:
             self._answer(Refused(408, "the head of the request did not arrive in time"))
+        elif self.half_closed:
+            self._fail(504, "the target did not answer in time after the client had half-closed its connection")
         elif self.idle:
             self._finish()
         return self._take()
@@ -202,6 +225,15 @@ class Gateway:
             if reader.chunked:
                 trailers = requests.trailers(end, dropped=self._site.drops)
                 self._commands.append(ToProvider(messages.last_chunk(trailers)))
+            if self._ended:
+                self._half_close()
+        elif self._ended and reader.in_body:
+            self._fail(400, "the request ended before its body did")
+
+    def _half_close(self) -> None:
+        """Pass on the client's end of file, unless another request of it is still to follow over the stream."""
+        if self._provider is not None and not self._reader.ahead:
+            self._commands.append(HalfClose())
 
     # From provider to client.
 
@@ -307,7 +339,7 @@ class Gateway:
         exchange = self._exchange
         if exchange is None:
             return
-        if again and exchange.failed is None and not exchange.heard and exchange.repeatable:
+        if again and not self._ended and exchange.failed is None and not exchange.heard and exchange.repeatable:
             exchange.failed = status, reason
             self._ask(exchange, fresh=True).send(_END)
         else:

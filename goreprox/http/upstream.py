@@ -50,6 +50,8 @@ class Upstream:
         self._clock = clock
         self._on_end = on_end
         self._pending: deque[bytes] = deque()
+        self._half_closing = False
+        """Whether the end of file is to follow what was written."""
         self._ended = False
         self._timer: asyncio.TimerHandle | None = None
         stream.owner = self
@@ -69,6 +71,11 @@ class Upstream:
     def write(self, data: bytes) -> None:
         """Send bytes; what is beyond `room` waits here."""
         self._pending.append(data)
+        self._send()
+
+    def write_eof(self) -> None:
+        """Half-close the target's connection after what was written."""
+        self._half_closing = True
         self._send()
 
     def take(self, most: int) -> bytes:
@@ -166,6 +173,9 @@ class Upstream:
                 self._pending.appendleft(data[room:])
                 data = data[:room]
             stream.write(data)
+        if self._half_closing and not self._pending and stream.state in (State.OPENING, State.OPEN):
+            self._half_closing = False
+            stream.write_eof()
         if stream.state in (State.RESET, State.CLOSED):
             self._pending.clear()
 

@@ -530,6 +530,46 @@ def test_events_arrive_one_by_one_and_a_client_that_leaves_is_noticed(tmp_path: 
     run(main())
 
 
+@pytest.mark.parametrize("how", ["closes", "resets"])
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"])
+@pytest.mark.parametrize("request_", [GET, POST])
+def test_a_client_that_leaves_while_nothing_comes_frees_its_place_and_its_target(
+    tmp_path: Path, how: str, said: bytes, request_: bytes
+) -> None:
+    """As with long polling, or events that are rare."""
+    waiting = 0
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal waiting
+        if (await head_of(reader)).startswith("GET /last"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            return
+        if request_ is POST:
+            await reader.readexactly(2)
+        writer.write(said)
+        waiting += 1
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        waiting -= 1
+
+    async def main() -> None:
+        async with http_tunnel(tmp_path, wait, server=("--max-connections", "3")) as made:
+            clients = [await made.connect() for _ in range(3)]
+            for _, writer in clients:
+                writer.write(request_)
+            await eventually(lambda: waiting == 3, "all places are taken")
+            for reader, writer in clients:
+                if said:
+                    await head_of(reader)
+                writer.close() if how == "closes" else reset_now(writer)
+            await eventually(lambda: waiting == 0, "the target is told")
+            reader, writer = await made.connect()
+            writer.write(GET.replace(b"/", b"/last", 1))
+            assert await answer(reader) == (200, b"ok")
+
+    run(main())
+
+
 def test_a_slow_reader_stops_its_target_and_nobody_else(tmp_path: Path) -> None:
     sent = 0
 

@@ -11,7 +11,7 @@ from goreprox.config import Listener
 from goreprox.driver import clock
 from goreprox.http.front import HEAD_S, IDLE_S, LINGER_S
 from goreprox.http.routes import Route
-from goreprox.http.upstream import REUSED_FOR_S
+from goreprox.http.upstream import CLOSING_S, REUSED_FOR_S
 from goreprox.tls import TlsSocket
 from tests.helpers import HOST, eventually
 from tests.integration.test_tunnel import End, Tunnel
@@ -159,6 +159,64 @@ def test_a_stream_is_used_again_for_a_while_and_then_given_up() -> None:
             first.sock.close()
             await client.send(GET)
             await exchange(await it.targets.accept())
+
+    asyncio.run(main())
+
+
+async def head_at(end: End) -> bytes:
+    """Read a head."""
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        data += await end.receive(1)
+    return data
+
+
+async def half_closed(it: Web) -> tuple[End, End]:
+    """Return a client that has half-closed its connection after a request, and the target, which was told so."""
+    client = await it.client()
+    await client.send(GET)
+    client.half_close()
+    target = await it.targets.accept()
+    await head_at(target)
+    assert await target.receive(1) == b""
+    return client, target
+
+
+def test_the_answer_to_a_half_closed_client_is_waited_for_as_long_as_a_target_takes_to_leave() -> None:
+    async def main() -> None:
+        async with web() as it:
+            provider = await it.provide()
+            client, target = await half_closed(it)
+            it.later(CLOSING_S - SHORT_S)
+            await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+            assert (await head_at(client)).startswith(b"HTTP/1.1 200 ")
+            it.later(CLOSING_S - SHORT_S)
+            assert len(it.edge.fronts.live) == 1
+            await target.send(b"ok")
+            assert (await client.receive_all()).endswith(b"ok")
+
+            client, target = await half_closed(it)
+            it.later(CLOSING_S)
+            assert (await client.receive_all()).startswith(b"HTTP/1.1 504 ")
+            await eventually(lambda: not provider.bridges.live)
+
+    asyncio.run(main())
+
+
+def test_an_outage_does_not_count_as_the_silence_of_a_half_closed_clients_target() -> None:
+    async def main() -> None:
+        async with web() as it:
+            await it.provide()
+            client, target = await half_closed(it)
+            it.relay.refusing = True
+            it.relay.cut()
+            peer = next(iter(it.edge.driver.peers.values()))
+            await eventually(lambda: not peer.session.established)
+            it.later(2 * CLOSING_S)
+            it.relay.refusing = False
+            await eventually(lambda: peer.session.established)
+            await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            assert (await client.receive_all()).endswith(b"ok")
 
     asyncio.run(main())
 

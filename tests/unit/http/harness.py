@@ -14,6 +14,7 @@ from goreprox.http.commands import (
     Connect,
     Discard,
     Finish,
+    HalfClose,
     Release,
     Switch,
     ToClient,
@@ -87,7 +88,7 @@ class Talk:
                 case Discard():
                     self._connected = False
                     seen.others.append(command)
-                case Answered() | Release() | Finish() | Abort() | Switch():
+                case Answered() | HalfClose() | Release() | Finish() | Abort() | Switch():
                     seen.others.append(command)
 
     @property

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goreprox.http.commands import Abort, Connect, Discard, Finish, Release, Switch
+from goreprox.http.commands import Abort, Connect, Discard, Finish, HalfClose, Release, Switch
 from goreprox.http.exchange import Site
 from goreprox.http.reader import AHEAD, CHUNKED_READ, MAX_HEAD
 from goreprox.http.routes import Routes
@@ -105,6 +105,28 @@ def test_a_half_closed_client_gets_what_it_asked_for_then_the_end() -> None:
     talk.target(OK)
     assert talk.statuses == [200, 200]
     assert talk.seen.others[-1] == Finish()
+
+
+def test_the_target_is_told_of_a_half_close_with_the_last_request_that_came_before_it() -> None:
+    assert Talk().client(GET).client_eof().seen.others == [Connect("web", fresh=False), HalfClose()]
+    assert Talk().client(POST).client_eof().seen.others == [Connect("web", fresh=False), HalfClose()]
+    begun = Talk().client(GET).target(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").client_eof()
+    assert begun.seen.others == [Connect("web", fresh=False), HalfClose()]
+    talk = Talk().client(GET + POST).client_eof()
+    assert HalfClose() not in talk.seen.others
+    talk.target(OK)
+    assert talk.seen.others == [Connect("web", fresh=False), Release(), Connect("web", fresh=False), HalfClose()]
+
+
+def test_a_half_closed_client_is_told_when_the_target_ends_without_an_answer_or_does_not_give_one_in_time() -> None:
+    talk = Talk().client(GET).client_eof().target_eof()
+    assert talk.statuses == [502]  # and no other target is asked: this one may have given up since nobody awaits it
+    assert talk.seen.others[-1] == Finish()
+    talk = Talk().client(GET).client_eof()
+    assert talk.gateway.half_closed
+    talk.do(talk.gateway.timed_out())
+    assert talk.statuses == [504]
+    assert talk.seen.others[-2:] == [Discard(reset=True), Finish()]
 
 
 def test_http_1_0_is_answered_without_chunks_and_ended() -> None:
@@ -381,6 +403,12 @@ def test_a_body_that_breaks_off_is_not_passed_on_as_whole() -> None:
     talk = Talk().client(POST[:-1]).client_eof()
     assert Discard(reset=True) in talk.seen.others
     assert talk.statuses == [400]
+
+
+def test_a_pipelined_body_that_breaks_off_is_not_waited_for() -> None:
+    talk = Talk().client(GET + POST[:-1]).client_eof().target(OK)
+    assert talk.statuses == [200, 400]
+    assert talk.seen.others[-2:] == [Discard(reset=True), Finish()]
 
 
 # -- however the bytes are split

@@ -1,8 +1,34 @@
-"""Let `python -m goreprox` do what the `goreprox` command does."""
+"""The `goreprox` command from its first moment on; imports little, so that Ctrl-C is handled while the rest loads."""
 
+import os
 import sys
+from collections.abc import Sequence
 
-from goreprox.cli import main
+INTERRUPTED = 130
+"""What a shell reports for SIGINT."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit code; see `goreprox.cli.main`."""
+    try:
+        _open_standard_streams()
+        from goreprox.cli import main as run  # noqa: PLC0415 -- takes long
+
+        return run(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _open_standard_streams() -> None:
+    """Let streams that are closed (`>&-`) lead nowhere, before a socket or a file gets their descriptors."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if opened == descriptor:
+                os.set_inheritable(opened, True)
+            mode = "w" if descriptor else "r"
+            setattr(sys, name, open(opened, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 -- to the end
+
 
 if __name__ == "__main__":
     sys.exit(main())

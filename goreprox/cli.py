@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 DEFAULT_FILE: Final = Path("goreprox.toml")
 Role = Literal["server", "edge", "broker", "provider"]
 ENV_PREFIX: Final = "GOREPROX_"
-INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 
 
 app: Final = App(
@@ -385,8 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: it could not run. 2: an option, a variable or a key of the file is wrong.
     """
     if sys.platform == "win32":
-        print("goreprox: Windows is not supported; run it on Linux or macOS, or in WSL", file=sys.stderr)
-        return 1
+        return _fail("Windows is not supported; run it on Linux or macOS, or in WSL", 1)
     try:
         app(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -394,8 +392,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(exc), exc.exit_code)
     except CycloptsError as exc:
         return _fail(" ".join(str(exc).split()), ConfigError.exit_code)
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except OSError as exc:
         return _cannot_write(exc)
     return 0
@@ -417,7 +413,9 @@ def _cannot_write(exc: OSError) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"goreprox: {message}", file=sys.stderr)
+    from goreprox.log import say
+
+    say(f"goreprox: {message}")
     return code
 
 

@@ -1,41 +1,112 @@
-"""Where log lines go and what they look like: one line each on standard error, for people or as JSON.
+"""What log lines look like: one line each on standard error, for people or as JSON.
 
-Modules that do IO log through loguru and bind what a line is about (`logger.bind(peer=...)`); this one only
-shows it. Never payloads: whoever logs a value answers for it. Tracebacks show no values of variables.
+Modules that do IO log through loguru and bind what a line is about (`logger.bind(peer=...)`); this one only shows it.
+The text says all that people need, so a terminal shows nothing else; fields are for programs. Never payloads: whoever
+logs a value answers for it. Tracebacks show no values of variables.
+
+Whatever comes from outside is cut and escaped: a line has at most `MAX_MESSAGE` characters of text, `MAX_VALUE` of each
+field and `MAX_EXCEPTION` of a traceback.
 """
 
+import datetime
+import functools
 import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Final, TextIO
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
 from loguru import logger
 
+from goreprox.log_writer import LogWriter
+
 if TYPE_CHECKING:
-    from loguru import Message, Record
+    from loguru import Message
 
 LISTED: Final = 16
+MAX_MESSAGE: Final = 2048
+MAX_VALUE: Final = 512
+MAX_EXCEPTION: Final = 16_384
+MAX_QUOTED: Final = 200
 _COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 _DIM: Final = "\x1b[2m"
 _PLAIN: Final = "\x1b[0m"
 
 
+class Entry(NamedTuple):
+    """A line before it has a form."""
+
+    time: datetime.datetime
+    level: str
+    message: str
+    module: str | None
+    fields: Mapping[str, object]
+    exception: str = ""
+    """A traceback; empty: there is none."""
+
+
+class _Sink:
+    """Where loguru brings its messages; it calls `stop` at the end of the process."""
+
+    def __init__(self, writer: LogWriter, line: Callable[[Entry], str]) -> None:
+        self._writer = writer
+        self._line = line
+
+    def write(self, message: "Message") -> None:
+        record = message.record
+        exception = record["exception"]
+        self._writer.write(
+            self._line(
+                Entry(
+                    record["time"],
+                    record["level"].name,
+                    record["message"],
+                    record["name"],
+                    record["extra"],
+                    "" if exception is None else "".join(traceback.format_exception(exception.value)),
+                )
+            )
+        )
+
+    def stop(self) -> None:
+        self._writer.flush()
+
+
 def configure(level: str, *, as_json: bool) -> None:
     """Send everything from `level` on to standard error, and to nowhere else.
 
-    Colours appear on a terminal only, and not where `NO_COLOR` is set. What libraries say through `logging` (asyncio:
-    an exception that nobody caught) goes the same way.
+    Colours appear on a terminal that can show them, and not where `NO_COLOR` is set. What libraries say through
+    `logging` (asyncio: an exception that nobody caught) or `warnings` goes the same way.
     """
-    stream = sys.stderr
-    coloured = stream.isatty() and not os.environ.get("NO_COLOR")
+    line = _json_line if as_json else _terminal_line if sys.stderr.isatty() else _text_line
+
+    def lost(lines: int) -> str:
+        text = f"{lines} log lines were lost, since nothing took them"
+        fields = {"event": "log_lost", "lines": lines}
+        return line(Entry(datetime.datetime.now().astimezone(), "ERROR", text, __name__, fields))
+
+    writer = _writer_to(sys.stderr)
+    writer.lost_line = lost
     # Lines are made here and not by loguru's format, which would look for its markup in bound values.
-    line = _json_line if as_json else _coloured_line if coloured else _text_line
     logger.remove()
-    logger.add(_writer(stream, line), level=level.upper(), format="", backtrace=False, diagnose=False)
+    logger.add(_Sink(writer, line), level=level.upper(), format="", backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[_FromLogging()], level=logging.WARNING, force=True)
+    logging.captureWarnings(capture=True)
+
+
+def say(text: str) -> None:
+    """Write a line to standard error behind what was logged, for a process that ends; wait at most `FLUSH_S`."""
+    writer = _writer_to(sys.stderr)
+    writer.write(f"{text}\n")
+    writer.flush()
+
+
+@functools.lru_cache(maxsize=1)
+def _writer_to(stream: TextIO) -> LogWriter:
+    """Return the one writer to a stream."""
+    return LogWriter(stream)
 
 
 class _FromLogging(logging.Handler):
@@ -45,57 +116,14 @@ class _FromLogging(logging.Handler):
 
 
 def listing(names: Collection[str]) -> str:
-    """Give names for a log line: sorted, and of very many only the first."""
-    shown = ", ".join(sorted(names)[:LISTED])
+    """Return names for a log line: sorted, each cut, and of very many only the first."""
+    shown = ", ".join(quoted(name) for name in sorted(names)[:LISTED])
     return shown if len(names) <= LISTED else f"{shown} and {len(names) - LISTED} more"
 
 
-def _writer(stream: TextIO, line: "Callable[[Record], str]") -> "Callable[[Message], None]":
-    def write(message: "Message") -> None:
-        stream.write(line(message.record))
-
-    return write
-
-
-def _json_line(record: "Record") -> str:
-    """Make one flat JSON object; what was bound can hide neither the time nor the level nor the message."""
-    entry: dict[str, object] = {
-        "time": record["time"].isoformat(timespec="milliseconds"),
-        "level": record["level"].name.lower(),
-        "message": record["message"],
-        "module": record["name"],
-    }
-    entry |= {key: value for key, value in record["extra"].items() if key not in entry}
-    if record["exception"] is not None:
-        entry["exception"] = _exception(record)
-    return json.dumps(entry, default=str, ensure_ascii=False) + "\n"
-
-
-def _text_line(record: "Record") -> str:
-    return (
-        f"{_time(record)} {record['level'].name:<7} {printable(record['message'])}"
-        f"{_context(record)}\n{_exception(record)}"
-    )
-
-
-def _coloured_line(record: "Record") -> str:
-    level = record["level"].name
-    return (
-        f"{_DIM}{_time(record)}{_PLAIN} {_COLOURS.get(level, '')}{level:<7}{_PLAIN} "
-        f"{printable(record['message'])}{_DIM}{_context(record)}{_PLAIN}\n{_exception(record)}"
-    )
-
-
-def _time(record: "Record") -> str:
-    return record["time"].strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-
-
-def _context(record: "Record") -> str:
-    return "".join(f" {key}={_word(str(value))}" for key, value in record["extra"].items())
-
-
-def _word(text: str) -> str:
-    return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
+def quoted(text: str, most: int = MAX_QUOTED) -> str:
+    """Return what comes from outside as a part of a line: printable, and at most about `most` characters."""
+    return _cut(printable(text[: most + 1]), most)
 
 
 def printable(text: str) -> str:
@@ -103,6 +131,63 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _exception(record: "Record") -> str:
-    exception = record["exception"]
-    return "" if exception is None else "".join(traceback.format_exception(exception.value))
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _json_line(entry: Entry) -> str:
+    """Make one flat JSON object; what was bound can hide neither the time nor the level nor the message."""
+    document: dict[str, object] = {
+        "time": _time(entry, "T"),
+        "level": entry.level.lower(),
+        "message": _cut(entry.message, MAX_MESSAGE),
+        "module": entry.module,
+    }
+    document |= {key: _json_value(value) for key, value in entry.fields.items() if key not in document}
+    if entry.exception:
+        document["exception"] = _tail(entry.exception)
+    return json.dumps(document, ensure_ascii=False) + "\n"
+
+
+def _json_value(value: object) -> object:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case list() | tuple():
+            return [_json_value(item) for item in value]
+        case _:
+            return _cut(str(value), MAX_VALUE)
+
+
+def _text_line(entry: Entry) -> str:
+    fields = "".join(f" {key}={_word(value)}" for key, value in entry.fields.items() if value is not None)
+    return f"{_time(entry)} {entry.level:<7} {quoted(entry.message, MAX_MESSAGE)}{fields}\n{_lines(entry.exception)}"
+
+
+def _terminal_line(entry: Entry) -> str:
+    """Show the text, and only of which worker of several it is."""
+    worker = f"worker {entry.fields['worker']}: " if "worker" in entry.fields else ""
+    text = f"{worker}{quoted(entry.message, MAX_MESSAGE)}\n{_lines(entry.exception)}"
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+        return f"{_time(entry)} {entry.level:<7} {text}"
+    return f"{_DIM}{_time(entry)}{_PLAIN} {_COLOURS.get(entry.level, '')}{entry.level:<7}{_PLAIN} {text}"
+
+
+def _time(entry: Entry, separator: str = " ") -> str:
+    return entry.time.isoformat(separator, timespec="milliseconds")
+
+
+def _word(value: object) -> str:
+    """Return a value as one word; a list as its items with commas."""
+    items = value if isinstance(value, list | tuple) else [value]
+    text = _cut(",".join(map(str, items)), MAX_VALUE)
+    return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
+
+
+def _tail(exception: str) -> str:
+    """Return the end of a traceback, which says what happened."""
+    return exception if len(exception) <= MAX_EXCEPTION else f"…{exception[-MAX_EXCEPTION:]}"
+
+
+def _lines(exception: str) -> str:
+    return "".join(f"{printable(line)}\n" for line in _tail(exception).splitlines())

@@ -6,16 +6,34 @@ Each is declared once, for the roles that have it: flag, variable and key of the
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from cyclopts import Group, Parameter
 
 from goreprox.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cyclopts import Token
+
     from goreprox.doors import Network, Rule
 
 Level = Literal["trace", "debug", "info", "warning", "error"]
+
+
+def _level(_: object, tokens: "Sequence[Token]") -> str:
+    """Read a level in any case; `warn` is one, too, as elsewhere.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = tokens[0].value.lower()
+    level = "warning" if text == "warn" else text
+    if level not in get_args(Level):
+        raise ValueError(f"{tokens[0].value!r} is none of {', '.join(get_args(Level))}")
+    return level
+
 
 ADDRESSES: Final = Group("Addresses", sort_key=1)
 KEYS: Final = Group("Keys", sort_key=2)
@@ -31,7 +49,7 @@ class ProcessOptions:
 
     config: Annotated[Path | None, Parameter(group=PROCESS)] = None
     """Read options from this TOML file. [default: goreprox.toml, if there is one]"""
-    log_level: Annotated[Level, Parameter(group=PROCESS)] = "info"
+    log_level: Annotated[Level, Parameter(group=PROCESS, converter=_level)] = "info"
     """Log from this level on."""
     log_json: Annotated[bool, Parameter(group=PROCESS)] = False
     """Log JSON, one object a line."""

@@ -86,6 +86,15 @@ class Process:
                 entry = {"message": line.decode()}
             self.log.append(entry if isinstance(entry, dict) else {"message": str(entry)})
 
+    async def stop_reading(self) -> None:
+        """Leave the log unread from now on, so that the pipe fills."""
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+
+    def go_on_reading(self) -> None:
+        """Read the log again."""
+        self._reader = asyncio.create_task(self._read(), name="log reader")
+
     def said(self, text: str) -> bool:
         """Whether a log message holds `text`."""
         return self.count(text) > 0
@@ -131,13 +140,15 @@ class Process:
     async def wait(self, deadline_s: float = DEADLINE_S) -> int:
         async with asyncio.timeout(deadline_s):
             code = await self.process.wait()
-            await self._reader
+            await asyncio.wait([self._reader])
         return code
 
     async def stop(self) -> None:
         """End the process, whatever it is doing."""
         if self.process.returncode is None:
             self.process.kill()
+        if self._reader.cancelled():
+            self.go_on_reading()  # else its end goes unnoticed
         await self.process.wait()
         await self._reader
 

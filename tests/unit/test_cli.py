@@ -1,5 +1,6 @@
 """The command line: where options come from, who wins, and errors of one line."""
 
+import contextlib
 import errno
 import io
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 
 import goreprox.broker
 import goreprox.edge
@@ -326,9 +328,36 @@ def test_plaintext_beyond_loopback_warns_in_one_line(
     started: Started, capsys: pytest.CaptureFixture[str], providers: str, lines: int
 ) -> None:
     server(started, "--providers", providers)
+    logger.remove()  # as the end of the process does
     error = capsys.readouterr().err
     assert error.count("\n") == lines
     assert error.count("plaintext") == lines
+
+
+@pytest.mark.parametrize("text", ["INFO", "Info", "warn", "WARN", "WARNING", "warning"])
+@pytest.mark.parametrize("where", ["flag", "variable", "file"])
+def test_levels_are_taken_in_any_case(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, where: str
+) -> None:
+    if where == "variable":
+        monkeypatch.setenv("GOREPROX_LOG_LEVEL", text)
+    if where == "file":
+        (tmp_path / "goreprox.toml").write_text(f'log-level = "{text}"\n')
+        monkeypatch.chdir(tmp_path)
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr):
+        server(started, *(("--log-level", text) if where == "flag" else ()))
+    logger.info("at info")
+    logger.warning("at warning")
+    logger.remove()
+    error = stderr.getvalue()
+    assert ("at info" in error) is (text.lower() == "info")
+    assert "at warning" in error
+
+
+def test_an_unknown_level_is_an_error_that_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "--log-level", "loud"]) == 2
+    assert "'loud' is none of trace, debug, info, warning, error" in capsys.readouterr().err
 
 
 def test_an_empty_variable_names_no_file(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,37 +4,87 @@ import asyncio
 import contextlib
 import io
 import json
+import logging
+import re
+import warnings as warnings_module
 from collections.abc import Iterator
 
 import pytest
 from loguru import logger
 
-from goreprox.log import LISTED, configure, listing
+from goreprox.log import LISTED, MAX_EXCEPTION, MAX_MESSAGE, MAX_VALUE, configure, listing, quoted
 
 
 @pytest.fixture(autouse=True)
 def _leave_no_sink() -> Iterator[None]:
     yield
     logger.remove()
+    logging.captureWarnings(capture=False)
 
 
-def configured(level: str, *, as_json: bool, stream: io.StringIO | None = None) -> io.StringIO:
+class Stream(io.StringIO):
+    """Standard error, of which one reads what has been written."""
+
+    def getvalue(self) -> str:
+        logger.remove()  # as the end of the process does
+        return super().getvalue()
+
+
+class Terminal(Stream):
+    def isatty(self) -> bool:
+        return True
+
+
+def configured(level: str, *, as_json: bool, stream: Stream | None = None) -> Stream:
     """Configure with a stream for standard error, and give it."""
-    stream = stream or io.StringIO()
+    stream = stream or Stream()
     with contextlib.redirect_stderr(stream):
         configure(level, as_json=as_json)
     return stream
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_a_line_shows_level_message_and_what_was_bound() -> None:
     stderr = configured("info", as_json=False)
     logger.bind(peer="a b", port=80).info("{} <b> {{x}}", "up")
     assert stderr.getvalue().endswith(' INFO    up <b> {x} peer="a b" port=80\n')
+
+
+def test_the_time_has_its_zone() -> None:
+    stderr = configured("info", as_json=False)
+    logger.info("x")
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d INFO ", stderr.getvalue())
+
+
+def test_a_list_is_one_word_and_what_is_absent_is_left_out() -> None:
+    stderr = configured("info", as_json=False)
+    logger.bind(clients=[1, 2], token=None).info("x")
+    assert stderr.getvalue().endswith(" x clients=1,2\n")
+
+
+def test_a_terminal_shows_the_text_alone_which_says_it_all_and_which_worker() -> None:
+    stderr = configured("info", as_json=False, stream=Terminal())
+    logger.bind(event="ready", clients=[1, 2], worker=1).info("ready: clients on 1, 2")
+    assert "INFO" in (line := stderr.getvalue())
+    assert line.endswith(" worker 1: ready: clients on 1, 2\n")
+
+
+@pytest.mark.parametrize("form", ["json", "text", "terminal"])
+def test_whatever_is_logged_a_line_is_bounded(form: str) -> None:
+    stderr = configured("info", as_json=form == "json", stream=Terminal() if form == "terminal" else Stream())
+    evil = '"\x1b\U000e0001' * 100_000
+    try:
+        int(evil + "\x1b[2J")
+    except ValueError:
+        logger.opt(exception=True).bind(path=evil, paths=[evil] * 3).error("{}", evil)
+    text = stderr.getvalue()
+    assert len(text) < 6 * (MAX_MESSAGE + 4 * MAX_VALUE) + 10 * MAX_EXCEPTION
+    assert "\x1b[2J" not in text
+
+
+def test_what_is_quoted_from_outside_is_printable_and_cut() -> None:
+    assert quoted("a/é") == "a/é"
+    assert quoted("\x1b" * 1000, 8) == r"\x1b\x1b…"
+    assert quoted("abc", 2) == "ab…"
 
 
 def test_a_message_stays_one_line_and_free_of_escape_sequences() -> None:
@@ -71,6 +121,19 @@ def test_a_traceback_shows_no_values(as_json: bool) -> None:
     assert "s3cr3t" not in stderr.getvalue()
 
 
+def test_a_warning_of_python_is_a_line_like_all_else() -> None:
+    stderr = configured("info", as_json=True)
+    with warnings_module.catch_warnings():
+        warnings_module.simplefilter("default")
+        configure_again = logging.captureWarnings  # the context has put the default back
+        configure_again(capture=False)
+        configure_again(capture=True)
+        warnings_module.warn("old", DeprecationWarning, stacklevel=1)
+    entry = json.loads(stderr.getvalue())
+    assert entry["level"] == "warning"
+    assert "DeprecationWarning: old" in entry["message"]
+
+
 def test_an_exception_that_asyncio_tells_of_is_logged_like_all_else() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -99,11 +162,19 @@ def test_lower_levels_are_left_out() -> None:
     assert not stderr.getvalue()
 
 
-@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+@pytest.mark.parametrize(
+    ("no_color", "term", "coloured"),
+    [("", "xterm", True), ("1", "xterm", False), ("", "dumb", False), ("", None, False)],
+)
 def test_colours_appear_on_a_terminal_unless_unwanted(
-    monkeypatch: pytest.MonkeyPatch, no_color: str, coloured: bool
+    monkeypatch: pytest.MonkeyPatch, no_color: str, term: str | None, coloured: bool
 ) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.delenv("TERM", raising=False)
+    if term is not None:
+        monkeypatch.setenv("TERM", term)
     stderr = configured("info", as_json=False, stream=Terminal())
     logger.bind(a=1).warning("x")
-    assert ("\x1b[33m" in stderr.getvalue()) is coloured
+    text = stderr.getvalue()
+    assert ("\x1b[33m" in text) is coloured
+    assert ("\x1b" in text) is coloured

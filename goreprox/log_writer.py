@@ -1,0 +1,116 @@
+"""Lines to a stream that may stall, written by a thread: whoever logs never waits.
+
+A reader that stopped (`| less`, a stuck log driver) or a disk that hangs blocks the thread alone. What it has not taken
+is queued up to `MAX_QUEUED_BYTES`; what comes beyond is dropped, counted, and reported once lines get through again.
+Nothing is made non-blocking: a standard stream is shared with other processes.
+"""
+
+import contextlib
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TextIO
+
+MAX_QUEUED_BYTES: Final = 1 << 20
+"""Some 5,000 lines. With Python's overhead (at most 100 bytes a line, lines having at least 50) 3 MiB of memory."""
+_BATCH_BYTES: Final = 1 << 16
+FLUSH_S: Final = 1.0
+"""How long the end of the process waits for lines to get through."""
+
+
+class LogWriter:
+    """Writes lines in their order. All methods may be called from any thread, and in a forked child."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.lost_line: Callable[[int], str] = "{} lines were lost\n".format
+        """Makes the line that reports how many were lost."""
+        self._write = _writer(stream)
+        self._start_anew()
+        os.register_at_fork(after_in_child=self._start_anew)
+
+    def _start_anew(self) -> None:
+        """Have nothing queued and no thread: a forked child has only the thread that forked."""
+        self._changed = threading.Condition()
+        self._lines: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._lost = 0
+        self._thread: threading.Thread | None = None
+
+    def write(self, line: str) -> None:
+        """Queue a line, which ends with a line feed, or drop it."""
+        data = line.encode(errors="backslashreplace")
+        with self._changed:
+            if self._queued_bytes + len(data) > MAX_QUEUED_BYTES:
+                self._lost += 1
+                return
+            self._queue(data)
+            if self._thread is None:
+                # A daemon: the interpreter must not wait for a write that never ends.
+                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+                self._thread.start()
+
+    def flush(self, deadline_s: float = FLUSH_S) -> bool:
+        """Wait until all has been written; return whether it was."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._queued_bytes, deadline_s)
+
+    def _queue(self, data: bytes) -> None:
+        self._lines.append(data)
+        self._queued_bytes += len(data)
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                batch = [self._lines.popleft()]
+                size = len(batch[0])
+                while self._lines and size + len(self._lines[0]) <= _BATCH_BYTES:
+                    batch.append(self._lines.popleft())
+                    size += len(batch[-1])
+            written = self._written(b"".join(batch))
+            with self._changed:
+                self._queued_bytes -= size
+                if not written:
+                    self._lost += len(batch)
+                elif self._lost:
+                    self._queue(self.lost_line(self._lost).encode())
+                    self._lost = 0
+                self._changed.notify_all()
+
+    def _written(self, data: bytes) -> bool:
+        """Write all of it, however long that takes; return whether the stream took it."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._write(rest) :]
+        except (OSError, ValueError):  # the disk is full, the reader is gone; the stream was closed
+            if len(rest) < len(data):
+                with contextlib.suppress(OSError, ValueError):
+                    self._write(memoryview(b"\n"))  # ends the line that was cut off
+            return False
+        return True
+
+
+def _writer(stream: TextIO) -> Callable[[memoryview], int]:
+    """Return what writes to a stream and says how many bytes it took."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # no file, but something in memory
+
+        def remember(data: memoryview) -> int:
+            stream.write(str(data, errors="replace"))
+            return len(data)
+
+        return remember
+
+    def write(data: memoryview) -> int:
+        while True:
+            try:
+                return os.write(descriptor, data)
+            except BlockingIOError:  # another process has made the stream non-blocking
+                select.select([], [descriptor], [])
+
+    return write

@@ -1,0 +1,192 @@
+"""Standard streams that nobody reads, that take nothing, or that are closed: all goes on, and ends in time."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from goreprox.log_writer import MAX_QUEUED_BYTES
+from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, eventually, nothing_yet, run
+from tests.e2e.roles import start_broker, start_edge, start_provider
+from tests.helpers import closed_port
+
+PATH = "/" + "x" * 400
+LINE_BYTES = 500
+"""At least, of the access log for a request of that path."""
+IN_PIPES_BYTES = 1 << 18
+"""At most, of a log that nobody reads: in the kernel, and read ahead by asyncio."""
+REQUESTS = (MAX_QUEUED_BYTES + IN_PIPES_BYTES) // LINE_BYTES + 500
+BATCH = 50
+SPARE_KIB = 24 << 10
+"""What a process may grow by whatever it logs."""
+
+
+async def polite(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while await reader.readuntil(b"\r\n\r\n"):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+async def request_often(made: Tunnel, port: int) -> None:
+    """Send requests, one batch when the one before has its answers."""
+    reader, writer = await made.connect(port)
+    for _ in range(REQUESTS // BATCH + 1):
+        writer.write(f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n".encode() * BATCH)
+        for _ in range(BATCH):
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+            assert head.startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(tmp: Path, role: str) -> AsyncIterator[tuple[Tunnel, Process, int]]:
+    """A server, or an edge with workers, in front of a polite target."""
+    with closed_port() as port:
+        async with nothing_yet(tmp) as made:
+            target = await made.target(polite)
+            listen = f"http://{HOST}:{port}"
+            if role == "server":
+                process = await made.start("server", "--reuse-port", "--listen", listen, "--providers", f"{HOST}:0")
+                await start_provider(made, process, target=target)
+            else:
+                broker = await start_broker(made)
+                await start_provider(made, broker, target=target)
+                process = await start_edge(made, broker, listen=listen, args=("--workers", "2"))
+            yield made, process, port
+
+
+@pytest.mark.parametrize("role", ["server", "workers"])
+def test_a_log_that_nobody_reads_stalls_no_traffic_takes_little_memory_and_delays_no_end(
+    tmp_path: Path, role: str
+) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, role) as (made, process, port):
+            await request_often(made, port)
+            before = process.rss_kib
+            await process.stop_reading()
+            for _ in range(2):
+                await request_often(made, port)
+            assert process.rss_kib - before < SPARE_KIB
+            process.signal(signal.SIGTERM)
+            await eventually(lambda: process.process.returncode is not None, "its end")
+            assert process.process.returncode == 0
+
+    run(main())
+
+
+def test_who_reads_the_log_again_is_told_how_many_lines_are_missing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, "server") as (made, process, port):
+            await process.stop_reading()
+            await request_often(made, port)
+            process.go_on_reading()
+            await eventually(lambda: any(entry.get("event") == "log_lost" for entry in process.log), "the count")
+            await request_often(made, port)
+            requests = 2 * (REQUESTS // BATCH + 1) * BATCH
+
+            def told() -> int:
+                lost = [entry["lines"] for entry in process.log if entry.get("event") == "log_lost"]
+                assert all(isinstance(lines, int) for lines in lost)
+                return sum(map(int, map(str, lost))) + sum(entry.get("event") == "access" for entry in process.log)
+
+            await eventually(lambda: told() >= requests, "as many as there were requests")
+
+    run(main())
+
+
+# -- streams that take nothing
+
+
+@contextlib.contextmanager
+def full_pipe() -> Iterator[int]:
+    """The end of a pipe into which nothing more goes, and from which nobody reads."""
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        for size in (1 << 16, 1):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writer, b"x" * size)
+        os.set_blocking(writer, True)
+        yield writer
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "goreprox", *args]
+
+
+def test_an_error_that_nobody_reads_ends_the_process_all_the_same(tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as taken, full_pipe() as stderr:
+        where = f"{HOST}:{taken.getsockname()[1]}"
+        args = command("server", "--insecure", "--listen", where, "--providers", f"{HOST}:0")
+        ended = subprocess.run(args, cwd=tmp_path, stderr=stderr, timeout=DEADLINE_S, check=False)
+        assert ended.returncode == 1
+
+
+SERVER = ("server", "--insecure", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", "--runtime-dir", "run")
+
+
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_a_server_serves_whatever_its_standard_streams_are(tmp_path: Path, closing: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        supervisor.settimeout(DEADLINE_S)
+        with subprocess.Popen(
+            ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", *command(*SERVER)],
+            cwd=tmp_path,
+            env=os.environ | {"NOTIFY_SOCKET": "notify"},
+        ) as server:
+            try:
+                assert supervisor.recv(64) == b"READY=1"
+                server.terminate()
+                assert server.wait(DEADLINE_S) == 0
+            finally:
+                server.kill()
+
+
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("args", "code"), [(("--help",), 0), (("--version",), 0), (("status", "--runtime-dir", "run"), 1), (("-x",), 2)]
+)
+def test_commands_end_as_ever_when_standard_streams_are_closed(
+    tmp_path: Path, closing: str, args: tuple[str, ...], code: int
+) -> None:
+    shell = ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", *command(*args)]
+    ended = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert ended.returncode == code
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("args", [("-x",), ("status", "--runtime-dir", "run")])
+def test_errors_that_cannot_be_written_have_their_exit_code(tmp_path: Path, args: tuple[str, ...]) -> None:
+    shell = ["/bin/sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command(*args)]
+    ended = subprocess.run(shell, cwd=tmp_path, timeout=DEADLINE_S, check=False)
+    assert ended.returncode == (2 if args == ("-x",) else 1)
+
+
+@pytest.mark.parametrize(
+    "module", ["goreprox.cli", "cyclopts", "goreprox.config", "goreprox.server", "zmq", "goreprox.keys.guard"]
+)
+def test_ctrl_c_while_modules_load_is_exit_code_130_and_no_traceback(tmp_path: Path, module: str) -> None:
+    code = f"""
+import os, runpy, signal, sys
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("goreprox", run_name="__main__")
+"""
+    args = [sys.executable, "-c", code, *SERVER]
+    ended = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")

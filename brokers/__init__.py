@@ -6,6 +6,7 @@ It tells who is up; whatever must not be lost is the business of its users. It i
 from brokers.carrier import Buffer, Carrier, Receiver, Timings
 from brokers.envelope import REVOKED
 from brokers.errors import BadMessage, BadName, BindError, FabricError
+from brokers.limited_log import LimitedLog
 from brokers.link import Link
 from brokers.names import PeerName, Role
 from brokers.resolver import Endpoint, resolve
@@ -26,6 +27,7 @@ __all__ = [
     "FabricError",
     "Grant",
     "KeyPair",
+    "LimitedLog",
     "Link",
     "LinkSecurity",
     "LocalPeer",

@@ -1,0 +1,93 @@
+"""Lines that others cause are few, and none goes uncounted."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from loguru import logger
+
+from brokers.limited_log import BURST, PERIOD_S, LimitedLog
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Lines = list[tuple[str, str, dict[str, object]]]
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    """Levels, texts and fields."""
+    seen: Lines = []
+    sink = logger.add(
+        lambda message: seen.append(
+            (message.record["level"].name, message.record["message"], dict(message.record["extra"]))
+        )
+    )
+    yield seen
+    logger.remove(sink)
+
+
+def test_each_text_is_said_once_a_period(lines: Lines) -> None:
+    clock = Clock()
+    log = LimitedLog(clock)
+    for _ in range(2):
+        log.say("refused", "a {x}", client="c")
+        log.say("refused", "b")
+    said = [("WARNING", "a {x}", {"event": "refused", "client": "c"}), ("WARNING", "b", {"event": "refused"})]
+    assert lines == said
+    clock.now += PERIOD_S
+    log.say("refused", "a {x}", client="c")
+    assert lines[2:] == [
+        ("WARNING", "2 more in the last 60 s, of which the last: b", {"event": "refused", "more": 2, "seconds": 60}),
+        said[0],
+    ]
+
+
+def test_different_texts_are_few_and_each_is_said_or_counted(lines: Lines) -> None:
+    clock = Clock()
+    log = LimitedLog(clock)
+    for number in range(1000):
+        log.say("refused", f"client {number}", level="INFO")
+    assert len(lines) == BURST
+    clock.now += PERIOD_S
+    log.say("refused", "client 1000", level="INFO")
+    assert [fields.get("more", 1) for _, _, fields in lines] == [1] * BURST + [1000 - BURST, 1]
+    assert {level for level, _, _ in lines} == {"INFO"}
+
+
+def test_kinds_do_not_silence_each_other(lines: Lines) -> None:
+    log = LimitedLog(Clock())
+    for number in range(BURST + 1):
+        log.say("refused", f"client {number}")
+    log.say("malformed", "x")
+    assert lines[-1][1] == "x"
+
+
+def test_nothing_is_summed_up_where_all_was_said(lines: Lines) -> None:
+    clock = Clock()
+    log = LimitedLog(clock)
+    for _ in range(2):
+        log.say("refused", "a")
+        clock.now += PERIOD_S
+    assert [text for _, text, _ in lines] == ["a", "a"]
+
+
+def test_the_rest_is_summed_up_though_nothing_more_comes(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("brokers.limited_log.PERIOD_S", 0.05)
+
+    async def main() -> None:
+        log = LimitedLog(asyncio.get_running_loop().time)
+        for _ in range(3):
+            log.say("refused", "a")
+        async with asyncio.timeout(30):
+            while len(lines) < 2:  # noqa: ASYNC110 -- a sink has no event
+                await asyncio.sleep(0.005)
+        log.say("refused", "a")
+
+    asyncio.run(main())
+    assert [fields.get("more") for _, _, fields in lines] == [None, 2, None]

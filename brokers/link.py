@@ -11,15 +11,16 @@ take the connection back and try again ourselves, ever more slowly.
 
 import asyncio
 import enum
+import errno
 import random
 import secrets
 from collections.abc import Mapping, Sequence
 
 import zmq
-from loguru import logger
 
 from brokers.carrier import Buffer, Carrier, Receiver, Timings
 from brokers.channel import Channel, Monitor
+from brokers.diagnosis import Diagnosis
 from brokers.envelope import (
     CONTROL,
     FABRIC_VERSION,
@@ -40,7 +41,7 @@ from brokers.envelope import (
 )
 from brokers.errors import BadMessage, BadName
 from brokers.names import NONCE_BYTES, PeerName, Role
-from brokers.resolver import resolve
+from brokers.resolver import Endpoint, resolve
 from brokers.security import LinkSecurity, secure_link
 from brokers.switch import PeerInfo
 
@@ -53,10 +54,7 @@ HANDSHAKE_TIMEOUTS = 2.5
 """With keys a handshake takes four round trips; the broker gives it 5 s, too."""
 REFUSED_MAX_S = 8.0
 """Between two attempts where the broker does not want us: it may change its mind."""
-HANDSHAKES = 5
-"""So many must end without a reason, one after another, before it is said: an outage may also look like this."""
 HIGH_WATER = 1000
-COMPLAINTS = 16
 _EVENTS = (
     zmq.EVENT_CONNECTED,
     zmq.EVENT_DISCONNECTED,
@@ -153,13 +151,17 @@ class Link:
         self._heard_at = self._silent_at = self._greeted_at = self._loop.time()
         self._attempt = secrets.randbelow(2**32)
         self._endpoint: str | None = None
+        self._address: Endpoint | None = None
+        """Where `_endpoint` is, for a plain connection."""
         self._tried: list[str] = []
-        self._said: set[str] = set()
+        self._diagnosis = Diagnosis(name.role, host, port, self.label, keyed=security is not None)
         self._greet_s = GREET_S
         self._security = security
         self._brokers = list(security.brokers) if security is not None else []
         """The keys that the broker may have; the first is the one expected."""
         self._failures = 0
+        self._shaking: int | None = None
+        """The descriptor of the connection whose handshake goes on."""
         self._handshake_s = self._timings.connect_timeout_s * (HANDSHAKE_TIMEOUTS if security is not None else 1)
         self._waits_until = 0.0
         """Until then a handshake may go on: on a slow link it takes its time."""
@@ -193,6 +195,11 @@ class Link:
         socket.setsockopt(zmq.ROUTING_ID, self._name.routing_id(secrets.token_bytes(NONCE_BYTES)))
         return socket
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the link is not up, for people; None if it is up, or nothing is known yet."""
+        return self._diagnosis.trouble
+
     def start(self) -> None:
         """Begin to connect, and go on for ever."""
         work = (self._find(), self._keep())
@@ -216,6 +223,7 @@ class Link:
             task.cancel()
         if self._again is not None:
             self._again.cancel()
+        self._diagnosis.close()
         if self.state is State.UP:
             self._send(control(Leave()))
         self.state = State.DOWN
@@ -260,21 +268,20 @@ class Link:
         try:
             found = await resolve(self._host, self._port)
         except (OSError, UnicodeError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else "no host can have it"
-            self._complain(f"the name {self._host} cannot be resolved ({reason}); trying on")
+            reason = exc.strerror or str(exc) if isinstance(exc, OSError) else "no host can have it"
+            self._diagnosis.not_resolved(reason)
             return
-        endpoints = list(dict.fromkeys(_endpoint(str(address[0]), self._port) for _, address in found))
+        addresses = {_endpoint(str(address[0]), self._port): (family, address) for family, address in found}
+        endpoints = list(addresses)
         untried = [e for e in endpoints if e not in self._tried] or endpoints
-        if self._endpoint is not None and self.state is State.DOWN and not self._failures:
-            self._complain(
-                f"no server answers at {self.label}; is it running, and does a firewall let this through? trying on"
-            )
+        if self._endpoint is not None and self.state is State.DOWN:
+            self._diagnosis.look(self._address)
         self._tried = [*self._tried, untried[0]] if untried is not endpoints else [untried[0]]
         # The same one again, too: after some errors libzmq reconnects no more (protocol_error in its session_base.cpp).
         anew = self.state is State.DOWN and self._again is None
         if self.state is not State.UP and (untried[0] != self._endpoint or anew):
             self._hang_up()
-            self._endpoint = untried[0]
+            self._endpoint, self._address = untried[0], addresses[untried[0]]
             self._dial()
 
     def _dial(self) -> None:
@@ -300,41 +307,31 @@ class Link:
         pause_s = min(self._timings.reconnect_min_s * 2 ** min(self._failures, 16), most_s)
         self._again = self._loop.call_later(pause_s * random.uniform(0.8, 1.0), self._dial)
 
-    def _handshake_failed(self, event: int) -> None:
-        """Say why, as far as libzmq knows, and try again: with the broker's next key, if this one may be the reason."""
+    def _handshake_failed(self, event: int, *, timed_out: bool) -> None:
+        """Find out why, and try again: with the broker's next key, if this one may be the reason."""
         if self._again is not None or self._endpoint is None:
             return  # of a connection that was given up already
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._complain(
-                f"the server at {self.label} does not know our key, or no longer, or not for this port; trying on"
-            )
+            self._diagnosis.not_known()
             self._dial_again(REFUSED_MAX_S)
             return
-        if self._failures >= HANDSHAKES:
-            self._complain(
-                f"the server at {self.label} ends every handshake: "
-                + (
-                    "it has another key than we expect, or none; get a new join string from it; trying on"
-                    if self._security is not None
-                    else "it wants keys: get a join string from it; trying on"
-                )
-            )
         self._brokers = [*self._brokers[1:], *self._brokers[:1]]
         self._dial_again(self._timings.reconnect_max_s)
+        self._diagnosis.failed(self._address, timed_out=timed_out)
 
-    def _complain(self, text: str) -> None:
-        """Say everything once until the link is up again; what a broker may make us say is bounded."""
-        if text not in self._said and len(self._said) < COMPLAINTS:
-            self._said.add(text)
-            logger.warning("{}", text)
-
-    def _event(self, event: int, _: int) -> None:
+    def _event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_CONNECTED:
+            self._shaking = value
             self._waits_until = self._loop.time() + self._handshake_s
+            self._diagnosis.handshake_begins(self._address)
             return
+        failed = event in _FAILED or (event == zmq.EVENT_DISCONNECTED and value == self._shaking)
+        self._shaking = None
         self._waits_until = 0.0
-        if event in _FAILED:
-            self._handshake_failed(event)
+        self._diagnosis.handshake_ends()
+        if failed:
+            timed_out = event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and value == errno.EAGAIN
+            self._handshake_failed(event, timed_out=timed_out)
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._inbox.down("connected anew")
             self._silent_at = self._loop.time()
@@ -351,7 +348,7 @@ class Link:
 
     def _lose(self, reason: str) -> None:
         if self.state is State.UP:
-            logger.warning("lost the server at {}: {}; connections are kept, reconnecting", self.label, reason)
+            self._diagnosis.lost(reason)
         if self.state is not State.DOWN:
             self._silent_at = self._loop.time()
         self._inbox.down(reason)
@@ -365,18 +362,17 @@ class Link:
             elif frames[0] == CONTROL:
                 self._receive_welcome(frames)
         except BadMessage as exc:
-            self._complain(f"{self.label} does not speak as a broker does: {exc}")
+            self._diagnosis.not_understood(exc)
 
     def _receive_welcome(self, frames: list[Buffer]) -> None:
         match parse_control(frames):
             case Welcome(_, attempt, _) if attempt == self._attempt:
                 self.state = State.UP
-                self._said.clear()
                 self._failures = 0
                 self._keep_to_key()
                 self._greet_s = GREET_S
                 self._tried.clear()
-                logger.info("connected to the server at {}", self.label)
+                self._diagnosis.up()
                 self._inbox.receive(frames)
             case Refused(reason):
                 self._refused(reason)
@@ -390,7 +386,7 @@ class Link:
             self._brokers = list(keys[keys.index(self._brokers[0]) :])
 
     def _refused(self, reason: str) -> None:
-        self._complain(f"the server at {self.label} refuses: {reason}; trying on")
+        self._diagnosis.refused(reason)
         if self.state is State.UP:
             self._inbox.down(REVOKED)
             self._dial_again(REFUSED_MAX_S)

@@ -23,3 +23,15 @@ def warnings() -> Iterator[list[str]]:
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
     yield lines
     logger.remove(sink)
+
+
+@pytest.fixture
+def events() -> Iterator[list[dict[str, object]]]:
+    """The fields of what is logged, and the message among them."""
+    entries: list[dict[str, object]] = []
+    sink = logger.add(
+        lambda message: entries.append({**message.record["extra"], "message": message.record["message"]}),
+        level="DEBUG",
+    )
+    yield entries
+    logger.remove(sink)

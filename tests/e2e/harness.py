@@ -23,7 +23,7 @@ WAIT_S = 600.0 if FULL_LOAD else 120.0
 """How long one answer may take under load: on a busy machine whole processes stand still for many seconds."""
 
 
-async def eventually(condition: Callable[[], bool], what: str, *, deadline_s: float = DEADLINE_S) -> None:
+async def eventually(condition: Callable[[], object], what: str, *, deadline_s: float = DEADLINE_S) -> None:
     """Wait until `condition` holds."""
     give_up = time.monotonic() + deadline_s
     while not condition():
@@ -102,6 +102,11 @@ class Process:
     def count(self, text: str) -> int:
         """Return how many log messages hold `text`."""
         return sum(text in str(entry.get("message", "")) for entry in self.log)
+
+    def events(self, event: str, **fields: object) -> int:
+        """Return how many log lines are of this event and have these fields."""
+        wanted = {"event": event, **fields}
+        return sum(all(entry.get(key) == value for key, value in wanted.items()) for entry in self.log)
 
     async def ready(self) -> dict[str, object]:
         """Wait for the line that says so, and return it."""

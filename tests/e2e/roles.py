@@ -88,5 +88,5 @@ async def meets(edge: Process, name: str) -> None:
 
 async def connected(process: Process, port: int, times: int = 1) -> None:
     """Wait until an edge or a provider has reached the broker at a port so many times."""
-    line = f"connected to the server at {HOST}:{port}"
-    await eventually(lambda: process.count(line) >= times, f"{line}, {times} times")
+    where = f"{HOST}:{port}"
+    await eventually(lambda: process.events("link-up", broker=where) >= times, f"link up to {where}, {times} times")

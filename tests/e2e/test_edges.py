@@ -123,11 +123,11 @@ def test_an_edge_and_a_whole_broker_that_are_cut_off_break_nothing(tmp_path: Pat
                     writer.write(b"meanwhile")
 
             cut_off(to_edges)
-            await eventually(lambda: edge.said("lost the server"), "the edge notices")
+            await eventually(lambda: edge.events("link-lost"), "the edge notices")
             await eventually(lambda: provider.said("is out of reach"), "the provider hears of it")
             await go_on(2)
             cut_off(to_edges, to_providers)
-            await eventually(lambda: provider.said("lost the server"), "both notice")
+            await eventually(lambda: provider.events("link-lost"), "both notice")
             await go_on(3)
 
     run(main())

@@ -271,7 +271,7 @@ def test_an_unknown_key_is_refused_on_both_sides_in_one_line_and_gets_in_once_it
             away = tmp_path / "default.toml"
             file.rename(away)
             provider = await it.provide(connect=False)
-            await said(provider, "does not know our key, or no longer, or not for this port; trying on")
+            await said(provider, "does not know our key, or no longer, or not for this port; retrying")
             await said(it.server, "refused an unknown or revoked key at the port for providers")
             away.rename(file)
             await said(provider, " is there: ")
@@ -287,7 +287,7 @@ def test_a_providers_key_does_not_work_on_the_edges_port(tmp_path: Path) -> None
             provider = await it.provide(connect=False, server=it.edges)
             await said(provider, "does not know our key")
             await said(it.server, "refused provider default at the port for edges")
-            assert not provider.said("connected to the server")
+            assert not provider.events("link-up")
 
     run(main())
 
@@ -317,9 +317,9 @@ def test_an_impostor_gets_no_provider(tmp_path: Path) -> None:
                 (it.state / "authorized/default.toml").read_bytes()
             )
             provider = await it.provide(connect=False)
-            await said(provider, "it has another key than we expect, or none; get a new join string from it")
+            await said(provider, "has another key than we expect; get a new join string from it")
             await said(it.server, "a peer expects another server key")
-            assert not provider.said("connected to the server")
+            assert not provider.events("link-up")
 
     run(main())
 
@@ -328,15 +328,15 @@ def test_plaintext_and_keys_do_not_meet_and_both_sides_say_so(tmp_path: Path) ->
     async def main() -> None:
         async with secured(tmp_path) as it:
             plain = await it.provide("--insecure", join=None, connect=False)
-            await said(plain, "it wants keys: get a join string from it")
+            await said(plain, "wants keys; get a join string from it")
             await said(it.server, "a peer without keys meets a broker with keys, or the reverse")
-            assert not plain.said("connected to the server")
+            assert not plain.events("link-up")
 
             open_server = await it.start("server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", "--insecure")
             provider = await it.provide(connect=False, server=number((await open_server.ready())["providers"]))
-            await said(provider, "it has another key than we expect, or none")
+            await said(provider, "has no keys; start it with keys")
             await said(open_server, "a peer without keys meets a broker with keys, or the reverse")
-            assert not provider.said("connected to the server")
+            assert not provider.events("link-up")
 
     run(main())
 
@@ -464,7 +464,7 @@ def test_half_open_connections_and_random_bytes_on_every_port_disturb_no_stream(
                 for sock in strangers:
                     sock.close()
             assert min(counts) > 0
-            assert not provider.said("lost the server") and not it.server.said("is out of reach")
+            assert not provider.events("link-lost") and not it.server.said("is out of reach")
             for process in (provider, it.server):
                 assert process.process.returncode is None
             assert len(it.server.log) < 100_000

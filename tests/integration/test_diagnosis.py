@@ -1,0 +1,211 @@
+"""Why a link does not come up, whatever answers where its broker should."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from brokers import BrokerSecurity, Grant, KeyPair, Link, LinkSecurity, PeerInfo, PeerName, Role, Router, Timings
+from brokers.carrier import Buffer, Carrier
+from brokers.diagnosis import USUAL_PORTS, Diagnosis
+from goreprox.config import EDGE_PORT, PROVIDER_PORT
+from tests.helpers import HOST, closed_port, eventually
+
+STEADY = Timings(link_timeout_s=30, reconnect_min_s=0.02, reconnect_max_s=0.1)
+Events = list[dict[str, object]]
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Nobody:
+    """A receiver that nothing is told."""
+
+    def carrier_up(self, carrier: Carrier) -> None: ...
+    def carrier_down(self, carrier: Carrier, reason: str) -> None: ...
+    def peer_up(self, carrier: Carrier, peer: PeerInfo) -> None: ...
+    def peer_down(self, carrier: Carrier, peer_id: bytes, reason: str) -> None: ...
+    def message(self, carrier: Carrier, peer_id: bytes, frames: list[Buffer]) -> None: ...
+
+
+class Everybody:
+    """An authority that knows one key."""
+
+    def __init__(self, keys: KeyPair) -> None:
+        self.keys = keys
+
+    def grant(self, public_key: bytes) -> Grant | None:
+        return Grant(Role.PROVIDER, "web") if public_key == self.keys.public else None
+
+    def objection(self, public_key: bytes, attributes: object) -> str | None:
+        return None
+
+
+async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Listen, as a tunnel without a provider does."""
+    await reader.read()
+
+
+async def web_server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+    writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<html><h1>400 Bad Request</h1></html>")
+
+
+async def captive_portal(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer anything, as soon as there is a connection."""
+    writer.write(b"HTTP/1.0 302 Found\r\nLocation: http://portal.invalid/\r\n\r\n")
+
+
+async def ssh_server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n")
+    await reader.readline()
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Be a balancer without a backend."""
+
+
+@contextlib.asynccontextmanager
+async def listening(handler: Handler) -> AsyncIterator[int]:
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            await handler(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, HOST, 0)
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)
+
+
+@contextlib.asynccontextmanager
+async def linked(
+    port: int, security: LinkSecurity | None, role: Role = Role.PROVIDER, host: str = HOST
+) -> AsyncIterator[Link]:
+    link = Link(PeerName(role, "web", bytes(16)), {}, host, port, Nobody(), timings=STEADY, security=security)
+    link.start()
+    try:
+        yield link
+    finally:
+        await link.close(linger_s=0)
+
+
+def keyed() -> LinkSecurity:
+    return LinkSecurity(KeyPair.generate(), (KeyPair.generate().public,))
+
+
+def down(events: Events, cause: str) -> list[dict[str, object]]:
+    return [entry for entry in events if entry.get("event") == "link-down" and entry["cause"] == cause]
+
+
+def causes(events: Events) -> set[object]:
+    return {entry["cause"] for entry in events if entry.get("event") == "link-down"}
+
+
+@pytest.mark.parametrize("with_keys", [True, False])
+@pytest.mark.parametrize(
+    ("handler", "cause"),
+    [
+        (silence, "silent"),
+        (web_server, "stranger"),
+        (captive_portal, "stranger"),
+        (ssh_server, "stranger"),
+        (hang_up, "stranger"),
+    ],
+)
+def test_what_is_no_broker_is_called_that_and_never_a_matter_of_keys(
+    handler: Handler, cause: str, with_keys: bool, events: Events
+) -> None:
+    async def main() -> None:
+        async with listening(handler) as port, linked(port, keyed() if with_keys else None) as link:
+            await eventually(lambda: down(events, cause))
+            entry = down(events, cause)[0]
+            assert re.search(
+                rf"answers at {HOST}:{port} .*is that the port for clients\? providers have 9887", str(entry["message"])
+            )
+            assert link.trouble is not None and link.trouble in str(entry["message"])
+            assert causes(events) == {cause}
+
+    asyncio.run(main())
+
+
+def test_a_broker_with_another_key_is_told_from_everything_else(events: Events) -> None:
+    async def main() -> None:
+        keys = KeyPair.generate()
+        router = Router(timings=STEADY, security=BrokerSecurity(KeyPair.generate(), Everybody(keys)))
+        try:
+            port = router.bind(Role.PROVIDER, HOST, 0)
+            async with linked(port, LinkSecurity(keys, (KeyPair.generate().public,))):
+                await eventually(lambda: down(events, "other key"))
+            assert causes(events) == {"other key"}
+        finally:
+            await router.close(linger_s=0)
+
+    asyncio.run(main())
+
+
+def test_a_link_that_comes_up_after_a_diagnosis_has_no_trouble_any_more(events: Events) -> None:
+    async def main() -> None:
+        keys, server = KeyPair.generate(), KeyPair.generate()
+        with closed_port() as port:
+            async with linked(port, LinkSecurity(keys, (server.public,))) as link:
+                await eventually(lambda: down(events, "unreached"))
+                assert "Connection refused" in str(link.trouble)
+                router = Router(timings=STEADY, security=BrokerSecurity(server, Everybody(keys)))
+                try:
+                    router.bind(Role.PROVIDER, HOST, port)
+                    await eventually(lambda: any(entry.get("event") == "link-up" for entry in events))
+                    assert link.trouble is None
+                finally:
+                    await router.close(linger_s=0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("role", "option"), [(Role.PROVIDER, "--server HOST"), (Role.EDGE, "--broker HOST")])
+def test_a_name_that_cannot_be_resolved_says_which_option_names_another(
+    role: Role, option: str, events: Events
+) -> None:
+    async def main() -> None:
+        async with linked(9887, keyed(), role, host="a..b"):
+            await eventually(lambda: down(events, "unresolved"))
+            assert option in str(down(events, "unresolved")[0]["message"])
+
+    asyncio.run(main())
+
+
+def test_what_keeps_a_link_down_is_logged_once_and_again_after_minutes(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        diagnosis = Diagnosis(Role.PROVIDER, HOST, 9887, f"{HOST}:9887", keyed=True)
+        monkeypatch.setattr(loop, "time", lambda: now)
+        for _ in range(100):
+            diagnosis.not_known()
+        assert len(events) == 1
+        now += 299
+        diagnosis.not_known()
+        assert len(events) == 1
+        now += 1
+        diagnosis.not_known()
+        assert len(events) == 2
+        for number in range(1000):
+            diagnosis.refused(str(number))
+        assert len(events) < 20, "what a broker makes us say is bounded"
+
+    asyncio.run(main())
+
+
+def test_the_ports_that_messages_name_are_the_defaults() -> None:
+    assert USUAL_PORTS == {Role.PROVIDER: PROVIDER_PORT, Role.EDGE: EDGE_PORT}

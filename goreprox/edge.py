@@ -340,7 +340,7 @@ def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
             Forwarding(config.trusted_proxies, listener.scheme.value.encode()),
             routes,
             closed,
-            config.access_log,
+            logs=config.access_log,
         )
         for listener in listeners
     }

@@ -13,7 +13,7 @@ from goreprox.http import requests
 from goreprox.http.commands import Answered
 from goreprox.http.forwarding import Forwarding, is_forwarding
 from goreprox.http.messages import Answer, request_head
-from goreprox.http.requests import Refused
+from goreprox.http.requests import DEFAULT_LIMITS, Limits, Refused, with_dashes
 from goreprox.http.routes import Routes
 
 _UPGRADE: Final = ("Upgrade", "-")
@@ -53,6 +53,8 @@ class Site:
     """None: every request is for `service`."""
     closed: Callable[[str, str], bool] | None = None
     """Whether an address is kept from a service; None: nobody is."""
+    limits: Limits = DEFAULT_LIMITS
+    """For the heads of requests."""
     logs: bool = False
     """Whether the access log has its requests."""
 
@@ -63,7 +65,7 @@ class Site:
 
     def drops(self, name: bytes) -> bool:
         """Whether a field of a client is not for targets."""
-        return name.lower() == self.secret or is_forwarding(name)
+        return with_dashes(name) == self.secret or is_forwarding(name)
 
 
 class Exchange:
@@ -104,7 +106,10 @@ class Exchange:
         if site.routes is not None:
             self.service = _route(site, site.routes, host, address)
         if site.auth is not None:
-            values = [value for name, value in requests.fields_of(request) if name == site.auth.header]
+            fields = requests.fields_of(request)
+            if any(name != site.auth.header == with_dashes(name) for name, _ in fields):
+                raise Refused(400, "a field has the name of another with _ for -")
+            values = [value for name, value in fields if name == site.auth.header]
             self.token = site.auth.admit(values, self.service, self.client)
         added = site.forwarding.fields(request, address, host=host)
         self.head = request_head(request, requests.passed_on(request, host=host, dropped=site.drops, added=added))

@@ -11,7 +11,7 @@ from typing import Final
 import h11
 
 from goreprox.doors import Network, parse_client
-from goreprox.http.requests import Fields, value_of
+from goreprox.http.requests import Fields, value_of, with_dashes
 
 PSEUDONYM: Final = b"goreprox"
 _FOR, _PROTO, _HOST = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
@@ -21,7 +21,7 @@ FIELDS: Final = frozenset((_FOR, _PROTO, _HOST, _FORWARDED, _VIA, b"x-forwarded-
 
 def is_forwarding(name: bytes) -> bool:
     """Whether a field is one of these; many servers read `_` as `-`."""
-    return name.lower().replace(b"_", b"-") in FIELDS
+    return with_dashes(name) in FIELDS
 
 
 @dataclass(frozen=True, slots=True)

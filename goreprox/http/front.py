@@ -272,10 +272,15 @@ class Front:
             if not count:
                 self._close(finish=True)
         elif count:
-            if self._gateway.idle:
-                self._since = self._bridges.clock()
-                self.check_upstream(self._since)
-            self._do(self._gateway.receive(bytes(view[:count])))
+            if not self._gateway.idle:
+                self._do(self._gateway.receive(bytes(view[:count])))
+                return
+            now = self._bridges.clock()
+            self.check_upstream(now)
+            commands = self._gateway.receive(bytes(view[:count]))
+            if commands or not self._gateway.idle:  # and not blank lines alone
+                self._since = now
+            self._do(commands)
         else:
             self._do(self._gateway.receive_eof())
 

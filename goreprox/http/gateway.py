@@ -3,12 +3,11 @@
     between requests --a head, checked--> exchange --both messages whole--> between requests
                      --refused, or the last one--> over
 
-Two h11 connections read, and only read: the one of the client is the `reader`'s, the one of the provider lasts as long
-as its stream is reused. What goes out to either side is written anew from what was parsed of the other (`messages`).
+The client is read by a `Reader`, the target by `Replies` that last as long as their stream is reused. What goes out to
+either side is written anew from what was parsed of the other (`messages`).
 """
 
 from http import HTTPStatus
-from typing import Final
 
 import h11
 
@@ -28,10 +27,8 @@ from goreprox.http.commands import (
 from goreprox.http.exchange import Exchange, Site
 from goreprox.http.messages import Answer
 from goreprox.http.reader import Reader
+from goreprox.http.replies import Replies
 from goreprox.http.requests import Refused
-
-MAX_ANSWER_HEAD: Final = 64 * 1024
-_END: Final = h11.EndOfMessage()
 
 
 class Gateway:
@@ -43,9 +40,9 @@ class Gateway:
         self._address = client
         self._authority = authority.encode()
         self._commands: Commands = []
-        self._reader = Reader()
-        self._provider: h11.Connection | None = None
-        """Of the stream there is."""
+        self._reader = Reader(site.limits)
+        self._provider: Replies | None = None
+        """What comes over the stream there is."""
         self._asked = ""
         """The service that it is for."""
         self._exchange: Exchange | None = None
@@ -143,7 +140,7 @@ class Gateway:
             self._discard()  # nobody asked
         elif self._provider is not None:
             self._exchange.heard = True
-            self._provider.receive_data(data)
+            self._provider.receive(data)
             self._pump_answer()
         return self._take()
 
@@ -153,10 +150,10 @@ class Gateway:
         if self.over:
             pass
         elif exchange is not None and exchange.answer.begun and self._provider is not None:
-            self._provider.receive_data(b"")
+            self._provider.receive_eof()
             self._pump_answer()
         else:
-            self._discard()
+            self._discard(reset=exchange is not None and self._reader.in_body)
             self._lost(502, "the target closed the connection before it answered", again=True)
         return self._take()
 
@@ -175,7 +172,7 @@ class Gateway:
         try:
             request = self._reader.head()
             if request is not None:
-                requests.check(request)
+                request = requests.check(request, self._site.limits)
         except Refused as refused:
             self._answer(refused, request)
             return
@@ -194,15 +191,15 @@ class Gateway:
         self._ask(exchange, fresh=False)
         self._pump_request()
 
-    def _ask(self, exchange: Exchange, *, fresh: bool) -> h11.Connection:
+    def _ask(self, exchange: Exchange, *, fresh: bool) -> Replies:
         """Say the head of the request to a provider, and return what its answer will be read by."""
         if exchange.service != self._asked:
             self._discard()
         self._asked = exchange.service
         self._commands.append(Connect(exchange.service, fresh))
         if fresh or self._provider is None:
-            self._provider = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER_HEAD)
-        self._provider.send(exchange.stand_in)
+            self._provider = Replies()
+        self._provider.ask(exchange.stand_in)
         self._commands.append(ToProvider(exchange.head))
         return self._provider
 
@@ -221,7 +218,7 @@ class Gateway:
         if body:
             self._commands.append(ToProvider(messages.chunk(body) if reader.chunked else body))
         if end is not None:
-            self._provider.send(_END)
+            self._provider.asked()
             if reader.chunked:
                 trailers = requests.trailers(end, dropped=self._site.drops)
                 self._commands.append(ToProvider(messages.last_chunk(trailers)))
@@ -266,7 +263,6 @@ class Gateway:
         except h11.RemoteProtocolError as exc:
             if body:
                 self._to_client(exchange.answer.body(b"".join(body)))
-            self._discard()
             self._fail(502, f"the answer of the target is malformed: {exc}")
 
     def _interim(self, event: h11.InformationalResponse, exchange: Exchange) -> None:
@@ -276,11 +272,9 @@ class Gateway:
             self._to_client(messages.interim_head(event, _without_length(requests.end_to_end(event))))
 
     def _begin_answer(self, event: h11.Response, exchange: Exchange) -> None:
-        names = {name for name, _ in requests.fields_of(event)}
-        if b"transfer-encoding" in names and (b"content-length" in names or event.http_version != b"1.1"):
-            raise h11.RemoteProtocolError("its length has two readings")
         fields = requests.end_to_end(event)
-        if event.status_code == HTTPStatus.NO_CONTENT:
+        chunked = requests.value_of(event, b"transfer-encoding") is not None
+        if chunked or event.status_code == HTTPStatus.NO_CONTENT:
             fields = _without_length(fields)
         last = self._draining or self._reader.in_body  # whoever answers early may not want the rest
         self._to_client(exchange.answer.head(event.status_code, event.reason, fields, last=last))
@@ -300,7 +294,7 @@ class Gateway:
             fields.append((b"Upgrade", upgrade))
         self._to_client(messages.interim_head(event, fields))
         exchange.answer.status = event.status_code
-        for early, command in ((provider.trailing_data[0], ToClient), (self._reader.ahead, ToProvider)):
+        for early, command in ((provider.behind, ToClient), (self._reader.ahead, ToProvider)):
             if early:
                 self._commands.append(command(early))
         self._log()
@@ -318,13 +312,12 @@ class Gateway:
         provider = self._provider
         self._log()
         self._exchange = None
-        if provider is not None and provider.our_state is not h11.IDLE:
-            done = provider.our_state is h11.DONE and provider.their_state is h11.DONE
-            if done and provider.trailing_data == (b"", False):  # nothing more came, not even an end of file
-                provider.start_next_cycle()
+        if provider is not None and not provider.idle:
+            if provider.reusable:
+                provider.start_next()
                 self._commands.append(Release())
             else:
-                self._discard(reset=provider.our_state is h11.SEND_BODY)
+                self._discard(reset=provider.asking)
         if answer.ends or self._draining or not self._reader.advance():
             self._finish()
         else:
@@ -341,7 +334,7 @@ class Gateway:
             return
         if again and not self._ended and exchange.failed is None and not exchange.heard and exchange.repeatable:
             exchange.failed = status, reason
-            self._ask(exchange, fresh=True).send(_END)
+            self._ask(exchange, fresh=True).asked()
         else:
             if status == HTTPStatus.SERVICE_UNAVAILABLE and exchange.failed is not None:
                 status, reason = exchange.failed
@@ -391,5 +384,5 @@ class Gateway:
 
 
 def _without_length(fields: requests.Fields) -> requests.Fields:
-    """Leave out what 1xx and 204 must not have (RFC 9110, 8.6)."""
+    """Leave out what 1xx and 204 must not have (RFC 9110, 8.6), nor what is chunked (RFC 9112, 6.3)."""
     return [(name, value) for name, value in fields if name.lower() != b"content-length"]

@@ -1,23 +1,23 @@
 """What an HTTP client sends: heads, each looked at before h11 sees it, and bodies. Pure: bytes in, messages out.
 
-h11 parses, by a new connection for each request. What it puts up with, and others read otherwise, is refused here where
-it can only be seen in the bytes: in heads before h11 has them, at the ends of chunked bodies after it.
+h11 parses, by a new connection for each request. What it puts up with, and others read otherwise, is refused before h11
+has it where it can only be seen in the bytes: in heads here, in chunked bodies by `chunks`.
 """
 
 from typing import Final
 
 import h11
 
-from goreprox.http.requests import BAD_IN_HEAD, Refused, value_of
+from goreprox.http.chunks import Chunks
+from goreprox.http.requests import BAD_IN_HEAD, DEFAULT_LIMITS, Limits, Refused, value_of
 
-MAX_HEAD: Final = 16 * 1024
-"""Bytes of a request's head. A client without a stream does not use its two floors, 13 KiB with default limits."""
-AHEAD: Final = MAX_HEAD
-"""Bytes of later requests that are read while one is being answered; also how the end of a client is noticed."""
+AHEAD: Final = 16 * 1024
+"""Bytes of later requests that are read while one is being answered; also how the end of a client is noticed. A client
+without a stream does not use its two floors, 13 KiB with default limits."""
 CHUNKED_READ: Final = 64 * 1024
 """Bytes of a chunked body that are read at once, since nobody knows how many of them are of later requests."""
 _END: Final = b"\r\n\r\n"
-"""Of a head, and of a chunked body."""
+_BLANK: Final = b"\r\n"
 _LAST: Final = (h11.SEND_BODY, h11.MUST_CLOSE, h11.ERROR)
 """The states of a client after which no other request can be read."""
 
@@ -25,20 +25,17 @@ _LAST: Final = (h11.SEND_BODY, h11.MUST_CLOSE, h11.ERROR)
 class Reader:
     """One client's bytes. A request is read by `head`, then `body` until its end; `advance` lets go of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         """Begin with nothing read."""
+        self._most = limits.head_bytes
         self._head = bytearray()
         self._scanned = 0
         self._message: h11.Connection | None = None
         """Of the request whose head was read."""
-        self._chunked = False
-        """Whether its body is."""
+        self._chunks: Chunks | None = None
+        """Looks at its body, if that is chunked."""
         self._left = 0
         """Bytes of its body that have not come, if their number is known."""
-        self._recent = b""
-        """What was read last of a chunked body, with the three bytes before it."""
-        self._astray = False
-        """Whether its end is in doubt, and so where the next one begins."""
 
     @property
     def empty(self) -> bool:
@@ -64,13 +61,13 @@ class Reader:
     def wanted(self) -> int:
         """How many bytes to read at once at most: of later requests no more than `CHUNKED_READ` are ever held."""
         if not self.in_body:
-            return MAX_HEAD
-        return CHUNKED_READ if self._chunked else self._left + AHEAD
+            return self._most
+        return CHUNKED_READ if self.chunked else self._left + AHEAD
 
     @property
     def chunked(self) -> bool:
         """Whether the body of the request comes in chunks."""
-        return self._chunked
+        return self._chunks is not None
 
     @property
     def ahead(self) -> bytes:
@@ -83,9 +80,13 @@ class Reader:
         if self._message is None:
             self._head += data
             return
-        if self._chunked and self.in_body:
-            self._recent += data
-        self._message.receive_data(data)
+        self._to_h11(self._message, data)
+
+    def _to_h11(self, message: h11.Connection, data: bytes) -> None:
+        if self._chunks is not None and self.in_body:
+            data = self._chunks.take(data)
+        if data:
+            message.receive_data(data)
 
     def head(self) -> h11.Request | None:
         """Return the next request, once its head is there.
@@ -93,28 +94,32 @@ class Reader:
         Raises:
             Refused: it is malformed or too long; nothing else can be read.
         """
-        head = self._head
-        end = head.find(_END, max(0, self._scanned - len(_END)), MAX_HEAD)
-        seen = MAX_HEAD if end < 0 else end + len(_END)
+        head, most = self._head, self._most
+        while head.startswith(_BLANK):  # RFC 9112, 2.2
+            del head[: len(_BLANK)]
+        end = head.find(_END, max(0, self._scanned - len(_END)), most)
+        seen = most if end < 0 else end + len(_END)
         if BAD_IN_HEAD.search(head, max(0, self._scanned - 2), seen):
             raise Refused(400, "the head of the request is malformed")
         if end < 0:
-            if len(head) >= MAX_HEAD:
-                raise Refused(431, f"the head of the request has more than {MAX_HEAD} bytes")
+            if len(head) >= most:
+                raise Refused(431, f"the head of the request has more than {most} bytes")
             self._scanned = len(head)
             return None
-        self._message = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
-        self._recent = bytes(head)
-        self._message.receive_data(self._recent)
+        message = self._message = h11.Connection(h11.SERVER, max_incomplete_event_size=most)
+        message.receive_data(bytes(head[:seen]))
+        behind = bytes(head[seen:])
         self._head = bytearray()
         self._scanned = 0
         try:
-            request = self._message.next_event()
+            request = message.next_event()
         except h11.RemoteProtocolError as exc:
             raise Refused(exc.error_status_hint, "the head is malformed") from exc
         assert isinstance(request, h11.Request)
-        self._chunked = value_of(request, b"transfer-encoding") is not None
+        chunked = value_of(request, b"transfer-encoding") is not None
+        self._chunks = Chunks(max_trailer=most) if chunked else None
         self._left = int(value_of(request, b"content-length") or 0)
+        self._to_h11(message, behind)
         return request
 
     def body(self) -> tuple[bytes, h11.EndOfMessage | None]:
@@ -133,20 +138,12 @@ class Reader:
                 parts.append(event.data)
         except h11.RemoteProtocolError as exc:
             raise Refused(400, "the body is malformed") from exc
+        if self._chunks is not None and self._chunks.malformed:
+            raise Refused(400, "the body is malformed")
         end = event if isinstance(event, h11.EndOfMessage) else None
-        if end is not None and self._chunked:
-            self._check_end()
-        self._recent = self._recent[-3:]
         body = b"".join(parts)
         self._left -= len(body)
         return body, end
-
-    def _check_end(self) -> None:
-        """h11 takes a line feed alone for the end of a chunked body and of its trailers, where others read on."""
-        end = len(self._recent) - len(self.ahead)
-        if self._recent[max(end - len(_END), 0) : end] != _END:
-            self._astray = True
-            raise Refused(400, "the body is malformed: it does not end with CR LF")
 
     def skip(self) -> bool:
         """Whether what is left of the request is here, and skipped; else it is not known where the next one begins."""
@@ -156,7 +153,7 @@ class Reader:
             self.body()
         except Refused:
             return False
-        return not self.in_body and not self._astray
+        return not self.in_body
 
     def advance(self) -> bool:
         """Let go of the request, and return whether another one may follow."""

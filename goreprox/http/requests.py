@@ -7,24 +7,33 @@ parsed, never copied.
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
 import h11
 
-MAX_HEADERS: Final = 100
-"""Header lines of a request."""
+MAX_LENGTH: Final = (1 << 63) - 1
+"""What a Content-Length may say: others count in signed integers of 64 bits."""
+MAX_PORT: Final = 65_535
 BAD_IN_HEAD: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n|\n[ \t]")
 """Control characters, a CR or LF alone, a folded line: h11 takes some of each, and others read them otherwise."""
 _BAD_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _ORIGIN_FORM: Final = re.compile(rb"/[^#]*")
-_HOST: Final = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+_ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+_HOST: Final = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
+_DEFAULT_PORT: Final = re.compile(rb":(80|443)\Z")
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PROTOCOL: Final = re.compile(rb"%b(?:/%b)?" % (_TOKEN, _TOKEN))
 _NO_UPGRADE: Final = (b"h2c", b"http", b"tls")
 """Protocols that would be spoken past our checks."""
 HOP_BY_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade", b"http2-settings")
 )
 """RFC 9110, 7.6.1: of this connection only. What `Connection` names goes with them."""
+_NO_DISGUISE: Final = frozenset((b"host", b"content-length", b"expect")) | HOP_BY_HOP
+"""Fields that no other may pass for where `_` is read as `-`, as CGI and many servers do."""
+_ALLOW: Final = (b"Allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH")
 _NOT_TO_BE_NAMED: Final = frozenset((b"host", b"content-length"))
 _NO_TRAILERS: Final = HOP_BY_HOP | frozenset(
     (
@@ -40,6 +49,17 @@ Fields = list[tuple[bytes, bytes]]
 Message = h11.Request | h11.Response | h11.InformationalResponse
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the head of a request may be."""
+
+    head_bytes: int = 16 * 1024
+    lines: int = 100
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
 class Refused(Exception):
     """The request is not passed on; the client is told why."""
 
@@ -51,33 +71,67 @@ class Refused(Exception):
         self.fields = fields or []
 
 
-def check(request: h11.Request) -> None:
-    """Let a request pass that has one reading only.
+def check(request: h11.Request, limits: Limits = DEFAULT_LIMITS) -> h11.Request:
+    """Let a request pass that has one reading only; return it in origin form.
 
     Raises:
         Refused: it has several, or none.
     """
     if request.http_version not in (b"1.0", b"1.1"):
         raise Refused(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
-    if len(request.headers) > MAX_HEADERS:
-        raise Refused(431, f"more than {MAX_HEADERS} header lines")
-    if request.method == b"CONNECT":
-        raise Refused(
-            405, "CONNECT is not for this server", [(b"Allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH")]
-        )
+    if len(request.headers) > limits.lines:
+        raise Refused(431, f"more than {limits.lines} header lines")
+    if request.method in (b"CONNECT", b"TRACE"):
+        raise Refused(405, f"{request.method.decode()} is not for this server", [_ALLOW])
+    request = _in_origin_form(request)
     if not _ORIGIN_FORM.fullmatch(request.target) and (request.method, request.target) != (b"OPTIONS", b"*"):
         raise Refused(400, "the request target must be a path")
     _check_fields(request)
+    return request
+
+
+def _in_origin_form(request: h11.Request) -> h11.Request:
+    """Turn absolute form (RFC 9112, 3.2.2) into a path and a Host.
+
+    Raises:
+        Refused: there is a Host, too, and it is another one.
+    """
+    absolute = _ABSOLUTE_FORM.fullmatch(request.target)
+    if absolute is None:
+        return request
+    host, path = absolute.groups()
+    if not path.startswith(b"/"):
+        path = b"*" if request.method == b"OPTIONS" and not path else b"/" + path
+    fields = [(name, value) for name, value in request.headers.raw_items() if name.lower() != b"host"]
+    if _normal(value_of(request, b"host") or host) != _normal(host):
+        raise Refused(400, "the request target and the Host name different hosts")
+    return h11.Request(
+        method=request.method, target=path, headers=[(b"Host", host), *fields], http_version=request.http_version
+    )
+
+
+def _normal(host: bytes) -> bytes:
+    return _DEFAULT_PORT.sub(b"", host).lower()
+
+
+def is_host(value: bytes) -> bool:
+    """Whether a value is a host, with or without a port."""
+    match = _HOST.fullmatch(value)
+    return match is not None and int(match[2] or 0) <= MAX_PORT
 
 
 def _check_fields(request: h11.Request) -> None:
     named = _named_by_connection(request)
     framing = set()
     for name, value in fields_of(request):
-        if name == b"host" and not _HOST.fullmatch(value):
+        if name == b"host" and not is_host(value):
             raise Refused(400, "the Host is not a host")
         if name in (b"content-length", b"transfer-encoding"):
             framing.add(name)
+        if name == b"content-length" and int(value) > MAX_LENGTH:
+            raise Refused(400, "the Content-Length is beyond any body")
+        if b"_" in name and with_dashes(name) in _NO_DISGUISE:
+            raise Refused(400, "a field has the name of another with _ for -")
         if name == b"expect" and value.lower() != b"100-continue":
             raise Refused(417, "no expectation is met here but 100-continue")
     if len(framing) > 1:
@@ -121,12 +175,20 @@ def end_to_end(message: Message) -> Fields:
     return [(name, value) for name, value in message.headers.raw_items() if name.lower() not in gone]
 
 
+def with_dashes(name: bytes) -> bytes:
+    """Return a name in lower case, as those have it who read `_` as `-`."""
+    return name.lower().replace(b"_", b"-")
+
+
 def upgrade_of(request: h11.Request) -> bytes | None:
-    """Return the protocol that a request wants to go on with, if it may."""
-    wanted = value_of(request, b"upgrade")
-    if wanted is None or b"," in wanted or wanted.lower().startswith(_NO_UPGRADE):
+    """Return the protocols, one of which a request wants to go on with, if it may go on with each of them."""
+    fields = [value for name, value in fields_of(request) if name == b"upgrade"]
+    if not fields or request.http_version != b"1.1" or b"upgrade" not in _named_by_connection(request):
         return None
-    return wanted if request.http_version == b"1.1" and b"upgrade" in _named_by_connection(request) else None
+    wanted = [protocol.strip(b" \t") for value in fields for protocol in value.split(b",")]
+    if any(not _PROTOCOL.fullmatch(each) or each.lower().startswith(_NO_UPGRADE) for each in wanted):
+        return None
+    return b", ".join(wanted)
 
 
 def passed_on(request: h11.Request, *, host: bytes, dropped: Callable[[bytes], bool], added: Fields) -> Fields:
@@ -147,7 +209,7 @@ def trailers(end: h11.EndOfMessage, *, dropped: Callable[[bytes], bool] = lambda
     return [
         (name, value)
         for name, value in end.headers
-        if name not in _NO_TRAILERS and not dropped(name) and not _BAD_IN_VALUE.search(value)
+        if with_dashes(name) not in _NO_TRAILERS and not dropped(name) and not _BAD_IN_VALUE.search(value)
     ]
 
 

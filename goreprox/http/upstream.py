@@ -176,8 +176,6 @@ class Upstream:
         if self._half_closing and not self._pending and stream.state in (State.OPENING, State.OPEN):
             self._half_closing = False
             stream.write_eof()
-        if stream.state in (State.RESET, State.CLOSED):
-            self._pending.clear()
 
     def _drop_input(self) -> None:
         while self.stream.state is State.OPEN and self.take(1 << 20):

@@ -133,3 +133,8 @@ def split(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     """Cut `data` at these places."""
     places = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
     return [data[a:b] for a, b in itertools.pairwise(places) if a < b]
+
+
+def cuts(data: bytes, *, most: int = 200) -> list[int]:
+    """Return all places at which `data` can be cut in two, of long data only those near its ends."""
+    return [cut for cut in range(1, len(data)) if cut <= most // 2 or cut >= len(data) - most // 2]

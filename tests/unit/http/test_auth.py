@@ -86,7 +86,6 @@ def test_a_request_with_a_token_is_passed_on_without_it(file: Path) -> None:
         get(b"wrong", GOOD),
         get(hashlib.sha256(GOOD).hexdigest().encode()),
         get(b"a" * 16_000),
-        get(more=b"X_Goreprox_Auth: " + GOOD + b"\r\n"),
         get(more=b"Authorization: " + GOOD + b"\r\n"),
     ],
     ids=lambda request: request[26:60].decode(),
@@ -99,6 +98,14 @@ def test_any_other_request_is_401_and_nothing_of_it_reaches_a_provider(file: Pat
     assert talk.gateway.idle
 
 
+@pytest.mark.parametrize("name", [b"X_Goreprox_Auth", b"x-goreprox_auth"])
+def test_a_field_that_others_read_as_ours_is_refused(file: Path, name: bytes) -> None:
+    for request in (get(more=name + b": " + GOOD + b"\r\n"), get(GOOD, more=name + b": x\r\n")):
+        talk = talk_with(file).client(request)
+        assert talk.statuses == [400]
+        assert not talk.seen.to_target
+
+
 def test_each_request_of_a_connection_needs_its_token(file: Path) -> None:
     talk = talk_with(file).client(get(GOOD)).target(OK).client(get()).client(get(GOOD)).target(OK)
     assert talk.statuses == [200, 401, 200]
@@ -109,7 +116,7 @@ def test_each_request_of_a_connection_needs_its_token(file: Path) -> None:
 
 def test_a_token_in_a_trailer_is_none_and_does_not_pass(file: Path) -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
-    end = b"\r\n0\r\nX-Goreprox-Auth: " + GOOD + b"\r\nX-Sum: 1\r\n\r\n"
+    end = b"\r\n0\r\nX-Goreprox-Auth: " + GOOD + b"\r\nX_Goreprox_Auth: " + GOOD + b"\r\nX-Sum: 1\r\n\r\n"
     assert talk_with(file).client(head + end).statuses == [401]
     talk = talk_with(file).client(head + b"X-Goreprox-Auth: " + GOOD + b"\r\n" + end).target(OK)
     assert talk.statuses == [200]

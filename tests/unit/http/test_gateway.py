@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from goreprox.http.commands import Abort, Connect, Discard, Finish, HalfClose, Release, Switch
 from goreprox.http.exchange import Site
-from goreprox.http.reader import AHEAD, CHUNKED_READ, MAX_HEAD
+from goreprox.http.reader import AHEAD, CHUNKED_READ
+from goreprox.http.requests import DEFAULT_LIMITS
 from goreprox.http.routes import Routes
 from tests.unit.http.harness import AUTHORITY, OK, Talk, split
 
+MAX_HEAD = DEFAULT_LIMITS.head_bytes
 GET = b"GET /a?b HTTP/1.1\r\nHost: example.org\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nHost: example.org\r\nContent-Length: 5\r\n\r\nhello"
 CHUNKED = (
@@ -250,6 +252,42 @@ def test_an_upgrade_turns_into_bytes() -> None:
     assert talk.gateway.over
 
 
+@pytest.mark.parametrize(
+    ("wanted", "passed"),
+    [
+        (b"example/1, foo/2", b"example/1, foo/2"),
+        (b"a,b/1\t,\tc", b"a, b/1, c"),
+        (b"a\r\nUpgrade: b", b"a, b"),
+        (b"websocket, h2c", None),
+        (b"H2C,websocket", None),
+        (b"websocket,\th2c-16", None),
+        (b"websocket\r\nUpgrade: h2c", None),
+        (b"TLS/1.0, HTTP/1.1", None),
+        (b"websocket,", None),
+        (b"web socket", None),
+        (b"a/b/c", None),
+    ],
+)
+def test_an_upgrade_passes_if_each_of_its_protocols_may(wanted: bytes, passed: bytes | None) -> None:
+    request = first_request(Talk().client(UPGRADE.replace(b"websocket", wanted)))
+    assert dict(request.headers).get(b"upgrade") == passed
+    assert dict(request.headers).get(b"connection") == (None if passed is None else b"upgrade")
+
+
+def test_absolute_form_becomes_a_path_and_its_host() -> None:
+    for target, path, host in (
+        (b"http://Example.org/x?y=http://z/", b"/x?y=http://z/", b"Example.org"),
+        (b"HTTPS://a:443", b"/", b"a:443"),
+        (b"http://a?b", b"/?b", b"a"),
+        (b"http://[::1]:8080/", b"/", b"[::1]:8080"),
+    ):
+        for line in (b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n", b"GET %b HTTP/1.0\r\n%.0b\r\n"):
+            request = first_request(Talk().client(line % (target, host)))
+            assert (request.target, dict(request.headers)[b"host"]) == (path, host)
+    request = first_request(Talk().client(b"OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n"))
+    assert request.target == b"*"
+
+
 def test_an_upgrade_that_the_target_declines_is_a_request_like_any_other() -> None:
     talk = Talk().client(UPGRADE).target(OK).client(GET).target(OK)
     assert talk.statuses == [200, 200]
@@ -260,13 +298,20 @@ def test_a_switch_that_nobody_asked_for_is_a_bad_answer() -> None:
     assert talk.statuses == [502]
 
 
+def test_a_switch_before_the_request_is_whole_is_a_bad_answer() -> None:
+    upgrade = UPGRADE.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n")
+    talk = Talk().client(upgrade + b"he").target(SWITCHING)
+    assert talk.statuses == [502]
+    assert talk.seen.others[-2:] == [Discard(reset=True), Finish()]
+    assert Talk().client(upgrade + b"hello").target(SWITCHING).seen.others[-1] == Switch()
+
+
 # -- answers of our own
 
 
 def test_bad_answers_of_the_target_are_502_and_the_client_may_go_on() -> None:
     for bad in (
         b"nonsense\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n",
     ):

@@ -10,7 +10,7 @@ import pytest
 from goreprox.http.commands import Connect, Finish
 from goreprox.http.exchange import Site
 from goreprox.http.routes import Routes
-from tests.unit.http.harness import OK, Talk
+from tests.unit.http.harness import OK, Talk, cuts
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
 NEXT = b"GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -25,6 +25,11 @@ REFUSED = {
     "a length with a space in it": (400, HEAD + b"Content-Length: 1 0\r\n\r\n12345"),
     "a length beyond any": (400, HEAD + b"Content-Length: " + b"9" * 21 + b"\r\n\r\n"),
     "no length where its field is": (400, HEAD + b"Content-Length:\r\n\r\n"),
+    "a length beyond 63 bits": (400, HEAD + b"Content-Length: 9223372036854775808\r\n\r\n"),
+    "a length of 2 to the 64 and 5": (400, HEAD + b"Content-Length: 18446744073709551621\r\n\r\nhello"),
+    "a length spelled with _": (400, HEAD + b"Content_Length: 5\r\n\r\n"),
+    "a coding spelled with _": (400, HEAD + b"Transfer_Encoding: chunked\r\nContent-Length: 5\r\n\r\nhello"),
+    "a field of the connection spelled with _": (400, HEAD + b"Proxy_Connection: b\r\n\r\n"),
     "a length in other digits": (400, HEAD + "Content-Length: \u0665\r\n\r\n".encode()),
     "a length with a fraction": (400, HEAD + b"Content-Length: 5.0\r\n\r\nhello"),
     "a length with an underscore": (400, HEAD + b"Content-Length: 1_0\r\n\r\nhellohello"),
@@ -82,14 +87,23 @@ REFUSED = {
     "a host with a path": (400, b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"),
     "a host with a space": (400, b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
     "a host that is encoded": (400, b"GET / HTTP/1.1\r\nHost: a%00b\r\n\r\n"),
+    "a port beyond all": (400, b"GET / HTTP/1.1\r\nHost: example.org:99999\r\n\r\n"),
     "a port that is none": (400, b"GET / HTTP/1.1\r\nHost: a:x\r\n\r\n"),
     "absolute form": (400, b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n"),
-    "absolute form of the same host": (400, b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "absolute form with another port": (400, b"GET http://a:81/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "absolute form with a user": (400, b"GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "absolute form without a host": (400, b"GET http:/// HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "absolute form with a fragment": (400, b"GET http://a/#b HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "absolute form with two hosts": (400, b"GET http://a/ HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n"),
+    "absolute form without a Host": (400, b"GET http://a/ HTTP/1.1\r\n\r\n"),
+    "absolute form with a backslash": (400, b"GET http://a\\b/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "absolute form of another scheme": (400, b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "authority form": (400, b"GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
     "an asterisk for anything but OPTIONS": (400, b"GET * HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a relative target": (400, b"GET a HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a backslash for a slash": (400, b"GET \\ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a fragment": (400, b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "TRACE": (405, b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"),
     "CONNECT": (405, b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"),
     "HTTP/0.9": (400, b"GET /\r\n\r\n"),
     "HTTP/2 prior knowledge": (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
@@ -101,8 +115,10 @@ REFUSED = {
     "a tab for a space": (400, b"GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a space in the target": (400, b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a target beyond ASCII": (400, b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "an empty line of LF first": (400, b"\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "an empty line and a space first": (400, b"\r\n GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a CR first": (400, b"\rGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a space before the method": (400, b" GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
-    "an empty line first": (400, b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a TLS client hello": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
     "an expectation that nobody knows": (417, HEAD + b"Expect: 200-ok\r\nContent-Length: 0\r\n\r\n"),
     "Connection names the length": (400, HEAD + b"Connection: Content-Length\r\nContent-Length: 5\r\n\r\n12345"),
@@ -114,6 +130,13 @@ BODIES = {
     "a negative chunk size": b"-1\r\n",
     "a chunk size with a prefix": b"0x5\r\nhello\r\n0\r\n\r\n",
     "a chunk size beyond any": b"f" * 21 + b"\r\n",
+    "a chunk size of 17 digits": b"0" * 16 + b"5\r\nhello\r\n0\r\n\r\n",
+    "a chunk size beyond 63 bits": b"8000000000000000\r\nhello",
+    "a CR in an extension": b"5;a\rb\r\nhello\r\n0\r\n\r\n",
+    "a control character in an extension": b"5;a\x00\r\nhello\r\n0\r\n\r\n",
+    "an extension that is too long": b"5;" + b"a" * 4096 + b"\r\nhello\r\n0\r\n\r\n",
+    "a trailer that is too long": b"0\r\n" + 5 * (b"X: " + b"1" * 4000 + b"\r\n") + b"\r\n",
+    "a folded trailer": b"0\r\nX: 1\r\n 2\r\n\r\n",
     "a chunk size with an underscore": b"1_0\r\n" + b"h" * 16 + b"\r\n0\r\n\r\n",
     "a chunk size of zeros without end": b"0" * 21 + b"\r\n\r\n",
     "a chunk size that ends with CR": b"5\rhello\r\n0\r\n\r\n",
@@ -144,6 +167,24 @@ def test_a_head_with_two_readings_is_refused_and_nothing_after_it_is_read(name: 
     assert not talk.seen.to_target
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_head_is_refused_wherever_a_read_ends(name: str) -> None:
+    status, request = REFUSED[name]
+    for cut in cuts(request):
+        talk = Talk().client(request[:cut], request[cut:] + NEXT)
+        assert talk.statuses == [status], cut
+        assert not talk.seen.to_target, cut
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_is_refused_wherever_a_read_ends(name: str) -> None:
+    head, body = HEAD + b"Transfer-Encoding: chunked\r\n\r\n", BODIES[name]
+    for cut in cuts(body + NEXT):
+        talk = Talk().client(head + (body + NEXT)[:cut], (body + NEXT)[cut:])
+        assert talk.statuses == [400], cut
+        assert b"/admin" not in talk.seen.to_target[0], cut
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_a_body_with_two_readings_is_refused_and_its_stream_is_of_no_more_use(name: str) -> None:
     talk = Talk().client(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + BODIES[name] + NEXT)
@@ -168,16 +209,21 @@ ONE_READING = {
     "a length with zeros": (HEAD + b"Content-Length: 005\r\n\r\nhello", b"hello"),
     "CHUNKED": (HEAD + b"Transfer-Encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"hello"),
     "a chunk size with zeros": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0005\r\nhello\r\n000\r\n\r\n", b"hello"),
-    "a CR in an extension": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;a\rb\r\nhello\r\n0\r\n\r\n", b"hello"),
     "a long extension": (
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;" + b"a" * 20_000 + b"\r\nhello\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;" + b"a" * 4000 + b"\r\nhello\r\n0\r\n\r\n",
         b"hello",
     ),
-    "a coding spelled with _": (HEAD + b"Transfer_Encoding: chunked\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
     "a coding named by Connection": (
         HEAD + b"Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         b"hello",
     ),
+    "absolute form": (HEAD.replace(b"POST /", b"POST http://A:80/") + b"Content-Length: 5\r\n\r\nhello", b"hello"),
+    "absolute form without a path": (
+        HEAD.replace(b"/ ", b"HTTPS://a ", 1) + b"Content-Length: 5\r\n\r\nhello",
+        b"hello",
+    ),
+    "empty lines first": (b"\r\n\r\n" + HEAD + b"Content-Length: 5\r\n\r\nhello", b"hello"),
+    "an empty line behind": (HEAD + b"Content-Length: 5\r\n\r\nhello\r\n", b"hello"),
     "a length between tabs": (HEAD + b"Content-Length:\t5\t\r\n\r\nhello", b"hello"),
     "a chunked body of GET": (
         b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
@@ -204,3 +250,13 @@ def test_what_is_accepted_is_passed_on_in_one_reading(name: str) -> None:
     targets = [event.target for event in talk.requests() if isinstance(event, h11.Request)]
     assert targets == [b"/", b"/admin"]
     assert b";a" not in talk.seen.to_target[0]
+
+
+@pytest.mark.parametrize("name", ONE_READING)
+def test_what_is_accepted_is_accepted_wherever_reads_end(name: str) -> None:
+    request, body = ONE_READING[name]
+    whole = request + NEXT
+    for parts in (*([whole[:cut], whole[cut:]] for cut in cuts(whole)), [bytes([each]) for each in whole]):
+        talk = Talk().client(*parts).target(OK, OK)
+        assert talk.statuses == [200, 200], parts[0]
+        assert b"".join(event.data for event in talk.requests() if isinstance(event, h11.Data)) == body, parts[0]

@@ -1,0 +1,141 @@
+"""What a target sends: heads and bodies, parsed by h11. Pure: bytes in, events out.
+
+What others serve and h11 does not, or not always, is repaired here before h11 has it: blank lines before a head
+(RFC 9112, 2.2), a length beside a coding, which wins (6.3), lines of chunks that end with LF. What nobody could make
+sense of is refused at once, since a client waits.
+"""
+
+import re
+from typing import Final
+
+import h11
+
+from goreprox.http.chunks import Chunks
+from goreprox.http.requests import fields_of
+
+MAX_HEAD: Final = 64 * 1024
+"""Bytes of a head, and of the trailer of a chunked body."""
+_START: Final = b"HTTP/"
+_END: Final = re.compile(rb"\n\r?\n")
+_BLANK: Final = re.compile(rb"(?:\r?\n)*")
+_BAD_IN_REASON: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+END: Final = h11.EndOfMessage()
+
+
+class Replies:
+    """The responses of one stream, one after the other; `ask` before each."""
+
+    def __init__(self) -> None:
+        self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        self._raw = bytearray()
+        """What has come, and h11 does not have."""
+        self._scanned = 0
+        self._chunks: Chunks | None = None
+        """Looks at the body of the present response, if it is chunked."""
+        self._doubtful = False
+        """Whether others may see the end of the response elsewhere."""
+
+    def ask(self, stand_in: h11.Request) -> None:
+        """Expect the response to a request, of which h11 knows this much."""
+        self._parser.send(stand_in)
+
+    def asked(self) -> None:
+        """Take note that the request has been sent to its end."""
+        self._parser.send(END)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no response is expected."""
+        return self._parser.our_state is h11.IDLE
+
+    @property
+    def asking(self) -> bool:
+        """Whether the request has not been sent to its end."""
+        return self._parser.our_state is h11.SEND_BODY
+
+    @property
+    def reusable(self) -> bool:
+        """Whether request and response are over, and nothing else has come, not even an end of file."""
+        parser = self._parser
+        over = parser.our_state is h11.DONE and parser.their_state is h11.DONE
+        return over and not self._doubtful and not self._raw and parser.trailing_data == (b"", False)
+
+    def start_next(self) -> None:
+        """Be ready for another request."""
+        self._chunks = None
+        self._parser.start_next_cycle()
+
+    @property
+    def behind(self) -> bytes:
+        """What came behind a response that switched protocols."""
+        return self._parser.trailing_data[0] + bytes(self._raw)
+
+    def receive(self, data: bytes) -> None:
+        """Take what was read."""
+        self._raw += data
+
+    def receive_eof(self) -> None:
+        """Take note that the target has ended its side."""
+        self._parser.receive_data(bytes(self._raw))
+        self._raw.clear()
+        self._parser.receive_data(b"")
+
+    def next_event(self) -> h11.Event | None:
+        """Return what comes next, or None for nothing yet.
+
+        Raises:
+            h11.RemoteProtocolError: it is malformed.
+        """
+        while True:
+            event = self._parser.next_event()
+            if isinstance(event, h11.Event):
+                if isinstance(event, h11.Response | h11.InformationalResponse):
+                    self._begin(event)
+                return event
+            if self._chunks is not None and self._chunks.malformed:
+                raise h11.RemoteProtocolError("malformed chunk")
+            if not self._feed():
+                return None
+
+    def _begin(self, head: h11.Response | h11.InformationalResponse) -> None:
+        if _BAD_IN_REASON.search(head.reason):
+            raise h11.RemoteProtocolError("control characters in the reason phrase")
+        if isinstance(head, h11.Response) and any(name == b"transfer-encoding" for name, _ in fields_of(head)):
+            if head.http_version != b"1.1":
+                raise h11.RemoteProtocolError("Transfer-Encoding in HTTP/1.0")
+            self._doubtful = any(name == b"content-length" for name, _ in fields_of(head))
+            self._chunks = Chunks(max_trailer=MAX_HEAD, lenient=True)
+
+    def _feed(self) -> bool:
+        """Give h11 what it may have now; return whether there was something."""
+        state = self._parser.their_state
+        if state in (h11.IDLE, h11.SEND_RESPONSE):
+            data = self._head()
+        elif state is h11.SWITCHED_PROTOCOL:
+            return False
+        else:
+            data = bytes(self._raw)
+            self._raw.clear()
+            if self._chunks is not None and state is h11.SEND_BODY:
+                data = self._chunks.take(data)
+        if data:
+            self._parser.receive_data(data)
+        return bool(data) or (self._chunks is not None and self._chunks.malformed)
+
+    def _head(self) -> bytes:
+        """Take a whole head."""
+        raw = self._raw
+        if raw.startswith((b"\r\n", b"\n")) and (blank := _BLANK.match(raw)):
+            del raw[: blank.end()]
+        if not raw.startswith(_START[: len(raw)]) and raw != b"\r":
+            raise h11.RemoteProtocolError("this is not HTTP")
+        end = _END.search(raw, max(0, self._scanned - 2), MAX_HEAD)
+        if end is None:
+            if len(raw) >= MAX_HEAD:
+                raise h11.RemoteProtocolError(f"a head of more than {MAX_HEAD} bytes")
+            self._scanned = len(raw)
+            return b""
+        self._scanned = 0
+        head = bytes(raw[: end.end()])
+        del raw[: end.end()]
+        return head

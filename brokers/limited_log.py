@@ -26,25 +26,26 @@ class _Kind:
 
 
 class LimitedLog:
-    """Logs each text of an event once in `PERIOD_S`, and at most `BURST` different ones; counts the others.
+    """Logs each text of an event once in `PERIOD_S`, and at most `burst` different ones; counts the others.
 
     The count is logged at the end of the period, or, where no event loop runs, with the next line of that event. Events
     are names chosen by us, never taken from outside: memory is bounded by their number.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, burst: int = BURST, clock: Callable[[], float] = time.monotonic) -> None:
         """Measure periods with `clock`, in seconds."""
+        self._burst = burst
         self._clock = clock
         self._kinds: dict[str, _Kind] = {}
 
-    def say(self, event: str, text: str, *, level: str = "WARNING", burst: int = BURST, **fields: object) -> None:
-        """Log `text` about `event`, with `fields`, unless it or `burst` others were logged in this period."""
+    def say(self, event: str, text: str, level: str = "WARNING", /, **fields: object) -> None:
+        """Log `text` about `event`, with `fields`, unless it or enough others were logged in this period."""
         now = self._clock()
         kind = self._kinds.get(event)
         if kind is None or now - kind.began_at >= PERIOD_S:
             self._sum_up(event)
             kind = self._kinds[event] = _Kind(now)
-        if text not in kind.texts and len(kind.texts) < burst:
+        if text not in kind.texts and len(kind.texts) < self._burst:
             kind.texts.add(text)
             logger.opt(depth=1).bind(event=event, **fields).log(level, "{}", text)
             return

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from loguru import logger
 
-from brokers import Role
+from brokers import LimitedLog, Role
 from goreprox import sockets
 from goreprox.balancer import Balancer, Candidate
 from goreprox.bridge import Bridge, Bridges, Joint
@@ -25,7 +25,7 @@ from goreprox.http.routes import Routes
 from goreprox.http.upstream import Upstream
 from goreprox.lifetime import Lifetime
 from goreprox.listeners import Listeners
-from goreprox.log import listing
+from goreprox.log import listing, quoted
 from goreprox.member import Member
 from goreprox.poller import Poller
 from goreprox.protocol.budget import Budget
@@ -78,7 +78,7 @@ class Edge:
         self._queue = WaitingRoom(patience_s=config.queue_timeout_s, clock=clock, give_up=_unavailable)
         """Of HTTP requests."""
         self._tries: dict[Stream, _Tries] = {}
-        self._warned: set[str] = set()
+        self._log = LimitedLog()
 
     # Clients.
 
@@ -86,7 +86,7 @@ class Edge:
         most = self._config.max_connections
         if len(self.bridges.live) + self.fronts.idle + len(self.proxies) + len(self._handshakes) < most:
             return True
-        self._warn_once("max connections", f"{most} connections are open: new ones wait; raise --max-connections")
+        self._log.say("full", f"{most} connections are open: new ones wait; raise --max-connections")
         return False
 
     def _welcome(self, sock: socket.socket, client: str, listener: Listener) -> None:
@@ -109,7 +109,9 @@ class Edge:
     def _admit(self, sock: socket.socket, client: str, destination: str, listener: Listener) -> None:
         """Serve a client whose address is known, unless it may not come in."""
         if self.doors.guarded and not self.doors.enter(_host(client), *self._places(listener)):
-            self._warn_once("doors", f"clients that may not come in are reset; the first of them: {client}")
+            self._log.say(
+                "client_denied", f"client {client} is reset: --allow, --deny or the limit per address denies it"
+            )
             sock.close()  # and so the client sees a reset
             return
         if not listener.scheme.is_tls:
@@ -145,7 +147,7 @@ class Edge:
         logger.debug("no TLS with client {}: {}", client, why)
         if not isinstance(exc, ConnectionError):
             self.doors.refused += 1
-            self._warn_once("tls", f"clients whose TLS handshake fails are refused; the first of them: {client}: {why}")
+            self._log.say("tls_failed", f"the TLS handshake with client {client} failed: {why}")
         self.client_ended(client)
 
     def connect(self, joint: Joint) -> None:
@@ -208,7 +210,8 @@ class Edge:
     def _wait(self, joint: Joint) -> None:
         room = self._room_of(joint)
         if not room:
-            logger.info("no provider for {}: clients wait up to {:g} s", joint.stream.service, room.patience_s)
+            text = f"no provider for {joint.stream.service}: clients wait up to {room.patience_s:g} s"
+            self._log.say("no_provider", text, "INFO", service=joint.stream.service)
         room.enter(joint)
         self._warn_of_unknown(joint.stream.service)
 
@@ -220,21 +223,15 @@ class Edge:
         yield from self._queue.joints
 
     def _warn_of_unknown(self, service: str) -> None:
-        """Say, once, that providers are known, present or out of reach, but none offers what a client came for."""
-        if service in self._warned:
-            return
+        """Say that providers are known, present or out of reach, but none offers what a client came for."""
         offered = {name for peer in self.driver.peers.values() for name in peer.services}
         if offered and service not in offered:
-            self._warn_once(
-                service,
+            self._log.say(
+                "unknown_service",
                 f"clients come for the service {service}, which no provider offers; "
                 f"offered: {listing(offered)}; is one of the names misspelt?",
+                service=service,
             )
-
-    def _warn_once(self, about: str, text: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
-            logger.warning("{}", text)
 
     # What the driver tells.
 
@@ -274,7 +271,8 @@ class Edge:
         if tries.draining or self._resuming(stream.service, tries):
             self._wait(joint)
         else:
-            logger.warning("client {} is refused: {}", stream.client, reason)
+            text = f"client {stream.client} is refused: {quoted(reason)}"
+            self._log.say("client_refused", text, client=stream.client, service=stream.service)
             joint.abort(reason)
 
     def _resuming(self, service: str, tries: _Tries) -> bool:

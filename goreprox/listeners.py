@@ -7,8 +7,7 @@ import functools
 import socket
 from collections.abc import Callable, Sequence
 
-from loguru import logger
-
+from brokers import LimitedLog
 from goreprox import sockets
 from goreprox.config import Address, Listener
 from goreprox.errors import StartError
@@ -49,7 +48,7 @@ class Listeners:
         self._loop = asyncio.get_running_loop()
         self._accepting = False
         self._closed = False
-        self._warned = False
+        self._log = LimitedLog()
         self._retry: asyncio.TimerHandle | None = None
         """When to accept again after there were no file descriptors."""
         self._sockets: list[tuple[socket.socket, Listener]] = []
@@ -93,7 +92,7 @@ class Listeners:
             try:
                 self._accept(sock, listener, BACKLOG)
             except OSError as exc:
-                logger.warning("some who waited for {} are not accepted: {}", listener.address, exc.strerror)
+                self._log.say("drain", f"some who waited for {listener.address} are not accepted: {exc.strerror}")
         self.close()
 
     def close(self) -> None:
@@ -130,9 +129,8 @@ class Listeners:
             self._welcome(sock, str(Address(address[0], address[1])), listener)
 
     def _pause_without_descriptors(self, exc: OSError) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning("no file descriptor for another client ({}): new ones wait; raise ulimit -n", exc.strerror)
+        text = f"no file descriptor for another client ({exc.strerror}): new ones wait; raise ulimit -n"
+        self._log.say("no_descriptors", text)
         self._pause()
         if self._retry is None:
             self._retry = self._loop.call_later(FD_PAUSE_S, self._try_again)

@@ -1,8 +1,8 @@
 """What log lines look like: one line each on standard error, for people or as JSON.
 
 Modules that do IO log through loguru and bind what a line is about (`logger.bind(peer=...)`); this one only shows it.
-The text says all that people need, so a terminal shows nothing else; fields are for programs. Never payloads: whoever
-logs a value answers for it. Tracebacks show no values of variables.
+The text says all that people need, so a terminal shows nothing else (but the access log, whose text would be a table);
+fields are for programs. Never payloads: whoever logs a value answers for it. Tracebacks show no values of variables.
 
 Whatever comes from outside is cut and escaped: a line has at most `MAX_MESSAGE` characters of text, `MAX_VALUE` of each
 field and `MAX_EXCEPTION` of a traceback.
@@ -25,6 +25,8 @@ from goreprox.log_writer import LogWriter
 if TYPE_CHECKING:
     from loguru import Message
 
+ACCESS: Final = "access"
+"""The event of lines of the access log."""
 LISTED: Final = 16
 MAX_MESSAGE: Final = 2048
 MAX_VALUE: Final = 512
@@ -160,14 +162,16 @@ def _json_value(value: object) -> object:
 
 
 def _text_line(entry: Entry) -> str:
-    fields = "".join(f" {key}={_word(value)}" for key, value in entry.fields.items() if value is not None)
-    return f"{_time(entry)} {entry.level:<7} {quoted(entry.message, MAX_MESSAGE)}{fields}\n{_lines(entry.exception)}"
+    text = quoted(entry.message, MAX_MESSAGE)
+    return f"{_time(entry)} {entry.level:<7} {text}{_words(entry.fields)}\n{_lines(entry.exception)}"
 
 
 def _terminal_line(entry: Entry) -> str:
     """Show the text, and only of which worker of several it is."""
     worker = f"worker {entry.fields['worker']}: " if "worker" in entry.fields else ""
-    text = f"{worker}{quoted(entry.message, MAX_MESSAGE)}\n{_lines(entry.exception)}"
+    fields = {key: value for key, value in entry.fields.items() if key not in ("event", "worker")}
+    table = _words(fields) if entry.fields.get("event") == ACCESS else ""
+    text = f"{worker}{quoted(entry.message, MAX_MESSAGE)}{table}\n{_lines(entry.exception)}"
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
         return f"{_time(entry)} {entry.level:<7} {text}"
     return f"{_DIM}{_time(entry)}{_PLAIN} {_COLOURS.get(entry.level, '')}{entry.level:<7}{_PLAIN} {text}"
@@ -175,6 +179,12 @@ def _terminal_line(entry: Entry) -> str:
 
 def _time(entry: Entry, separator: str = " ") -> str:
     return entry.time.isoformat(separator, timespec="milliseconds")
+
+
+def _words(fields: Mapping[str, object]) -> str:
+    return "".join(
+        f" {key}={_word(value)}" for key, value in fields.items() if value is not None and value is not False
+    )
 
 
 def _word(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from brokers import Endpoint, Role, resolve
+from brokers import Endpoint, LimitedLog, Role, resolve
 from goreprox import sockets
 from goreprox.bridge import Bridge, Bridges
 from goreprox.config import Address, ProviderConfig
@@ -198,7 +198,12 @@ class Dial:
             return
         self._finish()
         address = self._provider.targets.targets[self._stream.service]
-        logger.warning("cannot reach the target {} for {}: {}", address, self._stream.client, reason)
+        self._provider.log.say(
+            "target_failed",
+            f"cannot reach the target {address} for {self._stream.client}: {reason}",
+            service=self._stream.service,
+            target=str(address),
+        )
         self._provider.ends.note(self._stream, f"target {address}: {reason}")
         self._stream.refuse(Code.TARGET, f"target {address}: {reason}")
 
@@ -232,7 +237,7 @@ class Provider:
         self.targets = Targets({target.service: target.address for target in config.targets})
         self.dials: set[Dial] = set()
         self._draining = False
-        self._unheard: set[str] = set()
+        self.log = LimitedLog()
         self._look: asyncio.TimerHandle | None = None
         budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
         self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=config.grace_s)
@@ -283,15 +288,12 @@ class Provider:
         edges = [peer for peer in self.driver.peers.values() if peer.session.established]
         heard = {service for edge in edges for service in edge.services}
         for service in self.targets.targets:
-            if service in heard:
-                self._unheard.discard(service)
-            elif edges and service not in self._unheard:
-                self._unheard.add(service)
-                logger.warning(
-                    "no edge listens for the service {}: it gets no clients; listened for: {}; is one of the names "
-                    "misspelt?",
-                    service,
-                    listing(heard),
+            if edges and service not in heard:
+                self.log.say(
+                    "not_listened",
+                    f"no edge listens for the service {service}: it gets no clients; listened for: {listing(heard)}; "
+                    "is one of the names misspelt?",
+                    service=service,
                 )
 
     async def close(self, *, drain_s: float) -> None:

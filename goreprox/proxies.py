@@ -11,16 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from loguru import logger
-
+from brokers import LimitedLog
 from goreprox.config import Listener
 from goreprox.poller import READ, Poller
 from goreprox.proxyproto import MAX_BYTES, Malformed, read
 
 HEADER_S: Final = 10.0
 """A proxy has so long for its header: a lost segment is sent again three times by then."""
-LOG_S: Final = 10.0
-"""Between two lines about connections without a header: a proxy that knows of none makes one with each client."""
 
 Welcome = Callable[[socket.socket, str, str, Listener], None]
 """Takes over a client's socket; its address, the one that it came to, and where it came in."""
@@ -49,7 +46,7 @@ class Proxies:
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._timers: dict[_Arrival, asyncio.TimerHandle] = {}
-        self._quiet_until = 0.0
+        self._log = LimitedLog()
 
     def __len__(self) -> int:
         return len(self._timers)
@@ -92,14 +89,10 @@ class Proxies:
 
     def _refuse(self, arrival: _Arrival, reason: str) -> None:
         self._drop(arrival)
-        now = self._loop.time()
-        if now >= self._quiet_until:
-            self._quiet_until = now + LOG_S
-            logger.warning(
-                "{} is reset, since no PROXY protocol header came first, as --proxy-protocol-from says: {}",
-                arrival.proxy,
-                reason,
-            )
+        self._log.say(
+            "no_proxy_header",
+            f"{arrival.proxy} is reset: --proxy-protocol-from expects a PROXY protocol header of it first: {reason}",
+        )
 
     def _drop(self, arrival: _Arrival) -> None:
         """Reset a connection."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from loguru import logger
 
+from brokers import LimitedLog
 from goreprox.errors import ConfigError, StartError
 from goreprox.http.requests import Refused
 from goreprox.http.tokens import Failures, Tokens
@@ -32,6 +33,7 @@ class Auth:
         self._path = path
         self._clock = clock
         self._failures = Failures()
+        self._log = LimitedLog()
         self._seen: tuple[int, ...] | None = signature(path)
         try:
             self._tokens = read(path)
@@ -52,10 +54,11 @@ class Auth:
         if token is None:
             self._failures.note(client, now=now)
             what = ("no token", "a token that is not known or has expired", "several tokens")[min(len(values), 2)]
-            logger.warning("client {} asked for {} with {}", client, service, what)
+            self._log.say("token_refused", f"client {client} asked for {service} with {what}", client=client)
             raise Refused(401, f"a valid token is required in {self.header.decode()}", self._challenge)
         if not token.valid_for(service):
-            logger.warning("client {} asked for {} with the token {}, which is not for it", client, service, token.name)
+            text = f"client {client} asked for {service} with the token {token.name}, which is not for it"
+            self._log.say("token_refused", text, client=client, token=token.name)
             raise Refused(403, "the token is not for this service")
         return token.name
 

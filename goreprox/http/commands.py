@@ -63,6 +63,8 @@ class Answered:
 
     client: str
     """Its address, behind all trusted proxies."""
+    service: str
+    """What it was for."""
     token: str | None
     method: str
     host: str

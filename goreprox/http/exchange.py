@@ -119,6 +119,7 @@ class Exchange:
         request = self.request
         return Answered(
             self.client,
+            self.service,
             self.token,
             request.method.decode(),
             (requests.value_of(request, b"host") or b"").decode(),

@@ -10,6 +10,7 @@ from typing import Final, Protocol, assert_never
 
 from loguru import logger
 
+from brokers import LimitedLog
 from goreprox import sockets
 from goreprox.bridge import Bridge, Bridges
 from goreprox.http.commands import (
@@ -30,6 +31,7 @@ from goreprox.http.exchange import Site
 from goreprox.http.gateway import Gateway
 from goreprox.http.outgoing import Outgoing
 from goreprox.http.upstream import CLOSING_S, REUSED_FOR_S, Upstream
+from goreprox.log import ACCESS, quoted
 from goreprox.poller import READ, WRITE
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import KIB
@@ -43,6 +45,8 @@ IDLE_S: Final = 75.0
 """Without a request."""
 LINGER_S: Final = 2.0
 """After its last answer a client has so long to end its side. RST before would take the answer away from it."""
+REFUSED_LINES: Final = 60
+"""A minute, of the access log, for requests that reach no provider."""
 SWEEP_S: Final = 1.0
 FEED_BYTES: Final = 256 * KIB
 """Of an answer, turned over at once."""
@@ -84,6 +88,7 @@ class Fronts:
         self.attached = 0
         """Clients that have a stream."""
         self.draining = False
+        self.log = LimitedLog(burst=REFUSED_LINES)
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -388,17 +393,22 @@ class Front:
         provider, outages = self._served_by, self._outages
         if self._upstream is not None:
             provider, outages = self._fronts.providers.provider_of(self._upstream.stream)
-        logger.bind(
-            event="access",
-            client=done.client,
-            token=done.token,
-            certificate=self._certificate,
-            status=done.status,
-            bytes=done.body_bytes,
-            duration_s=0.0 if self._began is None else round(self._bridges.clock() - self._began, 4),
-            provider=provider,
-            outage_survived=self._outages is not None and outages != self._outages,
-        ).info("{} {}{}", done.method, done.host, done.path)
+        text = f"{quoted(done.method, 16)} {quoted(done.host)}{quoted(done.path)}"
+        fields = {
+            "status": done.status,
+            "bytes": done.body_bytes,
+            "duration_s": 0.0 if self._began is None else round(self._bridges.clock() - self._began, 4),
+            "client": done.client,
+            "service": done.service,
+            "provider": provider,
+            "token": done.token,
+            "certificate": self._certificate,
+            "outage_survived": self._outages is not None and outages != self._outages,
+        }
+        if self._began is None:  # it was refused, so whoever sends such requests costs the target nothing
+            self._fronts.log.say(ACCESS, text, "INFO", **fields)
+        else:
+            logger.bind(event=ACCESS, **fields).info("{}", text)
         self._began = None
 
     def _connect(self, service: str, *, fresh: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from loguru import logger
 
-from brokers import BindError, Grant
+from brokers import BindError, Grant, LimitedLog
 from goreprox.errors import GoreproxError
 from goreprox.keys.files import read_secret
 from goreprox.keys.state import MAX_KEYS, Authorized, ServerKeys, StateDir
@@ -40,7 +40,7 @@ class Watcher:
         self.server_keys: ServerKeys = state.server_keys()
         self._keys: dict[bytes, Authorized] = {}
         self._signature: Signature = ()
-        self._complained: set[str] = set()
+        self._log = LimitedLog()
         self.look()
 
     def grant(self, public_key: bytes) -> Grant | None:
@@ -80,7 +80,7 @@ class Watcher:
                 try:
                     await rekeyed(keys)
                 except BindError as exc:  # somebody took the port while it was ours for a moment not
-                    self._complain(f"the server's new keys do not count yet: {exc}; trying on")
+                    self._log.say("server_key", f"the server's new keys do not count yet: {exc}; trying on")
                     continue
                 self.server_keys = keys
                 logger.info("the server has new keys: links were made anew")
@@ -90,7 +90,7 @@ class Watcher:
         try:
             return ServerKeys.parse(read_secret(self._state.server_key))
         except (OSError, ValueError, GoreproxError) as exc:
-            self._complain(f"server.key: {exc}; the keys that were there at the start are kept")
+            self._log.say("server_key", f"server.key: {exc}; the keys that were there at the start are kept")
             return self.server_keys
 
     def look(self) -> bool:
@@ -101,7 +101,7 @@ class Watcher:
                 return False
             self._keys = self._read(signature)
         except OSError as exc:
-            self._complain(f"{self._state.authorized}: {exc.strerror}; what it said before still counts")
+            self._log.say("authorized", f"{self._state.authorized}: {exc.strerror}; what it said before still counts")
             return False
         self._signature = signature
         return True
@@ -110,7 +110,7 @@ class Watcher:
         try:
             paths = sorted(path for path in self._state.authorized.iterdir() if path.suffix == ".toml")
         except FileNotFoundError:
-            self._complain(f"{self._state.authorized}: it is gone; nobody is authorised")
+            self._log.say("authorized", f"{self._state.authorized}: it is gone; nobody is authorised")
             return ()
         found: list[tuple[str, int, int, int]] = []
         for path in paths[:MAX_KEYS]:
@@ -129,18 +129,13 @@ class Watcher:
             except OSError as exc:
                 if exc.errno in _PASSING:
                     raise
-                self._complain(f"{path}: {exc.strerror}; nobody is authorised by it")
+                self._log.say("key_file", f"{path}: {exc.strerror}; nobody is authorised by it")
                 continue
             except (ValueError, GoreproxError) as exc:
-                self._complain(f"{path}: {exc}; nobody is authorised by it")
+                self._log.say("key_file", f"{path}: {exc}; nobody is authorised by it")
                 continue
             keys[key.public] = key
         return keys
-
-    def _complain(self, text: str) -> None:
-        if text not in self._complained and len(self._complained) < MAX_KEYS:
-            self._complained.add(text)
-            logger.warning("{}", text)
 
 
 def _signature(path: Path) -> tuple[int, int, int]:

@@ -496,7 +496,7 @@ def test_clients_that_may_not_come_in_are_reset(tmp_path: Path) -> None:
 
             assert not await let_in()
             assert not await let_in("127.0.0.2")
-            await said(it.server, "clients that may not come in are reset")
+            await eventually(lambda: any(e.get("event") == "client_denied" for e in it.server.log), "the log has it")
             held[0][1].close()
             async with asyncio.timeout(30):
                 while not await let_in():  # noqa: ASYNC110 -- until the server knows that the first is gone

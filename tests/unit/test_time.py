@@ -8,6 +8,7 @@ TIME_OF_DAY = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow
 OF_MODULES = {"time", "datetime", "date"}
 FOR_PEOPLE = {
     "goreprox/http/auth.py": "until when a token is valid, which people say in days",
+    "goreprox/log.py": "when lines were lost",
     "goreprox/keys/state.py": "when a key was made",
     "goreprox/snapshot.py": "since when a process runs, and when a stream ended",
     "goreprox/token_cli.py": "which tokens have expired",

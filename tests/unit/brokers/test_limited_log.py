@@ -34,7 +34,7 @@ def lines() -> Iterator[Lines]:
 
 def test_each_text_is_said_once_a_period(lines: Lines) -> None:
     clock = Clock()
-    log = LimitedLog(clock)
+    log = LimitedLog(clock=clock)
     for _ in range(2):
         log.say("refused", "a {x}", client="c")
         log.say("refused", "b")
@@ -50,18 +50,18 @@ def test_each_text_is_said_once_a_period(lines: Lines) -> None:
 
 def test_different_texts_are_few_and_each_is_said_or_counted(lines: Lines) -> None:
     clock = Clock()
-    log = LimitedLog(clock)
+    log = LimitedLog(clock=clock)
     for number in range(1000):
-        log.say("refused", f"client {number}", level="INFO")
+        log.say("refused", f"client {number}", "INFO")
     assert len(lines) == BURST
     clock.now += PERIOD_S
-    log.say("refused", "client 1000", level="INFO")
+    log.say("refused", "client 1000", "INFO")
     assert [fields.get("more", 1) for _, _, fields in lines] == [1] * BURST + [1000 - BURST, 1]
     assert {level for level, _, _ in lines} == {"INFO"}
 
 
 def test_kinds_do_not_silence_each_other(lines: Lines) -> None:
-    log = LimitedLog(Clock())
+    log = LimitedLog(clock=Clock())
     for number in range(BURST + 1):
         log.say("refused", f"client {number}")
     log.say("malformed", "x")
@@ -70,7 +70,7 @@ def test_kinds_do_not_silence_each_other(lines: Lines) -> None:
 
 def test_nothing_is_summed_up_where_all_was_said(lines: Lines) -> None:
     clock = Clock()
-    log = LimitedLog(clock)
+    log = LimitedLog(clock=clock)
     for _ in range(2):
         log.say("refused", "a")
         clock.now += PERIOD_S
@@ -81,7 +81,7 @@ def test_the_rest_is_summed_up_though_nothing_more_comes(lines: Lines, monkeypat
     monkeypatch.setattr("brokers.limited_log.PERIOD_S", 0.05)
 
     async def main() -> None:
-        log = LimitedLog(asyncio.get_running_loop().time)
+        log = LimitedLog(clock=asyncio.get_running_loop().time)
         for _ in range(3):
             log.say("refused", "a")
         async with asyncio.timeout(30):

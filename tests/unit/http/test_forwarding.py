@@ -83,9 +83,9 @@ def test_the_access_log_has_every_request_that_could_be_read() -> None:
     talk.client(get().replace(b"GET", b"POST")).lost()
     talk.client(get()).target(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").lost()
     assert [each for each in talk.seen.others if isinstance(each, Answered)] == [
-        Answered("203.0.113.7", None, "GET", "a:80", "/a", 200, 2),
-        Answered(CLIENT, None, "POST", "a:80", "/a", 502, 22),
-        Answered(CLIENT, None, "GET", "a:80", "/a", 200, 4),
+        Answered("203.0.113.7", "web", None, "GET", "a:80", "/a", 200, 2),
+        Answered(CLIENT, "web", None, "POST", "a:80", "/a", 502, 22),
+        Answered(CLIENT, "web", None, "GET", "a:80", "/a", 200, 4),
     ]
 
 

@@ -9,6 +9,7 @@ import asyncio
 import enum
 import os
 import socket
+from collections.abc import Callable
 from typing import NamedTuple
 
 from loguru import logger
@@ -109,8 +110,14 @@ def _understand(said: bytes) -> Finding:
 class Diagnosis:
     """Is told what happens to a link, looks closer where libzmq cannot tell why, and logs it."""
 
-    def __init__(self, role: Role, host: str, port: int, label: str, *, keyed: bool) -> None:
-        """Speak of the link of a `role` to `label`, that is `host`:`port`; `keyed`: it demands keys."""
+    def __init__(
+        self, role: Role, host: str, port: int, label: str, *, keyed: bool, changed: Callable[[], None]
+    ) -> None:
+        """Speak of the link of a `role` to `label`, that is `host`:`port`; `keyed`: it demands keys.
+
+        `changed` is called with each change of `trouble`.
+        """
+        self._changed = changed
         self.trouble: str | None = None
         """Why the link is down, for people; None if it is up, or nothing is known yet."""
         self._what = "broker" if role is Role.EDGE else "server"
@@ -140,6 +147,7 @@ class Diagnosis:
         self._was_up = True
         self._rejected = 0
         logger.bind(event="link-up", broker=self._label).info("connected to {}", self._at)
+        self._changed()
 
     def lost(self, reason: str) -> None:
         """Note that a link is down which was up."""
@@ -147,6 +155,7 @@ class Diagnosis:
         logger.bind(event="link-lost", broker=self._label).warning(
             "lost {}: {}; connections are kept, reconnecting", self._at, reason
         )
+        self._changed()
 
     def handshake_begins(self, endpoint: Endpoint | None) -> None:
         """Look closer if it takes long."""
@@ -240,7 +249,9 @@ class Diagnosis:
 
     def _complain(self, cause: str, text: str) -> None:
         """Log what keeps the link down: once until it is up again, but now and then if it stays so."""
-        self.trouble = text
+        if text != self.trouble:
+            self.trouble = text
+            self._changed()
         now = self._loop.time()
         said = self._said.get(text)
         if (said is None and len(self._said) < COMPLAINTS) or (said is not None and now - said >= SAY_AGAIN_S):

@@ -14,7 +14,7 @@ import enum
 import errno
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import zmq
 
@@ -137,8 +137,12 @@ class Link:
         *,
         timings: Timings | None = None,
         security: LinkSecurity | None = None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Be `name` at the broker on `host`:`port`, in plaintext unless there is `security`; call `start`."""
+        """Be `name` at the broker on `host`:`port`, in plaintext unless there is `security`; call `start`.
+
+        `changed` is called when it is up, and when there is another reason why it is not.
+        """
         self.label = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.state = State.DOWN
         self._name = name
@@ -154,7 +158,7 @@ class Link:
         self._address: Endpoint | None = None
         """Where `_endpoint` is, for a plain connection."""
         self._tried: list[str] = []
-        self._diagnosis = Diagnosis(name.role, host, port, self.label, keyed=security is not None)
+        self._diagnosis = Diagnosis(name.role, host, port, self.label, keyed=security is not None, changed=changed)
         self._greet_s = GREET_S
         self._security = security
         self._brokers = list(security.brokers) if security is not None else []
@@ -194,6 +198,11 @@ class Link:
             socket.setsockopt(option, value)
         socket.setsockopt(zmq.ROUTING_ID, self._name.routing_id(secrets.token_bytes(NONCE_BYTES)))
         return socket
+
+    @property
+    def up(self) -> bool:
+        """Whether the broker has welcomed us."""
+        return self.state is State.UP
 
     @property
     def trouble(self) -> str | None:
@@ -338,7 +347,6 @@ class Link:
             self._greet()
         else:
             self._lose("the connection was lost")
-            self.state = State.DOWN
 
     def _greet(self) -> None:
         self.state = State.GREETING
@@ -347,10 +355,11 @@ class Link:
         self._send(control(Hello(FABRIC_VERSION, FABRIC_VERSION_LEAST, self._attempt, self._attributes)))
 
     def _lose(self, reason: str) -> None:
-        if self.state is State.UP:
-            self._diagnosis.lost(reason)
-        if self.state is not State.DOWN:
+        before, self.state = self.state, State.DOWN
+        if before is not State.DOWN:
             self._silent_at = self._loop.time()
+        if before is State.UP:
+            self._diagnosis.lost(reason)
         self._inbox.down(reason)
 
     def _receive(self, frames: list[Buffer]) -> None:
@@ -386,10 +395,10 @@ class Link:
             self._brokers = list(keys[keys.index(self._brokers[0]) :])
 
     def _refused(self, reason: str) -> None:
-        self._diagnosis.refused(reason)
         if self.state is State.UP:
             self._inbox.down(REVOKED)
             self._dial_again(REFUSED_MAX_S)
+        self._diagnosis.refused(reason)
 
 
 def _endpoint(address: str, port: int) -> str:

@@ -375,8 +375,13 @@ async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
     links = member.link(config.brokers, edge.driver, config.security)
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
-    subject = Subject(member.instance, {"clients": edge.listeners.ports}, owner=edge, links=links)
+    subject = Subject(member.instance, {"clients": edge.listeners.ports}, owner=edge, links=links.all)
     async with answering(member.instance, subject.document):
         await (life or Lifetime()).serve(
-            edge, links, drain_s=config.drain_s, ready=f"{edge.listeners}, brokers at {brokers}", **subject.ports
+            edge,
+            links.all,
+            drain_s=config.drain_s,
+            ready=f"{edge.listeners}, brokers at {brokers}",
+            connection=links,
+            **subject.ports,
         )

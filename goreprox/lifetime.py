@@ -5,13 +5,15 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, Self
 
 from loguru import logger
 
 LINGER_S = 1.0
 """What is queued for others has so long to go out, unless a second signal comes."""
+EXTEND_S = 60.0
+"""A supervisor gives us so much longer to start, again and again: a server may be away for as long as it likes."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -29,6 +31,18 @@ class Closable(Protocol):
         """Leave; what is queued has `linger_s` seconds to go out."""
 
 
+class Connection(Protocol):
+    """What a process is of no use without: its ways to brokers."""
+
+    up: asyncio.Event
+    """Set once there has been one."""
+    changed: Callable[[], None]
+    """Called whenever there is something else to `describe`."""
+
+    def describe(self) -> str:
+        """Say what is there and what is not, and why, in one line."""
+
+
 class Lifetime:
     """SIGTERM and SIGINT as events of the loop, while in this context."""
 
@@ -36,6 +50,7 @@ class Lifetime:
         """Belong to the running loop."""
         self.stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._extension: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> Self:
@@ -44,6 +59,7 @@ class Lifetime:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._extend_no_more()
         for number in _SIGNALS:
             self._loop.remove_signal_handler(number)
 
@@ -55,21 +71,60 @@ class Lifetime:
         """Whether the second signal has come."""
         return self._hurry.is_set()
 
-    def ready(self, text: str, **ports: object) -> None:
-        """Say that all is up, for people in `text`, for programs in `ports`, and to systemd if it wants to know."""
-        logger.bind(event="ready", **ports).info("ready: {}", text)
-        if address := os.environ.get("NOTIFY_SOCKET"):
-            _notify(address)
+    def start(self, text: str, **ports: object) -> None:
+        """Say that all is done but what others have to do; until `ready`, a supervisor is to wait however long."""
+        logger.bind(event="starting", **ports).info("{}", text)
+        self._wait_for_ready(text)
 
-    async def serve(self, end: End, ways: Sequence[Closable], *, drain_s: float, ready: str, **ports: object) -> None:
-        """Be ready until a signal comes; then close the end, and after it its ways to others."""
+    def _wait_for_ready(self, text: str) -> None:
+        self.tell(f"STATUS={text}\nEXTEND_TIMEOUT_USEC={round(EXTEND_S * 1e6)}")
+        self._extension = self._loop.call_later(EXTEND_S / 2, self._wait_for_ready, text)
+
+    def ready(self, text: str, **ports: object) -> None:
+        """Say that all is up, for people in `text`, for programs in `ports`, and to a supervisor."""
+        self._extend_no_more()
+        logger.bind(event="ready", **ports).info("ready: {}", text)
+        self.tell("READY=1")
+
+    def _extend_no_more(self) -> None:
+        if self._extension is not None:
+            self._extension.cancel()
+
+    async def serve(
+        self,
+        end: End,
+        ways: Sequence[Closable],
+        *,
+        drain_s: float,
+        ready: str,
+        connection: Connection | None = None,
+        **ports: object,
+    ) -> None:
+        """Be ready, once there is a `connection`, until a signal comes; then close the end, then its ways to others."""
         with self:
-            self.ready(ready, **ports)
+            if connection is not None:
+                await self._connect(connection, **ports)
+            if not self.stop.is_set():
+                self.ready(ready, **ports)
             await self.stop.wait()
             logger.info("shutting down: connections have {:g} s to end", drain_s)
             await self.unless_hurried(end.close(drain_s=drain_s))
             for way in ways:
                 await way.close(linger_s=0.0 if self.hurried else LINGER_S)
+
+    async def _connect(self, connection: Connection, **ports: object) -> None:
+        """Wait until there is a connection, or a signal; tell a supervisor how it is doing, then and later."""
+        self.start(connection.describe(), **ports)
+        connection.changed = lambda: self.tell(f"STATUS={connection.describe()}")
+        waits = [asyncio.create_task(event.wait(), name="start") for event in (connection.up, self.stop)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()
+
+    def tell(self, text: str) -> None:
+        """Tell a supervisor that wants to know (sd_notify(3)), one assignment a line."""
+        if address := os.environ.get("NOTIFY_SOCKET"):
+            _notify(address, text)
 
     async def unless_hurried(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work`, but drop it when the second signal comes."""
@@ -82,10 +137,10 @@ class Lifetime:
             await task
 
 
-def _notify(address: str) -> None:
-    """Tell a supervisor that we are ready (sd_notify(3))."""
+def _notify(address: str, text: str) -> None:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"READY=1", address.replace("@", "\0", 1) if address.startswith("@") else address)
+            sock.setblocking(False)
+            sock.sendto(text.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
     except OSError as exc:
-        logger.warning("NOTIFY_SOCKET {}: {}; the supervisor does not know that this process is ready", address, exc)
+        logger.warning("NOTIFY_SOCKET {}: {}; the supervisor does not know about this process", address, exc)

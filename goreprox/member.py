@@ -1,12 +1,36 @@
 """A process as a peer of others: its lock, its name, what the roster says of it, its links."""
 
+import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from brokers import Link, LinkSecurity, PeerName, Receiver, Role, Timings
 from goreprox.config import Address, ProcessConfig
 from goreprox.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
+
+
+class Links:
+    """The links of a process (lifetime.Connection)."""
+
+    def __init__(self) -> None:
+        self.all: list[Link] = []
+        self.up = asyncio.Event()
+        self.changed: Callable[[], None] = lambda: None
+
+    def link_changed(self) -> None:
+        """Note that one of them is up or down, or for another reason than before."""
+        if any(link.up for link in self.all):
+            self.up.set()
+        self.changed()
+
+    def describe(self) -> str:
+        """Say which are up, and what keeps the others down."""
+        up = ", ".join(link.label for link in self.all if link.up)
+        down = ", ".join(
+            f"{link.label} ({link.trouble})" if link.trouble else link.label for link in self.all if not link.up
+        )
+        return "; ".join(filter(None, (up and f"connected to {up}", down and f"connecting to {down}")))
 
 
 class Member:
@@ -29,9 +53,10 @@ class Member:
             self.attributes["predecessor"] = self.instance.predecessor
         self._timings = Timings(link_timeout_s=config.link_timeout_s)
 
-    def link(self, addresses: Sequence[Address], receiver: Receiver, security: LinkSecurity | None) -> list[Link]:
+    def link(self, addresses: Sequence[Address], receiver: Receiver, security: LinkSecurity | None) -> Links:
         """Begin to connect to every broker at `addresses`, in plaintext unless there is `security`."""
-        links = [
+        links = Links()
+        links.all = [
             Link(
                 self.name,
                 self.attributes,
@@ -40,9 +65,10 @@ class Member:
                 receiver,
                 timings=self._timings,
                 security=security,
+                changed=links.link_changed,
             )
             for address in addresses
         ]
-        for link in links:
+        for link in links.all:
             link.start()
         return links

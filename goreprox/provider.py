@@ -327,6 +327,12 @@ async def run(config: ProviderConfig) -> None:
     links = member.link(config.servers, provider.driver, config.security)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))
-    subject = Subject(member.instance, owner=provider, links=links)
+    subject = Subject(member.instance, owner=provider, links=links.all)
     async with answering(member.instance, subject.document):
-        await Lifetime().serve(provider, links, drain_s=config.drain_s, ready=f"offering {offered} at {servers}")
+        await Lifetime().serve(
+            provider,
+            links.all,
+            drain_s=config.drain_s,
+            ready=f"offering {offered} at {servers}",
+            connection=links,
+        )

@@ -33,5 +33,6 @@ async def run(config: ServerConfig) -> None:
             [local, *ways],
             drain_s=config.drain_s,
             ready=f"{edge.listeners}, {describe(ports)}",
+            connection=None,
             **subject.ports,
         )

@@ -55,6 +55,7 @@ async def run(config: EdgeConfig, *, log_level: str, log_json: bool) -> None:
     worker = dataclasses.replace(config, workers=1, reuse_port=True)
     parent = Parent([Job(worker, number, log_level, log_json) for number in range(config.workers)])
     with parent:
+        parent.start(f"starting {config.workers} workers, which connect to {', '.join(map(str, config.brokers))}")
         async with asyncio.TaskGroup() as group:
             for job in parent.jobs:
                 group.create_task(parent.keep(job), name=f"worker {job.number}")
@@ -164,7 +165,11 @@ class Worker(Lifetime):
 
     def ready(self, text: str, **ports: object) -> None:
         """Tell the parent."""
+        self._extend_no_more()
         _report(**ports)
+
+    def tell(self, text: str) -> None:
+        """Leave the supervisor to the parent."""
 
 
 def _report(**values: object) -> None:

@@ -45,6 +45,10 @@ Versions = tuple[tuple[int, int], tuple[int, int]] | None
 """The oldest and the newest version of the session and of the fabric that a process speaks; None: as it is."""
 
 
+def _is_ready(entry: dict[str, object]) -> bool:
+    return entry.get("event") in ("starting", "ready")
+
+
 class Process:
     """One goreprox process; its log is read as JSON."""
 
@@ -109,14 +113,12 @@ class Process:
         return sum(all(entry.get(key) == value for key, value in wanted.items()) for entry in self.log)
 
     async def ready(self) -> dict[str, object]:
-        """Wait for the line that says so, and return it."""
+        """Wait until it listens, and connects if it has anything to connect to; return the line that says so."""
         await eventually(
-            lambda: self.process.returncode is not None or any(entry.get("event") == "ready" for entry in self.log),
-            "ready",
-            deadline_s=WAIT_S,
+            lambda: self.process.returncode is not None or any(map(_is_ready, self.log)), "ready", deadline_s=WAIT_S
         )
         assert self.process.returncode is None, self.log
-        return next(entry for entry in self.log if entry.get("event") == "ready")
+        return next(filter(_is_ready, self.log))
 
     async def port(self, kind: str) -> int:
         """Return a port of the ready line, of several the first."""

@@ -189,7 +189,7 @@ def test_what_keeps_a_link_down_is_logged_once_and_again_after_minutes(
     async def main() -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        diagnosis = Diagnosis(Role.PROVIDER, HOST, 9887, f"{HOST}:9887", keyed=True)
+        diagnosis = Diagnosis(Role.PROVIDER, HOST, 9887, f"{HOST}:9887", keyed=True, changed=lambda: None)
         monkeypatch.setattr(loop, "time", lambda: now)
         for _ in range(100):
             diagnosis.not_known()

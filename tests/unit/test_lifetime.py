@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,75 @@ from goreprox.lifetime import Lifetime
 
 async def be_ready() -> None:
     Lifetime().ready("here")
+
+
+class Owner:
+    """Has nothing to close."""
+
+    async def close(self, *, drain_s: float) -> None: ...
+
+
+class Uplink:
+    """A connection that a test makes."""
+
+    def __init__(self) -> None:
+        self.up = asyncio.Event()
+        self.changed: Callable[[], None] = lambda: None
+        self.text = "connecting to nobody"
+
+    def describe(self) -> str:
+        return self.text
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield sock
+
+
+def test_a_supervisor_waits_however_long_until_there_is_a_connection_and_hears_what_it_waits_for(
+    supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goreprox.lifetime.EXTEND_S", 0.02)
+
+    async def told() -> dict[str, str]:
+        text = (await asyncio.to_thread(supervisor.recv, 4096)).decode()
+        return dict(line.split("=", 1) for line in text.splitlines())
+
+    async def main() -> None:
+        life, uplink = Lifetime(), Uplink()
+        serving = asyncio.create_task(life.serve(Owner(), [], drain_s=0, ready="here", connection=uplink))
+        for _ in range(3):
+            assert await told() == {"STATUS": "connecting to nobody", "EXTEND_TIMEOUT_USEC": "20000"}
+        uplink.text = "it is away"
+        uplink.changed()
+        statuses = [await told() for _ in range(3)]
+        assert {"STATUS": "it is away"} in statuses
+        assert not any("READY" in each for each in statuses)
+        uplink.up.set()
+        while (said := await told()) != {"READY": "1"}:
+            assert "READY" not in said
+        uplink.text = "lost again"
+        uplink.changed()
+        assert await told() == {"STATUS": "lost again"}
+        life.stop.set()
+        await serving
+
+    asyncio.run(main())
+
+
+def test_a_signal_ends_what_was_never_ready() -> None:
+    async def main() -> None:
+        life, uplink = Lifetime(), Uplink()
+        serving = asyncio.create_task(life.serve(Owner(), [], drain_s=0, ready="here", connection=uplink))
+        life.stop.set()
+        async with asyncio.timeout(30):
+            await serving
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("abstract", [False, True])

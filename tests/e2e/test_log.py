@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from goreprox.log_writer import MAX_QUEUED_BYTES
 from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, eventually, nothing_yet, run
 from tests.e2e.roles import start_broker, start_edge, start_provider
 from tests.helpers import closed_port
+from tests.tls import Authority
 
 PATH = "/" + "x" * 400
 LINE_BYTES = 500
@@ -190,3 +193,71 @@ runpy.run_module("goreprox", run_name="__main__")
     args = [sys.executable, "-c", code, *SERVER]
     ended = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert (ended.returncode, ended.stderr) == (130, "")
+
+
+# -- strangers
+
+ATTEMPTS = 300
+MINUTE_BYTES = 160 * 1024
+"""What docs/security.md says that strangers can have a server log in a minute, however many they are."""
+
+
+async def refused_requests(port: int) -> None:
+    """Ask for paths that need quoting, without a token, each another one."""
+    for start in range(0, ATTEMPTS, BATCH):
+        reader, writer = await asyncio.open_connection(HOST, port)
+        for number in range(start, start + BATCH):
+            writer.write(b"GET /%d%b HTTP/1.1\r\nHost: %b\r\n\r\n" % (number, b'"' * 4000, b"a" * 200))
+        for _ in range(BATCH):
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+            length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length:"))
+            await reader.readexactly(length)
+        writer.close()
+
+
+async def garbage(port: int) -> None:
+    """Say what is neither TLS nor ZMTP nor the PROXY protocol, until the server hangs up."""
+
+    async def once() -> None:
+        reader, writer = await asyncio.open_connection(HOST, port)
+        with contextlib.suppress(OSError):
+            writer.write(b"\x00\xff nonsense \x1b[2J" * 8)
+            await asyncio.wait_for(reader.read(), DEADLINE_S)
+        writer.transport.abort()
+
+    for _ in range(ATTEMPTS // BATCH):
+        await asyncio.gather(*(once() for _ in range(BATCH)))
+
+
+def test_strangers_cannot_fill_the_disk_with_log(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            (tmp_path / "tokens").write_text("")
+            ports = {}
+            with contextlib.ExitStack() as stack:
+                for kind in ("http", "tls", "proxied"):
+                    ports[kind] = stack.enter_context(closed_port())
+                args = (
+                    *("--reuse-port", "--auth-tokens", "tokens", "--providers", f"{HOST}:0"),
+                    *("--listen", f"http://{HOST}:{ports['http']}"),
+                    *("--listen", f"https://{HOST}:{ports['tls']}", *Authority(tmp_path).options),
+                    *("--listen", f"http://{HOST}:{ports['proxied']}"),
+                    *("--proxy-protocol-from", f"{ports['proxied']}=127.0.0.0/8"),
+                )
+                server = await made.start("server", *args)
+                logged, began = len(server.log), time.monotonic()
+                await refused_requests(ports["http"])
+                for kind in ("tls", "proxied"):
+                    await garbage(ports[kind])
+                await garbage(await server.port("providers"))
+                server.signal(signal.SIGTERM)
+                await server.wait()
+                minutes = 1 + (time.monotonic() - began) // 60
+                lines = [entry for entry in server.log[logged:] if entry["level"] not in ("debug", "trace")]
+                size = sum(len(json.dumps(entry, ensure_ascii=False).encode()) for entry in lines)
+                events = {entry.get("event") for entry in lines}
+                assert {"access", "token_refused", "tls_failed", "no_proxy_header"} <= events
+                assert size < MINUTE_BYTES * minutes
+                print(f"{4 * ATTEMPTS} attempts, {len(lines)} lines, {size} bytes")
+
+    run(main())

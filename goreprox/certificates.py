@@ -3,9 +3,13 @@
 Knows files and what OpenSSL says of them; neither sockets nor connections.
 """
 
+import hashlib
+import re
 import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from loguru import logger
 
@@ -13,20 +17,23 @@ from goreprox.config import Scheme
 from goreprox.errors import ConfigError, StartError
 from goreprox.keys.files import signature
 
-_ALPN: Final = {Scheme.HTTPS: ["http/1.1"]}
-"""What is offered where a client asks (RFC 7301); HTTP/2 is not."""
+_HTTP_ALPN: Final = ("http/1.1",)
+"""What is offered to HTTP clients that ask (RFC 7301); HTTP/2 is not."""
 
 
 class Certificates:
     """Gives each handshake its context. Connections keep theirs when the files change."""
 
-    def __init__(self, cert: Path, key: Path, client_ca: Path | None) -> None:
+    def __init__(self, cert: Path, key: Path, client_ca: Path | None, *, alpn: Sequence[str] = ()) -> None:
         """Read the certificate and its chain, its private key, and those who sign clients' certificates, if any.
+
+        `alpn` are the protocols of targets behind `tls://` ports.
 
         Raises:
             StartError: a file cannot be used; the message says which and why.
         """
         self._cert, self._key, self._client_ca = cert, key, client_ca
+        self._alpn = {Scheme.HTTPS: _HTTP_ALPN, Scheme.TLS: tuple(alpn)}
         self._seen = self._signature()
         try:
             self._contexts = self._read()
@@ -61,8 +68,8 @@ class Certificates:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-        if scheme in _ALPN:
-            context.set_alpn_protocols(_ALPN[scheme])
+        if protocols := self._alpn[scheme]:
+            context.set_alpn_protocols(protocols)
         try:
             context.load_cert_chain(self._cert, self._key, password=self._no_password)
         except OSError as exc:
@@ -114,11 +121,38 @@ def reason(exc: OSError) -> str:
     return exc.strerror or str(exc)
 
 
-def name_in(certificate: object) -> str | None:
-    """Return the name in what `getpeercert` gives: the first alternative name, else the common name (RFC 9525)."""
-    match certificate:
-        case {"subjectAltName": ((_, str(name)), *_)}:
-            return name
-        case {"subject": subject}:
-            return next((value for part in subject for kind, value in part if kind == "commonName"), None)
-    return None
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a certificate says of who has it."""
+
+    name: str | None
+    """The first alternative name, else the common name (RFC 9525)."""
+    forwarded: bytes
+    """For X-Forwarded-Client-Cert, in the form that Envoy has made common."""
+
+    @classmethod
+    def of(cls, certificate: object, der: bytes) -> Self:
+        """Read what `getpeercert` gives, and hash the certificate itself."""
+        parts, name = [f"Hash={hashlib.sha256(der).hexdigest()}"], None
+        match certificate:
+            case {"subject": subject}:
+                pairs = [pair for part in subject for pair in part]
+                name = next((value for kind, value in pairs if kind == "commonName"), None)
+                parts.append(
+                    f"Subject={_quoted(','.join(f'{_SHORT.get(kind, kind)}={value}' for kind, value in pairs))}"
+                )
+        match certificate:
+            case {"subjectAltName": ((_, str(name)), *_) as names}:
+                parts += [f"{kind}={_quoted(value)}" for kind, value in names if kind in ("URI", "DNS")]
+        return cls(name, ";".join(parts).encode("ascii", "backslashreplace"))
+
+
+_SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
+"""RFC 4514, 3."""
+
+
+def _quoted(value: str) -> str:
+    """Quote what is not plain; control characters, which no field may hold, become spaces."""
+    value = re.sub(r"[\x00-\x1f\x7f]", " ", value)
+    plain = re.fullmatch(r"[A-Za-z0-9._:/@*-]*", value)
+    return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

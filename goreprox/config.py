@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 from goreprox.doors import Network, Rule
 from goreprox.errors import ConfigError
 from goreprox.http.routes import Route
+from goreprox.http.settings import HttpSettings
 from goreprox.instance import default_runtime_dir
 from goreprox.proxyproto import Version
 
@@ -51,6 +52,7 @@ MAX_RULES: Final = 256  # networks allowed or denied; each new client is compare
 MAX_ROUTES: Final = 10_000
 MAX_PEERS: Final = 2048
 """All of them, told to one that reads slowly, fit into half of what a broker keeps for it: 4,096 messages, 16 MiB."""
+MAX_ALPN_BYTES: Final = 255  # RFC 7301, 3.1
 MAX_WORKERS: Final = 64
 MIN_WEIGHT: Final = 0.01
 MAX_WEIGHT: Final = 1000.0
@@ -268,11 +270,14 @@ class AcceptingConfig(EndConfig):
     auth_tokens: Path | None = None
     """The file of tokens, one of which each request must bring; None: requests need none."""
     auth_header: str = DEFAULT_AUTH_HEADER
+    without_tokens: tuple[int, ...] = ()
+    """Ports beside those that demand tokens whose clients cannot bring any: said one by one, lest one be forgotten."""
     trusted_proxies: tuple[Network, ...] = ()
     """Who is believed about the clients behind it."""
     proxy_protocol_from: tuple[Rule, ...] = ()
     """Whose connections begin with a header of the PROXY protocol."""
     access_log: bool = True
+    http: HttpSettings = field(default_factory=HttpSettings)
     routes: tuple[Route, ...] = ()
     """Which service the Host of an HTTP request is; empty: that of the listener."""
     tls_cert: Path | None = None
@@ -281,6 +286,8 @@ class AcceptingConfig(EndConfig):
     """Its private key; PEM."""
     tls_client_ca: Path | None = None
     """Who signs the certificates that TLS clients must have; None: they need none. PEM."""
+    tls_alpn: tuple[str, ...] = ()
+    """Protocols that `tls://` listeners agree on with clients (ALPN), the best first."""
 
     def __post_init__(self) -> None:
         EndConfig.__post_init__(self)
@@ -288,8 +295,9 @@ class AcceptingConfig(EndConfig):
         if len(self.trusted_proxies) > MAX_RULES:
             raise ConfigError(f"trusted-proxies: expected at most {MAX_RULES}, got {len(self.trusted_proxies)}")
         _check_routes(self.routes, self.listeners)
-        _check_auth(self.auth_tokens, self.auth_header, self.listeners)
+        _check_auth(self.auth_tokens, self.auth_header, self.without_tokens, self.listeners)
         _check_tls(self.tls_cert, self.tls_key, self.tls_client_ca, self.listeners)
+        _check_alpn(self.tls_alpn, self.listeners)
         for option, rules in (
             ("allow", self.allow),
             ("deny", self.deny),
@@ -302,6 +310,7 @@ class AcceptingConfig(EndConfig):
         _check_count("listen", len(self.listeners))
         _check_ports([("listen", listener.address) for listener in self.listeners])
         _check_services(self.services)
+        self.http.check_services(self.services)
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -475,16 +484,22 @@ def _check_routes(routes: Sequence[Route], listeners: Sequence[Listener]) -> Non
             )
 
 
-def _check_auth(path: Path | None, header: str, listeners: Sequence[Listener]) -> None:
+def _check_auth(path: Path | None, header: str, exempt: Sequence[int], listeners: Sequence[Listener]) -> None:
     if not _FIELD_NAME.fullmatch(header) or header.lower() in _NO_AUTH_HEADERS:
         raise ConfigError(f"auth-header {header!r}: expected the name of a header field, like {DEFAULT_AUTH_HEADER}")
-    raw = next((listener for listener in listeners if not listener.scheme.is_http), None)
-    if path is not None and raw is not None:
-        web = Scheme.HTTPS if raw.scheme.is_tls else Scheme.HTTP
-        raise ConfigError(
-            f"auth-tokens: listen {raw.address} passes bytes on unread and cannot check them; write "
-            f"{web.value}://{raw.address}, or leave --auth-tokens out"
-        )
+    raw = {listener.address.port: listener for listener in listeners if not listener.scheme.is_http}
+    for port in exempt:
+        if path is None:
+            raise ConfigError(f"without-tokens {port}: there are no --auth-tokens that a port could be without")
+        if port not in raw:
+            raise ConfigError(f"without-tokens {port}: no tcp:// or tls:// listener has this port")
+    for port, listener in raw.items():
+        if path is not None and port not in exempt:
+            web = Scheme.HTTPS if listener.scheme.is_tls else Scheme.HTTP
+            raise ConfigError(
+                f"auth-tokens: listen {listener.address} passes bytes on unread and cannot check them; write "
+                f"{web.value}://{listener.address}, or --without-tokens {port} if its clients need none"
+            )
 
 
 def _check_tls(cert: Path | None, key: Path | None, client_ca: Path | None, listeners: Sequence[Listener]) -> None:
@@ -501,6 +516,15 @@ def _check_tls(cert: Path | None, key: Path | None, client_ca: Path | None, list
             raise ConfigError(
                 f"{option} {path}: no port speaks TLS; write https:// or tls:// in --listen, or leave --{option} out"
             )
+
+
+def _check_alpn(protocols: Sequence[str], listeners: Sequence[Listener]) -> None:
+    for protocol in protocols:
+        if not (protocol.isascii() and protocol.isprintable() and 1 <= len(protocol) <= MAX_ALPN_BYTES):
+            raise ConfigError(f"tls-alpn {protocol!r}: expected the name of a protocol, like h2")
+    if protocols and not any(listener.scheme is Scheme.TLS for listener in listeners):
+        raise ConfigError("tls-alpn: there is no tls:// to listen on; https:// always offers http/1.1")
+    _check_distinct("tls-alpn", protocols)
 
 
 def _check_distinct(option: str, names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from brokers import LimitedLog, Role
 from goreprox import sockets
 from goreprox.balancer import Balancer, Candidate
 from goreprox.bridge import Bridge, Bridges, Joint
-from goreprox.certificates import Certificates, reason
+from goreprox.certificates import Certificates, Identity, reason
 from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, Address, EdgeConfig, Listener, Scheme
 from goreprox.doors import Doors, parse_client
 from goreprox.driver import Driver, Peer, clock
@@ -71,7 +71,9 @@ class Edge:
         self._sites = _sites(config, self.doors)
         self._certificates = None
         if config.tls_cert is not None and config.tls_key is not None:
-            self._certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+            self._certificates = Certificates(
+                config.tls_cert, config.tls_key, config.tls_client_ca, alpn=config.tls_alpn
+            )
         self._handshakes = Handshakes(poller)
         self._balancer = Balancer(random.Random())
         self._waiting = WaitingRoom(patience_s=config.grace_s, clock=clock, give_up=_reset)
@@ -126,7 +128,7 @@ class Edge:
         )
 
     def _serve(
-        self, client: str, destination: str, listener: Listener, sock: Socket, certificate: str | None = None
+        self, client: str, destination: str, listener: Listener, sock: Socket, certificate: Identity | None = None
     ) -> None:
         if listener.scheme.is_http:
             Front(self.fronts, sock, client, destination, self._sites[listener], certificate=certificate)
@@ -137,9 +139,9 @@ class Edge:
         self.connect(Bridge(self.bridges, sock, stream, self.bridge_ended))
 
     def _greeted(self, client: str, destination: str, listener: Listener, sock: TlsSocket) -> None:
-        certificate = sock.client_name
+        certificate = sock.identity
         if certificate is not None:
-            logger.debug("client {} has the certificate of {}", client, certificate)
+            logger.debug("client {} has the certificate of {}", client, certificate.name)
         self._serve(client, destination, listener, sock, certificate)
 
     def _not_greeted(self, client: str, exc: OSError) -> None:
@@ -335,9 +337,10 @@ def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
         listener: Site(
             listener.service,
             auth,
-            Forwarding(config.trusted_proxies, listener.scheme.value.encode()),
+            Forwarding(config.trusted_proxies, listener.scheme.value.encode(), config.http.via),
             routes,
             closed,
+            config.http,
             logs=config.access_log,
         )
         for listener in listeners

@@ -135,12 +135,24 @@ class AcceptingOptions(EndOptions):
     """File of tokens, one of which each HTTP request must bring; `goreprox token new` makes them."""
     auth_header: Annotated[str, Parameter(group=KEYS)] = "X-Goreprox-Auth"
     """Name of the header that brings it."""
+    without_tokens: Annotated[list[int] | None, Parameter(group=KEYS, negative="")] = None
+    """Port of a tcp:// or tls:// listener beside --auth-tokens whose clients need none; may be repeated."""
     tls_cert: _File = None
     """PEM file with the certificate for tls:// and https://, and its chain. Read again when it changes."""
     tls_key: _File = None
     """PEM file with its private key."""
     tls_client_ca: _File = None
     """PEM file with who signs the certificates of clients; those without one are refused."""
+    tls_alpn: Annotated[list[str] | None, Parameter(group=KEYS, negative="")] = None
+    """Protocol that tls:// ports agree on with clients (ALPN), like h2 for gRPC; may be repeated. [default: none]"""
+    via: Annotated[bool, Parameter(group=PROCESS)] = False
+    """Add Via to HTTP requests. Targets may then no longer compress their responses, as nginx by default."""
+    host_header: Annotated[list[str] | None, Parameter(group=ADDRESSES, negative="")] = None
+    """[SERVICE=]NAME that targets get as Host in HTTP requests; may be repeated. [default: as the client sent it]"""
+    max_header_bytes: Annotated[int, Parameter(group=LIMITS)] = 16_384
+    """Bytes that the header section of an HTTP request may have, 1024 to 262144."""
+    max_header_lines: Annotated[int, Parameter(group=LIMITS)] = 100
+    """Header lines that an HTTP request may have, 10 to 1000."""
     access_log: Annotated[bool, Parameter(group=PROCESS)] = True
     """Log each HTTP request."""
 
@@ -151,7 +163,9 @@ class AcceptingOptions(EndOptions):
             ConfigError: one cannot be read.
         """
         from goreprox.config import Listener
+        from goreprox.http.requests import Limits
         from goreprox.http.routes import Route
+        from goreprox.http.settings import HostHeader, HttpSettings
 
         listeners = {"listeners": tuple(map(Listener.parse, self.listen))} if self.listen else {}
         return (
@@ -168,10 +182,17 @@ class AcceptingOptions(EndOptions):
                 "queue_timeout_s": self.queue_timeout,
                 "auth_tokens": _expanded(self.auth_tokens),
                 "auth_header": self.auth_header,
+                "without_tokens": tuple(self.without_tokens or ()),
                 "tls_cert": _expanded(self.tls_cert),
                 "tls_key": _expanded(self.tls_key),
                 "tls_client_ca": _expanded(self.tls_client_ca),
+                "tls_alpn": tuple(self.tls_alpn or ()),
                 "access_log": self.access_log,
+                "http": HttpSettings(
+                    via=self.via,
+                    hosts=tuple(map(HostHeader.parse, self.host_header or ())),
+                    limits=Limits(self.max_header_bytes, self.max_header_lines),
+                ),
             }
         )
 

@@ -25,7 +25,7 @@ import ssl
 from collections.abc import Iterable
 from typing import Final
 
-from goreprox.certificates import name_in, reason
+from goreprox.certificates import Identity, reason
 from goreprox.poller import Poller
 from goreprox.protocol.events import Buffer
 
@@ -104,9 +104,10 @@ class TlsSocket:
         return bool(self._encrypted)
 
     @property
-    def client_name(self) -> str | None:
-        """The name in the client's certificate, if it had to have one."""
-        return name_in(self._tls.getpeercert())
+    def identity(self) -> Identity | None:
+        """What the client's certificate says, if it had to have one."""
+        der = self._tls.getpeercert(binary_form=True)
+        return None if der is None else Identity.of(self._tls.getpeercert(), der)
 
     # What a socket can do.
 

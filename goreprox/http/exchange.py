@@ -13,8 +13,9 @@ from goreprox.http import requests
 from goreprox.http.commands import Answered
 from goreprox.http.forwarding import Forwarding, is_forwarding
 from goreprox.http.messages import Answer, request_head
-from goreprox.http.requests import DEFAULT_LIMITS, Limits, Refused, with_dashes
+from goreprox.http.requests import Refused, with_dashes
 from goreprox.http.routes import Routes
+from goreprox.http.settings import HttpSettings
 
 _UPGRADE: Final = ("Upgrade", "-")
 _STAND_INS: Final = {
@@ -53,8 +54,7 @@ class Site:
     """None: every request is for `service`."""
     closed: Callable[[str, str], bool] | None = None
     """Whether an address is kept from a service; None: nobody is."""
-    limits: Limits = DEFAULT_LIMITS
-    """For the heads of requests."""
+    settings: HttpSettings = field(default_factory=HttpSettings)
     logs: bool = False
     """Whether the access log has its requests."""
 
@@ -95,8 +95,10 @@ class Exchange:
         """Whether it may be sent twice."""
         return self.request.method in requests.SAFE and not requests.has_body(self.request)
 
-    def admit(self, site: Site, *, address: str, authority: bytes) -> None:
-        """Find out where the request goes to; `address` is its client's, `authority` is for it if it names no host.
+    def admit(self, site: Site, *, address: str, authority: bytes, certificate: bytes = b"") -> None:
+        """Find out where the request goes to; `authority` is for it if it names no host.
+
+        `address` is its client's, and `certificate` what targets are told of that one's.
 
         Raises:
             Refused: it may not go there.
@@ -111,8 +113,9 @@ class Exchange:
                 raise Refused(400, "a field has the name of another with _ for -")
             values = [value for name, value in fields if name == site.auth.header]
             self.token = site.auth.admit(values, self.service, self.client)
-        added = site.forwarding.fields(request, address, host=host)
-        self.head = request_head(request, requests.passed_on(request, host=host, dropped=site.drops, added=added))
+        added = site.forwarding.fields(request, address, host=host, certificate=certificate)
+        told = site.settings.host_for(self.service) or host
+        self.head = request_head(request, requests.passed_on(request, host=told, dropped=site.drops, added=added))
 
     def answered(self) -> Answered:
         """Return what the access log has of it."""

@@ -1,4 +1,4 @@
-"""What a target is told of the client: X-Forwarded-For, -Proto and -Host, Forwarded (RFC 7239), Via (RFC 9110, 7.6.3).
+"""What a target is told of the client: X-Forwarded-For, -Proto, -Host and -Client-Cert, Forwarded (RFC 7239), Via.
 
 A client can write anything into these fields, so what it wrote is dropped, unless it is a proxy that is trusted: then
 our part is added to its own. Pure functions of a request and addresses.
@@ -15,8 +15,8 @@ from goreprox.http.requests import Fields, value_of, with_dashes
 
 PSEUDONYM: Final = b"goreprox"
 _FOR, _PROTO, _HOST = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
-_FORWARDED, _VIA = b"forwarded", b"via"
-FIELDS: Final = frozenset((_FOR, _PROTO, _HOST, _FORWARDED, _VIA, b"x-forwarded-port", b"x-real-ip"))
+_FORWARDED, _VIA, _CERTIFICATE = b"forwarded", b"via", b"x-forwarded-client-cert"
+FIELDS: Final = frozenset((_FOR, _PROTO, _HOST, _FORWARDED, _VIA, _CERTIFICATE, b"x-forwarded-port", b"x-real-ip"))
 
 
 def is_forwarding(name: bytes) -> bool:
@@ -30,6 +30,8 @@ class Forwarding:
 
     trusted: tuple[Network, ...] = ()
     proto: bytes = b"http"
+    via: bool = False
+    """Whether we are named in Via (RFC 9110, 7.6.3)."""
 
     def trusts(self, address: str) -> bool:
         """Whether what an address says of its own clients is believed."""
@@ -46,29 +48,28 @@ class Forwarding:
                 break
         return client
 
-    def fields(self, request: h11.Request, peer: str, *, host: bytes) -> Fields:
-        """Return the fields for the target of a request that came from `peer`."""
+    def fields(self, request: h11.Request, peer: str, *, host: bytes, certificate: bytes = b"") -> Fields:
+        """Return the fields for the target of a request that came from `peer`, who has shown `certificate`."""
         node = f'"[{peer}]"' if ":" in peer else peer
-        ours = b'for=%b;host="%b";proto=%b' % (node.encode(), host, self.proto)
-        via = b"%b %b" % (request.http_version, PSEUDONYM)
-        if not self.trusts(peer):
-            return _named(peer.encode(), self.proto, host, ours, via)
-        before = (_joined(request, name) for name in (_FOR, _FORWARDED, _VIA))
-        chain, forwarded, vias = (
-            b", ".join(filter(None, pair)) for pair in zip(before, (peer.encode(), ours, via), strict=True)
-        )
-        proto, original = value_of(request, _PROTO) or self.proto, value_of(request, _HOST) or host
-        return _named(chain, proto, original, forwarded, vias)
-
-
-def _named(chain: bytes, proto: bytes, host: bytes, forwarded: bytes, via: bytes) -> Fields:
-    return [
-        (b"X-Forwarded-For", chain),
-        (b"X-Forwarded-Proto", proto),
-        (b"X-Forwarded-Host", host),
-        (b"Forwarded", forwarded),
-        (b"Via", via),
-    ]
+        ours = {
+            _FOR: peer.encode(),
+            _FORWARDED: b'for=%b;host="%b";proto=%b' % (node.encode(), host, self.proto),
+            _VIA: b"%b %b" % (request.http_version, PSEUDONYM) if self.via else b"",
+            _CERTIFICATE: certificate,
+        }
+        proto, original = self.proto, host
+        if self.trusts(peer):
+            ours = {name: b", ".join(filter(None, (_joined(request, name), value))) for name, value in ours.items()}
+            proto, original = value_of(request, _PROTO) or proto, value_of(request, _HOST) or host
+        fields = [
+            (b"X-Forwarded-For", ours[_FOR]),
+            (b"X-Forwarded-Proto", proto),
+            (b"X-Forwarded-Host", original),
+            (b"Forwarded", ours[_FORWARDED]),
+            (b"Via", ours[_VIA]),
+            (b"X-Forwarded-Client-Cert", ours[_CERTIFICATE]),
+        ]
+        return [(name, value) for name, value in fields if value]
 
 
 def _without_port(hop: str) -> str:

@@ -13,6 +13,7 @@ from loguru import logger
 from brokers import LimitedLog
 from goreprox import sockets
 from goreprox.bridge import Bridge, Bridges
+from goreprox.certificates import Identity
 from goreprox.http.commands import (
     Abort,
     Answered,
@@ -133,11 +134,11 @@ class Front:
         destination: str,
         site: Site,
         *,
-        certificate: str | None = None,
+        certificate: Identity | None = None,
     ) -> None:
         """Take over `sock`, prepared, of a client who came to `destination`, and begin to read it.
 
-        `certificate` is the name in the client's, if any.
+        `certificate` is what is known of the client's, if it has shown one.
         """
         self._fronts = fronts
         self._bridges = fronts.bridges
@@ -145,8 +146,13 @@ class Front:
         self._fd = sock.fileno()
         self._client = client
         self._destination = destination
-        self._certificate = certificate
-        self._gateway = Gateway(site, client=client.rpartition(":")[0].strip("[]"), authority=destination)
+        self._certificate = None if certificate is None else certificate.name
+        self._gateway = Gateway(
+            site,
+            client=client.rpartition(":")[0].strip("[]"),
+            authority=destination,
+            certificate=b"" if certificate is None else certificate.forwarded,
+        )
         self._upstream: Upstream | None = None
         self._served_by: str | None = None
         """Whose stream the present request was on, once it is detached."""

@@ -34,13 +34,17 @@ from goreprox.http.requests import Refused
 class Gateway:
     """The machine. Each input returns what is to be done, in order; once it is over it wants no more."""
 
-    def __init__(self, site: Site, *, client: str, authority: str) -> None:
-        """Begin with nothing read. `client` is its address, `authority` where it came to, host and port."""
+    def __init__(self, site: Site, *, client: str, authority: str, certificate: bytes = b"") -> None:
+        """Begin with nothing read. `client` is its address, `authority` where it came to, host and port.
+
+        `certificate` is what targets are told of its certificate.
+        """
         self._site = site
         self._address = client
         self._authority = authority.encode()
+        self._certificate = certificate
         self._commands: Commands = []
-        self._reader = Reader(site.limits)
+        self._reader = Reader(site.settings.limits)
         self._provider: Replies | None = None
         """What comes over the stream there is."""
         self._asked = ""
@@ -172,7 +176,7 @@ class Gateway:
         try:
             request = self._reader.head()
             if request is not None:
-                request = requests.check(request, self._site.limits)
+                request = requests.check(request, self._site.settings.limits)
         except Refused as refused:
             self._answer(refused, request)
             return
@@ -184,7 +188,7 @@ class Gateway:
     def _begin(self, request: h11.Request) -> None:
         exchange = self._exchange = Exchange(request, self._site, self._address)
         try:
-            exchange.admit(self._site, address=self._address, authority=self._authority)
+            exchange.admit(self._site, address=self._address, authority=self._authority, certificate=self._certificate)
         except Refused as refused:
             self._answer(refused, last=False)
             return

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import re
 import signal
 import ssl
 import warnings
@@ -235,6 +236,27 @@ def test_a_client_that_does_not_shake_hands_counts_as_a_connection(tmp_path: Pat
     run(main())
 
 
+def test_a_tls_port_agrees_on_the_protocols_that_it_is_to(tmp_path: Path) -> None:
+    """As gRPC clients demand, which speak HTTP/2 with the target."""
+    authority = Authority(tmp_path)
+
+    async def agreed(made: Tunnel, *offered: str) -> str | None:
+        context = authority.trusting()
+        context.set_alpn_protocols(offered)
+        reader, writer = await asyncio.open_connection(HOST, made.port, ssl=context)
+        writer.write(b"PRI")
+        assert await reader.readexactly(3) == b"PRI"
+        found: str | None = writer.get_extra_info("ssl_object").selected_alpn_protocol()
+        writer.transport.abort()
+        return found
+
+    async def main() -> None:
+        async with tls_tunnel(tmp_path, echo, authority, "--tls-alpn", "h2", "--tls-alpn", "x") as made:
+            assert [await agreed(made, *each) for each in (("h2",), ("x", "h2"), ("y",))] == ["h2", "h2", None]
+
+    run(main())
+
+
 @pytest.mark.programs
 def test_curl_and_httpx_speak_https_and_the_target_is_told_so(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
@@ -252,7 +274,10 @@ def test_curl_and_httpx_speak_https_and_the_target_is_told_so(tmp_path: Path) ->
         demands = ("--tls-client-ca", str(authority.ca_file))
         async with tls_tunnel(tmp_path, target, authority, *demands, scheme="https") as made:
             url = f"https://{HOST}:{made.port}/page"
-            asked = curl("--cacert", str(authority.ca_file), "--cert", str(pem), "--write-out", " %{http_version}")
+            forged = ("--header", "X-Forwarded-Client-Cert: Hash=0", "--header", "X_Forwarded_Client_Cert: Hash=0")
+            asked = curl(
+                *forged, "--cacert", str(authority.ca_file), "--cert", str(pem), "--write-out", " %{http_version}"
+            )
             assert await output_of(*asked, "--http2", url, url) == "ok 1.1ok 1.1"
             assert await output_of(*curl("--cacert", str(authority.ca_file), url), code=56) == ""  # no certificate
             context = authority.trusting(name="bob.test")
@@ -262,6 +287,12 @@ def test_curl_and_httpx_speak_https_and_the_target_is_told_so(tmp_path: Path) ->
         for head in heads:
             assert "\r\nX-Forwarded-Proto: https\r\n" in head
             assert f'Forwarded: for={HOST};host="{HOST}:{made.port}";proto=https\r\n' in head
+        told = [
+            re.findall("(?i)x.forwarded.client.cert: Hash=([0-9a-f]{64});Subject=.*;DNS=(.*)\r", head) for head in heads
+        ]
+        assert [each[1] for (each,) in told] == ["alice.test"] * 2 + ["bob.test"] * 3
+        der = ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
+        assert told[0][0][0] == hashlib.sha256(der).hexdigest()
         logged = [entry["certificate"] for entry in made.server.log if entry.get("event") == "access"]
         assert logged == ["alice.test"] * 2 + ["bob.test"] * 3
 

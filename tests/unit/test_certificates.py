@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from loguru import logger
 
-from goreprox.certificates import Certificates, name_in
+from goreprox.certificates import Certificates, Identity
 from goreprox.config import Scheme
 from goreprox.errors import StartError
 from tests.tls import Authority
@@ -109,7 +109,10 @@ def test_a_changed_pair_is_read_again_and_one_that_does_not_load_is_not_used(
 
 def test_the_name_of_a_client_is_the_first_alternative_one_or_the_common_one() -> None:
     subject = ((("countryName", "CH"),), (("commonName", "alice"),))
-    assert name_in({"subject": subject, "subjectAltName": (("DNS", "a.test"), ("DNS", "b.test"))}) == "a.test"
-    assert name_in({"subject": subject}) == "alice"
-    assert name_in({"subject": subject[:1]}) is None
-    assert name_in(None) is None
+    assert (
+        Identity.of({"subject": subject, "subjectAltName": (("DNS", "a.test"), ("DNS", "b.test"))}, b"").name
+        == "a.test"
+    )
+    assert Identity.of({"subject": subject}, b"").name == "alice"
+    assert Identity.of({"subject": subject[:1]}, b"").name is None
+    assert Identity.of(None, b"").name is None

@@ -104,6 +104,7 @@ CLIENTS = {
     "queue-timeout": 3,
     "auth-tokens": "tokens.toml",
     "auth-header": "X-Token",
+    "without-tokens": [5],
     "trusted-proxies": ["10.0.0.0/8", "::1"],
     "proxy-protocol-from": ["10.0.0.0/8", "web=::1"],
     "access-log": False,
@@ -111,10 +112,15 @@ CLIENTS = {
     "tls-cert": "cert.pem",
     "tls-key": "key.pem",
     "tls-client-ca": "ca.pem",
+    "tls-alpn": ["h2", "x"],
+    "via": True,
+    "host-header": ["a.test", "web=b.test:1"],
+    "max-header-bytes": 2048,
+    "max-header-lines": 10,
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "server": {
-        "listen": ["http://127.0.0.1:1", "https://[::1]:2"],
+        "listen": ["http://127.0.0.1:1", "https://[::1]:2", "tls://5=web"],
         "reuse-port": True,
         "providers": "localhost:3",
         "edges": "localhost:4",
@@ -125,7 +131,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         **END,
     },
     "edge": {
-        "listen": ["http://1", "https://2"],
+        "listen": ["http://1", "https://2", "tls://5=web"],
         "reuse-port": True,
         "broker": ["h", "i:1"],
         "workers": 2,
@@ -275,6 +281,28 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
         (["broker", "--insecure", "--edges", "9887"], "providers :9887 and edges :9887: one port for two"),
         (["server", "--insecure", "--edges", "8080"], "listen :8080 and edges :8080: one port for two"),
         (["server", "--insecure", "--auth-tokens", "t"], "auth-tokens: listen :8080 passes bytes on unread"),
+        (
+            ["server", "--insecure", "--listen", "http://1", "--listen", "2", "--auth-tokens", "t"],
+            "without-tokens 2 if",
+        ),
+        (
+            ["server", "--insecure", "--listen", "2", "--listen", "3", "--auth-tokens", "t", "--without-tokens", "2"],
+            "auth-tokens: listen :3 passes bytes on unread",
+        ),
+        (["server", "--insecure", "--listen", "2", "--without-tokens", "2"], "without-tokens 2: there are no"),
+        (
+            ["server", "--insecure", "--listen", "http://1", "--auth-tokens", "t", "--without-tokens", "1"],
+            "without-tokens 1: no tcp:// or tls:// listener has this port",
+        ),
+        (["server", "--insecure", "--tls-alpn", "h2"], "tls-alpn: there is no tls://"),
+        (["server", "--insecure", "--host-header", "web=a b"], "host-header 'web=a b': 'a b' is not a host"),
+        (["server", "--insecure", "--host-header", "a:99999"], "host-header 'a:99999'"),
+        (["server", "--insecure", "--host-header", "web=a"], "host-header web=a: no client can ask for that service"),
+        (
+            ["server", "--insecure", "--max-header-bytes", "500000"],
+            "max-header-bytes 500,000: expected 1,024 to 262,144",
+        ),
+        (["server", "--insecure", "--max-header-lines", "9"], "max-header-lines 9: expected 10 to 1,000"),
         (["server", "--insecure", "--route", "a=web"], "route: there is no http:// or https:// to listen on"),
         (
             ["server", "--insecure", "--listen", "https://8443"],

@@ -42,8 +42,8 @@ class Seen:
 class Talk:
     """A gateway, and what came of it so far."""
 
-    def __init__(self, site: Site | None = None) -> None:
-        self.gateway = Gateway(site or Site("web"), client=CLIENT, authority=AUTHORITY)
+    def __init__(self, site: Site | None = None, *, certificate: bytes = b"") -> None:
+        self.gateway = Gateway(site or Site("web"), client=CLIENT, authority=AUTHORITY, certificate=certificate)
         self.seen = Seen()
         self._connected = False
 

@@ -9,6 +9,7 @@ import pytest
 from goreprox.http.commands import Answered
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
+from goreprox.http.settings import HostHeader, HttpSettings
 from tests.unit.http.harness import CLIENT, OK, Talk
 
 TRUSTING = Forwarding((ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("10.0.0.0/8")))
@@ -35,7 +36,6 @@ def test_a_client_cannot_say_whom_it_speaks_for() -> None:
         (b"x-forwarded-proto", b"http"),
         (b"x-forwarded-host", b"a:80"),
         (b"forwarded", b'for=192.0.2.9;host="a:80";proto=http'),
-        (b"via", b"1.1 goreprox"),
     ]
     assert passed_on(Forwarding(), get(LIES)) == passed_on(Forwarding(), get())
 
@@ -46,8 +46,32 @@ def test_a_trusted_proxy_can_and_is_added_to_the_chain() -> None:
         (b"x-forwarded-proto", b"https"),
         (b"x-forwarded-host", b"example.org"),
         (b"forwarded", b'for=203.0.113.7, for=192.0.2.9;host="a:80";proto=http'),
-        (b"via", b"1.1 proxy, 1.1 goreprox"),
+        (b"via", b"1.1 proxy"),
     ]
+
+
+def test_via_names_us_only_where_it_is_to() -> None:
+    """With any Via nginx does not compress, by default (gzip_proxied off)."""
+    assert b"via" not in dict(passed_on(Forwarding(), get(LIES)))
+    assert dict(passed_on(Forwarding(via=True), get(LIES)))[b"via"] == b"1.1 goreprox"
+    assert dict(passed_on(Forwarding(TRUSTING.trusted, via=True), get(LIES)))[b"via"] == b"1.1 proxy, 1.1 goreprox"
+
+
+@pytest.mark.parametrize("name", [b"X-Forwarded-Client-Cert", b"x_forwarded_client_cert"])
+def test_a_certificate_is_told_by_us_alone(name: bytes) -> None:
+    forged = get(name + b": Hash=1\r\n")
+    assert b"x-forwarded-client-cert" not in dict(passed_on(Forwarding(), forged))
+    talk = Talk(Site("web"), certificate=b'Hash=2;Subject="CN=alice"').client(forged)
+    assert talk.seen.to_target[0].lower().count(b"client") == 1
+    assert b'X-Forwarded-Client-Cert: Hash=2;Subject="CN=alice"\r\n' in talk.seen.to_target[0]
+
+
+def test_targets_get_another_host_where_they_are_to() -> None:
+    hosts = (HostHeader(None, "any.test"), HostHeader("web", "web.test:81"))
+    for service, host in (("web", b"web.test:81"), ("other", b"any.test")):
+        talk = Talk(Site(service, settings=HttpSettings(hosts=hosts))).client(get())
+        assert talk.seen.to_target[0].count(b"\r\nHost: " + host + b"\r\n") == 1
+        assert b"X-Forwarded-Host: a:80\r\n" in talk.seen.to_target[0]
 
 
 def test_an_ipv6_client_is_written_as_rfc_7239_wants_it() -> None:

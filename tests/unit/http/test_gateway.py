@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from goreprox.http.commands import Abort, Connect, Discard, Finish, HalfClose, Release, Switch
 from goreprox.http.exchange import Site
 from goreprox.http.reader import AHEAD, CHUNKED_READ
-from goreprox.http.requests import DEFAULT_LIMITS
+from goreprox.http.requests import DEFAULT_LIMITS, Limits
 from goreprox.http.routes import Routes
+from goreprox.http.settings import MAX_HEAD_BYTES, HttpSettings
 from tests.unit.http.harness import AUTHORITY, OK, Talk, split
 
 MAX_HEAD = DEFAULT_LIMITS.head_bytes
@@ -231,7 +232,7 @@ def test_fields_of_the_connection_end_here() -> None:
         b"Proxy-Connection: x\r\nUpgrade: h2c\r\nX-End: 2\r\n\r\n"
     )
     assert names(first_request(talk))[:2] == [b"host", b"x-end"]
-    assert len(names(first_request(talk))) == 7  # what targets are told of the client
+    assert len(names(first_request(talk))) == 6  # what targets are told of the client
     talk.target(
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 1\r\nX-End: 2\r\n\r\n"
     )
@@ -430,6 +431,19 @@ def test_a_head_may_have_so_many_lines_and_no_more() -> None:
     assert len(Talk().client(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(lines[:99]) + b"\r\n").requests()) == 2
     talk = Talk().client(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(lines) + b"\r\n")
     assert talk.statuses == [431]
+
+
+def test_a_head_may_be_longer_where_the_operator_says_so() -> None:
+    site = Site("web", settings=HttpSettings(limits=Limits(MAX_HEAD_BYTES, 200)))
+    lines = b"".join(b"X-%d: 1\r\n" % number for number in range(198))
+    start = b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"Cookie: "
+    fits = start + b"x" * (MAX_HEAD_BYTES - len(start) - 4) + b"\r\n\r\n"
+    assert Talk(site).gateway.wanted == MAX_HEAD_BYTES
+    for cut in (1, 16_384, len(fits) - 1):
+        talk = Talk(site).client(fits[:cut], fits[cut:]).target(OK)
+        assert talk.statuses == [200]
+    assert Talk(site).client(fits.replace(b"Cookie: x", b"Cookie: xx")).statuses == [431]
+    assert Talk(site).client(start + b"x\r\nX: 1\r\n\r\n").statuses == [431]
 
 
 def test_a_slow_head_is_408_and_a_silent_client_is_let_go() -> None:

@@ -91,10 +91,16 @@ class Certificates:
         try:
             _check_pem("tls-cert", self._cert, "CERTIFICATE-----")
             _check_pem("tls-key", self._key, "PRIVATE KEY-----")
+            if b"BEGIN OPENSSH PRIVATE KEY" in self._key.read_bytes():
+                raise ConfigError(
+                    f"tls-key {self._key}: it is a key for ssh; name the PEM private key of the certificate"
+                )
         except ConfigError as found:
             return found
         if isinstance(exc, ssl.SSLError) and exc.reason == "KEY_VALUES_MISMATCH":
             return ConfigError(f"tls-key {self._key}: it is not the key of the certificate in {self._cert}")
+        if isinstance(exc, ssl.SSLError) and exc.reason in ("PEM_LIB", None):  # OpenSSL says no more
+            return ConfigError(f"tls-cert {self._cert} and tls-key {self._key}: one of them is damaged or no PEM file")
         return ConfigError(f"tls-cert {self._cert} and tls-key {self._key}: {reason(exc)}")
 
 

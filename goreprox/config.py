@@ -59,7 +59,7 @@ MAX_WEIGHT: Final = 1000.0
 # The roster has 4 KiB for all that a peer says of itself; 1 KiB of it is for what is not the services' names.
 MAX_SERVICES_BYTES: Final = 3 * 1024
 
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _HOST_NAME: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
     r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
@@ -86,6 +86,8 @@ class Address:
         Raises:
             ConfigError: it is none of these.
         """
+        if "://" in text:
+            raise _bad_address(text, f"leave {text.partition('://')[0]}:// out")
         if _PORT.fullmatch(text):
             return cls(None, _port(text, text))
         host, separator, port = text.rpartition(":")
@@ -162,6 +164,10 @@ class Listener:
             known = ", ".join(f"{each.value}://" for each in Scheme)
             raise ConfigError(f"listen {text!r}: {scheme!r} is not known; write one of {known}") from None
         address, separator, service = rest.partition("=")
+        if _PORT.fullmatch(service.rpartition(":")[2]) and _NAME.fullmatch(address) and not address.isdigit():
+            raise ConfigError(
+                f"listen {text!r}: the port comes first: {service}={address} (in targets the service does)"
+            )
         return cls(Address.parse(address), service if separator else DEFAULT_SERVICE, parsed)
 
     def __post_init__(self) -> None:
@@ -186,7 +192,18 @@ class Target:
             ConfigError: the address or the name is malformed.
         """
         service, separator, address = text.rpartition("=")
-        parsed = Address.parse(address)
+        if separator and _NAME.fullmatch(address) and not address.isdigit() and _PORT.fullmatch(service):
+            raise ConfigError(
+                f"target {text!r}: the service comes first: {address}={service} (in --listen the port does)"
+            )
+        if text == "=" or (separator and not address):
+            raise ConfigError(f"target {text!r}: write SERVICE=PORT without blanks, like web=3000")
+        try:
+            parsed = Address.parse(address)
+        except ConfigError as exc:
+            raise ConfigError(
+                f"target {text!r}: {exc}, each after SERVICE= if it is not of the default service"
+            ) from exc
         return cls(service if separator else DEFAULT_SERVICE, Address(parsed.host or "127.0.0.1", parsed.port))
 
     def __post_init__(self) -> None:
@@ -209,18 +226,20 @@ def parse_services(text: str) -> list[str]:
 
 
 def check_name(what: str, name: str) -> None:
-    """Accept 1 to 64 of `A-Z a-z 0-9 . _ -`.
+    """Accept 1 to 64 of `A-Z a-z 0-9 . _ -`, not beginning with a dot or a dash: it may become a file's name.
 
     Raises:
         ConfigError: it is anything else.
     """
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{what} {name!r}: expected 1 to 64 of A-Z a-z 0-9 . _ -")
+        raise ConfigError(
+            f"{what} {name!r}: expected 1 to 64 of A-Z a-z 0-9 . _ -, and neither a dot nor a dash at the beginning"
+        )
 
 
 def default_name() -> str:
     """Give the host's name, every character that a name may not hold replaced by `-`."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "unnamed"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip(".-")[:64] or "unnamed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,7 +415,7 @@ class ProviderConfig(EndConfig):
     def __post_init__(self) -> None:
         EndConfig.__post_init__(self)
         _check_count("target", len(self.targets))
-        _check_distinct("service", self.services)
+        _check_targets(self.targets)
         _check_services(self.services)
         _check_remotes("server", self.servers)
         _check_seconds("dial-timeout", self.dial_timeout_s, least=0.1)
@@ -416,6 +435,8 @@ def _host(host: str, text: str) -> str:
             raise _bad_address(text, f"{host[1:-1]!r} is not an IPv6 address") from None
     if ":" in host:
         raise _bad_address(text, "an IPv6 address needs brackets")
+    if host.isdigit():
+        raise _bad_address(text, f"{host} is a number and no host")
     if not _HOST_NAME.fullmatch(host):
         raise _bad_address(text, f"{host!r} is neither a host name nor an IP address")
     return host
@@ -531,6 +552,16 @@ def _check_distinct(option: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{option} {name}: given twice; once is enough")
+
+
+def _check_targets(targets: Sequence[Target]) -> None:
+    for first, second in itertools.combinations(targets, 2):
+        if first.service == second.service:
+            hint = f"web={first.address.port} ssh={second.address.port}"
+            raise ConfigError(
+                f"targets {first.address} and {second.address}: both are of the service {first.service}; give each its "
+                f"own name, like {hint}"
+            )
 
 
 def _check_remotes(option: str, addresses: Sequence[Address]) -> None:

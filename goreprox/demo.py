@@ -152,7 +152,7 @@ async def _fetch(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.St
     return reader, writer
 
 
-async def run(*, keep: bool, size_mib: int, cuts: int) -> None:
+async def run(*, keep: bool, size_bytes: int, cuts: int) -> None:
     """Show it.
 
     Raises:
@@ -187,7 +187,7 @@ async def run(*, keep: bool, size_mib: int, cuts: int) -> None:
         page = await reader.read()
         writer.close()
         console.print(f"fetched the page through the tunnel: {len(page)} bytes")
-        await _download(console, link, port, size_mib * MIB, cuts)
+        await _download(console, link, port, size_bytes, cuts)
         if keep:
             stop = asyncio.Event()
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -4,6 +4,7 @@ Knows only messages and exit codes. A message names the thing, the cause and the
 `listen 0.0.0.0:8080: the port is in use; stop the other program or choose another port with --listen`.
 """
 
+import errno
 from typing import ClassVar
 
 
@@ -29,3 +30,14 @@ class StatusError(GoreproxError):
     """A running process was asked for its status in vain, or there is none."""
 
     exit_code: ClassVar[int] = 1
+
+
+def advice(exc: OSError, option: str) -> str:
+    """Say what to do about a directory, the value of `option`, that cannot be written."""
+    match exc.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"free some space, or name another with {option}"
+        case errno.ENOTDIR | errno.EEXIST:
+            return f"it is not a directory; name another with {option}"
+        case _:
+            return f"make it writable for this user, or name another with {option}"

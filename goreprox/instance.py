@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Final, Self
 
-from goreprox.errors import StartError
+from goreprox.errors import StartError, advice
 
 INCARNATION_BYTES: Final = 16
 MAX_SLOTS: Final = 1024  # live processes of one role and name on one machine
@@ -66,7 +66,7 @@ class Instance:
                     return cls(fd, path, role=role, name=name, incarnation=incarnation, predecessor=predecessor)
         except OSError as exc:
             raise StartError(
-                f"runtime directory {runtime_dir}: {exc.strerror}; name a writable one with --runtime-dir"
+                f"runtime directory {runtime_dir}: {exc.strerror}; {advice(exc, '--runtime-dir')}"
             ) from exc
         raise StartError(f"name {name}: {MAX_SLOTS} processes of that name run here already; choose another name")
 

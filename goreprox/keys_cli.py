@@ -1,8 +1,10 @@
 """The command `goreprox keys`: whom the server knows. It works on the state directory, whether a server runs or not.
 
-A join string is a secret: it is printed to terminals only; elsewhere the file is named that holds it.
+A join string is a secret. `add` prints it, for a file or a pipe on the other side; `list` does not, and `show` only on
+a terminal.
 """
 
+import json as json_
 import os
 import sys
 from pathlib import Path
@@ -11,27 +13,40 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from cyclopts import App, Group, Parameter
 
 from goreprox.columns import columns
+from goreprox.helptext import example
 
 if TYPE_CHECKING:
-    from brokers import Role
     from goreprox.keys.state import Authorized, StateDir
 
 _KEYS: Final = Group("Keys", sort_key=2)
+ANY: Final = "any"
 StateOption = Annotated[
     Path | None,
     Parameter(
         group=_KEYS,
         env_var="GOREPROX_STATE_DIR",
-        help="Directory of the server's keys. [default: STATE_DIRECTORY, or goreprox in XDG_STATE_HOME]",
+        show_env_var=False,
+        metavar="DIR",
+        help="Directory of the server's keys. [default: as the server's]",
     ),
 ]
 
 app: Final = App(
     name="keys",
-    help="Say who may connect to this server.",
-    help_epilogue="Only --state-dir is also a variable (GOREPROX_STATE_DIR) and a key of the file (state-dir).",
+    sort_key=3,
+    help="Manage which providers and edges may connect to a server.",
+    help_epilogue=example(
+        "goreprox keys add laptop --services web,ssh",
+        "ssh SERVER goreprox keys add laptop > laptop.join",
+        "goreprox keys set laptop --services web",
+        "goreprox keys revoke laptop",
+    ),
     help_format="plaintext",
 )
+
+
+_Services = Annotated[str | None, Parameter(group=_KEYS, metavar="A,B")]
+_Json = Annotated[bool, Parameter(group=_KEYS, negative="")]
 
 
 @app.command
@@ -39,12 +54,15 @@ def add(
     name: str,
     /,
     *,
-    role: Annotated[Literal["provider", "edge"], Parameter(group=_KEYS)] = "provider",
-    services: Annotated[str | None, Parameter(group=_KEYS)] = None,
-    address: Annotated[list[str] | None, Parameter(group=_KEYS, negative="")] = None,
+    role: Annotated[Literal["provider", "edge"], Parameter(group=_KEYS, metavar="ROLE")] = "provider",
+    services: _Services = None,
+    address: Annotated[list[str] | None, Parameter(group=_KEYS, negative="", metavar="HOST[:PORT]")] = None,
+    json: _Json = False,
     state_dir: StateOption = None,
 ) -> None:
-    """Authorise one more provider or edge, and make its join string.
+    """Authorise one more provider or edge, and print its join string.
+
+    On a terminal it prints the command to run on the other machine, elsewhere only the join string.
 
     Parameters
     ----------
@@ -55,11 +73,14 @@ def add(
     services
         The services that it may offer, separated by commas. [default: any]
     address
-        HOST[:PORT] where it reaches this server; may be repeated. [default: as the server was told by --address]
+        Where it reaches this server. May be repeated. [default: as the server was told by --address]
+    json
+        Print a JSON object: what `list --json` shows, the addresses, and the join string.
     """
     from brokers import Role
     from goreprox.config import Address, check_dialable, parse_services
-    from goreprox.keys.guard import assumption
+    from goreprox.keys.files import read_secret
+    from goreprox.keys.guard import assumption, command_line
 
     state = _state(state_dir, make=True)
     reach = state.reach()
@@ -69,18 +90,32 @@ def add(
     for each in addresses or ():
         check_dialable("address", each)
     path = state.add(Role[role.upper()], name, wanted, addresses)
-    _print_join(path, Role[role.upper()])
+    text = read_secret(path).strip()
+    if json:
+        named = [str(each) for each in addresses or reach.addresses(Role[role.upper()])]
+        print(json_.dumps(_document(state, state.key(name)) | {"addresses": named, "join": text}), flush=True)
+    else:
+        print(command_line(path, Role[role.upper()]) if sys.stdout.isatty() else text, flush=True)
     if addresses is None and reach.assumed_host is not None:
         print(assumption(reach.assumed_host), file=sys.stderr)
 
 
 @app.command(name="list")
-def list_(*, state_dir: StateOption = None) -> None:
-    """Show all authorised keys."""
+def list_(*, json: _Json = False, state_dir: StateOption = None) -> None:
+    """Show all authorised keys.
+
+    Parameters
+    ----------
+    json
+        Print a JSON array, one object per key.
+    """
     state = _state(state_dir)
-    rows = [("NAME", "ROLE", "SERVICES", "CREATED", "JOIN STRING")]
+    if json:
+        print(json_.dumps([_document(state, key) for key in state.all()], indent=2))
+        return
+    rows = [("NAME", "ROLE", "SERVICES", "CREATED", "JOIN FILE")]
     rows += [
-        (key.name, key.role.name.lower(), _services(key), key.created, "here" if _here(state, key) else "handed over")
+        (key.name, key.role.name.lower(), _services(key), key.created, _join_file(state, key) or "removed")
         for key in state.all()
     ]
     print(columns(rows))
@@ -88,24 +123,53 @@ def list_(*, state_dir: StateOption = None) -> None:
 
 @app.command
 def show(name: str, /, *, state_dir: StateOption = None) -> None:
-    """Show one key, and on a terminal its join string.
+    """Show one key, and on a terminal the command to run on the other machine.
 
     Parameters
     ----------
     name
         Whose key.
     """
+    from goreprox.keys.guard import command_line
+
     state = _state(state_dir)
     key = state.key(name)
     print(f"name      {key.name}\nrole      {key.role.name.lower()}\nservices  {_services(key)}")
     print(f"created   {key.created}\nkey       {key.public.decode()}")
-    if _here(state, key):
-        _print_join(state.join_file(name), key.role)
+    path = _join_file(state, key)
+    if path is not None:
+        print(f"join      {path}")
+        if sys.stdout.isatty():
+            print(command_line(state.join_file(name), key.role))
+
+
+@app.command(name="set")
+def set_(
+    name: str, /, *, services: Annotated[str, Parameter(group=_KEYS, metavar="A,B")], state_dir: StateOption = None
+) -> None:
+    """Change which services a key may offer; it counts within a second.
+
+    A connected peer that offers others is disconnected, and its connections are reset.
+
+    Parameters
+    ----------
+    name
+        Whose key.
+    services
+        The services that it may offer, separated by commas; `any` allows all.
+    """
+    from goreprox.config import parse_services
+
+    state = _state(state_dir)
+    key = state.allow(name, None if services == ANY else parse_services(services))
+    print(f"{name} may offer: {_services(key)}")
 
 
 @app.command
 def revoke(name: str, /, *, state_dir: StateOption = None) -> None:
-    """Let a peer in no more; one that is connected is put out within a second, and its connections are reset.
+    """Revoke a key, and remove its files.
+
+    A connected peer is disconnected within a second, and its connections are reset.
 
     Parameters
     ----------
@@ -118,18 +182,12 @@ def revoke(name: str, /, *, state_dir: StateOption = None) -> None:
 
 @app.command
 def rotate(*, state_dir: StateOption = None) -> None:
-    """Give the server its next key. Links are made anew, connections go on."""
+    """Replace the server's key by its next one. Links reconnect, connections go on."""
     state = _state(state_dir)
     renewed = state.rotate()
-    print(f"the server has its next key; {len(renewed)} join strings in {state.join} are renewed")
-    print("hand out new ones before you rotate again: those made before this rotation work until then")
-
-
-def _print_join(path: Path, role: "Role") -> None:
-    """Show a join string on a terminal; elsewhere say where it is."""
-    from goreprox.keys.guard import command_line
-
-    print(command_line(path, role) if sys.stdout.isatty() else f"its join string is in {path}", flush=True)
+    count = f"{len(renewed)} join string{'' if len(renewed) == 1 else 's'}"
+    print(f"the server uses its next key; {count} in {state.join} renewed")
+    print("peers with older join strings go on until the next rotation; give them the new ones before it")
 
 
 def _state(directory: Path | None, *, make: bool = False) -> "StateDir":
@@ -139,13 +197,29 @@ def _state(directory: Path | None, *, make: bool = False) -> "StateDir":
 
     path = directory.expanduser() if directory else default_state_dir()
     if not make and not os.path.exists(path / "server.key"):  # noqa: PTH110 -- also false where it cannot be looked at
-        raise ConfigError(f"state-dir {path}: no server.key is there, so no server uses it; name another --state-dir")
+        raise ConfigError(
+            f"state-dir {path}: no server.key is there, so no server uses it; start `goreprox server` once, or name "
+            "another --state-dir"
+        )
     return StateDir(path)
 
 
 def _services(key: "Authorized") -> str:
-    return "any" if key.services is None else ", ".join(key.services) or "none"
+    return ANY if key.services is None else ", ".join(key.services) or "none"
 
 
-def _here(state: "StateDir", key: "Authorized") -> bool:
-    return state.join_file(key.name).exists()
+def _join_file(state: "StateDir", key: "Authorized") -> str | None:
+    path = state.join_file(key.name)
+    return str(path) if path.exists() else None
+
+
+def _document(state: "StateDir", key: "Authorized") -> dict[str, object]:
+    """Return what JSON says of a key; nothing of it is secret."""
+    return {
+        "name": key.name,
+        "role": key.role.name.lower(),
+        "services": None if key.services is None else list(key.services),
+        "created": key.created,
+        "key": key.public.decode(),
+        "join_file": _join_file(state, key),
+    }

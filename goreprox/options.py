@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from cyclopts import Group, Parameter
 
+from goreprox import units
 from goreprox.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cyclopts import Token
 
@@ -21,19 +22,7 @@ if TYPE_CHECKING:
 
 Level = Literal["trace", "debug", "info", "warning", "error"]
 
-
-def _level(_: object, tokens: "Sequence[Token]") -> str:
-    """Read a level in any case; `warn` is one, too, as elsewhere.
-
-    Raises:
-        ValueError: it is none.
-    """
-    text = tokens[0].value.lower()
-    level = "warning" if text == "warn" else text
-    if level not in get_args(Level):
-        raise ValueError(f"{tokens[0].value!r} is none of {', '.join(get_args(Level))}")
-    return level
-
+MIB: Final = 1 << 20
 
 ADDRESSES: Final = Group("Addresses", sort_key=1)
 KEYS: Final = Group("Keys", sort_key=2)
@@ -42,32 +31,62 @@ LIMITS: Final = Group("Limits", sort_key=4)
 PROCESS: Final = Group("Process", sort_key=5)
 
 
+def _reading(parse: "Callable[[str], object]") -> "Callable[[object, Sequence[Token]], object]":
+    """Make a converter of a function that reads one text, and raises ValueError with what it expected."""
+    return lambda _, tokens: parse(tokens[0].value)
+
+
+def _reading_all(parse: "Callable[[str], object]") -> "Callable[[object, Sequence[Token]], object]":
+    """Make the same for an option that may be repeated."""
+    return lambda _, tokens: [parse(token.value) for token in tokens]
+
+
+def _level(text: str) -> str:
+    level = {"warn": "warning"}.get(text.lower(), text.lower())
+    if level not in get_args(Level):
+        raise ValueError(f"expected one of {', '.join(get_args(Level))}")
+    return level
+
+
+Seconds = Annotated[float, Parameter(converter=_reading(units.seconds), n_tokens=1, metavar="SECONDS")]
+Mebibytes = Annotated[float, Parameter(converter=_reading(units.mebibytes), n_tokens=1, metavar="MIB")]
+Count = Annotated[int, Parameter(converter=_reading(units.count), n_tokens=1, metavar="N")]
+Number = Annotated[float, Parameter(converter=_reading(units.number), n_tokens=1, metavar="N")]
+File = Annotated[Path | None, Parameter(metavar="FILE")]
+Directory = Annotated[Path | None, Parameter(metavar="DIR")]
+Text = Annotated[str | None, Parameter(metavar="NAME")]
+Several = Annotated[list[str] | None, Parameter(negative="")]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ProcessOptions:
-    """Options of every command."""
+class FileOptions:
+    """Options of every command but keys and token."""
 
-    config: Annotated[Path | None, Parameter(group=PROCESS)] = None
-    """Read options from this TOML file. [default: goreprox.toml, if there is one]"""
-    log_level: Annotated[Level, Parameter(group=PROCESS, converter=_level)] = "info"
-    """Log from this level on."""
-    log_json: Annotated[bool, Parameter(group=PROCESS)] = False
-    """Log JSON, one object a line."""
+    config: Annotated[File, Parameter(group=PROCESS)] = None
+    """Read options from this TOML file. [default: goreprox.toml in the current directory, if there is one]"""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class RoleOptions(ProcessOptions):
+class RoleOptions(FileOptions):
     """Options of every role. The defaults are those of `goreprox.config`."""
 
-    name: Annotated[str | None, Parameter(group=PROCESS)] = None
-    """Name for the other side; processes of one name are replicas. [default: the host's name]"""
-    runtime_dir: Annotated[Path | None, Parameter(group=PROCESS)] = None
-    """Directory for lock files. [default: goreprox in XDG_RUNTIME_DIR, /run or the temporary one]"""
+    log_level: Annotated[
+        Level, Parameter(group=PROCESS, converter=_reading(_level), n_tokens=1, metavar="LEVEL", show_choices=False)
+    ] = "info"
+    """Log this and above: trace, debug, info, warning or error."""
+    log_json: Annotated[bool, Parameter(group=PROCESS)] = False
+    """Log one JSON object per line."""
+    name: Annotated[Text, Parameter(group=PROCESS)] = None
+    """Name shown to the other side; processes of one name are replicas. [default: this host's name]"""
+    runtime_dir: Annotated[Directory, Parameter(group=PROCESS)] = None
+    """Directory for lock files and the status socket. [default: goreprox in XDG_RUNTIME_DIR or /run, else in the
+    temporary directory]"""
     insecure: Annotated[bool, Parameter(group=KEYS)] = False
-    """Have links in plaintext and without keys: whoever reaches the port can join."""
-    link_timeout: Annotated[float, Parameter(group=LIFETIMES)] = 6
-    """Seconds of silence after which a link counts as broken."""
+    """Disable encryption and authentication of links; anyone who can reach the port can join."""
+    link_timeout: Annotated[Seconds, Parameter(group=LIFETIMES)] = 6
+    """Silence after which a link counts as broken."""
 
     def role(self) -> dict[str, Any]:
         """Give the arguments that `ProcessConfig` takes."""
@@ -80,16 +99,16 @@ class RoleOptions(ProcessOptions):
 class EndOptions(RoleOptions):
     """Options of those that own connections: of server, edge and provider."""
 
-    grace: Annotated[float, Parameter(group=LIFETIMES)] = 60
-    """Seconds for which connections outlive a broken link. The smaller one of the two sides counts."""
-    drain: Annotated[float, Parameter(group=LIFETIMES)] = 30
-    """Seconds that connections have to end after SIGTERM."""
-    half_closed_timeout: Annotated[float, Parameter(group=LIFETIMES)] = 0
-    """Seconds without traffic after which a half-closed connection is reset; 0: never."""
-    max_connections: Annotated[int, Parameter(group=LIMITS)] = 10_000
-    """Connections at a time; further ones wait in the kernel's backlog."""
-    memory: Annotated[int, Parameter(group=LIMITS)] = 256
-    """MiB for what is on its way, both directions together."""
+    grace: Annotated[Seconds, Parameter(group=LIFETIMES)] = 60
+    """How long connections outlive a broken link. The smaller value of the two sides counts."""
+    drain: Annotated[Seconds, Parameter(group=LIFETIMES)] = 30
+    """How long connections may take to end after SIGTERM or Ctrl-C; a second signal resets them at once."""
+    half_closed_timeout: Annotated[Seconds, Parameter(group=LIFETIMES)] = 0
+    """Reset a half-closed connection after so long without traffic; 0: never."""
+    max_connections: Annotated[Count, Parameter(group=LIMITS)] = 10_000
+    """Connections at a time. Further clients wait at a server or edge; a provider refuses them."""
+    memory: Annotated[Mebibytes, Parameter(group=LIMITS)] = 256
+    """Memory for data in transit, both directions together."""
 
     def end(self) -> dict[str, Any]:
         """Give the arguments that `EndConfig` takes."""
@@ -98,13 +117,12 @@ class EndOptions(RoleOptions):
             "drain_s": self.drain,
             "half_closed_timeout_s": self.half_closed_timeout or None,
             "max_connections": self.max_connections,
-            "memory_bytes": self.memory << 20,
+            "memory_bytes": round(self.memory * MIB),
         }
 
 
-_Addresses = Annotated[list[str] | None, Parameter(group=ADDRESSES, negative="")]
-_Rules = Annotated[list[str] | None, Parameter(group=LIMITS, negative="")]
-_File = Annotated[Path | None, Parameter(group=KEYS)]
+_Rules = Annotated[Several, Parameter(group=LIMITS, metavar="[PLACE=]CIDR")]
+_File = Annotated[File, Parameter(group=KEYS)]
 
 
 @Parameter(name="*")
@@ -112,46 +130,48 @@ _File = Annotated[Path | None, Parameter(group=KEYS)]
 class AcceptingOptions(EndOptions):
     """Options of those that accept clients: of server and edge."""
 
-    listen: _Addresses = None
-    """[SCHEME://]ADDR[=SERVICE] for clients; SCHEME is tcp, http, or after TLS tls, https; may be repeated.
-    [default: 8080, on all interfaces]"""
+    listen: Annotated[Several, Parameter(group=ADDRESSES, metavar="[SCHEME://]ADDR[=SERVICE]")] = None
+    """Accept clients here, for this service. SCHEME is tcp (default) or http, or, with TLS, tls or https. May be
+    repeated. [default: 8080]"""
     reuse_port: Annotated[bool, Parameter(group=ADDRESSES)] = False
     """Let other processes with this option listen on the same ports."""
-    route: _Addresses = None
-    """HOST=SERVICE for HTTP requests; HOST is a name, *.NAME or *; may be repeated."""
+    route: Annotated[Several, Parameter(group=ADDRESSES, metavar="HOST=SERVICE")] = None
+    """Service of HTTP requests for this host; HOST is a name, *.NAME or *. May be repeated."""
     allow: _Rules = None
-    """[SERVICE=]CIDR or [PORT=]CIDR of clients that are let in; may be repeated. [default: all]"""
+    """Networks of clients that may connect; PLACE is a service or a port. May be repeated. [default: all]"""
     deny: _Rules = None
-    """[SERVICE=]CIDR or [PORT=]CIDR of clients that are reset; may be repeated."""
-    max_connections_per_address: Annotated[int, Parameter(group=LIMITS)] = 0
-    """Connections at a time of one client address, in each process; 0: any number."""
-    trusted_proxies: _Rules = None
-    """CIDR of proxies that are believed about the HTTP clients behind them; may be repeated."""
+    """Networks of clients that are rejected, even if allowed. May be repeated."""
+    max_connections_per_address: Annotated[Count, Parameter(group=LIMITS)] = 0
+    """Connections at a time from one client address, in each process; 0: any number."""
+    trusted_proxies: Annotated[Several, Parameter(group=LIMITS, metavar="CIDR")] = None
+    """Networks of proxies whose X-Forwarded-For and Forwarded are believed. May be repeated."""
     proxy_protocol_from: _Rules = None
-    """[SERVICE=]CIDR or [PORT=]CIDR of proxies whose connections begin with a PROXY header; may be repeated."""
-    queue_timeout: Annotated[float, Parameter(group=LIFETIMES)] = 10
-    """Seconds that an HTTP request waits for a provider."""
+    """Networks of proxies whose connections begin with a PROXY protocol header. May be repeated."""
+    queue_timeout: Annotated[Seconds, Parameter(group=LIFETIMES)] = 10
+    """How long an HTTP request waits for a provider."""
     auth_tokens: _File = None
-    """File of tokens, one of which each HTTP request must bring; `goreprox token new` makes them."""
-    auth_header: Annotated[str, Parameter(group=KEYS)] = "X-Goreprox-Auth"
-    """Name of the header that brings it."""
-    without_tokens: Annotated[list[int] | None, Parameter(group=KEYS, negative="")] = None
-    """Port of a tcp:// or tls:// listener beside --auth-tokens whose clients need none; may be repeated."""
+    """Require a token from this file with each HTTP request; `goreprox token new` makes them."""
+    auth_header: Annotated[str, Parameter(group=KEYS, metavar="NAME")] = "X-Goreprox-Auth"
+    """HTTP header that carries the token."""
+    without_tokens: Annotated[
+        list[int] | None, Parameter(group=KEYS, negative="", metavar="PORT", converter=_reading_all(units.count))
+    ] = None
+    """Port of a tcp:// or tls:// listener beside --auth-tokens whose clients need none. May be repeated."""
     tls_cert: _File = None
-    """PEM file with the certificate for tls:// and https://, and its chain. Read again when it changes."""
+    """PEM file with the certificate for tls:// and https:// and its chain. Reread when it changes."""
     tls_key: _File = None
-    """PEM file with its private key."""
+    """PEM file with the certificate's private key."""
     tls_client_ca: _File = None
-    """PEM file with who signs the certificates of clients; those without one are refused."""
-    tls_alpn: Annotated[list[str] | None, Parameter(group=KEYS, negative="")] = None
-    """Protocol that tls:// ports agree on with clients (ALPN), like h2 for gRPC; may be repeated. [default: none]"""
+    """PEM file of CA certificates; clients without a certificate signed by one of them are rejected."""
+    tls_alpn: Annotated[Several, Parameter(group=KEYS, metavar="PROTOCOL")] = None
+    """Protocol that tls:// ports agree on with clients (ALPN), like h2 for gRPC. May be repeated. [default: none]"""
     via: Annotated[bool, Parameter(group=PROCESS)] = False
     """Add Via to HTTP requests. Targets may then no longer compress their responses, as nginx by default."""
-    host_header: Annotated[list[str] | None, Parameter(group=ADDRESSES, negative="")] = None
-    """[SERVICE=]NAME that targets get as Host in HTTP requests; may be repeated. [default: as the client sent it]"""
-    max_header_bytes: Annotated[int, Parameter(group=LIMITS)] = 16_384
+    host_header: Annotated[Several, Parameter(group=ADDRESSES, metavar="[SERVICE=]NAME")] = None
+    """Host that targets get in HTTP requests. May be repeated. [default: as the client sent it]"""
+    max_header_bytes: Annotated[Count, Parameter(group=LIMITS)] = 16_384
     """Bytes that the header section of an HTTP request may have, 1024 to 262144."""
-    max_header_lines: Annotated[int, Parameter(group=LIMITS)] = 100
+    max_header_lines: Annotated[Count, Parameter(group=LIMITS)] = 100
     """Header lines that an HTTP request may have, 10 to 1000."""
     access_log: Annotated[bool, Parameter(group=PROCESS)] = True
     """Log each HTTP request."""

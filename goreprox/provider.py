@@ -198,9 +198,12 @@ class Dial:
             return
         self._finish()
         address = self._provider.targets.targets[self._stream.service]
+        hint = ""
+        if reason == os.strerror(errno.ECONNREFUSED) and address.host == "127.0.0.1":
+            hint = f"; if it listens on [::1] alone, give the target as localhost:{address.port}"
         self._provider.log.say(
             "target_failed",
-            f"cannot reach the target {address} for {self._stream.client}: {reason}",
+            f"cannot reach the target {address} for {self._stream.client}: {reason}{hint}",
             service=self._stream.service,
             target=str(address),
         )

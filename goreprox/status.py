@@ -268,10 +268,8 @@ def ask_all(directory: Path, *, role: str | None = None, name: str | None = None
     documents = [answer for answer in answers if isinstance(answer, dict)]
     problems = [answer for answer in answers if isinstance(answer, str)]
     if not documents and not problems:
-        wanted = " ".join(filter(None, (role, name and f"named {name}")))
-        raise StatusError(
-            f"no {wanted or 'process'} runs in {directory}; start one, or name its directory with --runtime-dir"
-        )
+        wanted = f"{role or 'process'}{f' named {name}' if name else ''}"
+        raise StatusError(f"no {wanted} runs in {directory}; start one, or name its directory with --runtime-dir")
     return Answers(documents, problems)
 
 

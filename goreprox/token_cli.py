@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import App, Group, Parameter
 
+from goreprox import units
 from goreprox.columns import columns
+from goreprox.helptext import example
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,13 +21,24 @@ _KEYS: Final = Group("Keys", sort_key=2)
 
 app: Final = App(
     name="token",
-    help="Say who may send requests to HTTP listeners.",
-    help_epilogue="Only --auth-tokens is also a variable (GOREPROX_AUTH_TOKENS).",
+    sort_key=8,
+    help="Manage the tokens that HTTP requests must bring (server and edge --auth-tokens).",
+    help_epilogue=example(
+        "goreprox token new alice --auth-tokens tokens.toml --expires 30d",
+        "goreprox token list --auth-tokens tokens.toml",
+    ),
     help_format="plaintext",
 )
 
 _File = Annotated[
-    Path, Parameter(group=_KEYS, env_var="GOREPROX_AUTH_TOKENS", help="The file of tokens; `new` makes it.")
+    Path,
+    Parameter(
+        group=_KEYS,
+        env_var="GOREPROX_AUTH_TOKENS",
+        show_env_var=False,
+        metavar="FILE",
+        help="The file of tokens; `goreprox token new` creates it.",
+    ),
 ]
 
 
@@ -35,10 +48,10 @@ def new(
     /,
     *,
     auth_tokens: _File,
-    services: Annotated[str | None, Parameter(group=_KEYS)] = None,
-    expires: Annotated[datetime.datetime | None, Parameter(group=_KEYS)] = None,
+    services: Annotated[str | None, Parameter(group=_KEYS, metavar="A,B")] = None,
+    expires: Annotated[str | None, Parameter(group=_KEYS, metavar="DATE")] = None,
 ) -> None:
-    """Make a token and print it, once. The file keeps its hash; running servers know it at once.
+    """Create a token and print it, once. The file keeps its hash; running servers reread it at once.
 
     Parameters
     ----------
@@ -47,7 +60,8 @@ def new(
     services
         The services that it is for, separated by commas. [default: all]
     expires
-        When it ends, like 2030-01-01; UTC, unless a zone is given. [default: never]
+        When it ends: a date like 2030-01-01 or 2030-01-01T12:00+01:00, UTC unless a zone is given, or a time from now
+        like 30d or 12h. [default: never]
     """
     from goreprox.config import check_name, parse_services
     from goreprox.errors import ConfigError
@@ -55,12 +69,8 @@ def new(
 
     check_name("token", name)
     wanted = None if services is None else parse_services(services)
-    if expires is not None:
-        try:
-            expires = (expires if expires.tzinfo else expires.replace(tzinfo=datetime.UTC)).astimezone(datetime.UTC)
-        except OverflowError as exc:
-            raise ConfigError(f"expires: {expires} is beyond the years 1 to 9999 in UTC") from exc
-    value, table = tokens.draw(name, wanted, expires)
+    ends = None if expires is None else _end(expires)
+    value, table = tokens.draw(name, wanted, ends)
 
     def added(text: str) -> str:
         if name in tokens.Tokens.parse(text).names:
@@ -78,7 +88,7 @@ def new(
 
 @app.command(name="list")
 def list_(*, auth_tokens: _File) -> None:
-    """Show all tokens: whose they are, what they are for, and when they end."""
+    """Show all tokens: their names, their services and when they end."""
     from goreprox.http import auth
 
     rows = [("NAME", "SERVICES", "EXPIRES")]
@@ -88,7 +98,7 @@ def list_(*, auth_tokens: _File) -> None:
 
 @app.command
 def revoke(name: str, /, *, auth_tokens: _File) -> None:
-    """Let a token count no more; running servers know it at once.
+    """Revoke a token; running servers reread the file at once.
 
     Parameters
     ----------
@@ -99,6 +109,30 @@ def revoke(name: str, /, *, auth_tokens: _File) -> None:
 
     _change(auth_tokens, lambda text: tokens.without(text, name))
     print(f"the token {name} is no longer valid")
+
+
+def _end(text: str) -> datetime.datetime:
+    """Return when a token ends, in UTC.
+
+    Raises:
+        ConfigError: it is neither a date nor a time from now, or lies in the past.
+    """
+    from goreprox.errors import ConfigError
+
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        if text[-1:] in tuple("smhd"):
+            end = now + datetime.timedelta(seconds=units.seconds(text))
+        else:
+            date = datetime.datetime.fromisoformat(text)
+            end = (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).astimezone(datetime.UTC)
+    except ValueError:
+        raise ConfigError(f"expires {text!r}: expected a date like 2030-01-01, or a time from now like 30d") from None
+    except OverflowError:
+        raise ConfigError(f"expires: {text} is beyond the years 1 to 9999 in UTC") from None
+    if end <= now:
+        raise ConfigError(f"expires {text}: it is in the past; the token would never be valid")
+    return end
 
 
 def _change(file: Path, change: "Callable[[str], str]") -> Path:

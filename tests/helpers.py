@@ -5,6 +5,9 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
+
+from goreprox.config import ProcessConfig
 
 HOST = "127.0.0.1"
 POLL_S = 0.005
@@ -44,3 +47,12 @@ class Level:
         if value != self.value:
             self.value, self.since = value, time.monotonic()
         return time.monotonic() - self.since >= 1.0
+
+
+class Started:
+    """Notes what a command would have run with, in place of the network."""
+
+    config: Any = None
+
+    async def __call__(self, config: ProcessConfig, **_: object) -> None:
+        self.config = config

@@ -21,28 +21,33 @@ def prepare_directory(path: Path) -> None:
         StartError: it is not; the message has the command that repairs it.
         OSError: it cannot be made.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise StartError(f"{path}: not a directory; name another with --state-dir") from None
     status = path.stat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise StartError(f"{path}: not a directory; name another with --state-dir")
     if status.st_uid != os.geteuid():
         raise StartError(f"{path}: belongs to user {status.st_uid}, not {os.geteuid()}; name one of your own")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StartError(f"{path}: others may write to it; chmod 700 {path}")
 
 
-def read_secret(path: Path) -> str:
+def read_secret(path: Path, *, begins: str = "") -> str:
     """Return the text of a file; what is no regular file, a pipe for instance, is taken as it is.
 
     Raises:
-        StartError: others may read it, it is too long or not text; the message has the command that repairs it.
+        StartError: it does not begin so, others may read it, it is too long or not text; the message has the command
+            that repairs it.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
-        if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077 and not _is_credential(path):
-            raise StartError(f"{path}: others may read it; chmod 600 {path}")
         content = file.read(MAX_BYTES + 1)
+    # Before its mode: a command that changes the mode is to be given for files of ours only.
+    if not content.lstrip().startswith(begins.encode()):
+        raise StartError(f"{path}: expected {begins}…, but it begins with something else; name the right file")
+    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077 and not _is_credential(path):
+        raise StartError(f"{path}: others may read it; chmod 600 {path}")
     try:
         text = content.decode("ascii")
     except ValueError:

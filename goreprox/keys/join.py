@@ -72,12 +72,12 @@ class Join:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a join string; blanks around it do not matter.
+        """Read a join string. White space does not matter: it comes from lines that were wrapped as they were copied.
 
         Raises:
             ConfigError: it is none, is not whole, or is of another version. The message holds nothing of it.
         """
-        text = text.strip()
+        text = "".join(text.split())
         if not text.startswith(SCHEME) or len(text) > MAX_CHARS:
             raise ConfigError(f"join string: expected {SCHEME}…@HOST:PORT; `goreprox keys add NAME` makes one")
         encoded, _, addresses = text.removeprefix(SCHEME).partition("@")

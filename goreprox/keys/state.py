@@ -19,7 +19,7 @@ from typing import Final, Self
 
 from brokers import Grant, KeyPair, Role, is_key
 from goreprox.config import Address, check_name
-from goreprox.errors import ConfigError, StartError
+from goreprox.errors import ConfigError, StartError, advice
 from goreprox.keys.files import MAX_BYTES, locked, prepare_directory, read_secret, sync_directory, write_secret
 from goreprox.keys.join import Join
 from goreprox.keys.reach import Reach
@@ -256,11 +256,7 @@ class StateDir:
         Raises:
             ConfigError: the name has a key, or is malformed; or a service is.
         """
-        check_name("name", name)
-        for service in services or ():
-            check_name("service", service)
-        if services is not None and len(services) > MAX_SERVICES:
-            raise ConfigError(f"services: expected at most {MAX_SERVICES}, got {len(services)}")
+        allowed = _checked(services)
         path, join = self._authorized(name), self.join_file(name)
         keys = KeyPair.generate()
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -273,9 +269,20 @@ class StateDir:
             known = self.server_keys().public
             named = self.reach().addresses(role) if addresses is None else tuple(addresses)
             write_secret(join, Join(role, name, keys, known, named).text + "\n", replace=True)
-            allowed = None if services is None else tuple(services)
             write_secret(path, Authorized(keys.public, role, name, allowed, created).text)
         return join
+
+    def allow(self, name: str, services: Sequence[str] | None) -> Authorized:
+        """Let the key of `name` offer these services (None: any) from now on; return it.
+
+        Raises:
+            ConfigError: there is none, or a service is malformed.
+        """
+        allowed = _checked(services)
+        with self._explained(), locked(self.directory):
+            key = replace(self.key(name), services=allowed)
+            write_secret(self._authorized(name), key.text, replace=True)
+        return key
 
     def revoke(self, name: str) -> None:
         """Authorise the key of `name` no more, and forget its join string.
@@ -319,10 +326,25 @@ class StateDir:
         try:
             yield
         except OSError as exc:
+            where = self.directory if exc.filename is None else exc.filename
             raise StartError(
-                f"state directory {self.directory}: {exc.strerror} ({exc.filename}); "
-                "make it writable for this user, or name another with --state-dir"
+                f"state directory {self.directory}: {where}: {exc.strerror}; {advice(exc, '--state-dir')}"
             ) from exc
+
+
+def _checked(services: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Accept at most MAX_SERVICES names.
+
+    Raises:
+        ConfigError: there are more, or one is malformed.
+    """
+    if services is None:
+        return None
+    if len(services) > MAX_SERVICES:
+        raise ConfigError(f"services: expected at most {MAX_SERVICES}, got {len(services)}")
+    for service in services:
+        check_name("service", service)
+    return tuple(services)
 
 
 def _read_join(path: Path) -> Join:

@@ -62,7 +62,8 @@ def test_an_address_has_four_forms(text: str, host: str | None, port: int) -> No
         ("ho st:80", "neither a host name"),
         ("-host:80", "neither a host name"),
         (f"{'a' * 254}:80", "neither a host name"),
-        ("http://host:80", "needs brackets"),
+        ("http://host:80", "leave http:// out"),
+        ("8080:3000", "8080 is a number and no host"),
     ],
 )
 def test_a_bad_address_is_refused_with_its_cause(text: str, cause: str) -> None:
@@ -188,7 +189,7 @@ def test_listening_twice_on_one_address_is_refused() -> None:
     [
         ({"targets": ()}, "target: expected 1 to 64"),
         ({"servers": ()}, "server: expected 1 to 64"),
-        ({"targets": (TARGET, TARGET)}, "service default: given twice"),
+        ({"targets": (TARGET, TARGET)}, "both are of the service default; give each its own name"),
         ({"servers": (SERVER, SERVER)}, "server 192.0.2.1:9887: given twice"),
         ({"servers": (Address(None, 9887),)}, "server :9887: expected a host and a port"),
         ({"dial_timeout_s": 0}, "dial-timeout 0: expected"),

@@ -21,7 +21,7 @@ JOIN = Join(Role.PROVIDER, "laptop", KEYS, SERVERS, (Address("tunnel.example.org
 
 @given(
     role=st.sampled_from(Role),
-    name=st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True),
+    name=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", fullmatch=True),
     servers=st.integers(1, 8),
     hosts=st.lists(st.sampled_from(["a.example", "192.0.2.1", "::1", "x-1.example.org"]), min_size=1, max_size=64),
     port=st.integers(1, 65535),

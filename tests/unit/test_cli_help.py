@@ -1,0 +1,97 @@
+"""Help that fits a terminal of 80 columns, and the commands that newcomers try."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from goreprox import __version__, cli
+from goreprox.helptext import COLUMNS
+
+COMMANDS = [
+    (),
+    *((command,) for command in (*cli.COMMANDS, "keys", "token", "completion")),
+    *(("keys", command) for command in ("add", "list", "show", "set", "revoke", "rotate")),
+    *(("token", command) for command in ("new", "list", "revoke")),
+]
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(arguments) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("columns", [80, 200, 40])
+def test_no_line_of_help_is_broken_and_the_rule_for_variables_is_said_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], columns: int
+) -> None:
+    monkeypatch.setattr(cli.app, "console", Console(width=columns))
+    text = shown(capsys, *command, "--help")
+    assert max(map(len, text.splitlines())) <= COLUMNS
+    words = set(re.split(r"\s+", text))
+    for option in options(command):
+        assert option in words
+    assert text.count("GOREPROX_") <= 1
+    assert not re.search(r"\b(STR|FLOAT|INT|PATH|CHOICE)\b", text)
+    assert text.startswith("Usage: goreprox")
+
+
+def options(command: tuple[str, ...]) -> list[str]:
+    app = cli.app
+    for name in command:
+        app = app[name]
+    if app.default_command is None:
+        return []
+    return [argument.name for argument in app.assemble_argument_collection() if argument.name.startswith("--")]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c and c[0] not in ("keys", "token")], ids=" ".join)
+def test_each_command_ends_its_help_with_examples_that_are_understood(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(cli.app, "console", Console(width=COLUMNS))
+    examples = shown(capsys, *command, "--help").split("Examples:\n")[1].splitlines()
+    assert examples
+    for line in examples:
+        words = shlex.split(line.partition(">")[0], comments=True)
+        cli.app.parse_args(words[words.index("goreprox") + 1 :], exit_on_error=False, print_error=False)
+
+
+def test_the_commands_of_a_first_start_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, "--help")
+    order = ["server", "provider", "keys", "status", "demo", "edge", "broker", "token"]
+    assert re.findall(rf"^  ({'|'.join(order)})\b", text, re.MULTILINE) == order
+
+
+def test_help_and_version_are_found_in_every_usual_spelling(capsys: pytest.CaptureFixture[str]) -> None:
+    for version in ("--version", "-V", "version"):
+        assert shown(capsys, version).strip() == __version__
+    assert shown(capsys) == shown(capsys, "help") == shown(capsys, "--help") == shown(capsys, "-h")
+    assert shown(capsys, "help", "provider") == shown(capsys, "provider", "--help")
+    assert shown(capsys, "help", "keys", "add") == shown(capsys, "keys", "add", "--help")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed_and_changes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script = shown(capsys, "completion", shell)
+    assert "provider" in script and "grace" in script
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["--help", "version", "keys add KEY --state-dir DIR"])
+def test_a_standard_file_that_the_caller_closed_ends_no_command_in_a_traceback(
+    tmp_path: Path, command: str, closed: str
+) -> None:
+    line = f"{shlex.quote(sys.executable)} -m goreprox {command.replace('DIR', shlex.quote(str(tmp_path)))} {closed}"
+    done = subprocess.run(["/bin/sh", "-c", line], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr

@@ -496,7 +496,7 @@ def test_a_broker_whose_port_is_taken_says_so(tmp_path: Path, option: str) -> No
     [
         (("server", "--edges", "9887"), "providers :9887 and edges :9887: one port for two"),
         (("edge", "--broker", "h", "--listen", "8080=a", "--listen", "0.0.0.0:8080=b"), "one port for two"),
-        (("provider", "web=1", "web=2", "--server", "h"), "service web: given twice"),
+        (("provider", "web=1", "web=2", "--server", "h"), "both are of the service web; give each its own name"),
         (("broker", "--drain", "1"), "Unknown option"),
     ],
 )

@@ -84,9 +84,14 @@ class Edge:
 
     # Clients.
 
+    @property
+    def connections(self) -> int:
+        """Client connections, and streams of HTTP clients that have gone."""
+        return len(self.bridges.live) + self.fronts.idle + len(self.proxies) + len(self._handshakes)
+
     def _has_room(self) -> bool:
         most = self._config.max_connections
-        if len(self.bridges.live) + self.fronts.idle + len(self.proxies) + len(self._handshakes) < most:
+        if self.connections < most:
             return True
         self._log.say("full", f"{most} connections are open: new ones wait; raise --max-connections")
         return False
@@ -288,13 +293,13 @@ class Edge:
     def stream_dropped(self, stream: Stream) -> None:
         """Every stream here has an owner."""
 
-    async def close(self, *, drain_s: float) -> None:
-        """Stop accepting, let streams end for `drain_s`, reset the rest."""
+    async def close(self, *, drain_s: float) -> int:
+        """Stop accepting, let streams end for `drain_s`, reset the rest; return how many."""
         self.listeners.drain()
         self.fronts.drain()
         self.driver.drain()
-        owners = self.bridges.live, self.fronts.live, self.proxies, self._handshakes
-        await self.driver.wait_empty(lambda: not any(owners), deadline_s=drain_s)
+        await self.driver.wait_empty(self._is_drained, deadline_s=drain_s)
+        reset = self.connections
         self.proxies.close()
         self._handshakes.close()
         for front in list(self.fronts.live):
@@ -302,6 +307,14 @@ class Edge:
         for joint in list(self.bridges.live):
             joint.abort("the edge is shutting down")
         await self.driver.goodbye("the edge was shut down", deadline_s=1.0)
+        return reset
+
+    def _is_drained(self) -> bool:
+        """Whether all clients are gone; those that wait for a provider, and have sent all they had, wait no longer."""
+        for joint in self._waiters():
+            if joint.stream.send.eof:
+                joint.abort("the edge is shutting down")
+        return not any((self.bridges.live, self.fronts.live, self.proxies, self._handshakes))
 
     def gauges(self) -> Gauges:
         """Return what the status shows of us (snapshot.Owner)."""

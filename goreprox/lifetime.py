@@ -20,8 +20,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class End(Protocol):
     """What owns connections: an edge or a provider."""
 
-    async def close(self, *, drain_s: float) -> None:
-        """Take no new connections, let those that are here end for `drain_s`, reset the rest."""
+    @property
+    def connections(self) -> int:
+        """How many there are at this moment."""
+
+    async def close(self, *, drain_s: float) -> int:
+        """Take no new connections, let those that are here end for `drain_s`, reset the rest; return how many."""
 
 
 class Closable(Protocol):
@@ -44,7 +48,7 @@ class Connection(Protocol):
 
 
 class Lifetime:
-    """SIGTERM and SIGINT as events of the loop, while in this context."""
+    """SIGTERM and SIGINT as events of the loop, while in this context. SIGHUP, which ends other programs, is a line."""
 
     def __init__(self) -> None:
         """Belong to the running loop."""
@@ -56,11 +60,12 @@ class Lifetime:
     def __enter__(self) -> Self:
         for number in _SIGNALS:
             self._loop.add_signal_handler(number, self._signalled)
+        self._loop.add_signal_handler(signal.SIGHUP, _hung_up)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._extend_no_more()
-        for number in _SIGNALS:
+        for number in (*_SIGNALS, signal.SIGHUP):
             self._loop.remove_signal_handler(number)
 
     def _signalled(self) -> None:
@@ -107,8 +112,9 @@ class Lifetime:
             if not self.stop.is_set():
                 self.ready(ready, **ports)
             await self.stop.wait()
-            logger.info("shutting down: connections have {:g} s to end", drain_s)
-            await self.unless_hurried(end.close(drain_s=drain_s))
+            _say_how_long(end.connections, drain_s)
+            reset = await self.unless_hurried(end.close(drain_s=drain_s))
+            _say_how_many(end.connections if reset is None else reset)
             for way in ways:
                 await way.close(linger_s=0.0 if self.hurried else LINGER_S)
 
@@ -126,15 +132,38 @@ class Lifetime:
         if address := os.environ.get("NOTIFY_SOCKET"):
             _notify(address, text)
 
-    async def unless_hurried(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work`, but drop it when the second signal comes."""
+    async def unless_hurried(self, work: Coroutine[Any, Any, int]) -> int | None:
+        """Return what `work` does; drop it when the second signal comes, and return None."""
         task = asyncio.create_task(work, name="shutdown")
         hurry = asyncio.create_task(self._hurry.wait(), name="second signal")
         await asyncio.wait((task, hurry), return_when=asyncio.FIRST_COMPLETED)
         for pending in (task, hurry):
             pending.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await task
+            return await task
+        return None
+
+
+def _hung_up() -> None:
+    logger.bind(event="hangup").info(
+        "SIGHUP: there is no reload; tokens, certificates and keys are reread whenever their files change"
+    )
+
+
+def _say_how_long(connections: int, drain_s: float) -> None:
+    text = "no connections are open"
+    if connections:
+        has = "1 connection has" if connections == 1 else f"{connections} connections have"
+        text = f"{has} {drain_s:g} s to end; a second Ctrl-C or SIGTERM resets at once"
+    logger.bind(event="draining", connections=connections).info("shutting down: {}", text)
+
+
+def _say_how_many(reset: int) -> None:
+    if reset:
+        text = "1 connection was reset" if reset == 1 else f"{reset} connections were reset"
+        logger.bind(event="drained", reset=reset).warning("{}", text)
+    else:
+        logger.bind(event="drained", reset=0).info("all connections have ended")
 
 
 def _notify(address: str, text: str) -> None:

@@ -254,7 +254,7 @@ class Provider:
             stream.refuse(Code.SERVICE, f"service {stream.service} is not offered here")
         elif self._draining:
             stream.refuse(Code.DRAINING, "the provider is draining")
-        elif len(self.bridges.live) + len(self.dials) >= self.config.max_connections:
+        elif self.connections >= self.config.max_connections:
             stream.refuse(Code.FULL, "the provider has all the connections that it may have")
         else:
             dial = Dial(self, stream)
@@ -299,19 +299,29 @@ class Provider:
                     service=service,
                 )
 
-    async def close(self, *, drain_s: float) -> None:
-        """Take no new streams, let those here end for `drain_s`, reset the rest, but hand back what still dials."""
+    @property
+    def connections(self) -> int:
+        """Connections to targets, and those about to be made."""
+        return len(self.bridges.live) + len(self.dials)
+
+    async def close(self, *, drain_s: float) -> int:
+        """Take no new streams, let those here end for `drain_s`, reset the rest, but hand back what still dials.
+
+        Return how many were reset.
+        """
         self._draining = True
         self.driver.drain()
         # Settled: the edges know of the drain, so no stream is on its way that the goodbye would end.
         await self.driver.wait_empty(
             lambda: not self.bridges.live and not self.dials and self.driver.settled, deadline_s=drain_s
         )
+        reset = len(self.bridges.live)
         for bridge in list(self.bridges.live):
             bridge.abort("the provider is shutting down")
         for dial in list(self.dials):
             dial.hand_back()
         await self.driver.goodbye("the provider was shut down", deadline_s=1.0)
+        return reset
 
     def gauges(self) -> Gauges:
         """Return what the status shows of us (snapshot.Owner)."""

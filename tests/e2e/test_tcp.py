@@ -9,9 +9,11 @@ import pytest
 from goreprox.sockets import unsent_bytes
 from tests.e2e.harness import (
     DEADLINE_S,
+    Process,
     Tunnel,
     echo,
     eventually,
+    nothing_yet,
     read_digest,
     reset_now,
     run,
@@ -313,6 +315,69 @@ def test_streams_left_after_the_drain_are_reset(tmp_path: Path, which: str) -> N
                 await asyncio.wait_for(reader.read(), DEADLINE_S)
             assert await asyncio.wait_for(target_saw, DEADLINE_S) == "reset"
             assert await process.wait() == 0
+            writer.close()
+
+    run(main())
+
+
+def test_what_waits_for_a_provider_and_has_said_all_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nothing_yet(tmp_path) as made:
+            await made.serve("--drain", "600")
+            finished, waiting = [await made.connect() for _ in range(2)]
+            for _, writer in (finished, waiting):
+                writer.write(b"1")
+            await eventually(lambda: made.server.said("no provider for default"), "both wait")
+            finished[1].write_eof()
+            made.server.signal(signal.SIGTERM)
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(finished[0].read(), DEADLINE_S)
+            assert made.server.process.returncode is None, "the other one may still be served"
+            waiting[1].write_eof()
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(waiting[0].read(), DEADLINE_S)
+            assert await made.server.wait() == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("which", ["server", "provider"])
+def test_the_end_says_how_many_connections_it_waits_for_and_how_many_were_reset(tmp_path: Path, which: str) -> None:
+    async def main() -> None:
+        async with tunnel(tmp_path, echo) as made:
+            process = made.server if which == "server" else made.provider
+            clients = [await made.connect() for _ in range(3)]
+            for reader, writer in clients:
+                writer.write(b"1")
+                assert await reader.readexactly(1) == b"1"
+            process.signal(signal.SIGINT)
+            await eventually(lambda: ("draining", 3) in events(process, "connections"), "drain begins")
+            reader, writer = clients[0]
+            writer.write_eof()
+            assert await reader.read() == b""
+            await eventually(lambda: process.said("ended: done"), "one has ended")
+            process.signal(signal.SIGINT)
+            assert await process.wait() == 0
+            assert ("drained", 2) in events(process, "reset")
+
+    run(main())
+
+
+def events(process: Process, field: str) -> list[tuple[object, object]]:
+    """Give the events of a log that have a field, and the field."""
+    return [(entry.get("event"), entry[field]) for entry in process.log if field in entry]
+
+
+@pytest.mark.parametrize("which", ["server", "provider"])
+def test_a_hangup_ends_nothing(tmp_path: Path, which: str) -> None:
+    async def main() -> None:
+        async with tunnel(tmp_path, echo) as made:
+            process = made.server if which == "server" else made.provider
+            reader, writer = await made.connect()
+            process.signal(signal.SIGHUP)
+            await eventually(lambda: any(entry.get("event") == "hangup" for entry in process.log), "it is noticed")
+            writer.write(b"1")
+            assert await reader.readexactly(1) == b"1"
             writer.close()
 
     run(main())

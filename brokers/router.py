@@ -35,7 +35,7 @@ from brokers.envelope import (
 from brokers.errors import BadMessage, BadName, BindError
 from brokers.link import Inbox
 from brokers.names import ID_BYTES, PeerName, Role
-from brokers.security import BrokerSecurity, Complaints, Gatekeeper, KeyPair, secure_broker, sever
+from brokers.security import BrokerSecurity, Complaints, Gatekeeper, KeyPair, draw_routing_ids, secure_broker, sever
 from brokers.switch import Output, PeerInfo, Switch
 
 HIGH_WATER = 1000
@@ -141,6 +141,7 @@ class Router:
         Without `security` whoever reaches a port is let in, in plaintext.
         """
         self._timings = timings or Timings()
+        draw_routing_ids()
         self._context = zmq.Context()
         self._complaints = Complaints()
         self._switch = Switch(

@@ -5,6 +5,8 @@ libzmq takes them (zmq_curve(7)). libzmq falls open in two places, and both are 
 everybody in unless ZAP_ENFORCE_DOMAIN is set, and it lets whoever has passed choose any routing id.
 """
 
+import ctypes
+import secrets
 import struct
 import time
 from collections.abc import Mapping
@@ -98,6 +100,18 @@ def secure_broker(socket: "zmq.Socket[bytes]", keys: KeyPair, role: Role) -> Non
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.ZAP_DOMAIN, role.value)
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+
+def draw_routing_ids() -> None:
+    """Let nobody guess which routing ids ROUTER sockets made from now on give to peers without one.
+
+    They count up from a number of `rand`, which libzmq never seeds (random.cpp of 4.3.5), and a peer may claim any id.
+    Where it has claimed the next one, libzmq aborts the process (`add_out_pipe` in socket_base.cpp): two connections
+    are enough for somebody who knows the number; without it, one that holds 1,000 ids needs two million more.
+    """
+    seed = ctypes.CDLL(None).srand
+    seed.argtypes, seed.restype = [ctypes.c_uint], None
+    seed(secrets.randbits(32))
 
 
 def secure_link(socket: "zmq.Socket[bytes]", keys: KeyPair, broker: bytes) -> None:

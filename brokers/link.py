@@ -3,10 +3,13 @@
     DOWN --handshake--> GREETING --Welcome--> UP --disconnected--> DOWN
                             ^--broker silent---'
 
-libzmq reconnects by itself; names are resolved here, since libzmq does it in its I/O thread, where one slow
-name stalls every connection. Monitor events are not ordered with messages: so a Welcome counts only if it
-answers the latest Hello. After a failed handshake libzmq gives up or tries again ten times a second, as it comes: so we
-take the connection back and try again ourselves, ever more slowly.
+libzmq connects again and again until a server accepts; names are resolved here, since libzmq does it in its I/O thread,
+where one slow name stalls every connection. Monitor events are not ordered with messages: so a Welcome counts only if
+it answers the latest Hello. After a failed handshake libzmq gives up or tries again ten times a second, as it comes: so
+we take the connection back and try again ourselves, ever more slowly.
+
+A connection that is lost is taken back as well, which drops what waits to be sent. The option for this, ZMQ_IMMEDIATE,
+aborts the process where a connection is lost while a message of several frames is read (`recvpipe` in libzmq's fq.cpp).
 """
 
 import asyncio
@@ -180,7 +183,6 @@ class Link:
         timings = self._timings
         link_ms = int(timings.link_timeout_s * 1000)
         options: dict[int, int] = {
-            zmq.IMMEDIATE: 1,
             zmq.IPV6: 1,
             zmq.LINGER: 0,
             zmq.MAXMSGSIZE: MAX_FRAME,
@@ -309,17 +311,18 @@ class Link:
         elif self._endpoint is not None:
             self._socket.disconnect(self._endpoint)
 
+    def _dial_in(self, pause_s: float) -> None:
+        """Try the same address after a pause."""
+        self._hang_up()
+        self._again = self._loop.call_later(pause_s * random.uniform(0.8, 1.0), self._dial)
+
     def _dial_again(self, most_s: float) -> None:
         """Try the same address after a pause that doubles up to `most_s` seconds."""
-        self._hang_up()
         self._failures += 1
-        pause_s = min(self._timings.reconnect_min_s * 2 ** min(self._failures, 16), most_s)
-        self._again = self._loop.call_later(pause_s * random.uniform(0.8, 1.0), self._dial)
+        self._dial_in(min(self._timings.reconnect_min_s * 2 ** min(self._failures, 16), most_s))
 
     def _handshake_failed(self, event: int, *, timed_out: bool) -> None:
         """Find out why, and try again: with the broker's next key, if this one may be the reason."""
-        if self._again is not None or self._endpoint is None:
-            return  # of a connection that was given up already
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._diagnosis.not_known()
             self._dial_again(REFUSED_MAX_S)
@@ -329,6 +332,8 @@ class Link:
         self._diagnosis.failed(self._address, timed_out=timed_out)
 
     def _event(self, event: int, value: int) -> None:
+        if self._again is not None:
+            return  # of a connection that was given up already
         if event == zmq.EVENT_CONNECTED:
             self._shaking = value
             self._waits_until = self._loop.time() + self._handshake_s
@@ -347,6 +352,7 @@ class Link:
             self._greet()
         else:
             self._lose("the connection was lost")
+            self._dial_in(self._timings.reconnect_min_s)
 
     def _greet(self) -> None:
         self.state = State.GREETING

@@ -349,13 +349,13 @@ def status(
     role
         Only processes of this role.
     runtime_dir
-        Directory of their lock files. [default: as theirs]
+        Directory of their lock files. [default: as theirs, and /run/goreprox*]
     """
-    from goreprox.instance import default_runtime_dir
+    from goreprox.instance import runtime_dirs
     from goreprox.report import show, show_json
     from goreprox.status import ask_all
 
-    answers = ask_all(runtime_dir.expanduser() if runtime_dir else default_runtime_dir(), role=role, name=name)
+    answers = ask_all([runtime_dir.expanduser()] if runtime_dir else runtime_dirs(), role=role, name=name)
     (show_json if json else show)(answers.documents)
     if answers.problems:
         raise StatusError("; ".join(answers.problems))

@@ -87,6 +87,11 @@ def default_runtime_dir() -> Path:
     return Path(tempfile.gettempdir()) / f"goreprox-{os.geteuid()}"
 
 
+def runtime_dirs(run: Path = Path("/run")) -> list[Path]:
+    """Give the directories where processes of this machine may be: the default one, and those that systemd makes."""
+    return list(dict.fromkeys((default_runtime_dir(), *filter(Path.is_dir, sorted(run.glob("goreprox*"))))))
+
+
 def _prepare(directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     # The temporary folder is everybody's: somebody else may have made ours, or a link to another, before us.

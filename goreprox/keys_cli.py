@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _KEYS: Final = Group("Keys", sort_key=2)
 ANY: Final = "any"
+OF_UNIT: Final = Path("/var/lib/goreprox")
+"""Where the unit for systemd has the keys: root's default where root has none."""
 StateOption = Annotated[
     Path | None,
     Parameter(
@@ -186,22 +188,29 @@ def rotate(*, state_dir: StateOption = None) -> None:
     state = _state(state_dir)
     renewed = state.rotate()
     count = f"{len(renewed)} join string{'' if len(renewed) == 1 else 's'}"
-    print(f"the server uses its next key; {count} in {state.join} renewed")
+    print(f"the server uses its next key; {count} in {state.shown / 'join'} renewed")
     print("peers with older join strings go on until the next rotation; give them the new ones before it")
 
 
 def _state(directory: Path | None, *, make: bool = False) -> "StateDir":
-    """Use a server's directory, or `make` it: whoever lists, revokes or rotates elsewhere has the wrong one."""
+    """Use a server's directory, or `make` it: whoever lists, revokes or rotates elsewhere has the wrong one.
+
+    Root works in it as its owner: the user that a unit of systemd made up for the server, for instance. Modules are to
+    be imported before: that user may not be able to read them.
+    """
     from goreprox.errors import ConfigError
+    from goreprox.keys.files import become_owner
     from goreprox.keys.state import StateDir, default_state_dir
 
     path = directory.expanduser() if directory else default_state_dir()
+    if not directory and os.geteuid() == 0 and not (path / "server.key").exists() and (OF_UNIT / "server.key").exists():
+        path = OF_UNIT
     if not make and not os.path.exists(path / "server.key"):  # noqa: PTH110 -- also false where it cannot be looked at
         raise ConfigError(
             f"state-dir {path}: no server.key is there, so no server uses it; start `goreprox server` once, or name "
             "another --state-dir"
         )
-    return StateDir(path)
+    return StateDir(become_owner(path), shown=path)
 
 
 def _services(key: "Authorized") -> str:
@@ -210,7 +219,7 @@ def _services(key: "Authorized") -> str:
 
 def _join_file(state: "StateDir", key: "Authorized") -> str | None:
     path = state.join_file(key.name)
-    return str(path) if path.exists() else None
+    return str(state.shown / path.relative_to(state.directory)) if path.exists() else None
 
 
 def _document(state: "StateDir", key: "Authorized") -> dict[str, object]:

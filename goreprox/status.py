@@ -257,33 +257,46 @@ class Answers:
     """Of those that did not answer: what and why, one line each."""
 
 
-def ask_all(directory: Path, *, role: str | None = None, name: str | None = None) -> Answers:
-    """Ask all processes of `directory`, or those of a role or name, at once; each has `ASK_S` seconds.
+def ask_all(directories: Sequence[Path], *, role: str | None = None, name: str | None = None) -> Answers:
+    """Ask all processes of `directories`, or those of a role or name, at once; each has `ASK_S` seconds.
 
     Raises:
-        StatusError: there is none, or the directory cannot be read.
+        StatusError: there is none, or none that this user may ask.
     """
-    paths = _sockets(directory, role, name)
+    paths, closed = _sockets(directories, role, name)
     answers = asyncio.run(_gather(paths))
     documents = [answer for answer in answers if isinstance(answer, dict)]
     problems = [answer for answer in answers if isinstance(answer, str)]
     if not documents and not problems:
+        if closed:
+            where = ", ".join(map(str, closed))
+            raise StatusError(f"runtime directory {where}: it is another user's; run this as root or as its owner")
         wanted = f"{role or 'process'}{f' named {name}' if name else ''}"
-        raise StatusError(f"no {wanted} runs in {directory}; start one, or name its directory with --runtime-dir")
+        where = " or ".join(map(str, directories))
+        raise StatusError(f"no {wanted} runs in {where}; start one, or name its directory with --runtime-dir")
     return Answers(documents, problems)
 
 
-def _sockets(directory: Path, role: str | None, name: str | None) -> list[Path]:
-    try:
-        paths = sorted(directory.iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as exc:
-        raise StatusError(
-            f"runtime directory {directory}: {exc.strerror}; name another with --runtime-dir, or run this as its owner"
-        ) from exc
-    matches = [(path, match) for path in paths if (match := _SOCKET.fullmatch(path.name))]
-    return [path for path, match in matches if role in (None, match["role"]) and name in (None, match["name"])]
+def _sockets(directories: Sequence[Path], role: str | None, name: str | None) -> tuple[list[Path], list[Path]]:
+    """Return the sockets of a role or name, and the directories that this user may not look into."""
+    found: list[Path] = []
+    closed: list[Path] = []
+    for directory in directories:
+        try:
+            paths = sorted(directory.iterdir())
+        except FileNotFoundError:
+            continue
+        except PermissionError:
+            closed.append(directory)
+            continue
+        except OSError as exc:
+            raise StatusError(
+                f"runtime directory {directory}: {exc.strerror}; name another with --runtime-dir, or run this as its "
+                "owner"
+            ) from exc
+        matches = [(path, match) for path in paths if (match := _SOCKET.fullmatch(path.name))]
+        found += [path for path, match in matches if role in (None, match["role"]) and name in (None, match["name"])]
+    return found, closed
 
 
 async def _gather(paths: Sequence[Path]) -> list[Document | str | None]:

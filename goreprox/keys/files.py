@@ -3,8 +3,8 @@
 import contextlib
 import fcntl
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,32 @@ def prepare_directory(path: Path) -> None:
         raise StartError(f"{path}: belongs to user {status.st_uid}, not {os.geteuid()}; name one of your own")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StartError(f"{path}: others may write to it; chmod 700 {path}")
+
+
+def become_owner(directory: Path) -> Path:
+    """Let root go on as the owner of a directory, for the rest of this process; return the directory to use instead.
+
+    So what is written is the owner's, and links that he put there lead to nothing that he could not change himself. The
+    directory becomes the working directory: its owner may not be able to reach it from the root (/var/lib/private of
+    systemd is root's alone). Others than root change nothing.
+    """
+    if os.geteuid() != 0:
+        return directory
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return directory
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid == 0:
+            return directory
+        os.fchdir(descriptor)
+    finally:
+        os.close(descriptor)
+    os.setgroups([])
+    os.setegid(status.st_gid)
+    os.seteuid(status.st_uid)
+    return Path()
 
 
 def read_secret(path: Path, *, begins: str = "") -> str:
@@ -81,8 +107,9 @@ def write_secret(path: Path, text: str, *, replace: bool = False, like: os.stat_
         FileExistsError: it is there already, and not to be replaced.
         OSError: it cannot be written.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # mode 0600, and nobody else's
-    temporary = Path(name)
+    # Not mkstemp, which goes to the directory by way of the root, where its owner may not pass (`become_owner`).
+    temporary = path.parent / f".new-{secrets.token_hex(8)}"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(text)

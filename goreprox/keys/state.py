@@ -152,13 +152,14 @@ def default_state_dir() -> Path:
 class StateDir:
     """A state directory. Its methods raise StartError where the directory cannot be used."""
 
-    def __init__(self, directory: Path) -> None:
-        """Use `directory`; it is made if it is missing.
+    def __init__(self, directory: Path, *, shown: Path | None = None) -> None:
+        """Use `directory`; it is made if it is missing. Messages and users are `shown` another path to it, if given.
 
         Raises:
             StartError: it cannot be made, or others may change it.
         """
         self.directory: Final = directory
+        self.shown: Final = directory if shown is None else shown
         self.authorized: Final = directory / "authorized"
         self.join: Final = directory / "join"
         self.server_key: Final = directory / "server.key"
@@ -326,9 +327,9 @@ class StateDir:
         try:
             yield
         except OSError as exc:
-            where = self.directory if exc.filename is None else exc.filename
+            where = self.shown if exc.filename is None else exc.filename
             raise StartError(
-                f"state directory {self.directory}: {where}: {exc.strerror}; {advice(exc, '--state-dir')}"
+                f"state directory {self.shown}: {where}: {exc.strerror}; {advice(exc, '--state-dir')}"
             ) from exc
 
 

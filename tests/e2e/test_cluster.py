@@ -132,7 +132,7 @@ async def short_path() -> AsyncIterator[Tunnel]:
 async def in_use(made: Tunnel) -> str:
     """Return over which broker the edge talks to its provider."""
     for _ in range(100):  # a busy machine: it may not answer in time
-        told = await asyncio.to_thread(ask_all, made.tmp / "run", role="edge")
+        told = await asyncio.to_thread(ask_all, [made.tmp / "run"], role="edge")
         for document in told.documents:
             for path in document["peers"][0]["paths"]:
                 if path["in_use"]:

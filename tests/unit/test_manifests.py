@@ -1,5 +1,6 @@
 """What is shipped for systemd and for Kubernetes, as far as it can be checked without them."""
 
+import configparser
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,12 @@ def test_units_are_what_systemd_takes(unit: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and unit.name not in done.stderr, done.stderr
     closed = [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", str(copy)]
     assert subprocess.run(closed, check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("unit", sorted((FOLDER / "systemd").glob("*.service")), ids=lambda unit: unit.name)
+def test_units_are_started_again_however_often_and_get_longer_to_stop_than_a_drain_lasts(unit: Path) -> None:
+    settings = configparser.RawConfigParser(strict=False)
+    settings.read_string(unit.read_text())
+    assert settings["Unit"]["StartLimitIntervalSec"] == "0"
+    assert settings["Service"]["Restart"] == "always"
+    assert int(settings["Service"]["TimeoutStopSec"]) > DRAIN_S

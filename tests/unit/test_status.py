@@ -70,7 +70,7 @@ async def answering(
 
 
 async def ask(directory: Path, *, role: str | None = None, name: str | None = None) -> Answers:
-    return await asyncio.to_thread(ask_all, directory, role=role, name=name)
+    return await asyncio.to_thread(ask_all, [directory], role=role, name=name)
 
 
 @contextlib.contextmanager
@@ -269,15 +269,15 @@ def test_roles_and_names_are_selected(directory: Path) -> None:
 def test_where_only_dead_processes_were_nothing_runs(directory: Path) -> None:
     leave_stale_socket(directory / "server-n.0.sock")
     with pytest.raises(StatusError, match=f"no process runs in {directory}; start one, or .* --runtime-dir"):
-        ask_all(directory)
+        ask_all([directory])
     with pytest.raises(StatusError, match="no process runs in"):
-        ask_all(directory / "missing")
+        ask_all([directory / "missing"])
 
 
 def test_a_directory_that_cannot_be_read_is_named(directory: Path) -> None:
     (directory / "file").touch()
     with pytest.raises(StatusError, match="file: Not a directory; name another with --runtime-dir"):
-        ask_all(directory / "file")
+        ask_all([directory / "file"])
 
 
 @pytest.mark.parametrize(

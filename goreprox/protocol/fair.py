@@ -1,75 +1,200 @@
-"""Whose turn it is: deficit round robin with new flows first, as in FQ-CoDel (RFC 8290, 4.1.1).
+"""Whose turn it is: fair between clients, then between the streams of each; those that had nothing to send go first.
 
-A stream that had nothing to send goes before those that have been sending, for one quantum: so a small
-response never waits for a download. It knows nothing of what is sent.
+Deficit round robin with new flows first, as in FQ-CoDel (RFC 8290, 4.1.1), so that a small response never waits for a
+download. There new flows go first without a bound, and enough of them starve the others. Here they do so within their
+share: when `n` wait for another turn and `k` for their first one, those may send `k / n` bytes for each byte of the
+others. So each gets its part, `1 / (n + k)`, whatever comes and goes, and waits for one round of turns at most.
 """
 
+import ipaddress
 from collections import deque
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+IPV6_CLIENT_BITS = 64
+
+Place = deque[Any]
+"""The queue that an item is in."""
 
 
-class Flow(Protocol):
-    """What can be scheduled: it carries its own place and credit."""
+class Item(Protocol):
+    """What takes turns: it carries its own place and credit."""
 
-    queued: bool
+    place: Place | None
     deficit: int
 
 
+class Flow(Item, Protocol):
+    """What can be scheduled."""
+
+    client_key: str
+    """What counts as one client."""
+
+
+T = TypeVar("T", bound=Item)
 F = TypeVar("F", bound=Flow)
+
+
+def client_key(client: str) -> str:
+    """Return what counts as one client of `ADDRESS:PORT`: the address, or for IPv6 its network of 64 bits."""
+    address = client.rpartition(":")[0]
+    if not address.startswith("["):
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address[1:-1].partition("%")[0])
+    except ValueError:
+        return address  # a peer may say anything
+    return str(parsed.ipv4_mapped or int(parsed) >> IPV6_CLIENT_BITS)
+
+
+class Turns(Generic[T]):
+    """Items that share alike."""
+
+    __slots__ = ("_credit", "_first", "_quantum", "new", "old")
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.new: deque[T] = deque()
+        """Items that wait for their first turn."""
+        self.old: deque[T] = deque()
+        """Items that wait for another one."""
+        self._credit = 0.0
+        """Bytes that new items may send before the next turn of an old one; a turn may begin while there are any.
+        No more are saved up than one turn takes, or than were earned at once."""
+        self._first = False
+        """Whether the present turn is the first one of its item."""
+        self._quantum = 0
+
+    def add(self, item: T) -> None:
+        """Enter an item that has something new to send; one that waits for another turn comes forward."""
+        if item.place is not self.new:
+            if item.place is not None:
+                self.old.remove(item)
+            item.deficit = 0
+            item.place = self.new
+            self.new.append(item)
+
+    def turn(self, quantum: int) -> T | None:
+        """Return the item whose turn it is, about `quantum` bytes of it; `done` must follow before anything else."""
+        self._quantum = quantum
+        self._first = bool(self.new) and (self._credit > 0 or not self.old)
+        queue = self.new if self._first else self.old
+        while queue:
+            item = queue[0]
+            if item.deficit <= 0:
+                item.deficit += quantum
+            if item.deficit > 0:
+                return item
+            queue.rotate(-1)
+        return None
+
+    def done(self, item: T, sent: int, *, more: bool) -> None:
+        """End the turn: an item with more to send goes on while it has credit, then waits behind the others."""
+        item.deficit -= sent
+        old = self.old
+        if self._first:
+            self.new.popleft()
+            if old:
+                self._credit -= sent
+            else:  # whoever waits now, or comes next, may have its first turn before this one has another
+                self._credit = max(self._credit, self._quantum * (len(self.new) or 1))
+        else:
+            earned = sent * (len(self.new) or 1) / len(old)
+            self._credit = min(self._credit + earned, max(earned, self._quantum))
+            old.popleft()
+        if not more:
+            item.place = None
+            return
+        item.place = old
+        if item.deficit > 0:
+            old.appendleft(item)
+        else:
+            old.append(item)
+
+    def remove(self, item: T) -> None:
+        """Take out an item that is here."""
+        assert item.place is not None
+        item.place.remove(item)
+        item.place = None
+
+    def clear(self) -> list[T]:
+        """Take out all items, and return them."""
+        items = [*self.new, *self.old]
+        for item in items:
+            item.place = None
+        self.new.clear()
+        self.old.clear()
+        return items
+
+
+class _Client(Turns[F]):
+    """The flows of one client, which takes turns itself."""
+
+    __slots__ = ("deficit", "place")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place: Place | None = None
+        self.deficit = 0
 
 
 class FairQueue(Generic[F]):
     """Flows with something to send."""
 
-    __slots__ = ("_new", "_old")
+    __slots__ = ("_clients", "_served", "_size", "_turns")
 
     def __init__(self) -> None:
         """Start empty."""
-        self._new: deque[F] = deque()
-        self._old: deque[F] = deque()
+        self._clients: dict[str, _Client[F]] = {}
+        self._turns: Turns[_Client[F]] = Turns()
+        self._served: _Client[F] | None = None
+        """Whose turn it is."""
+        self._size = 0
 
     def __len__(self) -> int:
-        return len(self._new) + len(self._old)
+        return self._size
 
     def add(self, flow: F) -> None:
         """Enter a flow that has something to send; one that is here already stays where it is."""
-        if not flow.queued:
-            flow.queued = True
-            flow.deficit = 0
-            self._new.append(flow)
+        if flow.place is None:
+            client = self._clients.get(flow.client_key)
+            if client is None:
+                client = self._clients[flow.client_key] = _Client()
+            client.add(flow)
+            if client.place is not self._turns.new:
+                self._turns.add(client)
+            self._size += 1
 
     def turn(self, quantum: int) -> F | None:
-        """Return the flow whose turn it is, with some credit in `deficit`. It must be given back by `done`."""
-        while True:
-            queue = self._new or self._old
-            if not queue:
-                return None
-            flow = queue.popleft()
-            if flow.deficit > 0:
-                return flow
-            flow.deficit += quantum
-            if queue is self._new:
-                return flow
-            self._old.append(flow)
+        """Return the flow whose turn it is, about `quantum` bytes of it; `done` must follow before anything else."""
+        self._served = client = self._turns.turn(quantum)
+        return None if client is None else client.turn(quantum)
 
-    def done(self, flow: F, *, more: bool) -> None:
-        """End the turn: a flow with more to send goes on while it has credit, then waits behind the others."""
+    def done(self, flow: F, sent: int, *, more: bool) -> None:
+        """End the turn of a flow that has sent so many bytes, and leaves unless it has more."""
+        client = self._served
+        assert client is not None
+        client.done(flow, sent, more=more)
         if not more:
-            flow.queued = False
-        elif flow.deficit > 0:
-            self._old.appendleft(flow)
+            self._size -= 1
+        if client.new or client.old:
+            self._turns.done(client, sent, more=True)
         else:
-            self._old.append(flow)
+            self._turns.done(client, sent, more=False)
+            del self._clients[flow.client_key]
 
     def remove(self, flow: F) -> None:
         """Take out a flow that goes elsewhere or ends."""
-        if flow.queued:
-            flow.queued = False
-            (self._new if flow in self._new else self._old).remove(flow)
+        if flow.place is not None:
+            client = self._clients[flow.client_key]
+            client.remove(flow)
+            self._size -= 1
+            if not (client.new or client.old):
+                self._turns.remove(client)
+                del self._clients[flow.client_key]
 
     def clear(self) -> None:
         """Forget all flows."""
-        for queue in (self._new, self._old):
-            for flow in queue:
-                flow.queued = False
-            queue.clear()
+        for client in self._turns.clear():
+            client.clear()
+        self._clients.clear()
+        self._size = 0

@@ -77,6 +77,7 @@ class Outbox:
             stream = self.streams.turn(quantum)
             if stream is None:
                 break
+            before = size
             send = stream.send
             more = send.sendable
             if more > 0:
@@ -84,7 +85,6 @@ class Outbox:
                 count = len(payload)
                 events.append(Data(stream.id, offset, payload))
                 more -= count
-                stream.deficit -= count
                 size += count + EVENT_BYTES
                 if count < RAW_PAYLOAD:
                     inline += count + EVENT_BYTES
@@ -92,7 +92,7 @@ class Outbox:
                     raws += 1
             if send.sent == send.end and (send.eof or stream.state is RESETTING):
                 size += self._tail(stream, events, path)
-            self.streams.done(stream, more=more > 0)
+            self.streams.done(stream, size - before, more=more > 0)
 
     def _tail(self, stream: Stream, events: list[Event], path: Path) -> int:
         """Say how the stream ends, after its last byte."""

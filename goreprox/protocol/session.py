@@ -360,7 +360,7 @@ class Session:
 
     def stream_ready(self, stream: Stream) -> None:
         """Schedule a stream that has something to send."""
-        if self.established and not stream.queued and (stream.send.pending or stream.state is RESETTING):
+        if self.established and stream.place is None and (stream.send.pending or stream.state is RESETTING):
             self._outbox.streams.add(stream)
             if not self._awake:
                 self._wake()

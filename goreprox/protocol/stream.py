@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
 from goreprox.protocol.events import Buffer, Code
+from goreprox.protocol.fair import Place, client_key
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.sender import SendHalf
 
@@ -157,6 +158,7 @@ class Stream:
     __slots__ = (
         "accepted",
         "client",
+        "client_key",
         "deficit",
         "destination",
         "end_reason",
@@ -164,7 +166,7 @@ class Stream:
         "id",
         "opener",
         "owner",
-        "queued",
+        "place",
         "receive",
         "reset_sent",
         "send",
@@ -178,6 +180,7 @@ class Stream:
         self.opener = opener
         self.service = service
         self.client = client
+        self.client_key = client_key(client)
         self.destination = destination
         self.state = State.OPENING if opener else State.DIALING
         self.accepted = False
@@ -188,7 +191,8 @@ class Stream:
         """Why the stream ended, for logs; of a reset, what the peer is told."""
         self.host: Host | None = None
         self.owner: Any = None
-        self.queued = False
+        self.place: Place | None = None
+        """In the queue of those that have something to send."""
         self.deficit = 0
 
     def __repr__(self) -> str:

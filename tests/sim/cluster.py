@@ -83,6 +83,7 @@ class Client(Far):
     def __init__(self, cluster: "Cluster", program: Program, target: Program, edge: str, buffer: int) -> None:
         super().__init__(cluster.world, program, f"client{program.seed}", buffer)
         self.edge_slot = edge
+        self.host = "10.1.0.1"
         self.target_program = target
         self.edge: Node | None = None
         self.began_at = 0.0
@@ -265,7 +266,7 @@ class Cluster:
         listening = [file for file in node.process.files.values() if isinstance(file, SimSocket) and file.listening]
         if not listening:
             return
-        address = ("10.1.0.1", client.program.seed)
+        address = (client.host, client.program.seed)
         sock = SimSocket(self.sockets, node.process)
         self.clients.append(client)
         self.by_address[f"{address[0]}:{address[1]}"] = client

@@ -46,6 +46,9 @@ class Program:
     """After the connection was made."""
     eof: str = "written"
     """Half-close after the last byte was `written`, or only after the other end of file was `read`."""
+    lead: int = 0
+    per_read: tuple[int, int] | None = None
+    """In a dialogue: for each so many bytes read it may write so many, and `lead` before the first."""
 
 
 class Far:
@@ -65,6 +68,8 @@ class Far:
         self.hurried = False
         self.on_reset: Callable[[Far], None] = lambda _: None
         """Called when our side resets it."""
+        self.on_over: Callable[[], None] = lambda: None
+        """Called after both ends of file."""
         self._write_timer = self._read_timer = False
 
     @property
@@ -98,17 +103,23 @@ class Far:
         if sock is None or self.over or self.fin_sent:
             return
         program = self.program
-        count = min(program.chunk, program.total - self.written, sock.in_room)
+        allowed = program.total
+        if program.per_read is not None and not self.hurried:
+            read, write = program.per_read
+            allowed = min(allowed, program.lead + self.read // read * write)
+        count = min(program.chunk, allowed - self.written, sock.in_room)
         if count > 0:
             self.written += count
             sock.arrived(count)
         if self.written < program.total:
-            if sock.in_room > 0:
+            if sock.in_room > 0 and self.written < allowed:
                 self.write_later()
         elif program.eof == "written" or self.fin_read:
             self.fin_sent = True
             self.world.note(f"{self.who} FIN after {self.written}")
             sock.arrived(0)
+            if self.over:
+                self.on_over()
 
     def write_later(self) -> None:
         """There is room, or a reason to half-close."""
@@ -141,6 +152,8 @@ class Far:
         if count > 0:
             self.read += count
             sock.move_out()
+            if self.program.per_read is not None:
+                self.write_later()
         if self.read < sock.out_arrived:
             if count > 0:
                 self.readable()
@@ -158,6 +171,8 @@ class Far:
         self.fin_read = True
         self.world.note(f"{self.who} got FIN after {self.read}")
         self.write_later()
+        if self.over:
+            self.on_over()
 
 
 class SimSocket:

@@ -294,12 +294,7 @@ def _tell_nobody_who_is_gone(patch: pytest.MonkeyPatch) -> None:
 
 def _let_one_stream_hog_the_path(patch: pytest.MonkeyPatch) -> None:
     original = FairQueue.done
-
-    def done(self: FairQueue[Any], flow: Any, *, more: bool) -> None:
-        flow.deficit = 1
-        original(self, flow, more=more)
-
-    patch.setattr(FairQueue, "done", done)
+    patch.setattr(FairQueue, "done", lambda self, flow, _, *, more: original(self, flow, 0, more=more))
 
 
 def _leak_the_budget(patch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,13 @@
-"""Deficit round robin, new flows first."""
+"""Deficit round robin, new flows first within their share; clients before their flows."""
 
+import random
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from goreprox.protocol.fair import FairQueue
+import pytest
+
+from goreprox.protocol.fair import FairQueue, Place, client_key
 
 QUANTUM = 100
 
@@ -13,8 +18,12 @@ class Source:
 
     name: str
     left: int
-    queued: bool = False
+    client_key: str = ""
+    place: Place | None = None
     deficit: int = 0
+    sent: int = 0
+    share: float = 0.0
+    """What it would have sent by now if all could send at once, each client alike, and each flow of a client alike."""
 
 
 def run(queue: FairQueue[Source], *, piece: int, turns: int) -> str:
@@ -27,8 +36,7 @@ def run(queue: FairQueue[Source], *, piece: int, turns: int) -> str:
         order += flow.name
         count = min(piece, flow.left)
         flow.left -= count
-        flow.deficit -= count
-        queue.done(flow, more=flow.left > 0)
+        queue.done(flow, count, more=flow.left > 0)
     return order
 
 
@@ -51,7 +59,7 @@ def test_a_flow_without_more_leaves() -> None:
     flow = Source("a", 10)
     queue.add(flow)
     assert run(queue, piece=10, turns=5) == "a"
-    assert not flow.queued
+    assert flow.place is None
     assert len(queue) == 0
 
 
@@ -77,9 +85,8 @@ def test_a_flow_that_overdrew_waits_longer() -> None:
     queue.add(small)
     flow = queue.turn(QUANTUM)
     assert flow is big
-    big.deficit -= 300
-    queue.done(big, more=True)
-    assert run(queue, piece=100, turns=4) == "ssbs"
+    queue.done(big, 300, more=True)
+    assert run(queue, piece=100, turns=4) == "sssb"
 
 
 def test_a_new_flow_goes_before_those_that_have_been_sending() -> None:
@@ -120,7 +127,129 @@ def test_clear_forgets_new_and_old_flows() -> None:
     assert len(queue) == 2
     queue.clear()
     assert len(queue) == 0
-    assert not old.queued
-    assert not new.queued
+    assert old.place is None
+    assert new.place is None
     queue.add(old)
     assert run(queue, piece=100, turns=1) == "o"
+
+
+def test_new_flows_go_first_only_as_far_as_they_have_their_share() -> None:
+    queue: FairQueue[Source] = FairQueue()
+    queue.add(Source("d", 1000))
+    assert run(queue, piece=100, turns=1) == "d"
+    order = "n"
+    for _ in range(12):
+        if order.endswith("n"):  # each comes as soon as the one before it has gone
+            queue.add(Source("n", 100))
+        order += run(queue, piece=100, turns=1)
+    assert order == "n" + "nd" * 6
+
+
+def test_a_flow_that_comes_back_at_once_has_the_share_of_one() -> None:
+    queue: FairQueue[Source] = FairQueue()
+    for name in "abc":
+        queue.add(Source(name, 10_000))
+    assert run(queue, piece=100, turns=3) == "abc"
+    back = Source("n", 0)
+    order = ""
+    for _ in range(40):
+        back.left = back.left or 100
+        queue.add(back)
+        order += run(queue, piece=100, turns=1)
+    assert {name: order.count(name) for name in "abc"} == pytest.approx(dict.fromkeys("abc", 10), abs=2)
+
+
+def test_flows_of_one_client_share_what_one_flow_of_another_gets() -> None:
+    queue: FairQueue[Source] = FairQueue()
+    for name in "abcd":
+        queue.add(Source(name, 10_000, client_key="many"))
+    queue.add(Source("x", 10_000, client_key="one"))
+    assert Counter(run(queue, piece=100, turns=80)) == pytest.approx({"x": 40} | dict.fromkeys("abcd", 10), abs=1)
+
+
+def test_a_new_flow_of_a_client_that_has_been_sending_does_not_wait_for_its_other_flows_nor_for_others() -> None:
+    queue: FairQueue[Source] = FairQueue()
+    for name in "abcdef":
+        queue.add(Source(name, 10_000, client_key=name))
+    run(queue, piece=100, turns=7)
+    queue.add(Source("n", 10, client_key="c"))
+    assert run(queue, piece=100, turns=1) == "n"
+
+
+def test_a_client_whose_new_flow_is_removed_keeps_its_other_flows() -> None:
+    queue: FairQueue[Source] = FairQueue()
+    old, other, new = Source("o", 300), Source("x", 300, client_key="2"), Source("n", 100)
+    queue.add(old)
+    queue.add(other)
+    assert run(queue, piece=100, turns=2) == "ox"
+    queue.add(new)
+    queue.remove(new)
+    assert len(queue) == 2
+    assert sorted(run(queue, piece=100, turns=9)) == list("ooxx")
+
+
+Arrivals = Callable[[random.Random, int], list[Source]]
+"""What comes before a turn, given how many wait."""
+
+
+def _fresh(dice: random.Random, waiting: int) -> list[Source]:
+    """More than fits, each a flow of its own."""
+    count = dice.randint(0, 3) if waiting < 40 else 0
+    return [Source("", dice.choice([1, 20, 80, 100]), client_key=dice.choice("ab")) for _ in range(count)]
+
+
+def _bursts(dice: random.Random, _: int) -> list[Source]:
+    return [Source("", 90, client_key="a") for _ in range(60)] if dice.random() < 0.01 else []
+
+
+def _few(dice: random.Random, _: int) -> list[Source]:
+    return [Source("", 10, client_key=dice.choice("abcdef"))] if dice.random() < 0.1 else []
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("clients", ["a", "ab", "abcdef"])
+@pytest.mark.parametrize("arrivals", [_fresh, _bursts, _few])
+def test_whoever_has_something_to_send_gets_its_share_whatever_comes_beside_it(
+    arrivals: Arrivals, clients: str, seed: int
+) -> None:
+    """A flow is at most a few turns behind, and one part in five."""
+    dice = random.Random(seed)
+    queue: FairQueue[Source] = FairQueue()
+    waiting = [Source("", 10**9, client_key=dice.choice(clients)) for _ in range(dice.choice([1, 3, 10]))]
+    for flow in waiting:
+        queue.add(flow)
+    for _ in range(1500):
+        for new in arrivals(dice, len(waiting)):
+            waiting.append(new)
+            queue.add(new)
+        turn = queue.turn(QUANTUM)
+        assert turn is not None
+        count = min(turn.left, QUANTUM)
+        flows = Counter(other.client_key for other in waiting)
+        for other in waiting:
+            other.share += count / len(flows) / flows[other.client_key]
+        turn.left -= count
+        turn.sent += count
+        behind = [other.share - 6 * QUANTUM - other.sent * 5 / 4 for other in waiting]
+        assert max(behind) <= 0, (max(behind), waiting[behind.index(max(behind))])
+        queue.done(turn, count, more=turn.left > 0)
+        if not turn.left:
+            waiting.remove(turn)
+        assert len(queue) == len(waiting)
+
+
+@pytest.mark.parametrize(
+    ("client", "other", "same"),
+    [
+        ("192.0.2.1:1", "192.0.2.1:2", True),
+        ("192.0.2.1:1", "192.0.2.2:1", False),
+        ("[2001:db8::1]:1", "[2001:db8::2:3:4:5]:1", True),
+        ("[2001:db8::1]:1", "[2001:db8:0:1::1]:1", False),
+        ("[::ffff:192.0.2.1]:1", "192.0.2.1:1", True),
+        ("[fe80::1%eth0]:1", "[fe80::2%eth0]:2", True),
+        ("[no address]:1", "[none either]:1", False),
+        ("", "192.0.2.1:1", False),
+    ],
+)
+def test_what_counts_as_one_client(client: str, other: str, *, same: bool) -> None:
+    assert (client_key(client) == client_key(other)) is same

@@ -436,6 +436,8 @@ def _begin(options: RoleOptions, addresses: Iterable["Address"]) -> None:
     configure(options.log_level, as_json=options.log_json)
     for line in _sources.unknown_variables():
         logger.bind(event="unknown-variable").warning("{}", line)
+    if options.config is not None:
+        logger.bind(event="config", file=str(options.config)).info("options are read from {}", options.config.resolve())
     exposed = [str(address) for address in addresses if not address.is_loopback]
     if options.insecure and exposed:
         logger.warning(

@@ -19,12 +19,12 @@ import contextlib
 import fcntl
 import os
 import re
-import stat
 import tempfile
 from pathlib import Path
 from typing import Final, Self
 
 from goreprox.errors import StartError, advice
+from goreprox.keys.files import prepare_directory
 
 INCARNATION_BYTES: Final = 16
 MAX_SLOTS: Final = 1024  # live processes of one role and name on one machine
@@ -57,7 +57,8 @@ class Instance:
         """
         assert len(incarnation) == INCARNATION_BYTES
         try:
-            _prepare(runtime_dir)
+            # The temporary folder is everybody's: somebody else may have made ours, or a link to another, before us.
+            prepare_directory(runtime_dir, "--runtime-dir", follow=False)
             for slot in range(MAX_SLOTS):
                 path = runtime_dir / f"{role}-{name}.{slot}"
                 fd = _lock(path)
@@ -90,21 +91,6 @@ def default_runtime_dir() -> Path:
 def runtime_dirs(run: Path = Path("/run")) -> list[Path]:
     """Give the directories where processes of this machine may be: the default one, and those that systemd makes."""
     return list(dict.fromkeys((default_runtime_dir(), *filter(Path.is_dir, sorted(run.glob("goreprox*"))))))
-
-
-def _prepare(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The temporary folder is everybody's: somebody else may have made ours, or a link to another, before us.
-    status = directory.lstat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise StartError(f"runtime directory {directory}: not a directory; name another with --runtime-dir")
-    if status.st_uid != os.geteuid():
-        raise StartError(
-            f"runtime directory {directory}: belongs to user {status.st_uid}, not {os.geteuid()}; "
-            "name one of your own with --runtime-dir"
-        )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise StartError(f"runtime directory {directory}: others may write to it; chmod 700 {directory}")
 
 
 def _lock(path: Path) -> int | None:

@@ -5,8 +5,8 @@ from typing import Any
 
 from goreprox.config import Address
 from goreprox.errors import ConfigError
-from goreprox.keys.files import read_secret
-from goreprox.keys.join import SCHEME, Join
+from goreprox.keys.files import read_file
+from goreprox.keys.join import FILE, Join
 from goreprox.keys.reach import SAME_PORT
 from goreprox.keys.state import default_state_dir
 from goreprox.options import RoleOptions
@@ -36,7 +36,7 @@ def joined(role: str, options: RoleOptions, join: str | None, join_file: Path | 
         if str(join_file).startswith("goreprox:/"):
             raise ConfigError("join-file: this is a join string, not the name of a file; give it by --join")
         try:
-            join = read_secret(join_file.expanduser(), begins=SCHEME)
+            join = read_file(join_file.expanduser(), FILE)
         except OSError as exc:
             raise ConfigError(
                 f"join-file {join_file}: {exc.strerror}; copy it from the server's join/NAME.join"

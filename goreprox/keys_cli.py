@@ -81,8 +81,9 @@ def add(
     """
     from brokers import Role
     from goreprox.config import Address, check_dialable, parse_services
-    from goreprox.keys.files import read_secret
+    from goreprox.keys.files import read_file
     from goreprox.keys.guard import assumption, command_line
+    from goreprox.keys.join import FILE
 
     state = _state(state_dir, make=True)
     reach = state.reach()
@@ -92,7 +93,7 @@ def add(
     for each in addresses or ():
         check_dialable("address", each)
     path = state.add(Role[role.upper()], name, wanted, addresses)
-    text = read_secret(path).strip()
+    text = read_file(path, FILE).strip()
     if json:
         named = [str(each) for each in addresses or reach.addresses(Role[role.upper()])]
         print(json_.dumps(_document(state, state.key(name)) | {"addresses": named, "join": text}), flush=True)

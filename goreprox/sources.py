@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 from cyclopts import App
 from cyclopts.config import Dict, Env
 
-from goreprox.errors import ConfigError
+from goreprox.errors import ConfigError, StartError
+from goreprox.keys.files import Kind, read_file
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
 
 DEFAULT_FILE: Final = Path("goreprox.toml")
+MAX_BYTES: Final = 1 << 20
+"""10,000 routes of 100 bytes each."""
 PREFIX: Final = "GOREPROX_"
 
 
@@ -55,7 +58,7 @@ class Sources:
         path = Path(name).expanduser() if name else DEFAULT_FILE
         if not name and not path.exists():
             return
-        document = _load(path)
+        document = _load(path, given=bool(name))
         known = {name: self.keys(name) for name in self._commands}
         tables = {key: value for key, value in document.items() if isinstance(value, dict) and key in known}
         top = {key: value for key, value in document.items() if key not in tables}
@@ -65,6 +68,7 @@ class Sources:
             _check(table, known[name], path, f"[{name}] ")
         command = commands[0]
         values = {key: value for key, value in top.items() if key in known[command]} | tables.get(command, {})
+        values |= {} if name else {"config": str(path)}  # so that the log says where they come from
         Dict({command: values}, source=str(path))(command_app, commands, arguments)
 
     def read_state_dir(self, command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
@@ -76,7 +80,7 @@ class Sources:
         path = Path(given).expanduser() if given else DEFAULT_FILE
         if len(commands) < 2 or (not given and not path.exists()):
             return
-        document = _load(path)
+        document = _load(path, given=bool(given))
         tables = (*(document.get(role) for role in ("server", "broker")), document)  # as a server or broker would look
         found = next((table["state-dir"] for table in tables if isinstance(table, dict) and "state-dir" in table), None)
         if found is not None:
@@ -89,9 +93,13 @@ def forget_empty_variables() -> None:
         del os.environ[name]
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, *, given: bool) -> dict[str, Any]:
+    """Read the file; whoever has `given` its name may have named a pipe."""
+    kind = Kind("the options of goreprox in TOML", encoding="utf-8", most_bytes=MAX_BYTES, piped=given)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_file(path, kind))
+    except StartError as exc:
+        raise ConfigError(f"file {exc}, or name another with --config") from exc
     except OSError as exc:
         raise ConfigError(f"file {path}: {exc.strerror}; --config names the file") from exc
     except ValueError as exc:  # not TOML, or not UTF-8

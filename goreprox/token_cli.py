@@ -146,8 +146,7 @@ def _change(file: Path, change: "Callable[[str], str]") -> Path:
         with locked(path.parent):
             text, like = "", None
             if path.exists():
-                auth.read(path)
-                text, like = path.read_text(encoding="ascii"), path.stat()
+                text, like = auth.parsed(path)[1], path.stat()
             write_secret(path, change(text), replace=True, like=like)
     except UnicodeError as exc:
         raise ConfigError(f"auth-tokens {path}: it has characters beyond ASCII; remove them first") from exc

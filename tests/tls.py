@@ -35,6 +35,7 @@ class Authority:
             (self.key, issued.private_key_pem.bytes()),
         ):
             new.write_bytes(content)
+            new.chmod(0o600)
             new.rename(path)
 
     @property

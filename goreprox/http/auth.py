@@ -1,7 +1,5 @@
 """Authentication of requests: the file of tokens, read again whenever it has changed; what is logged of failures."""
 
-import os
-import stat
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +11,11 @@ from brokers import LimitedLog
 from goreprox.errors import ConfigError, StartError
 from goreprox.http.requests import Refused
 from goreprox.http.tokens import Failures, Tokens
-from goreprox.keys.files import signature
+from goreprox.keys.files import Kind, read_file, signature
 
 MAX_BYTES: Final = 1 << 20
 """1,000 tokens of 1 KiB each."""
+_FILE: Final = Kind("a file of tokens", encoding="utf-8", most_bytes=MAX_BYTES)
 
 
 class Auth:
@@ -83,19 +82,23 @@ def read(path: Path) -> Tokens:
     Raises:
         ConfigError: it cannot be read, others may change it, or it is malformed.
     """
+    return parsed(path)[0]
+
+
+def parsed(path: Path) -> tuple[Tokens, str]:
+    """Read a file of tokens; return its text, too.
+
+    Raises:
+        ConfigError: it cannot be read, others may change it, or it is malformed.
+    """
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            content = file.read(MAX_BYTES + 1)
+        text = read_file(path, _FILE)
     except OSError as exc:
-        raise ConfigError(f"auth-tokens {path}: {exc.strerror}; `goreprox token new NAME` makes it") from exc
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(f"auth-tokens {path}: others may write to it; chmod go-w {path}")
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"auth-tokens {path}: more than {MAX_BYTES:,} bytes")
+        advice = f"`goreprox token new NAME --auth-tokens {path}` makes it"
+        raise ConfigError(f"auth-tokens {path}: {exc.strerror}; {advice}") from exc
+    except StartError as exc:
+        raise ConfigError(f"auth-tokens {exc}") from exc
     try:
-        return Tokens.parse(content.decode())
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"auth-tokens {path}: not text") from exc
+        return Tokens.parse(text), text
     except ConfigError as exc:
         raise ConfigError(f"auth-tokens {path}: {exc}") from exc

@@ -14,9 +14,9 @@ from typing import Final
 from loguru import logger
 
 from brokers import BindError, Grant, LimitedLog
-from goreprox.errors import GoreproxError
-from goreprox.keys.files import read_secret
-from goreprox.keys.state import MAX_KEYS, Authorized, ServerKeys, StateDir
+from goreprox.errors import GoreproxError, StartError
+from goreprox.keys.files import read_file
+from goreprox.keys.state import MAX_KEYS, SERVER_KEY, Authorized, ServerKeys, StateDir
 
 LOOK_S: Final = 0.5
 """Between two looks: what the directory says counts within a second."""
@@ -88,9 +88,9 @@ class Watcher:
     def _server_keys(self) -> ServerKeys:
         """Keep the keys we have where the file is gone or damaged: it is for the next start to complain."""
         try:
-            return ServerKeys.parse(read_secret(self._state.server_key))
+            return ServerKeys.parse(read_file(self._state.server_key, SERVER_KEY))
         except (OSError, ValueError, GoreproxError) as exc:
-            self._log.say("server_key", f"server.key: {exc}; the keys that were there at the start are kept")
+            self._log.say("server_key", f"server key: {exc}; the keys that were there at the start are kept")
             return self.server_keys
 
     def look(self) -> bool:
@@ -130,6 +130,9 @@ class Watcher:
                 if exc.errno in _PASSING:
                     raise
                 self._log.say("key_file", f"{path}: {exc.strerror}; nobody is authorised by it")
+                continue
+            except StartError as exc:  # says which file
+                self._log.say("key_file", f"{exc}; nobody is authorised by it")
                 continue
             except (ValueError, GoreproxError) as exc:
                 self._log.say("key_file", f"{path}: {exc}; nobody is authorised by it")

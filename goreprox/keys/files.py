@@ -1,4 +1,8 @@
-"""Files that nobody else may read, and directories that nobody else may change. Knows nothing of what is in them."""
+"""Files that are believed: nobody but us and root can have written them, and nobody else can read what is secret.
+
+Every file and directory that decides anything (keys, join strings, tokens, certificates, configuration, locks) is
+opened here, and checked by its descriptor, so that what was checked is what is read. Knows nothing of what is in them.
+"""
 
 import contextlib
 import fcntl
@@ -6,16 +10,40 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from goreprox.errors import StartError
 
 MAX_BYTES: Final = 65_536
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_ROOT: Final = 0
+_DOCKER_SECRETS: Final = Path("/run/secrets")
+_KUBERNETES_LINK: Final = "..data"
+"""In each directory of a mounted Secret or ConfigMap: a link to the directory of its present version."""
 
 
-def prepare_directory(path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a file should be."""
+
+    what: str
+    """With its article, for messages."""
+    secret: bool = False
+    """Whether nobody else may read it."""
+    sign: str = ""
+    """A text that is in every file of this kind."""
+    encoding: str = "ascii"
+    most_bytes: int = MAX_BYTES
+    piped: bool = False
+    """Whether it may be a pipe, which is waited for."""
+
+
+def prepare_directory(path: Path, option: str = "--state-dir", *, follow: bool = True) -> None:
     """Make a directory (mode 0700) if it is missing; accept it only if it is ours and closed to the writing of others.
+
+    Without `follow` it must be no link: where others may make files, they may have made that.
 
     Raises:
         StartError: it is not; the message has the command that repairs it.
@@ -24,11 +52,15 @@ def prepare_directory(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise StartError(f"{path}: not a directory; name another with --state-dir") from None
-    status = path.stat()
+        raise StartError(f"{path}: not a directory; name another with {option}") from None
+    status = path.stat(follow_symlinks=follow)
+    if not stat.S_ISDIR(status.st_mode):
+        raise StartError(f"{path}: not a directory; name another with {option}")
     if status.st_uid != os.geteuid():
-        raise StartError(f"{path}: belongs to user {status.st_uid}, not {os.geteuid()}; name one of your own")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StartError(
+            f"{path}: belongs to user {status.st_uid}, not {os.geteuid()}; name one of your own with {option}"
+        )
+    if status.st_mode & _OTHERS_WRITE:
         raise StartError(f"{path}: others may write to it; chmod 700 {path}")
 
 
@@ -58,35 +90,91 @@ def become_owner(directory: Path) -> Path:
     return Path()
 
 
-def read_secret(path: Path, *, begins: str = "") -> str:
-    """Return the text of a file; what is no regular file, a pipe for instance, is taken as it is.
+def read_file(path: Path, kind: Kind) -> str:
+    """Return the text of a file that can be believed.
 
     Raises:
-        StartError: it does not begin so, others may read it, it is too long or not text; the message has the command
-            that repairs it.
+        StartError: it cannot be, or is not of that kind; the message has the command that repairs it.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        content = file.read(MAX_BYTES + 1)
-    # Before its mode: a command that changes the mode is to be given for files of ours only.
-    if not content.lstrip().startswith(begins.encode()):
-        raise StartError(f"{path}: expected {begins}…, but it begins with something else; name the right file")
-    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077 and not _is_credential(path):
-        raise StartError(f"{path}: others may read it; chmod 600 {path}")
+    with opened(path, kind) as (_, text):
+        return text
+
+
+@contextlib.contextmanager
+def opened(path: Path, kind: Kind) -> Iterator[tuple[int, str]]:
+    """Keep a file open that can be believed; give its descriptor and its text.
+
+    Raises:
+        StartError: it cannot be, or is not of that kind; the message has the command that repairs it.
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | (0 if kind.piped else os.O_NONBLOCK))
     try:
-        text = content.decode("ascii")
+        status = os.fstat(descriptor)
+        if not kind.piped and not stat.S_ISREG(status.st_mode):
+            raise StartError(f"{path}: not a regular file, expected {kind.what}; name the right one")
+        mounted = _is_mounted_secret(path)
+        if status.st_uid not in (os.geteuid(), _ROOT) and not mounted:
+            raise StartError(
+                f"{path}: belongs to user {status.st_uid}, who could change it; expected {kind.what} of user "
+                f"{os.geteuid()} or of root: look at what is in it, and copy or chown it"
+            )
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(kind.most_bytes + 1)
+        text = _text(path, content, kind)  # before the mode: what is something else entirely needs no other mode
+        if stat.S_ISREG(status.st_mode):
+            if not mounted:
+                _check_mode(path, status, kind)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor, text
+    finally:
+        os.close(descriptor)
+
+
+def _text(path: Path, content: bytes, kind: Kind) -> str:
+    if len(content) > kind.most_bytes:
+        raise StartError(f"{path}: more than {kind.most_bytes:,} bytes, expected {kind.what}; name the right file")
+    try:
+        text = content.decode(kind.encoding)
     except ValueError:
-        text = None
-    if text is None or len(content) > MAX_BYTES:
-        raise StartError(f"{path}: not a file of ours; look at what it is, and move it away")
+        raise StartError(f"{path}: not a text, expected {kind.what}; name the right file") from None
+    if kind.sign not in text:
+        raise StartError(f"{path}: not {kind.what}; name the right file")
     return text
 
 
-def _is_credential(path: Path) -> bool:
-    """Whether systemd keeps the file for us alone: in a closed directory, with a list that looks like open modes."""
+def _check_mode(path: Path, status: os.stat_result, kind: Kind) -> None:
+    if status.st_mode & _OTHERS_WRITE:
+        raise StartError(f"{path}: others may write to it; chmod go-w {path}")
+    if not kind.secret or _is_kubernetes(path):
+        return
+    if status.st_uid == os.geteuid():
+        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise StartError(f"{path}: others may read it; chmod 600 {path}")
+    elif status.st_mode & stat.S_IRWXO:  # it is root's, who may have given it to our group
+        raise StartError(f"{path}: others may read it; chmod o= {path}")
+
+
+def _is_mounted_secret(path: Path) -> bool:
+    """Whether systemd or a container engine keeps the file for us alone, whatever its owner and mode look like.
+
+    systemd keeps credentials in a closed directory, with an access control list that looks like open modes. Docker
+    mounts secrets into a directory of root's, and these may be files of another user on the host.
+    """
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    return directory is not None and path.parent == Path(directory)
+    if directory is not None and path.parent == Path(directory):
+        return True
+    if path.parent != _DOCKER_SECRETS:
+        return False
+    status = _DOCKER_SECRETS.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == _ROOT and not status.st_mode & _OTHERS_WRITE
+
+
+def _is_kubernetes(path: Path) -> bool:
+    """Whether the file is in a volume that Kubernetes made of a Secret: by default all in the container may read it."""
+    link = path.parent / _KUBERNETES_LINK
+    return link.is_symlink() and link.lstat().st_uid == _ROOT
 
 
 def signature(path: Path) -> tuple[int, ...] | None:

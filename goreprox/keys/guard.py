@@ -9,7 +9,8 @@ from loguru import logger
 
 from brokers import BrokerSecurity, Role, Router
 from goreprox.keys.authority import Watcher
-from goreprox.keys.files import read_secret
+from goreprox.keys.files import read_file
+from goreprox.keys.join import FILE
 from goreprox.keys.reach import Reach
 from goreprox.keys.state import FIRST, ServerKeys, StateDir
 
@@ -86,7 +87,7 @@ def command_line(path: Path, role: Role) -> str:
     """Give the line to run where the peer is to be. It holds the secret: it is for terminals only."""
     what = "provider 3000" if role is Role.PROVIDER else "edge"
     hint = "on the private machine, with your service's port for 3000" if role is Role.PROVIDER else "on the edge"
-    return f"{hint}:\n  goreprox {what} --join '{read_secret(path).strip()}'"
+    return f"{hint}:\n  goreprox {what} --join '{read_file(path, FILE).strip()}'"
 
 
 def assumption(host: str) -> str:

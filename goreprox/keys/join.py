@@ -22,11 +22,13 @@ from zmq.utils import z85
 from brokers import KeyPair, LinkSecurity, Role
 from goreprox.config import MAX_ENDPOINTS, PROVIDER_PORT, Address, check_name
 from goreprox.errors import ConfigError
+from goreprox.keys.files import Kind
 
 SCHEME: Final = "goreprox://"
 VERSION: Final = 1
 MAX_CHARS: Final = 65_536
 """64 addresses of 260 characters, and a payload far below 1,000, with room to spare."""
+FILE: Final = Kind("the join string of a server", secret=True, sign=SCHEME, piped=True)
 KEY_BYTES: Final = 32
 CHECKSUM_BYTES: Final = 4
 MAX_SERVER_KEYS: Final = 8

@@ -20,13 +20,16 @@ from typing import Final, Self
 from brokers import Grant, KeyPair, Role, is_key
 from goreprox.config import Address, check_name
 from goreprox.errors import ConfigError, StartError, advice
-from goreprox.keys.files import MAX_BYTES, locked, prepare_directory, read_secret, sync_directory, write_secret
-from goreprox.keys.join import Join
+from goreprox.keys.files import Kind, locked, prepare_directory, read_file, sync_directory, write_secret
+from goreprox.keys.join import FILE, Join
 from goreprox.keys.reach import Reach
 
 MAX_KEYS: Final = 10_000
 """Files in `authorized`; all are looked at once a second."""
 MAX_SERVICES: Final = 256
+SERVER_KEY: Final = Kind("the secret keys of a server", secret=True)
+AUTHORIZED: Final = Kind("an authorised key")
+REACH: Final = Kind("the address of a server")
 FIRST: Final = "default"
 """The name for which a server makes a key at its first start."""
 
@@ -95,14 +98,11 @@ class Authorized:
         Raises:
             ValueError: it is malformed.
             ConfigError: a name in it is malformed.
+            StartError: others could have written it.
             OSError: it cannot be read.
         """
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"longer than {MAX_BYTES} bytes")
         try:
-            document = tomllib.loads(content.decode("ascii"))
+            document = tomllib.loads(read_file(path, AUTHORIZED))
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
         unknown = document.keys() - {"key", "role", "name", "services", "created"}
@@ -176,7 +176,7 @@ class StateDir:
                     keys = ServerKeys(KeyPair.generate(), KeyPair.generate())
                     write_secret(self.server_key, keys.text)
             try:
-                return ServerKeys.parse(read_secret(self.server_key))
+                return ServerKeys.parse(read_file(self.server_key, SERVER_KEY))
             except ValueError as exc:
                 raise StartError(
                     f"{self.server_key}: {exc}; restore it, or remove it with all keys and join strings"
@@ -190,7 +190,7 @@ class StateDir:
         """
         with self._explained():
             try:
-                return Reach.parse(self._reach.read_text(encoding="ascii"))
+                return Reach.parse(read_file(self._reach, REACH))
             except FileNotFoundError:
                 return Reach()
             except ValueError as exc:
@@ -350,6 +350,6 @@ def _checked(services: Sequence[str] | None) -> tuple[str, ...] | None:
 
 def _read_join(path: Path) -> Join:
     try:
-        return Join.parse(read_secret(path))
+        return Join.parse(read_file(path, FILE))
     except ConfigError as exc:
         raise ConfigError(f"{path}: {exc}; or remove it") from exc

@@ -329,7 +329,7 @@ def test_a_new_certificate_is_for_new_clients_and_a_damaged_one_for_none(tmp_pat
             await ask(old)
             complaints = [str(entry["message"]) for entry in made.server.log if "stays in use" in str(entry)]
             assert len(complaints) == 1
-            assert "there is no private key in PEM form in it" in complaints[0]
+            assert "not a private key in PEM form" in complaints[0]
             made.server.signal(signal.SIGTERM)
             assert await old.read() == b""  # close_notify
             old.writer.close()

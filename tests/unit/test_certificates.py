@@ -1,6 +1,8 @@
 """Which certificates can be used, how the others are refused, and what a change of the files does."""
 
+import datetime
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from loguru import logger
 
-from goreprox.certificates import Certificates, Identity
+from goreprox.certificates import DAY_S, WARN_S, Certificates, Identity, expiry
 from goreprox.config import Scheme
 from goreprox.errors import StartError
 from tests.tls import Authority
@@ -72,10 +74,12 @@ def damage(authority: Authority) -> None:
         (remove("cert.pem"), r"tls-cert \S+cert.pem: No such file or directory; name a PEM file"),
         (remove("key.pem"), r"tls-key \S+key.pem: No such file or directory; name a PEM file"),
         (remove("ca.pem"), r"tls-client-ca \S+ca.pem: No such file or directory; name a PEM file"),
-        (empty("cert.pem"), r"tls-cert \S+cert.pem: there is no certificate in PEM form in it"),
-        (empty("key.pem"), r"tls-key \S+key.pem: there is no private key in PEM form in it"),
-        (empty("ca.pem"), r"tls-client-ca \S+ca.pem: there is no certificate in PEM form in it"),
+        (empty("cert.pem"), r"tls-cert \S+cert.pem: not a certificate in PEM form"),
+        (empty("key.pem"), r"tls-key \S+key.pem: not a private key in PEM form"),
+        (empty("ca.pem"), r"tls-client-ca \S+ca.pem: not a certificate in PEM form"),
         (swap_key, r"tls-key \S+key.pem: it is not the key of the certificate in \S+cert.pem"),
+        (lambda authority: authority.key.chmod(0o640), r"tls-key (\S+): others may read it; chmod 600 \1$"),
+        (lambda authority: authority.cert.chmod(0o664), r"tls-cert (\S+): others may write to it; chmod go-w \1$"),
         (lock_key, r"tls-key \S+key.pem: it has a passphrase; write it without one"),
         (damage, r"tls-cert \S+cert.pem and tls-key \S+key.pem: "),
     ],
@@ -105,6 +109,57 @@ def test_a_changed_pair_is_read_again_and_one_that_does_not_load_is_not_used(
     assert "read again" in logged[-1]
     authority.ca_file.unlink()
     assert read.context(Scheme.TLS) is second
+
+
+def issue(authority: Authority, expires: datetime.datetime) -> None:
+    issued = authority.ca.issue_cert("a.test", not_after=expires)
+    authority.cert.write_bytes(b"# comment \xe9\n" + b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    authority.key.write_bytes(issued.private_key_pem.bytes())
+
+
+@pytest.mark.parametrize("year", [2001, 2049, 2050, 2051, 9999])
+def test_the_expiry_is_that_in_the_certificate(authority: Authority, year: int) -> None:
+    expires = datetime.datetime(year, 2, 28, 13, 14, 15, tzinfo=datetime.UTC)
+    issue(authority, expires)
+    assert expiry(authority.cert.read_text(encoding="latin-1")) == expires.timestamp()
+    first = authority.cert.read_text(encoding="latin-1")
+    issue(authority, sooner := datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC))
+    both = first + authority.cert.read_text(encoding="latin-1")
+    assert expiry(both) == sooner.timestamp()
+
+
+@pytest.mark.parametrize(
+    ("days", "text"), [(-1.0, "it expired at "), (WARN_S / DAY_S - 1, "it expires at "), (WARN_S / DAY_S + 1, None)]
+)
+def test_a_certificate_that_has_expired_or_soon_will_is_a_warning_with_the_date(
+    authority: Authority, warnings: list[str], days: float, text: str | None
+) -> None:
+    expires = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)).replace(microsecond=0)
+    issue(authority, expires)
+    read = certificates(authority)
+    read.context(Scheme.TLS)
+    if text is None:
+        assert not warnings
+        return
+    (line,) = warnings
+    assert text + expires.isoformat(" ", "minutes") in line
+
+
+def test_a_running_process_warns_once_a_day_as_the_certificate_comes_to_its_end(
+    authority: Authority, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    issue(authority, now + datetime.timedelta(days=100))
+    read = certificates(authority)
+
+    def told(day: float) -> int:
+        monkeypatch.setattr(time, "time", lambda: now.timestamp() + day * DAY_S)
+        for _ in range(3):
+            read.context(Scheme.TLS)
+        return len(warnings)
+
+    assert [told(day) for day in (50, 85, 87, 87.5, 88.5, 101)] == [0, 0, 1, 1, 2, 3]
+    assert "it expired at" in warnings[-1]
 
 
 def test_the_name_of_a_client_is_the_first_alternative_one_or_the_common_one() -> None:

@@ -48,7 +48,7 @@ CASES: Final[list[Case]] = [
         ["provider", "1", "--join-file", "passwd"],
         {"passwd": "root:x:0:0"},
         {},
-        "passwd: expected goreprox://…, but it begins with something else; name the right file",
+        "passwd: not the join string of a server; name the right file",
     ),
     ("a join string as join file", ["provider", "1", "--join-file", JOIN], {}, {}, "give it by --join"),
     ("the same as variable", ["provider", "1"], {}, {"GOREPROX_JOIN_FILE": JOIN}, "give it by --join"),

@@ -15,8 +15,8 @@ from brokers import BindError, Grant, KeyPair, Role
 from goreprox.config import Address
 from goreprox.errors import ConfigError, StartError
 from goreprox.keys.authority import Watcher
-from goreprox.keys.files import MAX_BYTES, read_secret, write_secret
-from goreprox.keys.join import Join
+from goreprox.keys.files import MAX_BYTES, read_file, write_secret
+from goreprox.keys.join import FILE, Join
 from goreprox.keys.state import ServerKeys, StateDir, default_state_dir
 from tests.helpers import eventually
 
@@ -82,9 +82,9 @@ def test_a_credential_of_systemd_is_read_whatever_its_mode(tmp_path: Path, monke
     path.write_text("goreprox://x")
     path.chmod(0o440)  # how an access control list for one user looks
     with pytest.raises(StartError):
-        read_secret(path)
+        read_file(path, FILE)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    assert read_secret(path) == "goreprox://x"
+    assert read_file(path, FILE) == "goreprox://x"
 
 
 def test_a_secret_may_come_through_a_pipe(tmp_path: Path) -> None:
@@ -92,16 +92,16 @@ def test_a_secret_may_come_through_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(pipe, 0o666)
     writer = threading.Thread(target=pipe.write_text, args=("goreprox://…".replace("…", "x"),))
     writer.start()
-    assert read_secret(pipe) == "goreprox://x"
+    assert read_file(pipe, FILE) == "goreprox://x"
     writer.join()
 
 
 def test_what_is_no_text_of_ours_is_refused(tmp_path: Path) -> None:
-    for content in (b"\xff\xfe", b"x" * (MAX_BYTES + 1)):
+    for content in (b"\xff\xfe", b"x" * (MAX_BYTES + 1), b"root:x:0:0"):
         (tmp_path / "file").write_bytes(content)
         (tmp_path / "file").chmod(0o600)
-        with pytest.raises(StartError, match="not a file of ours"):
-            read_secret(tmp_path / "file")
+        with pytest.raises(StartError, match="the join string of a server"):
+            read_file(tmp_path / "file", FILE)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: StateDir
     assert watcher.grant(KEY.encode()) is None
     assert watcher.grant(state.key("good").public) == Grant(Role.PROVIDER, "good")
     assert any("bad.toml: " in line and "nobody is authorised by it" in line for line in lines)
-    with pytest.raises(StartError, match=r"bad\.toml: .*; repair or remove it"):
+    with pytest.raises(StartError, match=r"bad\.toml: .*; (repair or remove it|name the right file)"):
         state.all()
 
 

@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[2]
 TIME_OF_DAY = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow", "today", "CLOCK_REALTIME"}
 OF_MODULES = {"time", "datetime", "date"}
 FOR_PEOPLE = {
+    "goreprox/certificates.py": "when a certificate expires",
     "goreprox/http/auth.py": "until when a token is valid, which people say in days",
     "goreprox/log.py": "when lines were lost",
     "goreprox/keys/state.py": "when a key was made",

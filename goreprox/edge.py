@@ -30,6 +30,7 @@ from goreprox.member import Member
 from goreprox.poller import Poller
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
+from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.protocol.stream import Stream
 from goreprox.proxies import Proxies
 from goreprox.snapshot import Ends, Gauges, Subject
@@ -171,6 +172,11 @@ class Edge:
         """Return the name of a stream's provider and how many outages there were so far, if it has one."""
         peer = self.driver.peer_of(stream)
         return (None, None) if peer is None else (peer.info.name.name, peer.session.counters.outages)
+
+    def tells_delivery(self, stream: Stream) -> bool:
+        """Whether the provider of a stream has acknowledged all that was delivered before it told of an end of file."""
+        peer = self.driver.peer_of(stream)
+        return peer is not None and peer.info.attributes.get(ACKS_BEFORE_EOF) is True
 
     def bridge_ended(self, bridge: Bridge) -> None:
         """A client is gone, and its stream is over."""

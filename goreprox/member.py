@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from brokers import Link, LinkSecurity, PeerName, Receiver, Role, Timings
 from goreprox.config import Address, ProcessConfig
 from goreprox.instance import INCARNATION_BYTES, Instance
-from goreprox.protocol.limits import VERSION, VERSION_LEAST
+from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
 
 
 class Links:
@@ -46,7 +46,11 @@ class Member:
         """
         self.name = PeerName(role, config.name, secrets.token_bytes(INCARNATION_BYTES))
         self.instance = Instance.acquire(config.runtime_dir, what, config.name, self.name.incarnation)
-        self.attributes: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION], "services": list(services)}
+        self.attributes: dict[str, object] = {
+            "protocol": [VERSION_LEAST, VERSION],
+            "services": list(services),
+            ACKS_BEFORE_EOF: True,
+        }
         if weight is not None:
             self.attributes["weight"] = weight
         if self.instance.predecessor is not None:

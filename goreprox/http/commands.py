@@ -31,6 +31,13 @@ class HalfClose:
 
 
 @dataclass(frozen=True, slots=True)
+class Resend:
+    """Give up the stream, none of whose present request has reached the target, and send that over a fresh one."""
+
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """The exchange is over; the stream may carry another one."""
 
@@ -74,5 +81,5 @@ class Answered:
     body_bytes: int
 
 
-Command = Answered | Connect | ToClient | ToProvider | HalfClose | Release | Discard | Finish | Abort | Switch
+Command = Answered | Connect | ToClient | ToProvider | HalfClose | Release | Resend | Discard | Finish | Abort | Switch
 Commands = list[Command]

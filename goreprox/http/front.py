@@ -24,6 +24,7 @@ from goreprox.http.commands import (
     Finish,
     HalfClose,
     Release,
+    Resend,
     Switch,
     ToClient,
     ToProvider,
@@ -66,6 +67,9 @@ class Providers(Protocol):
 
     def provider_of(self, stream: Stream) -> tuple[str | None, int | None]:
         """Return the name of a stream's provider and how many outages there were so far, if it has one."""
+
+    def tells_delivery(self, stream: Stream) -> bool:
+        """Whether the provider of a stream has acknowledged all that was delivered before it told of an end of file."""
 
     def upstream_ended(self, upstream: Upstream) -> None:
         """A stream is over."""
@@ -343,7 +347,8 @@ class Front:
                 if data := upstream.take(min(FEED_BYTES, self._fronts.budget.allowance(0, moved=moved))):
                     self._do(self._gateway.provider_data(data))
                 elif upstream.take_eof():
-                    self._do(self._gateway.provider_eof())
+                    untouched = upstream.untouched and self._fronts.providers.tells_delivery(upstream.stream)
+                    self._do(self._gateway.provider_eof(untouched=untouched))
                 else:
                     upstream.finish_reset()
                     break
@@ -377,6 +382,8 @@ class Front:
                 self._connect(service, fresh=fresh)
             case Answered():
                 self._log(command)
+            case Resend(service):
+                self._resend(service)
             case Discard(reset):
                 self._discard(reset=reset)
             case Finish() | Switch():
@@ -422,7 +429,7 @@ class Front:
         if not fresh:
             self._began = self._since
         if self._upstream is not None and not fresh:
-            self._upstream.idle_since = None
+            self._upstream.begin()
             _, self._outages = self._fronts.providers.provider_of(self._upstream.stream)
             return
         fronts = self._fronts
@@ -435,6 +442,15 @@ class Front:
         self._bridges.live.add(upstream)
         fronts.providers.connect(upstream)
         _, self._outages = fronts.providers.provider_of(stream)
+
+    def _resend(self, service: str) -> None:
+        before = self._detach()
+        if before is not None:
+            request = before.take_back()
+            before.reset("the target had closed the connection before the request came")
+            self._connect(service, fresh=True)
+            assert self._upstream is not None
+            self._upstream.write(request)
 
     def _upstream_ended(self, upstream: Upstream) -> None:
         self._bridges.live.discard(upstream)

@@ -20,6 +20,7 @@ from goreprox.http.commands import (
     Finish,
     HalfClose,
     Release,
+    Resend,
     Switch,
     ToClient,
     ToProvider,
@@ -148,14 +149,19 @@ class Gateway:
             self._pump_answer()
         return self._take()
 
-    def provider_eof(self) -> Commands:
-        """Take note that the target ended its side: the end of some answers, too early for others."""
+    def provider_eof(self, *, untouched: bool = False) -> Commands:
+        """Take note that the target ended its side: the end of some answers, too early for others.
+
+        `untouched`: before a byte of the present request was written to it, and all that there is of that is at hand.
+        """
         exchange = self._exchange
         if self.over:
             pass
         elif exchange is not None and exchange.answer.begun and self._provider is not None:
             self._provider.receive_eof()
             self._pump_answer()
+        elif untouched and exchange is not None and exchange.failed is None and not exchange.heard and not self._ended:
+            self._resend(exchange)
         else:
             self._discard(reset=exchange is not None and self._reader.in_body)
             self._lost(502, "the target closed the connection before it answered", again=True)
@@ -206,6 +212,16 @@ class Gateway:
         self._provider.ask(exchange.stand_in)
         self._commands.append(ToProvider(exchange.head))
         return self._provider
+
+    def _resend(self, exchange: Exchange) -> None:
+        """Send the request once more, as far as it has come: the target closed an idle connection just before it."""
+        before = self._provider
+        provider = self._provider = Replies()
+        provider.ask(exchange.stand_in)
+        if before is not None and not before.asking:
+            provider.asked()
+        exchange.failed = 502, "the target closed the connection before it answered"
+        self._commands.append(Resend(exchange.service))
 
     # From client to provider.
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from goreprox.protocol.limits import KIB
 from goreprox.protocol.session import Kind, Session
 from goreprox.protocol.stream import State, Stream
 
@@ -16,6 +17,10 @@ CLOSING_S: Final = 5.0
 REUSED_FOR_S: Final = 4.0
 """A stream that idles for longer carries no other request: many servers close such a connection after 5 s, and a
 request that meets the close is lost. A fresh one costs a dial beside the target, no round trip."""
+
+
+RESEND_BYTES: Final = 64 * KIB
+"""Of a request that is sent again, at most: copied, it waits beside `--memory` for the fresh stream's window."""
 
 
 class User(Protocol):
@@ -50,6 +55,8 @@ class Upstream:
         self._clock = clock
         self._on_end = on_end
         self._pending: deque[bytes] = deque()
+        self._begins = 0
+        """The offset of the present request."""
         self._half_closing = False
         """Whether the end of file is to follow what was written."""
         self._ended = False
@@ -67,6 +74,21 @@ class Upstream:
     def settled(self) -> bool:
         """Whether all that was written is with the stream."""
         return not self._pending
+
+    def begin(self) -> None:
+        """Take note that what is written next is another request."""
+        self.idle_since = None
+        self._begins = self.stream.send.end + sum(map(len, self._pending))
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the target has got none of the present request, as far as we were told, and there is little of it."""
+        size = self.stream.send.end + sum(map(len, self._pending)) - self._begins
+        return self.stream.send.acked <= self._begins and size <= RESEND_BYTES
+
+    def take_back(self) -> bytes:
+        """Return what was written of the present request, which is `untouched`."""
+        return self.stream.send.since(self._begins) + b"".join(self._pending)
 
     def write(self, data: bytes) -> None:
         """Send bytes; what is beyond `room` waits here."""

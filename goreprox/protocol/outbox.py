@@ -5,7 +5,7 @@ It fills batches, within the bounds of a message and of the path. It knows nothi
 
 from collections import deque
 
-from goreprox.protocol.events import Abort, Control, Data, Eof, Event, Open, Refuse, Reset, Resume
+from goreprox.protocol.events import Abort, Ack, Control, Data, Eof, Event, Open, Refuse, Reset, Resume
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.limits import (
     BATCH_BYTES,
@@ -103,6 +103,8 @@ class Outbox:
             events.append(Reset(stream.id, stream.send.end, stream.end_reason))
             self.ends.append((path.seq, stream.id))
             return EVENT_BYTES
+        if acks := stream.receive.ack_pending:  # so the peer knows what was not delivered before the end
+            events.append(Ack(stream.id, *stream.receive.take_ack()))
         stream.send.eof_sent = True
         events.append(Eof(stream.id, stream.send.end))
-        return EVENT_BYTES
+        return EVENT_BYTES * (1 + acks)

@@ -159,6 +159,11 @@ class SendHalf:
         self.eof_sent = eof_received
         return replayed
 
+    def since(self, offset: int) -> bytes:
+        """Return the bytes from `offset` on, none of which may be acknowledged."""
+        assert self.acked <= offset <= self.end
+        return b"".join((*self._unacked, *self._unsent))[offset - self.acked :]
+
     def discard(self) -> None:
         """Drop everything; the half is of no more use."""
         self._unacked.clear()

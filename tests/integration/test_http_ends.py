@@ -5,9 +5,14 @@ import asyncio
 import pytest
 
 from goreprox.config import Listener
-from tests.helpers import HOST
-from tests.integration.test_tunnel import Tunnel
+from goreprox.protocol.limits import ACKS_BEFORE_EOF
+from goreprox.provider import Provider
+from tests.helpers import HOST, eventually
+from tests.integration.test_tunnel import End, Tunnel
 
+TELLING = {ACKS_BEFORE_EOF: True}
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 HTTP = {"listeners": (Listener.parse(f"http://{HOST}:0"),)}
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nsome\r\n"
 LENGTH = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nsome"
@@ -34,5 +39,108 @@ def test_a_target_whose_client_breaks_off_is_reset_and_is_not_told_an_end(reques
                 assert await target.receive_all() == b""
             else:
                 assert await target.receive_to_reset() in (b"", b"\r\n")
+
+    asyncio.run(main())
+
+
+async def received(end: End, last: bytes) -> bytes:
+    """Read up to some bytes."""
+    data = b""
+    while not data.endswith(last):
+        more = await end.receive(1)
+        assert more, data
+        data += more
+    return data
+
+
+async def kept_alive(tunnel: Tunnel) -> tuple[End, End]:
+    """Return a client and a target after a request and its response."""
+    client = await tunnel.client()
+    await client.send(GET)
+    target = await tunnel.targets.accept()
+    await received(target, b"\r\n\r\n")
+    await target.send(OK)
+    assert await client.receive(len(OK)) == OK
+    return client, target
+
+
+async def closes_as_it_comes(tunnel: Tunnel, provider: Provider, client: End, target: End, request: bytes) -> None:
+    """Have the target close its connection, and then the request meet that on the link."""
+    tunnel.relay.silence()
+    target.sock.close()
+    (bridge,) = provider.bridges.live
+    await eventually(lambda: bridge.stream.send.eof)
+    (upstream,) = tunnel.edge.bridges.live
+    before = upstream.stream.send.end
+    await client.send(request)
+    await eventually(lambda: upstream.stream.send.end > before)
+    tunnel.relay.unsilence()
+
+
+@pytest.mark.parametrize("rest", [b"", b"4\r\nmore\r\n0\r\n\r\n"], ids=["whole", "begun"])
+def test_a_request_that_meets_the_close_of_an_idle_target_is_sent_again_whatever_it_is(rest: bytes) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+            provider = await tunnel.provide(more=TELLING)
+            client, target = await kept_alive(tunnel)
+            first = CHUNKED if rest else WHOLE
+            await closes_as_it_comes(tunnel, provider, client, target, first)
+            target = await tunnel.targets.accept()
+            assert (await received(target, b"some")).startswith(b"POST / ")
+            if rest:
+                await client.send(rest)
+                assert await received(target, b"0\r\n\r\n") == b"\r\n" + rest
+            await target.send(OK)
+            assert await client.receive(len(OK)) == OK
+            await client.send(GET)
+            assert (await received(target, b"\r\n\r\n")).startswith(b"GET / ")
+
+    asyncio.run(main())
+
+
+def test_a_request_is_sent_again_once() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+            provider = await tunnel.provide(more=TELLING)
+            client, target = await kept_alive(tunnel)
+            await closes_as_it_comes(tunnel, provider, client, target, WHOLE)
+            target = await tunnel.targets.accept()
+            target.half_close()
+            assert (await client.receive(12)) == b"HTTP/1.1 502"
+            assert tunnel.targets.nobody_waits
+
+    asyncio.run(main())
+
+
+def test_a_request_is_not_sent_again_where_the_provider_does_not_say_what_it_has_delivered() -> None:
+    """As one of an earlier release."""
+
+    async def main() -> None:
+        async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+            provider = await tunnel.provide()
+            client, target = await kept_alive(tunnel)
+            await closes_as_it_comes(tunnel, provider, client, target, WHOLE)
+            assert (await client.receive(12)) == b"HTTP/1.1 502"
+            assert tunnel.targets.nobody_waits
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["read", "not read"])
+def test_a_request_that_was_written_to_its_target_is_not_sent_again(read: bool) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+            provider = await tunnel.provide(more=TELLING)
+            client, target = await kept_alive(tunnel)
+            (bridge,) = provider.bridges.live
+            before = bridge.stream.receive.delivered
+            await client.send(WHOLE)
+            if read:
+                await received(target, b"some")
+            else:
+                await eventually(lambda: bridge.stream.receive.delivered > before)
+            target.half_close()
+            assert (await client.receive(12)) == b"HTTP/1.1 502"
+            assert tunnel.targets.nobody_waits
 
     asyncio.run(main())

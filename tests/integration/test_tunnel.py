@@ -6,7 +6,8 @@ import hashlib
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 import pytest
@@ -137,13 +138,23 @@ class Tunnel:
         await self._local.close(linger_s=0)
         await self.router.close(linger_s=0)
 
-    async def provide(self, *, port: int | None = None, connect: bool = True, **options: Any) -> Provider:
-        """Add a provider of the targets, or of another port; wait for its session. Options: `ProviderConfig`."""
+    async def provide(
+        self,
+        *,
+        port: int | None = None,
+        connect: bool = True,
+        more: Mapping[str, object] = MappingProxyType({}),
+        **options: Any,
+    ) -> Provider:
+        """Add a provider of the targets, or of another port; wait for its session.
+
+        `more` are attributes of it in the fabric, options those of `ProviderConfig`.
+        """
         server = Address(HOST, self.relay.port)
         target = Target("default", Address(HOST, port or self.targets.port))
         provider = Provider(ProviderConfig(targets=(target,), servers=(server,), **options))
         name = PeerName(Role.PROVIDER, "provider", os.urandom(16))
-        attributes = {**PROTOCOL, "services": ["default"]}
+        attributes = {**PROTOCOL, "services": ["default"], **more}
         link = Link(name, attributes, HOST, self.relay.port, provider.driver, timings=TIMINGS)
 
         async def close() -> None:

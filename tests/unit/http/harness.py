@@ -16,6 +16,7 @@ from goreprox.http.commands import (
     Finish,
     HalfClose,
     Release,
+    Resend,
     Switch,
     ToClient,
     ToProvider,
@@ -46,6 +47,7 @@ class Talk:
         self.gateway = Gateway(site or Site("web"), client=CLIENT, authority=AUTHORITY, certificate=certificate)
         self.seen = Seen()
         self._connected = False
+        self._begins = 0
 
     def client(self, *parts: bytes) -> "Talk":
         """Let the client say something, in reads of these parts."""
@@ -62,8 +64,8 @@ class Talk:
             self.do(self.gateway.provider_data(part))
         return self
 
-    def target_eof(self) -> "Talk":
-        self.do(self.gateway.provider_eof())
+    def target_eof(self, *, untouched: bool = False) -> "Talk":
+        self.do(self.gateway.provider_eof(untouched=untouched))
         return self
 
     def lost(self, status: int = 502, reason: str = "gone", *, again: bool = True) -> "Talk":
@@ -84,6 +86,11 @@ class Talk:
                     if fresh or not self._connected:
                         seen.to_target.append(b"")
                     self._connected = True
+                    self._begins = len(seen.to_target[-1])
+                    seen.others.append(command)
+                case Resend():
+                    seen.to_target.append(seen.to_target[-1][self._begins :])
+                    self._begins = 0
                     seen.others.append(command)
                 case Discard():
                     self._connected = False

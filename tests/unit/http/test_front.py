@@ -60,6 +60,9 @@ class Providers:
     def provider_of(self, stream: Stream) -> tuple[str | None, int | None]:
         return "web", 0
 
+    def tells_delivery(self, stream: Stream) -> bool:
+        return False
+
     def upstream_ended(self, upstream: Upstream) -> None: ...
 
     def client_ended(self, client: str) -> None: ...

@@ -1,7 +1,8 @@
 """Authentication of requests: the file of tokens, read again whenever it has changed; what is logged of failures."""
 
+import base64
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -9,13 +10,15 @@ from loguru import logger
 
 from brokers import LimitedLog
 from goreprox.errors import ConfigError, StartError
-from goreprox.http.requests import Refused
+from goreprox.http.requests import Fields, Refused
 from goreprox.http.tokens import Failures, Tokens
 from goreprox.keys.files import Kind, read_file, signature
 
 MAX_BYTES: Final = 1 << 20
 """1,000 tokens of 1 KiB each."""
 _FILE: Final = Kind("a file of tokens", encoding="utf-8", most_bytes=MAX_BYTES)
+_AUTHORIZATION: Final = b"authorization"
+"""May bring a token where the field for it is missing, as Bearer or Basic, which programs and browsers know."""
 
 
 class Auth:
@@ -28,7 +31,10 @@ class Auth:
             StartError: the file cannot be used; the message says why.
         """
         self.header = header.lower().encode()
-        self._challenge = [(b"WWW-Authenticate", b'Token header="%b"' % header.encode())]
+        self._challenge = [
+            (b"WWW-Authenticate", b'Token header="%b"' % header.encode()),
+            (b"WWW-Authenticate", b'Basic realm="goreprox"'),
+        ]
         self._path = path
         self._clock = clock
         self._failures = Failures()
@@ -39,27 +45,37 @@ class Auth:
         except ConfigError as exc:
             raise StartError(str(exc)) from exc
 
-    def admit(self, values: Sequence[bytes], service: str, client: str) -> str:
-        """Return the name of the token that a request for `service` came with; `client` is an address.
+    def admit(self, fields: Fields, service: str | None, client: str) -> tuple[str, bytes]:
+        """Return the name of the token that a request for `service` came with, and of the field that has brought it.
+
+        `fields` have names in lower case, `client` is an address. Without a service any token does. One that is valid
+        is never made to wait, however often others have failed at this address: nobody guesses 256 bits.
 
         Raises:
             Refused: it has none, several, or one that is not known or not for this service.
         """
         now = self._clock()
-        if self._failures.too_many(client, now=now):
-            raise Refused(429, "too many requests without a valid token", [(b"Retry-After", b"20")])
         self._refresh()
-        token = self._tokens.find(values[0], now=time.time()) if len(values) == 1 else None
+        brought_by = self.header
+        values = [value for name, value in fields if name == self.header]
+        secrets = [_secret(value) or value for value in values]
+        if not values:
+            brought_by = _AUTHORIZATION
+            secrets = [secret for name, value in fields if name == brought_by and (secret := _secret(value))]
+        token = self._tokens.find(secrets[0], now=time.time()) if len(secrets) == 1 else None
         if token is None:
+            if self._failures.too_many(client, now=now):
+                raise Refused(429, "too many requests without a valid token", [(b"Retry-After", b"20")])
             self._failures.note(client, now=now)
-            what = ("no token", "a token that is not known or has expired", "several tokens")[min(len(values), 2)]
-            self._log.say("token_refused", f"client {client} asked for {service} with {what}", client=client)
+            what = ("no token", "a token that is not known or has expired", "several tokens")[min(len(secrets), 2)]
+            asked = f"client {client} asked for {service or 'a host that is not known'}"
+            self._log.say("token_refused", f"{asked} with {what}", client=client)
             raise Refused(401, f"a valid token is required in {self.header.decode()}", self._challenge)
-        if not token.valid_for(service):
+        if service is not None and not token.valid_for(service):
             text = f"client {client} asked for {service} with the token {token.name}, which is not for it"
             self._log.say("token_refused", text, client=client, token=token.name)
             raise Refused(403, "the token is not for this service")
-        return token.name
+        return token.name, brought_by
 
     def _refresh(self) -> None:
         """Read the file again if it has changed: to look costs a microsecond, so a revocation counts at once."""
@@ -74,6 +90,20 @@ class Auth:
             logger.error("{}; until it is repaired no token is valid", exc)
         else:
             logger.info("auth-tokens {}: read again, {} tokens", self._path, len(self._tokens))
+
+
+def _secret(value: bytes) -> bytes | None:
+    """Return the token of Bearer (RFC 6750) or Basic (RFC 7617: as the password, whoever the user), if it is either."""
+    scheme, _, rest = value.partition(b" ")
+    match scheme.lower():
+        case b"bearer":
+            return rest.strip()
+        case b"basic":
+            try:
+                return base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
+            except ValueError:
+                return None
+    return None
 
 
 def read(path: Path) -> Tokens:

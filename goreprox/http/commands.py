@@ -79,6 +79,10 @@ class Answered:
     """Without the query, which may hold secrets."""
     status: int
     body_bytes: int
+    error: str = ""
+    """Why the response is ours, or the client was reset. Not for clients: they may be anybody."""
+    request_id: str = ""
+    """What such a response tells the client to ask for."""
 
 
 Command = Answered | Connect | ToClient | ToProvider | HalfClose | Release | Resend | Discard | Finish | Abort | Switch

@@ -3,7 +3,8 @@
 Knows what was asked, and neither how far it has come nor over which connections.
 """
 
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -13,7 +14,7 @@ from goreprox.http import requests
 from goreprox.http.commands import Answered
 from goreprox.http.forwarding import Forwarding, is_forwarding
 from goreprox.http.messages import Answer, request_head
-from goreprox.http.requests import Refused, with_dashes
+from goreprox.http.requests import Fields, Refused, with_dashes
 from goreprox.http.routes import Routes
 from goreprox.http.settings import HttpSettings
 
@@ -34,12 +35,16 @@ class Authenticator(Protocol):
     header: bytes
     """The field that brings one, in lower case."""
 
-    def admit(self, values: Sequence[bytes], service: str, client: str) -> str:
-        """Return the name of the token among `values`, of all its fields.
+    def admit(self, fields: Fields, service: str | None, client: str) -> tuple[str, bytes]:
+        """Return the name of the token among `fields`, names in lower case, and which of these has brought it.
 
         Raises:
-            Refused: there is none that is for `service`.
+            Refused: there is none that is for `service`; None: none at all.
         """
+
+
+def _draw_id() -> str:
+    return secrets.token_hex(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ class Site:
     settings: HttpSettings = field(default_factory=HttpSettings)
     logs: bool = False
     """Whether the access log has its requests."""
+    draw_id: Callable[[], str] = _draw_id
+    """Makes the id of a request that fails."""
 
     @property
     def secret(self) -> bytes | None:
@@ -105,37 +112,45 @@ class Exchange:
         """
         request = self.request
         host = requests.value_of(request, b"host") or authority
-        if site.routes is not None:
-            self.service = _route(site, site.routes, host, address)
-        if site.auth is not None:
-            fields = requests.fields_of(request)
-            if any(name != site.auth.header == with_dashes(name) for name, _ in fields):
+        service = site.service if site.routes is None else site.routes.find(host)
+        self.service = service or ""
+        brought_by = b""
+        if site.auth is not None:  # first of all, lest strangers find out which hosts there are
+            seen = requests.fields_of(request)
+            if any(name != site.auth.header == with_dashes(name) for name, _ in seen):
                 raise Refused(400, "a field has the name of another with _ for -")
-            values = [value for name, value in fields if name == site.auth.header]
-            self.token = site.auth.admit(values, self.service, self.client)
+            self.token, brought_by = site.auth.admit(seen, service, self.client)
+        if service is None:
+            raise Refused(404, "this host is not known here")
+        if site.routes is not None and site.closed is not None and site.closed(address, service):
+            raise Refused(403, "this address may not come in here")
         added = site.forwarding.fields(request, address, host=host, certificate=certificate)
         told = site.settings.host_for(self.service) or host
-        self.head = request_head(request, requests.passed_on(request, host=told, dropped=site.drops, added=added))
+        fields = requests.passed_on(
+            request, host=told, dropped=lambda name: site.drops(name) or name.lower() == brought_by, added=added
+        )
+        self.head = request_head(request, fields)
 
     def answered(self) -> Answered:
         """Return what the access log has of it."""
-        request = self.request
-        return Answered(
-            self.client,
-            self.service,
-            self.token,
-            request.method.decode(),
-            (requests.value_of(request, b"host") or b"").decode(),
-            request.target.partition(b"?")[0].decode(),
-            self.answer.status,
-            self.answer.body_bytes,
-        )
+        return answered(self.request, self.answer, client=self.client, service=self.service, token=self.token)
 
 
-def _route(site: Site, routes: Routes, host: bytes, address: str) -> str:
-    service = routes.find(host)
-    if service is None:
-        raise Refused(404, "this host is not known here")
-    if site.closed is not None and site.closed(address, service):
-        raise Refused(403, "this address may not come in here")
-    return service
+def answered(
+    request: h11.Request | None, answer: Answer, *, client: str, service: str = "", token: str | None = None
+) -> Answered:
+    """Return what the access log has of a request, or of what could not be read as one."""
+    method, host, path = b"", b"", b""
+    if request is not None:
+        method, path = request.method, request.target.partition(b"?")[0]
+        host = requests.value_of(request, b"host") or b""
+    return Answered(
+        client,
+        service,
+        token,
+        method.decode("latin-1"),
+        host.decode("latin-1"),
+        path.decode("latin-1"),
+        answer.status,
+        answer.body_bytes,
+    )

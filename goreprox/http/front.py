@@ -6,6 +6,8 @@ a target that reads slowly its client: nothing is read that there is no room for
 
 import asyncio
 import socket
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final, Protocol, assert_never
 
 from loguru import logger
@@ -127,6 +129,28 @@ class Fronts:
             front.check_upstream()
 
 
+@dataclass(frozen=True, slots=True)
+class _Upgraded:
+    """A connection that has left HTTP, like a WebSocket."""
+
+    text: str
+    fields: dict[str, object]
+    began: float
+    sent: int
+    """Bytes of the stream that were HTTP, to the target."""
+    received: int
+    """And from it."""
+
+    def log_end(self, stream: Stream, *, now: float) -> None:
+        more = {
+            "bytes": stream.received_bytes - self.received,
+            "bytes_in": stream.sent_bytes - self.sent,
+            "duration_s": round(now - self.began, 4),
+            "error": stream.end_reason or None,
+        }
+        logger.bind(event="upgrade_ended", **self.fields | more).info("{} ended", self.text)
+
+
 class Front:
     """Owns a client's socket, and the stream that its requests go over."""
 
@@ -174,6 +198,8 @@ class Front:
         """Of its provider, at that time."""
         self._since = self._bridges.clock()
         """When it was last seen to do what it is waited for."""
+        self._upgraded: _Upgraded | None = None
+        """What is logged of its connection once that has left HTTP and ended."""
         fronts.add(self)
         self._update()
         if fronts.draining:
@@ -406,22 +432,29 @@ class Front:
         provider, outages = self._served_by, self._outages
         if self._upstream is not None:
             provider, outages = self._fronts.providers.provider_of(self._upstream.stream)
-        text = f"{quoted(done.method, 16)} {quoted(done.host)}{quoted(done.path)}"
+        text = "a request that cannot be read"
+        if done.method:
+            text = f"{quoted(done.method, 16)} {quoted(done.host)}{quoted(done.path)}"
         fields = {
             "status": done.status,
             "bytes": done.body_bytes,
             "duration_s": 0.0 if self._began is None else round(self._bridges.clock() - self._began, 4),
             "client": done.client,
-            "service": done.service,
+            "service": done.service or None,
             "provider": provider,
             "token": done.token,
             "certificate": self._certificate,
+            "error": done.error or None,
+            "request_id": done.request_id or None,
             "outage_survived": self._outages is not None and outages != self._outages,
         }
         if self._began is None:  # it was refused, so whoever sends such requests costs the target nothing
             self._fronts.log.say(ACCESS, text, "INFO", **fields)
         else:
             logger.bind(event=ACCESS, **fields).info("{}", text)
+        if done.status == HTTPStatus.SWITCHING_PROTOCOLS and self._began is not None and self._upstream is not None:
+            stream = self._upstream.stream
+            self._upgraded = _Upgraded(text, fields, self._began, stream.send.end, stream.receive.delivered)
         self._began = None
 
     def _connect(self, service: str, *, fresh: bool) -> None:
@@ -482,8 +515,13 @@ class Front:
         self._fronts.live.discard(self)
         self._bridges.live.discard(upstream)
         stream = upstream.release()
-        bridge = Bridge(self._bridges, self._sock, stream, self._fronts.providers.bridge_ended)
+        bridge = Bridge(self._bridges, self._sock, stream, self._upgrade_ended)
         bridge.notice(Kind.RESET if stream.state is State.RESET else Kind.READABLE)
+
+    def _upgrade_ended(self, bridge: Bridge) -> None:
+        if self._upgraded is not None:
+            self._upgraded.log_end(bridge.stream, now=self._bridges.clock())
+        self._fronts.providers.bridge_ended(bridge)
 
     # Ends.
 

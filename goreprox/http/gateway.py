@@ -7,7 +7,9 @@ The client is read by a `Reader`, the target by `Replies` that last as long as t
 either side is written anew from what was parsed of the other (`messages`).
 """
 
+from dataclasses import replace
 from http import HTTPStatus
+from typing import Final
 
 import h11
 
@@ -25,11 +27,18 @@ from goreprox.http.commands import (
     ToClient,
     ToProvider,
 )
-from goreprox.http.exchange import Exchange, Site
+from goreprox.http.exchange import Exchange, Site, answered
 from goreprox.http.messages import Answer
 from goreprox.http.reader import Reader
 from goreprox.http.replies import Replies
 from goreprox.http.requests import Refused
+
+_FAILURES: Final = {
+    HTTPStatus.BAD_GATEWAY: "the server behind this one could not be reached, or gave no valid response",
+    HTTPStatus.SERVICE_UNAVAILABLE: "the server behind this one is not available at the moment",
+    HTTPStatus.GATEWAY_TIMEOUT: "the server behind this one gave no response in time",
+}
+"""What clients are told. Why it is so, with addresses and what targets have sent, is for the log alone."""
 
 
 class Gateway:
@@ -283,7 +292,7 @@ class Gateway:
         except h11.RemoteProtocolError as exc:
             if body:
                 self._to_client(exchange.answer.body(b"".join(body)))
-            self._fail(502, f"the answer of the target is malformed: {exc}")
+            self._fail(502, f"the target's response is malformed: {exc}")
 
     def _interim(self, event: h11.InformationalResponse, exchange: Exchange) -> None:
         if event.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
@@ -301,6 +310,7 @@ class Gateway:
 
     def _end_answer(self, event: h11.EndOfMessage, exchange: Exchange) -> None:
         self._to_client(exchange.answer.end(requests.trailers(event)))
+        self._log(exchange)
         self._end_exchange(exchange.answer)
 
     def _switch(self, event: h11.InformationalResponse, exchange: Exchange) -> None:
@@ -317,7 +327,7 @@ class Gateway:
         for early, command in ((provider.behind, ToClient), (self._reader.ahead, ToProvider)):
             if early:
                 self._commands.append(command(early))
-        self._log()
+        self._log(exchange)
         self.over = True
         self._commands.append(Switch())
 
@@ -330,7 +340,6 @@ class Gateway:
     def _end_exchange(self, answer: Answer) -> None:
         """The answer is whole: go on to the next request, if the client's message is whole, too."""
         provider = self._provider
-        self._log()
         self._exchange = None
         if provider is not None and not provider.idle:
             if provider.reusable:
@@ -343,9 +352,9 @@ class Gateway:
         else:
             self._follows = self._reader.in_head or self._ended
 
-    def _log(self) -> None:
-        if self._exchange is not None and self._site.logs:
-            self._commands.append(self._exchange.answered())
+    def _log(self, exchange: Exchange, error: str = "") -> None:
+        if self._site.logs or error:
+            self._commands.append(replace(exchange.answered(), error=error))
 
     def _lost(self, status: int, reason: str, *, again: bool) -> None:
         """Ask another provider, once, where that does no harm; else tell the client."""
@@ -364,13 +373,14 @@ class Gateway:
         """End the exchange without the target's answer, or without the rest of it."""
         exchange = self._exchange
         assert exchange is not None
+        self._discard(reset=True)
         if exchange.answer.begun:
-            self._log()
-            self._discard(reset=True)
+            self._log(exchange, reason)
             self.over = True
             self._commands.append(Abort())
+        elif (text := _FAILURES.get(HTTPStatus(status))) is not None:
+            self._answer(Refused(status, text, detail=reason), last=False)
         else:
-            self._discard(reset=True)
             self._answer(Refused(status, reason), last=False)
 
     def _answer(self, refused: Refused, request: h11.Request | None = None, *, last: bool = True) -> None:
@@ -381,9 +391,15 @@ class Gateway:
         answer = Answer(request) if exchange is None else exchange.answer
         last = last or self._draining or not self._reader.skip()
         accept = requests.value_of(request, b"accept") if request is not None else None
-        fields, body = answers.body(refused.status, refused.text, accept or b"")
+        request_id = self._site.draw_id() if refused.detail else ""
+        text = f"{refused.text} (request {request_id})" if request_id else refused.text
+        fields, body = answers.body(refused.status, text, accept or b"")
         reason = refused.status.phrase.encode()
         self._to_client(answer.head(refused.status, reason, fields + refused.fields, last=last) + answer.body(body))
+        if self._site.logs or request_id:
+            entry = answered(request, answer, client=self._address) if exchange is None else exchange.answered()
+            error = refused.detail or refused.text
+            self._commands.append(replace(entry, error=error, request_id=request_id))
         self._end_exchange(answer)
 
     def _discard(self, *, reset: bool = False) -> None:

@@ -63,9 +63,10 @@ DEFAULT_LIMITS: Final = Limits()
 class Refused(Exception):
     """The request is not passed on; the client is told why."""
 
-    def __init__(self, status: int, text: str, fields: Fields | None = None) -> None:
-        """Answer with `status`, one sentence, and further header fields."""
+    def __init__(self, status: int, text: str, fields: Fields | None = None, *, detail: str = "") -> None:
+        """Answer with `status`, one sentence, and further header fields; `detail` is for the log only."""
         super().__init__(text)
+        self.detail = detail
         self.status = HTTPStatus(status)
         self.text = text
         self.fields = fields or []

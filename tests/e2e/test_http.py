@@ -180,7 +180,11 @@ def test_a_websocket_outlives_a_break(tmp_path: Path, scheme: str) -> None:
             async with (
                 tunnel_to(tmp_path, port, scheme=scheme, server=options) as made,
                 connect(
-                    f"{scheme.replace('http', 'ws')}://{HOST}:{made.port}/", proxy=None, ping_interval=None, ssl=context
+                    f"{scheme.replace('http', 'ws')}://{HOST}:{made.port}/",
+                    proxy=None,
+                    ping_interval=None,
+                    compression=None,
+                    ssl=context,
                 ) as socket,
             ):
                 for number in range(30):
@@ -191,6 +195,13 @@ def test_a_websocket_outlives_a_break(tmp_path: Path, scheme: str) -> None:
                         assert await socket.recv() == f"message {number}" * 100
                 await socket.close()
                 assert socket.close_code == 1000
+                await eventually(lambda: bool(logged(made, "upgrade_ended")), "its end is logged")
+                (began,), (ended,) = access(made), logged(made, "upgrade_ended")
+                assert (began["status"], ended["status"], ended["service"]) == (101, 101, "default")
+                size = sum(len(f"message {number}" * 100) for number in range(30))
+                for direction in ("bytes", "bytes_in"):  # beside the messages their frames' heads
+                    assert size < int(str(ended[direction])) < size + 30 * 16
+                assert float(str(ended["duration_s"])) > float(str(began["duration_s"]))
 
     run(main())
 
@@ -320,8 +331,12 @@ def test_a_provider_that_stays_away_is_504_after_the_grace(tmp_path: Path) -> No
 # -- what is logged
 
 
+def logged(made: Tunnel, event: str) -> list[dict[str, object]]:
+    return [entry for entry in made.server.log if entry.get("event") == event]
+
+
 def access(made: Tunnel) -> list[dict[str, object]]:
-    return [entry for entry in made.server.log if entry.get("event") == "access"]
+    return logged(made, "access")
 
 
 def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_survived(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ class Seen:
     to_target: list[bytes] = field(default_factory=list)
     """One for each stream."""
     others: list[Command] = field(default_factory=list)
-    """Everything but bytes."""
+    """Everything but bytes and what is logged."""
+    logged: list[Answered] = field(default_factory=list)
 
 
 class Talk:
@@ -95,7 +96,9 @@ class Talk:
                 case Discard():
                     self._connected = False
                     seen.others.append(command)
-                case Answered() | HalfClose() | Release() | Finish() | Abort() | Switch():
+                case Answered():
+                    seen.logged.append(command)
+                case HalfClose() | Release() | Finish() | Abort() | Switch():
                     seen.others.append(command)
 
     @property

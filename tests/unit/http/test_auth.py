@@ -1,5 +1,6 @@
 """Which requests come in: tokens, their file, and what is logged."""
 
+import base64
 import datetime
 import hashlib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from goreprox.http import tokens
 from goreprox.http.auth import Auth
 from goreprox.http.commands import Finish
 from goreprox.http.exchange import Site
+from goreprox.http.routes import Route, Routes
 from goreprox.http.tokens import FAILURES, MAX_ADDRESSES, Failures, Tokens
 from tests.unit.http.harness import CLIENT, OK, Talk
 
@@ -93,9 +95,55 @@ def test_a_request_with_a_token_is_passed_on_without_it(file: Path) -> None:
 def test_any_other_request_is_401_and_nothing_of_it_reaches_a_provider(file: Path, request_: bytes) -> None:
     talk = talk_with(file).client(request_)
     assert talk.statuses == [401]
+    assert b'WWW-Authenticate: Basic realm="goreprox"\r\n' in talk.seen.to_client
     assert b'WWW-Authenticate: Token header="X-Goreprox-Auth"\r\n' in talk.seen.to_client
     assert not talk.seen.others
     assert talk.gateway.idle
+
+
+def basic(token: bytes, user: bytes = b"") -> bytes:
+    return b"Basic " + base64.b64encode(user + b":" + token)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"Bearer " + GOOD,
+        b"bearer  " + GOOD,
+        basic(GOOD),
+        basic(GOOD, b"alice"),
+        basic(GOOD).replace(b"Basic", b"BASIC"),
+    ],
+)
+@pytest.mark.parametrize("name", [b"X-Goreprox-Auth", b"Authorization"])
+def test_a_token_may_come_as_bearer_or_basic_which_does_not_pass(file: Path, name: bytes, value: bytes) -> None:
+    talk = talk_with(file).client(get(more=name + b": " + value + b"\r\n")).target(OK)
+    assert talk.statuses == [200]
+    assert b"auth" not in talk.seen.to_target[0].lower()
+
+
+@pytest.mark.parametrize("value", [GOOD, b"Digest " + GOOD, b"Basic " + GOOD, basic(b"", GOOD), b"Bearer", b"Basic !"])
+def test_other_ways_to_bring_a_token_in_authorization_are_none(file: Path, value: bytes) -> None:
+    assert talk_with(file).client(get(more=b"Authorization: " + value + b"\r\n")).statuses == [401]
+
+
+def test_authorization_is_for_the_target_where_the_token_came_otherwise(file: Path) -> None:
+    talk = talk_with(file).client(get(GOOD, more=b"Authorization: Bearer other\r\n")).target(OK)
+    assert talk.statuses == [200]
+    assert b"\r\nAuthorization: Bearer other\r\n" in talk.seen.to_target[0]
+    wrong = talk_with(file).client(get(b"wrong", more=b"Authorization: Bearer " + GOOD + b"\r\n"))
+    assert wrong.statuses == [401]  # one place is looked at, not whichever fits
+
+
+def test_a_stranger_does_not_find_out_which_hosts_there_are(file: Path) -> None:
+    routes = Routes([Route("a", "web")])
+    closed = Site("web", Auth(file, HEADER, clock=Clock()), routes=routes, closed=lambda _address, _service: True)
+    for site in (Site("web", Auth(file, HEADER, clock=Clock()), routes=routes), closed):
+        known, unknown = Talk(site).client(get()), Talk(site).client(get().replace(b"Host: a", b"Host: b"))
+        assert known.seen.to_client == unknown.seen.to_client
+        assert known.statuses == [401]
+        assert Talk(site).client(get(GOOD).replace(b"Host: a", b"Host: b")).statuses == [404]
+    assert Talk(closed).client(get(GOOD)).statuses == [403]
 
 
 @pytest.mark.parametrize("name", [b"X_Goreprox_Auth", b"x-goreprox_auth"])
@@ -167,10 +215,10 @@ def test_failures_are_logged_without_the_value_and_limited_by_address(file: Path
     assert talk.statuses == [401] * FAILURES + [429] * 5
     assert logged
     assert all(CLIENT in line and "a-wrong-value" not in line for line in logged)
-    assert talk.client(get(GOOD)).statuses[-1] == 429
+    assert talk.client(get(GOOD)).target(OK).statuses[-1] == 200  # a valid one never waits
+    assert talk.client(get()).statuses[-1] == 429
     clock.now += 1
-    talk.client(get(GOOD)).target(OK)
-    assert talk.statuses[-1] == 200
+    assert talk.client(get()).statuses[-1] == 401
 
 
 def test_failures_of_many_addresses_are_bounded_and_others_do_not_suffer() -> None:

@@ -106,13 +106,54 @@ def test_the_access_log_has_every_request_that_could_be_read() -> None:
     talk = Talk(Site("web", forwarding=TRUSTING, logs=True)).client(get(LIES)).target(OK)
     talk.client(get().replace(b"GET", b"POST")).lost()
     talk.client(get()).target(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").lost()
-    assert [each for each in talk.seen.others if isinstance(each, Answered)] == [
-        Answered("203.0.113.7", "web", None, "GET", "a:80", "/a", 200, 2),
-        Answered(CLIENT, "web", None, "POST", "a:80", "/a", 502, 22),
-        Answered(CLIENT, "web", None, "GET", "a:80", "/a", 200, 4),
-    ]
+    failed, reset = talk.seen.logged[1:]
+    assert talk.seen.logged[0] == Answered("203.0.113.7", "web", None, "GET", "a:80", "/a", 200, 2)
+    assert (failed.client, failed.method, failed.status, failed.error) == (CLIENT, "POST", 502, "gone")
+    assert failed.request_id.encode() in talk.seen.to_client
+    assert reset == Answered(CLIENT, "web", None, "GET", "a:80", "/a", 200, 4, error="gone")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "line"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400, ("GET", "a b", "/")),
+        (b"GET /x?secret HTTP/1.1\r\nHost: a\r\nExpect: x\r\n\r\n", 417, ("GET", "a", "/x")),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, ("", "", "")),
+        (b"nonsense\n", 400, ("", "", "")),
+        (b"G" * 20_000, 431, ("", "", "")),
+    ],
+)
+def test_the_access_log_has_what_was_refused_and_why(request_: bytes, status: int, line: tuple[str, str, str]) -> None:
+    (entry,) = Talk(Site("web", logs=True)).client(request_).seen.logged
+    assert entry.status == status
+    assert (entry.method, entry.host, entry.path) in (line, ("PRI", "", "*"))
+    assert entry.error and not entry.request_id
+
+
+def test_a_head_that_does_not_end_is_logged() -> None:
+    talk = Talk(Site("web", logs=True)).client(b"GET")
+    talk.do(talk.gateway.timed_out())
+    assert [entry.status for entry in talk.seen.logged] == [408]
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_clients_are_not_told_what_is_wrong_with_a_target(status: int) -> None:
+    secret = "target 10.1.2.3:80: Connection refused"
+    talk = Talk().client(get()).lost(status, secret, again=False)
+    assert talk.statuses == [status]
+    assert b"10.1.2.3" not in talk.seen.to_client and b"refused" not in talk.seen.to_client
+    (entry,) = talk.seen.logged  # even without an access log
+    assert entry.error == secret
+    assert f"(request {entry.request_id})".encode() in talk.seen.to_client
+
+
+def test_clients_are_not_told_what_a_target_has_said() -> None:
+    talk = Talk().client(get()).target(b"HTTP/1.1 200 OK\r\nsecret of 10.1.2.3\r\n\r\n")
+    assert talk.statuses == [502]
+    assert b"secret" not in talk.seen.to_client and b"10.1.2.3" not in talk.seen.to_client
+    assert "secret of 10.1.2.3" in talk.seen.logged[0].error
 
 
 def test_without_an_access_log_nothing_is_noted() -> None:
     talk = Talk().client(get()).target(OK)
-    assert not [each for each in talk.seen.others if isinstance(each, Answered)]
+    assert not talk.seen.logged

@@ -6,6 +6,7 @@ A server, a provider and a target run as processes of their own; a relay between
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -124,17 +125,27 @@ async def _process(*args: str, stdin: int = asyncio.subprocess.DEVNULL) -> Async
         await process.wait()
 
 
-async def _ready(process: asyncio.subprocess.Process, text: bytes) -> bytes:
-    """Return the line of the log that holds `text`."""
+async def _ready(process: asyncio.subprocess.Process) -> dict[str, object]:
+    """Return what the line of its log says that tells that a process is ready."""
     assert process.stderr is not None
-    lines: list[bytes] = []
+    lines: list[str] = []
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_S):
             async for line in process.stderr:
-                lines.append(line)
-                if text in line:
-                    return line
-    raise StartError(f"the demo could not start a process: {b''.join(lines).decode().strip() or 'no answer'}")
+                lines.append(line.decode().strip())
+                with contextlib.suppress(ValueError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict) and entry.get("event") == "ready":
+                        return entry
+    raise StartError(f"the demo could not start a process: {' '.join(lines) or 'it said nothing'}")
+
+
+def _port(ready: dict[str, object], kind: str) -> int:
+    """Return a port of the line that says that a server is ready."""
+    found = ready[kind]
+    port = found[0] if isinstance(found, list) else found
+    assert isinstance(port, int)
+    return port
 
 
 async def _drain(process: asyncio.subprocess.Process) -> None:
@@ -158,26 +169,26 @@ async def run(*, keep: bool, size_bytes: int, cuts: int) -> None:
     Raises:
         StartError: something could not be started, or the download was not what the target sent.
     """
-    console = Console()
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     async with contextlib.AsyncExitStack() as stack:
         tmp = stack.enter_context(tempfile.TemporaryDirectory(prefix="goreprox-demo-"))
         code = "import asyncio; from goreprox.demo import target; asyncio.run(target())"
         target_process = await stack.enter_async_context(_process("-c", code, stdin=asyncio.subprocess.PIPE))
         assert target_process.stdout is not None
         target_port = int(await target_process.stdout.readline())
-        common = ["--insecure", "--runtime-dir", str(Path(tmp) / "run"), "--config", os.devnull]
+        common = ["--insecure", "--log-json", "--runtime-dir", str(Path(tmp) / "run"), "--config", os.devnull]
         command = ["-m", "goreprox"]
         server = await stack.enter_async_context(
             _process(*command, "server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", *common)
         )
-        ready = (await _ready(server, b"event=ready")).decode()
-        port = int(ready.split("clients on ")[1].split(",")[0])
-        link = _Link(int(ready.split("providers on ")[1].split()[0]))
+        ready = await _ready(server)
+        port = _port(ready, "clients")
+        link = _Link(_port(ready, "providers"))
         await link.start()
         provider = await stack.enter_async_context(
             _process(*command, "provider", f"{HOST}:{target_port}", "--server", f"{HOST}:{link.port}", *common)
         )
-        await _ready(provider, b" is there: ")
+        await _ready(provider)
         logs = await stack.enter_async_context(asyncio.TaskGroup())
         for process in (server, provider):
             drain = logs.create_task(_drain(process), name="demo log")
@@ -192,7 +203,7 @@ async def run(*, keep: bool, size_bytes: int, cuts: int) -> None:
             stop = asyncio.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
-            console.print(f"left running: http://{HOST}:{port}/ — Ctrl-C ends it")
+            console.print(f"left running: http://{HOST}:{port}/ (Ctrl-C ends it)")
             await stop.wait()
 
 
@@ -231,15 +242,16 @@ async def _download(console: Console, link: _Link, port: int, size: int, cuts: i
             if made < cuts and done * (cuts + 1) > size * (made + 1):
                 made += 1
                 outages.append(asyncio.create_task(link.outage(), name="demo outage"))
-                bar.update(task, cuts="✂ " * made)
+                bar.update(task, cuts=("x " if console.options.ascii_only else "✂ ") * made)
                 if not console.is_terminal:
-                    console.print(f"{done // MIB} of {size // MIB} MiB: the link is cut for {OUTAGE_S:g} s")
+                    console.print(f"{done // MIB} of {size / MIB:g} MiB: the link is cut for {OUTAGE_S:g} s")
             bar.update(task, completed=done)
     writer.close()
     await asyncio.gather(*outages)
     if digest.digest() != expected.digest():
         raise StartError("the download is not what the target sent: please report this")
+    times = "1 time" if made == 1 else f"{made} times"
     console.print(
-        f"survived: {size // MIB} MiB over one connection, {made} cuts of the link, longest stall {longest_s:.1f} s; "
-        f"SHA-256 equal ({digest.hexdigest()[:16]}…)"
+        f"survived: {size / MIB:g} MiB over one connection, link cut {times}, longest stall {longest_s:.1f} s; "
+        f"SHA-256 equal ({digest.hexdigest()[:16]}...)"
     )

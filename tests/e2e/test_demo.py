@@ -1,10 +1,14 @@
 """`goreprox demo` as a user runs it, with its output in a pipe."""
 
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,22 +17,43 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "goreprox", "demo", *arguments]
 
 
-def test_a_cut_download_survives_and_says_so() -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_cut_download_survives_and_says_so(encoding: str) -> None:
     shown = subprocess.run(
         command("--size", "32", "--cuts", "2"),
         cwd=ROOT,
-        env={**os.environ, "GOREPROX_JOIN": "what the user has set is for other servers"},
+        env={**os.environ, "GOREPROX_JOIN": "of another server", "PYTHONIOENCODING": encoding, "COLUMNS": "40"},
         capture_output=True,
         text=True,
         timeout=90,
         check=False,
     )
     assert shown.returncode == 0, shown.stderr
-    words = " ".join(shown.stdout.split())
-    assert words.count("the link is cut") == 2
-    assert "survived: 32 MiB over one connection, 2 cuts" in words
-    assert "SHA-256 equal" in words
-    assert "\x1b" not in shown.stdout
+    *_, first, second, last = shown.stdout.splitlines()
+    assert first.endswith("of 32 MiB: the link is cut for 1 s") and second.endswith(
+        "of 32 MiB: the link is cut for 1 s"
+    )
+    assert last.startswith("survived: 32 MiB over one connection, link cut 2 times, longest stall ")
+    assert "; SHA-256 equal (" in last
+    assert "\x1b" not in shown.stdout and shown.stdout.isascii()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_on_a_terminal_it_shows_a_bar_whatever_its_encoding(encoding: str) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "TERM": "xterm"}
+    arguments = command("--size", "8", "--cuts", "1")
+    with subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while data := os.read(ours, 65536):
+                shown += data
+        os.close(ours)
+    assert process.returncode == 0, shown
+    text = shown.decode(encoding)
+    assert "download" in text and "survived: 8 MiB" in text
+    assert ("✂" in text) is (encoding == "utf-8")
 
 
 def test_kept_running_it_ends_with_ctrl_c_and_leaves_no_process_behind() -> None:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-containers check bench fresh fuzz soak
+.PHONY: demo test test-containers check bench fresh fuzz soak dist example
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
@@ -16,6 +16,22 @@ fresh: .venv/dev
 # In hosts of their own; starts a container engine where there is none (Debian, root).
 test-containers: .venv/containers
 	$(BIN)/python -m tests.containers
+
+# A wheel and a source distribution in dist/; both install into an environment that has nothing else, and run there.
+dist: .venv/dist
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	set -e; for file in $(CURDIR)/dist/*; do \
+		$(PYTHON) -m venv --clear .venv/clean; \
+		.venv/clean/bin/pip install --quiet "$$file"; \
+		(cd / && $(CURDIR)/.venv/clean/bin/goreprox demo --size 16 --cuts 1 </dev/null); \
+		test -f .venv/clean/share/doc/goreprox/docs/configuration.md; \
+	done
+
+# The file of all options, from their declarations.
+example: .venv/dev
+	$(BIN)/python -m tests.unit.test_example_file >deploy/goreprox.toml
 
 check: .venv/dev
 	$(BIN)/ruff check .
@@ -52,3 +68,8 @@ bench: .venv/bench
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev,containers]'
 	touch $@ .venv/dev .venv/runtime
+
+.venv/dist: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dist]'
+	touch $@ .venv/runtime

@@ -12,3 +12,14 @@ def test_every_dependency_is_pinned_for_the_image() -> None:
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     pinned = NAME.findall((ROOT / "docker/requirements.txt").read_text())
     assert {NAME.match(dependency)[0] for dependency in dependencies} <= set(pinned)  # type: ignore[index]
+
+
+def test_all_that_a_wheel_is_made_of_gets_into_the_image() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {*wheel["packages"], *wheel["shared-data"], project["project"]["readme"], "pyproject.toml"}
+    lines = [line.split() for line in (ROOT / "docker/Dockerfile").read_text().splitlines()]
+    copied = {name for line in lines if line[:1] == ["COPY"] for name in line[1:-1]}
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert needed <= copied
+    assert needed <= allowed

@@ -39,7 +39,7 @@ app: Final = App(
     help="Manage which providers and edges may connect to a server.",
     help_epilogue=example(
         "goreprox keys add laptop --services web,ssh",
-        "ssh SERVER goreprox keys add laptop > laptop.join",
+        "(umask 077; ssh SERVER goreprox keys add laptop >laptop.join)",
         "goreprox keys set laptop --services web",
         "goreprox keys revoke laptop",
     ),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from loguru import logger
 
 from goreprox.certificates import DAY_S, WARN_S, Certificates, Identity, expiry
@@ -68,6 +70,15 @@ def damage(authority: Authority) -> None:
     authority.cert.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
 
 
+def damage_key(authority: Authority) -> None:
+    authority.key.write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+
+
+def key_for_ssh(authority: Authority) -> None:
+    key = Ed25519PrivateKey.generate()
+    authority.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -82,6 +93,8 @@ def damage(authority: Authority) -> None:
         (lambda authority: authority.cert.chmod(0o664), r"tls-cert (\S+): others may write to it; chmod go-w \1$"),
         (lock_key, r"tls-key \S+key.pem: it has a passphrase; write it without one"),
         (damage, r"tls-cert \S+cert.pem and tls-key \S+key.pem: "),
+        (key_for_ssh, r"tls-key \S+key.pem: it is a key for ssh; name the PEM private key of the certificate"),
+        (damage_key, r"tls-cert \S+cert.pem and tls-key \S+key.pem: one of them is damaged"),
     ],
 )
 def test_files_that_cannot_be_used_are_one_line(

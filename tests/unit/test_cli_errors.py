@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import pytest
 from loguru import logger
@@ -258,6 +258,15 @@ def test_an_empty_variable_does_not_put_keys_into_the_working_directory(
     assert cli.main(["server"]) == 0
     assert started.config.state_dir == tmp_path / "state"
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_no_option_that_is_a_number_is_left_to_a_converter_that_rounds() -> None:
+    apps = [cli.app[command] for command in cli.COMMANDS]
+    apps += [cli.app[group][command] for group in ("keys", "token") for command in cli.app[group] if command[0] != "-"]
+    for app in apps:
+        for argument in app.assemble_argument_collection():
+            kinds = {argument.hint, *get_args(argument.hint)}
+            assert not kinds & {int, float} or argument.parameter.converter is not None, argument.name
 
 
 @pytest.mark.parametrize("way", ["flag", "variable", "key"])

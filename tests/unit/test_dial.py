@@ -93,6 +93,30 @@ def test_of_a_thousand_addresses_the_first_are_tried(monkeypatch: pytest.MonkeyP
     assert "refused" in str(reason)
 
 
+@pytest.mark.parametrize("host", [HOST, "127.0.0.2"])
+def test_a_refusal_at_the_default_host_says_how_to_reach_what_listens_on_ipv6_alone(
+    monkeypatch: pytest.MonkeyPatch, warnings: list[str], host: str
+) -> None:
+    async def main(port: int) -> None:
+        target = Target("web", Address(host, port))
+        provider = Provider(
+            ProviderConfig(name="p", targets=(target,), servers=(Address(HOST, 1),), runtime_dir=Path("/"))
+        )
+        asked = Asked()
+
+        async def found(*_: object) -> list[Endpoint]:
+            return [(socket.AF_INET, (HOST, port))]
+
+        monkeypatch.setattr("goreprox.provider.resolve", found)
+        Dial(provider, asked).start()
+        await eventually(lambda: asked.outcome)
+
+    with closed_port() as port:
+        asyncio.run(main(port))
+    (line,) = warnings
+    assert (f"if it listens on [::1] alone, give the target as localhost:{port}" in line) is (host == HOST)
+
+
 def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()

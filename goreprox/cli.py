@@ -37,7 +37,7 @@ from goreprox.options import (
 )
 from goreprox.sources import Sources, forget_empty_variables
 from goreprox.token_cli import app as token_app
-from goreprox.usage import explain, redacted
+from goreprox.usage import explain
 
 if TYPE_CHECKING:
     from goreprox.config import Address
@@ -423,7 +423,7 @@ def _cannot_write(exc: OSError) -> int:
 def _fail(message: str, code: int) -> int:
     from goreprox.log import say
 
-    say(f"goreprox: {redacted(message)}")
+    say(f"goreprox: {message}")
     return code
 
 

@@ -4,6 +4,8 @@ Modules that do IO log through loguru and bind what a line is about (`logger.bin
 The text says all that people need, so a terminal shows nothing else (but the access log, whose text would be a table);
 fields are for programs. Never payloads: whoever logs a value answers for it. Tracebacks show no values of variables.
 
+No line shows the secret of a join string, wherever one was given by mistake.
+
 Whatever comes from outside is cut and escaped: a line has at most `MAX_MESSAGE` characters of text, `MAX_VALUE` of each
 field and `MAX_EXCEPTION` of a traceback.
 """
@@ -13,6 +15,7 @@ import functools
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping
@@ -33,6 +36,8 @@ MAX_VALUE: Final = 512
 MAX_EXCEPTION: Final = 16_384
 MAX_QUOTED: Final = 200
 _COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
+_JOIN_STRING: Final = re.compile(r"(goreprox:/{1,2})[\w-]{8}((?!goreprox:/)([\w=\\-]|\s+(?=\S)))*", re.IGNORECASE)
+"""Its secret is all up to the @, also where blanks or line breaks, escaped or not, came into it."""
 _DIM: Final = "\x1b[2m"
 _PLAIN: Final = "\x1b[0m"
 
@@ -59,18 +64,17 @@ class _Sink:
     def write(self, message: "Message") -> None:
         record = message.record
         exception = record["exception"]
-        self._writer.write(
-            self._line(
-                Entry(
-                    record["time"],
-                    record["level"].name,
-                    record["message"],
-                    record["name"],
-                    record["extra"],
-                    "" if exception is None else "".join(traceback.format_exception(exception.value)),
-                )
+        line = self._line(
+            Entry(
+                record["time"],
+                record["level"].name,
+                record["message"],
+                record["name"],
+                record["extra"],
+                "" if exception is None else "".join(traceback.format_exception(exception.value)),
             )
         )
+        self._writer.write(redacted(line))
 
     def stop(self) -> None:
         self._writer.flush()
@@ -101,7 +105,7 @@ def configure(level: str, *, as_json: bool) -> None:
 def say(text: str) -> None:
     """Write a line to standard error behind what was logged, for a process that ends; wait at most `FLUSH_S`."""
     writer = _writer_to(sys.stderr)
-    writer.write(f"{text}\n")
+    writer.write(redacted(f"{text}\n"))
     writer.flush()
 
 
@@ -121,6 +125,11 @@ def listing(names: Collection[str]) -> str:
     """Return names for a log line: sorted, each cut, and of very many only the first."""
     shown = ", ".join(quoted(name) for name in sorted(names)[:LISTED])
     return shown if len(names) <= LISTED else f"{shown} and {len(names) - LISTED} more"
+
+
+def redacted(text: str) -> str:
+    """Hide the secret of every join string in a text, however it came there."""
+    return _JOIN_STRING.sub(r"\1…", text)
 
 
 def quoted(text: str, most: int = MAX_QUOTED) -> str:

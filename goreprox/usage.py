@@ -1,10 +1,9 @@
 """What is wrong with a command line, in one line: the option, the value, what was expected, and what to do.
 
-Says in our words what cyclopts found, and keeps secrets out of every error.
+Says in our words what cyclopts found.
 """
 
-import re
-from typing import Final, get_args
+from typing import get_args
 
 from cyclopts import (
     CoercionError,
@@ -15,13 +14,6 @@ from cyclopts import (
     UnknownOptionError,
     UnusedCliTokensError,
 )
-
-_JOIN_STRING: Final = re.compile(r"(goreprox:/{1,2})[A-Za-z0-9_-]{8,}={0,2}")
-
-
-def redacted(text: str) -> str:
-    """Hide the secret of every join string in a text, however it came there."""
-    return _JOIN_STRING.sub(r"\1…", text)
 
 
 def explain(exc: CycloptsError) -> str:

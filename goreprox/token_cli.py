@@ -1,6 +1,7 @@
 """The command `goreprox token`: who may send requests to an HTTP listener. It works on a file."""
 
 import datetime
+import errno
 import sys
 import time
 from pathlib import Path
@@ -137,9 +138,9 @@ def _end(text: str) -> datetime.datetime:
 
 def _change(file: Path, change: "Callable[[str], str]") -> Path:
     """Give a file of tokens, or none, another text; return its path."""
-    from goreprox.errors import ConfigError, StartError
+    from goreprox.errors import ConfigError, StartError, advice
     from goreprox.http import auth
-    from goreprox.keys.files import locked, write_secret
+    from goreprox.keys.files import locked, overwrite, write_secret
 
     path = file.expanduser().resolve()  # a link stays one, and its file is what servers read
     try:
@@ -147,11 +148,16 @@ def _change(file: Path, change: "Callable[[str], str]") -> Path:
             text, like = "", None
             if path.exists():
                 text, like = auth.parsed(path)[1], path.stat()
-            write_secret(path, change(text), replace=True, like=like)
+            new = change(text)
+            try:
+                write_secret(path, new, replace=True, like=like)
+            except OSError as exc:
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT) or not overwrite(path, new):
+                    raise
     except UnicodeError as exc:
         raise ConfigError(f"auth-tokens {path}: it has characters beyond ASCII; remove them first") from exc
     except OSError as exc:
-        raise StartError(f"auth-tokens {path}: {exc.strerror}; name a file in a directory that is there") from exc
+        raise StartError(f"auth-tokens {path}: {exc.strerror}; {advice(exc, '--auth-tokens')}") from exc
     return path
 
 

@@ -5,6 +5,7 @@ opened here, and checked by its descriptor, so that what was checked is what is 
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -213,6 +214,23 @@ def write_secret(path: Path, text: str, *, replace: bool = False, like: os.stat_
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def overwrite(path: Path, text: str) -> bool:
+    """Write a file where it is, for a disk without room for another one; return whether it was long enough for that.
+
+    Its end is filled with line feeds in the same write, so that a reader in between finds nothing of what was there.
+    Unlike with `write_secret` a power cut may leave a mixture of both.
+    """
+    with path.open("r+b", buffering=0) as file:
+        old, new = os.fstat(file.fileno()).st_size, text.encode("ascii")
+        if len(new) > old:
+            return False
+        if os.pwrite(file.fileno(), new.ljust(old, b"\n"), 0) != old:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        os.ftruncate(file.fileno(), len(new))
+        os.fsync(file.fileno())
+    return True
 
 
 def sync_directory(path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -697,3 +698,26 @@ def test_a_token_that_is_no_table_of_its_own_is_left_to_its_author(
     assert cli.main(["token", "revoke", "bob", "--auth-tokens", str(path)]) == 2
     assert "token bob: it is not a table of its own; remove it by hand" in capsys.readouterr().err
     assert path.read_text() == before
+
+
+def test_a_token_is_revoked_on_a_full_disk_but_none_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tokens"
+    for name in ("a", "b"):
+        assert cli.main(["token", "new", name, "--auth-tokens", str(path)]) == 0
+    before = path.stat()
+    really_open = os.open
+
+    def full(name: Any, flags: int, *args: Any, **named: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        return really_open(name, flags, *args, **named)
+
+    monkeypatch.setattr(os, "open", full)
+    capsys.readouterr()
+    assert cli.main(["token", "new", "c", "--auth-tokens", str(path)]) == 1
+    assert "No space left on device; free some space" in capsys.readouterr().err
+    assert cli.main(["token", "revoke", "a", "--auth-tokens", str(path)]) == 0
+    assert Tokens.parse(path.read_text()).names == {"b"}
+    assert (path.stat().st_ino, path.stat().st_mode) == (before.st_ino, before.st_mode)

@@ -126,11 +126,7 @@ class Certificates:
             raise ConfigError(f"tls-cert {self._cert} and tls-key {self._key}: {why}") from exc
         if client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
-            try:
-                context.load_verify_locations(cadata="\n".join(_blocks(client_ca)))
-            except (OSError, ValueError) as exc:
-                why = reason(exc) if isinstance(exc, OSError) else str(exc)
-                raise ConfigError(f"tls-client-ca {self._client_ca}: {why}") from exc
+            _trust(context, f"tls-client-ca {self._client_ca}", client_ca)
         return context
 
     def _no_password(self) -> str:
@@ -145,6 +141,35 @@ class Certificates:
         else:
             text = f"tls-cert {self._cert}: it expires at {date}; put a new one in its place before"
         logger.bind(event="certificate_expiry", expires=date).warning("{}", text)
+
+
+def target_context(ca: Path | None, *, insecure: bool) -> ssl.SSLContext:
+    """Make a context for targets that speak TLS, whose certificates are signed by those in `ca` (None: the system's).
+
+    If `insecure`, any certificate does.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    if ca is None:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    else:
+        with _opened("target-ca", ca, _CLIENT_CA) as (_, text):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            _trust(context, f"target-ca {ca}", text)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _trust(context: ssl.SSLContext, what: str, pem: str) -> None:
+    try:
+        context.load_verify_locations(cadata="\n".join(_blocks(pem)))
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{what}: {reason(exc) if isinstance(exc, OSError) else exc}") from exc
 
 
 @contextlib.contextmanager

@@ -247,6 +247,8 @@ def provider(
     dial_timeout: Annotated[Seconds, Parameter(group=LIFETIMES)] = 5,
     weight: Annotated[Number, Parameter(group=LIMITS)] = 1,
     proxy_protocol: Annotated[Literal["v1", "v2"] | None, Parameter(group=ADDRESSES, metavar="VERSION")] = None,
+    target_ca: _JoinFile = None,
+    target_insecure: Annotated[bool, Parameter(group=KEYS)] = False,
     join: _Join = None,
     join_file: _JoinFile = None,
     options: EndOptions | None = None,
@@ -256,8 +258,8 @@ def provider(
     Parameters
     ----------
     target
-        [SERVICE=][HOST:]PORT of a TCP server to expose. The service is `default` and the host 127.0.0.1 if not given.
-        May be repeated. Required.
+        [SERVICE=][tls://][HOST:]PORT of a TCP server to expose; tls:// if it speaks TLS only. The service is `default`
+        and the host 127.0.0.1 if not given. May be repeated. Required.
     server
         A server or broker and its port for providers, 9887 by default. May be repeated. [default: as the join string
         says]
@@ -267,6 +269,10 @@ def provider(
         Share of new connections beside other providers of the same service, 0.01 to 1000.
     proxy_protocol
         Tell targets the client's address by a PROXY protocol header before its first byte.
+    target_ca
+        PEM file of CA certificates that sign those of tls:// targets. [default: those of the system]
+    target_insecure
+        Accept any certificate of tls:// targets.
     join
         The join string that the server printed. Other users of this machine can see it in the list of processes: prefer
         --join-file.
@@ -289,6 +295,8 @@ def provider(
         dial_timeout_s=dial_timeout,
         weight=weight,
         proxy_protocol=None if proxy_protocol is None else Version(proxy_protocol),
+        target_ca=None if target_ca is None else target_ca.expanduser(),
+        target_insecure=target_insecure,
         **options.end() | member(joined_by),
     )
     _begin(options, config.servers)

@@ -67,6 +67,7 @@ _HOST_NAME: Final = re.compile(
 _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 # Fields that mean something to every recipient cannot bring a token, too.
 _NO_AUTH_HEADERS: Final = ("host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "expect")
+_TLS_TARGET: Final = "tls://"
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _WILDCARDS: Final = (None, "0.0.0.0", "::")
 _ADDRESS_FORMS: Final = "write PORT, :PORT, HOST:PORT or [IPV6]:PORT"
@@ -183,10 +184,12 @@ class Target:
 
     service: str
     address: Address
+    tls: bool = False
+    """Whether it speaks TLS only."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `[SERVICE=]ADDR`; without a host it is 127.0.0.1.
+        """Read `[SERVICE=][tls://]ADDR`; without a host it is 127.0.0.1.
 
         Raises:
             ConfigError: the address or the name is malformed.
@@ -199,12 +202,16 @@ class Target:
         if text == "=" or (separator and not address):
             raise ConfigError(f"target {text!r}: write SERVICE=PORT without blanks, like web=3000")
         try:
-            parsed = Address.parse(address)
+            parsed = Address.parse(address.removeprefix(_TLS_TARGET))
         except ConfigError as exc:
             raise ConfigError(
                 f"target {text!r}: {exc}, each after SERVICE= if it is not of the default service"
             ) from exc
-        return cls(service if separator else DEFAULT_SERVICE, Address(parsed.host or "127.0.0.1", parsed.port))
+        address_given = Address(parsed.host or "127.0.0.1", parsed.port)
+        return cls(service if separator else DEFAULT_SERVICE, address_given, address.startswith(_TLS_TARGET))
+
+    def __str__(self) -> str:
+        return f"{_TLS_TARGET}{self.address}" if self.tls else str(self.address)
 
     def __post_init__(self) -> None:
         check_name("service", self.service)
@@ -409,12 +416,17 @@ class ProviderConfig(EndConfig):
     weight: float = 1.0
     proxy_protocol: Version | None = None
     """How targets are told of the client, before its first byte; None: they are not."""
+    target_ca: Path | None = None
+    """Who signs the certificates of targets that speak TLS; None: those whom the system trusts. PEM."""
+    target_insecure: bool = False
+    """Whether these targets may have any certificate."""
     security: "LinkSecurity | None" = None
     """The keys of the links; None: links without keys."""
 
     def __post_init__(self) -> None:
         EndConfig.__post_init__(self)
         _check_count("target", len(self.targets))
+        _check_target_tls(self.targets, self.target_ca, insecure=self.target_insecure)
         _check_targets(self.targets)
         _check_services(self.services)
         _check_remotes("server", self.servers)
@@ -552,6 +564,16 @@ def _check_distinct(option: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{option} {name}: given twice; once is enough")
+
+
+def _check_target_tls(targets: Sequence[Target], ca: Path | None, *, insecure: bool) -> None:
+    for option, given in (("target-ca", ca is not None), ("target-insecure", insecure)):
+        if given and not any(target.tls for target in targets):
+            raise ConfigError(
+                f"{option}: no target speaks TLS; write tls:// before its address, or leave --{option} out"
+            )
+    if ca is not None and insecure:
+        raise ConfigError("target-insecure: there is a target-ca, too; leave one of them out")
 
 
 def _check_targets(targets: Sequence[Target]) -> None:

@@ -5,6 +5,8 @@ import random
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final
 
 from loguru import logger
 
@@ -21,6 +23,7 @@ from goreprox.http.auth import Auth
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.http.front import Front, Fronts
+from goreprox.http.messages import refusal
 from goreprox.http.routes import Routes
 from goreprox.http.upstream import Upstream
 from goreprox.lifetime import Lifetime
@@ -38,6 +41,8 @@ from goreprox.sockets import Socket
 from goreprox.status import answering
 from goreprox.tls import TlsSocket
 from goreprox.waiting import WaitingRoom
+
+_NOT_HTTPS: Final = refusal(HTTPStatus.BAD_REQUEST, "this port speaks HTTPS; write https://")
 
 
 @dataclass(slots=True)
@@ -131,6 +136,7 @@ class Edge:
             self._certificates.context(listener.scheme),
             admit=functools.partial(self._greeted, client, destination, listener),
             lose=functools.partial(self._not_greeted, client),
+            plaintext=_NOT_HTTPS if listener.scheme.is_http else b"",
         )
 
     def _serve(

@@ -1,4 +1,4 @@
-"""TLS handshakes with clients that came in: each ends with a socket that speaks TLS, or with a client that is refused.
+"""TLS handshakes with clients and targets: each ends with a socket that speaks TLS, or with a peer that is refused.
 
 Knows sockets and the poller; what follows a handshake is not its matter. Meanwhile a client counts as a connection, and
 nothing of it has reached anybody else. What it may say is bounded by OpenSSL: 128 KiB for its first message, 100 KiB
@@ -28,12 +28,14 @@ class _Handshake:
     tls: TlsSocket
     admit: Callable[[TlsSocket], None]
     lose: Callable[[OSError], None]
+    plaintext: bytes
+    """What a client is told that speaks HTTP where TLS is expected."""
     events: int = READ
     """For what the poller watches."""
 
 
 class Handshakes:
-    """Owns the sockets of clients whose handshake goes on."""
+    """Owns the sockets of peers whose handshake goes on."""
 
     def __init__(self, poller: Poller, *, timeout_s: float = HANDSHAKE_S) -> None:
         """Belong to the running loop."""
@@ -52,15 +54,25 @@ class Handshakes:
         *,
         admit: Callable[[TlsSocket], None],
         lose: Callable[[OSError], None],
-    ) -> None:
-        """Take over a prepared socket. In the end `admit` takes it over, or `lose` is told why the client is gone.
+        host: str | None = None,
+        plaintext: bytes = b"",
+    ) -> Callable[[], None]:
+        """Take over a prepared socket. In the end `admit` takes it over, or `lose` is told why the peer is gone.
 
-        That is ConnectionError if it left, or we do; anything else was refused.
+        That is ConnectionError if it left, or we do; anything else was refused. `host` is the name of a server, to
+        which we are the client; `plaintext` is what a client is told that speaks HTTP. Return what ends it early.
         """
-        shaking = _Handshake(TlsSocket(sock, context, self._poller), admit, lose)
+        shaking = _Handshake(TlsSocket(sock, context, self._poller, host=host), admit, lose, plaintext)
         late = TimeoutError(errno.ETIMEDOUT, f"not done within {self._timeout_s:g} s")
         self._timers[shaking] = self._loop.call_later(self._timeout_s, self._reset, shaking, late)
         self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, shaking))
+        if host is not None:
+            self._ready(shaking, READ)
+        return functools.partial(self._cancel, shaking)
+
+    def _cancel(self, shaking: _Handshake) -> None:
+        if shaking in self._timers:
+            self._reset(shaking, ConnectionAbortedError(errno.ECONNABORTED, "nobody waits for it"))
 
     def close(self) -> None:
         """Reset them all."""
@@ -90,6 +102,8 @@ class Handshakes:
         """End the connection after the alert that says why, if there is one."""
         self._let_go(shaking)
         with contextlib.suppress(OSError):
+            if why.reason == "HTTP_REQUEST":
+                shaking.tls.say_plainly(shaking.plaintext)
             shaking.tls.flush()
         sockets.finish(shaking.tls)
         shaking.lose(why)

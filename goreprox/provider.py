@@ -5,7 +5,8 @@ import errno
 import functools
 import os
 import socket
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from loguru import logger
@@ -13,6 +14,7 @@ from loguru import logger
 from brokers import Endpoint, LimitedLog, Role, resolve
 from goreprox import sockets
 from goreprox.bridge import Bridge, Bridges
+from goreprox.certificates import reason
 from goreprox.config import Address, ProviderConfig
 from goreprox.driver import Driver, Peer, clock
 from goreprox.lifetime import Lifetime
@@ -25,7 +27,9 @@ from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import State, Stream
 from goreprox.proxyproto import write
 from goreprox.snapshot import Ends, Gauges, Subject
+from goreprox.sockets import Socket
 from goreprox.status import answering
+from goreprox.target_tls import TargetTls
 
 RESOLVED_FOR_S = 5.0
 """A target's name is looked up again after this."""
@@ -92,6 +96,8 @@ class Dial:
         self._rest: list[Endpoint] = []
         self._over = False
         self._task: asyncio.Task[None] | None = None
+        self._give_up: Callable[[], None] | None = None
+        """Ends the TLS handshake with the target."""
         self._attempt: asyncio.TimerHandle | None = None
         """Ends the attempt at one address, so that there is time for the rest."""
         stream.owner = self
@@ -161,8 +167,7 @@ class Dial:
             except OSError as exc:
                 code = exc.errno or errno.EIO
             else:
-                self._finish()
-                self._provider.connected(self._stream, sock)
+                self._reached(sock)
                 return
         if sock is not None:
             sock.close()
@@ -170,6 +175,27 @@ class Dial:
             self._try(self._rest)
         else:
             self._refuse(os.strerror(code))
+
+    def _reached(self, sock: socket.socket) -> None:
+        """Join the target to its stream, after the handshake if it speaks TLS."""
+        service, tls = self._stream.service, self._provider.tls
+        if tls.speaks(service):
+            self._give_up = tls.begin(service, sock, admit=self._join, lose=self._not_greeted)
+        else:
+            self._join(sock)
+
+    def _join(self, sock: Socket) -> None:
+        self._finish()
+        self._provider.connected(self._stream, sock)
+
+    def _not_greeted(self, exc: OSError) -> None:
+        if self._over:
+            return
+        if self._rest:
+            self._try(self._rest)
+        else:
+            hint = "; --target-ca names who signs it" if isinstance(exc, ssl.SSLCertVerificationError) else ""
+            self._refuse(f"TLS: {reason(exc)}{hint}")
 
     def _check_other_end(self, sock: socket.socket) -> None:
         """See that somebody listened.
@@ -193,26 +219,28 @@ class Dial:
             if sock.send(header) < len(header):  # never, of 104 bytes, with an empty send queue
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, why: str) -> None:
         if self._over:
             return
         self._finish()
         address = self._provider.targets.targets[self._stream.service]
         hint = ""
-        if reason == os.strerror(errno.ECONNREFUSED) and address.host == "127.0.0.1":
+        if why == os.strerror(errno.ECONNREFUSED) and address.host == "127.0.0.1":
             hint = f"; if it listens on [::1] alone, give the target as localhost:{address.port}"
         self._provider.log.say(
             "target_failed",
-            f"cannot reach the target {address} for {self._stream.client}: {reason}{hint}",
+            f"cannot reach the target {address} for {self._stream.client}: {why}{hint}",
             service=self._stream.service,
             target=str(address),
         )
-        self._provider.ends.note(self._stream, f"target {address}: {reason}")
-        self._stream.refuse(Code.TARGET, f"target {address}: {reason}")
+        self._provider.ends.note(self._stream, f"target {address}: {why}")
+        self._stream.refuse(Code.TARGET, f"target {address}: {why}")
 
     def _finish(self) -> None:
         self._over = True
         self._timer.cancel()
+        if self._give_up is not None:
+            self._give_up()
         self._provider.dials.discard(self)
         if self._task is not None:
             self._task.cancel()
@@ -235,7 +263,11 @@ class Provider:
     """Owns the target connections (driver.Application)."""
 
     def __init__(self, config: ProviderConfig) -> None:
-        """Be ready for streams."""
+        """Be ready for streams.
+
+        Raises:
+            StartError: the certificates that targets are checked by cannot be used.
+        """
         self.config = config
         self.targets = Targets({target.service: target.address for target in config.targets})
         self.dials: set[Dial] = set()
@@ -247,6 +279,13 @@ class Provider:
         self.poller = Poller(self.driver.batch)
         self.bridges = Bridges(self.poller, clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
         self.ends = Ends(self.driver)
+        self.tls = TargetTls(
+            config.targets,
+            self.poller,
+            ca=config.target_ca,
+            insecure=config.target_insecure,
+            timeout_s=config.dial_timeout_s,
+        )
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Dial the target."""
@@ -261,7 +300,7 @@ class Provider:
             self.dials.add(dial)
             dial.start()
 
-    def connected(self, stream: Stream, sock: socket.socket) -> None:
+    def connected(self, stream: Stream, sock: Socket) -> None:
         """Join a target connection to its stream, bytes that came early included."""
         stream.accept()
         bridge = Bridge(self.bridges, sock, stream, self._ended)

@@ -1,4 +1,4 @@
-"""TLS on a client's socket: what bridges and HTTP call is that of a socket, what the client sees is TLS.
+"""TLS on a socket of a client or a target: what bridges and HTTP call is that of a socket, what the peer sees is TLS.
 
 Knows sockets and records (RFC 8446, RFC 5246 with OpenSSL's SSLObject); neither streams nor where certificates are
 from. OpenSSL is given bytes in memory, not the socket: on the socket, Python's way to say close_notify would also read,
@@ -38,7 +38,7 @@ REPLIES_BYTES: Final = 64 * 1024
 
 
 class TlsSocket:
-    """A prepared socket of a client, with TLS (sockets.Socket). Owns it.
+    """A prepared socket of a client, or of a target, with TLS (sockets.Socket). Owns it.
 
     `send` and `sendmsg` return what the kernel has in whole records. What did not fit is to be given again, as it was,
     once the socket is writable: its record is made already.
@@ -58,13 +58,15 @@ class TlsSocket:
         "_tls",
     )
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, poller: Poller) -> None:
-        """Take over `sock`; `shake_hands` is next."""
+    def __init__(
+        self, sock: socket.socket, context: ssl.SSLContext, poller: Poller, *, host: str | None = None
+    ) -> None:
+        """Take over `sock`; `shake_hands` is next. With a `host`, its name, the peer is a server and we the client."""
         self._sock = sock
         self._fd = sock.fileno()
         self._poller = poller
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
         self._text = memoryview(b"")
         """Decrypted, not yet taken."""
         self._end: OSError | bool = False
@@ -97,6 +99,14 @@ class TlsSocket:
             if data is None:
                 return False
             self._incoming.write(data)
+
+    def say_plainly(self, data: bytes) -> None:
+        """Tell a client without TLS, which is to end now, as much as its socket takes.
+
+        Raises:
+            OSError: it is gone.
+        """
+        self._sock.send(data)
 
     @property
     def stuck(self) -> bool:
@@ -238,7 +248,7 @@ class TlsSocket:
         except BlockingIOError:
             return None
         if not data:
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the client left without close_notify")
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the peer left without close_notify")
         return data
 
     def _decrypt(self) -> None:

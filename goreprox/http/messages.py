@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 import h11
 
+from goreprox.http import answers
 from goreprox.http.requests import Fields, keeps_alive
 
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
@@ -36,6 +37,13 @@ def last_chunk(trailers: Fields) -> bytes:
 
 def _head(first: bytes, fields: Fields) -> bytes:
     return b"".join((first, b"\r\n", *[b"%b: %b\r\n" % field for field in fields], b"\r\n"))
+
+
+def refusal(status: HTTPStatus, text: str) -> bytes:
+    """Return a whole response to what was not even read as a request."""
+    fields, body = answers.body(status, text, b"")
+    answer = Answer(None)
+    return answer.head(status, status.phrase.encode(), fields, last=True) + answer.body(body)
 
 
 class Answer:

@@ -14,7 +14,19 @@ import pytest
 from aiohttp import web
 from httpx import AsyncClient
 
-from tests.e2e.harness import HOST, Handler, Tunnel, block, echo, eventually, nothing_yet, reset_now, run
+from tests.e2e.harness import (
+    DEADLINE_S,
+    HOST,
+    Handler,
+    Process,
+    Tunnel,
+    block,
+    echo,
+    eventually,
+    nothing_yet,
+    reset_now,
+    run,
+)
 from tests.e2e.programs import output_of, program
 from tests.e2e.test_http import curl, polite
 from tests.tls import Authority, Client
@@ -253,6 +265,143 @@ def test_a_tls_port_agrees_on_the_protocols_that_it_is_to(tmp_path: Path) -> Non
     async def main() -> None:
         async with tls_tunnel(tmp_path, echo, authority, "--tls-alpn", "h2", "--tls-alpn", "x") as made:
             assert [await agreed(made, *each) for each in (("h2",), ("x", "h2"), ("y",))] == ["h2", "h2", None]
+
+    run(main())
+
+
+def test_http_at_an_https_port_is_told_so_and_at_a_tls_port_is_not(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+
+    async def main() -> None:
+        for scheme, told in (("https", True), ("tls", False)):
+            async with tls_tunnel(tmp_path, polite, authority, scheme=scheme) as made:
+                for request in (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"POST / HTTP/1.1\r\n" + 1000 * b"X: 1\r\n"):
+                    reader, writer = await made.connect()
+                    writer.write(request)
+                    async with asyncio.timeout(DEADLINE_S):
+                        said = await reader.read()
+                    assert said.startswith(b"HTTP/1.1 400 Bad Request\r\n") == told
+                    assert (b"https://" in said) == told
+                    writer.close()
+
+    run(main())
+
+
+@contextlib.asynccontextmanager
+async def tls_target(handler: Handler, authority: Authority) -> AsyncIterator[int]:
+    """Serve `handler` by TLS alone; give the port."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority.cert, authority.key)
+    running = 0
+
+    async def contained(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal running
+        running += 1
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await handler(reader, writer)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        running -= 1
+
+    async with await asyncio.start_server(contained, HOST, 0, ssl=context, limit=1 << 20) as server:
+        yield server.sockets[0].getsockname()[1]
+        await eventually(lambda: not running, "connections have ended with their clients")
+
+
+async def offer(made: Tunnel, target: str, *options: str) -> Process:
+    """Add a provider of a target, and wait until it is known."""
+    before = made.server.count(" is there: ")
+    provider = await made.start("provider", target, "--server", f"{HOST}:{made.relay.port}", *options)
+    await eventually(lambda: made.server.count(" is there: ") > before, "the server knows it")
+    return provider
+
+
+@pytest.mark.parametrize("how", ["--target-ca", "--target-insecure"])
+def test_a_target_that_speaks_tls_is_reached_through_breaks(tmp_path: Path, how: str) -> None:
+    authority = Authority(tmp_path)
+    options = (how, str(authority.ca_file)) if how == "--target-ca" else (how,)
+
+    async def main() -> None:
+        async with tls_target(echo, authority) as port, nothing_yet(tmp_path) as made:
+            await made.serve()
+            await offer(made, f"tls://{'localhost' if how == '--target-insecure' else HOST}:{port}", *options)
+            reader, writer = await made.connect()
+            sent = b"".join(block(index) for index in range(64))
+
+            async def send() -> None:
+                for start in range(0, len(sent), 1 << 16):
+                    if start == len(sent) // 2:
+                        made.relay.cut()
+                    writer.write(sent[start : start + (1 << 16)])
+                    await writer.drain()
+
+            async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+                tasks.create_task(send(), name="upload")
+                assert await reader.readexactly(len(sent)) == sent
+            writer.write_eof()
+            async with asyncio.timeout(DEADLINE_S):
+                assert await reader.read() == b""
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("host", "trusted", "cause"),
+    [
+        (HOST, False, "its certificate does not count: "),
+        ("localhost", True, "certificate is not valid for 'localhost'"),
+    ],
+    ids=["signed by a stranger", "for another name"],
+)
+def test_a_target_whose_certificate_does_not_count_gets_nothing(
+    tmp_path: Path, host: str, trusted: bool, cause: str
+) -> None:
+    authority = Authority(tmp_path)
+    options = ("--target-ca", str(authority.ca_file)) if trusted else ()
+    reached: list[bytes] = []
+
+    async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.append(await reader.read(1))
+
+    async def main() -> None:
+        async with tls_target(target, authority) as port, nothing_yet(tmp_path) as made:
+            made.scheme = "http"
+            await made.serve()
+            provider = await offer(made, f"tls://{host}:{port}", *options)
+            reader, writer = await made.connect()
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            async with asyncio.timeout(DEADLINE_S):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
+            assert cause in str([entry for entry in provider.log if entry.get("event") == "target_failed"])
+        assert not any(reached)
+
+    run(main())
+
+
+def test_a_target_that_does_not_speak_tls_is_a_target_that_cannot_be_reached(tmp_path: Path) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def greeting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 this is no TLS\r\n")
+        await reader.read()
+
+    async def main() -> None:
+        for handler, options, cause in (
+            (silent, ("--dial-timeout", "0.5"), "no answer within 0.5 s"),
+            (greeting, (), "TLS: "),
+        ):
+            async with nothing_yet(tmp_path) as made:
+                made.scheme = "http"
+                await made.target(handler)
+                await made.serve()
+                provider = await offer(made, f"tls://{HOST}:{made.target_port}", "--target-insecure", *options)
+                reader, writer = await made.connect()
+                writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                async with asyncio.timeout(DEADLINE_S):
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
+                assert cause in str([entry for entry in provider.log if entry.get("event") == "target_failed"])
 
     run(main())
 

@@ -55,6 +55,12 @@ def test_the_defaults_are_those_of_the_configuration(started: Started) -> None:
     )
 
 
+def test_a_target_may_speak_tls(started: Started) -> None:
+    config = started_by(started, "provider", "a=tls://h:1", "b=2", "--server", "h", "--target-insecure")
+    assert config.targets == (Target("a", Address("h", 1), tls=True), Target("b", Address("127.0.0.1", 2)))
+    assert config.target_insecure
+
+
 def test_flag_wins_over_variable_over_table_over_top_level(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,11 +120,12 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "broker": {"providers": "localhost:3", "edges": "localhost:4", "address": ["a", "b:1"], "max-peers": 5, **ROLE},
     "provider": {
-        "target": ["a=3000", "b=h:3001"],
+        "target": ["a=3000", "b=tls://h:3001"],
         "server": ["h", "i:1"],
         "dial-timeout": 4,
         "weight": 2.5,
         "proxy-protocol": "v2",
+        "target-ca": "ca.pem",
         **ROLE,
         **END,
     },
@@ -134,7 +141,8 @@ def test_every_option_is_a_flag_a_variable_and_a_key(
     flags = [text for key, value in values.items() for each in listed(value) for text in flag(key, each)]
     by_flag = started_by(started, command, *flags)
     same = [name for name in unset.__dataclass_fields__ if getattr(unset, name) == getattr(by_flag, name)]
-    assert set(same) <= {"state_dir", "security"}  # the options above are all there are, but for those about keys
+    # The options above are all there are, but for those about keys, and one that excludes another.
+    assert set(same) <= {"state_dir", "security", "target_insecure"}
 
     with monkeypatch.context() as environment:
         for key, value in values.items():
@@ -266,6 +274,18 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
         (
             ["server", "--insecure", "--listen", "http://1", "--auth-tokens", "t", "--without-tokens", "1"],
             "without-tokens 1: no tcp:// or tls:// listener has this port",
+        ),
+        (
+            ["provider", "1", "--server", "h", "--insecure", "--target-ca", "c"],
+            "target-ca: no target speaks TLS; write tls",
+        ),
+        (
+            ["provider", "1", "--server", "h", "--insecure", "--target-insecure"],
+            "target-insecure: no target speaks TLS",
+        ),
+        (
+            ["provider", "tls://1", "--server", "h", "--insecure", "--target-insecure", "--target-ca", "c"],
+            "target-insecure: there is a target-ca, too",
         ),
         (["server", "--insecure", "--tls-alpn", "h2"], "tls-alpn: there is no tls://"),
         (["server", "--insecure", "--host-header", "web=a b"], "host-header 'web=a b': 'a b' is not a host"),

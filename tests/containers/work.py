@@ -6,6 +6,7 @@ Cleans up nothing, and is killed when it is to end early: it belongs to `python 
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,9 @@ from tests.containers import engine
 from tests.containers.cluster import IMAGE, KEYS, PREFIX, STATE_DIR, TOOLS
 
 ROOT: Final = Path(__file__).parents[2]
-CONTEXT: Final = ("LICENSE", "README.md", "brokers", "docker", "goreprox", "pyproject.toml")
+ALLOWED: Final = re.findall(r"^!([\w.]+)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+CONTEXT: Final = tuple(dict.fromkeys(ALLOWED))
+"""What images are made of; the rest of a repository may be large."""
 AT_ONCE: Final = 16
 AT_ONCE_ELSEWHERE: Final = 8
 """Tests mostly wait. Each has three networks, and an engine as it comes has addresses for 30."""

@@ -146,15 +146,14 @@ class Diagnosis:
         self.trouble = self._finding = self._looked_at = None
         self._was_up = True
         self._rejected = 0
-        logger.bind(event="link-up", broker=self._label).info("connected to {}", self._at)
+        logger.bind(event="link_up", broker=self._label).info("connected to {}", self._at)
         self._changed()
 
-    def lost(self, reason: str) -> None:
-        """Note that a link is down which was up."""
-        self.trouble = reason
-        logger.bind(event="link-lost", broker=self._label).warning(
-            "lost {}: {}; connections are kept, reconnecting", self._at, reason
-        )
+    def lost(self, reason: str, *, expected: bool) -> None:
+        """Note that a link is down which was up; `expected`: all who could be reached over it had left before."""
+        self.trouble = "it was shut down" if expected else reason
+        text = f"lost {self._at}: {self.trouble}; connections are kept, reconnecting"
+        logger.bind(event="link_lost", broker=self._label).log("DEBUG" if expected else "WARNING", "{}", text)
         self._changed()
 
     def handshake_begins(self, endpoint: Endpoint | None) -> None:
@@ -256,7 +255,7 @@ class Diagnosis:
         said = self._said.get(text)
         if (said is None and len(self._said) < COMPLAINTS) or (said is not None and now - said >= SAY_AGAIN_S):
             self._said[text] = now
-            logger.bind(event="link-down", broker=self._label, cause=cause).warning("{}; retrying", text)
+            logger.bind(event="link_down", broker=self._label, cause=cause).warning("{}; retrying", text)
 
     def close(self) -> None:
         """Look no more."""

@@ -24,7 +24,9 @@ MAX_FRAME = 2 * 1024 * 1024
 MAX_FRAMES = 130
 MAX_TEXT = 256
 REVOKED = "revoked"
-"""The one reason of a Down that is compared, not only read: this peer must not come back to what it had."""
+"""A reason of a Down that is compared, not only read: this peer must not come back to what it had."""
+LEFT = "left"
+"""Another one: the peer has ended on purpose."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from brokers.envelope import (
     CONTROL,
     FABRIC_VERSION,
     FABRIC_VERSION_LEAST,
+    LEFT,
     MAX_FRAME,
     REVOKED,
     Announce,
@@ -57,6 +58,8 @@ HANDSHAKE_TIMEOUTS = 2.5
 """With keys a handshake takes four round trips; the broker gives it 5 s, too."""
 REFUSED_MAX_S = 8.0
 """Between two attempts where the broker does not want us: it may change its mind."""
+LEAVING_S = 5.0
+"""A broker that is lost so soon after its last peer left was shut down."""
 HIGH_WATER = 1000
 _EVENTS = (
     zmq.EVENT_CONNECTED,
@@ -162,6 +165,9 @@ class Link:
         """Where `_endpoint` is, for a plain connection."""
         self._tried: list[str] = []
         self._diagnosis = Diagnosis(name.role, host, port, self.label, keyed=security is not None, changed=changed)
+        self._peers: set[bytes] = set()
+        self._deserted_at = -LEAVING_S
+        """When the last peer left on purpose: what follows is the end of the server that it was in."""
         self._greet_s = GREET_S
         self._security = security
         self._brokers = list(security.brokers) if security is not None else []
@@ -365,19 +371,34 @@ class Link:
         if before is not State.DOWN:
             self._silent_at = self._loop.time()
         if before is State.UP:
-            self._diagnosis.lost(reason)
+            deserted = not self._peers and self._loop.time() - self._deserted_at < LEAVING_S
+            self._diagnosis.lost(reason, expected=deserted)
         self._inbox.down(reason)
 
     def _receive(self, frames: list[Buffer]) -> None:
         self._heard_at = self._loop.time()
         try:
             if self.state is State.UP:
-                if isinstance(message := self._inbox.receive(frames), Refused):
-                    self._refused(message.reason)
+                self._heed(self._inbox.receive(frames))
             elif frames[0] == CONTROL:
                 self._receive_welcome(frames)
         except BadMessage as exc:
             self._diagnosis.not_understood(exc)
+
+    def _heed(self, message: Control | None) -> None:
+        match message:
+            case Refused(reason):
+                self._refused(reason)
+            case Up(role, _, incarnation):
+                self._peers.add(role + incarnation)
+            case Down(peer_id, _, reason):
+                self._peers.discard(peer_id)
+                if reason == LEFT and not self._peers:
+                    self._deserted_at = self._loop.time()
+            case Welcome():
+                self._peers.clear()
+            case _:
+                pass
 
     def _receive_welcome(self, frames: list[Buffer]) -> None:
         match parse_control(frames):
@@ -387,6 +408,7 @@ class Link:
                 self._keep_to_key()
                 self._greet_s = GREET_S
                 self._tried.clear()
+                self._peers.clear()
                 self._diagnosis.up()
                 self._inbox.receive(frames)
             case Refused(reason):

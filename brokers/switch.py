@@ -12,6 +12,7 @@ from brokers.envelope import (
     CONTROL,
     FABRIC_VERSION,
     FABRIC_VERSION_LEAST,
+    LEFT,
     MAX_FRAMES,
     REVOKED,
     Announce,
@@ -121,7 +122,7 @@ class Switch:
                 self._peers[key] = replace(peer, attributes=attributes)
                 return self._tell(peer.name, _up(self._peers[key]))
             case Leave():
-                return self.lost(key, "left")
+                return self.lost(key, LEFT)
             case _:
                 raise BadMessage(f"{type(message).__name__} is for peers, not for brokers")
 

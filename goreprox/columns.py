@@ -1,4 +1,4 @@
-"""Rows as lines with columns, for commands that list what there is."""
+"""Small things that people read: rows as lines with columns, numbers with their noun."""
 
 from collections.abc import Sequence
 
@@ -9,3 +9,8 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 stream`, or `3 streams`."""
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"

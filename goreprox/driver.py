@@ -6,17 +6,19 @@ One driver in each process, for all its carriers and peers. It holds no stream s
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from loguru import logger
 
 from brokers import REVOKED, Buffer, Carrier, PeerInfo, Role
+from goreprox.attributes import machine_of, process_of, services_of
+from goreprox.columns import counted
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import PATH_ACK_DELAY_S, VERSION, VERSION_LEAST
-from goreprox.protocol.session import Kind, Notice, Session
+from goreprox.protocol.session import PROTOCOL_ERROR, Kind, Notice, Session
 from goreprox.protocol.stream import State, Stream
 
 MAX_TIMER_S = 5.0
@@ -58,14 +60,17 @@ class Application(Protocol):
     def stream_refused(self, peer: "Peer", stream: Stream, code: Code, reason: str) -> None:
         """A peer cannot serve a stream, of which nothing has reached its target."""
 
+    def stream_unsent(self, stream: Stream) -> None:
+        """A stream is as if it had never been opened: its path was lost before anything of it was sent."""
+
     def stream_dropped(self, stream: Stream) -> None:
         """A stream without an owner is over."""
 
-    def peers_changed(self) -> None:
-        """A session began to flow, or a peer left, or is draining."""
+    def peer_changed(self, peer: "Peer") -> None:
+        """A session began to flow or no longer does; a peer is draining, says something else of itself, or is gone."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Peer:
     """A process at the other end, and our session with it."""
 
@@ -75,16 +80,31 @@ class Peer:
     """Over which carriers it is up, at which epoch."""
     timer: asyncio.TimerHandle | None = None
     due: float = float("inf")
+    gone: bool = False
+    """It has said goodbye, or is forgotten: nothing more is expected of it."""
     id: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         self.id = self.info.name.id
 
     @property
-    def services(self) -> Sequence[str]:
-        """What it offers."""
-        services = self.info.attributes.get("services")
-        return [name for name in services if isinstance(name, str)] if isinstance(services, list) else []
+    def services(self) -> list[str]:
+        """What it offers, or listens for."""
+        return services_of(self.info.attributes)
+
+    @property
+    def title(self) -> str:
+        """What people are told who it is: its process, name, machine if that has another name, and id."""
+        name, attributes = self.info.name, self.info.attributes
+        process = process_of(attributes) or name.role.name.lower()
+        machine = machine_of(attributes)
+        where = f" on {machine}" if machine not in (None, name.name) else ""
+        return f"{process} {name.name}{where} ({name.incarnation.hex()[:8]})"
+
+    @property
+    def available(self) -> bool:
+        """Whether it takes new streams at this moment."""
+        return self.session.established and not self.session.peer_draining and not self.gone
 
 
 class Driver:
@@ -104,14 +124,19 @@ class Driver:
         self._batching = False
         self._draining = False
         self._mismatched: set[bytes] = set()
+        self._by_session: dict[Session, Peer] = {}
+        self.carriers: set[Carrier] = set()
+        """Those that are up."""
 
     # What carriers tell.
 
     def carrier_up(self, carrier: Carrier) -> None:
-        """Nothing to do: peers are announced one by one."""
+        """Remember it; peers are announced one by one."""
+        self.carriers.add(carrier)
 
     def carrier_down(self, carrier: Carrier, reason: str) -> None:
         """Every path over this carrier is down."""
+        self.carriers.discard(carrier)
         for peer_id in [peer_id for peer_id, peer in self.peers.items() if carrier in peer.epochs]:
             self.peer_down(carrier, peer_id, reason)
 
@@ -130,7 +155,7 @@ class Driver:
         peer.info = info
         self._absent.pop(peer.id, None)
         if peer.epochs.get(carrier) == info.epoch:
-            self._application.peers_changed()
+            self._application.peer_changed(peer)
             return
         peer.epochs[carrier] = info.epoch
         peer.session.path_up(carrier, clock())
@@ -154,7 +179,9 @@ class Driver:
         peer = self.peers.get(info.name.role.value + predecessor) if isinstance(predecessor, bytes) else None
         if peer is not None and peer.info.name.name == info.name.name:
             if peer.session.streams:
-                logger.warning("{} was restarted: the streams of its predecessor are reset", info.name.name)
+                logger.bind(event="peer_restarted", peer=info.name.name).warning(
+                    "{} died and was restarted: {} reset", peer.title, counted(len(peer.session.streams), "stream")
+                )
             self._drop(peer, "the process that owned the connection died")
 
     def _drop(self, peer: Peer, reason: str) -> None:
@@ -169,11 +196,14 @@ class Driver:
 
     def _forget(self, peer: Peer) -> None:
         """Know a peer no more, so that nothing happens to a later one of its id in its name."""
+        peer.gone = True
+        self._by_session.pop(peer.session, None)
         if peer.timer is not None:
             peer.timer.cancel()
         for known in (self.peers, self._dirty, self._absent):
             if known.get(peer.id) is peer:
                 del known[peer.id]
+        self._application.peer_changed(peer)
 
     def _meet(self, info: PeerInfo, version: int) -> Peer:
         peer: Peer
@@ -189,7 +219,7 @@ class Driver:
             wake=wake,
             now=clock(),
         )
-        peer = Peer(info, session)
+        peer = self._by_session[session] = Peer(info, session)
         if self._draining:
             session.drain()
         return peer
@@ -200,26 +230,32 @@ class Driver:
         if peer is None or carrier not in peer.epochs:
             return
         if reason == REVOKED and len(peer.epochs) == 1:
-            logger.warning("a key was revoked: the streams with {} are reset", peer.info.name.name)
+            logger.bind(event="peer_revoked", peer=peer.info.name.name).warning(
+                "the key of {} was revoked, or ours: {} reset", peer.title, counted(len(peer.session.streams), "stream")
+            )
             self._drop(peer, "the key was revoked")
-            self._application.peers_changed()
             return
         del peer.epochs[carrier]
         flowed = peer.session.established
         peer.session.path_down(carrier, clock())
+        if peer.gone:
+            if not peer.epochs:
+                self._forget(peer)
+            return
         if flowed and not peer.session.established:
-            logger.info(
-                "{} is out of reach ({}): {} streams are kept",
-                peer.info.name.name,
+            logger.bind(event="peer_down", peer=peer.info.name.name).info(
+                "{} is out of reach ({}): {} kept for up to {:g} s",
+                peer.title,
                 reason,
-                len(peer.session.streams),
+                counted(len(peer.session.streams), "stream"),
+                peer.session.grace_s,
             )
         self._wake(peer)
         if not peer.epochs and not peer.session.streams:
             self._absent[peer_id] = peer
             if len(self._absent) > MAX_ABSENT:
                 self._forget(next(iter(self._absent.values())))
-        self._application.peers_changed()
+        self._application.peer_changed(peer)
 
     def message(self, carrier: Carrier, peer_id: bytes, frames: list[Buffer]) -> None:
         """A message for one of our sessions."""
@@ -324,28 +360,38 @@ class Driver:
             self._application.stream_accepted(peer, stream)
         elif kind is REFUSED:
             self._application.stream_refused(peer, stream, notice.code, notice.reason)
+        elif kind is Kind.UNSENT:
+            self._application.stream_unsent(stream)
         elif stream.owner is not None:
             stream.owner.notice(kind)
         elif kind in (Kind.ABORTED, Kind.CLOSED):
             self._application.stream_dropped(stream)
 
     def _session_notice(self, peer: Peer, notice: Notice) -> None:
-        name = peer.info.name.name
-        if notice.kind is Kind.ESTABLISHED:
-            counters = peer.session.counters
-            logger.info(
-                "{} is there: {} streams go on, {} outages so far",
-                name,
-                len(peer.session.streams),
-                counters.outages,
+        session = peer.session
+        streams = counted(len(session.streams), "stream")
+        log = logger.bind(peer=peer.info.name.name)
+        if notice.kind is Kind.ESTABLISHED and not session.counters.outages:
+            log.bind(event="peer_up").info("{} is connected", peer.title)
+        elif notice.kind is Kind.ESTABLISHED:
+            log.bind(event="peer_up", outages=session.counters.outages).info(
+                "{} is connected again: {} resumed, {} so far",
+                peer.title,
+                streams,
+                counted(session.counters.outages, "outage"),
             )
         elif notice.kind is Kind.GOODBYE:
-            logger.info("{} has ended: {}", name, notice.reason)
+            peer.gone = not notice.reason.startswith(PROTOCOL_ERROR)
+            log.bind(event="peer_left").info("{} has ended: {}", peer.title, notice.reason)
         elif notice.kind is Kind.DRAINING:
-            logger.info("{} is draining: it gets no new streams", name)
+            log.bind(event="peer_draining").log(
+                "INFO" if session.streams else "DEBUG", "{} is draining: it gets no new streams", peer.title
+            )
         elif notice.kind is Kind.FAILED:
-            logger.warning("the session with {} has failed, its streams are reset: {}", name, notice.reason)
-        self._application.peers_changed()
+            log.bind(event="peer_failed").warning(
+                "the session with {} has failed, its streams are reset: {}", peer.title, notice.reason
+            )
+        self._application.peer_changed(peer)
 
     # Shutdown.
 
@@ -387,6 +433,6 @@ class Driver:
         return self._draining
 
     def peer_of(self, stream: Stream) -> Peer | None:
-        """Return the peer whose session carries `stream`, if one does; linear in the peers."""
+        """Return the peer whose session carries `stream`, if one does."""
         host = stream.host
-        return next((peer for peer in self.peers.values() if peer.session is host), None)
+        return self._by_session.get(host) if isinstance(host, Session) else None

@@ -1,10 +1,8 @@
 """The edge: gives each client to a provider of its service, at once or when one comes. Of a server or on its own."""
 
 import functools
-import random
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
 
@@ -12,10 +10,11 @@ from loguru import logger
 
 from brokers import LimitedLog, Role
 from goreprox import sockets
-from goreprox.balancer import Balancer, Candidate
+from goreprox.attributes import Port, ports
 from goreprox.bridge import Bridge, Bridges, Joint
 from goreprox.certificates import Certificates, Identity, reason
-from goreprox.config import MAX_WEIGHT, MIN_WEIGHT, AcceptingConfig, Address, EdgeConfig, Listener, Scheme
+from goreprox.config import AcceptingConfig, Address, EdgeConfig, Listener, Scheme, ServerConfig
+from goreprox.dispatch import Dispatcher
 from goreprox.doors import Doors, parse_client
 from goreprox.driver import Driver, Peer, clock
 from goreprox.handshakes import Handshakes
@@ -28,7 +27,6 @@ from goreprox.http.routes import Routes
 from goreprox.http.upstream import Upstream
 from goreprox.lifetime import Lifetime
 from goreprox.listeners import Listeners
-from goreprox.log import listing, quoted
 from goreprox.member import Member
 from goreprox.poller import Poller
 from goreprox.protocol.budget import Budget
@@ -40,17 +38,8 @@ from goreprox.snapshot import Ends, Gauges, Subject
 from goreprox.sockets import Socket
 from goreprox.status import answering
 from goreprox.tls import TlsSocket
-from goreprox.waiting import WaitingRoom
 
 _NOT_HTTPS: Final = refusal(HTTPStatus.BAD_REQUEST, "this port speaks HTTPS; write https://")
-
-
-@dataclass(slots=True)
-class _Tries:
-    """Who has refused a stream; whether one of them did because it was about to end."""
-
-    peers: set[bytes] = field(default_factory=set)
-    draining: bool = False
 
 
 class Edge:
@@ -63,6 +52,7 @@ class Edge:
             StartError: an address cannot be listened on, or the file of tokens or a certificate not be used.
         """
         self._config = config
+        self._process = "server" if isinstance(config, ServerConfig) else "edge"
         self._budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
         self.driver = Driver(self, role=Role.EDGE, budget=self._budget, grace_s=config.grace_s)
         poller = Poller(self.driver.batch)
@@ -81,12 +71,15 @@ class Edge:
                 config.tls_cert, config.tls_key, config.tls_client_ca, alpn=config.tls_alpn
             )
         self._handshakes = Handshakes(poller)
-        self._balancer = Balancer(random.Random())
-        self._waiting = WaitingRoom(patience_s=config.grace_s, clock=clock, give_up=_reset)
-        self._queue = WaitingRoom(patience_s=config.queue_timeout_s, clock=clock, give_up=_unavailable)
-        """Of HTTP requests."""
-        self._tries: dict[Stream, _Tries] = {}
         self._log = LimitedLog()
+        self.dispatcher = Dispatcher(
+            self.driver,
+            self._log,
+            services=config.services,
+            patience_s=config.grace_s,
+            queue_timeout_s=config.queue_timeout_s,
+            lost=self.fronts.providers_changed,
+        )
 
     # Clients.
 
@@ -166,13 +159,12 @@ class Edge:
 
     def connect(self, joint: Joint) -> None:
         """Open its stream at a provider, now or when one comes."""
-        if not self._assign(joint.stream):
-            self._wait(joint)
+        self.dispatcher.connect(joint)
 
     def reusable(self, stream: Stream) -> bool:
         """Whether the provider of a stream is there, and takes requests."""
         peer = self.driver.peer_of(stream)
-        return peer is not None and peer.session.established and not peer.session.peer_draining
+        return peer is not None and peer.available
 
     def provider_of(self, stream: Stream) -> tuple[str | None, int | None]:
         """Return the name of a stream's provider and how many outages there were so far, if it has one."""
@@ -202,105 +194,31 @@ class Edge:
 
     def _stream_ended(self, joint: Joint) -> None:
         stream = joint.stream
-        self._tries.pop(stream, None)
-        self._room_of(joint).leave(joint)
+        self.dispatcher.ended(joint)
         self.ends.note(stream, stream.end_reason or "done")
         logger.debug("stream {} of {} ended: {}", stream.id, stream.client, stream.end_reason or "done")
 
-    # Providers.
-
-    def _assign(self, stream: Stream) -> bool:
-        """Open `stream` at the best provider that has not refused it; return whether there is one."""
-        tries = self._tries.get(stream)
-        candidates = [
-            Candidate(peer.info.name.id, len(peer.session.streams), _weight(peer))
-            for peer in self.driver.peers.values()
-            if peer.session.established
-            and not peer.session.peer_draining
-            and stream.service in peer.services
-            and (tries is None or peer.info.name.id not in tries.peers)
-        ]
-        best = self._balancer.choose(stream.service, candidates, clock())
-        if best is None:
-            return False
-        self.driver.peers[best].session.open(stream)
-        return True
-
-    def _wait(self, joint: Joint) -> None:
-        room = self._room_of(joint)
-        if not room:
-            text = f"no provider for {joint.stream.service}: clients wait up to {room.patience_s:g} s"
-            self._log.say("no_provider", text, "INFO", service=joint.stream.service)
-        room.enter(joint)
-        self._warn_of_unknown(joint.stream.service)
-
-    def _room_of(self, joint: Joint) -> WaitingRoom:
-        return self._queue if isinstance(joint, Upstream) else self._waiting
-
-    def _waiters(self) -> Iterator[Joint]:
-        yield from self._waiting.joints
-        yield from self._queue.joints
-
-    def _warn_of_unknown(self, service: str) -> None:
-        """Say that providers are known, present or out of reach, but none offers what a client came for."""
-        offered = {name for peer in self.driver.peers.values() for name in peer.services}
-        if offered and service not in offered:
-            self._log.say(
-                "unknown_service",
-                f"clients come for the service {service}, which no provider offers; "
-                f"offered: {listing(offered)}; is one of the names misspelt?",
-                service=service,
-            )
-
     # What the driver tells.
 
-    def peers_changed(self) -> None:
-        """Give waiting clients to whoever is there now."""
-        for joint in self._waiters():
-            if self._assign(joint.stream):
-                self._room_of(joint).leave(joint)
-        for service in {joint.stream.service for joint in self._waiters()}:
-            self._warn_of_unknown(service)
-        self.fronts.providers_changed()
+    def peer_changed(self, peer: Peer) -> None:
+        """Take note of what a provider is and offers now."""
+        self.dispatcher.peer_changed(peer)
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Providers open no streams; the session refuses them before this."""
         stream.abort("edges take no streams")
 
     def stream_accepted(self, peer: Peer, stream: Stream) -> None:
-        """The target is well; nobody else will get this stream."""
-        self._balancer.accepted(peer.info.name.id, stream.service)
-        self._tries.pop(stream, None)
+        """The target is well."""
+        self.dispatcher.accepted(peer, stream)
 
     def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None:
-        """Try the next provider with the bytes so far, none of which has reached a target; reset when all refused.
+        """Another provider may take it."""
+        self.dispatcher.refused(peer, stream, code, reason)
 
-        One that drains or is full is not avoided for it. One that drains is about to be replaced: wait for that.
-        """
-        tries = self._tries.setdefault(stream, _Tries())
-        tries.peers.add(peer.info.name.id)
-        logger.debug("{} refuses client {}: {}", peer.info.name.name, stream.client, reason)
-        if code is Code.DRAINING:
-            tries.draining = True
-        elif code is not Code.FULL:
-            self._balancer.failed(peer.info.name.id, stream.service, clock())
-        if self._assign(stream):
-            return
-        joint: Joint = stream.owner
-        if tries.draining or self._resuming(stream.service, tries):
-            self._wait(joint)
-        else:
-            text = f"client {stream.client} is refused: {quoted(reason)}"
-            self._log.say("client_refused", text, client=stream.client, service=stream.service)
-            joint.abort(reason)
-
-    def _resuming(self, service: str, tries: _Tries) -> bool:
-        """Whether a provider that has not refused is there, by the roster, and only between two epochs."""
-        return any(
-            peer.epochs and service in peer.services and not peer.session.peer_draining and peer.session.failed is None
-            for peer_id, peer in self.driver.peers.items()
-            if peer_id not in tries.peers
-        )
+    def stream_unsent(self, stream: Stream) -> None:
+        """It has never left this process: any provider may have it."""
+        self.dispatcher.connect(stream.owner)
 
     def stream_dropped(self, stream: Stream) -> None:
         """Every stream here has an owner."""
@@ -318,15 +236,28 @@ class Edge:
             front.abort()
         for joint in list(self.bridges.live):
             joint.abort("the edge is shutting down")
-        await self.driver.goodbye("the edge was shut down", deadline_s=1.0)
+        await self.driver.goodbye(f"the {self._process} was shut down", deadline_s=1.0)
         return reset
 
     def _is_drained(self) -> bool:
         """Whether all clients are gone; those that wait for a provider, and have sent all they had, wait no longer."""
-        for joint in self._waiters():
-            if joint.stream.send.eof:
-                joint.abort("the edge is shutting down")
+        self.dispatcher.drain("the edge is shutting down")
         return not any((self.bridges.live, self.fronts.live, self.proxies, self._handshakes))
+
+    def introduce(self, member: Member) -> None:
+        """Let the roster say where clients come in, now and when there is more to tell."""
+        member.attributes |= ports(self._ports())
+        self.dispatcher.attributes = member.attributes
+
+    def _ports(self) -> Iterator[Port]:
+        """Yield where clients come in; several addresses of one listener only once, requests by their hosts."""
+        for listener, address in dict(self.listeners.addresses).items():
+            scheme, host, port = listener.scheme, listener.address.host or "", int(address.rpartition(":")[2])
+            if not (scheme.is_http and self._config.routes):
+                yield Port(listener.service, scheme.value, host, port)
+                continue
+            for route in self._config.routes:
+                yield Port(route.service, scheme.value, host if "*" in route.host else route.host, port)
 
     def gauges(self) -> Gauges:
         """Return what the status shows of us (snapshot.Owner)."""
@@ -337,7 +268,7 @@ class Edge:
         return Gauges(
             services,
             self._config.max_connections,
-            waiting_clients=len(self._waiting) + len(self._queue),
+            waiting_clients=self.dispatcher.waiting_clients,
             refused_clients=self.doors.refused,
         )
 
@@ -372,24 +303,9 @@ def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
     }
 
 
-def _reset(joint: Joint, reason: str) -> None:
-    joint.abort(reason)
-
-
-def _unavailable(joint: Joint, reason: str) -> None:
-    assert isinstance(joint, Upstream)
-    joint.abort(reason, status=503)
-
-
 def _host(client: str) -> str:
     """Return the address of a client without its port."""
     return client.rpartition(":")[0].strip("[]")
-
-
-def _weight(peer: Peer) -> float:
-    """Return the share that a provider asks for; whatever is no weight counts as 1."""
-    weight = peer.info.attributes.get("weight")
-    return float(weight) if isinstance(weight, int | float) and MIN_WEIGHT <= weight <= MAX_WEIGHT else 1.0
 
 
 async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
@@ -400,6 +316,7 @@ async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
     """
     member = Member(config, "edge", Role.EDGE, services=config.services)
     edge = Edge(config)
+    edge.introduce(member)
     links = member.link(config.brokers, edge.driver, config.security)
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))

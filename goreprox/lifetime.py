@@ -77,13 +77,14 @@ class Lifetime:
         return self._hurry.is_set()
 
     def start(self, text: str, **ports: object) -> None:
-        """Say that all is done but what others have to do; until `ready`, a supervisor is to wait however long."""
+        """Say that all is done but what others have to do."""
         logger.bind(event="starting", **ports).info("{}", text)
-        self._wait_for_ready(text)
+        self.wait_for_ready(text)
 
-    def _wait_for_ready(self, text: str) -> None:
+    def wait_for_ready(self, text: str) -> None:
+        """Let a supervisor wait until `ready`, however long, and know for what."""
         self.tell(f"STATUS={text}\nEXTEND_TIMEOUT_USEC={round(EXTEND_S * 1e6)}")
-        self._extension = self._loop.call_later(EXTEND_S / 2, self._wait_for_ready, text)
+        self._extension = self._loop.call_later(EXTEND_S / 2, self.wait_for_ready, text)
 
     def ready(self, text: str, **ports: object) -> None:
         """Say that all is up, for people in `text`, for programs in `ports`, and to a supervisor."""

@@ -5,7 +5,8 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from brokers import Link, LinkSecurity, PeerName, Receiver, Role, Timings
-from goreprox.config import Address, ProcessConfig
+from goreprox.attributes import who
+from goreprox.config import Address, ProcessConfig, default_name
 from goreprox.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
 
@@ -50,6 +51,7 @@ class Member:
             "protocol": [VERSION_LEAST, VERSION],
             "services": list(services),
             ACKS_BEFORE_EOF: True,
+            **who(what, default_name()),
         }
         if weight is not None:
             self.attributes["weight"] = weight

@@ -106,7 +106,7 @@ class EndOptions(RoleOptions):
     half_closed_timeout: Annotated[Seconds, Parameter(group=LIFETIMES)] = 0
     """Reset a half-closed connection after so long without traffic; 0: never."""
     max_connections: Annotated[Count, Parameter(group=LIMITS)] = 10_000
-    """Connections at a time. Further clients wait at a server or edge; a provider refuses them."""
+    """Connections at a time. Further ones wait."""
     memory: Annotated[Mebibytes, Parameter(group=LIMITS)] = 256
     """Memory for data in transit, both directions together."""
 

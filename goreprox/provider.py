@@ -12,13 +12,13 @@ from typing import Any
 from loguru import logger
 
 from brokers import Endpoint, LimitedLog, Role, resolve
-from goreprox import sockets
+from goreprox import attributes, sockets
 from goreprox.bridge import Bridge, Bridges
 from goreprox.certificates import reason
 from goreprox.config import Address, ProviderConfig
 from goreprox.driver import Driver, Peer, clock
 from goreprox.lifetime import Lifetime
-from goreprox.log import listing
+from goreprox.loops import HOPS, Loops
 from goreprox.member import Member
 from goreprox.poller import WRITE, Poller
 from goreprox.protocol.budget import Budget
@@ -26,6 +26,7 @@ from goreprox.protocol.events import Code
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import State, Stream
 from goreprox.proxyproto import write
+from goreprox.reachable import Reachable
 from goreprox.snapshot import Ends, Gauges, Subject
 from goreprox.sockets import Socket
 from goreprox.status import answering
@@ -35,9 +36,6 @@ RESOLVED_FOR_S = 5.0
 """A target's name is looked up again after this."""
 MAX_ENDPOINTS = 16
 """Of one name: by default each may then take 0.6 s of a dial's time. A DNS message has room for thousands."""
-SETTLE_S = 1.0
-"""Edges come one by one, over several brokers: wait so long before saying what is missing among them."""
-
 _CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED = (0, errno.EISCONN)
 
@@ -116,11 +114,11 @@ class Dial:
         """Give up when the stream does; everything else waits for the socket."""
         if kind is Kind.ABORTED:
             self._provider.ends.note(self._stream, self._stream.end_reason)
-            self._finish()
+            self._abandon()
 
     def hand_back(self) -> None:
         """Give up, and leave the stream to another provider: nothing of it has reached a target."""
-        self._finish()
+        self._abandon()
         self._stream.refuse(Code.DRAINING, "the provider is shutting down")
 
     async def _resolve(self) -> None:
@@ -143,6 +141,7 @@ class Dial:
             code = sock.connect_ex(self._address)
             if code == errno.EINPROGRESS:
                 code = sock.connect_ex(self._address)  # on the same machine it is done by now
+            self._provider.loops.add(self._stream, sock.getsockname()[:2], self._address[:2])
         except OSError as exc:
             code = exc.errno or errno.EIO
         if code in _CONNECTING and self._sock is not None:
@@ -222,7 +221,7 @@ class Dial:
     def _refuse(self, why: str) -> None:
         if self._over:
             return
-        self._finish()
+        self._abandon()
         address = self._provider.targets.targets[self._stream.service]
         hint = ""
         if why == os.strerror(errno.ECONNREFUSED) and address.host == "127.0.0.1":
@@ -235,6 +234,10 @@ class Dial:
         )
         self._provider.ends.note(self._stream, f"target {address}: {why}")
         self._stream.refuse(Code.TARGET, f"target {address}: {why}")
+
+    def _abandon(self) -> None:
+        self._finish()
+        self._provider.loops.discard(self._stream)
 
     def _finish(self) -> None:
         self._over = True
@@ -273,7 +276,7 @@ class Provider:
         self.dials: set[Dial] = set()
         self._draining = False
         self.log = LimitedLog()
-        self._look: asyncio.TimerHandle | None = None
+        self.loops = Loops()
         budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
         self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=config.grace_s)
         self.poller = Poller(self.driver.batch)
@@ -286,6 +289,7 @@ class Provider:
             insecure=config.target_insecure,
             timeout_s=config.dial_timeout_s,
         )
+        self._reachable = Reachable(self.driver, self.targets.targets, self.log)
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Dial the target."""
@@ -295,10 +299,23 @@ class Provider:
             stream.refuse(Code.DRAINING, "the provider is draining")
         elif self.connections >= self.config.max_connections:
             stream.refuse(Code.FULL, "the provider has all the connections that it may have")
+        elif self.loops.hops(stream) >= HOPS:
+            self._refuse_loop(stream)
         else:
             dial = Dial(self, stream)
             self.dials.add(dial)
             dial.start()
+
+    def _refuse_loop(self, stream: Stream) -> None:
+        address = self.targets.targets[stream.service]
+        reason = f"target {address} leads back to this provider"
+        self.log.say(
+            "loop",
+            f"{reason}: it is a port of the server or of an edge; give that of the application",
+            service=stream.service,
+        )
+        self.ends.note(stream, reason)
+        stream.refuse(Code.TARGET, reason)
 
     def connected(self, stream: Stream, sock: Socket) -> None:
         """Join a target connection to its stream, bytes that came early included."""
@@ -308,6 +325,7 @@ class Provider:
 
     def _ended(self, bridge: Bridge) -> None:
         stream = bridge.stream
+        self.loops.discard(stream)
         self.ends.note(stream, stream.end_reason or "done")
         logger.debug("stream {} of {} ended: {}", stream.id, stream.client, stream.end_reason or "done")
 
@@ -317,26 +335,15 @@ class Provider:
     def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None:
         """Only openers are refused."""
 
+    def stream_unsent(self, stream: Stream) -> None:
+        """Only openers open streams."""
+
     def stream_dropped(self, stream: Stream) -> None:
         """Every stream here has an owner, or was refused."""
 
-    def peers_changed(self) -> None:
-        """Look, once they are all there, whether an edge listens for what is offered here."""
-        if self._look is None:
-            self._look = asyncio.get_running_loop().call_later(SETTLE_S, self._look_for_listeners)
-
-    def _look_for_listeners(self) -> None:
-        self._look = None
-        edges = [peer for peer in self.driver.peers.values() if peer.session.established]
-        heard = {service for edge in edges for service in edge.services}
-        for service in self.targets.targets:
-            if edges and service not in heard:
-                self.log.say(
-                    "not_listened",
-                    f"no edge listens for the service {service}: it gets no clients; listened for: {listing(heard)}; "
-                    "is one of the names misspelt?",
-                    service=service,
-                )
+    def peer_changed(self, peer: Peer) -> None:
+        """Tell people, once they are all there, what edges make of what is offered here."""
+        self._reachable.changed()
 
     @property
     def connections(self) -> int:
@@ -376,6 +383,7 @@ async def run(config: ProviderConfig) -> None:
     """
     member = Member(config, "provider", Role.PROVIDER, services=config.services, weight=config.weight)
     provider = Provider(config)
+    member.attributes |= attributes.targets([str(target.address) for target in config.targets])
     links = member.link(config.servers, provider.driver, config.security)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))

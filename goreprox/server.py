@@ -24,6 +24,7 @@ async def run(config: ServerConfig) -> None:
     except StartError:
         edge.listeners.close()
         raise
+    edge.introduce(member)
     local = router.attach(member.name, member.attributes, edge.driver)
     edge.listeners.start()
     subject = Subject(member.instance, {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)

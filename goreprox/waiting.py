@@ -1,7 +1,7 @@
 """Streams for which there is no provider: they wait, first come first, each for so long and no longer."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 
 from goreprox.bridge import Joint
 
@@ -18,13 +18,22 @@ class WaitingRoom:
         self._give_up = give_up
         self._clock = clock
         self._until: dict[Joint, float] = {}
+        self._lines: dict[str, dict[Joint, None]] = {}
+        """Who waits for each service, in order."""
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
-    def joints(self) -> list[Joint]:
-        """Who waits, in order."""
-        return list(self._until)
+    def services(self) -> Collection[str]:
+        """What somebody waits for."""
+        return self._lines.keys()
+
+    def line(self, service: str) -> list[Joint]:
+        """Return who waits for a service, in order."""
+        return list(self._lines.get(service, ()))
+
+    def __iter__(self) -> Iterator[Joint]:
+        return iter(list(self._until))
 
     def __len__(self) -> int:
         return len(self._until)
@@ -32,11 +41,17 @@ class WaitingRoom:
     def enter(self, joint: Joint) -> None:
         """Begin to wait."""
         self._until[joint] = self._clock() + self.patience_s
+        self._lines.setdefault(joint.stream.service, {})[joint] = None
         self._watch()
 
     def leave(self, joint: Joint) -> None:
         """Wait no longer, if it did."""
-        self._until.pop(joint, None)
+        if self._until.pop(joint, None) is None:
+            return
+        line = self._lines[joint.stream.service]
+        del line[joint]
+        if not line:
+            del self._lines[joint.stream.service]
 
     def _watch(self) -> None:
         if self._until and self._timer is None:
@@ -49,6 +64,6 @@ class WaitingRoom:
         for joint, until in list(self._until.items()):
             if until > now:
                 break
-            del self._until[joint]
+            self.leave(joint)
             self._give_up(joint, f"no provider within {self.patience_s:g} s")
         self._watch()

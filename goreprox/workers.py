@@ -55,7 +55,9 @@ async def run(config: EdgeConfig, *, log_level: str, log_json: bool) -> None:
     worker = dataclasses.replace(config, workers=1, reuse_port=True)
     parent = Parent([Job(worker, number, log_level, log_json) for number in range(config.workers)])
     with parent:
-        parent.start(f"starting {config.workers} workers, which connect to {', '.join(map(str, config.brokers))}")
+        parent.wait_for_ready(
+            f"starting {config.workers} workers, which connect to {', '.join(map(str, config.brokers))}"
+        )
         async with asyncio.TaskGroup() as group:
             for job in parent.jobs:
                 group.create_task(parent.keep(job), name=f"worker {job.number}")

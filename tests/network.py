@@ -168,6 +168,9 @@ class Network:
             elif notice.kind is Kind.REFUSED:
                 assert stream is not None
                 self.refused.append(stream)
+            elif notice.kind is Kind.UNSENT:
+                assert stream is not None
+                session.open(stream)
             elif stream is not None and stream.owner is not None:
                 stream.owner.notice(notice.kind)
 

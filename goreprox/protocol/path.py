@@ -189,6 +189,11 @@ class Path:
         return True
 
     @property
+    def asked(self) -> bool:
+        """Whether a question is unanswered."""
+        return self._probes > 0
+
+    @property
     def stalled(self) -> bool:
         """Whether so many questions went unanswered that another path, if there is one, is the better bet."""
         return self._probes > STALL_PROBES

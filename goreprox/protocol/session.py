@@ -57,6 +57,8 @@ from goreprox.protocol.path import Path
 from goreprox.protocol.stream import OPEN, RESETTING, State, Step, Stream
 
 GONE = "the peer no longer knows this stream"
+PROTOCOL_ERROR = "protocol error: "
+"""How the goodbye of a session that has failed begins; its process goes on."""
 
 
 class Kind(enum.Enum):
@@ -66,6 +68,8 @@ class Kind(enum.Enum):
     """The peer wants a stream: dial."""
     ACCEPTED = enum.auto()
     REFUSED = enum.auto()
+    UNSENT = enum.auto()
+    """The path was lost before anything of this stream was sent: another session may carry it."""
     READABLE = enum.auto()
     """Bytes or an end of file wait for the socket."""
     WRITABLE = enum.auto()
@@ -191,6 +195,16 @@ class Session:
         return self._lost_at
 
     @property
+    def stalled(self) -> bool:
+        """Whether the peer was asked for an acknowledgement and has given none so far."""
+        return self._path is not None and self._path.asked
+
+    @property
+    def unanswered(self) -> int:
+        """Streams of ours that the peer has neither accepted nor refused."""
+        return len(self._offered) + len(self._unflushed)
+
+    @property
     def grace_s(self) -> float:
         """The smaller of the two graces, without the allowance."""
         return min(self._grace_s, self._peer_grace_s)
@@ -229,10 +243,20 @@ class Session:
         if self._lost_at is None:
             self._lost_at = now
         self._outbox.clear()
-        self._unflushed.clear()
+        self._take_back()
         self._acks.clear()
         self._acks_due = None
         self._wake()
+
+    def _take_back(self) -> None:
+        """Give streams away whose Open has not been sent in this epoch, nor in an earlier one."""
+        unsent = [self.streams[i] for i in self._unflushed if i in self.streams and i not in self._offered]
+        self._unflushed.clear()
+        for stream in unsent:
+            if stream.state is State.OPENING:
+                stream.receive_refusal()
+                self._forget(stream)
+                self.notices.append(Notice(Kind.UNSENT, stream))
 
     def _begin(self, path_id: object, now: float) -> None:
         """Begin an epoch of ours."""
@@ -443,8 +467,8 @@ class Session:
 
     def fail(self, reason: str, now: float) -> None:
         """End the session for good: one end cannot be trusted with a single stream. Its last message says so."""
-        self.abandon(f"protocol error: {reason}")
-        self._outbox.control.append(Goodbye(f"protocol error: {reason}"))
+        self.abandon(f"{PROTOCOL_ERROR}{reason}")
+        self._outbox.control.append(Goodbye(f"{PROTOCOL_ERROR}{reason}"))
         self.failed = reason
         self.established = False
         self._paths.clear()

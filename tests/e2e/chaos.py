@@ -192,7 +192,7 @@ class Chaos:
         for edge in EDGES:
             process = self.processes[edge]
             for provider in PROVIDERS:
-                await eventually(lambda p=process, n=provider: p.said(f"{n} is there: "), f"{edge} knows {provider}")  # type: ignore[misc]
+                await eventually(lambda p=process, n=provider: p.events("peer_up", peer=n), f"{edge} knows {provider}")  # type: ignore[misc]
 
     async def _spawn(self, slot: str) -> Process:
         process = self.processes[slot] = await self.made.start(*self.commands[slot])

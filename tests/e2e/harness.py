@@ -46,7 +46,8 @@ Versions = tuple[tuple[int, int], tuple[int, int]] | None
 
 
 def _is_ready(entry: dict[str, object]) -> bool:
-    return entry.get("event") in ("starting", "ready")
+    """Tell a process that is, and be it without a broker, from its workers."""
+    return entry.get("event") == "ready" or (entry.get("event") == "starting" and "worker" not in entry)
 
 
 class Process:
@@ -314,14 +315,14 @@ class Tunnel:
 
     async def provide(self, *args: str, target: int | None = None, connect: bool = True) -> Process:
         """Start a provider that reaches the server through the relay; both know each other unless told not to wait."""
-        before = self.server.count(" is there: ")
+        before = self.server.events("peer_up")
         self.provider = await self.start(
             "provider", f"{HOST}:{target or self.target_port}", "--server", f"{HOST}:{self.relay.port}", *args
         )
         if connect:
             provider = self.provider
-            await eventually(lambda: provider.said(" is there: "), "provider connected")
-            await eventually(lambda: self.server.count(" is there: ") > before, "the server knows it")
+            await eventually(lambda: provider.events("peer_up"), "provider connected")
+            await eventually(lambda: self.server.events("peer_up") > before, "the server knows it")
         return self.provider
 
     async def connect(self, port: int | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -83,10 +83,10 @@ async def start_provider(
 
 
 async def meets(edge: Process, name: str) -> None:
-    await eventually(lambda: edge.said(f"{name} is there: "), f"{name} is there")
+    await eventually(lambda: edge.events("peer_up", peer=name), f"{name} is there")
 
 
 async def connected(process: Process, port: int, times: int = 1) -> None:
     """Wait until an edge or a provider has reached the broker at a port so many times."""
     where = f"{HOST}:{port}"
-    await eventually(lambda: process.events("link-up", broker=where) >= times, f"link up to {where}, {times} times")
+    await eventually(lambda: process.events("link_up", broker=where) >= times, f"link up to {where}, {times} times")

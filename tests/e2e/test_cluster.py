@@ -195,7 +195,7 @@ async def freeze_a_provider(tmp_path: Path) -> None:
         stopped_at = time.monotonic()
         early = await made.connect(port)  # nobody knows yet: it waits, since silence moves no stream
         early[1].write(b"early")
-        await eventually(lambda: edge.said("stops is out of reach"), "the edge notices")
+        await eventually(lambda: edge.events("peer_down", peer="stops"), "the edge notices")
         while time.monotonic() - stopped_at < STOPPED_S:
             assert await greeted(made, port) == b"stays"
             for client in others:
@@ -260,7 +260,7 @@ async def kill_providers(tmp_path: Path) -> None:
         await returns.wait()
         await add("returns", "1")
         assert await asyncio.gather(*map(is_reset, buried)) == [True] * 10
-        (proved,) = when(edge, "returns was restarted")
+        (proved,) = when(edge, "died and was restarted")
         ends = "ended: the process that owned the connection died"
         await eventually(lambda: edge.count(ends) == 10, "all are logged")
         assert max(when(edge, ends)) - proved < 1.0
@@ -289,7 +289,7 @@ async def freeze_a_provider_under_load(tmp_path: Path) -> None:
         await eventually(lambda: written() > 2 * MEMORY_MIB * MIB, "windows have grown")
         provider.signal(signal.SIGSTOP)
         level = Level()
-        await eventually(lambda: edge.said("frozen is out of reach"), "the edge notices")
+        await eventually(lambda: edge.events("peer_down", peer="frozen"), "the edge notices")
         await eventually(lambda: level.holds(written()), "nobody takes any more")
         grown = {process: (process.peak_rss_kib - before[process]) >> 10 for process in before}
         assert grown[edge] <= MEMORY_MIB + RESERVE_MIB

@@ -78,7 +78,7 @@ def test_a_frozen_edge_or_server_goes_on_where_it_was(tmp_path: Path, role: str)
             frozen.signal(signal.SIGSTOP)
             for _, writer in kept:
                 writer.write(b"meanwhile")
-            await eventually(lambda: provider.said("is out of reach"), "the provider notices")
+            await eventually(lambda: provider.events("peer_down"), "the provider notices")
             if role == "edge":
                 for client in others:
                     await answered(client, b"untouched")
@@ -123,11 +123,11 @@ def test_an_edge_and_a_whole_broker_that_are_cut_off_break_nothing(tmp_path: Pat
                     writer.write(b"meanwhile")
 
             cut_off(to_edges)
-            await eventually(lambda: edge.events("link-lost"), "the edge notices")
-            await eventually(lambda: provider.said("is out of reach"), "the provider hears of it")
+            await eventually(lambda: edge.events("link_lost"), "the edge notices")
+            await eventually(lambda: provider.events("peer_down"), "the provider hears of it")
             await go_on(2)
             cut_off(to_edges, to_providers)
-            await eventually(lambda: provider.events("link-lost"), "both notice")
+            await eventually(lambda: provider.events("link_lost"), "both notice")
             await go_on(3)
 
     run(main())

@@ -274,7 +274,7 @@ def test_a_provider_drains_and_is_replaced_between_requests(tmp_path: Path) -> N
             first = made.provider
             await made.provide(connect=False)
             second = made.provider
-            await eventually(lambda: second.said(" is there: "), "the second is there")
+            await eventually(lambda: second.events("peer_up"), "the second is there")
             first.signal(signal.SIGTERM)
             assert await first.wait() == 0
             writer.write(GET)
@@ -301,7 +301,7 @@ def test_without_a_provider_or_a_target_the_client_is_told_so(tmp_path: Path) ->
                 writer.write(request)
                 assert (await answer(reader))[0] == 502
             await made.provide(connect=False)
-            await eventually(lambda: made.provider.said(" is there: "), "the other provider is there")
+            await eventually(lambda: made.provider.events("peer_up"), "the other provider is there")
             writer.write(GET)  # the one that fails passes it on
             assert await answer(reader) == (200, b"/")
 
@@ -323,7 +323,7 @@ def test_a_provider_that_stays_away_is_504_after_the_grace(tmp_path: Path) -> No
             await eventually(lambda: len(access(made)) == 1, "it is logged")
             (entry,) = access(made)
             assert entry["status"] == 504
-            assert made.server.said(f"{entry['provider']} is out of reach"), "the log says whose fault it is"
+            assert made.server.events("peer_down", peer=entry["provider"]), "the log says whose fault it is"
 
     run(main())
 

@@ -120,8 +120,8 @@ def test_a_link_that_falls_silent_is_noticed_and_replaced(tmp_path: Path) -> Non
             assert await reader.readexactly(1) == b"1"
             made.relay.silence()
             writer.write(b"2")
-            await eventually(lambda: made.provider.events("link-lost"), "silence is noticed")
-            await eventually(lambda: made.server.said("out of reach"), "silence is noticed")
+            await eventually(lambda: made.provider.events("link_lost"), "silence is noticed")
+            await eventually(lambda: made.server.events("peer_down"), "silence is noticed")
             made.relay.cut()
             made.relay.resume()
             assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"2"
@@ -191,7 +191,7 @@ def test_a_successor_ends_the_streams_of_a_process_whose_goodbye_was_not_heard(t
             if unheard == "no link":
                 made.relay.refusing = True
                 made.relay.cut()
-                await eventually(lambda: ends.events("link-lost"), "it has nobody to tell")
+                await eventually(lambda: ends.events("link_lost"), "it has nobody to tell")
             ends.signal(signal.SIGTERM)
             if unheard == "a second signal":
                 await eventually(lambda: ends.said("shutting down"), "drain begins")

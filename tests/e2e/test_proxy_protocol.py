@@ -63,7 +63,7 @@ async def serve(made: Tunnel, *listen: str, args: tuple[str, ...] = ()) -> list[
 async def provide(made: Tunnel, *targets: str, args: tuple[str, ...] = ()) -> None:
     server = f"{HOST}:{await made.server.port('providers')}"
     process = await made.start("provider", *targets, "--server", server, *args)
-    await eventually(lambda: process.said(" is there: "), "provider connected")
+    await eventually(lambda: process.events("peer_up"), "provider connected")
 
 
 def test_targets_are_told_of_the_client_before_its_first_byte(tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ def test_a_process_whose_broker_is_away_goes_on_trying_and_is_ready_once_it_is_w
                     "edge": ("edge", "--listen", f"{HOST}:0", "--broker", where),
                 }[role]
                 process = await made.start(*command)
-                await eventually(lambda: process.events("link-down", cause="unreached"), "it says why")
+                await eventually(lambda: process.events("link_down", cause="unreached"), "it says why")
                 assert not process.events("ready")
                 ports = {"provider": "--providers", "edge": "--edges"}
                 other = {"provider": "--edges", "edge": "--providers"}[role]
                 await made.start("broker", ports[role], where, other, f"{HOST}:0")
                 await eventually(lambda: process.events("ready"), "it is ready")
                 order = [entry.get("event") for entry in process.log]
-                assert order.index("starting") < order.index("link-up") < order.index("ready")
+                assert order.index("starting") < order.index("link_up") < order.index("ready")
 
     run(main())

@@ -88,7 +88,7 @@ class Secured(Tunnel):
         await self.provider.ready()
         if connect:
             provider = self.provider
-            await eventually(lambda: provider.said(" is there: "), "provider connected")
+            await eventually(lambda: provider.events("peer_up"), "provider connected")
         return self.provider
 
     def join_file(self, name: str) -> Path:
@@ -194,7 +194,7 @@ def test_what_the_first_start_prints_on_a_terminal_works_when_it_is_pasted(tmp_p
             assert command[:3] == ["goreprox", "provider", "3000"]
             target = await it.target(echo)
             provider = await it.start(command[1], str(target), *command[3:])
-            await eventually(lambda: provider.said(" is there: "), "provider connected")
+            await eventually(lambda: provider.events("peer_up"), "provider connected")
             await it.transfers()
 
             await it.keys("add", "another")
@@ -274,7 +274,7 @@ def test_an_unknown_key_is_refused_on_both_sides_in_one_line_and_gets_in_once_it
             await said(provider, "does not know our key, or no longer, or not for this port; retrying")
             await said(it.server, "refused an unknown or revoked key at the port for providers")
             away.rename(file)
-            await said(provider, " is there: ")
+            await eventually(lambda: provider.events("peer_up"), "provider connected")
             await it.transfers()
             assert len([entry for entry in provider.log if "does not know our key" in str(entry)]) == 1
 
@@ -287,7 +287,7 @@ def test_a_providers_key_does_not_work_on_the_edges_port(tmp_path: Path) -> None
             provider = await it.provide(connect=False, server=it.edges)
             await said(provider, "does not know our key")
             await said(it.server, "refused provider default at the port for edges")
-            assert not provider.events("link-up")
+            assert not provider.events("link_up")
 
     run(main())
 
@@ -300,7 +300,7 @@ def test_a_service_that_the_key_does_not_allow_is_refused_on_both_sides(tmp_path
             await said(provider, "refuses: the key laptop does not allow the service default")
             file = it.state / "authorized" / "laptop.toml"
             file.write_text(file.read_text().replace('"web"', '"default"'))
-            await said(provider, " is there: ")
+            await eventually(lambda: provider.events("peer_up"), "provider connected")
             await it.transfers()
 
     run(main())
@@ -319,7 +319,7 @@ def test_an_impostor_gets_no_provider(tmp_path: Path) -> None:
             provider = await it.provide(connect=False)
             await said(provider, "has another key than we expect; get a new join string from it")
             await said(it.server, "a peer expects another server key")
-            assert not provider.events("link-up")
+            assert not provider.events("link_up")
 
     run(main())
 
@@ -330,13 +330,13 @@ def test_plaintext_and_keys_do_not_meet_and_both_sides_say_so(tmp_path: Path) ->
             plain = await it.provide("--insecure", join=None, connect=False)
             await said(plain, "wants keys; get a join string from it")
             await said(it.server, "a peer without keys meets a broker with keys, or the reverse")
-            assert not plain.events("link-up")
+            assert not plain.events("link_up")
 
             open_server = await it.start("server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", "--insecure")
             provider = await it.provide(connect=False, server=number((await open_server.ready())["providers"]))
             await said(provider, "has no keys; start it with keys")
             await said(open_server, "a peer without keys meets a broker with keys, or the reverse")
-            assert not provider.events("link-up")
+            assert not provider.events("link_up")
 
     run(main())
 
@@ -362,7 +362,7 @@ def test_revoking_ends_a_live_provider_and_its_streams_within_two_seconds(tmp_pa
             await it.keys("revoke", "default")
             assert await is_reset(reader)
             await ended.wait()
-            await said(it.server, "a key was revoked: the streams with default are reset")
+            await eventually(lambda: it.server.events("peer_revoked", peer="default"), "the server says so")
             await said(it.provider, "does not know our key, or no longer")
 
     run(main())
@@ -388,7 +388,7 @@ def test_a_rotation_breaks_no_connection(tmp_path: Path) -> None:
             tasks = [asyncio.create_task(keep_busy(*pair)) for pair in pairs]
             await it.keys("rotate")
             await said(it.server, "links were made anew")
-            await said(it.provider, "1 outages so far")
+            await eventually(lambda: it.provider.events("peer_up", outages=1), "it is back")
             # A join string from before one rotation still works, and so does the renewed one.
             assert it.join_file("default").read_text() != before
             (tmp_path / "old").write_text(before)
@@ -464,7 +464,7 @@ def test_half_open_connections_and_random_bytes_on_every_port_disturb_no_stream(
                 for sock in strangers:
                     sock.close()
             assert min(counts) > 0
-            assert not provider.events("link-lost") and not it.server.said("is out of reach")
+            assert not provider.events("link_lost") and not it.server.events("peer_down")
             for process in (provider, it.server):
                 assert process.process.returncode is None
             assert len(it.server.log) < 100_000

@@ -178,7 +178,7 @@ def test_a_client_that_is_early_waits_and_is_served_with_its_early_bytes(tmp_pat
             for index, (_, writer) in enumerate(clients):
                 writer.write(f"early {index}".encode())
                 writer.write_eof()
-            await eventually(lambda: made.server.said("no provider for default"), "clients wait")
+            await eventually(lambda: made.server.events("no_provider", service="default"), "clients wait")
             await made.provide()
             for index, (reader, writer) in enumerate(clients):
                 assert await asyncio.wait_for(reader.read(), DEADLINE_S) == f"early {index}".encode()
@@ -449,7 +449,7 @@ def test_two_providers_share_new_streams_and_a_lost_one_costs_only_its_own(tmp_p
                 writer.write(b"x")
                 assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"x"
             first.signal(signal.SIGTERM)
-            await eventually(lambda: made.server.said("is draining"), "drain")
+            await eventually(lambda: made.server.events("peer_draining"), "drain")
             for _ in range(10):
                 reader, writer = await made.connect()
                 writer.write(b"y")

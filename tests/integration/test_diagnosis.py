@@ -104,11 +104,11 @@ def keyed() -> LinkSecurity:
 
 
 def down(events: Events, cause: str) -> list[dict[str, object]]:
-    return [entry for entry in events if entry.get("event") == "link-down" and entry["cause"] == cause]
+    return [entry for entry in events if entry.get("event") == "link_down" and entry["cause"] == cause]
 
 
 def causes(events: Events) -> set[object]:
-    return {entry["cause"] for entry in events if entry.get("event") == "link-down"}
+    return {entry["cause"] for entry in events if entry.get("event") == "link_down"}
 
 
 @pytest.mark.parametrize("with_keys", [True, False])
@@ -163,7 +163,7 @@ def test_a_link_that_comes_up_after_a_diagnosis_has_no_trouble_any_more(events: 
                 router = Router(timings=STEADY, security=BrokerSecurity(server, Everybody(keys)))
                 try:
                     router.bind(Role.PROVIDER, HOST, port)
-                    await eventually(lambda: any(entry.get("event") == "link-up" for entry in events))
+                    await eventually(lambda: any(entry.get("event") == "link_up" for entry in events))
                     assert link.trouble is None
                 finally:
                     await router.close(linger_s=0)

@@ -417,7 +417,7 @@ async def _drains(_: Tunnel, provider: Provider) -> None:
         (_loses_its_target, True, False),
         (_withdraws, True, False),
         (_is_left_alone, True, False),
-        (_fills_up, False, False),
+        (_fills_up, False, True),
         (_drains, False, True),
     ],
 )
@@ -433,7 +433,7 @@ def test_what_the_edge_does_about_a_refusal_follows_its_code(
             await it.targets.accept()
         else:
             assert await client.receive_to_reset() == b""
-        assert bool(it.edge._balancer._backoffs) == avoided
+        assert bool(it.edge.dispatcher._balancer._backoffs) == avoided
 
     run(test)
 
@@ -512,20 +512,22 @@ def test_beyond_the_servers_connections_clients_wait_until_one_ends(warnings: li
     run(test, max_connections=2)
 
 
-def test_beyond_the_providers_connections_clients_are_refused_until_one_ends(warnings: list[str]) -> None:
+def test_beyond_the_providers_connections_clients_wait_until_one_ends(events: list[dict[str, object]]) -> None:
     async def test(it: Tunnel) -> None:
-        provider = await it.provide(max_connections=1)
+        await it.provide(max_connections=1)
         client, target = await it.pair()
-        assert await (await it.client()).receive_to_reset() == b""
-        assert "the provider has all the connections that it may have" in warnings[0]
+        waiting = [await it.client() for _ in range(3)]
+        await eventually(lambda: it.edge.gauges().waiting_clients == 3)
+        assert [entry for entry in events if entry.get("event") == "no_provider"]
         await client.send(b"goes on")
         assert await target.receive(7) == b"goes on"
-        client.half_close()
-        target.half_close()
-        await it.at_rest(provider)
-        client, target = await it.pair()
-        await client.send(b"again")
-        assert await target.receive(5) == b"again"
+        for number, later in enumerate(waiting, 1):
+            client.half_close()
+            target.half_close()
+            client, target = later, await it.targets.accept()
+            assert it.edge.gauges().waiting_clients == 3 - number, "one for each that ends, and no more"
+            await client.send(b"again")
+            assert await target.receive(5) == b"again"
 
     run(test)
 

@@ -200,7 +200,7 @@ class Cluster:
                 runtime_dir=Path("/"),
             )
         )
-        edge._balancer._rng = random.Random(self.world.random.random())
+        edge.dispatcher._balancer._rng = random.Random(self.world.random.random())
         edge.listeners.start()
         return edge
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from goreprox.balancer import BACKOFF_MAX_S, BACKOFF_MIN_S, FORGET_S, Balancer, Candidate
+from goreprox.balancer import BACKOFF_MAX_S, BACKOFF_MIN_S, FORGET_S, UNANSWERED, Balancer, Candidate
 
 A, B, C = b"a", b"b", b"c"
 
@@ -95,3 +95,47 @@ def test_old_failures_are_forgotten(balancer: Balancer) -> None:
     for index in range(1000):
         balancer.failed(b"%d" % index, "s", float(index))
     assert len(balancer._backoffs) <= BACKOFF_MIN_S + FORGET_S + 1
+
+
+def test_a_silent_path_gets_nothing_while_another_is_heard(balancer: Balancer) -> None:
+    silent, busy = Candidate(A, 0, 1000.0, stalled=True), Candidate(B, 500, 1.0)
+    assert chosen(balancer, [silent, busy]) == {B}
+    balancer.failed(B, "s", 0.0)
+    assert chosen(balancer, [silent, busy]) == {B}, "who fails says so; who is silent does not"
+    assert chosen(balancer, [silent]) == {A}
+
+
+def test_a_provider_that_never_answers_holds_a_bounded_number_whatever_its_weight(balancer: Balancer) -> None:
+    held = streams = 0
+    for _ in range(10_000):
+        silent = Candidate(A, held, 1000.0, unanswered=held)
+        honest = Candidate(B, streams, 1.0, unanswered=1)
+        if balancer.choose("s", [silent, honest], 0.0) == A:
+            held += 1
+        else:
+            streams += 1
+    assert held <= UNANSWERED + 1
+
+
+def test_one_that_answers_may_owe_as_many_as_it_has(balancer: Balancer) -> None:
+    assert chosen(balancer, [Candidate(A, 200, 100.0, unanswered=100), Candidate(B, 3, 1.0)]) == {A}
+
+
+def test_one_that_is_full_gets_one_stream_for_each_that_ends(balancer: Balancer) -> None:
+    balancer.full(A, 10.0)
+    assert balancer.choose("s", idle(A), 10.0) is None
+    assert chosen(balancer, [Candidate(A, 0, 1000.0), Candidate(B, 9, 1.0)], now=10.0) == {B}
+    assert balancer.ended(A) and balancer.any_full
+    assert balancer.choose("s", idle(A), 10.0) == A
+    assert balancer.choose("s", idle(A), 10.0) is None
+    assert not balancer.ended(B), "who was never full is none of its business"
+
+
+def test_one_that_was_full_is_tried_again_with_twice_as_many_each_second(balancer: Balancer) -> None:
+    balancer.full(A, 0.0)
+    given = [sum(balancer.choose("s", idle(A), second) is not None for _ in range(3000)) for second in range(1, 12)]
+    assert given[:6] == [1, 2, 4, 8, 16, 32]
+    assert given[-1] == 3000 and not balancer.any_full
+    balancer.full(A, 20.0)
+    balancer.gone(A)
+    assert not balancer.any_full

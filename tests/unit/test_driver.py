@@ -80,10 +80,12 @@ class Wire:
 
     def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None: ...
 
+    def stream_unsent(self, stream: Stream) -> None: ...
+
     def stream_dropped(self, stream: Stream) -> None:
         self.dropped.append(stream)
 
-    def peers_changed(self) -> None: ...
+    def peer_changed(self, peer: Peer) -> None: ...
 
 
 def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_session() -> None:

@@ -2,14 +2,38 @@
 
 import asyncio
 import time
-from typing import cast
 
 import pytest
 
 from goreprox import waiting
 from goreprox.bridge import Joint
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.stream import Stream
 from goreprox.waiting import WaitingRoom
 from tests.helpers import eventually
+
+
+class Client:
+    def __init__(self, service: str) -> None:
+        budget = Budget(total_bytes=1 << 20, max_streams=1)
+        self.stream = Stream(opener=True, service=service, client="test", budget=budget)
+
+    def abort(self, reason: str) -> None: ...
+
+
+def test_those_who_wait_are_found_by_service_in_order() -> None:
+    async def main() -> None:
+        room = WaitingRoom(patience_s=1000.0, clock=time.monotonic, give_up=lambda _joint, _reason: None)
+        web, ssh = [Client("web") for _ in range(3)], Client("ssh")
+        for client in (*web, ssh):
+            room.enter(client)
+        assert (room.line("web"), room.line("ssh"), room.line("none"), len(room)) == (web, [ssh], [], 4)
+        room.leave(web[0])
+        room.leave(ssh)
+        room.leave(ssh)
+        assert (room.line("web"), set(room.services), len(room)) == (web[1:], {"web"}, 2)
+
+    asyncio.run(main())
 
 
 def test_nobody_outwaits_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +46,7 @@ def test_nobody_outwaits_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
         room = WaitingRoom(
             patience_s=1000.0, clock=lambda: time.monotonic() + slept_s, give_up=lambda joint, _: gone.append(joint)
         )
-        client = cast("Joint", object())
+        client = Client("web")
         room.enter(client)
         slept_s = 1000.0
         await eventually(lambda: gone == [client])

@@ -442,6 +442,7 @@ def test_streams_end_when_no_path_comes_back_in_the_grace_of_both() -> None:
     peer.heard()
     peer.say(hello(grace_s=5.0))
     stream = peer.open()
+    peer.heard()
     peer.session.path_down("a", 100.0)
     peer.notices()
     end = 100.0 + 5.0 + ALLOWANCE_S
@@ -508,6 +509,29 @@ def test_a_refused_stream_may_go_elsewhere() -> None:
     peer.say(Refuse(1, Code.TARGET, "no target"))
     assert peer.notices() == [Notice(Kind.REFUSED, stream, "no target", Code.TARGET)]
     assert (stream.host, stream.send.sendable, peer.session.streams) == (None, 3, {})
+
+
+def test_a_stream_that_was_never_sent_may_go_elsewhere_when_its_path_is_lost() -> None:
+    peer = edge()
+    sent = peer.open()
+    sent.write(b"one")
+    peer.heard()
+    unsent = peer.open()
+    unsent.write(b"two")
+    peer.session.path_down(peer.path, 1.0)
+    assert peer.notices() == [Notice(Kind.UNSENT, unsent)]
+    assert (unsent.host, unsent.send.sendable, list(peer.session.streams.values())) == (None, 3, [sent])
+
+
+def test_a_stream_that_was_sent_in_an_earlier_epoch_stays_though_it_was_not_yet_sent_in_this_one() -> None:
+    peer = edge()
+    stream = peer.open()
+    peer.heard()
+    peer.session.path_down(peer.path, 1.0)
+    peer.connect()
+    peer.session.path_down(peer.path, 2.0)
+    assert not [notice for notice in peer.notices() if notice.kind is Kind.UNSENT]
+    assert list(peer.session.streams.values()) == [stream]
 
 
 def test_a_refusal_ends_a_stream_whose_client_was_reset() -> None:

@@ -1,0 +1,83 @@
+"""What processes say of themselves in the roster, and what is made of it when it is not true or not well-formed."""
+
+import cbor2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brokers.envelope import MAX_ATTRIBUTES
+from goreprox.attributes import (
+    MAX_TARGETS,
+    Attributes,
+    Port,
+    machine_of,
+    ports,
+    ports_of,
+    process_of,
+    services_of,
+    shared,
+    shared_of,
+    targets,
+    targets_of,
+    weight_of,
+    who,
+)
+from goreprox.config import MAX_SERVICES_BYTES
+from goreprox.protocol.limits import ACKS_BEFORE_EOF
+
+PORTS = [Port("web", "http", "", 8080), Port("ssh", "tcp", "192.0.2.1", 2222), Port("db", "tls", "2001:db8::1", 5432)]
+
+
+def test_what_is_written_is_read() -> None:
+    services = {"services": ["web", "ssh"]}
+    said = services | who("edge", "machine") | ports(PORTS) | shared(["web"]) | targets(["a:1", "b:2"])
+    assert (process_of(said), machine_of(said), ports_of(said), shared_of(said)) == ("edge", "machine", PORTS, ["web"])
+    assert targets_of(said).keys() == {"web", "ssh"} and len(set(targets_of(said).values())) == 2
+    assert targets_of(said) == targets_of(services | targets(["a:1", "b:2"]))
+
+
+def test_urls_are_what_clients_write() -> None:
+    urls = [port.url("example.org") for port in PORTS]
+    assert urls == ["http://example.org:8080", "tcp://192.0.2.1:2222", "tls://[2001:db8::1]:5432"]
+
+
+NAMES = [f"{number:x}" * 64 for number in range(16)]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        targets([f"{number}:1" for number in range(5000)]) | {"weight": 999.99},
+        ports([Port(name[:64], "https", "h" * 253, 65535) for name in NAMES * 4])
+        | shared([name[:64] for name in NAMES]),
+        ports([Port("w", "tcp", "", 1)] * 5000) | shared(["w"] * 5000),
+    ],
+)
+def test_all_that_is_said_fits_however_much_there_is(own: Attributes) -> None:
+    names = ["w"] * (MAX_SERVICES_BYTES // 3)
+    rest = who("provider", "m" * 64) | {"protocol": [1, 1], "services": names, "predecessor": bytes(16)}
+    rest |= {ACKS_BEFORE_EOF: True}
+    assert len(cbor2.dumps(rest | dict(own))) <= MAX_ATTRIBUTES
+
+
+def test_of_very_many_services_some_targets_are_not_told() -> None:
+    names = [str(number) for number in range(1000)]
+    assert len(targets_of({"services": names} | targets(names))) == MAX_TARGETS
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+KEYS = ("services", "shared", "weight", "process", "machine", "targets", "ports")
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JUNK))
+def test_nonsense_is_read_as_nothing(said: dict[str, object]) -> None:
+    assert all(isinstance(name, str) for name in services_of(said) + shared_of(said))
+    assert weight_of(said) > 0
+    assert process_of(said) is None or len(process_of(said) or "") <= 64
+    assert machine_of(said) is None or len(machine_of(said) or "") <= 64
+    assert set(targets_of(said)) <= set(services_of(said))
+    for port in ports_of(said):
+        assert port.url("host")

@@ -59,6 +59,7 @@ MAX_WEIGHT: Final = 1000.0
 # The roster has 4 KiB for all that a peer says of itself; 1 KiB of it is for what is not the services' names.
 MAX_SERVICES_BYTES: Final = 3 * 1024
 
+LOOPBACK: Final = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _HOST_NAME: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
@@ -291,6 +292,7 @@ class AcceptingConfig(EndConfig):
     allow: tuple[Rule, ...] = ()
     deny: tuple[Rule, ...] = ()
     max_connections_per_address: int | None = None
+    """0: any number; None: a share of `max_connections`."""
     queue_timeout_s: float = DEFAULT_QUEUE_TIMEOUT_S
     """How long an HTTP request waits for a provider."""
     auth_tokens: Path | None = None
@@ -331,12 +333,29 @@ class AcceptingConfig(EndConfig):
         ):
             ports = [str(listener.address.port) for listener in self.listeners if listener.address.port]
             _check_rules(option, rules, [*self.services, *dict.fromkeys(ports)])
-        if self.max_connections_per_address is not None:
+        if self.max_connections_per_address:
             _check_range("max-connections-per-address", self.max_connections_per_address, 1, MAX_CONNECTIONS)
         _check_count("listen", len(self.listeners))
         _check_ports([("listen", listener.address) for listener in self.listeners])
         _check_services(self.services)
         self.http.check_services(self.services)
+
+    @property
+    def address_limit(self) -> tuple[int | None, tuple[Network, ...]]:
+        """How many connections one client address may have (None: any number), and the networks that are not counted.
+
+        By default one address cannot take more than a quarter of the places, so that no single one keeps all others
+        out; 16 are for a browser or two also where there are few places. Trusted proxies are never counted, since they
+        come for others, and by default this machine is not: its proxies, and tests, look like one client.
+        """
+        match self.max_connections_per_address:
+            case None:
+                share = max(self.max_connections // 4, min(self.max_connections, 16))
+                return share, (*LOOPBACK, *self.trusted_proxies)
+            case 0:
+                return None, ()
+            case number:
+                return number, self.trusted_proxies
 
     @property
     def services(self) -> tuple[str, ...]:

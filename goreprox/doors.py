@@ -47,16 +47,24 @@ class Doors:
     """Decides about clients and counts those inside.
 
     `deny` wins over `allow`; a place without any `allow` is open to everybody who is not denied. `most` is how many
-    connections one address may have at a time (for IPv6: one /64), over all places; None is any number.
-    Memory: one count for each address inside.
+    connections one address may have at a time (for IPv6: one /64), over all places; None is any number, and so it is
+    for the networks that are `uncounted`. Memory: one count for each address inside.
     """
 
-    def __init__(self, allow: Iterable[Rule] = (), deny: Iterable[Rule] = (), most: int | None = None) -> None:
+    def __init__(
+        self,
+        allow: Iterable[Rule] = (),
+        deny: Iterable[Rule] = (),
+        most: int | None = None,
+        uncounted: Iterable[Network] = (),
+    ) -> None:
         """Start with nobody inside."""
         self._allow = tuple(allow)
         self._deny = tuple(deny)
         self._most = most
-        self.guarded = bool(self._allow or self._deny or most is not None)
+        self._uncounted = tuple(uncounted)
+        self.has_rules = bool(self._allow or self._deny)
+        self.guarded = self.has_rules or most is not None
         """Whether anybody could be refused: otherwise nobody need be asked."""
         self._inside: Counter[str] = Counter()
         self.refused = 0
@@ -64,13 +72,28 @@ class Doors:
 
     def enter(self, address: str, *places: str) -> bool:
         """Return whether a client may come in at these places; if so, it is inside until `leave`."""
-        client = parse_client(address)
-        if self._closed_to(client, places) or (self._most is not None and self._inside[_key(client)] >= self._most):
+        if self.objection(address, *places) is not None:
             self.refused += 1
             return False
-        if self._most is not None:
+        client = parse_client(address)
+        if self._counts(client):
             self._inside[_key(client)] += 1
         return True
+
+    def objection(self, address: str, *places: str) -> str | None:
+        """Return why a client may not come in at these places, or None if it may."""
+        client = parse_client(address)
+        if self._closed_to(client, places):
+            return "--allow and --deny keep it out"
+        if self._most is not None and self._counts(client) and self._inside[_key(client)] >= self._most:
+            return (
+                f"it has {self._most} connections, as many as one address may (--max-connections-per-address; a proxy "
+                "is not counted if it is among --trusted-proxies)"
+            )
+        return None
+
+    def _counts(self, client: Client) -> bool:
+        return self._most is not None and not any(client in network for network in self._uncounted)
 
     def closed_to(self, address: str, service: str) -> bool:
         """Whether rules keep an address, which may be inside for another service, from this one."""
@@ -78,8 +101,9 @@ class Doors:
 
     def leave(self, address: str) -> None:
         """A client that came in is gone."""
-        if self._most is not None:
-            key = _key(parse_client(address))
+        client = parse_client(address)
+        if self._counts(client):
+            key = _key(client)
             self._inside[key] -= 1
             if not self._inside[key]:
                 del self._inside[key]

@@ -63,7 +63,7 @@ class Edge:
             config.listeners, poller, reuse_port=config.reuse_port, welcome=self._welcome, has_room=self._has_room
         )
         self.proxies = Proxies(poller, welcome=self._admit, left=self.listeners.start)
-        self.doors = Doors(config.allow, config.deny, config.max_connections_per_address)
+        self.doors = Doors(config.allow, config.deny, *config.address_limit)
         self._sites = _sites(config, self.doors)
         self._certificates = None
         if config.tls_cert is not None and config.tls_key is not None:
@@ -114,10 +114,10 @@ class Edge:
 
     def _admit(self, sock: socket.socket, client: str, destination: str, listener: Listener) -> None:
         """Serve a client whose address is known, unless it may not come in."""
-        if self.doors.guarded and not self.doors.enter(_host(client), *self._places(listener)):
-            self._log.say(
-                "client_denied", f"client {client} is reset: --allow, --deny or the limit per address denies it"
-            )
+        host, places = _host(client), self._places(listener)
+        if self.doors.guarded and not self.doors.enter(host, *places):
+            text = f"client {client} is reset: {self.doors.objection(host, *places)}"
+            self._log.say("client_denied", text, client=client)
             sock.close()  # and so the client sees a reset
             return
         if not listener.scheme.is_tls:
@@ -288,7 +288,7 @@ def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
         if exposed:
             logger.warning("tokens come in plaintext on {}: listen with https://", ", ".join(exposed))
     routes = Routes(config.routes) if config.routes else None
-    closed = doors.closed_to if doors.guarded else None
+    closed = doors.closed_to if doors.has_rules else None
     return {
         listener: Site(
             listener.service,

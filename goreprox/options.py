@@ -141,8 +141,9 @@ class AcceptingOptions(EndOptions):
     """Networks of clients that may connect; PLACE is a service or a port. May be repeated. [default: all]"""
     deny: _Rules = None
     """Networks of clients that are rejected, even if allowed. May be repeated."""
-    max_connections_per_address: Annotated[Count, Parameter(group=LIMITS)] = 0
-    """Connections at a time from one client address, in each process; 0: any number."""
+    max_connections_per_address: Annotated[Count | None, Parameter(group=LIMITS, metavar="NUMBER")] = None
+    """Connections at a time from one client address, in each process; 0: any number.
+    [default: a quarter of --max-connections; any number from this machine]"""
     trusted_proxies: Annotated[Several, Parameter(group=LIMITS, metavar="CIDR")] = None
     """Networks of proxies whose X-Forwarded-For and Forwarded are believed. May be repeated."""
     proxy_protocol_from: _Rules = None
@@ -196,7 +197,7 @@ class AcceptingOptions(EndOptions):
                 "routes": tuple(map(Route.parse, self.route or ())),
                 "allow": _rules("allow", self.allow),
                 "deny": _rules("deny", self.deny),
-                "max_connections_per_address": self.max_connections_per_address or None,
+                "max_connections_per_address": self.max_connections_per_address,
                 "trusted_proxies": _networks("trusted-proxies", self.trusted_proxies),
                 "proxy_protocol_from": _rules("proxy-protocol-from", self.proxy_protocol_from),
                 "queue_timeout_s": self.queue_timeout,

@@ -1,7 +1,10 @@
 """Which clients a listener lets in."""
 
+from ipaddress import ip_network
+
 import pytest
 
+from goreprox.config import LOOPBACK, AcceptingConfig
 from goreprox.doors import Doors, Rule
 from goreprox.errors import ConfigError
 
@@ -61,6 +64,39 @@ def test_all_addresses_of_an_ipv6_network_of_64_bits_are_one_client() -> None:
     assert it.enter("2001:db8:0:1::1", "web")
     assert not it.enter("2001:db8:0:1:ffff::1", "web")
     assert it.enter("2001:db8:0:2::1", "web")
+
+
+def test_what_is_not_counted_comes_in_any_number_of_times_but_by_the_rules() -> None:
+    it = Doors(deny=[Rule.parse("deny", "127.0.0.2")], most=1, uncounted=LOOPBACK)
+    for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1") * 3:
+        assert it.enter(address, "web")
+    assert not it.enter("127.0.0.2", "web")
+    assert it.enter("192.0.2.1", "web")
+    assert not it.enter("192.0.2.1", "web")
+    for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1") * 3:
+        it.leave(address)
+    assert list(it._inside) == ["192.0.2.1"]
+
+
+def test_the_reason_is_named() -> None:
+    it = doors(deny="192.0.2.1", most=1)
+    assert it.objection("192.0.2.1", "web") == "--allow and --deny keep it out"
+    assert it.objection("192.0.2.2", "web") is None
+    assert it.enter("192.0.2.2", "web")
+    assert "it has 1 connections, as many as one address may" in str(it.objection("192.0.2.2", "web"))
+
+
+@pytest.mark.parametrize(
+    ("given", "connections", "limit"),
+    [(None, 10_000, 2500), (None, 40, 16), (None, 64, 16), (None, 68, 17), (None, 10, 10), (0, 100, None), (3, 100, 3)],
+)
+def test_one_address_gets_a_share_by_default(given: int | None, connections: int, limit: int | None) -> None:
+    proxy = ip_network("192.0.2.0/24")
+    config = AcceptingConfig(max_connections=connections, max_connections_per_address=given, trusted_proxies=(proxy,))
+    most, uncounted = config.address_limit
+    assert most == limit
+    assert (proxy in uncounted) is (limit is not None)
+    assert (LOOPBACK[0] in uncounted) is (given is None)
 
 
 def test_nothing_is_remembered_of_those_who_left() -> None:

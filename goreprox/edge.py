@@ -2,7 +2,7 @@
 
 import functools
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Final
 
@@ -27,6 +27,7 @@ from goreprox.http.routes import Routes
 from goreprox.http.upstream import Upstream
 from goreprox.lifetime import Lifetime
 from goreprox.listeners import Listeners
+from goreprox.log import listing
 from goreprox.member import Member
 from goreprox.poller import Poller
 from goreprox.protocol.budget import Budget
@@ -273,6 +274,16 @@ class Edge:
         )
 
 
+def entrances(config: AcceptingConfig, found: Iterable[tuple[Listener, int]]) -> str:
+    """Say for people which services clients find at which ports."""
+    places = (
+        f"{'' if listener.scheme is Scheme.TCP else f'{listener.scheme.value}://'}:{port} "
+        f"({listing(config.services_of(listener))})"
+        for listener, port in found
+    )
+    return f"clients on {', '.join(dict.fromkeys(places))}"
+
+
 def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
     """Return what HTTP listeners know.
 
@@ -326,7 +337,7 @@ async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
             edge,
             links.all,
             drain_s=config.drain_s,
-            ready=f"{edge.listeners}, brokers at {brokers}",
+            ready=f"{entrances(config, edge.listeners.found)}, brokers at {brokers}",
             connection=links,
             **subject.ports,
         )

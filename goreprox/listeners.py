@@ -60,13 +60,15 @@ class Listeners:
             self.close()
             raise
 
-    def __str__(self) -> str:
-        return f"clients on {', '.join(map(str, self.ports))}"
-
     @property
     def ports(self) -> list[int]:
         """Where clients are accepted, in the order of the configuration."""
         return list(dict.fromkeys(sock.getsockname()[1] for sock, _ in self._sockets))
+
+    @property
+    def found(self) -> list[tuple[Listener, int]]:
+        """The listeners and their ports."""
+        return [(listener, sock.getsockname()[1]) for sock, listener in self._sockets]
 
     @property
     def addresses(self) -> list[tuple[Listener, str]]:

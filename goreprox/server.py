@@ -3,7 +3,7 @@
 from brokers import Role
 from goreprox.broker import describe, open_router
 from goreprox.config import ServerConfig
-from goreprox.edge import Edge
+from goreprox.edge import Edge, entrances
 from goreprox.errors import StartError
 from goreprox.lifetime import Lifetime
 from goreprox.member import Member
@@ -33,7 +33,7 @@ async def run(config: ServerConfig) -> None:
             edge,
             [local, *ways],
             drain_s=config.drain_s,
-            ready=f"{edge.listeners}, {describe(ports)}",
+            ready=f"{entrances(config, edge.listeners.found)}, {describe(ports)}",
             connection=None,
             **subject.ports,
         )

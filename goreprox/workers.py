@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from loguru import logger
 
 from goreprox.config import EdgeConfig
+from goreprox.edge import entrances
 from goreprox.edge import run as run_edge
 from goreprox.errors import GoreproxError, StartError
 from goreprox.lifetime import Lifetime
@@ -132,8 +133,9 @@ class Parent(Lifetime):
         if self._starting:
             self._starting.discard(job.number)
             if not self._starting:
-                ports = ", ".join(map(str, clients or ()))
-                self.ready(f"clients on {ports}, {len(self.jobs)} workers", clients=clients, workers=len(self.jobs))
+                config = self.jobs[0].config
+                found = entrances(config, [(each, each.address.port) for each in config.listeners])
+                self.ready(f"{found}, {len(self.jobs)} workers", clients=clients, workers=len(self.jobs))
 
 
 def _tell(process: Process, data: bytes) -> None:

@@ -127,6 +127,13 @@ class Gateway:
             self._half_close()
         return self._take()
 
+    def client_lost(self) -> Commands:
+        """Take note that the client's connection is over, and can be told nothing more."""
+        if not self.over and self._exchange is not None and self._site.logs:
+            self._log(self._exchange, "the client's connection ended before the response did")
+        self.over = True
+        return self._take()
+
     def timed_out(self) -> Commands:
         """Give up on a head that does not end, a client without a request, or the answer to a half-closed client."""
         if self.reading_head:

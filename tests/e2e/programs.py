@@ -142,6 +142,8 @@ async def nginx(tmp: Path, root: Path, *, behind: str | None = None, log: Path |
                 log_format line '$request';
                 access_log {"off" if log is None else f"{log} line"};
                 sendfile on;
+                gzip on;
+                gzip_types *;
                 {temporary}
                 server {{
                     listen {HOST}:{port}{"" if behind is None else " proxy_protocol"};

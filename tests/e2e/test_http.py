@@ -102,6 +102,20 @@ def test_curl_and_nginx_speak_all_of_http_1_1(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.programs
+def test_nginx_compresses_behind_us_as_it_does_in_front_unless_it_is_told_of_us(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "page").write_text("a page\n" * 1000)
+        async with nginx(tmp_path, tmp_path) as port:
+            for options, compressed in ((), True), (("--via",), False):
+                async with tunnel_to(tmp_path, port, scheme="http", server=options) as made:
+                    url = f"http://{HOST}:{made.port}/page"
+                    head = await output_of(*curl("--compressed", "--output", "/dev/null", "--dump-header", "-", url))
+                    assert ("Content-Encoding: gzip" in head) == compressed
+
+    run(main())
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path, scheme: str) -> None:
     """One after the other, as httpx does, which reads nothing before its body is sent; and at once, as aiohttp does."""

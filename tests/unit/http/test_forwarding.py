@@ -130,6 +130,19 @@ def test_the_access_log_has_what_was_refused_and_why(request_: bytes, status: in
     assert entry.error and not entry.request_id
 
 
+def test_a_client_that_left_in_the_midst_of_a_response_is_logged_and_one_without_a_request_is_not() -> None:
+    for said, status in ((b"", 0), (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome", 200)):
+        talk = Talk(Site("web", logs=True)).client(get()).target(*[said] if said else [])
+        talk.do(talk.gateway.client_lost())
+        assert talk.gateway.over
+        assert [(entry.status, entry.body_bytes) for entry in talk.seen.logged] == [(status, len(said) and 4)]
+        assert "ended before the response did" in talk.seen.logged[0].error
+    for talk in (Talk(Site("web", logs=True)), Talk(Site("web", logs=True)).client(get()).target(OK)):
+        logged = list(talk.seen.logged)
+        talk.do(talk.gateway.client_lost())
+        assert talk.seen.logged == logged
+
+
 def test_a_head_that_does_not_end_is_logged() -> None:
     talk = Talk(Site("web", logs=True)).client(b"GET")
     talk.do(talk.gateway.timed_out())

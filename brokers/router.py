@@ -8,6 +8,7 @@ key is revoked is robbed of its connection (`security.sever`).
 import asyncio
 import contextlib
 import errno
+import functools
 import itertools
 import os
 from collections import deque
@@ -33,9 +34,10 @@ from brokers.envelope import (
     control,
 )
 from brokers.errors import BadMessage, BadName, BindError
+from brokers.limited_log import LimitedLog
 from brokers.link import Inbox
 from brokers.names import ID_BYTES, PeerName, Role
-from brokers.security import BrokerSecurity, Complaints, Gatekeeper, KeyPair, draw_routing_ids, secure_broker, sever
+from brokers.security import BrokerSecurity, Gatekeeper, KeyPair, draw_routing_ids, secure_broker, sever
 from brokers.switch import Output, PeerInfo, Switch
 
 HIGH_WATER = 1000
@@ -143,12 +145,12 @@ class Router:
         self._timings = timings or Timings()
         draw_routing_ids()
         self._context = zmq.Context()
-        self._complaints = Complaints()
+        self._log = LimitedLog()
         self._switch = Switch(
             lease_s=self._timings.lease_s,
             max_peers=max_peers,
             objection=self._objection,
-            complain=self._complaints.warn,
+            complain=functools.partial(self._log.say, "peer_refused"),
         )
         self._ports: dict[bytes, _Port] = {}
         """By the first byte of the ids of the peers that connect there: their role."""
@@ -166,9 +168,7 @@ class Router:
         self._closed = False
         self._numbers = itertools.count()
         self._security = security
-        self._gatekeeper = (
-            Gatekeeper(self._context, security.authority, self._complaints) if security is not None else None
-        )
+        self._gatekeeper = Gatekeeper(self._context, security.authority, self._log) if security is not None else None
 
     @property
     def peers(self) -> list[PeerInfo]:
@@ -295,7 +295,7 @@ class Router:
             name = known[0] if known is not None and known[1] == user_id else self._identify(role, routing_id, user_id)
             outputs = self._switch.receive(routing_id, name, frames[1:], self._loop.time())
         except (BadName, BadMessage) as exc:
-            self._complaints.warn(f"dropped a message on the {role.name.lower()} port: {exc}")
+            self._log.say("message_dropped", f"dropped a message on the {role.name.lower()} port: {exc}")
             if isinstance(exc, BadName):
                 if frames[1:2] == [CONTROL]:
                     self._tell(role, routing_id, Refused(str(exc)))
@@ -413,7 +413,7 @@ class Router:
         if failed is None:
             self._disconnected()
         elif failed:
-            self._complaints.warn(SECURITY_DIFFERS.get(value, failed))
+            self._log.say("handshake_failed", SECURITY_DIFFERS.get(value, failed))
 
     def _disconnected(self) -> None:
         """Probe everybody: libzmq does not say whose connection was closed, but it cannot reach that one.

@@ -8,7 +8,6 @@ everybody in unless ZAP_ENFORCE_DOMAIN is set, and it lets whoever has passed ch
 import ctypes
 import secrets
 import struct
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,6 +18,7 @@ from zmq.utils import z85
 
 from brokers.carrier import Buffer
 from brokers.channel import Channel
+from brokers.limited_log import LimitedLog
 from brokers.names import Role
 
 KEY_CHARS = 40
@@ -124,12 +124,10 @@ def secure_link(socket: "zmq.Socket[bytes]", keys: KeyPair, broker: bytes) -> No
 class Gatekeeper:
     """Answers libzmq's questions about keys (ZAP, RFC 27) in one context: no, unless a grant says yes."""
 
-    def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", authority: Authority, complaints: "Complaints"
-    ) -> None:
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", authority: Authority, log: LimitedLog) -> None:
         """Begin to answer; must exist before the ports do."""
         self._authority = authority
-        self._complaints = complaints
+        self._log = log
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.bind(ZAP_ENDPOINT)
@@ -146,7 +144,8 @@ class Gatekeeper:
             who = "an unknown or revoked key" if grant is None else f"{grant.role.name.lower()} {grant.name}"
             source = address.decode(errors="replace").removeprefix("::ffff:")
             port = next(role.name.lower() for role in Role if role.value == domain)
-            self._complaints.warn(f"refused {who} at the port for {port}s, from {source}: key {key.decode()}")
+            text = f"refused {who} at the port for {port}s, from {source}: key {key.decode()}"
+            self._log.say("key_refused", text, address=source, key=key.decode())
         status = (b"200", b"OK") if allowed else (b"400", b"unknown key")
         # The key itself is the user's id: it is what libzmq attaches to every message of this connection.
         self._channel.send([route, delimiter, version, request, *status, key if allowed else b"", b""])
@@ -154,25 +153,6 @@ class Gatekeeper:
     def close(self) -> None:
         """Answer no more: nobody is let in from now on."""
         self._channel.close(0)
-
-
-class Complaints:
-    """Says what strangers do wrong, but lets them not fill the log: each thing once a minute, few things a minute."""
-
-    PERIOD_S = 60.0
-    MOST = 64
-
-    def __init__(self) -> None:
-        self._said: dict[str, float] = {}
-
-    def warn(self, text: str) -> None:
-        """Log a warning, unless it or too many others were logged within the last minute."""
-        now = time.monotonic()
-        if len(self._said) >= self.MOST or text in self._said:
-            self._said = {said: at for said, at in self._said.items() if now - at < self.PERIOD_S}
-        if text not in self._said and len(self._said) < self.MOST:
-            self._said[text] = now
-            logger.warning("{}", text)
 
 
 def sever(context: "zmq.Context[zmq.Socket[bytes]]", channel: Channel, endpoint: str, routing_id: bytes) -> None:

@@ -180,7 +180,7 @@ def test_without_a_decision_nobody_is_let_in() -> None:
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             router = context.socket(zmq.ROUTER)
             if frames:  # a gatekeeper that is gone
-                Gatekeeper(context, it.keys, it.router._complaints).close()
+                Gatekeeper(context, it.keys, it.router._log).close()
             secure_broker(router, SERVER, Role.PROVIDER)
             port = router.bind_to_random_port(f"tcp://{HOST}")
             dealer = it.socket(zmq.DEALER)

@@ -46,8 +46,10 @@ Versions = tuple[tuple[int, int], tuple[int, int]] | None
 
 
 def _is_ready(entry: dict[str, object]) -> bool:
-    """Tell a process that is, and be it without a broker, from its workers."""
-    return entry.get("event") == "ready" or (entry.get("event") == "starting" and "worker" not in entry)
+    """Tell a process that is, be it without a broker, from its workers, and from their parent before they are."""
+    return entry.get("event") == "ready" or (
+        entry.get("event") == "starting" and not {"worker", "workers"} & entry.keys()
+    )
 
 
 class Process:

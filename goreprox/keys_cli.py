@@ -207,6 +207,8 @@ def _state(directory: Path | None, *, make: bool = False) -> "StateDir":
     if not directory and os.geteuid() == 0 and not (path / "server.key").exists() and (OF_UNIT / "server.key").exists():
         path = OF_UNIT
     if not make and not os.path.exists(path / "server.key"):  # noqa: PTH110 -- also false where it cannot be looked at
+        if os.path.lexists(path) and not os.access(path, os.X_OK):
+            raise ConfigError(f"state-dir {path}: it is another user's; run this as root or as its owner")
         raise ConfigError(
             f"state-dir {path}: no server.key is there, so no server uses it; start `goreprox server` once, or name "
             "another --state-dir"

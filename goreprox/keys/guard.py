@@ -8,6 +8,7 @@ from pathlib import Path
 from loguru import logger
 
 from brokers import BrokerSecurity, Role, Router
+from goreprox.errors import GoreproxError
 from goreprox.keys.authority import Watcher
 from goreprox.keys.files import read_file
 from goreprox.keys.join import FILE
@@ -52,6 +53,15 @@ class Guard:
         self._router = router
         self._task = asyncio.create_task(self._watcher.watch(router.reauthorise, rekeyed), name="keys")
         self._task.add_done_callback(self._ended)
+        try:
+            self._introduce(reach)
+        except GoreproxError as exc:
+            if self._is_new:
+                raise
+            logger.bind(event="reach").warning("{}; new join strings may name an earlier address of this server", exc)
+
+    def _introduce(self, reach: Reach) -> None:
+        """Remember where peers reach us, and at a first start say what they are to do; nobody needs it to go on."""
         if not reach.given:
             reach = replace(reach, given=self._state.reach().given)
         for name in self._state.remember(reach):

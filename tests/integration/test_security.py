@@ -580,6 +580,28 @@ def test_what_the_state_directory_says_counts_while_the_server_runs(tmp_path: Pa
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("damaged", ["reach.toml", "join/laptop.join", "authorized/other.toml"])
+def test_a_server_with_keys_starts_whatever_became_of_what_it_tells_people(
+    tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    async def main() -> None:
+        state = StateDir(tmp_path / "state")
+        laptop = Join.parse(state.add(Role.PROVIDER, "laptop", None).read_text())
+        (state.directory / damaged).write_text("damaged")
+        (state.directory / damaged).chmod(0o600)
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        guard = Guard(state.directory)
+        it = Fabric(STEADY, guard.security)
+        async with asyncio.timeout(100), it.stack:
+            guard.start(it.router, Reach())
+            it.stack.push_async_callback(guard.close, linger_s=0)
+            _, recorder = it.link(name(Role.PROVIDER, "laptop"), security=laptop.security)
+            await eventually(lambda: recorder.ups == 1)
+        assert [line for line in warnings if damaged in line and "new join strings may name an earlier address" in line]
+
+    asyncio.run(main())
+
+
 def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, warnings: list[str]) -> None:
     async def main() -> None:
         guard = Guard(tmp_path / "state")

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,23 @@ def test_a_link_that_the_owner_put_there_leads_root_nowhere(theirs: Path, tmp_pa
     done = goreprox("keys", "add", "laptop", "--address", "h", "--state-dir", str(theirs))
     assert done.returncode == 1
     assert not list(elsewhere.iterdir())
+
+
+@as_root
+def test_others_are_told_to_be_root(theirs: Path) -> None:
+    with tempfile.TemporaryDirectory() as everybodys:
+        Path(everybodys).chmod(0o755)
+        link = Path(everybodys) / "goreprox"
+        link.symlink_to(theirs.resolve())
+        code = (  # who we become may not be able to read our modules
+            "import os, sys, goreprox.cli as cli, goreprox.keys.guard, goreprox.log;"
+            "os.setgroups([]); os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]));"
+            "sys.exit(cli.main(['keys', 'list', '--state-dir', sys.argv[2]]))"
+        )
+        command = [sys.executable, "-c", code, str(NOBODY), str(link)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == f"goreprox: state-dir {link}: it is another user's; run this as root or as its owner\n"
 
 
 @as_root

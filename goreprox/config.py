@@ -68,6 +68,7 @@ _HOST_NAME: Final = re.compile(
 _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 # Fields that mean something to every recipient cannot bring a token, too.
 _NO_AUTH_HEADERS: Final = ("host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "expect")
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _TLS_TARGET: Final = "tls://"
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _WILDCARDS: Final = (None, "0.0.0.0", "::")
@@ -88,8 +89,8 @@ class Address:
         Raises:
             ConfigError: it is none of these.
         """
-        if "://" in text:
-            raise _bad_address(text, f"leave {text.partition('://')[0]}:// out")
+        if scheme := _SCHEME.match(text):
+            raise _bad_address(text, f"leave {scheme[0]} out")
         if _PORT.fullmatch(text):
             return cls(None, _port(text, text))
         host, separator, port = text.rpartition(":")

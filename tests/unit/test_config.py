@@ -63,6 +63,7 @@ def test_an_address_has_four_forms(text: str, host: str | None, port: int) -> No
         ("-host:80", "neither a host name"),
         (f"{'a' * 254}:80", "neither a host name"),
         ("http://host:80", "leave http:// out"),
+        ("a\n://host:80", r"'a\\n://host' is neither a host name|an IPv6 address needs brackets"),
         ("8080:3000", "8080 is a number and no host"),
     ],
 )

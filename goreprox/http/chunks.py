@@ -51,9 +51,18 @@ class Chunks:
                 count = min(self._left, len(data) - position)
                 position += count
                 self._left -= count
-                if not self._left:
-                    self._part = _Part.DATA_END
+                if self._left:
+                    break
+                self._part = _Part.DATA_END
+                if data.startswith(b"\r\n", position):  # as good as always
+                    position += 2
+                    self._part = _Part.SIZE
                 continue
+            if self._part is _Part.SIZE and not self._line:  # as good as always, too
+                size = _SIZE.match(data, position, position + MAX_LINE)
+                if size is not None and self._begin(size):
+                    position = size.end()
+                    continue
             end = data.find(b"\n", position) + 1
             self._line += data[position : end or len(data)]
             if end and self._lenient and not self._line.endswith(b"\r\n"):
@@ -90,7 +99,12 @@ class Chunks:
                 return True
             return _FIELD.fullmatch(line) is not None
         size = _SIZE.fullmatch(line)
-        if size is None or (length := int(size[1], 16)) > MAX_SIZE:
+        return size is not None and self._begin(size)
+
+    def _begin(self, size: re.Match[bytes]) -> bool:
+        """Begin a chunk; return whether there may be one of that size."""
+        length = int(size[1], 16)
+        if length > MAX_SIZE:
             return False
         self._left = length
         self._part = _Part.DATA if length else _Part.TRAILER

@@ -72,7 +72,10 @@ class Replies:
 
     def receive(self, data: bytes) -> None:
         """Take what was read."""
-        self._raw += data
+        if self._parser.their_state is h11.SEND_BODY and not self._raw:  # without a copy
+            self._to_h11(data)
+        else:
+            self._raw += data
 
     def receive_eof(self) -> None:
         """Take note that the target has ended its side."""
@@ -87,6 +90,7 @@ class Replies:
             h11.RemoteProtocolError: it is malformed.
         """
         while True:
+            fed = bool(self._raw) and self._feed()
             event = self._parser.next_event()
             if isinstance(event, h11.Event):
                 if isinstance(event, h11.Response | h11.InformationalResponse):
@@ -94,7 +98,7 @@ class Replies:
                 return event
             if self._chunks is not None and self._chunks.malformed:
                 raise h11.RemoteProtocolError("malformed chunk")
-            if not self._feed():
+            if not fed:
                 return None
 
     def _begin(self, head: h11.Response | h11.InformationalResponse) -> None:
@@ -116,11 +120,15 @@ class Replies:
         else:
             data = bytes(self._raw)
             self._raw.clear()
-            if self._chunks is not None and state is h11.SEND_BODY:
-                data = self._chunks.take(data)
+        if data:
+            self._to_h11(data)
+        return bool(data)
+
+    def _to_h11(self, data: bytes) -> None:
+        if self._chunks is not None and self._parser.their_state is h11.SEND_BODY:
+            data = self._chunks.take(data)
         if data:
             self._parser.receive_data(data)
-        return bool(data) or (self._chunks is not None and self._chunks.malformed)
 
     def _head(self) -> bytes:
         """Take a whole head."""

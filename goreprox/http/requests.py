@@ -183,9 +183,11 @@ def with_dashes(name: bytes) -> bytes:
 
 def upgrade_of(request: h11.Request) -> bytes | None:
     """Return the protocols, one of which a request wants to go on with, if it may go on with each of them."""
-    fields = [value for name, value in fields_of(request) if name == b"upgrade"]
-    if not fields or request.http_version != b"1.1" or b"upgrade" not in _named_by_connection(request):
+    if value_of(request, b"upgrade") is None or request.http_version != b"1.1":
         return None
+    if b"upgrade" not in _named_by_connection(request):
+        return None
+    fields = [value for name, value in fields_of(request) if name == b"upgrade"]
     wanted = [protocol.strip(b" \t") for value in fields for protocol in value.split(b",")]
     if any(not _PROTOCOL.fullmatch(each) or each.lower().startswith(_NO_UPGRADE) for each in wanted):
         return None

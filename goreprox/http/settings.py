@@ -70,6 +70,8 @@ class HttpSettings:
 
     def host_for(self, service: str) -> bytes | None:
         """Return what targets of a service get as Host; None: what the client has sent."""
+        if not self.hosts:
+            return None
         hosts = {each.service: each.host for each in self.hosts}
         host = hosts.get(service, hosts.get(None))
         return None if host is None else host.encode()

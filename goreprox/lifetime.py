@@ -113,9 +113,11 @@ class Lifetime:
             if not self.stop.is_set():
                 self.ready(ready, **ports)
             await self.stop.wait()
-            _say_how_long(end.connections, drain_s)
+            connections = end.connections
+            _say_how_long(connections, drain_s)
             reset = await self.unless_hurried(end.close(drain_s=drain_s))
-            _say_how_many(end.connections if reset is None else reset)
+            if connections:
+                _say_how_many(end.connections if reset is None else reset)
             for way in ways:
                 await way.close(linger_s=0.0 if self.hurried else LINGER_S)
 

@@ -176,7 +176,7 @@ class Gateway:
         elif exchange is not None and exchange.answer.begun and self._provider is not None:
             self._provider.receive_eof()
             self._pump_answer()
-        elif untouched and exchange is not None and exchange.failed is None and not exchange.heard and not self._ended:
+        elif untouched and exchange is not None and self._may_resend(exchange):
             self._resend(exchange)
         else:
             self._discard(reset=exchange is not None and self._reader.in_body)
@@ -229,12 +229,18 @@ class Gateway:
         self._commands.append(ToProvider(exchange.head))
         return self._provider
 
+    def _may_resend(self, exchange: Exchange) -> bool:
+        """Whether it was sent once, and nobody has answered it or stopped waiting."""
+        once = self._provider is not None and exchange.failed is None
+        return once and not exchange.heard and not self._ended
+
     def _resend(self, exchange: Exchange) -> None:
         """Send the request once more, as far as it has come: the target closed an idle connection just before it."""
         before = self._provider
+        assert before is not None
         provider = self._provider = Replies()
         provider.ask(exchange.stand_in)
-        if before is not None and not before.asking:
+        if not before.asking:
             provider.asked()
         exchange.failed = 502, "the target closed the connection before it answered"
         self._commands.append(Resend(exchange.service))

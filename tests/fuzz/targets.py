@@ -4,6 +4,7 @@ Knows nothing of who makes the bytes: a fuzzer, the corpus, or a test.
 """
 
 import contextlib
+import functools
 import io
 import os
 import tempfile
@@ -321,12 +322,13 @@ def fuzz_http(data: bytes) -> None:
             case 5 | 6 | 7:
                 talk.target(stream.read(length) or b"x")
             case 8:
-                (talk.client_eof, talk.target_eof, talk.lost)[length % 3]()
+                closes_idle = functools.partial(talk.target_eof, untouched=True)
+                (talk.client_eof, talk.target_eof, talk.lost, closes_idle)[length % 4]()
             case _:
-                talk.do((talk.gateway.timed_out, talk.gateway.drain)[length % 2]())
+                talk.do((talk.gateway.timed_out, talk.gateway.drain, talk.gateway.client_lost)[length % 3]())
     if commands.Switch() in talk.seen.others:
         return  # what follows is no HTTP
-    asked = sum(isinstance(each, commands.Connect) for each in talk.seen.others)
+    asked = sum(isinstance(each, commands.Connect | commands.Resend) for each in talk.seen.others)
     read_by_h11 = [event for index in range(len(talk.seen.to_target)) for event in talk.requests(index)]
     assert sum(isinstance(event, h11.Request) for event in read_by_h11) <= asked
 

@@ -20,6 +20,8 @@ CLIENT = st.sampled_from(
         b"POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: 5\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+        b"GET http://a/x HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: a, b\r\n\r\n",
         b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
         b"hello",
         b"5\r\nhello\r\n",
@@ -46,6 +48,7 @@ TARGET = st.sampled_from(
         b"HTTP/1.1 200\r\nX: \x01\r\nContent-Length: 0\r\n\r\n",
         b"hello",
         b"5\r\nhello\r\n",
+        b"5\nhello\n0\n\n",
         b"0\r\nX-A: 1\r\n\r\n",
         b"\r\n",
     ]
@@ -53,7 +56,9 @@ TARGET = st.sampled_from(
 STEP = st.one_of(
     st.tuples(st.just("client"), CLIENT),
     st.tuples(st.just("target"), TARGET),
-    st.tuples(st.sampled_from(["client eof", "target eof", "lost", "none", "timed out", "drain"]), st.just(b"")),
+    st.tuples(
+        st.sampled_from(["client eof", "target eof", "closed idle", "lost", "none", "timed out", "drain"]), st.just(b"")
+    ),
 )
 
 
@@ -87,6 +92,8 @@ def test_nothing_is_raised_and_only_whole_answers_look_whole(steps: list[tuple[s
                 talk.client_eof()
             case "target eof":
                 talk.target_eof()
+            case "closed idle":
+                talk.target_eof(untouched=True)
             case "lost":
                 talk.lost()
             case "none":

@@ -9,8 +9,8 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -18,6 +18,7 @@ from goreprox import __version__
 from goreprox.errors import ConfigError, GoreproxError, StatusError
 from goreprox.helptext import Formatter, example
 from goreprox.keys_cli import app as keys_app
+from goreprox.launch import begin, run_role
 from goreprox.options import (
     ADDRESSES,
     KEYS,
@@ -40,7 +41,7 @@ from goreprox.token_cli import app as token_app
 from goreprox.usage import explain
 
 if TYPE_CHECKING:
-    from goreprox.config import Address
+    pass
 
 Role = Literal["server", "edge", "broker", "provider"]
 COMMANDS: Final = ("server", "edge", "broker", "provider", "demo", "status")
@@ -125,10 +126,11 @@ def server(
         state_dir=keys_directory(options, state_dir),
         **options.accepting(),
     )
-    _begin(options, [config.providers] if config.edges is None else [config.providers, config.edges])
+    ports = [config.providers] if config.edges is None else [config.providers, config.edges]
+    begin(options, _sources.unknown_variables(), ports)
     from goreprox.server import run
 
-    _run(run(config))
+    run_role(run(config))
 
 
 @app.command(
@@ -170,15 +172,15 @@ def edge(
     config = EdgeConfig(
         brokers=addresses(broker, EDGE_PORT, joined_by), workers=workers, **options.accepting() | member(joined_by)
     )
-    _begin(options, config.brokers)
+    begin(options, _sources.unknown_variables(), config.brokers)
     if config.workers > 1:
         from goreprox import workers as parent
 
-        _run(parent.run(config, log_level=options.log_level, log_json=options.log_json))
+        run_role(parent.run(config, log_level=options.log_level, log_json=options.log_json))
     else:
         from goreprox.edge import run
 
-        _run(run(config))
+        run_role(run(config))
 
 
 @app.command(
@@ -225,10 +227,10 @@ def broker(
         state_dir=keys_directory(options, state_dir),
         **options.role(),
     )
-    _begin(options, [config.providers, config.edges])
+    begin(options, _sources.unknown_variables(), [config.providers, config.edges])
     from goreprox.broker import run
 
-    _run(run(config))
+    run_role(run(config))
 
 
 @app.command(
@@ -299,10 +301,10 @@ def provider(
         target_insecure=target_insecure,
         **options.end() | member(joined_by),
     )
-    _begin(options, config.servers)
+    begin(options, _sources.unknown_variables(), config.servers)
     from goreprox.provider import run
 
-    _run(run(config))
+    run_role(run(config))
 
 
 @app.command(sort_key=5, help_epilogue=example("goreprox demo", "goreprox demo --size 1GiB --cuts 20"))
@@ -414,14 +416,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _cannot_write(exc: OSError) -> int:
-    """Say that the standard output, or the file of a shell's completion, takes nothing.
+    """Say that the standard output takes nothing.
 
     Raises:
         OSError: it was something else; our own files and sockets say more where they are used.
     """
-    if exc.filename is not None:
-        return _fail(f"cannot write {exc.filename}: {exc.strerror}", 1)
-    if exc.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+    if exc.filename is not None or exc.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
         raise exc
     with contextlib.suppress(OSError):  # or the interpreter tries, and fails, to write the rest as it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -433,48 +433,6 @@ def _fail(message: str, code: int) -> int:
 
     say(f"goreprox: {message}")
     return code
-
-
-def _begin(options: RoleOptions, addresses: Iterable["Address"]) -> None:
-    """Set up the log, and warn of variables that mean nothing and of links in plaintext."""
-    from loguru import logger
-
-    from goreprox.log import configure
-
-    configure(options.log_level, as_json=options.log_json)
-    for line in _sources.unknown_variables():
-        logger.bind(event="unknown-variable").warning("{}", line)
-    if options.config is not None:
-        logger.bind(event="config", file=str(options.config)).info("options are read from {}", options.config.resolve())
-    exposed = [str(address) for address in addresses if not address.is_loopback]
-    if options.insecure and exposed:
-        logger.warning(
-            "--insecure: links on {} are plaintext, and anybody who reaches that port can join",
-            ", ".join(exposed),
-        )
-
-
-def _run(role: Coroutine[Any, Any, None]) -> None:
-    import asyncio
-
-    _raise_file_limit()
-    asyncio.run(role)
-
-
-def _raise_file_limit() -> None:
-    """Let this process open as many files as it may: every connection is one."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return
-    # macOS reports no limit and takes none above OPEN_MAX (10,240); the old limit is still one to run with.
-    for limit in (hard, 10_240):
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-        except (ValueError, OSError):
-            continue
-        return
 
 
 _sources: Final = Sources(app, COMMANDS)

@@ -25,7 +25,7 @@ from brokers import BadMessage, BadName, PeerName, Role
 from brokers.carrier import Buffer
 from brokers.envelope import CONTROL, control, parse_control
 from brokers.switch import Switch
-from goreprox import cli, proxyproto
+from goreprox import cli, launch, proxyproto
 from goreprox.config import Address, Listener, ProcessConfig, Target
 from goreprox.doors import Rule
 from goreprox.errors import ConfigError
@@ -172,7 +172,7 @@ def fuzz_config(data: bytes) -> None:
         for module in (goreprox.server, goreprox.edge, goreprox.workers, goreprox.broker, goreprox.provider):
             stack.enter_context(patch.object(module, "run", _start))
         stack.enter_context(patch("goreprox.log.configure"))
-        stack.enter_context(patch.object(cli, "_raise_file_limit"))
+        stack.enter_context(patch.object(launch, "raise_file_limit"))
         stack.enter_context(patch("loguru.logger.warning"))
         stack.enter_context(contextlib.redirect_stderr(said))
         code = cli.main([role, *_LEAST.get(role, ()), "--insecure", "--config", str(_file())])

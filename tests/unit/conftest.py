@@ -10,7 +10,7 @@ import goreprox.edge
 import goreprox.provider
 import goreprox.server
 import goreprox.workers
-from goreprox import cli
+from goreprox import launch
 from tests.helpers import Started
 
 
@@ -22,7 +22,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
         if variable.startswith("GOREPROX_"):
             monkeypatch.delenv(variable)
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
-    monkeypatch.setattr(cli, "_raise_file_limit", lambda: None)
+    monkeypatch.setattr(launch, "raise_file_limit", lambda: None)
     started = Started()
     for module in (goreprox.server, goreprox.edge, goreprox.broker, goreprox.provider, goreprox.workers):
         monkeypatch.setattr(module, "run", started)

@@ -62,6 +62,8 @@ class Guard:
 
     def _introduce(self, reach: Reach) -> None:
         """Remember where peers reach us, and at a first start say what they are to do; nobody needs it to go on."""
+        if self._state.is_read_only:
+            return
         if not reach.given:
             reach = replace(reach, given=self._state.reach().given)
         for name in self._state.remember(reach):

@@ -216,6 +216,11 @@ class StateDir:
             return renewed
 
     @property
+    def is_read_only(self) -> bool:
+        """Whether keys are managed elsewhere, and this is for looking only: a volume that several brokers share."""
+        return not os.access(self.directory, os.W_OK)
+
+    @property
     def was_started(self) -> bool:
         """Whether a server has used this directory."""
         return self._reach.exists()

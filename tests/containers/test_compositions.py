@@ -82,7 +82,7 @@ def test_the_whole_topology_shows_its_page(engine: docker.DockerClient) -> None:
         project.run("stop", "broker-1")
         assert "It works" in fetch(edge, "http://edge-2:8080/")
         added = project.run("run", "--rm", "--entrypoint", "goreprox", "keys", "keys", "add", "laptop")
-        assert "laptop.join" in added
+        assert "goreprox://" in added
         for service in ("broker-2", "edge-1", "provider-1"):
             container = project.container(engine, service)
             assert (

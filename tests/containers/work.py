@@ -35,7 +35,7 @@ LEAN: Final = ("--noconftest", "-p", "no:cacheprovider", "-p", "no:hypothesispyt
 MAKE_KEYS: Final = """
 for role in edge provider; do
     for name in $role-1 $role-2; do
-        goreprox keys add $name --role $role --address broker-1
+        goreprox keys add $name --role $role --address broker-1 >/dev/null
     done
 done
 """

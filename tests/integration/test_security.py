@@ -602,6 +602,25 @@ def test_a_server_with_keys_starts_whatever_became_of_what_it_tells_people(
     asyncio.run(main())
 
 
+def test_a_directory_that_several_brokers_only_look_at_is_not_written(
+    tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        state = StateDir(tmp_path / "state")
+        state.add(Role.PROVIDER, "laptop", None)
+        monkeypatch.setattr(StateDir, "is_read_only", True)  # permissions do not keep root out
+        before = sorted(state.directory.rglob("*"))
+        guard = Guard(state.directory)
+        it = Fabric(STEADY, guard.security)
+        async with asyncio.timeout(100), it.stack:
+            guard.start(it.router, Reach((Address("h", 0),)))
+            await guard.close(linger_s=0)
+        assert sorted(state.directory.rglob("*")) == before
+        assert not warnings
+
+    asyncio.run(main())
+
+
 def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, warnings: list[str]) -> None:
     async def main() -> None:
         guard = Guard(tmp_path / "state")

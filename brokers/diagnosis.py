@@ -130,6 +130,8 @@ class Diagnosis:
         self._loop = asyncio.get_running_loop()
         self._said: dict[str, float] = {}
         """What was logged since the link was last up, and when."""
+        self.since = self._loop.time()
+        """When the link came up or was lost, or this began; by the clock of the loop."""
         self._was_up = False
         self._rejected = 0
         """Handshakes that what answers has ended, one after another."""
@@ -145,6 +147,7 @@ class Diagnosis:
         self._said.clear()
         self.trouble = self._finding = self._looked_at = None
         self._was_up = True
+        self.since = self._loop.time()
         self._rejected = 0
         logger.bind(event="link_up", broker=self._label).info("connected to {}", self._at)
         self._changed()
@@ -152,6 +155,7 @@ class Diagnosis:
     def lost(self, reason: str, *, expected: bool) -> None:
         """Note that a link is down which was up; `expected`: all who could be reached over it had left before."""
         self.trouble = "it was shut down" if expected else reason
+        self.since = self._loop.time()
         text = f"lost {self._at}: {self.trouble}; connections are kept, reconnecting"
         logger.bind(event="link_lost", broker=self._label).log("DEBUG" if expected else "WARNING", "{}", text)
         self._changed()

@@ -217,6 +217,11 @@ class Link:
         """Why the link is not up, for people; None if it is up, or nothing is known yet."""
         return self._diagnosis.trouble
 
+    @property
+    def since_s(self) -> float:
+        """For how long it has been up, or not."""
+        return self._loop.time() - self._diagnosis.since
+
     def start(self) -> None:
         """Begin to connect, and go on for ever."""
         work = (self._find(), self._keep())

@@ -31,6 +31,8 @@ class Joint(Protocol):
     """A stream's owner, and what it is joined to."""
 
     stream: Stream
+    began_at: float
+    """By the clock of `Bridges`."""
 
     def abort(self, reason: str) -> None:
         """End both now."""
@@ -92,12 +94,14 @@ class Bridge:
         "_timer",
         "_watched",
         "_write_done",
+        "began_at",
         "stream",
     )
 
     def __init__(self, bridges: Bridges, sock: Socket, stream: Stream, on_end: "Callable[[Bridge], None]") -> None:
         """Take over `sock`, prepared and connected, and begin to read it. `on_end` is called once."""
         self.stream = stream
+        self.began_at = bridges.clock()
         self._bridges = bridges
         self._sock = sock
         self._fd = sock.fileno()

@@ -343,6 +343,7 @@ def demo(
 def status(
     *,
     json: bool = False,
+    verbose: bool = False,
     name: Annotated[str | None, Parameter(metavar="NAME")] = None,
     role: Annotated[Role | None, Parameter(metavar="ROLE")] = None,
     runtime_dir: Directory = None,
@@ -354,6 +355,8 @@ def status(
     ----------
     json
         Print a JSON array, one object per process, as docs/status.md describes.
+    verbose
+        Show all there is, as tables, in the words of docs/architecture.md.
     name
         Only processes of this name.
     role
@@ -366,7 +369,10 @@ def status(
     from goreprox.status import ask_all
 
     answers = ask_all([runtime_dir.expanduser()] if runtime_dir else runtime_dirs(), role=role, name=name)
-    (show_json if json else show)(answers.documents)
+    if json:
+        show_json(answers.documents)
+    else:
+        show(answers.documents, verbose=verbose)
     if answers.problems:
         raise StatusError("; ".join(answers.problems))
 

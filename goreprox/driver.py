@@ -80,6 +80,8 @@ class Peer:
     """Over which carriers it is up, at which epoch."""
     timer: asyncio.TimerHandle | None = None
     due: float = float("inf")
+    up_at: float | None = None
+    """When its streams began to flow, if they do."""
     gone: bool = False
     """It has said goodbye, or is forgotten: nothing more is expected of it."""
     id: bytes = field(init=False)
@@ -371,6 +373,8 @@ class Driver:
         session = peer.session
         streams = counted(len(session.streams), "stream")
         log = logger.bind(peer=peer.info.name.name)
+        if notice.kind is Kind.ESTABLISHED:
+            peer.up_at = clock()
         if notice.kind is Kind.ESTABLISHED and not session.counters.outages:
             log.bind(event="peer_up").info("{} is connected", peer.title)
         elif notice.kind is Kind.ESTABLISHED:

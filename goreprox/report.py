@@ -17,6 +17,7 @@ from rich.text import Text
 
 from goreprox.log import printable
 from goreprox.status import BrokerStatus, Document, EndStatus, PeerStatus, StreamsStatus
+from goreprox.summary import summary
 
 PIPE_COLUMNS: Final = 400
 """Where nobody's screen sets the width, lines are as long as they need to be, up to this."""
@@ -28,8 +29,8 @@ def show_json(documents: Sequence[Document]) -> None:
     print(json.dumps(documents, indent=2))  # noqa: T201
 
 
-def show(documents: Sequence[Document]) -> None:
-    """Print the documents as tables: for a terminal in its width and colours, else plain."""
+def show(documents: Sequence[Document], *, verbose: bool = False) -> None:
+    """Print the documents in a few lines each, or as tables: for a terminal in its width and colours, else plain."""
     is_terminal = sys.stdout.isatty()
     console = Console(
         highlight=False,
@@ -42,10 +43,18 @@ def show(documents: Sequence[Document]) -> None:
     for index, document in enumerate(documents):
         if index:
             console.print()
-        _show(console, document)
+        (_show_all if verbose else _show)(console, document)
 
 
 def _show(console: Console, document: Document) -> None:
+    for number, line in enumerate(summary(document)):
+        text = Text(printable(line), style="" if number else "bold", no_wrap=True, overflow="ellipsis")
+        for word, style in _STYLES.items():
+            text.highlight_words([f"  {word} "], style)
+        console.print(text, no_wrap=True, overflow="ellipsis", crop=True)
+
+
+def _show_all(console: Console, document: Document) -> None:
     title = f"{document['role']} {printable(document['name'])}"
     console.print(Text(title, style="bold"), end="")
     console.print(
@@ -53,7 +62,7 @@ def _show(console: Console, document: Document) -> None:
         f"up {_duration(document['up_s'])}{', draining' if document['draining'] else ''}"
     )
     for line in _facts(document):
-        console.print(f"  {line}")
+        console.print(f"  {printable(line)}")
     for table in _tables(document):
         if table.row_count:
             console.print()
@@ -81,7 +90,8 @@ def _stream_facts(streams: StreamsStatus) -> Iterable[str]:
 
 
 def _tables(document: Document) -> Iterable[Table]:
-    yield _table("Links", ("broker", "state"), [(link["label"], link["state"]) for link in document["links"]])
+    rows = [(link["label"], link["state"], link.get("problem") or "") for link in document["links"]]
+    yield _table("Links", ("broker", "state", "problem"), rows)
     yield _peers(document["peers"])
     yield _paths(document["peers"])
     if (broker := document["broker"]) is not None:

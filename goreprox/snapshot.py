@@ -1,9 +1,10 @@
 """What a process says of itself, put together when it is asked and not before.
 
-Reads the counters of drivers, sessions and brokers and sums them up: streams are counted, never listed. Knows
-nothing of who asks and how it is shown.
+Reads the counters of drivers, sessions and brokers and sums them up: streams are counted, and only the latest listed.
+Knows nothing of who asks and how it is shown.
 """
 
+import heapq
 import os
 import time
 from collections import deque
@@ -14,21 +15,26 @@ from typing import Final, NamedTuple, Protocol, TypedDict
 
 from brokers import Link, PeerName, Router
 from goreprox import __version__
-from goreprox.bridge import Bridges
+from goreprox.attributes import machine_of, process_of
+from goreprox.bridge import Bridges, Joint
 from goreprox.driver import Driver, Peer, clock
 from goreprox.instance import Instance
 from goreprox.protocol.stream import Stream
 from goreprox.status import (
     FORMAT,
     BrokerStatus,
+    ConnectionStatus,
     Document,
     EndStatus,
+    LinkStatus,
     MemberStatus,
     PathStatus,
     PeerStatus,
     StreamsStatus,
 )
 
+LISTED: Final = 20
+"""Open connections that are told of; each is at most 512 bytes."""
 LAST_ENDS: Final = 20
 """Each at most 1 KiB: two names of 64 characters, an address, and a reason of 256."""
 
@@ -124,10 +130,11 @@ class Subject:
             "ports": {who: [ports] if isinstance(ports, int) else list(ports) for who, ports in self.ports.items()},
             "services": gauges.services,
             "streams": _streams(owner, gauges) if owner is not None else None,
-            "peers": [_peer(peer) for peer in driver.peers.values()] if driver is not None else [],
-            "links": [{"label": link.label, "state": link.state.name.lower()} for link in self.links],
+            "peers": [_peer(peer) for peer in driver.peers.values() if not peer.gone] if driver is not None else [],
+            "links": [_link(link) for link in self.links],
             "broker": _broker(self.router) if self.router is not None else None,
             "ends": owner.ends.last if owner is not None else [],
+            "connections": _connections(owner) if owner is not None else [],
         }
 
 
@@ -169,6 +176,38 @@ def _peer(peer: Peer) -> PeerStatus:
         "control_events": session.control_events,
         "outages": counters.outages,
         "replayed_bytes": counters.replayed_bytes,
+        "process": process_of(peer.info.attributes),
+        "machine": machine_of(peer.info.attributes),
+        "up_s": round(clock() - peer.up_at, 3) if session.established and peer.up_at is not None else None,
+    }
+
+
+def _link(link: Link) -> LinkStatus:
+    return {
+        "label": link.label,
+        "state": link.state.name.lower(),
+        "since_s": round(link.since_s, 3),
+        "problem": link.trouble,
+    }
+
+
+def _connections(owner: Owner) -> list[ConnectionStatus]:
+    """Return some of those that are open, the latest first."""
+    latest = heapq.nlargest(LISTED, owner.bridges.live, key=lambda joint: joint.began_at)
+    return [_connection(owner, joint) for joint in latest]
+
+
+def _connection(owner: Owner, joint: Joint) -> ConnectionStatus:
+    stream = joint.stream
+    peer = owner.driver.peer_of(stream)
+    return {
+        "client": stream.client,
+        "service": stream.service,
+        "peer": peer.info.name.name if peer is not None else None,
+        "state": stream.state.value,
+        "open_s": round(clock() - joint.began_at, 3),
+        "sent_bytes": stream.sent_bytes,
+        "received_bytes": stream.received_bytes,
     }
 
 

@@ -15,7 +15,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self, TypedDict, cast
+from typing import Any, Final, NotRequired, Self, TypedDict, cast
 
 from loguru import logger
 
@@ -23,7 +23,7 @@ from goreprox.errors import StatusError
 from goreprox.instance import Instance
 
 FORMAT: Final = 1
-"""Of the document: another number has other fields."""
+"""Of the document: another number has other fields. Fields that were added since may be missing (`NotRequired`)."""
 ANSWER_S: Final = 5.0
 """A reader that has not taken its document by then is hung up on."""
 READERS: Final = 8
@@ -62,6 +62,9 @@ class PeerStatus(TypedDict):
     control_events: int
     outages: int
     replayed_bytes: int
+    process: NotRequired[str | None]
+    machine: NotRequired[str | None]
+    up_s: NotRequired[float | None]
 
 
 class LinkStatus(TypedDict):
@@ -69,6 +72,8 @@ class LinkStatus(TypedDict):
 
     label: str
     state: str
+    since_s: NotRequired[float]
+    problem: NotRequired[str | None]
 
 
 class MemberStatus(TypedDict):
@@ -117,6 +122,18 @@ class EndStatus(TypedDict):
     reason: str
 
 
+class ConnectionStatus(TypedDict):
+    """A stream that is open."""
+
+    client: str
+    service: str
+    peer: str | None
+    state: str
+    open_s: float | None
+    sent_bytes: int
+    received_bytes: int
+
+
 class Document(TypedDict):
     """What a process says of itself; `docs/status.md` explains every field."""
 
@@ -136,6 +153,7 @@ class Document(TypedDict):
     links: list[LinkStatus]
     broker: BrokerStatus | None
     ends: list[EndStatus]
+    connections: NotRequired[list[ConnectionStatus]]
 
 
 class StatusSocket:

@@ -49,6 +49,7 @@ class Upstream:
     ) -> None:
         """Belong to `user` until one of them lets go."""
         self.stream = stream
+        self.began_at = clock()
         self.idle_since: float | None = None
         """Since when it carries no request."""
         self._user: User | None = user

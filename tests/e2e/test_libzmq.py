@@ -89,11 +89,11 @@ def test_a_handshake_may_end_at_any_byte_in_both_roles(tmp_path: Path, keys: str
             cutters = [Cutter(port, lambda: cuts.popleft() if cuts else None) for _ in range(LINKS)]
             try:
                 provider = await provide(made, [port, *(cutter.port for cutter in cutters)], *joined)
-                await eventually(lambda: provider.said(" is there: "), "the provider is connected")
+                await eventually(lambda: provider.events("peer_up"), "the provider is connected")
                 await serves(made, made.server, provider)
                 await eventually(lambda: not cuts, "all cuts are made", deadline_s=100)
                 other = await provide(made, [cutters[0].port], *joined)
-                await eventually(lambda: other.said(" is there: "), "another provider is connected")
+                await eventually(lambda: other.events("peer_up"), "another provider is connected")
                 await serves(made, made.server, provider)
             finally:
                 for cutter in cutters:
@@ -119,7 +119,7 @@ def test_a_hostile_server_ends_no_provider(tmp_path: Path) -> None:
             with contextlib.ExitStack() as stack:
                 listeners = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(AT_ONCE)]
                 provider = await provide(made, [port, *(each.getsockname()[1] for each in listeners)])
-                await eventually(lambda: provider.said(" is there: "), "the provider is connected")
+                await eventually(lambda: provider.events("peer_up"), "the provider is connected")
                 for listener in listeners:
                     listener.setblocking(False)
                 await while_alive(together(map(play, listeners)), provider)
@@ -149,7 +149,7 @@ def test_no_peer_can_claim_the_id_that_the_next_nameless_one_gets(tmp_path: Path
 
     async def serves_after(made: Tunnel, port: int) -> None:
         provider = await provide(made, [port])
-        await eventually(lambda: provider.said(" is there: "), "the provider is connected")
+        await eventually(lambda: provider.events("peer_up"), "the provider is connected")
         await serves(made, made.server, provider)
 
     run(main())

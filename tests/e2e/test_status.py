@@ -116,7 +116,8 @@ def test_both_ends_agree_on_streams_bytes_epochs_and_paths(tmp: Path) -> None:
             assert to_back["epoch"] == to_front["epoch"] > 0
             assert to_back["incarnation"] == provider["incarnation"] != server["incarnation"]
             assert to_front["paths"][0]["label"] == f"{HOST}:{made.relay.port}"
-            assert provider["links"] == [{"label": f"{HOST}:{made.relay.port}", "state": "up"}]
+            (link,) = provider["links"]
+            assert (link["label"], link["state"], link["problem"]) == (f"{HOST}:{made.relay.port}", "up", None)
             assert server["ports"] == {"clients": [made.port], "providers": [made.relay.target]}
             assert server["services"] == {"default": [f"{HOST}:{made.port}"]}
             assert provider["services"] == {"default": [f"{HOST}:{made.target_port}"]}

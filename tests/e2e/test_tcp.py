@@ -327,7 +327,7 @@ def test_what_waits_for_a_provider_and_has_said_all_does_not_hold_up_the_end(tmp
             finished, waiting = [await made.connect() for _ in range(2)]
             for _, writer in (finished, waiting):
                 writer.write(b"1")
-            await eventually(lambda: any(entry.get("event") == "no_provider" for entry in made.server.log), "they wait")
+            await eventually(lambda: made.server.events("no_provider", service="default"), "both wait")
             finished[1].write_eof()
             made.server.signal(signal.SIGTERM)
             with pytest.raises(ConnectionResetError):

@@ -311,9 +311,9 @@ async def tls_target(handler: Handler, authority: Authority) -> AsyncIterator[in
 
 async def offer(made: Tunnel, target: str, *options: str) -> Process:
     """Add a provider of a target, and wait until it is known."""
-    before = made.server.count(" is there: ")
+    before = made.server.events("peer_up")
     provider = await made.start("provider", target, "--server", f"{HOST}:{made.relay.port}", *options)
-    await eventually(lambda: made.server.count(" is there: ") > before, "the server knows it")
+    await eventually(lambda: made.server.events("peer_up") > before, "the server knows it")
     return provider
 
 

@@ -1,11 +1,13 @@
 """Documents as tables and as JSON: readable without a terminal, and harmless to one."""
 
 import json
+from typing import cast
 
 import pytest
 
 from goreprox.report import show, show_json
 from goreprox.status import Document, PeerStatus
+from goreprox.summary import summary
 
 PEER: PeerStatus = {
     "name": "far",
@@ -27,6 +29,9 @@ PEER: PeerStatus = {
     "control_events": 9,
     "outages": 4,
     "replayed_bytes": 70_000,
+    "process": "provider",
+    "machine": "box",
+    "up_s": 61.0,
 }
 DOCUMENT: Document = {
     "format": 1,
@@ -53,7 +58,7 @@ DOCUMENT: Document = {
         "lendable_bytes": 2000,
     },
     "peers": [PEER],
-    "links": [{"label": "hub:9888", "state": "greeting"}],
+    "links": [{"label": "hub:9888", "state": "down", "since_s": 12.0, "problem": "cannot reach it: refused"}],
     "broker": {
         "messages": 987,
         "dropped_messages": 65,
@@ -79,11 +84,31 @@ DOCUMENT: Document = {
             "reason": "target \x1b[2J: refused " + "r" * 150,
         }
     ],
+    "connections": [
+        {
+            "client": "[2001:db8::1]:54321",
+            "service": "web",
+            "peer": "far",
+            "state": "open",
+            "open_s": 3600.0,
+            "sent_bytes": 1,
+            "received_bytes": 2_000_000,
+        },
+        {
+            "client": "192.0.2.1:6",
+            "service": "web",
+            "peer": None,
+            "state": "opening",
+            "open_s": 1.0,
+            "sent_bytes": 0,
+            "received_bytes": 0,
+        },
+    ],
 }
 
 
 def shown(capsys: pytest.CaptureFixture[str], *documents: Document) -> list[list[str]]:
-    show(documents)
+    show(documents, verbose=True)
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
@@ -97,7 +122,7 @@ def test_everything_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "bytes: 5.0 MB sent, 6.0 kB received" in text
     assert "memory: 1.0 kB lent of 2.0 kB" in text
     assert "broker: 987 messages, 65 dropped" in text
-    assert "hub:9888 greeting" in text
+    assert "hub:9888 down cannot reach it: refused" in text
     assert "provider far [::1]:9887 in use 3 12.3 ms" in text
     assert "provider far backup:9887 standby 5" in text
     assert "provider slow 00000000 6 77 88.0 kB" in text
@@ -105,15 +130,57 @@ def test_everything_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert peer.endswith(" 12 345 5.0 MB 6.0 kB 8 + 9 4 70.0 kB")
 
 
-def test_nothing_from_afar_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_few_lines_say_who_serves_what_since_when_and_why_a_link_is_down(capsys: pytest.CaptureFixture[str]) -> None:
+    show([{**DOCUMENT, "services": {"web": [":80", ":81"], "ssh": [":22"]}}])
+    text = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert text == [
+        "server near: up 1:02:03, 12 connections, 2 waiting for a provider, 3 refused so far",
+        "web <- :80, :81",
+        "provider far on box (12345678) up 0:01:01 12 open",
+        "ssh <- :22",
+        "no provider",
+        "link to hub:9888 down 0:00:12: cannot reach it: refused",
+        "open connections, the latest first",
+        "client service by way of open sent received",
+        "[2001:db8::1]:54321 web far 1:00:00 1 byte 2.0 MB",
+        "192.0.2.1:6 web waiting 0:00:01 0 bytes 0 bytes",
+        "and 10 more",
+        "ended last",
+        text[-1],
+    ]
+    assert text[-1].endswith("192.0.2.1:5 web target \\x1b[2J: refused " + "r" * 150)
+
+
+def test_it_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
     show([DOCUMENT])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) == len(list(summary(DOCUMENT))), "nothing is wrapped"
+
+
+def test_an_older_process_is_shown_without_what_it_does_not_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    older = {key: value for key, value in DOCUMENT.items() if key != "connections"}
+    older["links"] = [{"label": "hub:9888", "state": "up"}]
+    older["peers"] = [{key: value for key, value in PEER.items() if key not in ("process", "machine", "up_s")}]
+    for verbose in (False, True):
+        show([cast("Document", older)], verbose=verbose)
+        assert "provider far" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_nothing_from_afar_steers_the_terminal(capsys: pytest.CaptureFixture[str], verbose: bool) -> None:
+    services = {"web": [":80"], "evil\x1b]0;title\x07[red]": [":81"]}
+    show([{**DOCUMENT, "services": services}], verbose=verbose)
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out
     assert "evil\\x1b]0;title\\x07[red]" in out
 
 
 def test_no_line_is_wrapped_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    show([DOCUMENT])
+    show([DOCUMENT], verbose=True)
     assert "target \\x1b[2J: refused " + "r" * 150 in capsys.readouterr().out
 
 

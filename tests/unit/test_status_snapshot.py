@@ -15,7 +15,7 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.stream import Stream
 from goreprox.provider import Provider
-from goreprox.snapshot import LAST_ENDS, Ends, Subject
+from goreprox.snapshot import LAST_ENDS, LISTED, Ends, Subject
 from tests.helpers import HOST, eventually
 
 PEER = PeerInfo(PeerName(Role.EDGE, "far", bytes(16)), 7, {"protocol": [1, 1], "services": ["web"]})
@@ -161,7 +161,9 @@ def test_a_broker_alone_tells_of_its_members_and_of_what_waits_for_the_slow_ones
         local.send(bytes(17), [b"to nobody"])
         told = subject(router=router).document()["broker"]
         assert told is not None and told["dropped_messages"] == 1
-        assert subject(links=[link]).document()["links"] == [{"label": f"{HOST}:{port}", "state": "up"}]
+        (up,) = subject(links=[link]).document()["links"]
+        assert (up["label"], up["state"], up["problem"]) == (f"{HOST}:{port}", "up", None)
+        assert up["since_s"] >= 0
         await link.close(linger_s=0)
         assert subject(links=[link]).document()["links"][0]["state"] == "down"
         await router.close(linger_s=0)
@@ -175,6 +177,7 @@ def test_the_documentation_has_every_field() -> None:
         owner.driver.peer_up(Way("way"), PEER)
         ended = Stream(opener=True, service="web", client="c", budget=Budget(total_bytes=MIB, max_streams=1))
         owner.ends.note(ended, "done")
+        owner.bridges.live.add(Waiter(ended))
         router = Router()
         local = router.attach(PeerName(Role.EDGE, "far", bytes(16)), {}, owner.driver)
         link = Link(PEER.name, {}, HOST, 1, owner.driver)
@@ -186,6 +189,29 @@ def test_the_documentation_has_every_field() -> None:
         await router.close(linger_s=0)
 
     run(test)
+
+
+def test_of_open_connections_the_latest_are_listed() -> None:
+    async def test() -> None:
+        owner = provider()
+        budget = Budget(total_bytes=1024 * MIB, max_streams=1000)
+        for number in range(1000):
+            made = Stream(opener=True, service="web", client=f"client {number}", budget=budget)
+            owner.bridges.live.add(Waiter(made, began_at=float(number)))
+        listed = subject(owner).document()["connections"]
+        assert [each["client"] for each in listed] == [f"client {number}" for number in range(999, 999 - LISTED, -1)]
+
+    run(test)
+
+
+class Waiter:
+    """Owns a stream that has no provider."""
+
+    def __init__(self, stream: Stream, began_at: float = 0.0) -> None:
+        self.stream = stream
+        self.began_at = began_at
+
+    def abort(self, reason: str) -> None: ...
 
 
 def fields(value: object) -> set[str]:

@@ -15,6 +15,7 @@ from tests.helpers import eventually
 
 class Client:
     def __init__(self, service: str) -> None:
+        self.began_at = 0.0
         budget = Budget(total_bytes=1 << 20, max_streams=1)
         self.stream = Stream(opener=True, service=service, client="test", budget=budget)
 

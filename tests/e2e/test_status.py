@@ -311,7 +311,10 @@ def shared_port(made: Tunnel) -> int:
 def test_a_pipe_gets_tables_without_colours_and_a_terminal_with(tmp: Path) -> None:
     async def main() -> None:
         async with tunnel(tmp, echo, server=("--name", "front"), provider=("--name", "back")) as made:
-            out = await answered(tmp)
+            short = [line.split() for line in (await answered(tmp)).splitlines()]
+            assert any(line[:2] == ["server", "front:"] for line in short)
+            assert any(line[:2] == ["provider", "back"] and "up" in line and line[-1] == "open" for line in short)
+            out = await answered(tmp, "--verbose")
             assert "\x1b" not in out
             lines = [line.split() for line in out.splitlines()]
             for title in ("Peers", "Paths", "Links"):
@@ -319,10 +322,11 @@ def test_a_pipe_gets_tables_without_colours_and_a_terminal_with(tmp: Path) -> No
             assert any(line[:2] == ["server", "front"] for line in lines)
             assert any(line[:2] == ["provider", "back"] and line[3:5] == ["up", "2"] for line in lines)
             assert [f"{HOST}:{made.relay.port}", "up"] in lines
-            lines = [line.split() for line in (await answered(tmp, "--role", "server", "--name", "front")).splitlines()]
+            one = await answered(tmp, "--verbose", "--role", "server", "--name", "front")
+            lines = [line.split() for line in one.splitlines()]
             assert [line[:2] for line in lines if "pid" in line] == [["server", "front"]]
             coloured = await on_a_terminal(tmp)
-            assert "\x1b[1mserver front\x1b[0m" in coloured
+            assert "\x1b[1mserver front: up " in coloured
 
     run(main())
 

@@ -25,7 +25,7 @@ class Budget:
     stay below `total_bytes`.
     """
 
-    __slots__ = ("borrowed_bytes", "floor_bytes", "loan_bytes")
+    __slots__ = ("borrowed_bytes", "floor_bytes", "loan_bytes", "max_streams")
 
     def __init__(self, *, total_bytes: int, max_streams: int) -> None:
         """Divide `total_bytes` among at most `max_streams`.
@@ -39,6 +39,7 @@ class Budget:
             raise ValueError(f"{total_bytes} bytes for {max_streams} streams, expected at least {least}")
         self.floor_bytes = min(floor, FLOOR_MAX)
         self.loan_bytes = total_bytes // 2
+        self.max_streams = max_streams
         self.borrowed_bytes = 0
 
     def allowance(self, held: int, *, moved: int) -> int:

@@ -36,12 +36,15 @@ BATCH_SHARE = 4
 """Or this part of what may be in flight: one batch that filled the path would be sent, acknowledged, and only then
 followed by the next; the path would seem half as fast as it is."""
 RESUME_PAGE = 512
-"""Streams in one page of a resume: 512 * 40 bytes = 20 KiB."""
+"""Streams in one page of a resume: 512 * 40 bytes = 20 KiB. One page is built, and one answered, in each turn of the
+loop: 512 Aborts of 60 bytes, 30 KiB."""
 
 LAST_WORDS_MAX = 65_536
 """Ends of streams that a peer has not acknowledged, before it may open no more: 10,000 refused a second for 6 s."""
 RESUME_MAX = 1_000_000
-"""Streams in one resume, all pages: the most connections that can be configured."""
+"""Streams in one resume, all pages: the most connections that can be configured. Of these, those that have ended here
+wait for an answer and take 8 bytes each. There may be `LAST_WORDS_MAX` whose ends were not acknowledged, and our
+`max_streams`, which can have ended in the last round trip: 8 * (65,536 + 5,000) = 551 KiB by default."""
 
 WINDOW_MAX = 16 * MIB
 """Of one stream and direction: 1 Gbit/s at 130 ms."""

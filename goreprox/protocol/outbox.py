@@ -5,7 +5,7 @@ It fills batches, within the bounds of a message and of the path. It knows nothi
 
 from collections import deque
 
-from goreprox.protocol.events import Abort, Ack, Control, Data, Eof, Event, Open, Refuse, Reset, Resume
+from goreprox.protocol.events import Abort, Ack, Control, Data, Eof, Event, Open, Refuse, Reset
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.limits import (
     BATCH_BYTES,
@@ -58,9 +58,6 @@ class Outbox:
             elif isinstance(event, (Refuse, Abort)):
                 size += 4 * len(event.reason)  # UTF-8 at its longest
                 self.ends.append((path.seq, event.stream))
-            elif isinstance(event, Resume):
-                size += EVENT_BYTES * len(event.streams)
-                break
         if established and not self.control and (waiting := len(self.streams)):
             self._fill(events, size, path, waiting)
         return events

@@ -14,7 +14,7 @@ where one link carries what Python can.
 
 import enum
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
@@ -32,6 +32,7 @@ from goreprox.protocol.events import (
     Data,
     Drain,
     Eof,
+    Event,
     Goodbye,
     Live,
     Open,
@@ -48,15 +49,13 @@ from goreprox.protocol.limits import (
     RESET_LINGER_S,
     RESTART_MAX_S,
     RESTART_MIN_S,
-    RESUME_MAX,
-    RESUME_PAGE,
     STREAM_ACK_DELAY_S,
 )
 from goreprox.protocol.outbox import Outbox
 from goreprox.protocol.path import Path
+from goreprox.protocol.resume import GONE, Beginning
 from goreprox.protocol.stream import OPEN, RESETTING, State, Step, Stream
 
-GONE = "the peer no longer knows this stream"
 PROTOCOL_ERROR = "protocol error: "
 """How the goodbye of a session that has failed begins; its process goes on."""
 
@@ -166,10 +165,7 @@ class Session:
         self._resetting: dict[int, float] = {}
         self._ended: dict[int, Control] = {}
         """Last words (Refuse, Abort) that the peer may not have heard yet."""
-        self._listed: list[int] = []
-        """Streams that the peer's resume has named so far."""
-        self._late: list[Stream] = []
-        """Accepted after our resume was written."""
+        self._beginning = Beginning()
         self._offered: dict[int, float] = {}
         """Streams that the peer has not accepted, and since when their Open has been on its way."""
         self._unflushed: list[int] = []
@@ -215,7 +211,10 @@ class Session:
         if self._restart_at is not None:
             return False
         return self._path is None or (
-            self._path.peer_acked == self._path.seq and not self._outbox.control and not len(self._outbox.streams)
+            self._path.peer_acked == self._path.seq
+            and self._beginning.over
+            and not self._outbox.control
+            and not len(self._outbox.streams)
         )
 
     def path_up(self, path_id: object, now: float) -> None:
@@ -243,6 +242,7 @@ class Session:
         if self._lost_at is None:
             self._lost_at = now
         self._outbox.clear()
+        self._beginning = Beginning()
         self._take_back()
         self._acks.clear()
         self._acks_due = None
@@ -268,26 +268,12 @@ class Session:
     def _enter(self, path_id: object, now: float) -> None:
         self._path = Path(path_id, self._epoch, now=now)
         self._restart_at = None
-        self._listed.clear()
-        self._late.clear()
-        self._outbox.control.extend(self._pages())
+        self._beginning = Beginning(self.streams)
         if self._draining:
             self._outbox.control.append(Drain())
         if self._goodbye is not None:
             self._outbox.control.append(Goodbye(self._goodbye))
         self._wake()
-
-    def _pages(self) -> Iterator[Resume]:
-        lives = [
-            Live(s.id, s.accepted, s.receive.received, s.receive.ack_offset, s.receive.limit, s.receive.eof)
-            for s in self.streams.values()
-            if s.state is not State.RESET  # nothing more is expected from the peer, which may have forgotten it
-        ]
-        next_id = self._next_id if self.opener else self._last_id_in + 1
-        for start in range(0, max(len(lives), 1), RESUME_PAGE):
-            page = tuple(lives[start : start + RESUME_PAGE])
-            last = start + RESUME_PAGE >= len(lives)
-            yield Resume(self._grace_s, self._budget.floor_bytes, next_id, last, page)
 
     def _restart(self, now: float) -> None:
         """Something was lost on a path that stays up: begin again, on another one if there is one."""
@@ -407,11 +393,13 @@ class Session:
                 self._wake()
 
     def stream_accepted(self, stream: Stream) -> None:
-        """Tell the opener."""
+        """Tell the opener, unless a page is about to."""
+        if self._beginning.tells(stream.id):
+            return
         if self.established:
             self._say(Accept(stream.id, stream.receive.limit))
         else:
-            self._late.append(stream)
+            self._beginning.late.append(stream)
 
     def stream_refused(self, stream: Stream, code: Code, reason: str) -> None:
         """Tell the opener."""
@@ -449,6 +437,8 @@ class Session:
 
     def _finish_if_done(self, stream: Stream) -> None:
         if stream.done:
+            if self._beginning.tells(stream.id):  # its page would have been the acknowledgement
+                self._say(Ack(stream.id, *stream.receive.take_ack()))
             stream.step(Step.FINISH)
             stream.close(abort=None)
             self.notices.append(Notice(Kind.CLOSED, stream))
@@ -550,7 +540,7 @@ class Session:
                 if stream := self._stream(stream_id):
                     self._aborted(stream, code, reason)
             case Resume():
-                self._resume(event, path, now)
+                self._resume(event, now)
             case Drain():
                 self.peer_draining = True
                 self.notices.append(Notice(Kind.DRAINING))
@@ -638,20 +628,30 @@ class Session:
 
     # Resume.
 
-    def _resume(self, event: Resume, path: Path, now: float) -> None:
+    def _resume(self, event: Resume, now: float) -> None:
         if self.established:
             raise RemoteProtocolError("Resume in the midst of an epoch")
         self._peer_grace_s = event.grace_s
         self._peer_window = event.window
+        most_ended = LAST_WORDS_MAX + self._budget.max_streams
+        if not self.opener:
+            most_ended = min(most_ended, self.counters.opened)
         for live in event.streams:
-            if self._listed and live.stream <= self._listed[-1]:
-                raise RemoteProtocolError(f"stream {live.stream} listed after {self._listed[-1]}")
-            if len(self._listed) >= RESUME_MAX:
-                raise RemoteProtocolError(f"more than {RESUME_MAX} streams listed")
-            self._listed.append(live.stream)
+            self._beginning.take(
+                live.stream, next_id=event.next_id, ours=self.streams, seen=self._may_have_ended, most_ended=most_ended
+            )
             self._resume_stream(live)
+        self._wake()
         if event.last:
-            self._establish(event.next_id, path, now)
+            self._establish(event.next_id, now)
+
+    def _may_have_ended(self, stream_id: int) -> bool:
+        """Whether a stream that the peer lists and we do not have has ended.
+
+        An opener that does not know a stream has forgotten it, with all of the session; an acceptor may be about to
+        learn of it.
+        """
+        return self.opener or stream_id <= self._last_id_in
 
     def _resume_stream(self, live: Live) -> None:
         stream = self.streams.get(live.stream)
@@ -664,31 +664,17 @@ class Session:
             stream.send.ack(live.delivered, live.limit)
             stream.reset_sent = False
 
-    def _last_words_again(self) -> None:
-        """Tell the peer how those streams ended that only it still has; what it does not list, it knows.
-
-        An opener that does not know a stream has forgotten it, with all of the session; an acceptor may be about to
-        learn of it.
-        """
-        gone = [
-            stream_id
-            for stream_id in self._listed
-            if stream_id not in self.streams and (self.opener or stream_id <= self._last_id_in)
-        ]
-        self._ended = {stream_id: self._ended.get(stream_id, Abort(stream_id, Code.GONE, GONE)) for stream_id in gone}
-        self._outbox.control.extend(self._ended.values())
-        self._outbox.control.extend(
-            Accept(stream.id, stream.receive.limit) for stream in self._late if stream.id in self.streams
-        )
-        self._listed.clear()
-        self._late.clear()
-
-    def _establish(self, peer_next_id: int, path: Path, now: float) -> None:
+    def _establish(self, peer_next_id: int, now: float) -> None:
         """The peer has told all it knows: go on from there."""
         self.established = True
         self._lost_at = None
-        listed = set(self._listed)
-        self._last_words_again()
+        beginning = self._beginning
+        # What the peer does not list, it knows.
+        self._ended = {stream_id: word for stream_id, word in self._ended.items() if beginning.names(stream_id)}
+        beginning.end(self.streams)
+        for stream in beginning.late:
+            if stream.id in self.streams:
+                self._outbox.control.append(Accept(stream.id, stream.receive.limit))
         if self.opener:
             self._next_id = max(self._next_id, peer_next_id)
         for stream in list(self.streams.values()):
@@ -701,7 +687,7 @@ class Session:
                 stream.send.rewind(0, eof_received=False)
                 stream.reset_sent = False
                 self._offer(stream)
-            elif stream.state is State.RESETTING and stream.id not in listed:
+            elif stream.state is State.RESETTING and stream.id not in beginning.listed:
                 self._reset_arrived(stream)
                 continue
             if stream.state is State.OPEN:
@@ -733,6 +719,21 @@ class Session:
         path = self._path
         if path is None:
             return messages
+        beginning = self._beginning
+        if not beginning.told:
+            page = beginning.page(
+                self.streams,
+                grace_s=self._grace_s,
+                window=self._budget.floor_bytes,
+                next_id=self._next_id if self.opener else self._last_id_in + 1,
+            )
+            messages.append(self._message(path, [page], now))
+            self._wake()
+            return messages
+        if not beginning.answered:
+            self._outbox.control.extend(beginning.answers(self._ended))
+            if not beginning.answered:
+                self._wake()
         if self._unflushed:
             self._offered |= dict.fromkeys(filter(self.streams.__contains__, self._unflushed), now)
             self._unflushed.clear()
@@ -741,15 +742,18 @@ class Session:
             events = outbox.batch(path, established=self.established)
             if not events:
                 break
-            batch = Batch(path.epoch, path.seq, path.received, tuple(events))
-            frames = wire.encode(batch, version=self._version)
-            path.send(sum(map(len, frames)), now)
-            messages.append((path.path_id, frames))
+            messages.append(self._message(path, events, now))
         if path.ack_due(now):
             path.acknowledged()
             batch = Batch(path.epoch, path.seq, path.received, ())
             messages.append((path.path_id, wire.encode(batch, version=self._version)))
         return messages
+
+    def _message(self, path: Path, events: Sequence[Event], now: float) -> tuple[object, list[Buffer]]:
+        batch = Batch(path.epoch, path.seq, path.received, tuple(events))
+        frames = wire.encode(batch, version=self._version)
+        path.send(sum(map(len, frames)), now)
+        return path.path_id, frames
 
     def _flush_acks(self) -> None:
         self._acks_due = None

@@ -1,0 +1,109 @@
+"""How an epoch begins: the pages that tell the peer of our streams, and what its pages have told us.
+
+Everything here is done one page at a time: a page of ours is built when it is sent, and of the streams that only the
+peer still has no more than a page is answered in one flush.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Mapping
+
+from goreprox.protocol.errors import RemoteProtocolError
+from goreprox.protocol.events import Abort, Code, Control, Live, Resume
+from goreprox.protocol.limits import RESUME_MAX, RESUME_PAGE
+from goreprox.protocol.stream import State, Stream
+
+GONE = "the peer no longer knows this stream"
+
+
+class Beginning:
+    """Of one epoch, at one end."""
+
+    __slots__ = ("_answered", "_asked", "_count", "_last", "_untold", "late", "listed", "told")
+
+    def __init__(self, ours: Iterable[int] | None = None) -> None:
+        """Have streams to tell of, in ascending order; None: there is nobody to be told."""
+        self.told = ours is None
+        """Whether all our pages are built."""
+        self._untold = deque(ours or ())
+        self.listed: set[int] = set()
+        """Streams that the peer has listed and that we had then: no more than are ours."""
+        self.late: list[Stream] = []
+        """Accepted after their page was built."""
+        self._asked = array("Q")
+        """Those that it has listed and that had ended here, to be answered: 8 bytes each."""
+        self._answered = 0
+        self._count = self._last = 0
+
+    # What we tell.
+
+    def tells(self, stream_id: int) -> bool:
+        """Whether a page that is still to be built is to name a stream."""
+        return bool(self._untold) and self._untold[0] <= stream_id <= self._untold[-1]
+
+    def page(self, ours: Mapping[int, Stream], *, grace_s: float, window: int, next_id: int) -> Resume:
+        """Return the next page: each stream as it stands now, unless it has ended meanwhile."""
+        lives: list[Live] = []
+        while self._untold and len(lives) < RESUME_PAGE:
+            stream = ours.get(self._untold.popleft())
+            # Nothing more is expected for one in state RESET, which the peer may have forgotten.
+            if stream is not None and stream.state is not State.RESET:
+                receive = stream.receive
+                lives.append(
+                    Live(stream.id, stream.accepted, receive.received, receive.ack_offset, receive.limit, receive.eof)
+                )
+        self.told = not self._untold
+        return Resume(grace_s, window, next_id, self.told, tuple(lives))
+
+    # What we are told.
+
+    def take(
+        self, stream_id: int, *, next_id: int, ours: Container[int], seen: Callable[[int], bool], most_ended: int
+    ) -> None:
+        """Note that the peer has listed a stream, and that `next_id` is the least one that it has never seen.
+
+        One that is not `ours` is to be answered if we have `seen` it; there can be `most_ended` of these.
+
+        Raises:
+            RemoteProtocolError: out of order, or more than there can be.
+        """
+        if stream_id <= self._last:
+            raise RemoteProtocolError(f"stream {stream_id} listed after {self._last}")
+        if stream_id >= next_id:
+            raise RemoteProtocolError(f"stream {stream_id} listed by a peer that has seen none from {next_id} on")
+        if self._count >= RESUME_MAX:
+            raise RemoteProtocolError(f"more than {RESUME_MAX} streams listed")
+        self._last = stream_id
+        self._count += 1
+        if stream_id in ours:
+            self.listed.add(stream_id)
+        elif seen(stream_id):
+            if len(self._asked) >= most_ended:
+                raise RemoteProtocolError(f"more than {most_ended} streams listed that have ended here")
+            self._asked.append(stream_id)
+
+    def names(self, stream_id: int) -> bool:
+        """Whether the peer has listed a stream, be it ours or one to be answered."""
+        index = bisect_left(self._asked, stream_id)
+        return stream_id in self.listed or (index < len(self._asked) and self._asked[index] == stream_id)
+
+    def end(self, ours: Container[int]) -> None:
+        """The peer has listed all: answer also those that have ended since they were listed."""
+        self._asked.extend(stream_id for stream_id in sorted(self.listed) if stream_id not in ours)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to tell."""
+        return self.told and self.answered
+
+    @property
+    def answered(self) -> bool:
+        """Whether all are answered."""
+        return self._answered == len(self._asked)
+
+    def answers(self, last_words: Mapping[int, Control]) -> list[Control]:
+        """Return how streams ended that only the peer still has, a page of them at most."""
+        asked = self._asked[self._answered : self._answered + RESUME_PAGE]
+        self._answered += len(asked)
+        return [last_words.get(stream_id) or Abort(stream_id, Code.GONE, GONE) for stream_id in asked]

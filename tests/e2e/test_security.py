@@ -9,105 +9,19 @@ import resource
 import shlex
 import socket
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from goreprox.config import Address
 from goreprox.keys.join import Join
-from tests.e2e.harness import (
-    HOST,
-    Handler,
-    Process,
-    Tunnel,
-    echo,
-    eventually,
-    read_digest,
-    run,
-    send_blocks,
-)
+from tests.e2e.harness import HOST, echo, eventually, run
+from tests.e2e.secured import Secured, number, said, secured
 
 STREAMS = 50
 HALF_OPEN = 2000
 FLOOD_S = 10.0
-
-
-class Secured(Tunnel):
-    """A tunnel with keys; everything of it lies in one directory."""
-
-    def __init__(self, tmp: Path) -> None:
-        super().__init__(tmp)
-        self.state = tmp / "state"
-        self.providers = self.edges = 0
-
-    async def start(
-        self, command: str, *args: str, env: dict[str, str] | None = None, stdout: int = subprocess.PIPE
-    ) -> Process:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-m", "goreprox", command, *args),
-            *("--log-json", "--log-level", "debug", "--runtime-dir", str(self.tmp / "run")),
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {})},
-            cwd=self.tmp,
-        )
-        started = Process(process)
-        self._stack.push_async_callback(started.stop)
-        return started
-
-    async def serve(self, *args: str, port: int = 0, providers: int = 0, state: Path | None = None) -> Process:
-        self.server = await self.start(
-            *("server", "--listen", f"{HOST}:{port}", "--providers", f"{HOST}:{providers}", "--edges", f"{HOST}:0"),
-            *("--state-dir", str(state or self.state), *args),
-        )
-        ready = await self.server.ready()
-        clients, self.providers, self.edges = ready["clients"], number(ready["providers"]), number(ready["edges"])
-        assert isinstance(clients, list)
-        self.port = clients[0]
-        return self.server
-
-    async def provide(
-        self,
-        *args: str,
-        target: int | None = None,
-        connect: bool = True,
-        join: str | None = "default",
-        env: dict[str, str] | None = None,
-        server: int | None = None,
-    ) -> Process:
-        joined = () if join is None else ("--join-file", str(self.join_file(join)))
-        self.provider = await self.start(
-            *("provider", f"{HOST}:{target or self.target_port}", "--server", f"{HOST}:{server or self.providers}"),
-            *joined,
-            *args,
-            env=env,
-        )
-        await self.provider.ready()
-        if connect:
-            provider = self.provider
-            await eventually(lambda: provider.events("peer_up"), "provider connected")
-        return self.provider
-
-    def join_file(self, name: str) -> Path:
-        return self.state / "join" / f"{name}.join"
-
-    async def keys(self, *args: str) -> str:
-        """Run `goreprox keys`."""
-        command = [sys.executable, "-m", "goreprox", "keys", *args, "--state-dir", str(self.state)]
-        done = await asyncio.to_thread(
-            subprocess.run, command, cwd=self.tmp, capture_output=True, text=True, check=True, timeout=60
-        )
-        return str(done.stdout)
-
-    async def transfers(self, blocks: int = 16) -> None:
-        """Send 1 MiB there and back, and compare."""
-        reader, writer = await self.connect()
-        sent, (size, got) = await asyncio.gather(send_blocks(writer, blocks), read_digest(reader, size=blocks << 16))
-        assert (size, got) == (blocks << 16, sent)
-        writer.close()
 
 
 def command_line(pid: int) -> str:
@@ -115,25 +29,6 @@ def command_line(pid: int) -> str:
     return subprocess.run(
         ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=True
     ).stdout
-
-
-def number(value: object) -> int:
-    assert isinstance(value, int)
-    return value
-
-
-@contextlib.asynccontextmanager
-async def secured(tmp: Path, handler: Handler = echo, *args: str) -> AsyncIterator[Secured]:
-    """A server with keys and a target; providers are up to the test."""
-    made = Secured(tmp)
-    async with made._stack:
-        await made.target(handler)
-        await made.serve(*args)
-        yield made
-
-
-async def said(process: Process, text: str) -> None:
-    await eventually(lambda: process.said(text), f"said: {text}")
 
 
 async def is_reset(reader: asyncio.StreamReader) -> bool:

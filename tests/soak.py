@@ -27,6 +27,7 @@ LOAD_FROM_S = 1800
 LOAD = ["pytest", "-q", "-rP", "tests/e2e/test_load.py", "tests/e2e/test_limits.py", "tests/e2e/test_descriptors.py"]
 PARTS: dict[str, Callable[[int, str], list[str]]] = {
     "chaos": lambda seed, _: ["tests.e2e.chaos", str(seed)],
+    "siege": lambda seed, seconds: ["tests.e2e.siege", str(seed), "--seconds", seconds],
     "sim": lambda seed, seconds: ["tests.sim", f"{seed}-", "--seconds", seconds],
     "fuzz": lambda _, seconds: ["tests.fuzz", "--seconds", seconds],
     "properties": lambda *_: ["pytest", "-q", f"--timeout={HANG_S}", "tests/unit", "tests/sim/test_machine.py"],

@@ -322,7 +322,7 @@ class Chaos:
             return "an end was invented"
         if target is None:
             return "bytes from nowhere" if client.read or client.saw_eof else None
-        return _unfaithful(self.report, client, target) or _unfaithful(self.report, target, client)
+        return unfaithful(self.report, client, target) or unfaithful(self.report, target, client)
 
     def _lost_a_process(self, client: End, target: End | None) -> bool:
         """Whether one that owned a socket of this stream, or may have, was killed meanwhile."""
@@ -356,7 +356,7 @@ class Chaos:
             self._check_log(slot, process)
 
 
-def _unfaithful(report: Report, reader: End, writer: End) -> str | None:
+def unfaithful(report: Report, reader: End, writer: End) -> str | None:
     """Say how what one end read differs from what the other one did."""
     report.bytes_checked += reader.read
     if reader.read > writer.written or hashlib.sha256(writer.text[: reader.read]).hexdigest() != reader.digest:

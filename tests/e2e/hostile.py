@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine
 from tests.e2e.harness import HOST
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
-IDENTITY_ROOM = 97
 MANY_PARTS = 50_000
 """Of one message: what takes long enough to be read in the process under test for something to happen meanwhile."""
 
@@ -131,27 +130,27 @@ class Cutter:
         self._server = socket.create_server((HOST, 0), backlog=128)
         self._server.setblocking(False)
         self.port = int(self._server.getsockname()[1])
-        self._spawn(self._accept())
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._server, self._accept)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work, name="cutter")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            near, _ = await loop.sock_accept(self._server)
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            near, _ = self._server.accept()
+            near.setblocking(False)
             self._spawn(self._relay(near))
 
     async def _relay(self, near: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         direction, limit, rst = self._next_cut() or (0, 1 << 62, False)
         far = socket.socket()
         far.setblocking(False)
         try:
             with contextlib.suppress(OSError):
-                await loop.sock_connect(far, (HOST, self._target))
+                await self._loop.sock_connect(far, (HOST, self._target))
                 pumps = [
                     asyncio.create_task(_pump(near, far, limit if direction == 0 else 1 << 62), name="there"),
                     asyncio.create_task(_pump(far, near, limit if direction == 1 else 1 << 62), name="back"),
@@ -168,6 +167,7 @@ class Cutter:
 
     async def stop(self) -> None:
         """Cut everything and accept no more."""
+        self._loop.remove_reader(self._server)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -516,6 +516,7 @@ addEventListener("load", () => document.body.textContent = `${arrived} have arri
 
 @pytest.mark.programs
 def test_chromium_loads_a_page_with_fifty_images_and_scripts(tmp_path: Path) -> None:
+    chromium = program("chromium")
     authority = Authority(tmp_path)
     served: list[str] = []
     images, scripts = ([f"/{kind}{index}" for index in range(25)] for kind in ("image", "script"))
@@ -544,7 +545,7 @@ def test_chromium_loads_a_page_with_fifty_images_and_scripts(tmp_path: Path) -> 
             await made.serve(*authority.options)
             await made.provide(target=runner.addresses[0][1])
             argv = (
-                "env", f"HOME={tmp_path}", program("chromium"),
+                "env", f"HOME={tmp_path}", chromium,
                 "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                 "--disable-background-networking", "--no-proxy-server",
                 f"--user-data-dir={tmp_path / 'profile'}",

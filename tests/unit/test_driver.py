@@ -235,3 +235,26 @@ def test_of_those_who_come_and_go_without_a_stream_the_last_ones_are_remembered(
         assert provider.driver.peers[edges[2].name.id] is back
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("name", "buried"), [("one", True), ("two", False)])
+def test_only_a_successor_of_the_same_name_declares_a_process_dead(name: str, *, buried: bool) -> None:
+    async def main() -> None:
+        edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+        peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+        await eventually(lambda: peer.session.established and back.session.established)
+        stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
+        peer.session.open(stream)
+        await eventually(lambda: len(provider.opened) == 1)
+        attributes: Mapping[str, object] = {
+            "protocol": [VERSION_LEAST, VERSION],
+            "predecessor": provider.name.incarnation,
+        }
+        other = Wire(Role.PROVIDER)
+        other.name = PeerName(Role.PROVIDER, name, os.urandom(16))
+        edge.others[other.name.id] = other
+        edge.driver.peer_up(edge, PeerInfo(other.name, 1, attributes))
+        assert (stream.state is State.CLOSED) is buried
+        assert (provider.name.id not in edge.driver.peers) is buried
+
+    asyncio.run(main())

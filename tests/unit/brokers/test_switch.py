@@ -288,3 +288,11 @@ def test_a_broker_that_slept_does_not_expire_who_could_not_be_heard() -> None:
     broker.switch.tick(1.0)
     assert broker.switch.tick(60.0) == []
     assert len(broker.switch.peers) == 1
+
+
+def test_nothing_is_kept_of_a_connection_that_is_gone() -> None:
+    broker = Broker()
+    broker.hello("e1")
+    broker.switch.lost("e1", "gone")
+    assert broker.switch._presence.expired(1e9) == []
+    assert not broker.switch._peers and not broker.switch._keys

@@ -214,3 +214,14 @@ def test_a_discard_gives_the_budget_back() -> None:
     receive.discard()
     assert budget.borrowed_bytes == 0
     assert not receive.chunks
+
+
+def test_what_was_promised_before_a_window_shrank_stays_counted() -> None:
+    budget = Budget(total_bytes=MIB, max_streams=64)
+    receive = ReceiveHalf(budget)
+    receive.receive(0, bytes(WINDOW_INITIAL))
+    budget.account(held=0, holding=budget.floor_bytes + budget.loan_bytes)
+    consume(receive, WINDOW_INITIAL // 2)
+    delivered, limit = receive.take_ack()
+    assert limit - delivered == WINDOW_INITIAL // 2
+    assert budget.borrowed_bytes == budget.loan_bytes + WINDOW_INITIAL // 2 - budget.floor_bytes

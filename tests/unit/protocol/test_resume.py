@@ -13,12 +13,13 @@ from goreprox.protocol.events import (
     Event,
     Live,
     Open,
+    Refuse,
     Reset,
     Resume,
 )
 from goreprox.protocol.limits import KIB, RESUME_PAGE, WINDOW_INITIAL
 from goreprox.protocol.resume import GONE
-from tests.unit.protocol.harness import WINDOW, Peer, accepted, failure, hello, live, provider
+from tests.unit.protocol.harness import WINDOW, Peer, accepted, edge, failure, hello, live, provider
 
 
 def test_a_resume_may_not_list_streams_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,3 +171,20 @@ def test_a_stream_that_ends_before_its_page_is_sent_is_acknowledged() -> None:
     page, *rest = peer.heard()
     assert isinstance(page, Resume) and not page.streams
     assert peer.heard() + rest == [Ack(1, 1, WINDOW_INITIAL)]
+
+
+def test_a_reset_that_was_lost_with_its_epoch_is_said_again() -> None:
+    peer, stream = accepted()
+    stream.reset("gone", now=0.0)
+    assert Reset(1, 0, "gone") in peer.heard()
+    peer.session.path_down("a", 0.0)
+    assert Reset(1, 0, "gone") in peer.connect(live(1), next_id=2)
+
+
+def test_nothing_is_kept_of_a_refused_stream() -> None:
+    peer = edge()
+    stream = peer.open()
+    peer.heard()
+    assert peer.session._offered
+    peer.say(Refuse(stream.id, Code.TARGET, "no"))
+    assert not peer.session._offered and not peer.session.streams

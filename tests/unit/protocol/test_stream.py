@@ -306,3 +306,12 @@ def test_a_stream_without_both_ends_of_file_has_not_passed() -> None:
     stream.send.eof_sent = True
     passed.append(stream.passed)
     assert passed == [False, False]
+
+
+def test_a_stream_whose_end_of_file_was_not_sent_has_not_passed() -> None:
+    stream, _ = make()
+    stream.write(b"unsent")
+    stream.write_eof()
+    stream.receive_eof(0)
+    stream.deliver_eof(now=0.0)
+    assert not stream.passed

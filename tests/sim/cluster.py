@@ -197,6 +197,7 @@ class Cluster:
                 grace_s=self.edge_grace_s,
                 memory_bytes=self.memory,
                 max_connections=self.max_connections,
+                max_connections_per_address=0,  # most clients come from one
                 runtime_dir=Path("/"),
             )
         )

@@ -229,7 +229,8 @@ class Oracle:
             if peer.session.failed is not None:
                 raise Violation(f"{slot}: {peer.info.name.name} broke the protocol: {peer.session.failed}")
             streams |= {id(stream): stream for stream in peer.session.streams.values()}
-        borrowed = held = 0
+        borrowed = held = promised = 0
+        floor = driver._budget.floor_bytes
         for stream in streams.values():
             send, receive = stream.send, stream.receive
             borrowed += send._borrowed + receive._borrowed
@@ -237,11 +238,16 @@ class Oracle:
             if stream.state is State.CLOSED:
                 continue
             held += receive.received - receive.delivered
+            promised += max(send.end - send.acked - floor, 0)
+            if stream.state is not State.RESETTING:  # its window is void: what still arrives is let go
+                promised += max(receive.limit - receive.delivered - floor, 0)
             if receive.received > receive.limit:
                 raise Violation(f"{slot}: {stream} holds more than its window")
             if send.sent > send.limit:
                 raise Violation(f"{slot}: {stream} sent more than the peer's window")
         budget = driver._budget
+        if promised > budget.borrowed_bytes:
+            raise Violation(f"{slot}: has promised {promised} bytes of loans, {budget.borrowed_bytes} are lent")
         if borrowed != budget.borrowed_bytes:
             raise Violation(f"{slot}: streams have borrowed {borrowed} bytes, {budget.borrowed_bytes} are lent")
         if held > self._cluster.memory:

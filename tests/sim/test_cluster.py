@@ -301,6 +301,17 @@ def _leak_the_budget(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ReceiveHalf, "discard", lambda self: self.chunks.clear())
 
 
+def _count_the_window_for_what_was_promised(patch: pytest.MonkeyPatch) -> None:
+    original = ReceiveHalf.take_ack
+
+    def take_ack(self: ReceiveHalf) -> tuple[int, int]:
+        told = original(self)
+        self._borrowed = self._budget.account(held=self._borrowed, holding=self._window)
+        return told
+
+    patch.setattr(ReceiveHalf, "take_ack", take_ack)
+
+
 def _end_with_fin(patch: pytest.MonkeyPatch) -> None:
     original = Bridge._close
     patch.setattr(Bridge, "_close", lambda self, **_: original(self, finish=True))
@@ -330,6 +341,7 @@ DEFECTS: list[Patch] = [
     _tell_nobody_who_is_gone,
     _let_one_stream_hog_the_path,
     _leak_the_budget,
+    _count_the_window_for_what_was_promised,
     _end_with_fin,
     _tell_nobody_of_room,
     _wait_too_long,

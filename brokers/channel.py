@@ -42,6 +42,9 @@ class Channel:
         self._fd = int(socket.getsockopt(zmq.FD))
         self.on_drained: Callable[[], None] | None = None
         """Called after each drain: room for sending may be there again."""
+        self.on_behind: Callable[[], None] | None = None
+        """Called when a turn ends with messages left to read."""
+        self._first: zmq.Frame | None = None
         socket.copy_threshold = 0
         self._loop.add_reader(self._fd, self._drain)
         self._schedule()
@@ -58,6 +61,19 @@ class Channel:
         for index, frame in enumerate(frames):
             send(frame, NOBLOCK if index == last else MORE, len(frame) < REFERENCED_BYTES)
         self.look_again()
+
+    @property
+    def descriptor(self) -> int:
+        """Of the connection that the present message came from; libzmq may have closed it. -1: it does not say."""
+        assert self._first is not None
+        try:
+            return int(self._first.get(zmq.SRCFD))
+        except zmq.ZMQError:
+            return -1
+
+    def drain(self) -> None:
+        """Read now what waits, instead of in the next turn of the loop."""
+        self._drain()
 
     @property
     def readable(self) -> bool:
@@ -83,13 +99,17 @@ class Channel:
         while self.readable:
             if messages >= DRAIN_MESSAGES or size > DRAIN_BYTES:
                 self._schedule()
+                if self.on_behind is not None:
+                    self.on_behind()
                 break
             frames: list[Buffer] = []
             more = True
             while more:
                 frame = self.socket.recv(NOBLOCK, False)
-                if self._authenticated and not frames:
-                    self.user_id = _user_id(frame)
+                if not frames:
+                    self._first = frame
+                    if self._authenticated:
+                        self.user_id = _user_id(frame)
                 length = len(frame)
                 size += length
                 frames.append(frame.buffer if length >= KEPT_BYTES else frame.bytes)
@@ -140,6 +160,10 @@ class Monitor:
     def _receive(self, frames: list[Buffer]) -> None:
         event = parse_monitor_message([bytes(frame) for frame in frames])
         self._told(event["event"], event["value"])
+
+    def drain(self) -> None:
+        """Tell now what there is to tell, instead of in the next turn of the loop."""
+        self._channel.drain()
 
     def close(self) -> None:
         """Tell nothing more; before the socket itself is closed."""

@@ -187,20 +187,16 @@ class Link:
     def _make_socket(self) -> "zmq.Socket[bytes]":
         socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         timings = self._timings
-        link_ms = int(timings.link_timeout_s * 1000)
         options: dict[int, int] = {
             zmq.IPV6: 1,
             zmq.LINGER: 0,
             zmq.MAXMSGSIZE: MAX_FRAME,
             zmq.SNDHWM: HIGH_WATER,
-            zmq.RCVHWM: HIGH_WATER,
+            zmq.RCVHWM: 0,  # no full pipes and no heartbeats: see `connections` for why
             zmq.RECONNECT_IVL: int(timings.reconnect_min_s * 1000 * random.uniform(1.0, 1.5)),
             zmq.RECONNECT_IVL_MAX: int(timings.reconnect_max_s * 1000),
             zmq.CONNECT_TIMEOUT: int(timings.connect_timeout_s * 1000),
             zmq.HANDSHAKE_IVL: int(self._handshake_s * 1000),
-            zmq.HEARTBEAT_IVL: link_ms // 3,
-            zmq.HEARTBEAT_TIMEOUT: 2 * link_ms // 3,
-            zmq.HEARTBEAT_TTL: link_ms,
         }
         for option, value in options.items():
             socket.setsockopt(option, value)
@@ -274,9 +270,10 @@ class Link:
         """Renew, greet again: whatever else time alone brings about."""
         while True:
             now = self._loop.time()
-            if self.state is State.UP and now - self._heard_at > self._timings.link_timeout_s:
+            if self.state is State.UP and self._is_silent:
                 self._lose("the broker is silent")
-                self._greet()
+                self._hang_up()
+                self._dial()
             elif self.state is State.UP:
                 self._send(control(Renew()))
             elif self.state is State.GREETING and now - self._greeted_at >= self._greet_s:
@@ -284,6 +281,11 @@ class Link:
                 self._greet()
             pause = self._timings.renew_s if self.state is State.UP else min(GREET_S, self._timings.renew_s)
             await asyncio.sleep(pause * random.uniform(0.8, 1.0))
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether the connection shows no life: it is made anew."""
+        return self._loop.time() - self._heard_at > self._timings.link_timeout_s
 
     async def _connect(self) -> None:
         """Connect to the next address of the host; libzmq then reconnects to it by itself."""
@@ -300,7 +302,7 @@ class Link:
             self._diagnosis.look(self._address)
         self._tried = [*self._tried, untried[0]] if untried is not endpoints else [untried[0]]
         # The same one again, too: after some errors libzmq reconnects no more (protocol_error in its session_base.cpp).
-        anew = self.state is State.DOWN and self._again is None
+        anew = self._again is None and (self.state is State.DOWN or self._is_silent)
         if self.state is not State.UP and (untried[0] != self._endpoint or anew):
             self._hang_up()
             self._endpoint, self._address = untried[0], addresses[untried[0]]
@@ -359,7 +361,7 @@ class Link:
             self._handshake_failed(event, timed_out=timed_out)
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._inbox.down("connected anew")
-            self._silent_at = self._loop.time()
+            self._silent_at = self._heard_at = self._loop.time()
             self._greet()
         else:
             self._lose("the connection was lost")

@@ -1,15 +1,13 @@
 """The broker: ROUTER sockets around a switch, and peers in this very process.
 
 Standalone and embedded brokers are this same code. libzmq limits: its high-water marks count messages, so
-outboxes here count bytes; it cannot disconnect a peer, so one that is dropped is merely no longer heard, and one whose
-key is revoked is robbed of its connection (`security.sever`).
+outboxes here count bytes; it cannot end one connection, so `connections` does.
 """
 
 import asyncio
 import contextlib
 import errno
 import functools
-import itertools
 import os
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,6 +18,7 @@ from loguru import logger
 
 from brokers.carrier import Buffer, Receiver, Timings
 from brokers.channel import Channel, Monitor
+from brokers.connections import Connection, Connections
 from brokers.envelope import (
     CONTROL,
     FABRIC_VERSION,
@@ -37,11 +36,11 @@ from brokers.errors import BadMessage, BadName, BindError
 from brokers.limited_log import LimitedLog
 from brokers.link import Inbox
 from brokers.names import ID_BYTES, PeerName, Role
-from brokers.security import BrokerSecurity, Gatekeeper, KeyPair, draw_routing_ids, secure_broker, sever
+from brokers.security import BrokerSecurity, Gatekeeper, KeyPair, draw_routing_ids, secure_broker
 from brokers.switch import Output, PeerInfo, Switch
 
 HIGH_WATER = 1000
-"""Messages in a pipe. Sessions keep at most 32 MiB in flight, so bytes are bounded above us."""
+"""Messages in a pipe to a peer. Sessions keep at most 32 MiB in flight, so bytes are bounded above us."""
 OUTBOX_BYTES = 16 * 1024 * 1024
 OUTBOX_MESSAGES = 4096
 RETRY_S = 0.02
@@ -50,6 +49,15 @@ PROBE_AGAIN_S = 0.05
 PROBE_TURNS = 8
 """Turns of the loop in which last words are read, 8 MiB each: twice what a session keeps in flight."""
 HANDSHAKE_MS = 5000
+GREETING_S = 15.0
+"""From the connection to the hello: the handshake, and a link that says hello every 8 s."""
+ENFORCE_S = 0.05
+ENFORCE_IDLE_S = 0.25
+"""Between two looks at the bounds of connections: while some have not said hello or messages wait, and otherwise."""
+STUCK_CONNECTIONS = 64
+"""Two descriptors each; more are not left to those that libzmq cannot close."""
+REFUSED_S = 0.5
+"""What a peer has to read why it is refused, before its connection is ended."""
 REBIND_S = 5.0
 REBIND_PAUSE_S = 0.01
 """libzmq's I/O thread closes ports without telling when."""
@@ -83,11 +91,11 @@ class _Port:
     keys: KeyPair | None
     host: str | None
     number: int
-    back_door: str
-    """A second endpoint of the same ROUTER, inside the process: for `sever`."""
+    connections: Connections
 
     def close(self, linger_s: float) -> None:
         self.monitor.close()
+        self.connections.close()
         self.channel.close(linger_s)
 
 
@@ -165,8 +173,11 @@ class Router:
         self._retry: asyncio.TimerHandle | None = None
         self._probe_again: asyncio.TimerHandle | None = None
         self._disconnected_again = False
+        self._reopening = asyncio.Lock()
+        self._replacing: asyncio.Task[None] | None = None
+        self._enforcing = self._loop.call_later(ENFORCE_IDLE_S, self._enforce)
+        self._enforced_at = self._loop.time()
         self._closed = False
-        self._numbers = itertools.count()
         self._security = security
         self._gatekeeper = Gatekeeper(self._context, security.authority, self._log) if security is not None else None
 
@@ -193,7 +204,6 @@ class Router:
         except (OSError, zmq.ZMQError) as exc:
             raise BindError(exc.errno, f"cannot listen on {where}:{port}: {exc.strerror}") from exc
         keys = self._security.keys if self._security is not None else None
-        link_ms = int(self._timings.link_timeout_s * 1000)
         options: dict[int, int] = {
             zmq.ROUTER_MANDATORY: 1,
             zmq.ROUTER_HANDOVER: 1,
@@ -201,22 +211,18 @@ class Router:
             zmq.LINGER: 0,
             zmq.MAXMSGSIZE: MAX_FRAME,
             zmq.SNDHWM: HIGH_WATER,
-            zmq.RCVHWM: HIGH_WATER,
+            zmq.RCVHWM: 0,  # see `connections`, which bounds what waits; as does the lack of heartbeats
             zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
             zmq.BACKLOG: 1024,
-            zmq.HEARTBEAT_IVL: link_ms // 3,
-            zmq.HEARTBEAT_TIMEOUT: 2 * link_ms // 3,
-            zmq.HEARTBEAT_TTL: link_ms,
         }
         for option, value in options.items():
             socket.setsockopt(option, value)
-        back_door = f"inproc://router-{next(self._numbers)}"
         if keys is not None:
             secure_broker(socket, keys, role)
-            socket.bind(back_door)
         monitor: Monitor | None = None
         try:
-            monitor = Monitor(socket, zmq.EVENT_DISCONNECTED | sum(HANDSHAKES_FAILED), self._monitored)
+            events = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | sum(HANDSHAKES_FAILED)
+            monitor = Monitor(socket, events, lambda event, value: self._monitored(role, event, value))
             socket.bind(f"tcp://{where}:{port or '*'}")
         except zmq.ZMQError as exc:
             if monitor is not None:
@@ -229,8 +235,10 @@ class Router:
             authenticated=keys is not None,
         )
         channel.on_drained = self._retry_outboxes
+        channel.on_behind = self._enforce_soon
         number = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-        return _Port(channel, monitor, keys, host, number, back_door)
+        connections = Connections(number, secure=keys is not None, greeting_s=GREETING_S)
+        return _Port(channel, monitor, keys, host, number, connections)
 
     async def rekey(self, keys: KeyPair) -> None:
         """Demand that peers expect `keys` from now on: every link is cut and must come again, to the same ports.
@@ -243,17 +251,29 @@ class Router:
         """
         assert self._security is not None, "there are no keys to replace"
         self._security = replace(self._security, keys=keys)
-        for role, old in [(Role(byte), port) for byte, port in self._ports.items() if port.keys != keys]:
+        for role, port in [(Role(byte), port) for byte, port in self._ports.items()]:
+            if port.keys != keys:
+                await self._reopen(role, port)
+        self._probe()
+
+    async def _reopen(self, role: Role, old: _Port) -> None:
+        """Put a new socket in the place of `old`, unless that was done already: links are cut and come again.
+
+        Raises:
+            BindError: somebody else took the port in between; to be called again.
+        """
+        async with self._reopening:
+            if self._ports[role.value] is not old:
+                return
             endpoint = old.channel.socket.getsockopt_string(zmq.LAST_ENDPOINT)
             try:
                 _see_descriptors()  # as an unbound port has no links left, and there may be no other
             except OSError as exc:
-                raise BindError(exc.errno, f"cannot listen on {endpoint} with new keys: {exc.strerror}") from exc
+                raise BindError(exc.errno, f"cannot listen on {endpoint} anew: {exc.strerror}") from exc
             with contextlib.suppress(zmq.ZMQError):  # unbound by an attempt that failed
                 old.channel.socket.unbind(endpoint)
             self._ports[role.value] = await self._open_soon(role, old.host, old.number)
             old.close(0)
-        self._probe()
 
     async def _open_soon(self, role: Role, host: str | None, port: int) -> _Port:
         give_up = self._loop.time() + REBIND_S
@@ -274,7 +294,7 @@ class Router:
                 objection = self._objection(key, peer.attributes)
             if objection is not None:
                 del self._names[key]
-                self._banish(name.role, key, objection)
+                self._reject(name.role, key, objection, self._ports[name.role.value].connections.of_peer(key))
 
     def attach(self, name: PeerName, attributes: Mapping[str, object], receiver: Receiver) -> LocalPeer:
         """Join a peer of this process; its receiver hears of it in the next turn of the loop."""
@@ -289,19 +309,38 @@ class Router:
 
     def _from_remote(self, role: Role, user_id: str, frames: list[Buffer]) -> None:
         routing_id = bytes(frames[0])
+        port = self._ports[role.value]
+        body = frames[1:]
+        port.connections.read(routing_id, body)
         known = self._names.get(routing_id)
+        is_control = body[:1] == [CONTROL]
         try:
             # Any message may be of another connection that took the routing id over: the key is looked at each time.
             name = known[0] if known is not None and known[1] == user_id else self._identify(role, routing_id, user_id)
-            outputs = self._switch.receive(routing_id, name, frames[1:], self._loop.time())
+            outputs = self._switch.receive(routing_id, name, body, self._loop.time())
         except (BadName, BadMessage) as exc:
             self._log.say("message_dropped", f"dropped a message on the {role.name.lower()} port: {exc}")
             if isinstance(exc, BadName):
-                if frames[1:2] == [CONTROL]:
+                if is_control:
                     self._tell(role, routing_id, Refused(str(exc)))
-                self._banish(role, routing_id, str(exc))
+                self._reject(role, routing_id, str(exc), port.connections.of_descriptor(port.channel.descriptor))
             return
+        if is_control and self._switch.peer(routing_id) is not None:
+            obstacle = self._follow(port, routing_id)
+            if obstacle is not None:
+                outputs = [(routing_id, control(Refused(obstacle))), *self._switch.lost(routing_id, "lost")]
         self._dispatch(outputs)
+
+    def _follow(self, port: _Port, routing_id: bytes) -> str | None:
+        """Learn which connection a peer has; return what is in the way, if anything."""
+        descriptor = port.channel.descriptor
+        if descriptor < 0:
+            return "its ZeroMQ is too old: ZMTP 3 is needed"
+        if port.connections.of_descriptor(descriptor) is None:
+            port.monitor.drain()  # the events of a connection come before its messages, but in another queue
+        if port.connections.greeted(descriptor, routing_id):
+            return None
+        return "this broker has no file descriptors left: raise its limit (ulimit -n)"
 
     def _tell(self, role: Role, routing_id: bytes, message: Refused) -> None:
         """Say something to a connection that is nobody's, if it can still be reached."""
@@ -337,15 +376,14 @@ class Router:
             return None
         return self._security.authority.objection(self._names[key][1].encode(), attributes)
 
-    def _banish(self, role: Role, key: bytes, reason: str) -> None:
-        """Hear nothing more from a connection that is not what it claims, or may no longer be."""
-        if self._security is None or key[:1] == b"\0":
-            return  # an id of libzmq's own: what is left of a connection that was severed already
-        if key[:1] == role.value:
+    def _reject(self, role: Role, key: bytes, reason: str, connection: Connection | None) -> None:
+        """Hear nothing more from a connection that is not what it claims, or may no longer be, and end it."""
+        if key[:1] == role.value and (connection is None or connection.routing_id in (None, key)):
             self._dispatch([(key, control(Refused(reason))), *self._switch.lost(key, REVOKED)])
             self._outboxes.pop(key, None)
-        port = self._ports[role.value]
-        sever(self._context, port.channel, port.back_door, key)
+        if connection is not None and not connection.is_refused:
+            connection.is_refused = True
+            self._loop.call_later(REFUSED_S, connection.end)
 
     def _dispatch(self, outputs: Sequence[Output], *, later: bool = False) -> None:
         """Send; what sending brings about (a lost peer) is sent after it, not inside it."""
@@ -408,12 +446,48 @@ class Router:
                 del self._outboxes[key]
         self._dispatch(())
 
-    def _monitored(self, event: int, value: int) -> None:
-        failed = HANDSHAKES_FAILED.get(event)
-        if failed is None:
+    def _monitored(self, role: Role, event: int, value: int) -> None:
+        """`value` is a descriptor, or of a handshake what went wrong."""
+        if event == zmq.EVENT_ACCEPTED:
+            self._ports[role.value].connections.accepted(value, self._loop.time())
+            self._enforce_soon()
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._ports[role.value].connections.closed(value)
             self._disconnected()
-        elif failed:
-            self._log.say("handshake_failed", SECURITY_DIFFERS.get(value, failed))
+        elif HANDSHAKES_FAILED[event]:
+            self._log.say("handshake_failed", SECURITY_DIFFERS.get(value, HANDSHAKES_FAILED[event]))
+
+    def _enforce_soon(self) -> None:
+        """Look at the bounds of connections within `ENFORCE_S`."""
+        when = self._loop.time() + ENFORCE_S
+        if not self._closed and when < self._enforcing.when():
+            self._enforcing.cancel()
+            self._enforcing = self._loop.call_at(when, self._enforce)
+
+    def _enforce(self) -> None:
+        """Hold connections to their bounds."""
+        now = self._loop.time()
+        elapsed_s, self._enforced_at = now - self._enforced_at, now
+        self._enforcing = self._loop.call_later(ENFORCE_IDLE_S, self._enforce)
+        for port in self._ports.values():
+            for address, reason in port.connections.enforce(now, elapsed_s=elapsed_s):
+                self._log.say("connection_ended", f"ended a connection from {address}: {reason}")
+            if port.connections.stuck(now) >= STUCK_CONNECTIONS and self._replacing is None:
+                self._replacing = self._loop.create_task(self._replace(port), name="replace a socket")
+        if any(port.connections.greeting for port in self._ports.values()):
+            self._enforce_soon()
+
+    async def _replace(self, port: _Port) -> None:
+        """Get back the descriptors that libzmq has lost (see `connections`)."""
+        role = next(Role(byte) for byte, each in self._ports.items() if each is port)
+        logger.warning("{} connections do not close: all links are made anew", STUCK_CONNECTIONS)
+        try:
+            await self._reopen(role, port)
+        except BindError as exc:
+            self._log.say("port_reopen_failed", f"{exc}; retrying")
+        finally:
+            self._replacing = None
+        self._probe()
 
     def _disconnected(self) -> None:
         """Probe everybody: libzmq does not say whose connection was closed, but it cannot reach that one.
@@ -450,7 +524,12 @@ class Router:
         for peer in self._local:
             self.from_local(peer, control(Renew()))
         self._probe()
-        self._dispatch(self._switch.tick(self._loop.time()))
+        for key in self._switch.expired(self._loop.time()):
+            self._dispatch(self._switch.lost(key, "expired"))
+            if isinstance(key, bytes):
+                connection = self._ports[key[:1]].connections.of_peer(key)
+                if connection is not None:
+                    connection.end()
 
     async def close(self, *, linger_s: float) -> None:
         """Close all ports; what is queued has `linger_s` seconds to go out."""
@@ -458,9 +537,12 @@ class Router:
             return
         self._closed = True
         self._timer.cancel()
-        for timer in (self._retry, self._probe_again):
+        for timer in (self._retry, self._probe_again, self._enforcing):
             if timer is not None:
                 timer.cancel()
+        if self._replacing is not None:
+            self._replacing.cancel()
+            await asyncio.wait([self._replacing])
         if self._gatekeeper is not None:
             self._gatekeeper.close()
         for port in self._ports.values():
@@ -478,6 +560,11 @@ class Router:
     def dropped(self) -> int:
         """Messages of or to peers that were not there."""
         return self._switch.dropped
+
+    @property
+    def backlogs(self) -> dict[bytes, int]:
+        """Bytes that have arrived from peers and were not read yet, about, by the peers' ids; where the kernel says."""
+        return {key[:ID_BYTES]: size for port in self._ports.values() for key, size in port.connections.backlogs()}
 
     @property
     def outboxes(self) -> dict[bytes, tuple[int, int]]:

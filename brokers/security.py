@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import zmq
-from loguru import logger
 from zmq.utils import z85
 
 from brokers.carrier import Buffer
@@ -153,24 +152,3 @@ class Gatekeeper:
     def close(self) -> None:
         """Answer no more: nobody is let in from now on."""
         self._channel.close(0)
-
-
-def sever(context: "zmq.Context[zmq.Socket[bytes]]", channel: Channel, endpoint: str, routing_id: bytes) -> None:
-    """Take the connection of `routing_id` away from a ROUTER that is also bound to the inproc `endpoint`.
-
-    libzmq cannot disconnect one peer, but ROUTER_HANDOVER gives its routing id to whoever comes with it; so we come.
-    What was sent to the peer still goes out; nothing more is read from it: its next message stalls the connection,
-    which heartbeats then end. Without a descriptor for this the connection stays, and each of its messages is refused.
-    """
-    try:
-        usurper = context.socket(zmq.DEALER)
-    except zmq.ZMQError as exc:
-        logger.warning("a connection cannot be cut now, but is not heard: {}", exc.strerror)
-        return
-    try:
-        usurper.setsockopt(zmq.LINGER, 0)
-        usurper.setsockopt(zmq.ROUTING_ID, routing_id)
-        usurper.connect(endpoint)
-        channel.look_again()  # makes the ROUTER take notice, here and now
-    finally:
-        usurper.close()

@@ -183,9 +183,9 @@ class Switch:
         welcome = (key, control(Welcome(FABRIC_VERSION, NO_HELLO, again.epoch)))
         return [*others, welcome, *self._roster(key, peer.name)]
 
-    def tick(self, now: float) -> list[Output]:
-        """Drop the peers whose leases have expired."""
-        return [output for key in self._presence.expired(now) for output in self.lost(key, "expired")]
+    def expired(self, now: float) -> list[Hashable]:
+        """Return the keys of the peers whose leases have expired: for `lost`."""
+        return self._presence.expired(now)
 
     def renewals(self) -> list[Output]:
         """Return a sign of life for everybody: who cannot be reached shows it when these are sent."""

@@ -102,7 +102,7 @@ def fuzz_switch(data: bytes) -> None:
             outputs = switch.receive(who, _PEERS[who], [first, body], now)
         except BadMessage:
             outputs = []
-        outputs += switch.tick(now)
+        outputs += [output for key in switch.expired(now) for output in switch.lost(key, "expired")]
         assert len(switch.peers) <= _MAX_PEERS
         for _, frames in outputs:
             if frames[0] == CONTROL:

@@ -363,7 +363,8 @@ class SimBroker:
     def _tick(self) -> None:
         self.process.call_later(TIMINGS.renew_s, self._tick)
         self._dispatch(self.switch.renewals())
-        self._dispatch(self.switch.tick(self.process.time()))
+        for key in self.switch.expired(self.process.time()):
+            self._dispatch(self.switch.lost(key, "expired"))
 
 
 def _may_be_lost(frames: Sequence[Buffer]) -> bool:

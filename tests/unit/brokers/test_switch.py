@@ -174,7 +174,7 @@ def test_silence_ends_a_peer_and_any_message_renews_it() -> None:
         assert broker.tell("e1", Renew(), now) == [("e1", Renewed())]
         broker.send("p1", "e1", b"data", now=now)
         broker.tell("p2", Announce({}), now)
-        lost = controls(broker.switch.tick(now))
+        lost = controls([out for key in broker.switch.expired(now) for out in broker.switch.lost(key, "expired")])
         assert lost == ([] if now == 4.0 else [("e1", Down(name("p3").id, 4, "expired"))])
     assert [peer.name for peer in broker.switch.peers] == [name("e1"), name("p1"), name("p2")]
 
@@ -285,8 +285,8 @@ def test_a_welcome_that_answers_no_hello_ends_what_was_known() -> None:
 def test_a_broker_that_slept_does_not_expire_who_could_not_be_heard() -> None:
     broker = Broker()
     broker.hello("e1", now=0.0)
-    broker.switch.tick(1.0)
-    assert broker.switch.tick(60.0) == []
+    assert broker.switch.expired(1.0) == []
+    assert broker.switch.expired(60.0) == []
     assert len(broker.switch.peers) == 1
 
 

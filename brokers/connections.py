@@ -1,0 +1,213 @@
+"""The TCP connections of one ROUTER: which have said hello, what they make it hold, and how to end one.
+
+libzmq can neither end one connection nor bound the memory that one takes, but its monitor names the descriptor of each
+connection that it accepts and closes, and each message that of its own (ZMQ_SRCFD). A duplicate of a descriptor can be
+shut down (shutdown(2)): libzmq then reads an end of file, and closes the connection as after any other.
+
+Why nothing else ends a connection: libzmq asserts, and so aborts the process, where a connection whose input it has
+stopped is reset and then wants to send a heartbeat, or the answer to one (`out_event` in stream_engine_base.cpp). Input
+stops where a pipe is full. So the ROUTER sends no heartbeats and its pipes have no bound; the bounds are here:
+
+- 1,024 connections that have not said hello, fewer where descriptors are few, each with at most 32 KiB: 32 MiB
+- what connections have sent and nobody has read: 128 MiB each, 256 MiB together
+
+Both are looked at every 50 ms where it is urgent, else every 250 ms: what arrives meanwhile comes on top.
+
+One kind of connection libzmq never closes: one whose routing id a later connection has taken over, and which sends
+afterwards. Its descriptor is lost until the ROUTER is closed; `stuck` counts them.
+"""
+
+import contextlib
+import os
+import resource
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from brokers.carrier import Buffer
+
+GREETING_CONNECTIONS = 1024
+"""As many as there may be peers: all of them may come at once after an outage."""
+GREETING_DESCRIPTORS = 8
+"""Connections without a hello, and the duplicates of their descriptors, take at most this part of all: an eighth."""
+GREETING_BYTES = 32 * 1024
+"""A handshake with keys takes less than 1 KiB, a hello at most 16 KiB."""
+BACKLOG_BYTES = 128 * 1024 * 1024
+"""Of one connection: four sessions that keep 32 MiB in flight."""
+BACKLOGS_BYTES = 256 * 1024 * 1024
+STUCK_S = 10.0
+"""libzmq closes what was shut down within milliseconds, or never."""
+UNCOUNTED_BYTES_PER_S = 64
+"""What a connection may send beside messages: heartbeats of earlier versions are 42 bytes every 2 s."""
+CURVE_BYTES = 33
+"""Command name, nonce, flags and authenticator of each frame (RFC 26)."""
+_TCP_INFO_BYTES = 136
+_BYTES_RECEIVED = struct.Struct("128xQ")
+"""tcpi_bytes_received in struct tcp_info (linux/tcp.h, since Linux 4.1)."""
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One accepted connection; `socket` is a duplicate, so that its descriptor cannot come to mean another one."""
+
+    socket: socket.socket
+    address: str
+    since: float
+    routing_id: bytes | None = None
+    """Of the peer that said hello."""
+    read_bytes: int = 0
+    """What arrived before the hello, and all messages that were read since, as they are on the wire."""
+    is_refused: bool = False
+    """Whether its peer was told that it may not be here."""
+    ended_at: float | None = None
+
+    def end(self) -> None:
+        """Shut it down; what was sent to it and is still here is lost."""
+        if self.ended_at is None:
+            self.ended_at = time.monotonic()
+        with contextlib.suppress(OSError):  # it is closed already
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
+class Connections:
+    """Those of one ROUTER, by descriptor and, once they have said hello, by routing id."""
+
+    def __init__(self, port: int, *, secure: bool, greeting_s: float) -> None:
+        """Follow the ROUTER that listens on `port`; a connection has `greeting_s` seconds to say hello."""
+        self._port = port
+        self._overhead = CURVE_BYTES if secure else 0
+        self._greeting_s = greeting_s
+        self._accepted: dict[int, Connection] = {}
+        self._greeting: dict[int, Connection] = {}
+        """In the order in which they came."""
+        self._peers: dict[bytes, Connection] = {}
+
+    @property
+    def greeting(self) -> int:
+        """How many have not said hello."""
+        return len(self._greeting)
+
+    def stuck(self, now: float) -> int:
+        """Return how many connections were ended and have not been closed by libzmq."""
+        return sum(1 for each in self._accepted.values() if each.ended_at is not None and now - each.ended_at > STUCK_S)
+
+    def accepted(self, descriptor: int, now: float) -> None:
+        """Note a new connection; where there are too many, end the oldest of the address that has the most."""
+        self.closed(descriptor)
+        try:
+            duplicate = socket.socket(fileno=os.dup(descriptor))
+        except OSError:  # closed since, or no descriptors: it is not followed, and its hello is not taken
+            return
+        try:
+            here, there = duplicate.getsockname(), duplicate.getpeername()
+        except OSError:
+            duplicate.close()
+            return
+        if len(here) < 2 or here[1] != self._port:  # closed since, and the number used again
+            duplicate.close()
+            return
+        connection = Connection(duplicate, str(there[0]), now)
+        self._accepted[descriptor] = self._greeting[descriptor] = connection
+        if len(self._greeting) > _most_greeting():
+            [(address, _)] = Counter(each.address for each in self._greeting.values()).most_common(1)
+            oldest = next(fd for fd, each in self._greeting.items() if each.address == address)
+            self._greeting.pop(oldest).end()
+
+    def closed(self, descriptor: int) -> None:
+        """Forget a connection that libzmq has closed."""
+        self._greeting.pop(descriptor, None)
+        connection = self._accepted.pop(descriptor, None)
+        if connection is None:
+            return
+        connection.socket.close()
+        if connection.routing_id is not None and self._peers.get(connection.routing_id) is connection:
+            del self._peers[connection.routing_id]
+
+    def greeted(self, descriptor: int, routing_id: bytes) -> bool:
+        """Note a hello; the connection that had this routing id before is ended. False if it is not followed."""
+        connection = self._accepted.get(descriptor)
+        if connection is None:
+            return False
+        before = self._peers.get(routing_id)
+        if before is not connection:
+            if before is not None:
+                before.end()
+            self._greeting.pop(descriptor, None)
+            connection.routing_id = routing_id
+            connection.read_bytes = _received_bytes(connection)
+            self._peers[routing_id] = connection
+        return True
+
+    def read(self, routing_id: bytes, frames: Sequence[Buffer]) -> None:
+        """Count a message of a peer that has been read."""
+        connection = self._peers.get(routing_id)
+        if connection is None:
+            return
+        overhead = self._overhead
+        for frame in frames:
+            size = len(frame) + overhead
+            connection.read_bytes += size + 2 if size < 256 else size + 9  # RFC 23: short and long frames
+
+    def of_descriptor(self, descriptor: int) -> Connection | None:
+        """Return the connection that a message came from, if it is followed."""
+        return self._accepted.get(descriptor)
+
+    def of_peer(self, routing_id: bytes) -> Connection | None:
+        """Return the connection of a peer that said hello, if it is still there."""
+        return self._peers.get(routing_id)
+
+    def backlogs(self) -> Iterator[tuple[bytes, int]]:
+        """Give what each peer has sent and nobody has read yet, in bytes; 0 where the kernel does not say."""
+        for routing_id, connection in self._peers.items():
+            yield routing_id, max(0, _received_bytes(connection) - connection.read_bytes)
+
+    def enforce(self, now: float, *, elapsed_s: float) -> list[tuple[str, str]]:
+        """End the connections beyond the bounds; return their addresses and why. Linear in all connections."""
+        ended: list[tuple[str, str]] = []
+        for descriptor, connection in list(self._greeting.items()):
+            if _received_bytes(connection) > GREETING_BYTES:
+                ended.append((connection.address, f"it sent more than {GREETING_BYTES} bytes before its hello"))
+            elif now - connection.since > self._greeting_s:
+                ended.append((connection.address, f"it did not say hello within {self._greeting_s:g} s"))
+            else:
+                continue
+            self._greeting.pop(descriptor).end()
+        backlogs: list[tuple[int, Connection]] = []
+        for connection in self._peers.values():
+            backlog = _received_bytes(connection) - connection.read_bytes
+            connection.read_bytes += max(0, min(backlog, int(UNCOUNTED_BYTES_PER_S * elapsed_s)))
+            backlogs.append((backlog, connection))
+        total = sum(backlog for backlog, _ in backlogs if backlog > 0)
+        for backlog, connection in sorted(backlogs, key=lambda item: item[0], reverse=True):
+            if backlog <= BACKLOG_BYTES and total <= BACKLOGS_BYTES:
+                break
+            total -= backlog
+            connection.end()
+            ended.append((connection.address, f"{backlog >> 20} MiB of it wait to be read"))
+        return ended
+
+    def close(self) -> None:
+        """Let go of all duplicates; the connections are not touched."""
+        for descriptor in list(self._accepted):
+            self.closed(descriptor)
+
+
+def _most_greeting() -> int:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return GREETING_CONNECTIONS
+    return max(1, min(GREETING_CONNECTIONS, most // GREETING_DESCRIPTORS // 2))
+
+
+def _received_bytes(connection: Connection) -> int:
+    """Return how much has arrived on a connection; 0 where there is no TCP_INFO (macOS)."""
+    if not hasattr(socket, "TCP_INFO"):
+        return 0
+    try:
+        info = connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return 0
+    return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == _TCP_INFO_BYTES else 0

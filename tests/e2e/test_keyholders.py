@@ -1,0 +1,345 @@
+"""What peers with keys can do to a server, busy or hostile: lose their own connections, and nobody else's."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+import zmq
+
+from brokers import Buffer
+from brokers.envelope import CONTROL, Announce, Control, Hello, control
+from brokers.names import NONCE_BYTES, PeerName, Role
+from brokers.security import secure_link
+from goreprox.keys.join import Join
+from tests.e2e.harness import HOST, Process, Relay, echo, eventually, run
+from tests.e2e.secured import Secured, number, secured
+
+WATCHED_S = 10.0
+"""libzmq acts on a broken connection when its next timer fires, seconds later."""
+BUSY_BYTES = 1 << 22
+LOADS = ("download", "upload", "both")
+FLOOD = 20_000
+"""Messages, twenty times what a pipe holds by default."""
+ROUNDS = 6
+
+
+class Witness:
+    """An echo through the server by somebody who has nothing to do with what happens: no byte may be late or lost."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    async def says(self) -> None:
+        word = os.urandom(16)
+        self._writer.write(word)
+        async with asyncio.timeout(20):
+            assert await self._reader.readexactly(len(word)) == word
+
+    async def watches(self, seconds: float) -> None:
+        """Speak all the while: the length is the subject."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while loop.time() < end:
+            await self.says()
+            await asyncio.sleep(0.05)
+
+
+async def witness(it: Secured) -> Witness:
+    await it.provide()
+    made = Witness(*await it.connect())
+    await made.says()
+    return made
+
+
+async def connected(process: Process) -> None:
+    await eventually(lambda: process.events("peer_up"), "the peers know each other")
+
+
+class Load:
+    """Streams that are busy in one direction or both, until somebody ends them."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Be the target: the first byte says which load it is."""
+        kind = LOADS[(await reader.readexactly(1))[0]]
+        await self._run(reader, writer, writes=kind != "upload", reads=kind != "download")
+
+    def begin(self, kind: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Be a client."""
+        writer.write(bytes([LOADS.index(kind)]))
+        self._tasks.append(
+            asyncio.create_task(self._run(reader, writer, writes=kind != "download", reads=kind != "upload"))
+        )
+
+    async def _run(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, writes: bool, reads: bool
+    ) -> None:
+        async def write() -> None:
+            block = bytes(1 << 16)
+            while True:
+                writer.write(block)
+                await writer.drain()
+
+        async def read() -> None:
+            while data := await reader.read(1 << 18):
+                self.passed += len(data)
+
+        with contextlib.suppress(OSError):
+            await asyncio.gather(*([write()] if writes else []), *([read()] if reads else []))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class Victims:
+    """Three busy peers of one role, each with a key of its own and under another load, behind relays."""
+
+    def __init__(self, it: Secured, role: Role, port: int, target: int, load: Load) -> None:
+        self.it, self.role, self.port, self.target, self.load = it, role, port, target, load
+        self.processes: list[Process] = []
+        self.relays: list[Relay] = []
+        self.names: list[str] = []
+
+    async def start(self, group: str) -> None:
+        before = self.load.passed
+        await asyncio.gather(*(self._start_one(f"{group}-{kind}", kind) for kind in LOADS))
+        await eventually(lambda: self.load.passed > before + BUSY_BYTES, "the victims are busy")
+
+    async def _start_one(self, name: str, kind: str) -> None:
+        services = ("--services", "busy,more") if self.role is Role.PROVIDER else ()
+        await self.it.keys("add", name, "--role", self.role.name.lower(), *services)
+        relay = Relay(self.it.providers if self.role is Role.PROVIDER else self.it.edges)
+        await relay.start()
+        self.it._stack.push_async_callback(relay.stop)
+        self.relays.append(relay)
+        self.names.append(name)
+        join = ("--join-file", str(self.it.join_file(name)))
+        if self.role is Role.PROVIDER:
+            process = await self.it.start(
+                *("provider", f"busy={HOST}:{self.target}", "--server", f"{HOST}:{relay.port}", *join)
+            )
+            port = self.port
+        else:
+            process = await self.it.start(
+                *("edge", "--listen", f"{HOST}:0=busy", "--broker", f"{HOST}:{relay.port}", *join)
+            )
+            clients = (await process.ready())["clients"]
+            assert isinstance(clients, list)
+            port = number(clients[0])
+        self.processes.append(process)
+        await connected(process)
+        for _ in range(3):
+            self.load.begin(kind, *await self.it.connect(port))
+
+    async def revoke(self) -> None:
+        await asyncio.gather(*(self.it.keys("revoke", name) for name in self.names))
+
+    async def narrow(self) -> None:
+        for name in self.names:
+            path = self.it.state / "authorized" / f"{name}.toml"
+            path.write_text(path.read_text().replace('"busy"', '"other"'))
+
+    async def reset(self) -> None:
+        for relay in self.relays:
+            relay.cut()
+
+    async def finish(self) -> None:
+        for relay in self.relays:
+            relay.cut(fin=True)
+
+    async def kill(self) -> None:
+        for process in self.processes:
+            process.signal(signal.SIGKILL)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("role", list(Role))
+def test_whatever_ends_a_busy_peer_ends_nobody_else(tmp_path: Path, role: Role) -> None:
+    actions: list[Callable[[Victims], Awaitable[None]]] = [
+        Victims.revoke,
+        *([Victims.narrow] if role is Role.PROVIDER else []),
+        Victims.reset,
+        Victims.finish,
+        Victims.kill,
+    ]
+
+    async def main() -> None:
+        load = Load()
+        async with secured(tmp_path, echo, "--listen", f"{HOST}:0=busy") as it:
+            it._stack.push_async_callback(load.stop)
+            echoing = it.target_port
+            target = await it.target(load.serve)
+            it.target_port = echoing
+            clients = (await it.server.ready())["clients"]
+            assert isinstance(clients, list)
+            seen = await witness(it)
+            if role is Role.EDGE:
+                await it.keys("add", "busy", "--services", "busy")
+                process = await it.start(
+                    *("provider", f"busy={HOST}:{target}", "--server", f"{HOST}:{it.providers}"),
+                    *("--join-file", str(it.join_file("busy"))),
+                )
+                await connected(process)
+            for number_, action in enumerate(actions):
+                victims = Victims(it, role, number(clients[1]), target, load)
+                await victims.start(f"v{number_}")
+                await action(victims)
+                await seen.watches(1.0)
+            await seen.watches(WATCHED_S)
+            assert it.server.process.returncode is None
+
+    run(main(), deadline_s=230)
+
+
+# -- hostile ones
+
+
+def descriptors(process: Process) -> int:
+    return sum(1 for _ in Path(f"/proc/{process.process.pid}/fd").iterdir())
+
+
+class Hostile:
+    """Raw peers with a key of `role`, each behind a relay that ends it."""
+
+    def __init__(self, it: Secured, role: Role, join: Join) -> None:
+        self.it, self.role, self.join = it, role, join
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        it._stack.callback(self.context.destroy, linger=0)
+        self.peer = PeerName(role, join.name, os.urandom(16))
+        self._numbers = itertools.count(1)
+
+    async def connect(self, routing_id: bytes, *, ping_ms: int = 0) -> tuple["zmq.Socket[bytes]", Relay]:
+        relay = Relay(self.it.providers if self.role is Role.PROVIDER else self.it.edges)
+        await relay.start()
+        self.it._stack.push_async_callback(relay.stop)
+        dealer = self.context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.ROUTING_ID, routing_id)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.SNDHWM, 0)
+        if ping_ms:
+            dealer.setsockopt(zmq.HEARTBEAT_IVL, ping_ms)
+        secure_link(dealer, self.join.security.keys, self.join.server_keys[0])
+        dealer.connect(f"tcp://{HOST}:{relay.port}")
+        return dealer, relay
+
+    def routing_id(self, name: str | None = None) -> bytes:
+        peer = self.peer if name is None else PeerName(self.role, name, os.urandom(16))
+        return peer.routing_id(os.urandom(NONCE_BYTES))
+
+    def hello(self) -> Control:
+        return Hello(1, 1, next(self._numbers), {"protocol": [1, 1], "services": ["default"]})
+
+
+def push(dealer: "zmq.Socket[bytes]", frames: Sequence[Buffer]) -> None:
+    """Send, unless the server has ended the connection already."""
+    with contextlib.suppress(zmq.Again):
+        dealer.send_multipart(frames, zmq.NOBLOCK)
+
+
+def say(dealer: "zmq.Socket[bytes]", message: Control) -> None:
+    push(dealer, control(message))
+
+
+async def passed(relay: Relay, dealer: "zmq.Socket[bytes]") -> None:
+    """Wait until the server has taken the connection: it answers, or it has hung up."""
+    await eventually(lambda: relay.connections > 0, "the hostile peer is connected")
+    for _ in range(100):
+        if dealer.poll(0):
+            return
+        await asyncio.sleep(0.01)
+
+
+async def flood_then_end(hostile: Hostile, *, fin: bool) -> None:
+    """More than a pipe holds, heartbeats among it, and an end in the middle."""
+    dealer, relay = await hostile.connect(hostile.routing_id(), ping_ms=1)
+    say(dealer, hostile.hello())
+    await passed(relay, dealer)
+    for index in range(FLOOD):
+        push(dealer, [b"e" + bytes(16), b"x" * (index % 300)])
+        if index % 1000 == 0:
+            await asyncio.sleep(0)
+    relay.cut(fin=fin)
+    dealer.close()
+
+
+async def rename(hostile: Hostile, *, fin: bool) -> None:
+    """Hello under the name of somebody else, with messages behind it."""
+    dealer, relay = await hostile.connect(hostile.routing_id("somebody"), ping_ms=1)
+    say(dealer, hostile.hello())
+    for _ in range(2000):
+        push(dealer, [b"e" + bytes(16), bytes(100)])
+    await passed(relay, dealer)
+    relay.cut(fin=fin)
+    dealer.close()
+
+
+async def take_over(hostile: Hostile, *, fin: bool) -> None:
+    """Two connections of one routing id, both talking."""
+    routing_id = hostile.routing_id()
+    pairs = [await hostile.connect(routing_id, ping_ms=1) for _ in range(2)]
+    for dealer, relay in pairs:
+        say(dealer, hostile.hello())
+        await passed(relay, dealer)
+        for other, _ in pairs:
+            for _ in range(1000):
+                push(other, [b"e" + bytes(16), bytes(100)])
+    for dealer, relay in pairs:
+        relay.cut(fin=fin)
+        dealer.close()
+
+
+async def announce(hostile: Hostile, *, fin: bool) -> None:
+    """A flood of attributes, some of them not allowed, some no attributes at all."""
+    dealer, relay = await hostile.connect(hostile.routing_id(), ping_ms=1)
+    say(dealer, hostile.hello())
+    await passed(relay, dealer)
+    for index in range(1000):
+        say(dealer, Announce({"services": [f"s{index}"], "more": "x" * (index % 1000)}))
+        push(dealer, [CONTROL, os.urandom(64)])
+    relay.cut(fin=fin)
+    dealer.close()
+
+
+async def half_a_message(hostile: Hostile, *, fin: bool) -> None:
+    """The beginning of a message without an end."""
+    dealer, relay = await hostile.connect(hostile.routing_id(), ping_ms=1)
+    say(dealer, hostile.hello())
+    await passed(relay, dealer)
+    for _ in range(5000):
+        with contextlib.suppress(zmq.Again):
+            dealer.send(bytes(200), zmq.SNDMORE | zmq.NOBLOCK)
+    relay.cut(fin=fin)
+    dealer.close()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("role", list(Role))
+def test_whatever_a_hostile_key_holder_does_the_server_serves_the_others(tmp_path: Path, role: Role) -> None:
+    async def main() -> None:
+        async with secured(tmp_path, echo) as it:
+            seen = await witness(it)
+            await it.keys("add", "hostile", "--role", role.name.lower(), "--services", "default")
+            hostile = Hostile(it, role, Join.parse(it.join_file("hostile").read_text()))
+            before = descriptors(it.server)
+            for _ in range(ROUNDS):
+                for attack in (flood_then_end, rename, take_over, announce, half_a_message):
+                    for fin in (False, True):
+                        await attack(hostile, fin=fin)
+                        await seen.says()
+            await seen.watches(WATCHED_S)
+            assert it.server.process.returncode is None
+            # libzmq never closes a connection that was taken over and goes on: fewer than 64 of them, two each.
+            assert descriptors(it.server) < before + 128
+            assert it.server.peak_rss_kib < 256 * 1024
+
+    run(main(), deadline_s=230)

@@ -11,7 +11,7 @@ test: .venv/dev
 
 # For a minute, seeds that nobody has tried, beside the fixed ones of the tests.
 fresh: .venv/dev
-	SOAK_S=60 $(BIN)/python -m tests.soak chaos sim
+	SOAK_S=60 $(BIN)/python -m tests.soak chaos siege sim
 
 # In hosts of their own; starts a container engine where there is none (Debian, root).
 test-containers: .venv/containers

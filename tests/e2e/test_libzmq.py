@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import HOST, Process, Tunnel, echo, eventually, read_digest, run, send_blocks
-from tests.e2e.hostile import GREETING, Cutter, libzmq_ids, perform, ready, scripts
+from tests.e2e.hostile import GREETING, OPENINGS, Cutter, libzmq_ids, perform, ready, scripts
+from tests.e2e.secured import Secured
 
 LINKS = 40
 """That are cut at a time: each pauses for a quarter of a second between two attempts."""
-HANDSHAKE_BYTES = {"without keys": (200, 150)}
+HANDSHAKE_BYTES = {"with keys": (700, 350), "without keys": (200, 150)}
 """To the server and from it: a little more than all of the handshake."""
 AT_ONCE = 16
 MANY_PARTS_S = [step * 0.01 for step in range(24)]
@@ -27,11 +28,12 @@ MANY_PARTS_S = [step * 0.01 for step in range(24)]
 @contextlib.asynccontextmanager
 async def serving(tmp: Path, keys: str = "without keys") -> AsyncIterator[tuple[Tunnel, int, tuple[str, ...]]]:
     """A server, its port for providers, and what lets a provider in; it has a target that echoes."""
-    made = Tunnel(tmp)
+    made = Secured(tmp) if keys == "with keys" else Tunnel(tmp)
     async with made._stack:
         await made.target(echo)
         server = await made.serve()
-        yield made, await server.port("providers"), ()
+        joined = ("--join-file", str(made.join_file("default"))) if isinstance(made, Secured) else ()
+        yield made, await server.port("providers"), joined
 
 
 async def provide(made: Tunnel, ports: list[int], *args: str) -> Process:
@@ -107,6 +109,11 @@ def test_a_hostile_server_ends_no_provider(tmp_path: Path) -> None:
         async with serving(tmp_path) as (made, port, _):
             loop = asyncio.get_running_loop()
             plays: deque[tuple[list[bytes], bytes | None, bool, float]] = deque()
+            for rst in (False, True):
+                plays += [
+                    (pieces, ready(b"ROUTER"), rst, pause_s) for pieces in scripts().values() for pause_s in (0.0, 0.05)
+                ]
+                plays += [([opening], None, rst, 0.01) for opening in OPENINGS.values()]
             parts = scripts()["a message of many parts"]
             plays += [(parts, ready(b"ROUTER"), True, pause_s) for pause_s in MANY_PARTS_S]
 
@@ -123,6 +130,34 @@ def test_a_hostile_server_ends_no_provider(tmp_path: Path) -> None:
                 for listener in listeners:
                     listener.setblocking(False)
                 await while_alive(together(map(play, listeners)), provider)
+            await serves(made, made.server, provider)
+
+    run(main())
+
+
+@pytest.mark.parametrize("keys", HANDSHAKE_BYTES)
+def test_strangers_end_no_server(tmp_path: Path, keys: str) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, keys) as (made, port, joined):
+            provider = await provide(made, [port], *joined)
+            await eventually(lambda: provider.events("peer_up"), "the provider is connected")
+            loop = asyncio.get_running_loop()
+
+            async def play(pieces: list[bytes], handshake: bytes | None, rst: bool) -> None:
+                sock = socket.socket()
+                sock.setblocking(False)
+                with contextlib.suppress(OSError):
+                    await loop.sock_connect(sock, (HOST, port))
+                await perform(sock, pieces, handshake=handshake, pause_s=0.02, rst=rst)
+
+            plays: list[tuple[list[bytes], bytes | None]] = [([opening], None) for opening in OPENINGS.values()]
+            plays += [
+                (pieces, ready(b"DEALER", identity))
+                for pieces in scripts().values()
+                for identity in (b"", b"same", b"p" + bytes(32) + b"web")
+            ]
+            work = together(play(*each, rst) for each in plays for rst in (False, True))
+            await while_alive(work, made.server, provider)
             await serves(made, made.server, provider)
 
     run(main())

@@ -15,7 +15,7 @@ class Timings:
     """How fast a link notices and repairs."""
 
     link_timeout_s: float = 6.0
-    """A silent link is noticed within this; a third between heartbeats, two thirds to wait for one."""
+    """A silent link is noticed within this."""
     reconnect_min_s: float = 0.1
     reconnect_max_s: float = 0.25
     """Between two attempts: what a listener that is back waits for us. Four SYNs a second cost nobody anything."""

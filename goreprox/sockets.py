@@ -22,6 +22,8 @@ stays small, and counts as delivered only when it nearly is. Downloads are no sl
 SPARE_DESCRIPTORS = 32
 """Never used for clients and targets: links that come back, names and files need some. libzmq tries again without
 pause, on a whole core, while it has none for a connection that waits to be accepted."""
+STRANGERS_DESCRIPTORS = 2048
+"""Of connections without a hello, or an eighth of all descriptors: the bounds of `brokers.connections`."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _FINISH_ON_CLOSE = struct.pack("ii", 0, 0)
 _KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", 0x10)
@@ -77,10 +79,15 @@ def adopt(sock: socket.socket) -> None:
     sock.setblocking(False)
 
 
+def spare_descriptors(most: int) -> int:
+    """Return how many of `most` descriptors clients leave alone: those that strangers can take are among them."""
+    return SPARE_DESCRIPTORS + min(STRANGERS_DESCRIPTORS, most // 8)
+
+
 def taken_from_spare(number: int) -> bool:
     """Whether the descriptor `number` is one of the spare ones: the kernel gives the lowest that is free."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return most != resource.RLIM_INFINITY and number >= most - SPARE_DESCRIPTORS
+    return most != resource.RLIM_INFINITY and number >= most - spare_descriptors(most)
 
 
 def keep_spare_descriptors(listening: socket.socket) -> None:

@@ -1,22 +1,24 @@
 """Out of file descriptors: clients wait, dials are refused, links still come back, nothing spins."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from goreprox.sockets import SPARE_DESCRIPTORS
+from goreprox.sockets import spare_descriptors
 from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, echo, eventually, run, tunnel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits another process with prlimit")
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-LIMIT = 128
+LIMIT = 160
 CLIENTS = 120
 """More than the limit has room for, and not twice as many."""
 LOOK_S = 3.0
@@ -42,7 +44,7 @@ def in_use(process: Process) -> int:
 
 async def waits(process: Process) -> None:
     """Check that a process at its limit keeps some descriptors back and does next to nothing."""
-    assert in_use(process) <= LIMIT - SPARE_DESCRIPTORS
+    assert in_use(process) <= LIMIT - spare_descriptors(LIMIT)
     before = cpu_s(process)
     await asyncio.sleep(LOOK_S)  # the subject: what it does meanwhile
     assert cpu_s(process) - before < BUSY_S
@@ -139,5 +141,26 @@ def test_a_provider_out_of_descriptors_refuses_dials_says_why_and_recovers(tmp_p
             await queue.join(later)
             await eventually(lambda: len(queue.served) == len(early) + later, "later clients are served")
             assert queue.reset == refused
+
+    run(main())
+
+
+def test_strangers_who_keep_the_port_for_providers_full_keep_no_provider_out(tmp_path: Path) -> None:
+    """With clients at the limit, too: the number of strangers is bounded, and they have a share of their own."""
+
+    async def main() -> None:
+        async with tunnel(tmp_path, echo) as made:
+            limit(made.server)
+            queue = Queue(made)
+            await queue.join(CLIENTS)
+            await eventually(lambda: made.server.said("no file descriptor"), "the warning")
+            with contextlib.ExitStack() as strangers:
+                for _ in range(CLIENTS):
+                    stranger = await asyncio.to_thread(socket.create_connection, (HOST, made.relay.target))
+                    strangers.callback(stranger.close)
+                await go_on_after_a_cut(made, list(queue.served))
+                before = cpu_s(made.server)
+                await asyncio.sleep(LOOK_S)  # the subject: what it does meanwhile
+                assert cpu_s(made.server) - before < BUSY_S
 
     run(main())

@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.harness import DEADLINE_S, HOST, Tunnel
 
-NO_SKIP = "GOREPROX_TEST_NO_SKIP"
+NO_SKIP = "TESTS_NO_SKIP"
 _PRIVILEGE_SEPARATION = Path("/run/sshd")  # sshd as root does not start without this empty folder
 
 

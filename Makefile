@@ -6,8 +6,9 @@ BIN := .venv/bin
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
+# Most of the time tests wait: twice as many workers as the least machine has cores.
 test: .venv/dev
-	$(BIN)/pytest -n 2 --dist worksteal --cov=goreprox/protocol --cov=brokers --cov-branch
+	$(BIN)/pytest -n 4 --dist worksteal --cov=goreprox/protocol --cov=brokers --cov-branch
 
 # For a minute, seeds that nobody has tried, beside the fixed ones of the tests.
 fresh: .venv/dev

@@ -9,10 +9,10 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command, and return its exit code; see `goreprox.cli.main`."""
+    """Run the command, and return its exit code; see `goreprox.cli.main.main`."""
     try:
         _open_standard_streams()
-        from goreprox.cli import main as run  # noqa: PLC0415 -- takes long
+        from goreprox.cli.main import main as run  # noqa: PLC0415 -- takes long
 
         return run(arguments)
     except KeyboardInterrupt:

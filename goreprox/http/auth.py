@@ -12,7 +12,7 @@ from brokers import LimitedLog
 from goreprox.errors import ConfigError, StartError
 from goreprox.http.requests import Fields, Refused
 from goreprox.http.tokens import Failures, Tokens
-from goreprox.keys.files import Kind, read_file, signature
+from goreprox.process.files import Kind, read_file, signature
 
 MAX_BYTES: Final = 1 << 20
 """1,000 tokens of 1 KiB each."""

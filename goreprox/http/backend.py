@@ -11,12 +11,12 @@ from typing import Final, Protocol, assert_never
 from loguru import logger
 
 from brokers import LimitedLog
-from goreprox.bridge import Bridge, Bridges
 from goreprox.http.commands import Answered, Connect, Discard, HalfClose, Release, Resend, ToProvider
-from goreprox.http.upstream import REUSED_FOR_S, Upstream, User
-from goreprox.log import ACCESS, quoted
+from goreprox.http.provider_stream import REUSED_FOR_S, Upstream, User
+from goreprox.process.log import ACCESS, quoted
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.stream import State, Stream
+from goreprox.tunnel.bridge import Bridge, Bridges
 
 REFUSED_LINES: Final = 60
 """A minute, of the access log, for requests that reach no provider."""

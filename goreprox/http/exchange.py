@@ -10,13 +10,13 @@ from typing import Final, Protocol
 
 import h11
 
+from goreprox.config.routes import Routes
 from goreprox.http import requests
 from goreprox.http.commands import Answered
 from goreprox.http.forwarding import Forwarding, is_forwarding
-from goreprox.http.messages import Answer, request_head
 from goreprox.http.requests import Fields, Refused, with_dashes
-from goreprox.http.routes import Routes
 from goreprox.http.settings import HttpSettings
+from goreprox.http.writer import Answer, request_head
 
 _UPGRADE: Final = ("Upgrade", "-")
 _STAND_INS: Final = {

@@ -13,7 +13,7 @@ from typing import Final
 
 import h11
 
-from goreprox.http import answers, messages, requests
+from goreprox.http import own_responses, requests, writer
 from goreprox.http.commands import (
     Abort,
     Commands,
@@ -28,10 +28,10 @@ from goreprox.http.commands import (
     ToProvider,
 )
 from goreprox.http.exchange import Exchange, Site, answered
-from goreprox.http.messages import Answer
 from goreprox.http.reader import Reader
 from goreprox.http.replies import Replies
 from goreprox.http.requests import Refused
+from goreprox.http.writer import Answer
 
 _FAILURES: Final = {
     HTTPStatus.BAD_GATEWAY: "the server behind this one could not be reached, or gave no valid response",
@@ -258,12 +258,12 @@ class Gateway:
         if self._provider is None:
             return
         if body:
-            self._commands.append(ToProvider(messages.chunk(body) if reader.chunked else body))
+            self._commands.append(ToProvider(writer.chunk(body) if reader.chunked else body))
         if end is not None:
             self._provider.asked()
             if reader.chunked:
                 trailers = requests.trailers(end, dropped=self._site.drops)
-                self._commands.append(ToProvider(messages.last_chunk(trailers)))
+                self._commands.append(ToProvider(writer.last_chunk(trailers)))
             if self._ended:
                 self._half_close()
         elif self._ended and reader.in_body:
@@ -311,7 +311,7 @@ class Gateway:
         if event.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
             self._switch(event, exchange)
         elif exchange.request.http_version == b"1.1":
-            self._to_client(messages.interim_head(event, _without_length(requests.end_to_end(event))))
+            self._to_client(writer.interim_head(event, _without_length(requests.end_to_end(event))))
 
     def _begin_answer(self, event: h11.Response, exchange: Exchange) -> None:
         fields = requests.end_to_end(event)
@@ -335,7 +335,7 @@ class Gateway:
         upgrade = requests.value_of(event, b"upgrade")
         if upgrade is not None:
             fields.append((b"Upgrade", upgrade))
-        self._to_client(messages.interim_head(event, fields))
+        self._to_client(writer.interim_head(event, fields))
         exchange.answer.status = event.status_code
         for early, command in ((provider.behind, ToClient), (self._reader.ahead, ToProvider)):
             if early:
@@ -406,7 +406,7 @@ class Gateway:
         accept = requests.value_of(request, b"accept") if request is not None else None
         request_id = self._site.draw_id() if refused.detail else ""
         text = f"{refused.text} (request {request_id})" if request_id else refused.text
-        fields, body = answers.body(refused.status, text, accept or b"")
+        fields, body = own_responses.body(refused.status, text, accept or b"")
         reason = refused.status.phrase.encode()
         self._to_client(answer.head(refused.status, reason, fields + refused.fields, last=last) + answer.body(body))
         if self._site.logs or request_id:

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from goreprox.config import check_name
-from goreprox.doors import client_key
+from goreprox.config.doors import client_key
+from goreprox.config.values import check_name
 from goreprox.errors import ConfigError
 
 MAX_TOKENS: Final = 1000

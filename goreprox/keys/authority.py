@@ -15,8 +15,8 @@ from loguru import logger
 
 from brokers import BindError, Grant, LimitedLog
 from goreprox.errors import GoreproxError, StartError
-from goreprox.keys.files import read_file
 from goreprox.keys.state import MAX_KEYS, SERVER_KEY, Authorized, ServerKeys, StateDir
+from goreprox.process.files import read_file
 
 LOOK_S: Final = 0.5
 """Between two looks: what the directory says counts within a second."""

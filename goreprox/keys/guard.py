@@ -10,10 +10,10 @@ from loguru import logger
 from brokers import BrokerSecurity, Role, Router
 from goreprox.errors import GoreproxError
 from goreprox.keys.authority import Watcher
-from goreprox.keys.files import read_file
 from goreprox.keys.join import FILE
 from goreprox.keys.reach import Reach
 from goreprox.keys.state import FIRST, ServerKeys, StateDir
+from goreprox.process.files import read_file
 
 
 class Guard:

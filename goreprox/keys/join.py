@@ -20,9 +20,9 @@ from typing import Final, Self
 from zmq.utils import z85
 
 from brokers import KeyPair, LinkSecurity, Role
-from goreprox.config import MAX_ENDPOINTS, PROVIDER_PORT, Address, check_name
+from goreprox.config.values import MAX_ENDPOINTS, PROVIDER_PORT, Address, check_name
 from goreprox.errors import ConfigError
-from goreprox.keys.files import Kind
+from goreprox.process.files import Kind
 
 SCHEME: Final = "goreprox://"
 VERSION: Final = 1

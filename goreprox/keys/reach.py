@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from brokers import Role
-from goreprox.config import EDGE_PORT, PROVIDER_PORT, Address
+from goreprox.config.values import EDGE_PORT, PROVIDER_PORT, Address
 from goreprox.errors import ConfigError
 
 SAME_PORT: Final = 0

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final, Self
 
 from brokers import Grant, KeyPair, Role, is_key
-from goreprox.config import Address, check_name
+from goreprox.config.values import Address, check_name
 from goreprox.errors import ConfigError, StartError, advice
-from goreprox.keys.files import Kind, locked, prepare_directory, read_file, sync_directory, write_secret
 from goreprox.keys.join import FILE, Join
 from goreprox.keys.reach import Reach
+from goreprox.process.files import Kind, locked, prepare_directory, read_file, sync_directory, write_secret
 
 MAX_KEYS: Final = 10_000
 """Files in `authorized`; all are looked at once a second."""

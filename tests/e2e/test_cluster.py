@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
-from goreprox.status import ask_all
+from goreprox.status.document import ask_all
 from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, block, echo, eventually, nothing_yet, run
 from tests.e2e.roles import (
     Client,

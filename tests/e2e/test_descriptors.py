@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from goreprox.sockets import spare_descriptors
+from goreprox.net.sockets import spare_descriptors
 from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, echo, eventually, run, tunnel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits another process with prlimit")

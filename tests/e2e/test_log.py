@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from goreprox.log_writer import MAX_QUEUED_BYTES
+from goreprox.process.log_writer import MAX_QUEUED_BYTES
 from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, eventually, nothing_yet, run
 from tests.e2e.roles import start_broker, start_edge, start_provider
 from tests.helpers import closed_port
@@ -177,7 +177,8 @@ def test_errors_that_cannot_be_written_have_their_exit_code(tmp_path: Path, args
 
 
 @pytest.mark.parametrize(
-    "module", ["goreprox.cli", "cyclopts", "goreprox.config", "goreprox.server", "zmq", "goreprox.keys.guard"]
+    "module",
+    ["goreprox.cli.main", "cyclopts", "goreprox.config.values", "goreprox.roles.server", "zmq", "goreprox.keys.guard"],
 )
 def test_ctrl_c_while_modules_load_is_exit_code_130_and_no_traceback(tmp_path: Path, module: str) -> None:
     code = f"""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from goreprox.proxyproto import Version, read, write
+from goreprox.net.proxy_protocol import Version, read, write
 from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, eventually, nothing_yet, run
 from tests.e2e.programs import daemon, nginx, output_of, program, reserved_port
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from goreprox.config import Address
+from goreprox.config.values import Address
 from goreprox.keys.join import Join
 from tests.e2e.harness import HOST, echo, eventually, run
 from tests.e2e.secured import Secured, number, said, secured

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from goreprox.sockets import unsent_bytes
+from goreprox.net.sockets import unsent_bytes
 from tests.e2e.harness import (
     DEADLINE_S,
     Process,

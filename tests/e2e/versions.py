@@ -3,9 +3,9 @@
 import json
 import sys
 
-import goreprox.cli
-import goreprox.driver
-import goreprox.member
+import goreprox.cli.main
+import goreprox.roles.member
+import goreprox.tunnel.driver
 
 if __name__ == "__main__":
     session, fabric = json.loads(sys.argv.pop(1))
@@ -16,7 +16,7 @@ if __name__ == "__main__":
         "FABRIC_VERSION": fabric[1],
     }
     for name, module in list(sys.modules.items()):
-        if name.startswith(("goreprox.protocol.", "goreprox.driver", "goreprox.member", "brokers.")):
+        if name.startswith(("goreprox.protocol.", "goreprox.tunnel.driver", "goreprox.roles.member", "brokers.")):
             for constant in named.keys() & vars(module).keys():
                 setattr(module, constant, named[constant])
-    sys.exit(goreprox.cli.main())
+    sys.exit(goreprox.cli.main.main())

@@ -16,21 +16,23 @@ from unittest.mock import patch
 
 import h11
 
-import goreprox.broker
-import goreprox.edge
-import goreprox.provider
-import goreprox.server
-import goreprox.workers
+import goreprox.roles.broker
+import goreprox.roles.edge
+import goreprox.roles.provider
+import goreprox.roles.server
+import goreprox.roles.workers
 from brokers import BadMessage, BadName, PeerName, Role
 from brokers.carrier import Buffer
 from brokers.envelope import CONTROL, control, parse_control
 from brokers.switch import Switch
-from goreprox import cli, launch, proxyproto
-from goreprox.config import Address, Listener, ProcessConfig, Target
-from goreprox.doors import Rule
+from goreprox.cli import launch
+from goreprox.cli import main as cli
+from goreprox.config.doors import Rule
+from goreprox.config.values import Address, Listener, ProcessConfig, Target
 from goreprox.errors import ConfigError
 from goreprox.http import commands
 from goreprox.keys import join
+from goreprox.net import proxy_protocol
 from goreprox.protocol import wire
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import RemoteProtocolError
@@ -169,9 +171,15 @@ def fuzz_config(data: bytes) -> None:
     _file().write_bytes(data[1:])
     said = io.StringIO()
     with contextlib.ExitStack() as stack:
-        for module in (goreprox.server, goreprox.edge, goreprox.workers, goreprox.broker, goreprox.provider):
+        for module in (
+            goreprox.roles.server,
+            goreprox.roles.edge,
+            goreprox.roles.workers,
+            goreprox.roles.broker,
+            goreprox.roles.provider,
+        ):
             stack.enter_context(patch.object(module, "run", _start))
-        stack.enter_context(patch("goreprox.log.configure"))
+        stack.enter_context(patch("goreprox.process.log.configure"))
         stack.enter_context(patch.object(launch, "raise_file_limit"))
         stack.enter_context(patch("loguru.logger.warning"))
         stack.enter_context(contextlib.redirect_stderr(said))
@@ -336,16 +344,16 @@ def fuzz_http(data: bytes) -> None:
 def fuzz_proxyproto(data: bytes) -> None:
     """Headers of the PROXY protocol: what is taken is never more than there is, and its ends can be told again."""
     try:
-        header = proxyproto.read(data)
-    except proxyproto.Malformed:
+        header = proxy_protocol.read(data)
+    except proxy_protocol.Malformed:
         return
     if header is None:
-        assert len(data) < proxyproto.MAX_BYTES
+        assert len(data) < proxy_protocol.MAX_BYTES
         return
     assert 0 < header.size <= len(data)
     if header.ends is not None:
-        for version in proxyproto.Version:
-            told = proxyproto.read(proxyproto.write(version, *header.ends))
+        for version in proxy_protocol.Version:
+            told = proxy_protocol.read(proxy_protocol.write(version, *header.ends))
             assert told is not None
             assert told.ends == header.ends
 

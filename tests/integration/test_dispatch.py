@@ -6,11 +6,11 @@ import os
 import pytest
 
 from brokers import LimitedLog, PeerInfo, PeerName, Role
-from goreprox.dispatch import Dispatcher
-from goreprox.driver import Driver, Peer
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
+from goreprox.roles.dispatch import Dispatcher
+from goreprox.tunnel.driver import Driver, Peer
 from tests.helpers import eventually
 
 BUDGET = Budget(total_bytes=1 << 28, max_streams=10_000)

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from goreprox.config import Listener
+from goreprox.config.values import Listener
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
-from goreprox.provider import Provider
+from goreprox.roles.provider import Provider
 from tests.helpers import HOST, eventually
 from tests.integration.test_tunnel import End, Tunnel
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from goreprox.config import Listener
-from goreprox.driver import clock
-from goreprox.http.front import HEAD_S, IDLE_S, LINGER_S
-from goreprox.http.routes import Route
-from goreprox.http.upstream import CLOSING_S, REUSED_FOR_S
-from goreprox.tls import TlsSocket
+from goreprox.config.routes import Route
+from goreprox.config.values import Listener
+from goreprox.http.client import HEAD_S, IDLE_S, LINGER_S
+from goreprox.http.provider_stream import CLOSING_S, REUSED_FOR_S
+from goreprox.net.tls import TlsSocket
+from goreprox.tunnel.driver import clock
 from tests.helpers import HOST, eventually
 from tests.integration.test_tunnel import End, Tunnel
 from tests.tls import Authority, Client

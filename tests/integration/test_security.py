@@ -18,7 +18,7 @@ from brokers.errors import BindError
 from brokers.link import State
 from brokers.names import NONCE_BYTES
 from brokers.security import Gatekeeper, secure_broker, secure_link
-from goreprox.config import Address
+from goreprox.config.values import Address
 from goreprox.keys.guard import Guard
 from goreprox.keys.join import Join
 from goreprox.keys.reach import Reach

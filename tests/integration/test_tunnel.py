@@ -13,13 +13,13 @@ from typing import Any, Self
 import pytest
 
 from brokers import Link, PeerName, Role, Router, Timings
-from goreprox.bridge import Bridge
-from goreprox.config import Address, Listener, ProviderConfig, ServerConfig, Target
-from goreprox.driver import clock
-from goreprox.edge import Edge
-from goreprox.poller import WRITE
+from goreprox.config.values import Address, Listener, ProviderConfig, ServerConfig, Target
+from goreprox.net.poller import WRITE
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
-from goreprox.provider import Provider
+from goreprox.roles.edge import Edge
+from goreprox.roles.provider import Provider
+from goreprox.tunnel.bridge import Bridge
+from goreprox.tunnel.driver import clock
 from tests.e2e.harness import Relay
 from tests.helpers import HOST, Level, eventually
 

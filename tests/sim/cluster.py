@@ -14,16 +14,16 @@ from unittest.mock import patch
 
 from loguru import logger
 
-import goreprox.listeners
-import goreprox.poller
-import goreprox.provider
-import goreprox.sockets
+import goreprox.net.listeners
+import goreprox.net.poller
+import goreprox.net.sockets
+import goreprox.roles.provider
 from brokers import PeerName, Role
-from goreprox.config import Address, EdgeConfig, Listener, ProviderConfig, Target
-from goreprox.driver import Driver, clock
-from goreprox.edge import Edge
+from goreprox.config.values import Address, EdgeConfig, Listener, ProviderConfig, Target
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
-from goreprox.provider import Provider
+from goreprox.roles.edge import Edge
+from goreprox.roles.provider import Provider
+from goreprox.tunnel.driver import Driver, clock
 from tests.sim.fabric import Network, SimBroker, SimLink
 from tests.sim.oracle import Oracle
 from tests.sim.tcp import KIB, Far, Program, SimSocket, Sockets
@@ -144,15 +144,15 @@ class Cluster:
         random.seed(self.world.random.random())
         with ExitStack() as stack:
             for module, name in (
-                (goreprox.listeners, "socket"),
-                (goreprox.provider, "socket"),
-                (goreprox.sockets, "fcntl"),
-                (goreprox.sockets, "select"),
-                (goreprox.sockets, "os"),
-                (goreprox.poller, "selectors"),
+                (goreprox.net.listeners, "socket"),
+                (goreprox.roles.provider, "socket"),
+                (goreprox.net.sockets, "fcntl"),
+                (goreprox.net.sockets, "select"),
+                (goreprox.net.sockets, "os"),
+                (goreprox.net.poller, "selectors"),
             ):
                 stack.enter_context(patch.object(module, name, self.sockets))
-            stack.enter_context(patch.object(goreprox.provider, "resolve", self.sockets.resolve))
+            stack.enter_context(patch.object(goreprox.roles.provider, "resolve", self.sockets.resolve))
             for module in [module for name, module in sys.modules.items() if name.startswith("goreprox.")]:
                 if getattr(module, "clock", None) is _CLOCK:
                     stack.enter_context(patch.object(module, "clock", self._clock))

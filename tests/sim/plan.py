@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from goreprox.driver import FORGET_S
+from goreprox.tunnel.driver import FORGET_S
 from tests.sim.cluster import Client, Cluster
 from tests.sim.tcp import KIB, Program
 from tests.sim.world import Violation

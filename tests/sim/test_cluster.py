@@ -9,13 +9,13 @@ import pytest
 from brokers.envelope import Down
 from brokers.presence import Presence
 from brokers.switch import Switch
-from goreprox.bridge import Bridge
-from goreprox.driver import Driver, Peer
 from goreprox.protocol.events import Code, Open, Resume
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.session import Session
 from goreprox.protocol.stream import State, Stream
+from goreprox.tunnel.bridge import Bridge
+from goreprox.tunnel.driver import Driver, Peer
 from tests.sim.cluster import Cluster
 from tests.sim.plan import Arrival, Fault, Plan, draw, report, run, shrink
 from tests.sim.tcp import KIB, Program

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 
-from goreprox.poller import READ, WRITE
+from goreprox.net.poller import READ, WRITE
 
 SPIN = 100_000
 """Events at one instant: more is a loop that goes round without time passing."""

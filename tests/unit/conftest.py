@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-import goreprox.broker
-import goreprox.edge
-import goreprox.provider
-import goreprox.server
-import goreprox.workers
-from goreprox import launch
+import goreprox.roles.broker
+import goreprox.roles.edge
+import goreprox.roles.provider
+import goreprox.roles.server
+import goreprox.roles.workers
+from goreprox.cli import launch
 from tests.helpers import Started
 
 
@@ -24,6 +24,12 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setattr(launch, "raise_file_limit", lambda: None)
     started = Started()
-    for module in (goreprox.server, goreprox.edge, goreprox.broker, goreprox.provider, goreprox.workers):
+    for module in (
+        goreprox.roles.server,
+        goreprox.roles.edge,
+        goreprox.roles.broker,
+        goreprox.roles.provider,
+        goreprox.roles.workers,
+    ):
         monkeypatch.setattr(module, "run", started)
     return started

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brokers.envelope import MAX_ATTRIBUTES
-from goreprox.attributes import (
+from goreprox.config.values import MAX_SERVICES_BYTES
+from goreprox.protocol.limits import ACKS_BEFORE_EOF
+from goreprox.tunnel.attributes import (
     MAX_TARGETS,
     Attributes,
     Port,
@@ -22,8 +24,6 @@ from goreprox.attributes import (
     weight_of,
     who,
 )
-from goreprox.config import MAX_SERVICES_BYTES
-from goreprox.protocol.limits import ACKS_BEFORE_EOF
 
 PORTS = [Port("web", "http", "", 8080), Port("ssh", "tcp", "192.0.2.1", 2222), Port("db", "tls", "2001:db8::1", 5432)]
 

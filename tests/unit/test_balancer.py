@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from goreprox.balancer import BACKOFF_MAX_S, BACKOFF_MIN_S, FORGET_S, UNANSWERED, Balancer, Candidate
+from goreprox.roles.balancer import BACKOFF_MAX_S, BACKOFF_MIN_S, FORGET_S, UNANSWERED, Balancer, Candidate
 
 A, B, C = b"a", b"b", b"c"
 

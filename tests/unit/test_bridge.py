@@ -6,13 +6,13 @@ import socket
 
 import pytest
 
-from goreprox import sockets
-from goreprox.bridge import Bridge, Bridges
-from goreprox.poller import Poller
+from goreprox.net import sockets
+from goreprox.net.poller import Poller
 from goreprox.protocol.events import Data, Eof, Reset
 from goreprox.protocol.limits import KIB
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import State
+from goreprox.tunnel.bridge import Bridge, Bridges
 from tests.helpers import eventually
 from tests.unit.protocol.harness import accepted
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from goreprox import __version__, cli
-from goreprox.config import (
+from goreprox import __version__
+from goreprox.cli import main as cli
+from goreprox.cli.options import EndOptions
+from goreprox.config.values import (
     Address,
     BrokerConfig,
     EdgeConfig,
@@ -26,7 +28,6 @@ from goreprox.config import (
 )
 from goreprox.http.tokens import Tokens
 from goreprox.keys.join import Join
-from goreprox.options import EndOptions
 from tests.helpers import Started
 
 ROOT = Path(__file__).parents[2]
@@ -623,7 +624,7 @@ def test_completion_knows_the_commands(shell: Any) -> None:
 
 def test_version_and_help_load_no_networking() -> None:
     code = (
-        "import sys; from goreprox.cli import main; main(['--version']); main(['server', '--help']);"
+        "import sys; from goreprox.cli.main import main; main(['--version']); main(['server', '--help']);"
         "print(sorted({'zmq', 'asyncio', 'cbor2', 'loguru'} & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -10,7 +10,7 @@ import pytest
 from loguru import logger
 
 from brokers import Role
-from goreprox import cli
+from goreprox.cli import main as cli
 from goreprox.keys.state import StateDir
 from tests.helpers import Started
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from goreprox import __version__, cli
-from goreprox.helptext import COLUMNS
+from goreprox import __version__
+from goreprox.cli import main as cli
+from goreprox.cli.helptext import COLUMNS
 
 COMMANDS = [
     (),

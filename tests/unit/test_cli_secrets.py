@@ -9,9 +9,9 @@ from typing import Final
 import pytest
 from loguru import logger
 
-import goreprox.demo
-from goreprox import cli
-from goreprox.log import configure, redacted, say
+import goreprox.cli.demo
+from goreprox.cli import main as cli
+from goreprox.process.log import configure, redacted, say
 from tests.helpers import Started
 
 SECRET: Final = "AXCSabcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -53,7 +53,7 @@ def _at_home(started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     async def run(**_: object) -> None:
         pass
 
-    monkeypatch.setattr(goreprox.demo, "run", run)
+    monkeypatch.setattr(goreprox.cli.demo, "run", run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GOREPROX_LOG_LEVEL", "trace")
 

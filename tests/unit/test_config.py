@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goreprox.config import (
+from goreprox.config.values import (
     MIB,
     Address,
     BrokerConfig,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from brokers import Endpoint
-from goreprox import sockets
-from goreprox.config import Address, ProviderConfig, Target
+from goreprox.config.values import Address, ProviderConfig, Target
+from goreprox.net import sockets
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
-from goreprox.provider import Dial, Provider, Targets
+from goreprox.roles.provider import Dial, Provider, Targets
 from tests.helpers import HOST, closed_port, eventually
 
 DIAL_TIMEOUT_S = 2.0
@@ -47,7 +47,7 @@ async def dial(monkeypatch: pytest.MonkeyPatch, *where: tuple[str, int]) -> list
     async def found(*_: object) -> list[Endpoint]:
         return [(socket.AF_INET, address) for address in where]
 
-    monkeypatch.setattr("goreprox.provider.resolve", found)
+    monkeypatch.setattr("goreprox.roles.provider.resolve", found)
 
     def connected(_: Stream, sock: socket.socket) -> None:
         asked.outcome.append(sock.getpeername())
@@ -107,7 +107,7 @@ def test_a_refusal_at_the_default_host_says_how_to_reach_what_listens_on_ipv6_al
         async def found(*_: object) -> list[Endpoint]:
             return [(socket.AF_INET, (HOST, port))]
 
-        monkeypatch.setattr("goreprox.provider.resolve", found)
+        monkeypatch.setattr("goreprox.roles.provider.resolve", found)
         Dial(provider, asked).start()
         await eventually(lambda: asked.outcome)
 
@@ -130,7 +130,7 @@ def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatc
                 raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
             return [(socket.AF_INET, (HOST, port))]
 
-        monkeypatch.setattr("goreprox.provider.resolve", slow)
+        monkeypatch.setattr("goreprox.roles.provider.resolve", slow)
         targets = Targets({"web": Address("example.org", 80)})
         asking = [loop.create_task(targets.resolve("web")) for _ in range(8)]
         await eventually(lambda: lookups)

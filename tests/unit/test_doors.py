@@ -4,8 +4,8 @@ from ipaddress import ip_network
 
 import pytest
 
-from goreprox.config import LOOPBACK, AcceptingConfig
-from goreprox.doors import Doors, Rule
+from goreprox.config.doors import Doors, Rule
+from goreprox.config.values import LOOPBACK, AcceptingConfig
 from goreprox.errors import ConfigError
 
 

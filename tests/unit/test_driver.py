@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from brokers import REVOKED, Buffer, PeerInfo, PeerName, Role
-from goreprox import driver
-from goreprox.driver import Driver, Peer, common_version
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import MIB, VERSION, VERSION_LEAST
 from goreprox.protocol.stream import State, Stream
+from goreprox.tunnel import driver
+from goreprox.tunnel.driver import Driver, Peer, common_version
 from tests.helpers import eventually
 
 

@@ -1,8 +1,8 @@
 """What the line `ready` says of ports and services."""
 
-from goreprox.config import AcceptingConfig, Listener
-from goreprox.edge import entrances
-from goreprox.http.routes import Route
+from goreprox.config.routes import Route
+from goreprox.config.values import AcceptingConfig, Listener
+from goreprox.roles.edge import entrances
 
 
 def test_each_port_is_named_once_with_its_services() -> None:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from goreprox import cli
+from goreprox.cli import main as cli
 from tests.helpers import Started
 
 FILE: Final = Path(__file__).parents[2] / "deploy/goreprox.toml"

@@ -14,50 +14,61 @@ FORBIDDEN = {
         *SANS_IO,
         *(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server")),
     ),
-    "goreprox/status.py": (
+    "goreprox/status/document.py": (
         "brokers",
         *(f"goreprox.{m}" for m in ("protocol", "driver", "bridge", "snapshot", "report")),
     ),
-    "goreprox/report.py": ("brokers", *(f"goreprox.{m}" for m in ("protocol", "driver", "bridge", "snapshot"))),
-    "goreprox/snapshot.py": tuple(f"goreprox.{m}" for m in ("edge", "provider", "server", "report", "cli")),
-    "goreprox/driver.py": tuple(f"goreprox.{m}" for m in ("bridge", "edge", "provider", "server", "cli")),
-    "goreprox/bridge.py": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
-    "goreprox/balancer.py": ("goreprox", "brokers", "asyncio", "time", "loguru"),
-    "goreprox/waiting.py": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
+    "goreprox/cli/report.py": ("brokers", *(f"goreprox.{m}" for m in ("protocol", "driver", "bridge", "snapshot"))),
+    "goreprox/status/snapshot.py": tuple(f"goreprox.{m}" for m in ("edge", "provider", "server", "report", "cli")),
+    "goreprox/tunnel/driver.py": tuple(f"goreprox.{m}" for m in ("bridge", "edge", "provider", "server", "cli")),
+    "goreprox/tunnel/bridge.py": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
+    "goreprox/roles/balancer.py": ("goreprox", "brokers", "asyncio", "time", "loguru"),
+    "goreprox/roles/waiting.py": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
     "goreprox/http": tuple(f"goreprox.{m}" for m in ("driver", "edge", "provider", "server", "cli")),
     **dict.fromkeys(
         (
             "goreprox/http/requests.py",
-            "goreprox/http/answers.py",
-            "goreprox/http/messages.py",
+            "goreprox/http/own_responses.py",
+            "goreprox/http/writer.py",
             "goreprox/http/commands.py",
             "goreprox/http/exchange.py",
             "goreprox/http/gateway.py",
             "goreprox/http/reader.py",
-            "goreprox/http/routes.py",
+            "goreprox/config/routes.py",
         ),
         (*SANS_IO, *(f"goreprox.{m}" for m in ("protocol", "bridge", "poller", "sockets", "http.front"))),
     ),
-    "goreprox/certificates.py": ("brokers", "asyncio", "socket", "goreprox.poller", "goreprox.protocol"),
+    "goreprox/net/certificates.py": ("brokers", "asyncio", "socket", "goreprox.net.poller", "goreprox.protocol"),
     **dict.fromkeys(
-        ("goreprox/tls.py", "goreprox/handshakes.py"),
+        ("goreprox/net/tls.py", "goreprox/net/handshakes.py"),
         tuple(f"goreprox.{m}" for m in ("driver", "bridge", "http", "edge", "provider", "server", "cli")),
     ),
-    "goreprox/listeners.py": tuple(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")),
-    "goreprox/broker.py": tuple(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")),
-    "goreprox/edge.py": tuple(f"goreprox.{m}" for m in ("provider", "server", "broker", "workers", "cli")),
-    "goreprox/provider.py": ("goreprox.edge", "goreprox.server", "goreprox.cli"),
-    "goreprox/server.py": ("goreprox.provider", "goreprox.workers", "goreprox.cli"),
-    "goreprox/workers.py": ("goreprox.provider", "goreprox.server", "goreprox.broker", "goreprox.cli"),
+    "goreprox/net/listeners.py": tuple(
+        f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")
+    ),
+    "goreprox/roles/broker.py": tuple(
+        f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")
+    ),
+    "goreprox/roles/edge.py": tuple(f"goreprox.{m}" for m in ("provider", "server", "broker", "workers", "cli")),
+    "goreprox/roles/provider.py": ("goreprox.roles.edge", "goreprox.roles.server", "goreprox.cli.main"),
+    "goreprox/roles/server.py": ("goreprox.roles.provider", "goreprox.roles.workers", "goreprox.cli.main"),
+    "goreprox/roles/workers.py": (
+        "goreprox.roles.provider",
+        "goreprox.roles.server",
+        "goreprox.roles.broker",
+        "goreprox.cli.main",
+    ),
     "goreprox/keys": tuple(
         f"goreprox.{m}"
         for m in ("driver", "bridge", "edge", "provider", "broker", "server", "workers", "cli", "keys_cli")
     ),
-    "goreprox/doors.py": ("goreprox.config", "brokers", "asyncio", "socket"),
-    "goreprox/proxyproto.py": ("goreprox", *SANS_IO),
-    "goreprox/proxies.py": tuple(f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")),
-    "goreprox/config.py": ("goreprox.cli", "goreprox.options", "cyclopts", "asyncio"),
-    "goreprox/options.py": ("goreprox.cli", "asyncio"),
+    "goreprox/config/doors.py": ("goreprox.config.values", "brokers", "asyncio", "socket"),
+    "goreprox/net/proxy_protocol.py": ("goreprox", *SANS_IO),
+    "goreprox/net/proxies.py": tuple(
+        f"goreprox.{m}" for m in ("driver", "bridge", "edge", "provider", "server", "cli")
+    ),
+    "goreprox/config/values.py": ("goreprox.cli.main", "goreprox.cli.options", "cyclopts", "asyncio"),
+    "goreprox/cli/options.py": ("goreprox.cli.main", "asyncio"),
     "goreprox/errors.py": ("goreprox.",),
 }
 

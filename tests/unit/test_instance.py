@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from goreprox.errors import StartError
-from goreprox.instance import Instance, default_runtime_dir
+from goreprox.process.instance import Instance, default_runtime_dir
 
 A, B, C = (bytes([n]) * 16 for n in range(1, 4))
 HOLDER = """
 import sys
 from pathlib import Path
-from goreprox.instance import Instance
+from goreprox.process.instance import Instance
 held = Instance.acquire(Path(sys.argv[1]), "provider", "n", bytes.fromhex(sys.argv[2]))
 print(held.path.name, flush=True)
 sys.stdin.read()

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from brokers import Role
-from goreprox import cli
-from goreprox.certificates import Certificates
-from goreprox.config import Address
+from goreprox.cli import main as cli
+from goreprox.config.values import Address
 from goreprox.errors import GoreproxError, StartError
 from goreprox.http import auth
-from goreprox.keys import files
 from goreprox.keys.authority import Watcher
-from goreprox.keys.files import Kind, read_file
 from goreprox.keys.reach import Reach
 from goreprox.keys.state import StateDir
+from goreprox.net.certificates import Certificates
+from goreprox.process import files
+from goreprox.process.files import Kind, read_file
 from tests.tls import Authority
 
 SECRET = Kind("a secret", secret=True)

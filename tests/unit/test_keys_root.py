@@ -11,9 +11,9 @@ import pytest
 
 from brokers import Role
 from goreprox.errors import StatusError
-from goreprox.instance import default_runtime_dir, runtime_dirs
 from goreprox.keys.state import StateDir
-from goreprox.status import ask_all
+from goreprox.process.instance import default_runtime_dir, runtime_dirs
+from goreprox.status.document import ask_all
 
 NOBODY = 65534
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_others_are_told_to_be_root(theirs: Path) -> None:
         link = Path(everybodys) / "goreprox"
         link.symlink_to(theirs.resolve())
         code = (  # who we become may not be able to read our modules
-            "import os, sys, goreprox.cli as cli, goreprox.keys.guard, goreprox.log;"
+            "import os, sys, goreprox.cli.main as cli, goreprox.keys.guard, goreprox.process.log;"
             "os.setgroups([]); os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]));"
             "sys.exit(cli.main(['keys', 'list', '--state-dir', sys.argv[2]]))"
         )
@@ -102,7 +102,7 @@ def test_root_finds_the_keys_of_the_unit_without_being_told_where_they_are(
     theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; import goreprox.keys_cli as keys, goreprox.cli as cli;"
+        "import sys; from pathlib import Path; import goreprox.cli.keys as keys, goreprox.cli.main as cli;"
         "keys.OF_UNIT = Path(sys.argv[1]); sys.exit(cli.main(sys.argv[2:]))"
     )
     done = subprocess.run(

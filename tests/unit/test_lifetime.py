@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from goreprox.lifetime import Lifetime
+from goreprox.process.lifetime import Lifetime
 
 
 async def be_ready() -> None:
@@ -48,7 +48,7 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sock
 def test_a_supervisor_waits_however_long_until_there_is_a_connection_and_hears_what_it_waits_for(
     supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goreprox.lifetime.EXTEND_S", 0.02)
+    monkeypatch.setattr("goreprox.process.lifetime.EXTEND_S", 0.02)
 
     async def told() -> dict[str, str]:
         text = (await asyncio.to_thread(supervisor.recv, 4096)).decode()

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from goreprox import listeners, sockets
-from goreprox.config import Listener
-from goreprox.listeners import Listeners
-from goreprox.poller import Poller
+from goreprox.config.values import Listener
+from goreprox.net import listeners, sockets
+from goreprox.net.listeners import Listeners
+from goreprox.net.poller import Poller
 from tests.helpers import HOST, eventually
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from loguru import logger
 
-from goreprox.log import LISTED, MAX_EXCEPTION, MAX_MESSAGE, MAX_VALUE, configure, listing, quoted
+from goreprox.process.log import LISTED, MAX_EXCEPTION, MAX_MESSAGE, MAX_VALUE, configure, listing, quoted
 
 
 @pytest.fixture(autouse=True)

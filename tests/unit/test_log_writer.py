@@ -9,7 +9,7 @@ from typing import TextIO
 
 import pytest
 
-from goreprox.log_writer import MAX_QUEUED_BYTES, LogWriter
+from goreprox.process.log_writer import MAX_QUEUED_BYTES, LogWriter
 
 LINE = "x" * 199 + "\n"
 KERNEL_BYTES = 1 << 20

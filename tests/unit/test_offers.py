@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 
 from brokers import PeerInfo, PeerName, Role
-from goreprox import offers as module
-from goreprox.balancer import Balancer, Candidate
-from goreprox.driver import Peer
-from goreprox.offers import SAMPLE, Offers
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.session import Session
+from goreprox.roles import offers as module
+from goreprox.roles.balancer import Balancer, Candidate
+from goreprox.roles.offers import SAMPLE, Offers
+from goreprox.tunnel.driver import Peer
 
 BUDGET = Budget(total_bytes=1 << 24, max_streams=64)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import pytest
 from loguru import logger
 
-from goreprox.config import Address, Listener
-from goreprox.poller import Poller
-from goreprox.proxies import Proxies
-from goreprox.proxyproto import Version, write
+from goreprox.config.values import Address, Listener
+from goreprox.net.poller import Poller
+from goreprox.net.proxies import Proxies
+from goreprox.net.proxy_protocol import Version, write
 from tests.helpers import eventually
 
 PROXY, HERE = "192.0.2.1:5", "192.0.2.2:80"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goreprox.proxyproto import MAX_BYTES, Header, Malformed, Version, read, write
+from goreprox.net.proxy_protocol import MAX_BYTES, Header, Malformed, Version, read, write
 
 SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
 V4, V6 = ("192.0.2.1:56324", "198.51.100.7:443"), ("[2001:db8::1]:1", "[::1]:65535")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from goreprox import status
 from goreprox.errors import StatusError
-from goreprox.status import FORMAT, READERS, Answers, Document, StatusSocket, ask_all
+from goreprox.status import document as status
+from goreprox.status.document import FORMAT, READERS, Answers, Document, StatusSocket, ask_all
 from tests.helpers import eventually
 
 LARGE = 4 << 20

@@ -5,9 +5,9 @@ from typing import cast
 
 import pytest
 
-from goreprox.report import show, show_json
-from goreprox.status import Document, PeerStatus
-from goreprox.summary import summary
+from goreprox.cli.report import show, show_json
+from goreprox.cli.summary import summary
+from goreprox.status.document import Document, PeerStatus
 
 PEER: PeerStatus = {
     "name": "far",

@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from brokers import Link, PeerInfo, PeerName, Role, Router
-from goreprox.config import Address, ProviderConfig, Target
-from goreprox.driver import Driver, Peer
-from goreprox.instance import Instance
+from goreprox.config.values import Address, ProviderConfig, Target
+from goreprox.process.instance import Instance
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.stream import Stream
-from goreprox.provider import Provider
-from goreprox.snapshot import LAST_ENDS, LISTED, Ends, Subject
+from goreprox.roles.provider import Provider
+from goreprox.status.snapshot import LAST_ENDS, LISTED, Ends, Subject
+from goreprox.tunnel.driver import Driver, Peer
 from tests.helpers import HOST, eventually
 
 PEER = PeerInfo(PeerName(Role.EDGE, "far", bytes(16)), 7, {"protocol": [1, 1], "services": ["web"]})

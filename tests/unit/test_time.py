@@ -7,12 +7,12 @@ ROOT = Path(__file__).parents[2]
 TIME_OF_DAY = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow", "today", "CLOCK_REALTIME"}
 OF_MODULES = {"time", "datetime", "date"}
 FOR_PEOPLE = {
-    "goreprox/certificates.py": "when a certificate expires",
+    "goreprox/net/certificates.py": "when a certificate expires",
     "goreprox/http/auth.py": "until when a token is valid, which people say in days",
-    "goreprox/log.py": "when lines were lost",
+    "goreprox/process/log.py": "when lines were lost",
     "goreprox/keys/state.py": "when a key was made",
-    "goreprox/snapshot.py": "since when a process runs, and when a stream ended",
-    "goreprox/token_cli.py": "which tokens have expired",
+    "goreprox/status/snapshot.py": "since when a process runs, and when a stream ended",
+    "goreprox/cli/tokens.py": "which tokens have expired",
 }
 """What it is for, there."""
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goreprox.certificates import Certificates, reason
-from goreprox.config import Scheme
-from goreprox.handshakes import Handshakes
-from goreprox.poller import READ, WRITE, Poller
-from goreprox.tls import RECORD_BYTES, TEXT_BYTES, TlsSocket
+from goreprox.config.values import Scheme
+from goreprox.net.certificates import Certificates, reason
+from goreprox.net.handshakes import Handshakes
+from goreprox.net.poller import READ, WRITE, Poller
+from goreprox.net.tls import RECORD_BYTES, TEXT_BYTES, TlsSocket
 from tests.helpers import eventually
 from tests.tls import NAME, Authority
 

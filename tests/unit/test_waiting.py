@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from goreprox import waiting
-from goreprox.bridge import Joint
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.stream import Stream
-from goreprox.waiting import WaitingRoom
+from goreprox.roles import waiting
+from goreprox.roles.waiting import WaitingRoom
+from goreprox.tunnel.bridge import Joint
 from tests.helpers import eventually
 
 

@@ -10,12 +10,12 @@ import h11
 import pytest
 from loguru import logger
 
+from goreprox.config.routes import Route, Routes
 from goreprox.errors import ConfigError, StartError
 from goreprox.http import tokens
 from goreprox.http.auth import Auth
 from goreprox.http.commands import Finish
 from goreprox.http.exchange import Site
-from goreprox.http.routes import Route, Routes
 from goreprox.http.tokens import FAILURES, MAX_ADDRESSES, Failures, Tokens
 from tests.unit.http.harness import CLIENT, OK, Talk
 

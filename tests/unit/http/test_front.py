@@ -5,18 +5,18 @@ import socket
 
 import pytest
 
-from goreprox import sockets
-from goreprox.bridge import Bridge, Bridges
-from goreprox.driver import clock
+from goreprox.http.client import Front, Fronts
 from goreprox.http.exchange import Site
-from goreprox.http.front import Front, Fronts
-from goreprox.http.upstream import Upstream
-from goreprox.poller import Poller
+from goreprox.http.provider_stream import Upstream
+from goreprox.net import sockets
+from goreprox.net.poller import Poller
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import KIB, MIB
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import Step, Stream
+from goreprox.tunnel.bridge import Bridge, Bridges
+from goreprox.tunnel.driver import clock
 from tests.helpers import HOST, eventually
 
 UPGRADE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"

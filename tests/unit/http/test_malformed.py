@@ -7,9 +7,9 @@ The classes are those of published work on request smuggling (RFC 9112, sections
 import h11
 import pytest
 
+from goreprox.config.routes import Routes
 from goreprox.http.commands import Connect, Finish
 from goreprox.http.exchange import Site
-from goreprox.http.routes import Routes
 from tests.unit.http.harness import OK, Talk, cuts
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"

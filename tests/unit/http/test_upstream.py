@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from goreprox.http.upstream import Upstream
+from goreprox.http.provider_stream import Upstream
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.stream import State, Stream

@@ -1,0 +1,237 @@
+"""The command `goreprox keys`: whom the server knows. It works on the state directory, whether a server runs or not.
+
+A join string is a secret. `add` prints it, for a file or a pipe on the other side; `list` does not, and `show` only on
+a terminal.
+"""
+
+import json as json_
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from cyclopts import App, Group, Parameter
+
+from goreprox.cli.helptext import example
+from goreprox.columns import columns
+
+if TYPE_CHECKING:
+    from goreprox.keys.state import Authorized, StateDir
+
+_KEYS: Final = Group("Keys", sort_key=2)
+ANY: Final = "any"
+OF_UNIT: Final = Path("/var/lib/goreprox")
+"""Where the unit for systemd has the keys: root's default where root has none."""
+StateOption = Annotated[
+    Path | None,
+    Parameter(
+        group=_KEYS,
+        env_var="GOREPROX_STATE_DIR",
+        show_env_var=False,
+        metavar="DIR",
+        help="Directory of the server's keys. [default: as the server's]",
+    ),
+]
+
+app: Final = App(
+    name="keys",
+    sort_key=3,
+    help="Manage which providers and edges may connect to a server.",
+    help_epilogue=example(
+        "goreprox keys add laptop --services web,ssh",
+        "(umask 077; ssh SERVER goreprox keys add laptop >laptop.join)",
+        "goreprox keys set laptop --services web",
+        "goreprox keys revoke laptop",
+    ),
+    help_format="plaintext",
+)
+
+
+_Services = Annotated[str | None, Parameter(group=_KEYS, metavar="A,B")]
+_Json = Annotated[bool, Parameter(group=_KEYS, negative="")]
+
+
+@app.command
+def add(
+    name: str,
+    /,
+    *,
+    role: Annotated[Literal["provider", "edge"], Parameter(group=_KEYS, metavar="ROLE")] = "provider",
+    services: _Services = None,
+    address: Annotated[list[str] | None, Parameter(group=_KEYS, negative="", metavar="HOST[:PORT]")] = None,
+    json: _Json = False,
+    state_dir: StateOption = None,
+) -> None:
+    """Authorise one more provider or edge, and print its join string.
+
+    On a terminal it prints the command to run on the other machine, elsewhere only the join string.
+
+    Parameters
+    ----------
+    name
+        Its name; several processes of one name are replicas.
+    role
+        What it may be.
+    services
+        The services that it may offer, separated by commas. [default: any]
+    address
+        Where it reaches this server. May be repeated. [default: as the server was told by --address]
+    json
+        Print a JSON object: what `list --json` shows, the addresses, and the join string.
+    """
+    from brokers import Role
+    from goreprox.config.values import Address, check_dialable, parse_services
+    from goreprox.keys.guard import assumption, command_line
+    from goreprox.keys.join import FILE
+    from goreprox.process.files import read_file
+
+    state = _state(state_dir, make=True)
+    reach = state.reach()
+    wanted = None if services is None else parse_services(services)
+    default_port = (reach.providers if role == "provider" else reach.edges).port
+    addresses = [Address.parse(text, default_port) for text in address] if address else None
+    for each in addresses or ():
+        check_dialable("address", each)
+    path = state.add(Role[role.upper()], name, wanted, addresses)
+    text = read_file(path, FILE).strip()
+    if json:
+        named = [str(each) for each in addresses or reach.addresses(Role[role.upper()])]
+        print(json_.dumps(_document(state, state.key(name)) | {"addresses": named, "join": text}), flush=True)
+    else:
+        print(command_line(path, Role[role.upper()]) if sys.stdout.isatty() else text, flush=True)
+    if addresses is None and reach.assumed_host is not None:
+        print(assumption(reach.assumed_host), file=sys.stderr)
+
+
+@app.command(name="list")
+def list_(*, json: _Json = False, state_dir: StateOption = None) -> None:
+    """Show all authorised keys.
+
+    Parameters
+    ----------
+    json
+        Print a JSON array, one object per key.
+    """
+    state = _state(state_dir)
+    if json:
+        print(json_.dumps([_document(state, key) for key in state.all()], indent=2))
+        return
+    rows = [("NAME", "ROLE", "SERVICES", "CREATED", "JOIN FILE")]
+    rows += [
+        (key.name, key.role.name.lower(), _services(key), key.created, _join_file(state, key) or "removed")
+        for key in state.all()
+    ]
+    print(columns(rows))
+
+
+@app.command
+def show(name: str, /, *, state_dir: StateOption = None) -> None:
+    """Show one key, and on a terminal the command to run on the other machine.
+
+    Parameters
+    ----------
+    name
+        Whose key.
+    """
+    from goreprox.keys.guard import command_line
+
+    state = _state(state_dir)
+    key = state.key(name)
+    print(f"name      {key.name}\nrole      {key.role.name.lower()}\nservices  {_services(key)}")
+    print(f"created   {key.created}\nkey       {key.public.decode()}")
+    path = _join_file(state, key)
+    if path is not None:
+        print(f"join      {path}")
+        if sys.stdout.isatty():
+            print(command_line(state.join_file(name), key.role))
+
+
+@app.command(name="set")
+def set_(
+    name: str, /, *, services: Annotated[str, Parameter(group=_KEYS, metavar="A,B")], state_dir: StateOption = None
+) -> None:
+    """Change which services a key may offer; it counts within a second.
+
+    A connected peer that offers others is disconnected, and its connections are reset.
+
+    Parameters
+    ----------
+    name
+        Whose key.
+    services
+        The services that it may offer, separated by commas; `any` allows all.
+    """
+    from goreprox.config.values import parse_services
+
+    state = _state(state_dir)
+    key = state.allow(name, None if services == ANY else parse_services(services))
+    print(f"{name} may offer: {_services(key)}")
+
+
+@app.command
+def revoke(name: str, /, *, state_dir: StateOption = None) -> None:
+    """Revoke a key, and remove its files.
+
+    A connected peer is disconnected within a second, and its connections are reset.
+
+    Parameters
+    ----------
+    name
+        Whose key.
+    """
+    _state(state_dir).revoke(name)
+    print(f"{name} is no longer authorised")
+
+
+@app.command
+def rotate(*, state_dir: StateOption = None) -> None:
+    """Replace the server's key by its next one. Links reconnect, connections go on."""
+    state = _state(state_dir)
+    renewed = state.rotate()
+    count = f"{len(renewed)} join string{'' if len(renewed) == 1 else 's'}"
+    print(f"the server uses its next key; {count} in {state.shown / 'join'} renewed")
+    print("peers with older join strings go on until the next rotation; give them the new ones before it")
+
+
+def _state(directory: Path | None, *, make: bool = False) -> "StateDir":
+    """Use a server's directory, or `make` it: whoever lists, revokes or rotates elsewhere has the wrong one.
+
+    Root works in it as its owner: the user that a unit of systemd made up for the server, for instance. Modules are to
+    be imported before: that user may not be able to read them.
+    """
+    from goreprox.errors import ConfigError
+    from goreprox.keys.state import StateDir, default_state_dir
+    from goreprox.process.files import become_owner
+
+    path = directory.expanduser() if directory else default_state_dir()
+    if not directory and os.geteuid() == 0 and not (path / "server.key").exists() and (OF_UNIT / "server.key").exists():
+        path = OF_UNIT
+    if not make and not os.path.exists(path / "server.key"):  # noqa: PTH110 -- also false where it cannot be looked at
+        if os.path.lexists(path) and not os.access(path, os.X_OK):
+            raise ConfigError(f"state-dir {path}: it is another user's; run this as root or as its owner")
+        raise ConfigError(
+            f"state-dir {path}: no server.key is there, so no server uses it; start `goreprox server` once, or name "
+            "another --state-dir"
+        )
+    return StateDir(become_owner(path), shown=path)
+
+
+def _services(key: "Authorized") -> str:
+    return ANY if key.services is None else ", ".join(key.services) or "none"
+
+
+def _join_file(state: "StateDir", key: "Authorized") -> str | None:
+    path = state.join_file(key.name)
+    return str(state.shown / path.relative_to(state.directory)) if path.exists() else None
+
+
+def _document(state: "StateDir", key: "Authorized") -> dict[str, object]:
+    """Return what JSON says of a key; nothing of it is secret."""
+    return {
+        "name": key.name,
+        "role": key.role.name.lower(),
+        "services": None if key.services is None else list(key.services),
+        "created": key.created,
+        "key": key.public.decode(),
+        "join_file": _join_file(state, key),
+    }

@@ -1,0 +1,122 @@
+"""Where options come from beside flags: the environment and a TOML file. Both know every option by its flag's name."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from cyclopts import App
+from cyclopts.config import Dict, Env
+
+from goreprox.errors import ConfigError, StartError
+from goreprox.process.files import Kind, read_file
+
+if TYPE_CHECKING:
+    from cyclopts import ArgumentCollection
+
+DEFAULT_FILE: Final = Path("goreprox.toml")
+MAX_BYTES: Final = 1 << 20
+"""10,000 routes of 100 bytes each."""
+PREFIX: Final = "GOREPROX_"
+
+
+class Sources:
+    """Fills what flags left open. The flag wins over the variable, over the file, over the default."""
+
+    def __init__(self, app: App, commands: Sequence[str]) -> None:
+        """Serve `commands` of `app`; the file's tables have their names."""
+        self._app = app
+        self._commands: Final = commands
+        self.all: Final = (Env(PREFIX, command=False, show=False), self.read_file)
+
+    def keys(self, command: str) -> dict[str, bool]:
+        """Return the keys that a command has in the file, and whether each takes a list."""
+        arguments = self._app[command].assemble_argument_collection()
+        return {
+            argument.name.removeprefix("--"): argument.token_count()[1]
+            for argument in arguments
+            if argument.name.startswith("--") and argument.name != "--config"
+        }
+
+    def unknown_variables(self) -> Iterator[str]:
+        """Yield what to tell the user of variables that look like options and are none."""
+        keys = {key for command in self._commands for key in self.keys(command)} | {"config"}
+        known = {f"{PREFIX}{key.upper().replace('-', '_')}" for key in keys}
+        for name in sorted(os.environ):
+            if name.startswith(PREFIX) and name not in known:
+                nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.85)
+                yield f"{name} is not an option and is ignored{f'; did you mean {nearest[0]}?' if nearest else ''}"
+
+    def read_file(self, command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
+        """Fill from the file what flags and variables left open; the command's table wins over the top."""
+        if not commands or commands[0] not in self._commands:
+            return
+        given = next((argument for argument in arguments if "--config" in argument.names and argument.tokens), None)
+        name = given.tokens[-1].value if given else ""
+        path = Path(name).expanduser() if name else DEFAULT_FILE
+        if not name and not path.exists():
+            return
+        document = _load(path, given=bool(name))
+        known = {name: self.keys(name) for name in self._commands}
+        tables = {key: value for key, value in document.items() if isinstance(value, dict) and key in known}
+        top = {key: value for key, value in document.items() if key not in tables}
+        everything = {key: many for keys in known.values() for key, many in keys.items()}
+        _check(top, everything, path, "", also=known)
+        for name, table in tables.items():
+            _check(table, known[name], path, f"[{name}] ")
+        command = commands[0]
+        values = {key: value for key, value in top.items() if key in known[command]} | tables.get(command, {})
+        values |= {} if name else {"config": str(path)}  # so that the log says where they come from
+        Dict({command: values}, source=str(path))(command_app, commands, arguments)
+
+    def read_state_dir(self, command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
+        """Let `goreprox keys` work on the directory that the file names for a server; nothing else there is for it.
+
+        Variables are not for it either: GOREPROX_NAME, which names this process, must not say whose key is revoked.
+        """
+        given = os.environ.get(f"{PREFIX}CONFIG")
+        path = Path(given).expanduser() if given else DEFAULT_FILE
+        if len(commands) < 2 or (not given and not path.exists()):
+            return
+        document = _load(path, given=bool(given))
+        tables = (*(document.get(role) for role in ("server", "broker")), document)  # as a server or broker would look
+        found = next((table["state-dir"] for table in tables if isinstance(table, dict) and "state-dir" in table), None)
+        if found is not None:
+            Dict({commands[0]: {commands[1]: {"state-dir": found}}}, source=str(path))(command_app, commands, arguments)
+
+
+def forget_empty_variables() -> None:
+    """Let a variable without content be as if it were not there, as `NAME=${OTHER}` in a file of variables makes it."""
+    for name in [name for name, value in os.environ.items() if name.startswith(PREFIX) and not value.strip()]:
+        del os.environ[name]
+
+
+def _load(path: Path, *, given: bool) -> dict[str, Any]:
+    """Read the file; whoever has `given` its name may have named a pipe."""
+    kind = Kind("the options of goreprox in TOML", encoding="utf-8", most_bytes=MAX_BYTES, piped=given)
+    try:
+        return tomllib.loads(read_file(path, kind))
+    except StartError as exc:
+        raise ConfigError(f"file {exc}, or name another with --config") from exc
+    except OSError as exc:
+        raise ConfigError(f"file {path}: {exc.strerror}; --config names the file") from exc
+    except ValueError as exc:  # not TOML, or not UTF-8
+        raise ConfigError(f"file {path}: {exc}; see docs/configuration.md for its form") from exc
+
+
+def _check(table: dict[str, Any], known: dict[str, bool], path: Path, where: str, also: Iterable[str] = ()) -> None:
+    """Accept options that are known, `also` naming what else would have been, with values of the right form.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for key, value in table.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(key.lower(), [*known, *also], n=1, cutoff=0.6)
+            more = f"did you mean {nearest[0]}?" if nearest else "`goreprox COMMAND --help` shows what there is"
+            raise ConfigError(f"file {path}: {where}{key} is not an option; {more}")
+        if isinstance(value, dict):
+            form = f'a list, like {key} = ["…", "…"]' if known[key] else "one value"
+            raise ConfigError(f"file {path}: {where}{key} is a table; expected {form}")

@@ -1,0 +1,130 @@
+"""A status document in a few lines of 80 columns, what is asked for most first: which service, by whom, since when.
+
+Knows the documents alone. What came from other machines is made harmless by whoever prints it.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from rich.filesize import decimal
+
+from goreprox.columns import columns, counted
+from goreprox.status.document import ConnectionStatus, Document, EndStatus, LinkStatus, PeerStatus
+
+CONNECTIONS: Final = 10
+ENDS: Final = 5
+
+
+def summary(document: Document) -> Iterator[str]:
+    """Yield the lines; those below the first are indented."""
+    yield _title(document)
+    yield from _services(document)
+    yield from _links(document)
+    if (broker := document["broker"]) is not None and not document["services"]:
+        yield from _indented(
+            [(f"{each['role']} {each['name']} ({each['incarnation']})",) for each in broker["members"]]
+        )
+    yield from _connections(document)
+    yield from _ends(document["ends"][-ENDS:])
+
+
+def _title(document: Document) -> str:
+    title = f"{document['role']} {document['name']}: up {_duration(document['up_s'])}"
+    if document["draining"]:
+        title += ", draining"
+    if (streams := document["streams"]) is None:
+        return title
+    facts = [counted(streams["open"], "connection")]
+    for count, what in (
+        (streams["waiting_clients"], "waiting for a provider"),
+        (streams["dialing"], "connecting to a target"),
+        (streams["refused_clients"], "refused so far"),
+    ):
+        if count:
+            facts.append(f"{count:,} {what}")
+    return f"{title}, {', '.join(facts)}"
+
+
+def _services(document: Document) -> Iterator[str]:
+    """Yield each service with those at its other end."""
+    theirs = "edge" if document["role"] == "provider" else "provider"
+    arrow = "->" if document["role"] == "provider" else "<-"
+    known = set(document["services"])
+    for service, where in document["services"].items():
+        yield f"  {service} {arrow} {', '.join(where)}"
+        peers = [peer for peer in document["peers"] if service in peer["services"]]
+        yield from _indented([_peer(peer) for peer in peers] or [(f"no {theirs}",)], depth=4)
+    others = [peer for peer in document["peers"] if not known.intersection(peer["services"])]
+    if others:
+        yield "  for other services"
+        rows = [(*_peer(peer), ", ".join(peer["services"])) for peer in others]
+        yield from _indented(rows, depth=4)
+
+
+def _peer(peer: PeerStatus) -> tuple[str, ...]:
+    name = f"{peer.get('process') or peer['role']} {peer['name']}"
+    if (machine := peer.get("machine")) not in (None, peer["name"]):
+        name += f" on {machine}"
+    since = peer["down_s"] if peer["down_s"] is not None else peer.get("up_s")
+    state = peer["state"] if since is None else f"{peer['state']} {_duration(since)}"
+    return f"{name} ({peer['incarnation']})", state, f"{peer['streams_open']:,} open"
+
+
+def _links(document: Document) -> Iterator[str]:
+    yield from _indented([_link(link) for link in document["links"]])
+
+
+def _link(link: LinkStatus) -> tuple[str, ...]:
+    since = link.get("since_s")
+    state = link["state"] if since is None else f"{link['state']} {_duration(since)}"
+    return f"link to {link['label']}", f"{state}: {problem}" if (problem := link.get("problem")) else state
+
+
+def _connections(document: Document) -> Iterator[str]:
+    listed: Sequence[ConnectionStatus] = document.get("connections", ())[:CONNECTIONS]
+    if not listed:
+        return
+    yield "  open connections, the latest first"
+    rows = [("client", "service", "by way of", "open", "sent", "received")]
+    for each in listed:
+        age = "" if each["open_s"] is None else _duration(each["open_s"])
+        rows.append(
+            (
+                each["client"],
+                each["service"],
+                each["peer"] or "waiting",
+                age,
+                decimal(each["sent_bytes"]),
+                decimal(each["received_bytes"]),
+            )
+        )
+    yield from _indented(rows, depth=4)
+    more = (document["streams"] or {"open": 0})["open"] - len(listed)
+    if more > 0:
+        yield f"    and {more:,} more"
+
+
+def _ends(ends: Sequence[EndStatus]) -> Iterator[str]:
+    if not ends:
+        return
+    yield "  ended last"
+    rows = [
+        (
+            f"{datetime.fromisoformat(end['ended_at']).astimezone():%H:%M:%S}",
+            end["client"],
+            end["service"],
+            end["reason"],
+        )
+        for end in reversed(ends)
+    ]
+    yield from _indented(rows, depth=4)
+
+
+def _indented(rows: Sequence[tuple[str, ...]], *, depth: int = 2) -> Iterator[str]:
+    for line in columns(rows).splitlines() if rows else ():
+        yield " " * depth + line
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,92 @@
+"""What is written of a request and of its answer. Pure: no connection, no state but how far an answer is.
+
+h11 parses, and is not asked to write: it would check again what it has just parsed, at twice the cost of all else.
+So fields come here only from h11 or from our own hands, and bodies in the lengths that h11 has counted.
+"""
+
+from http import HTTPStatus
+
+import h11
+
+from goreprox.http import own_responses
+from goreprox.http.requests import Fields, keeps_alive
+
+_BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+CLOSE = (b"Connection", b"close")
+
+
+def request_head(request: h11.Request, fields: Fields) -> bytes:
+    """Return the head of a request that is passed on with these fields."""
+    return _head(b"%b %b HTTP/1.1" % (request.method, request.target), fields)
+
+
+def interim_head(event: h11.InformationalResponse, fields: Fields) -> bytes:
+    """Return the head of a 1xx answer that is passed on with these fields."""
+    return _head(b"HTTP/1.1 %d %b" % (event.status_code, event.reason), fields)
+
+
+def chunk(data: bytes) -> bytes:
+    """Return a part of a body, not empty, as a chunk (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def last_chunk(trailers: Fields) -> bytes:
+    """Return the end of a chunked body."""
+    return _head(b"0", trailers)
+
+
+def _head(first: bytes, fields: Fields) -> bytes:
+    return b"".join((first, b"\r\n", *[b"%b: %b\r\n" % field for field in fields], b"\r\n"))
+
+
+def refusal(status: HTTPStatus, text: str) -> bytes:
+    """Return a whole response to what was not even read as a request."""
+    fields, body = own_responses.body(status, text, b"")
+    answer = Answer(None)
+    return answer.head(status, status.phrase.encode(), fields, last=True) + answer.body(body)
+
+
+class Answer:
+    """An answer to one request, or to what was none: framed as whoever asked understands it (RFC 9112, 6.3)."""
+
+    __slots__ = ("_bodiless", "_chunked", "_old", "begun", "body_bytes", "ends", "status")
+
+    def __init__(self, request: h11.Request | None) -> None:
+        """Have nothing written."""
+        self._bodiless = request is not None and request.method == b"HEAD"
+        self._old = request is not None and request.http_version == b"1.0"
+        self._chunked = False
+        self.ends = request is None or not keeps_alive(request)
+        """Whether the connection ends with it."""
+        self.begun = False
+        """Whether its head is written; that of an interim answer does not count."""
+        self.status = 0
+        self.body_bytes = 0
+
+    def head(self, status: int, reason: bytes, fields: Fields, *, last: bool) -> bytes:
+        """Return its head; the connection ends with it if it is the `last` or its end cannot be shown otherwise."""
+        framing: Fields = []
+        self.ends = self.ends or last
+        self._bodiless = self._bodiless or status in _BODILESS
+        if status not in _BODILESS and not any(name.lower() == b"content-length" for name, _ in fields):
+            if self._old:
+                self.ends = True
+            else:
+                self._chunked = True
+                framing.append((b"Transfer-Encoding", b"chunked"))
+        if self.ends:
+            framing.append(CLOSE)
+        self.begun = True
+        self.status = status
+        return _head(b"HTTP/1.1 %d %b" % (status, reason), fields + framing)
+
+    def body(self, data: bytes) -> bytes:
+        """Return a part of its body, not empty."""
+        if self._bodiless:
+            return b""
+        self.body_bytes += len(data)
+        return chunk(data) if self._chunked else data
+
+    def end(self, trailers: Fields) -> bytes:
+        """Return its end; trailers are for chunked bodies only."""
+        return last_chunk(trailers) if self._chunked and not self._bodiless else b""

@@ -1,0 +1,1 @@
+"""Sockets of clients and targets; knows no stream."""

@@ -1,0 +1,271 @@
+"""What TLS clients are shown and must have: certificates from files, read again whenever these have changed.
+
+Knows files and what OpenSSL says of them; neither sockets nor connections.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import math
+import os
+import re
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from loguru import logger
+
+from goreprox.config.values import Scheme
+from goreprox.errors import ConfigError, StartError
+from goreprox.process.files import Kind, opened, signature
+
+_HTTP_ALPN: Final = ("http/1.1",)
+"""What is offered to HTTP clients that ask (RFC 7301); HTTP/2 is not."""
+DAY_S: Final = 86_400.0
+WARN_S: Final = 14 * DAY_S
+"""So long before a certificate expires, warnings begin; whoever renews it earlier sees none."""
+WARN_AGAIN_S: Final = DAY_S
+_LARGE: Final = 4 << 20
+"""Bytes of a bundle with all public authorities, ten times over."""
+_CERT: Final = Kind("a certificate in PEM form", sign="CERTIFICATE-----", encoding="latin-1", most_bytes=_LARGE)
+_CLIENT_CA: Final = _CERT
+_KEY: Final = Kind("a private key in PEM form", secret=True, sign="PRIVATE KEY-----", encoding="latin-1")
+_EXPLICIT_VERSION: Final = 0xA0
+_UTC_TIME: Final = 0x17
+
+
+class Certificates:
+    """Gives each handshake its context. Connections keep theirs when the files change."""
+
+    def __init__(self, cert: Path, key: Path, client_ca: Path | None, *, alpn: Sequence[str] = ()) -> None:
+        """Read the certificate and its chain, its private key, and those who sign clients' certificates, if any.
+
+        `alpn` are the protocols of targets behind `tls://` ports.
+
+        Raises:
+            StartError: a file cannot be used; the message says which and why.
+        """
+        self._cert, self._key, self._client_ca = cert, key, client_ca
+        self._alpn = {Scheme.HTTPS: _HTTP_ALPN, Scheme.TLS: tuple(alpn)}
+        self._expires_at = self._warn_at = math.inf
+        """When it expires, and when to speak of that; in seconds since 1970."""
+        self._seen = self._signature()
+        try:
+            self._contexts = self._read()
+        except ConfigError as exc:
+            raise StartError(str(exc)) from exc
+        self._look_at_expiry()
+
+    def context(self, scheme: Scheme) -> ssl.SSLContext:
+        """Return the context for a handshake: with what the files hold now, or held when they were last sound."""
+        seen = self._signature()  # to look costs microseconds
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self._contexts = self._read()
+            except ConfigError as exc:
+                logger.warning("{}; the certificate that was read before stays in use", exc)
+            else:
+                logger.info("tls-cert {}: read again", self._cert)
+        self._look_at_expiry()
+        return self._contexts[scheme]
+
+    def _look_at_expiry(self) -> None:
+        if time.time() >= self._warn_at:
+            self._warn()
+
+    def _signature(self) -> list[tuple[int, ...] | None]:
+        return [signature(path) for path in (self._cert, self._key, self._client_ca) if path is not None]
+
+    def _read(self) -> dict[Scheme, ssl.SSLContext]:
+        """Make the contexts of the files as they are.
+
+        Raises:
+            ConfigError: a file cannot be used.
+        """
+        with contextlib.ExitStack() as files:
+            cert, chain = files.enter_context(_opened("tls-cert", self._cert, _CERT))
+            key, text = files.enter_context(_opened("tls-key", self._key, _KEY))
+            if "BEGIN OPENSSH PRIVATE KEY" in text:
+                raise ConfigError(
+                    f"tls-key {self._key}: it is a key for ssh; name the PEM private key of the certificate"
+                )
+            client_ca = None
+            if self._client_ca is not None:
+                _, client_ca = files.enter_context(_opened("tls-client-ca", self._client_ca, _CLIENT_CA))
+            contexts = {scheme: self._make(scheme, cert, key, client_ca) for scheme in Scheme if scheme.is_tls}
+        self._expires_at = expiry(chain)
+        self._warn_at = self._expires_at - WARN_S
+        return contexts
+
+    def _make(self, scheme: Scheme, cert: int, key: int, client_ca: str | None) -> ssl.SSLContext:
+        """Make a context: TLS 1.2 and up, the ciphers of Python's defaults, neither renegotiation nor compression.
+
+        `cert` and `key` are descriptors, so that OpenSSL reads the files that were checked.
+
+        Raises:
+            ConfigError: a file cannot be used.
+        """
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+        if protocols := self._alpn[scheme]:
+            context.set_alpn_protocols(protocols)
+        for descriptor in (cert, key):
+            os.lseek(descriptor, 0, os.SEEK_SET)  # some systems share the offset with whoever opens it by its number
+        try:
+            context.load_cert_chain(f"/dev/fd/{cert}", f"/dev/fd/{key}", password=self._no_password)
+        except OSError as exc:
+            if isinstance(exc, ssl.SSLError) and exc.reason == "KEY_VALUES_MISMATCH":
+                raise ConfigError(f"tls-key {self._key}: it is not the key of the certificate in {self._cert}") from exc
+            damaged = isinstance(exc, ssl.SSLError) and exc.reason in ("PEM_LIB", None)  # OpenSSL says no more
+            why = "one of them is damaged" if damaged else reason(exc)
+            raise ConfigError(f"tls-cert {self._cert} and tls-key {self._key}: {why}") from exc
+        if client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            _trust(context, f"tls-client-ca {self._client_ca}", client_ca)
+        return context
+
+    def _no_password(self) -> str:
+        raise ConfigError(f"tls-key {self._key}: it has a passphrase; write it without one, readable for you alone")
+
+    def _warn(self) -> None:
+        """Say that the certificate has expired, or when it will."""
+        self._warn_at = time.time() + WARN_AGAIN_S
+        date = datetime.datetime.fromtimestamp(self._expires_at, datetime.UTC).isoformat(" ", "minutes")
+        if self._expires_at <= time.time():
+            text = f"tls-cert {self._cert}: it expired at {date}: clients refuse it; put a new one in its place"
+        else:
+            text = f"tls-cert {self._cert}: it expires at {date}; put a new one in its place before"
+        logger.bind(event="certificate_expiry", expires=date).warning("{}", text)
+
+
+def target_context(ca: Path | None, *, insecure: bool) -> ssl.SSLContext:
+    """Make a context for targets that speak TLS, whose certificates are signed by those in `ca` (None: the system's).
+
+    If `insecure`, any certificate does.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    if ca is None:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    else:
+        with _opened("target-ca", ca, _CLIENT_CA) as (_, text):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            _trust(context, f"target-ca {ca}", text)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _trust(context: ssl.SSLContext, what: str, pem: str) -> None:
+    try:
+        context.load_verify_locations(cadata="\n".join(_blocks(pem)))
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{what}: {reason(exc) if isinstance(exc, OSError) else exc}") from exc
+
+
+@contextlib.contextmanager
+def _opened(option: str, path: Path, kind: Kind) -> Iterator[tuple[int, str]]:
+    """Keep a file open; give its descriptor and its text.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            found = stack.enter_context(opened(path, kind))
+        except OSError as exc:
+            raise ConfigError(f"{option} {path}: {exc.strerror}; name a PEM file that this user may read") from exc
+        except StartError as exc:
+            raise ConfigError(f"{option} {exc}") from exc
+        yield found
+
+
+def expiry(pem: str) -> float:
+    """Return when the first certificate of a chain to expire does so, in seconds since 1970 (RFC 5280, 4.1.2.5)."""
+    return min((_not_after(ssl.PEM_cert_to_DER_cert(block)) for block in _blocks(pem)), default=math.inf)
+
+
+def _blocks(pem: str) -> list[str]:
+    """Return the certificates of a file without what stands between them (RFC 7468)."""
+    return re.findall(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.DOTALL)
+
+
+def _not_after(der: bytes) -> float:
+    """Walk to the second time in `validity`; OpenSSL has read the same bytes, so they are well-formed."""
+
+    def element(at: int) -> tuple[int, int, int]:
+        """Return tag, beginning and end of an element's content (X.690)."""
+        length, begin = der[at + 1], at + 2
+        if length & 0x80:
+            begin += length & 0x7F
+            length = int.from_bytes(der[at + 2 : begin], "big")
+        return der[at], begin, begin + length
+
+    _, at, _ = element(0)  # Certificate
+    _, at, _ = element(at)  # tbsCertificate
+    tag, _, end = element(at)
+    before = 4 if tag == _EXPLICIT_VERSION else 3  # version, serialNumber, signature, issuer
+    for _ in range(before):
+        _, _, at = element(at)
+    _, at, _ = element(at)  # validity
+    _, _, at = element(at)  # notBefore
+    tag, begin, end = element(at)
+    text = der[begin:end].decode("ascii")
+    if tag == _UTC_TIME:
+        text = ("19" if int(text[:2]) >= 50 else "20") + text
+    return datetime.datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=datetime.UTC).timestamp()
+
+
+def reason(exc: OSError) -> str:
+    """Return in words what OpenSSL, or the system, objects to."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"its certificate does not count: {exc.verify_message}"
+    if isinstance(exc, ssl.SSLError) and exc.reason:
+        return exc.reason.lower().replace("_", " ")
+    return exc.strerror or str(exc)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a certificate says of who has it."""
+
+    name: str | None
+    """The first alternative name, else the common name (RFC 9525)."""
+    forwarded: bytes
+    """For X-Forwarded-Client-Cert, in the form that Envoy has made common."""
+
+    @classmethod
+    def of(cls, certificate: object, der: bytes) -> Self:
+        """Read what `getpeercert` gives, and hash the certificate itself."""
+        parts, name = [f"Hash={hashlib.sha256(der).hexdigest()}"], None
+        match certificate:
+            case {"subject": subject}:
+                pairs = [pair for part in subject for pair in part]
+                name = next((value for kind, value in pairs if kind == "commonName"), None)
+                parts.append(
+                    f"Subject={_quoted(','.join(f'{_SHORT.get(kind, kind)}={value}' for kind, value in pairs))}"
+                )
+        match certificate:
+            case {"subjectAltName": ((_, str(name)), *_) as names}:
+                parts += [f"{kind}={_quoted(value)}" for kind, value in names if kind in ("URI", "DNS")]
+        return cls(name, ";".join(parts).encode("ascii", "backslashreplace"))
+
+
+_SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
+"""RFC 4514, 3."""
+
+
+def _quoted(value: str) -> str:
+    """Quote what is not plain; control characters, which no field may hold, become spaces."""
+    value = re.sub(r"[\x00-\x1f\x7f]", " ", value)
+    plain = re.fullmatch(r"[A-Za-z0-9._:/@*-]*", value)
+    return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,191 @@
+"""The sockets on which clients are accepted. Whom the edge has no room for waits in the kernel's backlog."""
+
+import asyncio
+import contextlib
+import errno
+import functools
+import socket
+from collections.abc import Callable, Sequence
+
+from brokers import LimitedLog
+from goreprox.config.values import Address, Listener
+from goreprox.errors import StartError
+from goreprox.net import sockets
+from goreprox.net.poller import READ, Poller
+
+ACCEPTS = 16
+"""Connections accepted in one turn of the loop, per socket: provider and target begin with these while others are
+accepted."""
+BACKLOG = 1024
+FD_PAUSE_S = 0.5
+"""Without file descriptors accepting pauses so long, unless a connection ends before."""
+_NO_FDS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+Welcome = Callable[[socket.socket, str, Listener], None]
+"""Takes over a client's socket; its address and where it came in."""
+
+
+class Listeners:
+    """Owns the listening sockets. Accepts as long as there is room."""
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        poller: Poller,
+        *,
+        reuse_port: bool,
+        welcome: Welcome,
+        has_room: Callable[[], bool],
+    ) -> None:
+        """Listen on all addresses; `start` begins to accept. With `reuse_port` other processes may listen there, too.
+
+        Raises:
+            StartError: an address cannot be listened on.
+        """
+        self._poller = poller
+        self._welcome = welcome
+        self._has_room = has_room
+        self._loop = asyncio.get_running_loop()
+        self._accepting = False
+        self._closed = False
+        self._log = LimitedLog()
+        self._retry: asyncio.TimerHandle | None = None
+        """When to accept again after there were no file descriptors."""
+        self._sockets: list[tuple[socket.socket, Listener]] = []
+        try:
+            for listener in listeners:
+                found = _listen(listener.address, reuse_port=reuse_port)
+                self._sockets += [(sock, listener) for sock in found]
+        except StartError:
+            self.close()
+            raise
+
+    @property
+    def ports(self) -> list[int]:
+        """Where clients are accepted, in the order of the configuration."""
+        return list(dict.fromkeys(sock.getsockname()[1] for sock, _ in self._sockets))
+
+    @property
+    def found(self) -> list[tuple[Listener, int]]:
+        """The listeners and their ports."""
+        return [(listener, sock.getsockname()[1]) for sock, listener in self._sockets]
+
+    @property
+    def addresses(self) -> list[tuple[Listener, str]]:
+        """Where clients are accepted, as long as they are."""
+        return [(listener, str(Address(*sock.getsockname()[:2]))) for sock, listener in self._sockets]
+
+    def start(self) -> None:
+        """Accept, for the first time or again: there is room."""
+        if not self._accepting and not self._closed:
+            self._accepting = True
+            for sock, listener in self._sockets:
+                self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, sock, listener))
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            for sock, _ in self._sockets:
+                self._poller.forget(sock.fileno())
+
+    def drain(self) -> None:
+        """Accept whoever is in a backlog, whom the kernel would reset, and close."""
+        for sock, listener in self._sockets:
+            try:
+                self._accept(sock, listener, BACKLOG)
+            except OSError as exc:
+                self._log.say("drain", f"some who waited for {listener.address} are not accepted: {exc.strerror}")
+        self.close()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._pause()
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        for sock, _ in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
+    def _ready(self, listening: socket.socket, listener: Listener, _: int) -> None:
+        if self._accepting:
+            self._accept(listening, listener, ACCEPTS)
+
+    def _accept(self, listening: socket.socket, listener: Listener, most: int) -> None:
+        for _ in range(most):
+            if not self._has_room():
+                self._pause()
+                return
+            try:
+                sockets.keep_spare_descriptors(listening)
+                sock, address = listening.accept()
+            except ConnectionAbortedError:
+                continue  # others may wait behind it
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as exc:
+                if exc.errno not in _NO_FDS:
+                    raise
+                self._pause_without_descriptors(exc)
+                return
+            self._welcome(sock, str(Address(address[0], address[1])), listener)
+
+    def _pause_without_descriptors(self, exc: OSError) -> None:
+        text = f"no file descriptor for another client ({exc.strerror}): new ones wait; raise ulimit -n"
+        self._log.say("no_descriptors", text)
+        self._pause()
+        if self._retry is None:
+            self._retry = self._loop.call_later(FD_PAUSE_S, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self.start()
+
+
+def _listen(address: Address, *, reuse_port: bool) -> list[socket.socket]:
+    """Return listening sockets for an address: one for IPv4 and one for IPv6 where the host is both.
+
+    Raises:
+        StartError: it is taken, not allowed, or not an address of this machine.
+    """
+    socks: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        port = address.port
+        for family, _, _, _, where in dict.fromkeys(found):
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError:
+                continue  # this kernel has no IPv6
+            socks.append(sock)
+            sockets.prepare(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind((where[0], port, *where[2:]))
+            except OSError as exc:
+                if exc.errno == errno.EADDRNOTAVAIL and address.host is None:
+                    socks.pop().close()  # no IPv6 address on this machine
+                    continue
+                raise
+            sock.listen(BACKLOG)
+            port = sock.getsockname()[1]
+    except OSError as exc:
+        for sock in socks:
+            with contextlib.suppress(OSError):
+                sock.close()
+        raise StartError(f"cannot listen for clients on {address}: {exc.strerror}; {_advice(exc.errno)}") from exc
+    return socks
+
+
+def _advice(code: int | None) -> str:
+    match code:
+        case errno.EADDRINUSE:
+            return "choose another port with --listen, or stop the program that has it"
+        case errno.EACCES:
+            return "ports below 1024 need privileges: choose a higher one with --listen, or grant CAP_NET_BIND_SERVICE"
+        case _:
+            return "give an address of this machine to --listen"

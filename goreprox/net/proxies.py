@@ -1,0 +1,105 @@
+"""Connections of proxies until it is known whose they are: each begins with a header of the PROXY protocol.
+
+Knows their sockets; what a header is, `proxy_protocol` knows. Nothing behind the header is read, so whoever serves the
+client finds its bytes in the socket.
+"""
+
+import asyncio
+import functools
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from brokers import LimitedLog
+from goreprox.config.values import Listener
+from goreprox.net.poller import READ, Poller
+from goreprox.net.proxy_protocol import MAX_BYTES, Malformed, read
+
+HEADER_S: Final = 10.0
+"""A proxy has so long for its header: a lost segment is sent again three times by then."""
+
+Welcome = Callable[[socket.socket, str, str, Listener], None]
+"""Takes over a client's socket; its address, the one that it came to, and where it came in."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Arrival:
+    sock: socket.socket
+    proxy: str
+    destination: str
+    listener: Listener
+    head: bytearray
+    """What was read of the header."""
+
+
+class Proxies:
+    """Owns the sockets of connections whose header is still to come. Memory: at most `MAX_BYTES` each."""
+
+    def __init__(
+        self, poller: Poller, *, welcome: Welcome, left: Callable[[], None], timeout_s: float = HEADER_S
+    ) -> None:
+        """Belong to the running loop. `left` is called whenever there is one less."""
+        self._poller = poller
+        self._welcome = welcome
+        self._left = left
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._timers: dict[_Arrival, asyncio.TimerHandle] = {}
+        self._log = LimitedLog()
+
+    def __len__(self) -> int:
+        return len(self._timers)
+
+    def hear(self, sock: socket.socket, proxy: str, destination: str, listener: Listener) -> None:
+        """Take over the socket of a proxy, and hear whose connection it is."""
+        arrival = _Arrival(sock, proxy, destination, listener, bytearray())
+        late = f"it did not come within {self._timeout_s:g} s"
+        self._timers[arrival] = self._loop.call_later(self._timeout_s, self._refuse, arrival, late)
+        self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, arrival))
+
+    def close(self) -> None:
+        """Reset them all."""
+        for arrival in list(self._timers):
+            self._let_go(arrival)
+            arrival.sock.close()
+
+    def _ready(self, arrival: _Arrival, _: int) -> None:
+        if arrival not in self._timers:
+            return
+        sock, head = arrival.sock, arrival.head
+        try:
+            ahead = sock.recv(MAX_BYTES, socket.MSG_PEEK)
+            header = read(bytes(head) + ahead)
+            head += sock.recv(len(ahead) if header is None else header.size - len(head))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._drop(arrival)
+            return
+        except Malformed as exc:
+            self._refuse(arrival, str(exc))
+            return
+        if not ahead:
+            self._drop(arrival)  # it has left: so balancers look whether we are there
+        elif header is not None:
+            self._let_go(arrival)
+            self._welcome(sock, *(header.ends or (arrival.proxy, arrival.destination)), arrival.listener)
+            self._left()
+
+    def _refuse(self, arrival: _Arrival, reason: str) -> None:
+        self._drop(arrival)
+        self._log.say(
+            "no_proxy_header",
+            f"{arrival.proxy} is reset: --proxy-protocol-from expects a PROXY protocol header of it first: {reason}",
+        )
+
+    def _drop(self, arrival: _Arrival) -> None:
+        """Reset a connection."""
+        self._let_go(arrival)
+        arrival.sock.close()
+        self._left()
+
+    def _let_go(self, arrival: _Arrival) -> None:
+        self._timers.pop(arrival).cancel()
+        self._poller.forget(arrival.sock.fileno())

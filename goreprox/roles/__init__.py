@@ -1,0 +1,1 @@
+"""One process each: server, edge, broker, provider, workers."""

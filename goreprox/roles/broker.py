@@ -1,0 +1,98 @@
+"""The broker: a switch between edges and providers, in a server or a process of its own; it has no state to lose."""
+
+import errno
+import os
+import secrets
+
+from loguru import logger
+
+from brokers import BindError, Role, Router, Timings
+from goreprox.config.values import EDGE_PORT, Address, BrokerConfig, ServerConfig
+from goreprox.errors import StartError
+from goreprox.keys.guard import Guard
+from goreprox.keys.reach import Reach
+from goreprox.process.instance import INCARNATION_BYTES, Instance
+from goreprox.process.lifetime import Closable, Lifetime
+from goreprox.status.document import answering
+from goreprox.status.snapshot import Subject
+
+
+async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict[str, int], list[Closable]]:
+    """Listen for providers and, where it is asked for, for edges.
+
+    Return the broker, its ports by option, and what is to be closed at the end, in this order.
+
+    Raises:
+        StartError: a port cannot be had, or the keys' directory not be used.
+    """
+    guard = None if config.state_dir is None else Guard(config.state_dir)
+    router = Router(
+        timings=Timings(link_timeout_s=config.link_timeout_s),
+        max_peers=config.max_peers,
+        security=None if guard is None else guard.security,
+    )
+    ports: dict[str, int] = {}
+    for option, role, address in (
+        ("providers", Role.PROVIDER, config.providers),
+        ("edges", Role.EDGE, config.edges),
+    ):
+        if address is None:
+            continue
+        try:
+            ports[option] = router.bind(role, address.host, address.port)
+        except BindError as exc:
+            await router.close(linger_s=0)
+            cause = os.strerror(exc.errno) if exc.errno else str(exc)
+            raise StartError(
+                f"cannot listen for {option} on {address}: {cause}; {_advice(exc.errno, f'--{option}')}"
+            ) from exc
+    if guard is None:
+        return router, ports, [router]
+    try:
+        guard.start(router, _reach(config, ports))
+    except StartError:
+        await router.close(linger_s=0)
+        raise
+    return router, ports, [guard, router]
+
+
+def _reach(config: BrokerConfig | ServerConfig, ports: dict[str, int]) -> Reach:
+    """Return where peers reach us, with the ports that we have got."""
+    edges = config.edges or Address(config.providers.host, EDGE_PORT)
+    return Reach(
+        config.addresses,
+        Address(config.providers.host, ports["providers"]),
+        Address(edges.host, ports.get("edges", edges.port)),
+    )
+
+
+def _advice(code: int | None, option: str) -> str:
+    match code:
+        case errno.EADDRINUSE:
+            return f"stop what listens there, or choose another port with {option}"
+        case errno.EACCES:
+            return f"ports below 1024 need privileges: choose a higher one with {option}"
+        case _:
+            return f"give an address of this machine to {option}"
+
+
+def describe(ports: dict[str, int]) -> str:
+    """Tell people which port is for whom."""
+    return ", ".join(f"{option} on {port}" for option, port in ports.items())
+
+
+async def run(config: BrokerConfig) -> None:
+    """Be a broker until a signal ends it, at once: its peers go on over other brokers, or wait for the next one.
+
+    Raises:
+        StartError: a port cannot be had, or the runtime directory not be used.
+    """
+    instance = Instance.acquire(config.runtime_dir, "broker", config.name, secrets.token_bytes(INCARNATION_BYTES))
+    router, ports, ways = await open_router(config)
+    async with answering(instance, Subject(instance, ports, router=router).document):
+        with Lifetime() as life:
+            life.ready(describe(ports), **ports)
+            await life.stop.wait()
+            logger.info("shutting down")
+            for way in ways:
+                await way.close(linger_s=0)

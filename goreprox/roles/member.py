@@ -1,0 +1,80 @@
+"""A process as a peer of others: its lock, its name, what the roster says of it, its links."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+
+from brokers import Link, LinkSecurity, PeerName, Receiver, Role, Timings
+from goreprox.config.values import Address, ProcessConfig, default_name
+from goreprox.process.instance import INCARNATION_BYTES, Instance
+from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
+from goreprox.tunnel.attributes import who
+
+
+class Links:
+    """The links of a process (lifetime.Connection)."""
+
+    def __init__(self) -> None:
+        self.all: list[Link] = []
+        self.up = asyncio.Event()
+        self.changed: Callable[[], None] = lambda: None
+
+    def link_changed(self) -> None:
+        """Note that one of them is up or down, or for another reason than before."""
+        if any(link.up for link in self.all):
+            self.up.set()
+        self.changed()
+
+    def describe(self) -> str:
+        """Say which are up, and what keeps the others down."""
+        up = ", ".join(link.label for link in self.all if link.up)
+        down = ", ".join(
+            f"{link.label} ({link.trouble})" if link.trouble else link.label for link in self.all if not link.up
+        )
+        return "; ".join(filter(None, (up and f"connected to {up}", down and f"connecting to {down}")))
+
+
+class Member:
+    """One incarnation of an edge or a provider; `instance` is to be released at its clean end."""
+
+    def __init__(
+        self, config: ProcessConfig, what: str, role: Role, *, services: Sequence[str], weight: float | None = None
+    ) -> None:
+        """Lock a slot of `what` (server, edge, provider) and become a new peer of `role`.
+
+        Raises:
+            StartError: the runtime directory cannot be used.
+        """
+        self.name = PeerName(role, config.name, secrets.token_bytes(INCARNATION_BYTES))
+        self.instance = Instance.acquire(config.runtime_dir, what, config.name, self.name.incarnation)
+        self.attributes: dict[str, object] = {
+            "protocol": [VERSION_LEAST, VERSION],
+            "services": list(services),
+            ACKS_BEFORE_EOF: True,
+            **who(what, default_name()),
+        }
+        if weight is not None:
+            self.attributes["weight"] = weight
+        if self.instance.predecessor is not None:
+            self.attributes["predecessor"] = self.instance.predecessor
+        self._timings = Timings(link_timeout_s=config.link_timeout_s)
+
+    def link(self, addresses: Sequence[Address], receiver: Receiver, security: LinkSecurity | None) -> Links:
+        """Begin to connect to every broker at `addresses`, in plaintext unless there is `security`."""
+        links = Links()
+        links.all = [
+            Link(
+                self.name,
+                self.attributes,
+                address.host or "127.0.0.1",
+                address.port,
+                receiver,
+                timings=self._timings,
+                security=security,
+                changed=links.link_changed,
+            )
+            for address in addresses
+        ]
+        for link in links.all:
+            link.start()
+        return links

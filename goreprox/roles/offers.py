@@ -1,0 +1,152 @@
+"""Which providers offer which service: an index, so that a change costs what has changed, and a choice not everybody.
+
+Knows peers and their streams' numbers; who of them is best, the balancer knows.
+"""
+
+import itertools
+import random
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from goreprox.roles.balancer import Candidate
+from goreprox.tunnel.attributes import targets_of, weight_of
+from goreprox.tunnel.driver import Peer
+
+SAMPLE: Final = 32
+"""Of more providers than these, so many are compared, drawn by weight: the best of them is nearly the best of all."""
+
+
+class _Service:
+    """Who is there for one service."""
+
+    __slots__ = ("_peers", "_weights", "known", "peers")
+
+    def __init__(self) -> None:
+        self.peers: dict[bytes, Peer] = {}
+        """Those that take streams."""
+        self.known: set[bytes] = set()
+        """Those that offer it, be they out of reach."""
+        self._peers: list[Peer] = []
+        self._weights: list[float] = []
+
+    def changed(self) -> None:
+        """Draw from others next time."""
+        self._peers = []
+
+    def sample(self, rng: random.Random) -> Sequence[Peer]:
+        """Return all, or some of many, drawn by weight: the same one perhaps several times."""
+        if len(self.peers) <= SAMPLE:
+            return list(self.peers.values())
+        if not self._peers:
+            self._peers = list(self.peers.values())
+            self._weights = list(itertools.accumulate(weight_of(peer.info.attributes) for peer in self._peers))
+        return rng.choices(self._peers, cum_weights=self._weights, k=SAMPLE)
+
+
+class Change(NamedTuple):
+    """What an update has brought about, as services."""
+
+    gained: frozenset[str]
+    """It takes streams for these: others than before, or all of them in a new epoch of its session."""
+    lost: frozenset[str]
+    """It no longer takes streams for these."""
+    gone: frozenset[str]
+    """It no longer offers these."""
+
+
+class Offers:
+    """Is told of each change of a peer."""
+
+    def __init__(self, rng: random.Random) -> None:
+        """Draw with `rng`."""
+        self._rng = rng
+        self._services: dict[str, _Service] = {}
+        self._offered: dict[bytes, frozenset[str]] = {}
+        """What each peer that is known offers."""
+        self._available: dict[bytes, frozenset[str]] = {}
+        """Of those that take streams."""
+        self._epochs: dict[bytes, int] = {}
+        """Theirs: between two of them nobody was served."""
+
+    def update(self, peer: Peer) -> Change:
+        """Take note of a peer as it is now."""
+        offered: frozenset[str] = frozenset() if peer.gone else frozenset(peer.services)
+        available: frozenset[str] = offered if peer.available else frozenset()
+        offered_before = self._swap(self._offered, peer.id, offered)
+        available_before = self._swap(self._available, peer.id, available)
+        for name in offered - offered_before:
+            self._services.setdefault(name, _Service()).known.add(peer.id)
+        for name in available | available_before:  # its weight may be another
+            service = self._services[name]
+            service.changed()
+            if name in available:
+                service.peers[peer.id] = peer
+            else:
+                service.peers.pop(peer.id, None)
+        for name in offered_before - offered:
+            service = self._services[name]
+            service.known.discard(peer.id)
+            if not service.known:
+                del self._services[name]
+        epoch = self._epochs.pop(peer.id, None)
+        if available:
+            self._epochs[peer.id] = peer.session.epoch
+        if epoch != peer.session.epoch:
+            return Change(available, available_before - available, offered_before - offered)
+        return Change(available - available_before, available_before - available, offered_before - offered)
+
+    @staticmethod
+    def _swap(table: dict[bytes, frozenset[str]], key: bytes, value: frozenset[str]) -> frozenset[str]:
+        before = table.pop(key, frozenset())
+        if value:
+            table[key] = value
+        return before
+
+    @property
+    def known(self) -> Collection[str]:
+        """What is offered, be it by providers out of reach."""
+        return self._services.keys()
+
+    def known_for(self, service: str) -> Collection[bytes]:
+        """Return who offers a service, be they out of reach."""
+        found = self._services.get(service)
+        return found.known if found is not None else ()
+
+    def available(self, service: str) -> Collection[Peer]:
+        """Return who takes streams for a service."""
+        found = self._services.get(service)
+        return found.peers.values() if found is not None else ()
+
+    def candidates(self, service: str, *, without: Collection[bytes]) -> list[Candidate]:
+        """Return who could take a stream, but for some; of very many only a sample."""
+        found = self._services.get(service)
+        if found is None:
+            return []
+        drawn = len(found.peers) > SAMPLE
+        chosen = _candidates(found.sample(self._rng), without, drawn=drawn)
+        if not chosen and drawn:
+            chosen = _candidates(found.peers.values(), without, drawn=False)
+        return chosen
+
+    def differing(self, service: str) -> list[Peer]:
+        """Return two providers of a service whose targets differ, if there are; of very many a sample is looked at."""
+        first: tuple[Peer, bytes] | None = None
+        found = self._services.get(service)
+        for peer in found.sample(self._rng) if found is not None else ():
+            target = targets_of(peer.info.attributes).get(service)
+            if target is None:
+                continue
+            if first is None:
+                first = peer, target
+            elif first[1] != target:
+                return [first[0], peer]
+        return []
+
+
+def _candidates(peers: Iterable[Peer], without: Collection[bytes], *, drawn: bool) -> list[Candidate]:
+    return [_candidate(peer, drawn=drawn) for peer in peers if peer.available and peer.id not in without]
+
+
+def _candidate(peer: Peer, *, drawn: bool) -> Candidate:
+    session, weight = peer.session, weight_of(peer.info.attributes)
+    return Candidate(peer.id, len(session.streams), weight, session.unanswered, stalled=session.stalled, drawn=drawn)

@@ -1,0 +1,39 @@
+"""The server: an edge and a broker in one process, the default way to run."""
+
+from brokers import Role
+from goreprox.config.values import ServerConfig
+from goreprox.errors import StartError
+from goreprox.process.lifetime import Lifetime
+from goreprox.roles.broker import describe, open_router
+from goreprox.roles.edge import Edge, entrances
+from goreprox.roles.member import Member
+from goreprox.status.document import answering
+from goreprox.status.snapshot import Subject
+
+
+async def run(config: ServerConfig) -> None:
+    """Be a server until a signal ends it.
+
+    Raises:
+        StartError: a port cannot be had, or the runtime directory not be used.
+    """
+    member = Member(config, "server", Role.EDGE, services=config.services)
+    edge = Edge(config)
+    try:
+        router, ports, ways = await open_router(config)
+    except StartError:
+        edge.listeners.close()
+        raise
+    edge.introduce(member)
+    local = router.attach(member.name, member.attributes, edge.driver)
+    edge.listeners.start()
+    subject = Subject(member.instance, {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)
+    async with answering(member.instance, subject.document):
+        await Lifetime().serve(
+            edge,
+            [local, *ways],
+            drain_s=config.drain_s,
+            ready=f"{entrances(config, edge.listeners.found)}, {describe(ports)}",
+            connection=None,
+            **subject.ports,
+        )

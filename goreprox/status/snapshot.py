@@ -1,0 +1,260 @@
+"""What a process says of itself, put together when it is asked and not before.
+
+Reads the counters of drivers, sessions and brokers and sums them up: streams are counted, and only the latest listed.
+Knows nothing of who asks and how it is shown.
+"""
+
+import heapq
+import os
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from datetime import UTC, datetime
+from typing import Final, NamedTuple, Protocol, TypedDict
+
+from brokers import Link, PeerName, Router
+from goreprox import __version__
+from goreprox.process.instance import Instance
+from goreprox.protocol.stream import Stream
+from goreprox.status.document import (
+    FORMAT,
+    BrokerStatus,
+    ConnectionStatus,
+    Document,
+    EndStatus,
+    LinkStatus,
+    MemberStatus,
+    PathStatus,
+    PeerStatus,
+    StreamsStatus,
+)
+from goreprox.tunnel.attributes import machine_of, process_of
+from goreprox.tunnel.bridge import Bridges, Joint
+from goreprox.tunnel.driver import Driver, Peer, clock
+
+LISTED: Final = 20
+"""Open connections that are told of; each is at most 512 bytes."""
+LAST_ENDS: Final = 20
+"""Each at most 1 KiB: two names of 64 characters, an address, and a reason of 256."""
+
+
+class Ends:
+    """The streams that have ended: how many, how much they moved, and the last of them one by one."""
+
+    def __init__(self, driver: Driver) -> None:
+        """Begin with none; `driver` knows the peers' names."""
+        self.count = 0
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        self._last: deque[tuple[float, Stream, str | None, str]] = deque(maxlen=LAST_ENDS)
+        self._driver = driver
+
+    def note(self, stream: Stream, reason: str) -> None:
+        """Count a stream that has ended, or is about to; to be called once for each."""
+        peer = self._driver.peer_of(stream)
+        self.count += 1
+        self.sent_bytes += stream.sent_bytes
+        self.received_bytes += stream.received_bytes
+        self._last.append((time.time(), stream, peer.info.name.name if peer is not None else None, reason))
+
+    @property
+    def last(self) -> list[EndStatus]:
+        """The last ones, oldest first."""
+        return [
+            {
+                "ended_at": _iso(at),
+                "client": stream.client,
+                "service": stream.service,
+                "peer": peer,
+                "sent_bytes": stream.sent_bytes,
+                "received_bytes": stream.received_bytes,
+                "reason": reason,
+            }
+            for at, stream, peer, reason in self._last
+        ]
+
+
+class Gauges(NamedTuple):
+    """What only an edge or a provider knows."""
+
+    services: dict[str, list[str]]
+    """Where each is accepted (edge) or dialled (provider)."""
+    limit: int
+    """Connections at a time."""
+    waiting_clients: int = 0
+    refused_clients: int = 0
+    dialing: int = 0
+
+
+class Owner(Protocol):
+    """An edge or a provider, as far as the status needs it."""
+
+    driver: Driver
+    bridges: Bridges
+    ends: Ends
+
+    def gauges(self) -> Gauges:
+        """Return what is to be told at this moment."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A process, and those parts of it that have something to tell."""
+
+    instance: Instance
+    ports: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
+    """Where it listens: for `clients`, `providers`, `edges`."""
+    _: KW_ONLY
+    owner: Owner | None = None
+    router: Router | None = None
+    links: Sequence[Link] = ()
+    started_at: float = field(default_factory=time.time)
+    started: float = field(default_factory=clock)
+
+    def document(self) -> Document:
+        """Return the state of this moment; it is the caller's."""
+        owner = self.owner
+        driver = owner.driver if owner is not None else None
+        gauges = owner.gauges() if owner is not None else Gauges({}, 0)
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            "role": self.instance.role,
+            "name": self.instance.name,
+            "incarnation": _short(self.instance.incarnation),
+            "pid": os.getpid(),
+            "started_at": _iso(self.started_at),
+            "up_s": round(clock() - self.started, 3),
+            "draining": driver is not None and driver.draining,
+            "ports": {who: [ports] if isinstance(ports, int) else list(ports) for who, ports in self.ports.items()},
+            "services": gauges.services,
+            "streams": _streams(owner, gauges) if owner is not None else None,
+            "peers": [_peer(peer) for peer in driver.peers.values() if not peer.gone] if driver is not None else [],
+            "links": [_link(link) for link in self.links],
+            "broker": _broker(self.router) if self.router is not None else None,
+            "ends": owner.ends.last if owner is not None else [],
+            "connections": _connections(owner) if owner is not None else [],
+        }
+
+
+def _streams(owner: Owner, gauges: Gauges) -> StreamsStatus:
+    budget = owner.driver.budget
+    live = [bridge.stream for bridge in owner.bridges.live]
+    current = len(live) + gauges.dialing
+    return {
+        "open": current,
+        "limit": gauges.limit,
+        "total": owner.ends.count + current,
+        "waiting_clients": gauges.waiting_clients,
+        "refused_clients": gauges.refused_clients,
+        "dialing": gauges.dialing,
+        "sent_bytes": owner.ends.sent_bytes + sum(stream.sent_bytes for stream in live),
+        "received_bytes": owner.ends.received_bytes + sum(stream.received_bytes for stream in live),
+        "borrowed_bytes": budget.borrowed_bytes,
+        "lendable_bytes": budget.loan_bytes,
+    }
+
+
+def _peer(peer: Peer) -> PeerStatus:
+    session = peer.session
+    counters = session.counters
+    traffic = session.traffic()
+    down_s = None if session.lost_at is None else round(clock() - session.lost_at, 3)
+    return {
+        **_name(peer.info.name),
+        "state": _state(peer),
+        "down_s": down_s,
+        "epoch": session.epoch,
+        "services": list(peer.services),
+        "paths": _paths(peer),
+        "streams_open": len(session.streams),
+        "streams_total": counters.opened,
+        "sent_bytes": traffic.sent_bytes,
+        "received_bytes": traffic.received_bytes,
+        "scheduled_streams": session.scheduled_streams,
+        "control_events": session.control_events,
+        "outages": counters.outages,
+        "replayed_bytes": counters.replayed_bytes,
+        "process": process_of(peer.info.attributes),
+        "machine": machine_of(peer.info.attributes),
+        "up_s": round(clock() - peer.up_at, 3) if session.established and peer.up_at is not None else None,
+    }
+
+
+def _link(link: Link) -> LinkStatus:
+    return {
+        "label": link.label,
+        "state": link.state.name.lower(),
+        "since_s": round(link.since_s, 3),
+        "problem": link.trouble,
+    }
+
+
+def _connections(owner: Owner) -> list[ConnectionStatus]:
+    """Return some of those that are open, the latest first."""
+    latest = heapq.nlargest(LISTED, owner.bridges.live, key=lambda joint: joint.began_at)
+    return [_connection(owner, joint) for joint in latest]
+
+
+def _connection(owner: Owner, joint: Joint) -> ConnectionStatus:
+    stream = joint.stream
+    peer = owner.driver.peer_of(stream)
+    return {
+        "client": stream.client,
+        "service": stream.service,
+        "peer": peer.info.name.name if peer is not None else None,
+        "state": stream.state.value,
+        "open_s": round(clock() - joint.began_at, 3),
+        "sent_bytes": stream.sent_bytes,
+        "received_bytes": stream.received_bytes,
+    }
+
+
+def _state(peer: Peer) -> str:
+    if peer.session.failed is not None:
+        return "failed"
+    if not peer.session.established:
+        return "down"
+    return "draining" if peer.session.peer_draining else "up"
+
+
+def _paths(peer: Peer) -> list[PathStatus]:
+    session = peer.session
+    paths: list[PathStatus] = []
+    for carrier, epoch in peer.epochs.items():
+        in_use = session.established and session.path_id is carrier
+        round_trip_s = session.measured_round_trip_s if in_use else None
+        paths.append(
+            {"label": carrier.label, "in_use": in_use, "fabric_epoch": epoch, "round_trip_s": round_trip_s},
+        )
+    return paths
+
+
+def _broker(router: Router) -> BrokerStatus:
+    outboxes = router.outboxes
+    members: list[MemberStatus] = []
+    for peer in router.peers:
+        messages, size = outboxes.get(peer.name.id, (0, 0))
+        members.append(
+            {**_name(peer.name), "fabric_epoch": peer.epoch, "outbox_messages": messages, "outbox_bytes": size}
+        )
+    return {"messages": router.messages, "dropped_messages": router.dropped, "members": members}
+
+
+class _Name(TypedDict):
+    name: str
+    role: str
+    incarnation: str
+
+
+def _name(name: PeerName) -> _Name:
+    return {"name": name.name, "role": name.role.name.lower(), "incarnation": _short(name.incarnation)}
+
+
+def _short(incarnation: bytes) -> str:
+    return incarnation.hex()[:8]
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

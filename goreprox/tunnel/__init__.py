@@ -1,0 +1,1 @@
+"""Sessions on carriers, sockets on streams."""

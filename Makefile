@@ -38,6 +38,7 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # FUZZ_S and SOAK_S are seconds. Fuzzing needs atheris, whose wheels are for Linux on x86-64; without it soak leaves it out.
 fuzz: .venv/dev

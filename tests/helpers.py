@@ -26,6 +26,19 @@ async def eventually(condition: Callable[[], object], deadline_s: float = 30.0) 
         ) from None
 
 
+async def stop_accepting(server: asyncio.Server) -> None:
+    """Close a server; what it has accepted by now has got to its handler, which owns it, on return."""
+    server.close()
+    for _ in range(3):  # turns of the loop: the transport, the protocol, the handler's first step
+        await asyncio.sleep(0)
+
+
+def abort(writer: asyncio.StreamWriter) -> None:
+    """Let go of a socket at once, sent or not, closed or not."""
+    if writer.get_extra_info("socket").fileno() >= 0:  # aborting a closed one raises
+        writer.transport.abort()
+
+
 @contextlib.contextmanager
 def closed_port() -> Iterator[int]:
     """Hold a port that refuses connections, until somebody who shares it listens."""

@@ -13,6 +13,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 
+from tests.helpers import abort, stop_accepting
+
 DEADLINE_S = 30.0
 HOST = "127.0.0.1"
 FULL_LOAD = os.environ.get("LOAD") == "full"
@@ -175,7 +177,7 @@ class Relay:
         self.delay_s = 0.0
         """What is passed on waits for so long, and at most twice as long."""
         self.connections = 0
-        self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._writers: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
@@ -185,21 +187,28 @@ class Relay:
         self._server = await asyncio.start_server(self._accept, HOST, port or self.port, limit=1 << 18)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refusing:
             writer.transport.abort()
             return
+        self._writers.append(writer)
+        self._go_on(self._carry(reader, writer))
+
+    def _go_on(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work, name="relay")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             up_reader, up_writer = await asyncio.open_connection(HOST, self.target, limit=1 << 18)
         except OSError:
-            writer.transport.abort()
+            abort(writer)
             return
         self.connections += 1
-        self._pairs.append((writer, up_writer))
-        for source, sink in ((reader, up_writer), (up_reader, writer)):
-            task = asyncio.create_task(self._copy(source, sink), name="relay")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._writers.append(up_writer)
+        self._go_on(self._copy(reader, up_writer))
+        self._go_on(self._copy(up_reader, writer))
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -216,16 +225,12 @@ class Relay:
 
     def cut(self, *, fin: bool = False) -> None:
         """End all connections, with RST or with FIN. What was silent is lost."""
-        pairs, self._pairs = self._pairs, []
-        for pair in pairs:
-            for writer in pair:
-                if fin:
-                    writer.close()
-                else:
-                    sock = writer.get_extra_info("socket")
-                    with contextlib.suppress(OSError):
-                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    writer.transport.abort()
+        self._writers = [writer for writer in self._writers if writer.get_extra_info("socket").fileno() >= 0]
+        for writer in self._writers:
+            if fin:
+                writer.close()
+            else:
+                reset_now(writer)
 
     def silence(self) -> None:
         """Hold the sockets and pass nothing on."""
@@ -243,10 +248,9 @@ class Relay:
 
     async def stop(self) -> None:
         self.resume()
-        self.cut()
         if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
+            await stop_accepting(self._server)
+        self.cut()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -270,8 +274,7 @@ class Tunnel:
     async def _hang_up(self) -> None:
         """Let go of all sockets of targets and clients, so that nothing outlives the loop."""
         for writer in self._writers:
-            if writer.get_extra_info("socket").fileno() >= 0:  # aborting a closed one raises
-                writer.transport.abort()
+            abort(writer)
         await asyncio.sleep(0)
 
     async def target(self, handler: Handler) -> int:
@@ -283,13 +286,7 @@ class Tunnel:
                 await handler(reader, writer)
 
         server = await asyncio.start_server(contained, HOST, 0, limit=1 << 20, backlog=1024)
-
-        async def stop() -> None:
-            server.close()
-            for _ in range(3):  # turns in which what was accepted in the last one gets to `contained`
-                await asyncio.sleep(0)
-
-        self._stack.push_async_callback(stop)
+        self._stack.push_async_callback(stop_accepting, server)
         self.target_port = server.sockets[0].getsockname()[1]
         return self.target_port
 

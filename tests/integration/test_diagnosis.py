@@ -11,7 +11,7 @@ from brokers import BrokerSecurity, Grant, KeyPair, Link, LinkSecurity, PeerInfo
 from brokers.carrier import Buffer, Carrier
 from brokers.diagnosis import USUAL_PORTS, Diagnosis
 from goreprox.config.values import EDGE_PORT, PROVIDER_PORT
-from tests.helpers import HOST, closed_port, eventually
+from tests.helpers import HOST, abort, closed_port, eventually, stop_accepting
 
 STEADY = Timings(link_timeout_s=30, reconnect_min_s=0.02, reconnect_max_s=0.1)
 Events = list[dict[str, object]]
@@ -67,13 +67,11 @@ async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 @contextlib.asynccontextmanager
 async def listening(handler: Handler) -> AsyncIterator[int]:
-    tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        with contextlib.suppress(OSError, asyncio.CancelledError):
+        writers.append(writer)
+        with contextlib.suppress(OSError):
             await handler(reader, writer)
         writer.close()
 
@@ -81,10 +79,10 @@ async def listening(handler: Handler) -> AsyncIterator[int]:
     try:
         yield int(server.sockets[0].getsockname()[1])
     finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks)
+        await stop_accepting(server)
+        for writer in writers:
+            abort(writer)
+        await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager

@@ -32,7 +32,7 @@ from brokers import (
 )
 from brokers.envelope import Hello, Refused, Welcome, control, parse_control
 from brokers.link import State
-from tests.helpers import HOST, closed_port, eventually
+from tests.helpers import HOST, abort, closed_port, eventually, stop_accepting
 
 FAST = Timings(link_timeout_s=1.5, reconnect_min_s=0.02, reconnect_max_s=0.1, connect_timeout_s=0.5)
 PATIENT = dataclasses.replace(FAST, link_timeout_s=60.0)
@@ -107,7 +107,7 @@ class Relay:
             sock: socket.socket = writer.get_extra_info("socket")
             with contextlib.suppress(OSError):  # closed already
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
+            abort(writer)
         self._writers.clear()
 
     def inject(self, data: bytes) -> None:
@@ -122,12 +122,12 @@ class Relay:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        self._writers.append(writer)
         task = asyncio.get_running_loop().create_task(self._carry(reader, writer, self.flowing))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
-        self._writers.append(writer)
         try:
             far_reader, far_writer = await asyncio.open_connection(HOST, self._target)
             self._writers.append(far_writer)
@@ -135,7 +135,7 @@ class Relay:
                 group.create_task(self._copy(reader, far_writer, flowing))
                 group.create_task(self._copy(far_reader, writer, flowing))
         except* OSError:
-            writer.transport.abort()
+            abort(writer)
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         while data := await reader.read(MIB):
@@ -145,7 +145,8 @@ class Relay:
         writer.close()
 
     async def close(self) -> None:
-        self.refuse()
+        assert self._server is not None
+        await stop_accepting(self._server)
         self.cut()
         for task in self._tasks:
             task.cancel()

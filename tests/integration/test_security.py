@@ -23,7 +23,7 @@ from goreprox.keys.guard import Guard
 from goreprox.keys.join import Join
 from goreprox.keys.reach import Reach
 from goreprox.keys.state import StateDir
-from tests.helpers import HOST, eventually
+from tests.helpers import HOST, abort, eventually, stop_accepting
 from tests.integration.test_fabric import Fabric, Recorder, name, receive
 
 SERVER = KeyPair.generate()
@@ -118,24 +118,25 @@ async def relay(
                 sink.write(data)
         sink.close()
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
+        tasks.append(asyncio.create_task(carry(reader, writer)))
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(HOST, port)
         writers.append(far_writer)
-        tasks.append(asyncio.create_task(copy(reader, far_writer, said, seen)))
-        tasks.append(asyncio.create_task(copy(far_reader, writer, seen)))
+        await asyncio.gather(copy(reader, far_writer, said, seen), copy(far_reader, writer, seen))
 
     server = await asyncio.start_server(accept, host, 0)
     try:
         yield server.sockets[0].getsockname()[1], said, seen
     finally:
-        server.close()
+        await stop_accepting(server)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in writers:
-            if writer.get_extra_info("socket").fileno() >= 0:
-                writer.transport.abort()
+            abort(writer)
         await asyncio.sleep(0)
 
 

@@ -73,7 +73,7 @@ def add(
     role
         What it may be.
     services
-        The services that it may offer, separated by commas. [default: any]
+        The services that it may offer, or open as an edge, separated by commas. [default: any]
     address
         Where it reaches this server. May be repeated. [default: as the server was told by --address]
     json
@@ -150,22 +150,23 @@ def show(name: str, /, *, state_dir: StateOption = None) -> None:
 def set_(
     name: str, /, *, services: Annotated[str, Parameter(group=_KEYS, metavar="A,B")], state_dir: StateOption = None
 ) -> None:
-    """Change which services a key may offer; it counts within a second.
+    """Change which services a key may offer, or open as an edge; it counts within a second.
 
-    A connected peer that offers others is disconnected, and its connections are reset.
+    A connected peer that announces others is disconnected, and its connections are reset.
 
     Parameters
     ----------
     name
         Whose key.
     services
-        The services that it may offer, separated by commas; `any` allows all.
+        The services that it may offer, or open as an edge, separated by commas; `any` allows all.
     """
+    from brokers import Role
     from goreprox.config.values import parse_services
 
     state = _state(state_dir)
     key = state.allow(name, None if services == ANY else parse_services(services))
-    print(f"{name} may offer: {_services(key)}")
+    print(f"{name} may {'offer' if key.role is Role.PROVIDER else 'open'}: {_services(key)}")
 
 
 @app.command

@@ -13,7 +13,7 @@ from typing import Final
 
 from loguru import logger
 
-from brokers import BindError, Grant, LimitedLog
+from brokers import BindError, Grant, LimitedLog, Role
 from goreprox.errors import GoreproxError, StartError
 from goreprox.keys.state import MAX_KEYS, SERVER_KEY, Authorized, ServerKeys, StateDir
 from goreprox.process.files import read_file
@@ -49,21 +49,25 @@ class Watcher:
         return None if key is None else key.grant
 
     def objection(self, public_key: bytes, attributes: Mapping[str, object]) -> str | None:
-        """Return why a peer with this key may not offer what it does, or None if it may."""
+        """Return why a peer with this key may not offer (a provider) or ask for (an edge) what it says; None if it may.
+
+        Providers let an edge that names no services open any (`attributes.may_open`): with a restricted key it has to.
+        """
         key = self._keys.get(public_key)
         if key is None:
             return "its key is not authorised"
-        services = attributes.get("services", [])
         if key.services is None:
             return None
+        if key.role is Role.EDGE and "services" not in attributes:
+            return f"it names no services, and the key {key.name} does not allow all: upgrade the edge"
+        services = attributes.get("services", [])
         if not isinstance(services, list):
             return "its services are malformed"
-        more = sorted({str(service)[:64] for service in services} - set(key.services))
-        return (
-            f"the key {key.name} does not allow the service {more[0]}: see authorized/{key.name}.toml on the server"
-            if more
-            else None
-        )
+        more = sorted(str(service) for service in services if service not in key.services)
+        if not more:
+            return None
+        where = f"authorized/{key.name}.toml on the server"
+        return f"the key {key.name} does not allow the service {more[0][:64]}: see {where}"
 
     def forget(self) -> None:
         """Authorise nobody from now on."""

@@ -74,7 +74,7 @@ class Authorized:
     role: Role
     name: str
     services: tuple[str, ...] | None
-    """What it may offer; None: anything."""
+    """What it may offer, or open as an edge; None: anything."""
     created: str
     """When, in UTC (ISO 8601); for people."""
 
@@ -279,7 +279,7 @@ class StateDir:
         return join
 
     def allow(self, name: str, services: Sequence[str] | None) -> Authorized:
-        """Let the key of `name` offer these services (None: any) from now on; return it.
+        """Let the key of `name` offer, or open, these services (None: any) from now on; return it.
 
         Raises:
             ConfigError: there is none, or a service is malformed.

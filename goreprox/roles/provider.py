@@ -20,6 +20,7 @@ from goreprox.net.proxy_protocol import write
 from goreprox.net.sockets import Socket
 from goreprox.net.target_tls import TargetTls
 from goreprox.process.lifetime import Lifetime
+from goreprox.process.log import quoted
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.session import Kind
@@ -294,7 +295,9 @@ class Provider:
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Dial the target."""
-        if stream.service not in self.targets.targets:
+        if not attributes.may_open(peer.info.attributes, stream.service):
+            self._refuse_ungranted(peer, stream)
+        elif stream.service not in self.targets.targets:
             stream.refuse(Code.SERVICE, f"service {stream.service} is not offered here")
         elif self._draining:
             stream.refuse(Code.DRAINING, "the provider is draining")
@@ -306,6 +309,17 @@ class Provider:
             dial = Dial(self, stream)
             self.dials.add(dial)
             dial.start()
+
+    def _refuse_ungranted(self, peer: Peer, stream: Stream) -> None:
+        service = quoted(stream.service)
+        self.log.say(
+            "service_denied",
+            f"refused {peer.title}: it asks for the service {service}, which is not among those that it announced and "
+            "its key was checked for; no edge of ours does so: if it goes on, revoke its key",
+            peer=peer.info.name.name,
+            service=service,
+        )
+        stream.refuse(Code.SERVICE, f"service {service} is not among those that this edge announced")
 
     def _refuse_loop(self, stream: Stream) -> None:
         address = self.targets.targets[stream.service]

@@ -70,6 +70,15 @@ def services_of(attributes: Attributes) -> list[str]:
     return _words(attributes.get("services"))
 
 
+def may_open(attributes: Attributes, service: str) -> bool:
+    """Return whether an edge may open streams of a service: any if it does not say which it asks for.
+
+    The broker has checked what it says against its key (keys.authority). A malformed list allows nothing.
+    """
+    services = attributes.get("services")
+    return "services" not in attributes or (isinstance(services, list) and service in services)
+
+
 def shared_of(attributes: Attributes) -> list[str]:
     """Return the services that an edge gets from several providers with different targets."""
     return _words(attributes.get("shared"))

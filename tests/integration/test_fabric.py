@@ -32,11 +32,14 @@ from brokers import (
 )
 from brokers.envelope import Hello, Refused, Welcome, control, parse_control
 from brokers.link import State
+from brokers.router import OUTBOX_BYTES, OUTBOX_MESSAGES
 from tests.helpers import HOST, abort, closed_port, eventually, stop_accepting
 
 FAST = Timings(link_timeout_s=1.5, reconnect_min_s=0.02, reconnect_max_s=0.1, connect_timeout_s=0.5)
 PATIENT = dataclasses.replace(FAST, link_timeout_s=60.0)
 """For peers that a test plays itself: they never renew their leases, and no machine may be too slow for that."""
+STEADY = dataclasses.replace(FAST, link_timeout_s=4.5)
+"""For links that a busy machine must not lose."""
 NOWHERE = "127.9.9.9"
 MIB = 1024 * 1024
 
@@ -563,10 +566,10 @@ def test_a_link_that_is_back_is_kept_though_a_name_server_is_still_away(monkeypa
         await relay.open()
         await eventually(lambda: recorder.ups == 2)
         downs = list(recorder.downs)
-        await asyncio.sleep(3 * FAST.lease_s)  # a lease that nobody renews is over by then
+        await asyncio.sleep(2 * STEADY.lease_s)  # a lease that nobody renews is over by then
         assert recorder.downs == downs and it.router.peers
 
-    run(test)
+    run(test, STEADY)
 
 
 async def two_addresses(_: str, port: int) -> list[Endpoint]:
@@ -735,6 +738,30 @@ def test_one_slow_peer_overflows_alone_and_comes_back_in_a_new_epoch() -> None:
         assert set(recorder.gone) == {(slow.id, "overflow")}
         await eventually(lambda: slow.id in recorder.peers and recorder.peers[slow.id].epoch > epoch)
         await eventually(lambda: [body for _, body in at_quick.messages] == [[b"%d" % i] for i in range(sent)])
+
+    run(test, PATIENT)
+
+
+@pytest.mark.parametrize(("size", "most_messages"), [(1000, OUTBOX_MESSAGES), (64 * 1024, OUTBOX_BYTES // (64 * 1024))])
+def test_an_outbox_is_bounded_by_messages_and_by_bytes_each_alone(size: int, most_messages: int) -> None:
+    burst = 20
+
+    async def test(it: Fabric) -> None:
+        recorder, slow = Recorder(), name(Role.PROVIDER, "slow")
+        local = it.router.attach(name(Role.EDGE), {}, recorder)
+        dealer = it.raw(Role.PROVIDER, slow.routing_id(os.urandom(16)), RCVHWM=1, RCVBUF=4096)
+        dealer.send_multipart(control(Hello(1, 1, 1, {})))
+        await eventually(lambda: recorder.peers)
+        most = 0
+        while not recorder.gone:
+            for _ in range(burst):
+                local.send(slow.id, [bytes(size)])
+            await asyncio.sleep(0)
+            messages, held_bytes = it.router.outboxes.get(slow.id, (0, 0))
+            assert messages <= OUTBOX_MESSAGES and held_bytes <= OUTBOX_BYTES
+            most = max(most, messages)
+        assert recorder.gone == [(slow.id, "overflow")]
+        assert most > most_messages - 2 * burst, "it was used up before it was thrown away"
 
     run(test, PATIENT)
 

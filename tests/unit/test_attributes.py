@@ -13,6 +13,7 @@ from goreprox.tunnel.attributes import (
     Attributes,
     Port,
     machine_of,
+    may_open,
     ports,
     ports_of,
     process_of,
@@ -34,6 +35,13 @@ def test_what_is_written_is_read() -> None:
     assert (process_of(said), machine_of(said), ports_of(said), shared_of(said)) == ("edge", "machine", PORTS, ["web"])
     assert targets_of(said).keys() == {"web", "ssh"} and len(set(targets_of(said).values())) == 2
     assert targets_of(said) == targets_of(services | targets(["a:1", "b:2"]))
+
+
+def test_an_edge_may_open_what_it_names_and_anything_only_if_it_says_nothing_of_services() -> None:
+    assert may_open({}, "web") and may_open({"protocol": [1, 1]}, "secret")
+    assert may_open({"services": ["ssh", "web"]}, "web")
+    wrong: list[object] = [[], ["secret"], ["we"], "web", b"web", None, True, {"web": 1}, [["web"]], [b"web", None, 1]]
+    assert not any(may_open({"services": services}, "web") for services in wrong)
 
 
 def test_urls_are_what_clients_write() -> None:

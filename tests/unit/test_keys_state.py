@@ -267,6 +267,26 @@ def test_what_a_key_may_offer(state: StateDir) -> None:
     assert watcher.objection(KEY.encode(), {}) == "its key is not authorised"
 
 
+def test_what_an_edge_may_ask_for(state: StateDir) -> None:
+    granted = "w" * 64
+    state.add(Role.EDGE, "some", ["web", granted], HERE)
+    state.add(Role.EDGE, "any", None, HERE)
+    state.add(Role.EDGE, "none", [], HERE)
+    watcher = Watcher(state)
+    some, anything, nothing = (state.key(name).public for name in ("some", "any", "none"))
+    allowed: list[tuple[bytes, list[str]]] = [(some, ["web"]), (some, ["web", granted]), (some, []), (nothing, [])]
+    for key, services in allowed:
+        assert watcher.objection(key, {"services": services}) is None
+    for whatever in ({}, {"services": ["secret"]}, {"services": None}):
+        assert watcher.objection(anything, whatever) is None
+    for key in (some, nothing):
+        assert "it names no services" in str(watcher.objection(key, {}))
+    for malformed in (None, "web", b"web", 1, {"web": True}):
+        assert watcher.objection(some, {"services": malformed}) == "its services are malformed"
+    for more in ("secret", f"{granted}w", "WEB", "web ", b"web", 1, None, ["web"], {"web": "web"}):
+        assert "does not allow the service" in str(watcher.objection(some, {"services": ["web", more]}))
+
+
 def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state: StateDir, lines: list[str]) -> None:
     async def main() -> None:
         changes = 0

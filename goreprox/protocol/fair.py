@@ -65,7 +65,7 @@ class Turns(Generic[T]):
         self._quantum = 0
 
     def add(self, item: T) -> None:
-        """Enter an item that has something new to send; one that waits for another turn comes forward."""
+        """Enter an item that has something new to send, or bring forward one that waits for another turn."""
         if item.place is not self.new:
             if item.place is not None:
                 self.old.remove(item)
@@ -160,8 +160,7 @@ class FairQueue(Generic[F]):
             if client is None:
                 client = self._clients[flow.client_key] = _Client()
             client.add(flow)
-            if client.place is not self._turns.new:
-                self._turns.add(client)
+            self._turns.add(client)
             self._size += 1
 
     def turn(self, quantum: int) -> F | None:

@@ -111,7 +111,7 @@ def test_a_server_out_of_descriptors_lets_clients_wait_and_keeps_its_links(tmp_p
                 writer.close()
             await eventually(lambda: len(queue.served) == CLIENTS, "those that waited are served")
             assert queue.reset == 0
-            assert made.server.said("no file descriptor")
+            await eventually(lambda: bool(made.server.said("no file descriptor")), "the log says so")
 
     run(main())
 
@@ -128,7 +128,7 @@ def test_a_provider_out_of_descriptors_refuses_dials_says_why_and_recovers(tmp_p
             failed = [entry for entry in made.provider.log if entry.get("event") == "target_failed"]
             assert 0 < len(failed) <= queue.reset
             assert {entry["target"] for entry in failed if "more" not in entry} == {f"{HOST}:{made.target_port}"}
-            assert made.provider.said(os.strerror(errno.EMFILE))
+            await eventually(lambda: bool(made.provider.said(os.strerror(errno.EMFILE))), "the log says so")
             await waits(made.provider)
             await go_on_after_a_cut(made, early)
 

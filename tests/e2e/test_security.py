@@ -107,7 +107,7 @@ def test_a_server_without_an_address_says_that_its_name_may_have_to_be_replaced(
                 "server", "--listen", f"{HOST}:0", "--providers", ":0", "--state-dir", str(it.state)
             )
             await server.ready()
-            assert server.said("restart the server with --address HOST")
+            await eventually(lambda: bool(server.said("restart the server with --address HOST")), "the log says so")
 
     run(main())
 

@@ -201,7 +201,7 @@ def test_only_clients_with_a_certificate_of_ours_come_in(tmp_path: Path) -> None
             known = await client(made, authority.trusting(name="alice.test"))
             await known.write(b"hello")
             assert await known.read() == b"hello"
-            assert made.server.said("has the certificate of alice.test")
+            await eventually(lambda: bool(made.server.said("has the certificate of alice.test")), "the log says so")
             warned = [entry for entry in made.server.log if entry.get("event") == "tls_failed"]
             assert warned
 

@@ -424,7 +424,7 @@ class Link:
                 pass
 
     def _keep_to_key(self) -> None:
-        """Once the broker has its next key, whoever has an earlier one is somebody else."""
+        """Once the broker has proven a newer key, never accept an older one (downgrade protection)."""
         if self._security is not None:
             keys = self._security.brokers
             self._brokers = list(keys[keys.index(self._brokers[0]) :])

@@ -48,7 +48,7 @@ class PeerName:
     def routing_id(self, nonce: bytes) -> bytes:
         """Return the ZeroMQ routing id: at most 97 of 255 bytes, never beginning with 0 (ZMQ_ROUTING_ID).
 
-        The nonce (16 bytes) is secret: ROUTER_HANDOVER lets whoever knows a routing id take over its
+        The nonce (16 bytes) is secret: ROUTER_HANDOVER lets anyone who knows a routing id take over its
         connection, before any check of ours, and rosters show only `id`.
         """
         return self.id + nonce + self.name.encode()

@@ -148,7 +148,7 @@ class Router:
     ) -> None:
         """Start without ports; `max_peers` bounds memory: each may have an outbox of 16 MiB while it is slow.
 
-        Without `security` whoever reaches a port is let in, in plaintext.
+        Without `security` links are in plaintext, and anyone who can reach a port is let in.
         """
         self._timings = timings or Timings()
         draw_routing_ids()
@@ -469,17 +469,16 @@ class Router:
         now = self._loop.time()
         elapsed_s, self._enforced_at = now - self._enforced_at, now
         self._enforcing = self._loop.call_later(ENFORCE_IDLE_S, self._enforce)
-        for port in self._ports.values():
+        for byte, port in self._ports.items():
             for address, reason in port.connections.enforce(now, elapsed_s=elapsed_s):
                 self._log.say("connection_ended", f"ended a connection from {address}: {reason}")
             if port.connections.stuck(now) >= STUCK_CONNECTIONS and self._replacing is None:
-                self._replacing = self._loop.create_task(self._replace(port), name="replace a socket")
+                self._replacing = self._loop.create_task(self._replace(Role(byte), port), name="replace a socket")
         if any(port.connections.greeting for port in self._ports.values()):
             self._enforce_soon()
 
-    async def _replace(self, port: _Port) -> None:
+    async def _replace(self, role: Role, port: _Port) -> None:
         """Get back the descriptors that libzmq has lost (see `connections`)."""
-        role = next(Role(byte) for byte, each in self._ports.items() if each is port)
         logger.warning("{} connections do not close: all links are made anew", STUCK_CONNECTIONS)
         try:
             await self._reopen(role, port)

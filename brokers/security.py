@@ -2,7 +2,7 @@
 
 Whom a key belongs to is asked of an `Authority`; nothing here knows of files. Keys are Z85 texts of 40 bytes, as
 libzmq takes them (zmq_curve(7)). libzmq falls open in two places, and both are shut here: without a ZAP handler it lets
-everybody in unless ZAP_ENFORCE_DOMAIN is set, and it lets whoever has passed choose any routing id.
+everybody in unless ZAP_ENFORCE_DOMAIN is set, and it lets any authenticated peer choose any routing id.
 """
 
 import ctypes

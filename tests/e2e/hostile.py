@@ -168,6 +168,7 @@ class Cutter:
     async def stop(self) -> None:
         """Cut everything and accept no more."""
         self._loop.remove_reader(self._server)
+        await asyncio.sleep(0)  # a task that is cancelled before its first step would not close what it was given
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

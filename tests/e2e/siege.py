@@ -127,18 +127,18 @@ class Siege:
         kind, pieces = dice.choice([*scripts().items(), *((kind, [text]) for kind, text in OPENINGS.items())])
         handshake = dice.choice((None, ready(b"DEALER", dice.choice((b"", b"x")))))
         self.report.faults[kind] += 1
-        sock = socket.socket()
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, (HOST, self.made.providers))
-        await perform(sock, pieces, handshake=handshake, pause_s=dice.uniform(0, 0.1), rst=dice.random() < 0.5)
+        with socket.socket() as sock:
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, (HOST, self.made.providers))
+            await perform(sock, pieces, handshake=handshake, pause_s=dice.uniform(0, 0.1), rst=dice.random() < 0.5)
 
     async def _half_open(self, dice: random.Random) -> None:
         """Connections that say nothing."""
         self.report.faults["half-open"] += 1
-        socks = [socket.create_connection((HOST, self.made.providers)) for _ in range(HALF_OPEN)]
-        await asyncio.sleep(dice.uniform(0, 1))
-        for sock in socks:
-            sock.close()
+        with contextlib.ExitStack() as stack:
+            for _ in range(HALF_OPEN):
+                stack.enter_context(socket.create_connection((HOST, self.made.providers)))
+            await asyncio.sleep(dice.uniform(0, 1))
 
     async def _key_holder(self, dice: random.Random) -> None:
         """Somebody with a key that is good for one name and service; perhaps it is revoked or narrowed meanwhile."""

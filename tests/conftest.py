@@ -3,8 +3,11 @@
 Neither is timed: a busy machine is not a bug.
 """
 
+import asyncio
+import functools
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +17,27 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 settings.register_profile("fixed", unhurried, derandomize=True)
 settings.register_profile("fresh", unhurried, max_examples=1000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+SPARE_S = 10.0
+"""What is left of a test's timeout once its coroutine is cancelled."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Cancel the coroutine of a test before its timeout, so that it closes what it has opened."""
+    usual = float(config.getoption("timeout") or config.getini("timeout"))
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            marker = item.get_closest_marker("timeout")
+            item.obj = _bounded(item.obj, (marker.args[0] if marker else usual) - SPARE_S)
+
+
+def _bounded(test: Callable[..., Awaitable[None]], deadline_s: float) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def bounded(**fixtures: object) -> None:
+        async with asyncio.timeout(deadline_s):
+            await test(**fixtures)
+
+    return bounded
 
 
 @pytest.fixture

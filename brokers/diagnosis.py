@@ -244,13 +244,13 @@ class Diagnosis:
 
     def refused(self, reason: str) -> None:
         """Note that the broker does not take us."""
-        self._complain("refused", f"{self._at} refuses: {reason}")
+        self._complain("refused", f"{self._at} refuses: {reason}", reason=reason)
 
     def not_understood(self, error: BadMessage) -> None:
         """Note that what the broker says makes no sense."""
         self._complain("nonsense", f"{self._at} does not speak as a broker does: {error}")
 
-    def _complain(self, cause: str, text: str) -> None:
+    def _complain(self, cause: str, text: str, **fields: str) -> None:
         """Log what keeps the link down: once until it is up again, but now and then if it stays so."""
         if text != self.trouble:
             self.trouble = text
@@ -259,7 +259,8 @@ class Diagnosis:
         said = self._said.get(text)
         if (said is None and len(self._said) < COMPLAINTS) or (said is not None and now - said >= SAY_AGAIN_S):
             self._said[text] = now
-            logger.bind(event="link_down", broker=self._label, cause=cause).warning("{}; retrying", text)
+            bound = logger.bind(event="link_down", broker=self._label, cause=cause, **fields)
+            bound.warning("{}; retrying", text)
 
     def close(self) -> None:
         """Look no more."""

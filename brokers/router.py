@@ -65,17 +65,24 @@ PORT_DESCRIPTORS = 5
 """What it takes to open a port: the ROUTER's, two of its monitor, what listens, and one to look addresses up."""
 NAMES = 4096
 """Parsed routing ids kept; each is a few hundred bytes."""
-HANDSHAKES_FAILED: dict[int, str] = {
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "",
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "a peer speaks no protocol of ours",
+HANDSHAKES_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+)
+NOT_OURS = "protocol", "a peer speaks no protocol of ours"
+HANDSHAKE_CAUSES: dict[int, tuple[str, str]] = {
+    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: (
+        "keys",
+        "a peer without keys meets a broker with keys, or the reverse",
+    ),
+    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: (
+        "server key",
+        "a peer expects another server key; if it goes on so, it needs a new join",
+    ),
 }
-"""What to log: nothing where the gatekeeper has, or where a connection merely ended."""
-SECURITY_DIFFERS: dict[int, str] = {
-    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "a peer without keys meets a broker with keys, or the reverse",
-    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "a peer expects another server key; if it goes on so, it needs a new join",
-}
-"""By the value of HANDSHAKE_FAILED_PROTOCOL."""
+"""By the value of HANDSHAKE_FAILED_PROTOCOL, for programs and for people. The two other events are not logged: the
+gatekeeper has done it, or a connection merely ended."""
 
 
 @dataclass(slots=True)
@@ -319,7 +326,8 @@ class Router:
             name = known[0] if known is not None and known[1] == user_id else self._identify(role, routing_id, user_id)
             outputs = self._switch.receive(routing_id, name, body, self._loop.time())
         except (BadName, BadMessage) as exc:
-            self._log.say("message_dropped", f"dropped a message on the {role.name.lower()} port: {exc}")
+            text = f"dropped a message on the {role.name.lower()} port: {exc}"
+            self._log.say("message_dropped", text, port=role.name.lower(), reason=str(exc))
             if isinstance(exc, BadName):
                 if is_control:
                     self._tell(role, routing_id, Refused(str(exc)))
@@ -413,8 +421,8 @@ class Router:
         box.size += sum(map(len, frames))
         if box.size > OUTBOX_BYTES or len(box.messages) > OUTBOX_MESSAGES:
             del self._outboxes[key]
-            logger.warning(
-                "a peer is too slow: {} messages to it are dropped and will be sent again", len(box.messages)
+            logger.bind(event="peer_overflow", messages=len(box.messages)).warning(
+                "a peer is too slow: dropped {} messages to it", len(box.messages)
             )
             self._pending.extend(self._switch.overflow(key, self._loop.time()))
 
@@ -454,8 +462,9 @@ class Router:
         elif event == zmq.EVENT_DISCONNECTED:
             self._ports[role.value].connections.closed(value)
             self._disconnected()
-        elif HANDSHAKES_FAILED[event]:
-            self._log.say("handshake_failed", SECURITY_DIFFERS.get(value, HANDSHAKES_FAILED[event]))
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            cause, text = HANDSHAKE_CAUSES.get(value, NOT_OURS)
+            self._log.say("handshake_failed", text, cause=cause)
 
     def _enforce_soon(self) -> None:
         """Look at the bounds of connections within `ENFORCE_S`."""
@@ -471,7 +480,7 @@ class Router:
         self._enforcing = self._loop.call_later(ENFORCE_IDLE_S, self._enforce)
         for byte, port in self._ports.items():
             for address, reason in port.connections.enforce(now, elapsed_s=elapsed_s):
-                self._log.say("connection_ended", f"ended a connection from {address}: {reason}")
+                self._log.say("connection_ended", f"ended a connection from {address}: {reason}", address=address)
             if port.connections.stuck(now) >= STUCK_CONNECTIONS and self._replacing is None:
                 self._replacing = self._loop.create_task(self._replace(Role(byte), port), name="replace a socket")
         if any(port.connections.greeting for port in self._ports.values()):
@@ -479,7 +488,9 @@ class Router:
 
     async def _replace(self, role: Role, port: _Port) -> None:
         """Get back the descriptors that libzmq has lost (see `connections`)."""
-        logger.warning("{} connections do not close: all links are made anew", STUCK_CONNECTIONS)
+        logger.bind(event="port_reopened").warning(
+            "{} connections do not close: all links are made anew", STUCK_CONNECTIONS
+        )
         try:
             await self._reopen(role, port)
         except BindError as exc:

@@ -144,7 +144,7 @@ class Gatekeeper:
             source = address.decode(errors="replace").removeprefix("::ffff:")
             port = next(role.name.lower() for role in Role if role.value == domain)
             text = f"refused {who} at the port for {port}s, from {source}: key {key.decode()}"
-            self._log.say("key_refused", text, address=source, key=key.decode())
+            self._log.say("key_refused", text, address=source, key=key.decode(), port=port)
         status = (b"200", b"OK") if allowed else (b"400", b"unknown key")
         # The key itself is the user's id: it is what libzmq attaches to every message of this connection.
         self._channel.send([route, delimiter, version, request, *status, key if allowed else b"", b""])

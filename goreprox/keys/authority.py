@@ -84,17 +84,17 @@ class Watcher:
                 try:
                     await rekeyed(keys)
                 except BindError as exc:  # somebody took the port while it was ours for a moment not
-                    self._log.say("server_key", f"the server's new keys do not count yet: {exc}; trying on")
+                    self._log.say("rekey_failed", f"cannot switch to the new server keys: {exc}; retrying")
                     continue
                 self.server_keys = keys
-                logger.info("the server has new keys: links were made anew")
+                logger.bind(event="rekeyed").info("switched to the new server keys; peers are reconnecting")
 
     def _server_keys(self) -> ServerKeys:
         """Keep the keys we have where the file is gone or damaged: it is for the next start to complain."""
         try:
             return ServerKeys.parse(read_file(self._state.server_key, SERVER_KEY))
         except (OSError, ValueError, GoreproxError) as exc:
-            self._log.say("server_key", f"server key: {exc}; the keys that were there at the start are kept")
+            self._log.say("server_key", f"cannot read the server keys: {exc}; keeping the ones in use")
             return self.server_keys
 
     def look(self) -> bool:
@@ -105,7 +105,7 @@ class Watcher:
                 return False
             self._keys = self._read(signature)
         except OSError as exc:
-            self._log.say("authorized", f"{self._state.authorized}: {exc.strerror}; what it said before still counts")
+            self._log.say("authorized", f"{self._state.authorized}: {exc.strerror}; keeping the keys read before")
             return False
         self._signature = signature
         return True
@@ -114,7 +114,7 @@ class Watcher:
         try:
             paths = sorted(path for path in self._state.authorized.iterdir() if path.suffix == ".toml")
         except FileNotFoundError:
-            self._log.say("authorized", f"{self._state.authorized}: it is gone; nobody is authorised")
+            self._log.say("authorized", f"{self._state.authorized}: directory not found; no key is authorised")
             return ()
         found: list[tuple[str, int, int, int]] = []
         for path in paths[:MAX_KEYS]:
@@ -133,13 +133,13 @@ class Watcher:
             except OSError as exc:
                 if exc.errno in _PASSING:
                     raise
-                self._log.say("key_file", f"{path}: {exc.strerror}; nobody is authorised by it")
+                self._log.say("key_file", f"{path}: {exc.strerror}; this key is not authorised")
                 continue
             except StartError as exc:  # says which file
-                self._log.say("key_file", f"{exc}; nobody is authorised by it")
+                self._log.say("key_file", f"{exc}; this key is not authorised")
                 continue
             except (ValueError, GoreproxError) as exc:
-                self._log.say("key_file", f"{path}: {exc}; nobody is authorised by it")
+                self._log.say("key_file", f"{path}: {exc}; this key is not authorised")
                 continue
             keys[key.public] = key
         return keys

@@ -58,7 +58,7 @@ class Guard:
         except GoreproxError as exc:
             if self._is_new:
                 raise
-            logger.bind(event="reach").warning("{}; new join strings may name an earlier address of this server", exc)
+            logger.bind(event="reach").warning("{}; new join strings may contain an outdated address", exc)
 
     def _introduce(self, reach: Reach) -> None:
         """Remember where peers reach us, and at a first start say what they are to do; nobody needs it to go on."""
@@ -67,13 +67,17 @@ class Guard:
         if not reach.given:
             reach = replace(reach, given=self._state.reach().given)
         for name in self._state.remember(reach):
-            logger.info("the join string of {} names the new address: hand it out again, see `keys show`", name)
+            logger.bind(event="join_renewed", key=name).info(
+                "updated the address in the join string of {}; distribute it again (`keys show {}`)", name, name
+            )
         if self._is_new:
             path = self._state.add(Role.PROVIDER, FIRST, None)
             self._watcher.look()
-            logger.info("made keys in {}; the join string for a first provider is in {}", self._state.directory, path)
+            logger.bind(event="keys_created", join_file=str(path)).info(
+                "created keys in {}; the join string for a first provider is in {}", self._state.directory, path
+            )
         if self._is_first and reach.assumed_host is not None:
-            logger.info("{}", assumption(reach.assumed_host))
+            logger.bind(event="host_assumed").info("{}", assumption(reach.assumed_host))
         if self._is_first and sys.stdout.isatty():
             for key in self._state.all():
                 path = self._state.join_file(key.name)
@@ -83,7 +87,9 @@ class Guard:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """Let nobody in whom nobody could put out again."""
         if not task.cancelled():
-            logger.opt(exception=task.exception()).critical("keys can no longer be revoked: all peers are sent away")
+            logger.bind(event="keys_unwatched").opt(exception=task.exception()).critical(
+                "cannot watch the keys any more, so none could be revoked: disconnecting all peers"
+            )
             self._watcher.forget()
             assert self._router is not None
             self._router.reauthorise()

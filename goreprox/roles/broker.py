@@ -93,6 +93,6 @@ async def run(config: BrokerConfig) -> None:
         with Lifetime() as life:
             life.ready(describe(ports), **ports)
             await life.stop.wait()
-            logger.info("shutting down")
+            logger.bind(event="stopping").info("shutting down")
             for way in ways:
                 await way.close(linger_s=0)

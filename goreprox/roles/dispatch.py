@@ -186,7 +186,7 @@ class Dispatcher:
         One that drains is not avoided for it: it is about to be replaced, which is worth waiting for. So is one that is
         full: it is asked again once it has room.
         """
-        logger.debug("{} refuses client {}: {}", peer.title, stream.client, reason)
+        logger.debug("{} refused client {}: {}", peer.title, stream.client, reason, event="stream_refused")
         tries = self._tries.setdefault(stream, _Tries())
         if code is Code.FULL:
             self._balancer.full(peer.id, clock())

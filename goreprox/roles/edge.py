@@ -147,12 +147,12 @@ class Edge:
     def _greeted(self, client: str, destination: str, listener: Listener, sock: TlsSocket) -> None:
         certificate = sock.identity
         if certificate is not None:
-            logger.debug("client {} has the certificate of {}", client, certificate.name)
+            logger.debug("client {} has the certificate of {}", client, certificate.name, event="client_certificate")
         self._serve(client, destination, listener, sock, certificate)
 
     def _not_greeted(self, client: str, exc: OSError) -> None:
         why = reason(exc)
-        logger.debug("no TLS with client {}: {}", client, why)
+        logger.debug("no TLS with client {}: {}", client, why, event="tls_ended")
         if not isinstance(exc, ConnectionError):
             self.doors.refused += 1
             self._log.say("tls_failed", f"the TLS handshake with client {client} failed: {why}")
@@ -197,7 +197,8 @@ class Edge:
         stream = joint.stream
         self.dispatcher.ended(joint)
         self.ends.note(stream, stream.end_reason or "done")
-        logger.debug("stream {} of {} ended: {}", stream.id, stream.client, stream.end_reason or "done")
+        reason = stream.end_reason or "done"
+        logger.debug("stream {} of {} ended: {}", stream.id, stream.client, reason, event="stream_ended", reason=reason)
 
     # What the driver tells.
 
@@ -297,7 +298,9 @@ def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
         plain = [listener.address for listener in listeners if listener.scheme is Scheme.HTTP]
         exposed = [str(address) for address in plain if not address.is_loopback]
         if exposed:
-            logger.warning("tokens come in plaintext on {}: listen with https://", ", ".join(exposed))
+            logger.bind(event="plaintext_tokens").warning(
+                "tokens arrive unencrypted on {}; listen with https://", ", ".join(exposed)
+            )
     routes = Routes(config.routes) if config.routes else None
     closed = doors.closed_to if doors.has_rules else None
     return {

@@ -342,7 +342,8 @@ class Provider:
         stream = bridge.stream
         self.loops.discard(stream)
         self.ends.note(stream, stream.end_reason or "done")
-        logger.debug("stream {} of {} ended: {}", stream.id, stream.client, stream.end_reason or "done")
+        reason = stream.end_reason or "done"
+        logger.debug("stream {} of {} ended: {}", stream.id, stream.client, reason, event="stream_ended", reason=reason)
 
     def stream_accepted(self, peer: Peer, stream: Stream) -> None:
         """Only openers are answered."""

@@ -94,7 +94,7 @@ class Parent(Lifetime):
                 break
             if self._loop.time() - began > STABLE_S:
                 pause_s = BACKOFF_MIN_S
-            logger.warning("worker {} {}: starting another one in {:g} s", job.number, end, pause_s)
+            logger.bind(event="worker_ended", worker=job.number).warning("{}; restarting in {:g} s", end, pause_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self.stop.wait()
@@ -107,7 +107,7 @@ class Parent(Lifetime):
                 sys.executable, "-c", _CODE.format(path=sys.path), stdin=PIPE, stdout=PIPE, process_group=0
             )
         except OSError as exc:
-            return f"could not be started ({exc.strerror})"
+            return f"cannot be started: {exc.strerror}"
         self._processes[job.number] = process
         data = pickle.dumps(job)
         _tell(process, len(data).to_bytes(_SIZE_BYTES, "big") + data)
@@ -118,18 +118,18 @@ class Parent(Lifetime):
             self._reported(job, process.pid, **json.loads(report))
         code = await process.wait()
         del self._processes[job.number]
-        return f"(pid {process.pid}) ended with code {code}"
+        return f"ended with code {code} (pid {process.pid})"
 
     def _reported(self, job: Job, pid: int, *, clients: list[int] | None = None, error: str | None = None) -> None:
         if error is not None:
             if not self._starting:
-                logger.error("worker {}: {}", job.number, error)
+                logger.bind(event="worker_failed", worker=job.number).error("{}", error)
             elif self.error is None:
                 self.error = error
                 self._signalled()
                 self._signalled()
             return
-        logger.info("worker {} (pid {}) is ready", job.number, pid)
+        logger.bind(event="worker_ready", worker=job.number, pid=pid).info("ready (pid {})", pid)
         if self._starting:
             self._starting.discard(job.number)
             if not self._starting:

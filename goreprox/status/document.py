@@ -175,7 +175,9 @@ class StatusSocket:
             await made._listen()
         except OSError as exc:
             reason = exc.strerror or str(exc)  # Python's own "AF_UNIX path too long" has no number
-            logger.warning("no status at {}: {}; choose another directory with --runtime-dir", made.path, reason)
+            logger.bind(event="no_status").warning(
+                "no status at {}: {}; choose another directory with --runtime-dir", made.path, reason
+            )
         return made
 
     async def _listen(self) -> None:

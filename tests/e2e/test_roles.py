@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -303,7 +302,7 @@ def test_a_full_provider_passes_clients_on(tmp_path: Path) -> None:
             assert await asyncio.wait_for(reader.readexactly(5), DEADLINE_S) == b"small"
             assert await asyncio.wait_for(other.readexactly(5), DEADLINE_S) == b"large"
             assert [await greeted(made) for _ in range(3)] == [b"large"] * 3
-            await eventually(lambda: bool(server.said("refuses client")), "the full one was asked")
+            await eventually(lambda: bool(server.events("stream_refused")), "the full one was asked")
             writer.close()
             while await greeted(made) != b"small":  # within the deadline of the test
                 pass
@@ -389,15 +388,15 @@ def test_two_edges_share_a_port(tmp_path: Path) -> None:
             await start_provider(made, broker, target=target)
             assert await asyncio.gather(*(greeted(made, port) for _ in range(64))) == [b"served"] * 64
             for edge in (first, second):
-                await eventually(lambda: edge.said("ended: done"), "each has served some")  # noqa: B023
+                await eventually(lambda: edge.events("stream_ended", reason="done"), "each has served some")  # noqa: B023
 
     run(main())
 
 
 def workers(parent: Process) -> dict[str, int]:
     """Return the process id of each worker, the latest if there were several."""
-    found = (re.match(r"worker (\d+) \(pid (\d+)\) is ready", str(entry.get("message"))) for entry in parent.log)
-    return {match[1]: int(match[2]) for match in found if match}
+    ready = (entry for entry in parent.log if entry.get("event") == "worker_ready")
+    return {str(entry["worker"]): int(str(entry["pid"])) for entry in ready}
 
 
 async def start_workers(made: Tunnel, count: int, port: int) -> Process:

@@ -282,7 +282,7 @@ def test_a_rotation_breaks_no_connection(tmp_path: Path) -> None:
 
             tasks = [asyncio.create_task(keep_busy(*pair)) for pair in pairs]
             await it.keys("rotate")
-            await said(it.server, "links were made anew")
+            await eventually(lambda: it.server.events("rekeyed"), "the server has its next key")
             await eventually(lambda: it.provider.events("peer_up", outages=1), "it is back")
             # A join string from before one rotation still works, and so does the renewed one.
             assert it.join_file("default").read_text() != before

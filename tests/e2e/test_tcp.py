@@ -355,7 +355,7 @@ def test_the_end_says_how_many_connections_it_waits_for_and_how_many_were_reset(
             reader, writer = clients[0]
             writer.write_eof()
             assert await reader.read() == b""
-            await eventually(lambda: process.said("ended: done"), "one has ended")
+            await eventually(lambda: process.events("stream_ended", reason="done"), "one has ended")
             process.signal(signal.SIGINT)
             assert await process.wait() == 0
             assert ("drained", 2) in events(process, "reset")

@@ -501,8 +501,8 @@ def test_tokens_in_plaintext_are_a_warning_and_in_tls_are_none(tmp_path: Path) -
             listeners = ("--listen", "http://0.0.0.0:0", "--listen", "https://0.0.0.0:0=b")
             tokens = ("--auth-tokens", str(tmp_path / "tokens.toml"))
             server = await made.start("server", *listeners, *tokens, *authority.options, "--providers", f"{HOST}:0")
-            assert [entry["message"] for entry in server.log if "plaintext on" in str(entry["message"])] == [
-                "tokens come in plaintext on 0.0.0.0:0: listen with https://"
+            assert [entry["message"] for entry in server.log if entry.get("event") == "plaintext_tokens"] == [
+                "tokens arrive unencrypted on 0.0.0.0:0; listen with https://"
             ]
 
     run(main())

@@ -248,4 +248,4 @@ def test_a_running_server_authorises_nobody_by_a_file_of_another_user(
     give_away(state.authorized / "p.toml", monkeypatch)
     assert watcher.look()
     assert watcher.grant(key) is None
-    assert any("belongs to user" in line and "nobody is authorised by it" in line for line in warnings)
+    assert any("belongs to user" in line and "this key is not authorised" in line for line in warnings)

@@ -246,7 +246,7 @@ def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: StateDir
     watcher = Watcher(state)
     assert watcher.grant(KEY.encode()) is None
     assert watcher.grant(state.key("good").public) == Grant(Role.PROVIDER, "good")
-    assert any("bad.toml: " in line and "nobody is authorised by it" in line for line in lines)
+    assert any("bad.toml: " in line and "this key is not authorised" in line for line in lines)
     with pytest.raises(StartError, match=r"bad\.toml: .*; (repair or remove it|name the right file)"):
         state.all()
 
@@ -350,7 +350,7 @@ def test_new_keys_without_a_port_for_them_are_tried_again_and_the_watch_goes_on(
         state.add(Role.PROVIDER, "laptop", None, HERE)
         await eventually(lambda: changes)
         assert tried == [state.server_keys()] * 3
-        assert sum("the server's new keys do not count yet" in line for line in lines) == 1
+        assert sum("cannot switch to the new server keys" in line for line in lines) == 1
         task.cancel()
 
     asyncio.run(main())
@@ -374,7 +374,7 @@ def test_what_is_no_file_to_read_authorises_nobody_and_keeps_no_revocation_from_
     assert not watcher.look()
     for one in (watcher, Watcher(state)):
         assert one.grant(keys["good"]) == Grant(Role.PROVIDER, "good")
-    assert any("odd.toml: " in line and "nobody is authorised by it" in line for line in lines)
+    assert any("odd.toml: " in line and "this key is not authorised" in line for line in lines)
 
 
 def test_a_directory_that_is_gone_authorises_nobody_one_that_cannot_be_read_keeps_everybody(

@@ -359,13 +359,7 @@ class Front:
         reading = self._lingering or (self._ending is None and self._gateway.reading and self._room() > 0)
         events = (READ if reading else 0) | (WRITE if self._out or self._parting else 0)
         watched, self._watched = self._watched, events
-        poller = self._bridges.poller
-        if not watched and events:
-            poller.watch(self._fd, events, self._ready)
-        elif watched and not events:
-            poller.forget(self._fd)
-        elif watched != events:
-            poller.change(self._fd, events, self._ready)
+        self._bridges.poller.change(self._fd, watched, events, self._ready)
         if reading:
             self._bridges.unwatch(self._fd)
         else:

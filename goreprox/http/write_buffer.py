@@ -1,12 +1,10 @@
 """What an HTTP client is still to get. Knows its socket, and not what the bytes mean."""
 
 import contextlib
-import itertools
 from collections import deque
 
-from goreprox.net.sockets import Socket
+from goreprox.net.sockets import Socket, send_some
 from goreprox.protocol.budget import Budget
-from goreprox.tunnel.bridge import SEND_CHUNKS
 
 
 class Outgoing:
@@ -35,15 +33,9 @@ class Outgoing:
         chunks = self._chunks
         with contextlib.suppress(BlockingIOError, InterruptedError):  # it takes no more now
             while chunks:
-                if len(chunks) == 1:
-                    size = len(chunks[0])
-                    sent = sock.send(chunks[0])
-                else:
-                    buffers = list(itertools.islice(chunks, SEND_CHUNKS))
-                    size = sum(map(len, buffers))
-                    sent = sock.sendmsg(buffers)
+                sent, complete = send_some(sock, chunks)
                 self._drop(sent)
-                if sent < size:
+                if not complete:
                     break
         if chunks or self._held:
             self._held = self._budget.account(held=self._held, holding=sum(map(len, chunks)))

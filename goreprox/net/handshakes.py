@@ -95,8 +95,7 @@ class Handshakes:
             shaking.admit(shaking.tls)
             return
         before, shaking.events = shaking.events, WRITE if shaking.tls.stuck else READ
-        if before != shaking.events:
-            self._poller.change(shaking.tls.fileno(), shaking.events, functools.partial(self._ready, shaking))
+        self._poller.change(shaking.tls.fileno(), before, shaking.events, functools.partial(self._ready, shaking))
 
     def _refuse(self, shaking: _Handshake, why: ssl.SSLError) -> None:
         """End the connection after the alert that says why, if there is one."""

@@ -32,11 +32,17 @@ class Poller:
         if fd in self._holding:
             self._await(fd, events)
 
-    def change(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
-        """Watch `fd` for other events."""
-        self._selector.modify(fd, events, ready)
-        if fd in self._holding:
-            self._await(fd, events)
+    def change(self, fd: int, before: int, events: int, ready: Callable[[int], None]) -> None:
+        """Watch `fd`, watched for the events `before` so far, for `events` instead; 0 for not at all."""
+        if not events:
+            if before:
+                self.forget(fd)
+        elif not before:
+            self.watch(fd, events, ready)
+        elif before != events:
+            self._selector.modify(fd, events, ready)
+            if fd in self._holding:
+                self._await(fd, events)
 
     def forget(self, fd: int) -> None:
         """Watch `fd` no longer; to be done before it is closed. A call that is due in this turn still comes."""

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import resource
 import select
@@ -10,7 +11,7 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from goreprox.protocol.events import Buffer
@@ -19,6 +20,8 @@ KEEPALIVE_IDLE_S = 60
 UNSENT_BYTES = 128 * 1024
 """More than this the kernel does not take beyond what is on its way (TCP_NOTSENT_LOWAT): what a stopped reader is sent
 stays small, and counts as delivered only when it nearly is. Downloads are no slower for it."""
+SEND_CHUNKS = 64
+"""Buffers in one sendmsg; IOV_MAX is 1024."""
 SPARE_DESCRIPTORS = 32
 """Never used for clients and targets: links that come back, names and files need some. libzmq tries again without
 pause, on a whole core, while it has none for a connection that waits to be accepted."""
@@ -107,6 +110,22 @@ def finish(sock: Socket) -> None:
     with contextlib.suppress(OSError):  # the other side may have reset it meanwhile
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
     sock.close()
+
+
+def send_some(sock: Socket, chunks: Collection[Buffer]) -> tuple[int, bool]:
+    """Send the first of `chunks`, at most `SEND_CHUNKS`; return how many bytes went, and whether that was all of them.
+
+    Raises:
+        BlockingIOError: the socket takes none now.
+        OSError: the connection failed.
+    """
+    if len(chunks) == 1:
+        (chunk,) = chunks
+        sent = sock.send(chunk)
+        return sent, sent == len(chunk)
+    buffers = list(itertools.islice(chunks, SEND_CHUNKS))
+    sent = sock.sendmsg(buffers)
+    return sent, sent == sum(map(len, buffers))
 
 
 def unsent_bytes(sock: Socket) -> int:

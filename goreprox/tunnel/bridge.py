@@ -5,22 +5,19 @@ It knows nothing of sessions and paths.
 """
 
 import asyncio
-import itertools
 import socket
 from collections.abc import Callable
 from typing import Protocol
 
 from goreprox.net import sockets
 from goreprox.net.poller import READ, WRITE, Poller
-from goreprox.net.sockets import Socket
+from goreprox.net.sockets import Socket, send_some
 from goreprox.protocol.limits import MIB, RESET_LINGER_S
 from goreprox.protocol.session import Kind
 from goreprox.protocol.stream import RESET, State, Stream
 
 READ_BYTES = MIB
 """One read at most: 64 KiB reads carry a third of what these do."""
-SEND_CHUNKS = 64
-"""Buffers in one sendmsg; IOV_MAX is 1024."""
 WATCH_S = 0.5
 """Between two looks for resets at sockets that are not being read."""
 LINGER_POLL_S = 0.02
@@ -181,12 +178,7 @@ class Bridge:
 
     def _watch(self, events: int) -> None:
         watched, self._watched = self._watched, events
-        if not watched and events:
-            self._bridges.poller.watch(self._fd, events, self._ready)
-        elif watched and not events:
-            self._bridges.poller.forget(self._fd)
-        elif watched != events:
-            self._bridges.poller.change(self._fd, events, self._ready)
+        self._bridges.poller.change(self._fd, watched, events, self._ready)
 
     def _ready(self, events: int) -> None:
         if events & self._watched & READ:
@@ -262,17 +254,10 @@ class Bridge:
         chunks = receive.chunks
         try:
             while chunks:
-                if len(chunks) == 1:
-                    chunk = chunks[0]
-                    size = len(chunk)
-                    sent = self._sock.send(chunk)
-                else:
-                    buffers = list(itertools.islice(chunks, SEND_CHUNKS))
-                    size = sum(map(len, buffers))
-                    sent = self._sock.sendmsg(buffers)
+                sent, complete = send_some(self._sock, chunks)
                 self._active_at = self._bridges.clock()
                 stream.consume(sent, now=self._active_at)
-                if sent < size:
+                if not complete:
                     self._wait_writable()
                     return
         except (BlockingIOError, InterruptedError):

@@ -236,14 +236,14 @@ def test_text_that_the_kernel_knows_nothing_of_is_read_once_it_is_wanted(authori
             if ours.recv_into(view, 1):
                 got.extend(view)
                 if len(got) == 25:
-                    edge.poller.change(ours.fileno(), WRITE, lambda _: None)
+                    edge.poller.change(ours.fileno(), READ, WRITE, lambda _: None)
             else:
                 ends += 1
                 edge.poller.forget(ours.fileno())
 
         edge.poller.watch(ours.fileno(), READ, ready)
         await eventually(lambda: len(got) == 25)
-        edge.poller.change(ours.fileno(), READ, ready)
+        edge.poller.change(ours.fileno(), WRITE, READ, ready)
         await eventually(lambda: ends)
         assert (got, ends) == (TEXT[:50], 1)
         client.sock.close()

@@ -226,7 +226,7 @@ class Diagnosis:
     @property
     def _doubt(self) -> str:
         if self._port != USUAL_PORTS[self._role]:
-            return f"is that the port for clients? {self._role.name.lower()}s have {USUAL_PORTS[self._role]}"
+            return f"is that the port for clients? {self._role}s have {USUAL_PORTS[self._role]}"
         return f"is the {self._what} running there, or does a captive portal or a proxy answer in its place?"
 
     def not_resolved(self, reason: str) -> None:

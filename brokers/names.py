@@ -23,6 +23,9 @@ class Role(enum.Enum):
         """The role that peers of this one talk to."""
         return Role.PROVIDER if self is Role.EDGE else Role.EDGE
 
+    def __str__(self) -> str:
+        return self.name.lower()
+
 
 @dataclass(frozen=True, slots=True)
 class PeerName:

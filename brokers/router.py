@@ -326,8 +326,8 @@ class Router:
             name = known[0] if known is not None and known[1] == user_id else self._identify(role, routing_id, user_id)
             outputs = self._switch.receive(routing_id, name, body, self._loop.time())
         except (BadName, BadMessage) as exc:
-            text = f"dropped a message on the {role.name.lower()} port: {exc}"
-            self._log.say("message_dropped", text, port=role.name.lower(), reason=str(exc))
+            text = f"dropped a message on the {role} port: {exc}"
+            self._log.say("message_dropped", text, port=str(role), reason=str(exc))
             if isinstance(exc, BadName):
                 if is_control:
                     self._tell(role, routing_id, Refused(str(exc)))
@@ -358,7 +358,7 @@ class Router:
     def _identify(self, role: Role, routing_id: bytes, user_id: str) -> PeerName:
         name = PeerName.from_routing_id(routing_id)
         if name.role is not role:
-            raise BadName(f"{name.role.name.lower()} {name.name} is on the port for {role.name.lower()}s")
+            raise BadName(f"{name.role} {name.name} is on the port for {role}s")
         objection = self._stranger(name, user_id)
         if objection is not None:
             raise BadName(objection)
@@ -373,9 +373,9 @@ class Router:
             return None
         grant = self._security.authority.grant(user_id.encode())
         if grant is None:
-            return f"the key of {name.role.name.lower()} {name.name} is not authorised"
+            return f"the key of {name.role} {name.name} is not authorised"
         if (grant.role, grant.name) != (name.role, name.name):
-            return f"the key of {grant.role.name.lower()} {grant.name} is not for {name.role.name.lower()} {name.name}"
+            return f"the key of {grant.role} {grant.name} is not for {name.role} {name.name}"
         return None
 
     def _objection(self, key: Hashable, attributes: Mapping[str, object]) -> str | None:

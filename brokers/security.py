@@ -140,9 +140,9 @@ class Gatekeeper:
         grant = self._authority.grant(key)
         allowed = grant is not None and grant.role.value == domain
         if not allowed:
-            who = "an unknown or revoked key" if grant is None else f"{grant.role.name.lower()} {grant.name}"
+            who = "an unknown or revoked key" if grant is None else f"{grant.role} {grant.name}"
             source = address.decode(errors="replace").removeprefix("::ffff:")
-            port = next(role.name.lower() for role in Role if role.value == domain)
+            port = next(str(role) for role in Role if role.value == domain)
             text = f"refused {who} at the port for {port}s, from {source}: key {key.decode()}"
             self._log.say("key_refused", text, address=source, key=key.decode(), port=port)
         status = (b"200", b"OK") if allowed else (b"400", b"unknown key")

@@ -129,7 +129,7 @@ class Switch:
     def _hello(self, key: Hashable, name: PeerName, hello: Hello, now: float) -> list[Output]:
         refusal = self._refusal(key, name, hello)
         if refusal is not None:
-            self._complain(f"a {name.role.name.lower()} is refused: {refusal}")
+            self._complain(f"a {name.role} is refused: {refusal}")
             return [(key, control(Refused(refusal)))]
         epoch = self._presence.enter(key, now)
         info = PeerInfo(name, epoch, hello.attributes)

@@ -48,8 +48,8 @@ def joined(role: str, options: RoleOptions, join: str | None, join_file: Path | 
             "or add --insecure for links in plaintext and without keys"
         )
     joined = Join.parse(join)
-    if joined.role.name.lower() != role:
-        raise ConfigError(f"join string: it is for {joined.role.name.lower()} {joined.name}, not for the role {role}")
+    if str(joined.role) != role:
+        raise ConfigError(f"join string: it is for {joined.role} {joined.name}, not for the role {role}")
     if options.name not in (None, joined.name):
         raise ConfigError(f"name {options.name}: the join string is for {joined.name}; leave --name out")
     return joined

@@ -118,7 +118,7 @@ def list_(*, json: _Json = False, state_dir: StateOption = None) -> None:
         return
     rows = [("NAME", "ROLE", "SERVICES", "CREATED", "JOIN FILE")]
     rows += [
-        (key.name, key.role.name.lower(), _services(key), key.created, _join_file(state, key) or "removed")
+        (key.name, str(key.role), _services(key), key.created, _join_file(state, key) or "removed")
         for key in state.all()
     ]
     print(columns(rows))
@@ -137,7 +137,7 @@ def show(name: str, /, *, state_dir: StateOption = None) -> None:
 
     state = _state(state_dir)
     key = state.key(name)
-    print(f"name      {key.name}\nrole      {key.role.name.lower()}\nservices  {_services(key)}")
+    print(f"name      {key.name}\nrole      {key.role}\nservices  {_services(key)}")
     print(f"created   {key.created}\nkey       {key.public.decode()}")
     path = _join_file(state, key)
     if path is not None:
@@ -230,7 +230,7 @@ def _document(state: "StateDir", key: "Authorized") -> dict[str, object]:
     """Return what JSON says of a key; nothing of it is secret."""
     return {
         "name": key.name,
-        "role": key.role.name.lower(),
+        "role": str(key.role),
         "services": None if key.services is None else list(key.services),
         "created": key.created,
         "key": key.public.decode(),

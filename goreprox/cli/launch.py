@@ -25,9 +25,8 @@ def begin(options: RoleOptions, unknown_variables: Iterable[str], addresses: Ite
         logger.bind(event="config", file=str(options.config)).info("options are read from {}", options.config.resolve())
     exposed = [str(address) for address in addresses if not address.is_loopback]
     if options.insecure and exposed:
-        logger.warning(
-            "--insecure: links on {} are plaintext, and anybody who reaches that port can join",
-            ", ".join(exposed),
+        logger.bind(event="insecure", addresses=exposed).warning(
+            "--insecure: links on {} are plaintext; anyone who can reach that port can join", ", ".join(exposed)
         )
 
 

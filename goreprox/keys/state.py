@@ -86,7 +86,7 @@ class Authorized:
     @property
     def text(self) -> str:
         """The content of its file."""
-        lines = [f'key = "{self.public.decode()}"', f'role = "{self.role.name.lower()}"', f'name = "{self.name}"']
+        lines = [f'key = "{self.public.decode()}"', f'role = "{str(self.role)}"', f'name = "{self.name}"']
         if self.services is not None:
             lines.append(f"services = {list(self.services)}".replace("'", '"'))
         return "\n".join([*lines, f'created = "{self.created}"', ""])
@@ -112,7 +112,7 @@ class Authorized:
         services, created = document.get("services"), document.get("created", "")
         if not isinstance(key, str) or not key.isascii() or not is_key(key.encode()):
             raise ValueError("key is missing or not a public key")
-        if not isinstance(role, str) or role not in {role.name.lower() for role in Role}:
+        if not isinstance(role, str) or role not in {str(role) for role in Role}:
             raise ValueError("role is neither edge nor provider")
         if name != path.stem:
             raise ValueError(f"name is not {path.stem}, as the file's name says")

@@ -175,4 +175,6 @@ def _notify(address: str, text: str) -> None:
             sock.setblocking(False)
             sock.sendto(text.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
     except OSError as exc:
-        logger.warning("NOTIFY_SOCKET {}: {}; the supervisor does not know about this process", address, exc)
+        logger.bind(event="notify_failed", address=address).warning(
+            "NOTIFY_SOCKET {}: {}; the supervisor does not know about this process", address, exc
+        )

@@ -249,7 +249,7 @@ class _Name(TypedDict):
 
 
 def _name(name: PeerName) -> _Name:
-    return {"name": name.name, "role": name.role.name.lower(), "incarnation": _short(name.incarnation)}
+    return {"name": name.name, "role": str(name.role), "incarnation": _short(name.incarnation)}
 
 
 def _short(incarnation: bytes) -> str:

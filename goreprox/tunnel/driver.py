@@ -98,7 +98,7 @@ class Peer:
     def title(self) -> str:
         """What people are told who it is: its process, name, machine if that has another name, and id."""
         name, attributes = self.info.name, self.info.attributes
-        process = process_of(attributes) or name.role.name.lower()
+        process = process_of(attributes) or str(name.role)
         machine = machine_of(attributes)
         where = f" on {machine}" if machine not in (None, name.name) else ""
         return f"{process} {name.name}{where} ({name.incarnation.hex()[:8]})"
@@ -168,7 +168,7 @@ class Driver:
             self._mismatched.add(info.name.id)
             logger.warning(
                 "{} {} speaks protocol versions {}, we speak {} to {}: upgrade the older one",
-                info.name.role.name.lower(),
+                str(info.name.role),
                 info.name.name,
                 info.attributes.get("protocol"),
                 VERSION_LEAST,

@@ -117,7 +117,7 @@ class Victims:
 
     async def _start_one(self, name: str, kind: str) -> None:
         services = ("--services", "busy,more") if self.role is Role.PROVIDER else ()
-        await self.it.keys("add", name, "--role", self.role.name.lower(), *services)
+        await self.it.keys("add", name, "--role", str(self.role), *services)
         relay = Relay(self.it.providers if self.role is Role.PROVIDER else self.it.edges)
         await relay.start()
         self.it._stack.push_async_callback(relay.stop)
@@ -328,7 +328,7 @@ def test_whatever_a_hostile_key_holder_does_the_server_serves_the_others(tmp_pat
     async def main() -> None:
         async with secured(tmp_path, echo) as it:
             seen = await witness(it)
-            await it.keys("add", "hostile", "--role", role.name.lower(), "--services", "default")
+            await it.keys("add", "hostile", "--role", str(role), "--services", "default")
             hostile = Hostile(it, role, Join.parse(it.join_file("hostile").read_text()))
             before = descriptors(it.server)
             for _ in range(ROUNDS):

@@ -203,9 +203,7 @@ def test_a_key_of_one_role_does_not_work_on_the_port_of_the_other(role: Role, wa
     async def test(it: Guarded) -> None:
         keys = it.keys.add(role.other, "mallory")
         _link, recorder = it.link(name(role, "mallory"), security=keys)
-        await eventually(
-            said(warnings, f"refused {role.other.name.lower()} mallory at the port for {role.name.lower()}s")
-        )
+        await eventually(said(warnings, f"refused {role.other} mallory at the port for {role}s"))
         await eventually(said(warnings, "does not know our key"))
         assert recorder.ups == 0 and not it.router.peers
 

@@ -54,42 +54,34 @@ def read_all(far: socket.socket) -> int:
     return count
 
 
-def test_a_reset_does_not_overtake_what_the_kernel_still_has_to_send() -> None:
+async def test_a_reset_does_not_overtake_what_the_kernel_still_has_to_send() -> None:
     size = 60 * KIB
-
-    async def main() -> int:
-        peer, stream = accepted()
-        ours, far = pair()
-        bridge = Bridge(bridges(Clock()), ours, stream, lambda _: None)
-        peer.say(Data(1, 0, bytes(15 * KIB)), *(Data(1, i * 15 * KIB, bytes(15 * KIB)) for i in range(1, 4)))
-        bridge.notice(Kind.READABLE)
-        assert not stream.receive.chunks, "the kernel has all of it"
-        peer.say(Reset(1, size, "there"))
-        bridge.notice(Kind.RESET)
-        count = await asyncio.to_thread(read_all, far)
-        await eventually(lambda: not bridge.open)
-        assert stream.state is State.CLOSED
-        return count
-
-    assert asyncio.run(main()) == size
+    peer, stream = accepted()
+    ours, far = pair()
+    bridge = Bridge(bridges(Clock()), ours, stream, lambda _: None)
+    peer.say(Data(1, 0, bytes(15 * KIB)), *(Data(1, i * 15 * KIB, bytes(15 * KIB)) for i in range(1, 4)))
+    bridge.notice(Kind.READABLE)
+    assert not stream.receive.chunks, "the kernel has all of it"
+    peer.say(Reset(1, size, "there"))
+    bridge.notice(Kind.RESET)
+    count = await asyncio.to_thread(read_all, far)
+    await eventually(lambda: not bridge.open)
+    assert stream.state is State.CLOSED
+    assert count == size
 
 
-def test_what_a_half_closed_socket_sends_counts_as_activity() -> None:
+async def test_what_a_half_closed_socket_sends_counts_as_activity() -> None:
     clock = Clock()
-
-    async def main() -> None:
-        peer, stream = accepted()
-        ours, far = pair()
-        with far:
-            bridge = Bridge(bridges(clock), ours, stream, lambda _: None)
-            peer.say(Eof(1, 0))
-            bridge.notice(Kind.READABLE)
-            clock.now = TIMEOUT_S
-            far.sendall(b"x")
-            await eventually(lambda: stream.send.end == 1)
-            for idle_s, is_open in ((0.0, True), (TIMEOUT_S - 1.0, True), (TIMEOUT_S, False)):
-                clock.now = TIMEOUT_S + idle_s
-                bridge._check_half_closed(TIMEOUT_S)
-                assert bridge.open is is_open
-
-    asyncio.run(main())
+    peer, stream = accepted()
+    ours, far = pair()
+    with far:
+        bridge = Bridge(bridges(clock), ours, stream, lambda _: None)
+        peer.say(Eof(1, 0))
+        bridge.notice(Kind.READABLE)
+        clock.now = TIMEOUT_S
+        far.sendall(b"x")
+        await eventually(lambda: stream.send.end == 1)
+        for idle_s, is_open in ((0.0, True), (TIMEOUT_S - 1.0, True), (TIMEOUT_S, False)):
+            clock.now = TIMEOUT_S + idle_s
+            bridge._check_half_closed(TIMEOUT_S)
+            assert bridge.open is is_open

@@ -59,7 +59,7 @@ async def dial(monkeypatch: pytest.MonkeyPatch, *where: tuple[str, int]) -> list
     return asked.outcome
 
 
-def test_a_connection_to_itself_is_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_to_itself_is_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare: Callable[[socket.socket], Any] = sockets.prepare
 
     def as_the_kernel_may_choose(sock: socket.socket) -> None:
@@ -69,11 +69,11 @@ def test_a_connection_to_itself_is_no_target(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(sockets, "prepare", as_the_kernel_may_choose)
     with closed_port() as port:
-        (reason,) = asyncio.run(dial(monkeypatch, (HOST, port)))
+        (reason,) = await dial(monkeypatch, (HOST, port))
     assert "refused" in str(reason)
 
 
-def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as silent, socket.create_server((HOST, 0)) as good:
         silent.bind((HOST, 0))
         silent.listen(0)
@@ -81,23 +81,23 @@ def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPat
         for sock in waiting:
             sock.setblocking(False)
             sock.connect_ex(silent.getsockname())
-        outcome = asyncio.run(dial(monkeypatch, silent.getsockname(), good.getsockname()))
+        outcome = await dial(monkeypatch, silent.getsockname(), good.getsockname())
         assert outcome == [good.getsockname()]
         for sock in waiting:
             sock.close()
 
 
-def test_of_a_thousand_addresses_the_first_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_a_thousand_addresses_the_first_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     with closed_port() as port:
-        (reason,) = asyncio.run(dial(monkeypatch, *[(HOST, port)] * 1000))
+        (reason,) = await dial(monkeypatch, *[(HOST, port)] * 1000)
     assert "refused" in str(reason)
 
 
 @pytest.mark.parametrize("host", [HOST, "127.0.0.2"])
-def test_a_refusal_at_the_default_host_says_how_to_reach_what_listens_on_ipv6_alone(
+async def test_a_refusal_at_the_default_host_says_how_to_reach_what_listens_on_ipv6_alone(
     monkeypatch: pytest.MonkeyPatch, warnings: list[str], host: str
 ) -> None:
-    async def main(port: int) -> None:
+    with closed_port() as port:
         target = Target("web", Address(host, port))
         provider = Provider(
             ProviderConfig(name="p", targets=(target,), servers=(Address(HOST, 1),), runtime_dir=Path("/"))
@@ -111,34 +111,29 @@ def test_a_refusal_at_the_default_host_says_how_to_reach_what_listens_on_ipv6_al
         Dial(provider, asked).start()
         await eventually(lambda: asked.outcome)
 
-    with closed_port() as port:
-        asyncio.run(main(port))
     (line,) = warnings
     assert (f"if it listens on [::1] alone, give the target as localhost:{port}" in line) is (host == HOST)
 
 
-def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        answered, lookups = asyncio.Event(), 0
+async def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    answered, lookups = asyncio.Event(), 0
 
-        async def slow(_: str, port: int) -> list[Endpoint]:
-            nonlocal lookups
-            lookups += 1
-            await answered.wait()
-            if lookups == 1:
-                raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
-            return [(socket.AF_INET, (HOST, port))]
+    async def slow(_: str, port: int) -> list[Endpoint]:
+        nonlocal lookups
+        lookups += 1
+        await answered.wait()
+        if lookups == 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
+        return [(socket.AF_INET, (HOST, port))]
 
-        monkeypatch.setattr("goreprox.roles.provider.resolve", slow)
-        targets = Targets({"web": Address("example.org", 80)})
-        asking = [loop.create_task(targets.resolve("web")) for _ in range(8)]
-        await eventually(lambda: lookups)
-        asking.pop().cancel()
-        answered.set()
-        outcomes = await asyncio.gather(*asking, return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [socket.gaierror] * 7
-        assert lookups == 1
-        assert await targets.resolve("web") == targets.known("web") == [(socket.AF_INET, (HOST, 80))]
-
-    asyncio.run(main())
+    monkeypatch.setattr("goreprox.roles.provider.resolve", slow)
+    targets = Targets({"web": Address("example.org", 80)})
+    asking = [loop.create_task(targets.resolve("web")) for _ in range(8)]
+    await eventually(lambda: lookups)
+    asking.pop().cancel()
+    answered.set()
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [socket.gaierror] * 7
+    assert lookups == 1
+    assert await targets.resolve("web") == targets.known("web") == [(socket.AF_INET, (HOST, 80))]

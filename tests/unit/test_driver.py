@@ -88,173 +88,151 @@ class Wire:
     def peer_changed(self, peer: Peer) -> None: ...
 
 
-def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_session() -> None:
-    async def main() -> None:
-        edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
-        peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
-        await eventually(lambda: peer.session.established and back.session.established)
-        stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
-        peer.session.open(stream)
-        await eventually(lambda: len(provider.opened) == 1)
+async def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_session() -> None:
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+    await eventually(lambda: peer.session.established and back.session.established)
+    stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
+    peer.session.open(stream)
+    await eventually(lambda: len(provider.opened) == 1)
 
-        def something_is_due() -> bool:
-            """Say something anew until both wait at once: a timer that has just fired is none."""
-            if peer.timer is not None and back.timer is not None:
-                return True
-            peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
-            return False
+    def something_is_due() -> bool:
+        """Say something anew until both wait at once: a timer that has just fired is none."""
+        if peer.timer is not None and back.timer is not None:
+            return True
+        peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
+        return False
 
-        await eventually(something_is_due)
-        timers = peer.timer, back.timer
-        for end, other in ((edge, provider), (provider, edge)):
-            end.driver.peer_down(end, other.name.id, REVOKED)
-        assert stream.state is State.CLOSED
-        said = edge.said, provider.said
-        for dropped, timer in zip((peer, back), timers, strict=True):
-            assert dropped.session.path_id is None and timer is not None and timer.cancelled()
-        again, back_again = edge.meets(provider, 2), provider.meets(edge, 2)
-        assert (again, back_again) != (peer, back)
-        assert (edge.said, provider.said) == said, "what was due before the new sessions is not said any more"
-        await eventually(lambda: again.session.established and back_again.session.established)
-        assert again.session.failed is None and back_again.session.failed is None
-        for end, other in ((edge, provider), (provider, edge)):
-            end.driver.peer_down(end, other.name.id, REVOKED)
-
-    asyncio.run(main())
+    await eventually(something_is_due)
+    timers = peer.timer, back.timer
+    for end, other in ((edge, provider), (provider, edge)):
+        end.driver.peer_down(end, other.name.id, REVOKED)
+    assert stream.state is State.CLOSED
+    said = edge.said, provider.said
+    for dropped, timer in zip((peer, back), timers, strict=True):
+        assert dropped.session.path_id is None and timer is not None and timer.cancelled()
+    again, back_again = edge.meets(provider, 2), provider.meets(edge, 2)
+    assert (again, back_again) != (peer, back)
+    assert (edge.said, provider.said) == said, "what was due before the new sessions is not said any more"
+    await eventually(lambda: again.session.established and back_again.session.established)
+    assert again.session.failed is None and back_again.session.failed is None
+    for end, other in ((edge, provider), (provider, edge)):
+        end.driver.peer_down(end, other.name.id, REVOKED)
 
 
-def test_a_fault_in_one_stream_touches_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        told: list[dict[str, object]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
-        edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
-        peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
-        await eventually(lambda: peer.session.established and back.session.established)
+async def test_a_fault_in_one_stream_touches_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+    await eventually(lambda: peer.session.established and back.session.established)
 
-        def fails_once(at: Peer, stream: Stream) -> None:
-            monkeypatch.undo()
-            raise ZeroDivisionError
+    def fails_once(at: Peer, stream: Stream) -> None:
+        monkeypatch.undo()
+        raise ZeroDivisionError
 
-        monkeypatch.setattr(provider, "stream_opened", fails_once)
-        for _ in range(2):
-            peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
-        await eventually(lambda: len(provider.opened) == 1)
-        assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
-
-    asyncio.run(main())
+    monkeypatch.setattr(provider, "stream_opened", fails_once)
+    for _ in range(2):
+        peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
+    await eventually(lambda: len(provider.opened) == 1)
+    assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
 
 
 @pytest.mark.parametrize("method", ["flush", "receive"])
-def test_a_fault_in_one_session_ends_it_and_touches_no_other(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    async def main() -> None:
-        told: list[dict[str, object]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
-        faulty, sound, provider = Wire(Role.EDGE), Wire(Role.EDGE), Wire(Role.PROVIDER)
-        for edge in (faulty, sound):
-            edge.meets(provider, 1)
-            provider.meets(edge, 1)
-        bad, good = (provider.driver.peers[edge.name.id] for edge in (faulty, sound))
-        await eventually(lambda: sound.driver.peers[provider.name.id].session.established)
-        stream = Stream(opener=False, service="web", client="test", budget=provider.driver.budget)
-        bad.session.streams[1] = stream
+async def test_a_fault_in_one_session_ends_it_and_touches_no_other(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    faulty, sound, provider = Wire(Role.EDGE), Wire(Role.EDGE), Wire(Role.PROVIDER)
+    for edge in (faulty, sound):
+        edge.meets(provider, 1)
+        provider.meets(edge, 1)
+    bad, good = (provider.driver.peers[edge.name.id] for edge in (faulty, sound))
+    await eventually(lambda: sound.driver.peers[provider.name.id].session.established)
+    stream = Stream(opener=False, service="web", client="test", budget=provider.driver.budget)
+    bad.session.streams[1] = stream
 
-        def fails(*_: object) -> None:
-            raise ZeroDivisionError
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
 
-        monkeypatch.setattr(bad.session, method, fails)
-        faulty.driver.drain()  # which makes one end say something, and the other
-        provider.driver.drain()
-        await eventually(lambda: sound.driver.peers[provider.name.id].session.peer_draining and bad.session.failed)
-        assert bad.session.failed == "a fault in this process, which is in its log"
-        assert stream.state is State.CLOSED and good.session.failed is None
-        assert all(isinstance(context["exception"], ZeroDivisionError) for context in told)
-
-    asyncio.run(main())
+    monkeypatch.setattr(bad.session, method, fails)
+    faulty.driver.drain()  # which makes one end say something, and the other
+    provider.driver.drain()
+    await eventually(lambda: sound.driver.peers[provider.name.id].session.peer_draining and bad.session.failed)
+    assert bad.session.failed == "a fault in this process, which is in its log"
+    assert stream.state is State.CLOSED and good.session.failed is None
+    assert all(isinstance(context["exception"], ZeroDivisionError) for context in told)
 
 
-def test_streams_end_aloud_when_their_session_is_forgotten_after_a_long_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_end_aloud_when_their_session_is_forgotten_after_a_long_sleep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     slept_s = 0.0
     monkeypatch.setattr(driver, "clock", lambda: time.monotonic() + slept_s)
     monkeypatch.setattr(driver, "MAX_TIMER_S", 0.01)
-
-    async def main() -> None:
-        nonlocal slept_s
-        edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
-        peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
-        await eventually(lambda: peer.session.established and back.session.established)
-        peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
-        await eventually(lambda: len(provider.opened) == 1)
-        for end, other in ((edge, provider), (provider, edge)):
-            end.driver.peer_down(end, other.name.id, "the laptop was closed")
-        slept_s = 60.0 + driver.FORGET_S + 60.0
-        await eventually(lambda: not edge.driver.peers and not provider.driver.peers)
-        assert provider.dropped == provider.opened
-
-    asyncio.run(main())
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+    await eventually(lambda: peer.session.established and back.session.established)
+    peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
+    await eventually(lambda: len(provider.opened) == 1)
+    for end, other in ((edge, provider), (provider, edge)):
+        end.driver.peer_down(end, other.name.id, "the laptop was closed")
+    slept_s = 60.0 + driver.FORGET_S + 60.0
+    await eventually(lambda: not edge.driver.peers and not provider.driver.peers)
+    assert provider.dropped == provider.opened
 
 
-def test_a_forgotten_session_does_nothing_to_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_forgotten_session_does_nothing_to_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
     slept_s = 0.0
     monkeypatch.setattr(driver, "clock", lambda: time.monotonic() + slept_s)
     monkeypatch.setattr(driver, "MAX_TIMER_S", 0.01)
-
-    async def main() -> None:
-        nonlocal slept_s
-        edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
-        old = edge.meets(provider, 1)  # who does not answer
-        await asyncio.sleep(0)
-        slept_s = 60.0 + driver.FORGET_S + 60.0
-        edge.driver.peer_down(edge, provider.name.id, "expired")
-        edge.driver._tick(old)  # after a stop, timers are due in the same turn as all else
-        await asyncio.sleep(0)
-        peer, back = edge.meets(provider, 2), provider.meets(edge, 2)
-        assert peer is not old
-        await eventually(lambda: peer.session.established and back.session.established)
-        assert old.due == float("inf"), "nothing of it is left to happen"
-        assert edge.driver.peers == {provider.name.id: peer}
-
-    asyncio.run(main())
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    old = edge.meets(provider, 1)  # who does not answer
+    await asyncio.sleep(0)
+    slept_s = 60.0 + driver.FORGET_S + 60.0
+    edge.driver.peer_down(edge, provider.name.id, "expired")
+    edge.driver._tick(old)  # after a stop, timers are due in the same turn as all else
+    await asyncio.sleep(0)
+    peer, back = edge.meets(provider, 2), provider.meets(edge, 2)
+    assert peer is not old
+    await eventually(lambda: peer.session.established and back.session.established)
+    assert old.due == float("inf"), "nothing of it is left to happen"
+    assert edge.driver.peers == {provider.name.id: peer}
 
 
-def test_of_those_who_come_and_go_without_a_stream_the_last_ones_are_remembered(
+async def test_of_those_who_come_and_go_without_a_stream_the_last_ones_are_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(driver, "MAX_ABSENT", 2)
-
-    async def main() -> None:
-        provider = Wire(Role.PROVIDER)
-        edges = [Wire(Role.EDGE) for _ in range(4)]
-        for edge in edges:
-            provider.meets(edge, 1)
-            provider.driver.peer_down(provider, edge.name.id, "left")
-        assert list(provider.driver.peers) == [edge.name.id for edge in edges[2:]]
-        back = provider.meets(edges[2], 2)
-        provider.meets(edges[0], 3)
-        provider.driver.peer_down(provider, edges[0].name.id, "left")
-        assert list(provider.driver.peers) == [edge.name.id for edge in (edges[2], edges[3], edges[0])]
-        assert provider.driver.peers[edges[2].name.id] is back
-
-    asyncio.run(main())
+    provider = Wire(Role.PROVIDER)
+    edges = [Wire(Role.EDGE) for _ in range(4)]
+    for edge in edges:
+        provider.meets(edge, 1)
+        provider.driver.peer_down(provider, edge.name.id, "left")
+    assert list(provider.driver.peers) == [edge.name.id for edge in edges[2:]]
+    back = provider.meets(edges[2], 2)
+    provider.meets(edges[0], 3)
+    provider.driver.peer_down(provider, edges[0].name.id, "left")
+    assert list(provider.driver.peers) == [edge.name.id for edge in (edges[2], edges[3], edges[0])]
+    assert provider.driver.peers[edges[2].name.id] is back
 
 
 @pytest.mark.parametrize(("name", "buried"), [("one", True), ("two", False)])
-def test_only_a_successor_of_the_same_name_declares_a_process_dead(name: str, *, buried: bool) -> None:
-    async def main() -> None:
-        edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
-        peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
-        await eventually(lambda: peer.session.established and back.session.established)
-        stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
-        peer.session.open(stream)
-        await eventually(lambda: len(provider.opened) == 1)
-        attributes: Mapping[str, object] = {
-            "protocol": [VERSION_LEAST, VERSION],
-            "predecessor": provider.name.incarnation,
-        }
-        other = Wire(Role.PROVIDER)
-        other.name = PeerName(Role.PROVIDER, name, os.urandom(16))
-        edge.others[other.name.id] = other
-        edge.driver.peer_up(edge, PeerInfo(other.name, 1, attributes))
-        assert (stream.state is State.CLOSED) is buried
-        assert (provider.name.id not in edge.driver.peers) is buried
-
-    asyncio.run(main())
+async def test_only_a_successor_of_the_same_name_declares_a_process_dead(name: str, *, buried: bool) -> None:
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+    await eventually(lambda: peer.session.established and back.session.established)
+    stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
+    peer.session.open(stream)
+    await eventually(lambda: len(provider.opened) == 1)
+    attributes: Mapping[str, object] = {
+        "protocol": [VERSION_LEAST, VERSION],
+        "predecessor": provider.name.incarnation,
+    }
+    other = Wire(Role.PROVIDER)
+    other.name = PeerName(Role.PROVIDER, name, os.urandom(16))
+    edge.others[other.name.id] = other
+    edge.driver.peer_up(edge, PeerInfo(other.name, 1, attributes))
+    assert (stream.state is State.CLOSED) is buried
+    assert (provider.name.id not in edge.driver.peers) is buried

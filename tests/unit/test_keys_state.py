@@ -287,73 +287,66 @@ def test_what_an_edge_may_ask_for(state: StateDir) -> None:
         assert "does not allow the service" in str(watcher.objection(some, {"services": ["web", more]}))
 
 
-def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state: StateDir, lines: list[str]) -> None:
-    async def main() -> None:
-        changes = 0
-        keys: list[ServerKeys] = []
+async def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state: StateDir, lines: list[str]) -> None:
+    changes = 0
+    keys: list[ServerKeys] = []
 
-        def changed() -> None:
-            nonlocal changes
-            changes += 1
+    def changed() -> None:
+        nonlocal changes
+        changes += 1
 
-        async def rekeyed(new: ServerKeys) -> None:
-            keys.append(new)
+    async def rekeyed(new: ServerKeys) -> None:
+        keys.append(new)
 
-        watcher = Watcher(state)
-        task = asyncio.create_task(watcher.watch(changed, rekeyed))
-        state.add(Role.PROVIDER, "laptop", ["web"], HERE)
-        key = state.key("laptop").public
-        await eventually(lambda: changes == 1)
-        assert watcher.grant(key) == Grant(Role.PROVIDER, "laptop")
+    watcher = Watcher(state)
+    task = asyncio.create_task(watcher.watch(changed, rekeyed))
+    state.add(Role.PROVIDER, "laptop", ["web"], HERE)
+    key = state.key("laptop").public
+    await eventually(lambda: changes == 1)
+    assert watcher.grant(key) == Grant(Role.PROVIDER, "laptop")
 
-        path = state._authorized("laptop")
-        write_secret(path, path.read_text().replace('"web"', '"ssh"'), replace=True)
-        await eventually(lambda: changes == 2)
-        assert watcher.objection(key, {"services": ["web"]})
+    path = state._authorized("laptop")
+    write_secret(path, path.read_text().replace('"web"', '"ssh"'), replace=True)
+    await eventually(lambda: changes == 2)
+    assert watcher.objection(key, {"services": ["web"]})
 
-        state.rotate()
-        await eventually(lambda: keys == [state.server_keys()])
+    state.rotate()
+    await eventually(lambda: keys == [state.server_keys()])
 
-        state.server_key.chmod(0o644)
-        await eventually(lambda: any("others may read it" in line for line in lines))
-        state.revoke("laptop")
-        await eventually(lambda: changes == 3)
-        assert watcher.grant(key) is None and len(keys) == 1
-        task.cancel()
-
-    asyncio.run(main())
+    state.server_key.chmod(0o644)
+    await eventually(lambda: any("others may read it" in line for line in lines))
+    state.revoke("laptop")
+    await eventually(lambda: changes == 3)
+    assert watcher.grant(key) is None and len(keys) == 1
+    task.cancel()
 
 
-def test_new_keys_without_a_port_for_them_are_tried_again_and_the_watch_goes_on(
+async def test_new_keys_without_a_port_for_them_are_tried_again_and_the_watch_goes_on(
     state: StateDir, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("goreprox.keys.authority.LOOK_S", 0.01)
+    tried: list[ServerKeys] = []
+    changes = 0
 
-    async def main() -> None:
-        tried: list[ServerKeys] = []
-        changes = 0
+    def changed() -> None:
+        nonlocal changes
+        changes += 1
 
-        def changed() -> None:
-            nonlocal changes
-            changes += 1
+    async def rekeyed(new: ServerKeys) -> None:
+        tried.append(new)
+        if len(tried) < 3:
+            raise BindError(errno.EMFILE, "no descriptors")
 
-        async def rekeyed(new: ServerKeys) -> None:
-            tried.append(new)
-            if len(tried) < 3:
-                raise BindError(errno.EMFILE, "no descriptors")
-
-        watcher = Watcher(state)
-        task = asyncio.create_task(watcher.watch(changed, rekeyed))
-        before = watcher.server_keys
-        state.rotate()
-        await eventually(lambda: watcher.server_keys != before)
-        state.add(Role.PROVIDER, "laptop", None, HERE)
-        await eventually(lambda: changes)
-        assert tried == [state.server_keys()] * 3
-        assert sum("cannot switch to the new server keys" in line for line in lines) == 1
-        task.cancel()
-
-    asyncio.run(main())
+    watcher = Watcher(state)
+    task = asyncio.create_task(watcher.watch(changed, rekeyed))
+    before = watcher.server_keys
+    state.rotate()
+    await eventually(lambda: watcher.server_keys != before)
+    state.add(Role.PROVIDER, "laptop", None, HERE)
+    await eventually(lambda: changes)
+    assert tried == [state.server_keys()] * 3
+    assert sum("cannot switch to the new server keys" in line for line in lines) == 1
+    task.cancel()
 
 
 @pytest.mark.parametrize("odd", ["directory", "loop"])

@@ -11,10 +11,6 @@ import pytest
 from goreprox.process.lifetime import Lifetime
 
 
-async def be_ready() -> None:
-    Lifetime().ready("here")
-
-
 class Owner:
     """Has nothing to close."""
 
@@ -45,7 +41,7 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sock
         yield sock
 
 
-def test_a_supervisor_waits_however_long_until_there_is_a_connection_and_hears_what_it_waits_for(
+async def test_a_supervisor_waits_however_long_until_there_is_a_connection_and_hears_what_it_waits_for(
     supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("goreprox.process.lifetime.EXTEND_S", 0.02)
@@ -54,41 +50,35 @@ def test_a_supervisor_waits_however_long_until_there_is_a_connection_and_hears_w
         text = (await asyncio.to_thread(supervisor.recv, 4096)).decode()
         return dict(line.split("=", 1) for line in text.splitlines())
 
-    async def main() -> None:
-        life, uplink = Lifetime(), Uplink()
-        serving = asyncio.create_task(life.serve(Owner(), [], drain_s=0, ready="here", connection=uplink))
-        for _ in range(3):
-            assert await told() == {"STATUS": "connecting to nobody", "EXTEND_TIMEOUT_USEC": "20000"}
-        uplink.text = "it is away"
-        uplink.changed()
-        statuses = [await told() for _ in range(3)]
-        assert {"STATUS": "it is away"} in statuses
-        assert not any("READY" in each for each in statuses)
-        uplink.up.set()
-        while (said := await told()) != {"READY": "1"}:
-            assert "READY" not in said
-        uplink.text = "lost again"
-        uplink.changed()
-        assert await told() == {"STATUS": "lost again"}
-        life.stop.set()
+    life, uplink = Lifetime(), Uplink()
+    serving = asyncio.create_task(life.serve(Owner(), [], drain_s=0, ready="here", connection=uplink))
+    for _ in range(3):
+        assert await told() == {"STATUS": "connecting to nobody", "EXTEND_TIMEOUT_USEC": "20000"}
+    uplink.text = "it is away"
+    uplink.changed()
+    statuses = [await told() for _ in range(3)]
+    assert {"STATUS": "it is away"} in statuses
+    assert not any("READY" in each for each in statuses)
+    uplink.up.set()
+    while (said := await told()) != {"READY": "1"}:
+        assert "READY" not in said
+    uplink.text = "lost again"
+    uplink.changed()
+    assert await told() == {"STATUS": "lost again"}
+    life.stop.set()
+    await serving
+
+
+async def test_a_signal_ends_what_was_never_ready() -> None:
+    life, uplink = Lifetime(), Uplink()
+    serving = asyncio.create_task(life.serve(Owner(), [], drain_s=0, ready="here", connection=uplink))
+    life.stop.set()
+    async with asyncio.timeout(30):
         await serving
-
-    asyncio.run(main())
-
-
-def test_a_signal_ends_what_was_never_ready() -> None:
-    async def main() -> None:
-        life, uplink = Lifetime(), Uplink()
-        serving = asyncio.create_task(life.serve(Owner(), [], drain_s=0, ready="here", connection=uplink))
-        life.stop.set()
-        async with asyncio.timeout(30):
-            await serving
-
-    asyncio.run(main())
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+async def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
     if abstract and not Path("/proc/net/unix").exists():
         pytest.skip("abstract addresses are Linux's")
     address = f"@goreprox-{os.getpid()}-{os.urandom(8).hex()}" if abstract else str(tmp_path / "notify")
@@ -96,13 +86,13 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstra
         supervisor.bind(address.replace("@", "\0"))
         supervisor.settimeout(30)
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-        asyncio.run(be_ready())
+        Lifetime().ready("here")
         assert supervisor.recv(64) == b"READY=1"
 
 
-def test_a_supervisor_that_cannot_be_told_is_a_warning(
+async def test_a_supervisor_that_cannot_be_told_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
-    asyncio.run(be_ready())
+    Lifetime().ready("here")
     assert [line for line in warnings if "NOTIFY_SOCKET" in line and "No such file" in line]

@@ -24,7 +24,9 @@ def listening(welcome: Callable[[socket.socket, str, Listener], None], *where: s
     )
 
 
-def test_without_descriptors_there_is_one_retry_however_many_connections_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_descriptors_there_is_one_retry_however_many_connections_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tries = 0
 
     def none_left(_: socket.socket) -> None:
@@ -32,21 +34,18 @@ def test_without_descriptors_there_is_one_retry_however_many_connections_end(mon
         tries += 1
         raise OSError(errno.EMFILE, "none left")
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        monkeypatch.setattr(sockets, "keep_spare_descriptors", none_left)
-        monkeypatch.setattr(listeners, "FD_PAUSE_S", 3600.0)
-        made = listening(lambda *_: None)
-        with socket.create_connection((HOST, made.ports[0])):
-            for ended in range(20):
-                made.start()
-                await eventually(lambda: tries == ended + 1)  # noqa: B023
-            retries = [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
-            made.close()
-        assert sum(timer.when() > loop.time() + 1800 for timer in retries) == 1
-        assert all(timer.cancelled() for timer in retries if timer.when() > loop.time() + 1800)
-
-    asyncio.run(main())
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(sockets, "keep_spare_descriptors", none_left)
+    monkeypatch.setattr(listeners, "FD_PAUSE_S", 3600.0)
+    made = listening(lambda *_: None)
+    with socket.create_connection((HOST, made.ports[0])):
+        for ended in range(20):
+            made.start()
+            await eventually(lambda: tries == ended + 1)  # noqa: B023
+        retries = [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        made.close()
+    assert sum(timer.when() > loop.time() + 1800 for timer in retries) == 1
+    assert all(timer.cancelled() for timer in retries if timer.when() > loop.time() + 1800)
 
 
 async def is_reset(client: socket.socket) -> None:
@@ -56,82 +55,73 @@ async def is_reset(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["in_the_drain", "before_it"])
-def test_a_drain_without_descriptors_ends_and_nobody_is_accepted_after_it(
+async def test_a_drain_without_descriptors_ends_and_nobody_is_accepted_after_it(
     monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        welcomed: list[socket.socket] = []
-        tries = 0
+    loop = asyncio.get_running_loop()
+    welcomed: list[socket.socket] = []
+    tries = 0
 
-        def none_left(_: socket.socket) -> None:
-            nonlocal tries
-            tries += 1
-            raise OSError(errno.EMFILE, "none left")
+    def none_left(_: socket.socket) -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.EMFILE, "none left")
 
-        monkeypatch.setattr(listeners, "FD_PAUSE_S", 3600.0)
-        made = listening(lambda sock, *_: welcomed.append(sock))
-        with socket.create_connection((HOST, made.ports[0])) as client, monkeypatch.context() as patch:
-            patch.setattr(sockets, "keep_spare_descriptors", none_left)
-            if before:  # a retry is due already
-                made.start()
-                await eventually(lambda: tries)
-            made.drain()
-            assert tries == 1 + before
-            await is_reset(client)
-        retries = [timer for timer in loop._scheduled if timer.when() > loop.time() + 1800]  # type: ignore[attr-defined]
-        assert retries and all(timer.cancelled() for timer in retries)
-        made._try_again()  # had it been too late to cancel it
-        made.start()  # as one who leaves later does
-        assert not made.ports and not made._accepting
-        assert not welcomed
-
-    asyncio.run(main())
+    monkeypatch.setattr(listeners, "FD_PAUSE_S", 3600.0)
+    made = listening(lambda sock, *_: welcomed.append(sock))
+    with socket.create_connection((HOST, made.ports[0])) as client, monkeypatch.context() as patch:
+        patch.setattr(sockets, "keep_spare_descriptors", none_left)
+        if before:  # a retry is due already
+            made.start()
+            await eventually(lambda: tries)
+        made.drain()
+        assert tries == 1 + before
+        await is_reset(client)
+    retries = [timer for timer in loop._scheduled if timer.when() > loop.time() + 1800]  # type: ignore[attr-defined]
+    assert retries and all(timer.cancelled() for timer in retries)
+    made._try_again()  # had it been too late to cancel it
+    made.start()  # as one who leaves later does
+    assert not made.ports and not made._accepting
+    assert not welcomed
 
 
-def test_whoever_waits_behind_one_that_has_gone_is_accepted_in_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        welcomed: list[socket.socket] = []
-        made = listening(lambda sock, *_: welcomed.append(sock))
-        gone = [OSError(errno.ECONNABORTED, "gone")]
+async def test_whoever_waits_behind_one_that_has_gone_is_accepted_in_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    welcomed: list[socket.socket] = []
+    made = listening(lambda sock, *_: welcomed.append(sock))
+    gone = [OSError(errno.ECONNABORTED, "gone")]
 
-        def first_fails(_: socket.socket) -> None:
-            if gone:
-                raise gone.pop()
+    def first_fails(_: socket.socket) -> None:
+        if gone:
+            raise gone.pop()
 
-        monkeypatch.setattr(sockets, "keep_spare_descriptors", first_fails)
-        with socket.create_connection((HOST, made.ports[0])) as client:
-            made.drain()
-            (sock,) = welcomed
-            assert sock.getpeername() == client.getsockname()
-            sock.close()
-
-    asyncio.run(main())
+    monkeypatch.setattr(sockets, "keep_spare_descriptors", first_fails)
+    with socket.create_connection((HOST, made.ports[0])) as client:
+        made.drain()
+        (sock,) = welcomed
+        assert sock.getpeername() == client.getsockname()
+        sock.close()
 
 
-def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_port_fails(
+async def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_port_fails(
     monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
-    async def main() -> None:
-        welcomed: list[str] = []
+    welcomed: list[str] = []
 
-        def welcome(sock: socket.socket, client: str, _: Listener) -> None:
-            welcomed.append(client)
-            sock.close()
+    def welcome(sock: socket.socket, client: str, _: Listener) -> None:
+        welcomed.append(client)
+        sock.close()
 
-        made = listening(welcome, f"{HOST}:0", f"{HOST}:0=other")
-        first, second = made.ports
+    made = listening(welcome, f"{HOST}:0", f"{HOST}:0=other")
+    first, second = made.ports
 
-        def fails_at_first(listening: socket.socket) -> None:
-            if listening.getsockname()[1] == first:
-                raise OSError(errno.EPROTO, "protocol error")
+    def fails_at_first(listening: socket.socket) -> None:
+        if listening.getsockname()[1] == first:
+            raise OSError(errno.EPROTO, "protocol error")
 
-        monkeypatch.setattr(sockets, "keep_spare_descriptors", fails_at_first)
-        with socket.create_connection((HOST, first)) as lost, socket.create_connection((HOST, second)) as client:
-            made.drain()
-            assert welcomed == [f"{HOST}:{client.getsockname()[1]}"]
-            assert not made.ports
-            await is_reset(lost)
-        assert len(warnings) == 1 and "are not accepted: protocol error" in warnings[0]
-
-    asyncio.run(main())
+    monkeypatch.setattr(sockets, "keep_spare_descriptors", fails_at_first)
+    with socket.create_connection((HOST, first)) as lost, socket.create_connection((HOST, second)) as client:
+        made.drain()
+        assert welcomed == [f"{HOST}:{client.getsockname()[1]}"]
+        assert not made.ports
+        await is_reset(lost)
+    assert len(warnings) == 1 and "are not accepted: protocol error" in warnings[0]

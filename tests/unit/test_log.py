@@ -134,15 +134,11 @@ def test_a_warning_of_python_is_a_line_like_all_else() -> None:
     assert "DeprecationWarning: old" in entry["message"]
 
 
-def test_an_exception_that_asyncio_tells_of_is_logged_like_all_else() -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        loop.call_soon(lambda: 1 / 0)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-
+async def test_an_exception_that_asyncio_tells_of_is_logged_like_all_else() -> None:
     stderr = configured("info", as_json=True)
-    asyncio.run(main())
+    asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
     (line,) = stderr.getvalue().splitlines()
     entry = json.loads(line)
     assert (entry["level"], entry["module"]) == ("error", "asyncio")

@@ -78,71 +78,56 @@ async def made(timeout_s: float = 30.0) -> AsyncIterator[Made]:
 
 
 @pytest.mark.parametrize("version", Version)
-def test_a_header_in_single_bytes_is_taken_and_not_a_byte_more(version: Version) -> None:
-    async def main() -> None:
-        async with made() as it:
-            header = write(version, CLIENT, THERE)
+async def test_a_header_in_single_bytes_is_taken_and_not_a_byte_more(version: Version) -> None:
+    async with made() as it:
+        header = write(version, CLIENT, THERE)
+        theirs = it.hear()
+        (arrival,) = it.proxies._timers
+        for size in range(1, len(header)):
+            theirs.send(header[size - 1 : size])
+            await eventually(lambda size=size: len(arrival.head) == size)  # type: ignore[misc]
+        assert len(it.proxies) == 1
+        theirs.send(header[-1:] + b"the client's")
+        await eventually(lambda: it.welcomed)
+        sock, client, destination = it.welcomed[0]
+        assert (client, destination) == (CLIENT, THERE)
+        assert sock.recv(100) == b"the client's"
+        assert (len(it.proxies), it.left, it.log) == (0, 1, [])
+
+
+async def test_a_header_without_addresses_leaves_those_of_the_connection() -> None:
+    async with made() as it:
+        it.hear().send(b"PROXY UNKNOWN\r\n")
+        await eventually(lambda: it.welcomed)
+        assert it.welcomed[0][1:] == (PROXY, HERE)
+
+
+async def test_what_is_no_header_is_reset_and_the_log_says_why() -> None:
+    async with made() as it:
+        for data in (b"GET / HTTP/1.1\r\n\r\n", b"PROXY TCP4 1\r\n", b"\r\n\r\n\x01"):
             theirs = it.hear()
-            (arrival,) = it.proxies._timers
-            for size in range(1, len(header)):
-                theirs.send(header[size - 1 : size])
-                await eventually(lambda size=size: len(arrival.head) == size)  # type: ignore[misc]
-            assert len(it.proxies) == 1
-            theirs.send(header[-1:] + b"the client's")
-            await eventually(lambda: it.welcomed)
-            sock, client, destination = it.welcomed[0]
-            assert (client, destination) == (CLIENT, THERE)
-            assert sock.recv(100) == b"the client's"
-            assert (len(it.proxies), it.left, it.log) == (0, 1, [])
-
-    asyncio.run(main())
+            theirs.send(data)
+            assert await it.closed(theirs)
+        assert (it.welcomed, len(it.proxies), it.left) == ([], 0, 3)
+        assert all(PROXY in line for line in it.log)
+        assert [line.rpartition(": ")[2] for line in it.log] == [
+            "it begins otherwise",
+            "its line is not of the form",
+        ]
 
 
-def test_a_header_without_addresses_leaves_those_of_the_connection() -> None:
-    async def main() -> None:
-        async with made() as it:
-            it.hear().send(b"PROXY UNKNOWN\r\n")
-            await eventually(lambda: it.welcomed)
-            assert it.welcomed[0][1:] == (PROXY, HERE)
-
-    asyncio.run(main())
-
-
-def test_what_is_no_header_is_reset_and_the_log_says_why() -> None:
-    async def main() -> None:
-        async with made() as it:
-            for data in (b"GET / HTTP/1.1\r\n\r\n", b"PROXY TCP4 1\r\n", b"\r\n\r\n\x01"):
-                theirs = it.hear()
-                theirs.send(data)
-                assert await it.closed(theirs)
-            assert (it.welcomed, len(it.proxies), it.left) == ([], 0, 3)
-            assert all(PROXY in line for line in it.log)
-            assert [line.rpartition(": ")[2] for line in it.log] == [
-                "it begins otherwise",
-                "its line is not of the form",
-            ]
-
-    asyncio.run(main())
+async def test_a_header_that_does_not_come_in_time_is_waited_for_no_longer() -> None:
+    async with made(timeout_s=0.05) as it:
+        silent, half = it.hear(), it.hear()
+        half.send(b"PROXY TCP4 ")
+        assert await it.closed(silent)
+        assert await it.closed(half)
+        assert (it.welcomed, len(it.proxies), it.left) == ([], 0, 2)
+        assert "it did not come within 0.05 s" in it.log[0]
 
 
-def test_a_header_that_does_not_come_in_time_is_waited_for_no_longer() -> None:
-    async def main() -> None:
-        async with made(timeout_s=0.05) as it:
-            silent, half = it.hear(), it.hear()
-            half.send(b"PROXY TCP4 ")
-            assert await it.closed(silent)
-            assert await it.closed(half)
-            assert (it.welcomed, len(it.proxies), it.left) == ([], 0, 2)
-            assert "it did not come within 0.05 s" in it.log[0]
-
-    asyncio.run(main())
-
-
-def test_whoever_leaves_without_a_header_is_let_go_silently() -> None:
-    async def main() -> None:
-        async with made() as it:
-            it.hear().close()
-            await eventually(lambda: it.left == 1)
-            assert (it.welcomed, len(it.proxies), it.log) == ([], 0, [])
-
-    asyncio.run(main())
+async def test_whoever_leaves_without_a_header_is_let_go_silently() -> None:
+    async with made() as it:
+        it.hear().close()
+        await eventually(lambda: it.left == 1)
+        assert (it.welcomed, len(it.proxies), it.log) == ([], 0, [])

@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,14 +50,6 @@ def directory() -> Iterator[Path]:
         yield Path(path)
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await test()
-
-    asyncio.run(bounded())
-
-
 @contextlib.asynccontextmanager
 async def answering(
     directory: Path, lock: str = "server-n.0", describe: Callable[[], Document] = document
@@ -96,174 +88,135 @@ def leave_stale_socket(path: Path) -> None:
         sock.listen()
 
 
-def test_the_state_of_the_moment_is_told(directory: Path) -> None:
-    async def test() -> None:
-        names = iter(["first", "second"])
-        async with answering(directory, describe=lambda: document(next(names))):
-            assert await ask(directory) == Answers([document("first")], [])
-            assert await ask(directory) == Answers([document("second")], [])
-
-    run(test)
+async def test_the_state_of_the_moment_is_told(directory: Path) -> None:
+    names = iter(["first", "second"])
+    async with answering(directory, describe=lambda: document(next(names))):
+        assert await ask(directory) == Answers([document("first")], [])
+        assert await ask(directory) == Answers([document("second")], [])
 
 
-def test_only_its_owner_can_connect_and_nothing_is_left_behind(directory: Path) -> None:
-    async def test() -> None:
+async def test_only_its_owner_can_connect_and_nothing_is_left_behind(directory: Path) -> None:
+    mask = os.umask(0)
+    try:
         async with answering(directory) as opened:
             mode = opened.path.lstat().st_mode
             assert stat.S_ISSOCK(mode)
             assert stat.S_IMODE(mode) == 0o600
         opened.close()
-
-    mask = os.umask(0)
-    try:
-        run(test)
     finally:
         os.umask(mask)
     assert list(directory.iterdir()) == []
 
 
-def test_the_socket_of_a_dead_process_is_replaced(directory: Path) -> None:
-    async def test() -> None:
-        leave_stale_socket(directory / "server-n.0.sock")
-        async with answering(directory):
-            assert (await ask(directory)).documents == [document()]
-
-    run(test)
+async def test_the_socket_of_a_dead_process_is_replaced(directory: Path) -> None:
+    leave_stale_socket(directory / "server-n.0.sock")
+    async with answering(directory):
+        assert (await ask(directory)).documents == [document()]
 
 
-def test_the_socket_of_a_live_process_is_left_alone(directory: Path) -> None:
-    async def test() -> None:
-        async with answering(directory, describe=lambda: document("first")):
-            with warnings() as lines:
-                async with answering(directory, describe=lambda: document("second")):
-                    pass
-            assert lines == [
-                f"no status at {directory}/server-n.0.sock: another process answers there; "
-                "choose another directory with --runtime-dir"
-            ]
-            assert (await ask(directory)).documents == [document("first")]
-
-    run(test)
-
-
-def test_a_successor_keeps_its_socket_when_the_predecessor_closes_late(directory: Path) -> None:
-    async def test() -> None:
-        async with answering(directory, describe=lambda: document("first")) as first:
-            first.path.unlink()
+async def test_the_socket_of_a_live_process_is_left_alone(directory: Path) -> None:
+    async with answering(directory, describe=lambda: document("first")):
+        with warnings() as lines:
             async with answering(directory, describe=lambda: document("second")):
-                first.close()
-                assert (await ask(directory)).documents == [document("second")]
-
-    run(test)
-
-
-def test_a_file_of_that_name_is_left_alone(directory: Path) -> None:
-    async def test() -> None:
-        (directory / "server-n.0.sock").write_text("precious")
-        with warnings() as lines:
-            async with answering(directory):
                 pass
-        assert "there is a file of that name" in lines[0]
-        assert (directory / "server-n.0.sock").read_text() == "precious"
-
-    run(test)
-
-
-def test_a_path_too_long_for_a_socket_is_a_warning(directory: Path) -> None:
-    async def test() -> None:
-        with warnings() as lines:
-            async with answering(directory, "server-" + "n" * 110 + ".0"):
-                pass
-        assert len(lines) == 1
-        assert "path too long; choose another directory with --runtime-dir" in lines[0]
-
-    run(test)
+        assert lines == [
+            f"no status at {directory}/server-n.0.sock: another process answers there; "
+            "choose another directory with --runtime-dir"
+        ]
+        assert (await ask(directory)).documents == [document("first")]
 
 
-def test_readers_that_do_not_read_are_bounded(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_successor_keeps_its_socket_when_the_predecessor_closes_late(directory: Path) -> None:
+    async with answering(directory, describe=lambda: document("first")) as first:
+        first.path.unlink()
+        async with answering(directory, describe=lambda: document("second")):
+            first.close()
+            assert (await ask(directory)).documents == [document("second")]
+
+
+async def test_a_file_of_that_name_is_left_alone(directory: Path) -> None:
+    (directory / "server-n.0.sock").write_text("precious")
+    with warnings() as lines:
+        async with answering(directory):
+            pass
+    assert "there is a file of that name" in lines[0]
+    assert (directory / "server-n.0.sock").read_text() == "precious"
+
+
+async def test_a_path_too_long_for_a_socket_is_a_warning(directory: Path) -> None:
+    with warnings() as lines:
+        async with answering(directory, "server-" + "n" * 110 + ".0"):
+            pass
+    assert len(lines) == 1
+    assert "path too long; choose another directory with --runtime-dir" in lines[0]
+
+
+async def test_readers_that_do_not_read_are_bounded(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "ANSWER_S", 60.0)
-
-    async def test() -> None:
-        async with answering(directory, describe=lambda: document(filler=LARGE)) as opened:
-            silent = [connect(opened.path) for _ in range(READERS)]
-            await eventually(lambda: len(opened._readers) == READERS)
-            with connect(opened.path) as refused:
-                assert await asyncio.get_running_loop().sock_recv(refused, 1) == b""
-            silent.pop().close()
-            await eventually(lambda: len(opened._readers) < READERS)
-            assert len((await ask(directory)).documents) == 1
-            for sock in silent:
-                sock.close()
-
-    run(test)
+    async with answering(directory, describe=lambda: document(filler=LARGE)) as opened:
+        silent = [connect(opened.path) for _ in range(READERS)]
+        await eventually(lambda: len(opened._readers) == READERS)
+        with connect(opened.path) as refused:
+            assert await asyncio.get_running_loop().sock_recv(refused, 1) == b""
+        silent.pop().close()
+        await eventually(lambda: len(opened._readers) < READERS)
+        assert len((await ask(directory)).documents) == 1
+        for sock in silent:
+            sock.close()
 
 
-def test_readers_that_do_not_read_are_hung_up_on(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_readers_that_do_not_read_are_hung_up_on(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "ANSWER_S", 0.1)
-
-    async def test() -> None:
-        async with answering(directory, describe=lambda: document(filler=LARGE)) as opened:
-            with connect(opened.path) as silent:
-                await eventually(lambda: opened._readers)
-                await eventually(lambda: not opened._readers)
-                received = b"".join(iter(lambda: silent.recv(1 << 16), b""))
-                assert 0 < len(received) < LARGE
-
-    run(test)
-
-
-def test_nonsense_is_not_even_read(directory: Path) -> None:
-    async def test() -> None:
-        async with answering(directory) as opened:
-            for _ in range(3 * READERS):
-                with connect(opened.path) as sock, contextlib.suppress(ConnectionResetError):
-                    sock.send(b"\xff{GET / HTTP/1.1\r\n\r\n" * 1000)
-                    while await asyncio.get_running_loop().sock_recv(sock, 1 << 16):
-                        pass
+    async with answering(directory, describe=lambda: document(filler=LARGE)) as opened:
+        with connect(opened.path) as silent:
+            await eventually(lambda: opened._readers)
             await eventually(lambda: not opened._readers)
-            assert (await ask(directory)).documents == [document()]
+            received = b"".join(iter(lambda: silent.recv(1 << 16), b""))
+            assert 0 < len(received) < LARGE
 
-    run(test)
+
+async def test_nonsense_is_not_even_read(directory: Path) -> None:
+    async with answering(directory) as opened:
+        for _ in range(3 * READERS):
+            with connect(opened.path) as sock, contextlib.suppress(ConnectionResetError):
+                sock.send(b"\xff{GET / HTTP/1.1\r\n\r\n" * 1000)
+                while await asyncio.get_running_loop().sock_recv(sock, 1 << 16):
+                    pass
+        await eventually(lambda: not opened._readers)
+        assert (await ask(directory)).documents == [document()]
 
 
-def test_a_process_that_hangs_is_named_and_the_others_are_told(
+async def test_a_process_that_hangs_is_named_and_the_others_are_told(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "ASK_S", 0.5)
-
-    async def test() -> None:
-        with socket.socket(socket.AF_UNIX) as hanging:
-            hanging.bind(str(directory / "provider-stopped.3.sock"))
-            hanging.listen()
-            async with answering(directory):
-                answers = await ask(directory)
-        assert answers.documents == [document()]
-        assert answers.problems == ["provider-stopped.3 does not answer within 0.5 s; is it stopped or overloaded?"]
-
-    run(test)
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(directory / "provider-stopped.3.sock"))
+        hanging.listen()
+        async with answering(directory):
+            answers = await ask(directory)
+    assert answers.documents == [document()]
+    assert answers.problems == ["provider-stopped.3 does not answer within 0.5 s; is it stopped or overloaded?"]
 
 
-def test_roles_and_names_are_selected(directory: Path) -> None:
-    async def test() -> None:
-        async with (
-            answering(directory, "server-a.b-c.0", lambda: document("1")),
-            answering(directory, "server-x.0", lambda: document("2")),
-            answering(directory, "provider-x.1", lambda: document("3")),
-        ):
-            (directory / "server-x.0").touch()
-            (directory / "other.sock").touch()
+async def test_roles_and_names_are_selected(directory: Path) -> None:
+    async with (
+        answering(directory, "server-a.b-c.0", lambda: document("1")),
+        answering(directory, "server-x.0", lambda: document("2")),
+        answering(directory, "provider-x.1", lambda: document("3")),
+    ):
+        (directory / "server-x.0").touch()
+        (directory / "other.sock").touch()
 
-            async def names(role: str | None, name: str | None) -> list[str]:
-                return [d["name"] for d in (await ask(directory, role=role, name=name)).documents]
+        async def names(role: str | None, name: str | None) -> list[str]:
+            return [d["name"] for d in (await ask(directory, role=role, name=name)).documents]
 
-            assert await names(None, None) == ["3", "1", "2"]
-            assert await names("server", None) == ["1", "2"]
-            assert await names(None, "x") == ["3", "2"]
-            assert await names("server", "a.b-c") == ["1"]
-            with pytest.raises(StatusError, match=f"no edge named x runs in {directory}; start one"):
-                await names("edge", "x")
-
-    run(test)
+        assert await names(None, None) == ["3", "1", "2"]
+        assert await names("server", None) == ["1", "2"]
+        assert await names(None, "x") == ["3", "2"]
+        assert await names("server", "a.b-c") == ["1"]
+        with pytest.raises(StatusError, match=f"no edge named x runs in {directory}; start one"):
+            await names("edge", "x")
 
 
 def test_where_only_dead_processes_were_nothing_runs(directory: Path) -> None:
@@ -290,34 +243,28 @@ def test_a_directory_that_cannot_be_read_is_named(directory: Path) -> None:
         (b'{"format": 2}', "runs another version"),
     ],
 )
-def test_bad_answers_are_problems(directory: Path, answer: bytes, problem: str) -> None:
-    async def test() -> None:
-        async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(answer)
-            writer.close()
+async def test_bad_answers_are_problems(directory: Path, answer: bytes, problem: str) -> None:
+    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        writer.close()
 
-        async with await asyncio.start_unix_server(say, directory / "server-n.0.sock"):
-            answers = await ask(directory)
-        assert answers.documents == []
-        assert len(answers.problems) == 1
-        assert answers.problems[0].startswith(f"server-n.0 {problem}")
-
-    run(test)
+    async with await asyncio.start_unix_server(say, directory / "server-n.0.sock"):
+        answers = await ask(directory)
+    assert answers.documents == []
+    assert len(answers.problems) == 1
+    assert answers.problems[0].startswith(f"server-n.0 {problem}")
 
 
-def test_an_endless_answer_is_cut_short(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_answer_is_cut_short(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "DOCUMENT_BYTES", 1 << 20)
     monkeypatch.setattr(status, "ASK_S", 30.0)
 
-    async def test() -> None:
-        async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(ConnectionError):
-                while True:
-                    writer.write(b" " * 65536)
-                    await writer.drain()
-            writer.close()
+    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b" " * 65536)
+                await writer.drain()
+        writer.close()
 
-        async with await asyncio.start_unix_server(say, directory / "server-n.0.sock"):
-            assert "hung up in the middle" in (await ask(directory)).problems[0]
-
-    run(test)
+    async with await asyncio.start_unix_server(say, directory / "server-n.0.sock"):
+        assert "hung up in the middle" in (await ask(directory)).problems[0]

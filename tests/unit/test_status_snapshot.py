@@ -1,10 +1,8 @@
 """What goes into the document: sums that do not grow with what they count."""
 
-import asyncio
 import json
 import os
 import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from brokers import Link, PeerInfo, PeerName, Role, Router
@@ -19,14 +17,6 @@ from goreprox.tunnel.driver import Driver, Peer
 from tests.helpers import HOST, eventually
 
 PEER = PeerInfo(PeerName(Role.EDGE, "far", bytes(16)), 7, {"protocol": [1, 1], "services": ["web"]})
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await test()
-
-    asyncio.run(bounded())
 
 
 class Way:
@@ -64,144 +54,123 @@ def stream(peer: Peer, budget: Budget) -> Stream:
     return made
 
 
-def test_streams_are_summed_up_and_not_listed() -> None:
-    async def test() -> None:
-        owner = provider()
-        owner.driver.peer_up(Way("way"), PEER)
-        (peer,) = owner.driver.peers.values()
-        budget = Budget(total_bytes=1024 * MIB, max_streams=20_000)
+async def test_streams_are_summed_up_and_not_listed() -> None:
+    owner = provider()
+    owner.driver.peer_up(Way("way"), PEER)
+    (peer,) = owner.driver.peers.values()
+    budget = Budget(total_bytes=1024 * MIB, max_streams=20_000)
+    stream(peer, budget)
+    one = len(json.dumps(subject(owner).document()))
+    for _ in range(9_999):
         stream(peer, budget)
-        one = len(json.dumps(subject(owner).document()))
-        for _ in range(9_999):
-            stream(peer, budget)
-        document = subject(owner).document()
-        assert document["peers"][0]["streams_open"] == document["peers"][0]["streams_total"] == 10_000
-        assert document["peers"][0]["sent_bytes"] == 40_000
-        assert len(json.dumps(document)) < one + 100
-
-    run(test)
+    document = subject(owner).document()
+    assert document["peers"][0]["streams_open"] == document["peers"][0]["streams_total"] == 10_000
+    assert document["peers"][0]["sent_bytes"] == 40_000
+    assert len(json.dumps(document)) < one + 100
 
 
-def test_every_way_to_a_peer_is_told_and_none_in_use_until_it_answers() -> None:
-    async def test() -> None:
-        owner = provider()
-        owner.driver.peer_up(Way("one"), PEER)
-        owner.driver.peer_up(Way("two"), PEER)
-        (peer,) = subject(owner).document()["peers"]
-        assert (peer["name"], peer["role"], peer["incarnation"]) == ("far", "edge", "0" * 8)
-        assert peer["state"] == "down"
-        assert peer["down_s"] is not None and peer["down_s"] >= 0
-        assert [(path["label"], path["in_use"], path["fabric_epoch"]) for path in peer["paths"]] == [
-            ("one", False, 7),
-            ("two", False, 7),
-        ]
-
-    run(test)
+async def test_every_way_to_a_peer_is_told_and_none_in_use_until_it_answers() -> None:
+    owner = provider()
+    owner.driver.peer_up(Way("one"), PEER)
+    owner.driver.peer_up(Way("two"), PEER)
+    (peer,) = subject(owner).document()["peers"]
+    assert (peer["name"], peer["role"], peer["incarnation"]) == ("far", "edge", "0" * 8)
+    assert peer["state"] == "down"
+    assert peer["down_s"] is not None and peer["down_s"] >= 0
+    assert [(path["label"], path["in_use"], path["fabric_epoch"]) for path in peer["paths"]] == [
+        ("one", False, 7),
+        ("two", False, 7),
+    ]
 
 
-def test_ends_are_counted_for_ever_and_the_last_ones_kept() -> None:
-    async def test() -> None:
-        driver = provider().driver
-        driver.peer_up(Way("way"), PEER)
-        (peer,) = driver.peers.values()
-        budget = Budget(total_bytes=64 * MIB, max_streams=100)
-        ends = Ends(driver)
-        for index in range(LAST_ENDS + 5):
-            ended = stream(peer, budget)
-            ended.abort("over")
-            ends.note(ended, f"reason {index}")
-        ends.note(Stream(opener=True, service="web", client="c", budget=budget), "never assigned")
-        assert ends.count == LAST_ENDS + 6
-        assert (ends.sent_bytes, ends.received_bytes) == (4 * (LAST_ENDS + 5), 0)
-        assert len(ends.last) == LAST_ENDS
-        assert [(end["peer"], end["reason"], end["sent_bytes"]) for end in list(ends.last)[-2:]] == [
-            ("far", f"reason {LAST_ENDS + 4}", 4),
-            (None, "never assigned", 0),
-        ]
-
-    run(test)
+async def test_ends_are_counted_for_ever_and_the_last_ones_kept() -> None:
+    driver = provider().driver
+    driver.peer_up(Way("way"), PEER)
+    (peer,) = driver.peers.values()
+    budget = Budget(total_bytes=64 * MIB, max_streams=100)
+    ends = Ends(driver)
+    for index in range(LAST_ENDS + 5):
+        ended = stream(peer, budget)
+        ended.abort("over")
+        ends.note(ended, f"reason {index}")
+    ends.note(Stream(opener=True, service="web", client="c", budget=budget), "never assigned")
+    assert ends.count == LAST_ENDS + 6
+    assert (ends.sent_bytes, ends.received_bytes) == (4 * (LAST_ENDS + 5), 0)
+    assert len(ends.last) == LAST_ENDS
+    assert [(end["peer"], end["reason"], end["sent_bytes"]) for end in list(ends.last)[-2:]] == [
+        ("far", f"reason {LAST_ENDS + 4}", 4),
+        (None, "never assigned", 0),
+    ]
 
 
-def test_draining_is_told() -> None:
-    async def test() -> None:
-        owner = provider()
-        assert subject(owner).document()["draining"] is False
-        owner.driver.drain()
-        assert subject(owner).document()["draining"] is True
-
-    run(test)
+async def test_draining_is_told() -> None:
+    owner = provider()
+    assert subject(owner).document()["draining"] is False
+    owner.driver.drain()
+    assert subject(owner).document()["draining"] is True
 
 
-def test_a_broker_alone_tells_of_its_members_and_of_what_waits_for_the_slow_ones() -> None:
-    async def test() -> None:
-        router = Router()
-        port = router.bind(Role.PROVIDER, HOST, 0)
-        driver = Driver(provider(), role=Role.EDGE, budget=Budget(total_bytes=MIB, max_streams=1), grace_s=1)
-        local = router.attach(PeerName(Role.EDGE, "far", bytes(16)), {}, driver)
-        name = PeerName(Role.PROVIDER, "near", os.urandom(16))
-        link = Link(name, {}, HOST, port, provider().driver)
-        link.start()
-        await eventually(lambda: len(router.peers) == 2 and link.state.name == "UP")
-        broker = subject(router=router).document()
-        assert broker["streams"] is None
-        assert (broker["peers"], broker["ends"]) == ([], [])
-        sent = 0
-        while not router.outboxes and sent < 5000:  # the link's loop is ours, and does not run meanwhile
-            local.send(name.id, [bytes(1 << 14)])
-            sent += 1
-        told = subject(router=router).document()["broker"]
-        assert told is not None
-        assert told["messages"] == sent
-        assert told["dropped_messages"] == 0
-        near = next(member for member in told["members"] if member["name"] == "near")
-        assert near["role"] == "provider"
-        assert near["outbox_messages"] == 1
-        assert 1 << 14 <= near["outbox_bytes"] < (1 << 14) + 100
-        assert [member["outbox_bytes"] for member in told["members"] if member is not near] == [0]
-        local.send(bytes(17), [b"to nobody"])
-        told = subject(router=router).document()["broker"]
-        assert told is not None and told["dropped_messages"] == 1
-        (up,) = subject(links=[link]).document()["links"]
-        assert (up["label"], up["state"], up["problem"]) == (f"{HOST}:{port}", "up", None)
-        assert up["since_s"] >= 0
-        await link.close(linger_s=0)
-        assert subject(links=[link]).document()["links"][0]["state"] == "down"
-        await router.close(linger_s=0)
-
-    run(test)
+async def test_a_broker_alone_tells_of_its_members_and_of_what_waits_for_the_slow_ones() -> None:
+    router = Router()
+    port = router.bind(Role.PROVIDER, HOST, 0)
+    driver = Driver(provider(), role=Role.EDGE, budget=Budget(total_bytes=MIB, max_streams=1), grace_s=1)
+    local = router.attach(PeerName(Role.EDGE, "far", bytes(16)), {}, driver)
+    name = PeerName(Role.PROVIDER, "near", os.urandom(16))
+    link = Link(name, {}, HOST, port, provider().driver)
+    link.start()
+    await eventually(lambda: len(router.peers) == 2 and link.state.name == "UP")
+    broker = subject(router=router).document()
+    assert broker["streams"] is None
+    assert (broker["peers"], broker["ends"]) == ([], [])
+    sent = 0
+    while not router.outboxes and sent < 5000:  # the link's loop is ours, and does not run meanwhile
+        local.send(name.id, [bytes(1 << 14)])
+        sent += 1
+    told = subject(router=router).document()["broker"]
+    assert told is not None
+    assert told["messages"] == sent
+    assert told["dropped_messages"] == 0
+    near = next(member for member in told["members"] if member["name"] == "near")
+    assert near["role"] == "provider"
+    assert near["outbox_messages"] == 1
+    assert 1 << 14 <= near["outbox_bytes"] < (1 << 14) + 100
+    assert [member["outbox_bytes"] for member in told["members"] if member is not near] == [0]
+    local.send(bytes(17), [b"to nobody"])
+    told = subject(router=router).document()["broker"]
+    assert told is not None and told["dropped_messages"] == 1
+    (up,) = subject(links=[link]).document()["links"]
+    assert (up["label"], up["state"], up["problem"]) == (f"{HOST}:{port}", "up", None)
+    assert up["since_s"] >= 0
+    await link.close(linger_s=0)
+    assert subject(links=[link]).document()["links"][0]["state"] == "down"
+    await router.close(linger_s=0)
 
 
-def test_the_documentation_has_every_field() -> None:
-    async def test() -> None:
-        owner = provider()
-        owner.driver.peer_up(Way("way"), PEER)
-        ended = Stream(opener=True, service="web", client="c", budget=Budget(total_bytes=MIB, max_streams=1))
-        owner.ends.note(ended, "done")
-        owner.bridges.live.add(Waiter(ended))
-        router = Router()
-        local = router.attach(PeerName(Role.EDGE, "far", bytes(16)), {}, owner.driver)
-        link = Link(PEER.name, {}, HOST, 1, owner.driver)
-        document = subject(owner, router=router, links=[link]).document()
-        text = (Path(__file__).parents[2] / "docs/status.md").read_text(encoding="utf-8")
-        assert [field for field in fields({**document, "ports": {}, "services": {}}) if f"`{field}`" not in text] == []
-        await link.close(linger_s=0)
-        await local.close(linger_s=0)
-        await router.close(linger_s=0)
-
-    run(test)
+async def test_the_documentation_has_every_field() -> None:
+    owner = provider()
+    owner.driver.peer_up(Way("way"), PEER)
+    ended = Stream(opener=True, service="web", client="c", budget=Budget(total_bytes=MIB, max_streams=1))
+    owner.ends.note(ended, "done")
+    owner.bridges.live.add(Waiter(ended))
+    router = Router()
+    local = router.attach(PeerName(Role.EDGE, "far", bytes(16)), {}, owner.driver)
+    link = Link(PEER.name, {}, HOST, 1, owner.driver)
+    document = subject(owner, router=router, links=[link]).document()
+    text = (Path(__file__).parents[2] / "docs/status.md").read_text(encoding="utf-8")
+    assert [field for field in fields({**document, "ports": {}, "services": {}}) if f"`{field}`" not in text] == []
+    await link.close(linger_s=0)
+    await local.close(linger_s=0)
+    await router.close(linger_s=0)
 
 
-def test_of_open_connections_the_latest_are_listed() -> None:
-    async def test() -> None:
-        owner = provider()
-        budget = Budget(total_bytes=1024 * MIB, max_streams=1000)
-        for number in range(1000):
-            made = Stream(opener=True, service="web", client=f"client {number}", budget=budget)
-            owner.bridges.live.add(Waiter(made, began_at=float(number)))
-        listed = subject(owner).document()["connections"]
-        assert [each["client"] for each in listed] == [f"client {number}" for number in range(999, 999 - LISTED, -1)]
-
-    run(test)
+async def test_of_open_connections_the_latest_are_listed() -> None:
+    owner = provider()
+    budget = Budget(total_bytes=1024 * MIB, max_streams=1000)
+    for number in range(1000):
+        made = Stream(opener=True, service="web", client=f"client {number}", budget=budget)
+        owner.bridges.live.add(Waiter(made, began_at=float(number)))
+    listed = subject(owner).document()["connections"]
+    assert [each["client"] for each in listed] == [f"client {number}" for number in range(999, 999 - LISTED, -1)]
 
 
 class Waiter:

@@ -1,12 +1,9 @@
 """A socket with TLS: what comes out is what went in, whatever the kernel takes or gives at a time."""
 
-import asyncio
 import contextlib
 import random
 import socket
 import ssl
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -101,14 +98,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls"))
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await main
-
-    asyncio.run(bounded())
-
-
 versions = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 
 
@@ -119,187 +108,169 @@ versions = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVe
     splits=st.lists(st.integers(1, 20_000), max_size=20),
     reads=st.lists(st.integers(50, 20_000), min_size=1, max_size=5),
 )
-def test_text_is_whole_however_records_arrive_and_text_is_read(
+async def test_text_is_whole_however_records_arrive_and_text_is_read(
     authority: Authority, version: ssl.TLSVersion, size: int, splits: list[int], reads: list[int]
 ) -> None:
-    async def main() -> None:
-        ours, client = await Edge(authority).meet(version)
-        records = client.encrypted(TEXT[:size], goodbye=True)
-        view = memoryview(bytearray(max(reads)))
-        got = bytearray()
-        for index in range(1 << 20):
-            most = reads[index % len(reads)]
-            try:
-                count = ours.recv_into(view, most)
-            except BlockingIOError:
-                assert records, "nothing more is to come, and no end"
-                split = splits[index % len(splits)] if splits else RECORD_BYTES
-                with contextlib.suppress(BlockingIOError):
-                    records = records[client.sock.send(records[:split]) :]
-                continue
-            assert len(ours._text) <= 2 * RECORD_BYTES
-            if not count:
-                break
-            got += view[:count]
-        assert got == TEXT[:size]
-        client.sock.close()
-        ours.close()
-
-    run(main())
+    ours, client = await Edge(authority).meet(version)
+    records = client.encrypted(TEXT[:size], goodbye=True)
+    view = memoryview(bytearray(max(reads)))
+    got = bytearray()
+    for index in range(1 << 20):
+        most = reads[index % len(reads)]
+        try:
+            count = ours.recv_into(view, most)
+        except BlockingIOError:
+            assert records, "nothing more is to come, and no end"
+            split = splits[index % len(splits)] if splits else RECORD_BYTES
+            with contextlib.suppress(BlockingIOError):
+                records = records[client.sock.send(records[:split]) :]
+            continue
+        assert len(ours._text) <= 2 * RECORD_BYTES
+        if not count:
+            break
+        got += view[:count]
+    assert got == TEXT[:size]
+    client.sock.close()
+    ours.close()
 
 
 @versions
-def test_what_the_kernel_does_not_take_is_given_again_and_arrives_once(
+async def test_what_the_kernel_does_not_take_is_given_again_and_arrives_once(
     authority: Authority, version: ssl.TLSVersion
 ) -> None:
-    async def main() -> None:
-        ours, client = await Edge(authority).meet(version)
-        draw = random.Random(2)
-        chunks: list[memoryview] = []
-        rest = memoryview(TEXT)
-        while rest:
-            size = draw.choice([1, 100, 5000, 70_000])
-            chunks.append(rest[:size])
-            rest = rest[size:]
-        got, refusals, shut = bytearray(), 0, False
-        while not shut:
-            try:
-                if not chunks:
-                    ours.shutdown(socket.SHUT_WR)
-                    shut = True
-                sent = ours.sendmsg(chunks[:64]) if chunks else 0
-            except BlockingIOError:
-                refusals += 1
-                assert len(ours._encrypted) + ours._outgoing.pending <= RECORD_BYTES
-                got += client.read()
-                continue
-            while sent:
-                taken = min(sent, len(chunks[0]))
-                sent -= taken
-                chunks[0] = chunks[0][taken:]
-                if not chunks[0]:
-                    del chunks[0]
-        assert refusals > 10
-        while data := client.read():
-            got += data
-        assert got == TEXT
-        assert client.sock.recv(1) == b""  # close_notify was before
-        client.sock.close()
-        ours.close()
-
-    run(main())
-
-
-def test_close_notify_waits_for_room_and_the_other_direction_goes_on(authority: Authority) -> None:
-    async def main() -> None:
-        ours, client = await Edge(authority).meet()
-        while True:
-            try:
-                ours.send(TEXT[:TEXT_BYTES])
-            except BlockingIOError:
-                break
-        client.sock.send(client.encrypted(b"still coming"))
-        with pytest.raises(BlockingIOError):
-            ours.shutdown(socket.SHUT_WR)
-        for _ in range(1000):
-            with contextlib.suppress(BlockingIOError):
+    ours, client = await Edge(authority).meet(version)
+    draw = random.Random(2)
+    chunks: list[memoryview] = []
+    rest = memoryview(TEXT)
+    while rest:
+        size = draw.choice([1, 100, 5000, 70_000])
+        chunks.append(rest[:size])
+        rest = rest[size:]
+    got, refusals, shut = bytearray(), 0, False
+    while not shut:
+        try:
+            if not chunks:
                 ours.shutdown(socket.SHUT_WR)
-                break
-            client.pump()
-        view = memoryview(bytearray(100))
-        assert bytes(view[: ours.recv_into(view, 100)]) == b"still coming"
+                shut = True
+            sent = ours.sendmsg(chunks[:64]) if chunks else 0
+        except BlockingIOError:
+            refusals += 1
+            assert len(ours._encrypted) + ours._outgoing.pending <= RECORD_BYTES
+            got += client.read()
+            continue
+        while sent:
+            taken = min(sent, len(chunks[0]))
+            sent -= taken
+            chunks[0] = chunks[0][taken:]
+            if not chunks[0]:
+                del chunks[0]
+    assert refusals > 10
+    while data := client.read():
+        got += data
+    assert got == TEXT
+    assert client.sock.recv(1) == b""  # close_notify was before
+    client.sock.close()
+    ours.close()
+
+
+async def test_close_notify_waits_for_room_and_the_other_direction_goes_on(authority: Authority) -> None:
+    ours, client = await Edge(authority).meet()
+    while True:
+        try:
+            ours.send(TEXT[:TEXT_BYTES])
+        except BlockingIOError:
+            break
+    client.sock.send(client.encrypted(b"still coming"))
+    with pytest.raises(BlockingIOError):
+        ours.shutdown(socket.SHUT_WR)
+    for _ in range(1000):
+        with contextlib.suppress(BlockingIOError):
+            ours.shutdown(socket.SHUT_WR)
+            break
         client.pump()
-        total = 0
-        while data := client.read():
-            total += len(data)
-        assert total % TEXT_BYTES == 0
-        assert client.tls.read(1) == b""  # close_notify
-        client.sock.close()
-        ours.close()
+    view = memoryview(bytearray(100))
+    assert bytes(view[: ours.recv_into(view, 100)]) == b"still coming"
+    client.pump()
+    total = 0
+    while data := client.read():
+        total += len(data)
+    assert total % TEXT_BYTES == 0
+    assert client.tls.read(1) == b""  # close_notify
+    client.sock.close()
+    ours.close()
 
-    run(main())
+
+async def test_text_that_the_kernel_knows_nothing_of_is_read_once_it_is_wanted(authority: Authority) -> None:
+    edge = Edge(authority)
+    ours, client = await edge.meet()
+    client.sock.send(client.encrypted(TEXT[:50], goodbye=True))
+    view = memoryview(bytearray(1))
+    got = bytearray()
+    ends = 0
+
+    def ready(events: int) -> None:
+        """Read a byte; stop reading in the middle."""
+        nonlocal ends
+        assert events == READ
+        if ours.recv_into(view, 1):
+            got.extend(view)
+            if len(got) == 25:
+                edge.poller.change(ours.fileno(), READ, WRITE, lambda _: None)
+        else:
+            ends += 1
+            edge.poller.forget(ours.fileno())
+
+    edge.poller.watch(ours.fileno(), READ, ready)
+    await eventually(lambda: len(got) == 25)
+    edge.poller.change(ours.fileno(), WRITE, READ, ready)
+    await eventually(lambda: ends)
+    assert (got, ends) == (TEXT[:50], 1)
+    client.sock.close()
+    ours.close()
 
 
-def test_text_that_the_kernel_knows_nothing_of_is_read_once_it_is_wanted(authority: Authority) -> None:
-    async def main() -> None:
-        edge = Edge(authority)
+async def test_text_before_a_forged_record_or_a_missing_end_arrives_and_then_the_error(authority: Authority) -> None:
+    edge = Edge(authority)
+    view = memoryview(bytearray(100))
+    for forged, error in ((True, "TLS: decryption failed or bad record mac"), (False, "without close_notify")):
         ours, client = await edge.meet()
-        client.sock.send(client.encrypted(TEXT[:50], goodbye=True))
-        view = memoryview(bytearray(1))
-        got = bytearray()
-        ends = 0
-
-        def ready(events: int) -> None:
-            """Read a byte; stop reading in the middle."""
-            nonlocal ends
-            assert events == READ
-            if ours.recv_into(view, 1):
-                got.extend(view)
-                if len(got) == 25:
-                    edge.poller.change(ours.fileno(), READ, WRITE, lambda _: None)
-            else:
-                ends += 1
-                edge.poller.forget(ours.fileno())
-
-        edge.poller.watch(ours.fileno(), READ, ready)
-        await eventually(lambda: len(got) == 25)
-        edge.poller.change(ours.fileno(), WRITE, READ, ready)
-        await eventually(lambda: ends)
-        assert (got, ends) == (TEXT[:50], 1)
+        client.sock.send(client.encrypted(b"before"))
+        if forged:
+            record = bytearray(client.encrypted(b"forged"))
+            record[-1] ^= 1
+            client.sock.send(record)
+        else:
+            client.sock.shutdown(socket.SHUT_WR)
+        assert bytes(view[: ours.recv_into(view, 100)]) == b"before"
+        for _ in range(2):
+            with pytest.raises(ConnectionAbortedError, match=error):
+                ours.recv_into(view, 100)
         client.sock.close()
         ours.close()
 
-    run(main())
 
-
-def test_text_before_a_forged_record_or_a_missing_end_arrives_and_then_the_error(authority: Authority) -> None:
-    async def main() -> None:
-        edge = Edge(authority)
-        view = memoryview(bytearray(100))
-        for forged, error in ((True, "TLS: decryption failed or bad record mac"), (False, "without close_notify")):
-            ours, client = await edge.meet()
-            client.sock.send(client.encrypted(b"before"))
-            if forged:
-                record = bytearray(client.encrypted(b"forged"))
-                record[-1] ^= 1
-                client.sock.send(record)
-            else:
-                client.sock.shutdown(socket.SHUT_WR)
-            assert bytes(view[: ours.recv_into(view, 100)]) == b"before"
-            for _ in range(2):
-                with pytest.raises(ConnectionAbortedError, match=error):
-                    ours.recv_into(view, 100)
-            client.sock.close()
-            ours.close()
-
-    run(main())
-
-
-def test_a_handshake_that_fails_or_takes_too_long_ends(authority: Authority) -> None:
-    async def main() -> None:
-        edge = Edge(authority)
-        edge.accept().close()
-        await eventually(lambda: edge.lost)
-        assert isinstance(edge.lost[0], ConnectionError)
-        for sent, why, alert in (
-            (b"GET / HTTP/1.1\r\n\r\n", "http request", b""),
-            (b"\x16\x03\x01\x00\x05hello", "unexpected message", b"\x15"),  # RFC 8446, 5.1
-        ):
-            edge.lost.clear()
-            with edge.accept() as alien:
-                alien.send(sent)
-                await eventually(lambda: edge.lost)
-                assert reason(edge.lost[-1]) == why
-                assert alien.recv(100)[:1] == alert
-        late = Edge(authority, timeout_s=0.05)
-        with late.accept() as silent:
-            await eventually(lambda: late.lost)
-            assert reason(late.lost[0]) == "not done within 0.05 s"
-            assert silent.recv(1) == b""
-        with edge.accept():
-            edge.handshakes.close()
-        assert "shutting down" in reason(edge.lost[-1])
-        assert not edge.handshakes
-        assert not edge.admitted
-
-    run(main())
+async def test_a_handshake_that_fails_or_takes_too_long_ends(authority: Authority) -> None:
+    edge = Edge(authority)
+    edge.accept().close()
+    await eventually(lambda: edge.lost)
+    assert isinstance(edge.lost[0], ConnectionError)
+    for sent, why, alert in (
+        (b"GET / HTTP/1.1\r\n\r\n", "http request", b""),
+        (b"\x16\x03\x01\x00\x05hello", "unexpected message", b"\x15"),  # RFC 8446, 5.1
+    ):
+        edge.lost.clear()
+        with edge.accept() as alien:
+            alien.send(sent)
+            await eventually(lambda: edge.lost)
+            assert reason(edge.lost[-1]) == why
+            assert alien.recv(100)[:1] == alert
+    late = Edge(authority, timeout_s=0.05)
+    with late.accept() as silent:
+        await eventually(lambda: late.lost)
+        assert reason(late.lost[0]) == "not done within 0.05 s"
+        assert silent.recv(1) == b""
+    with edge.accept():
+        edge.handshakes.close()
+    assert "shutting down" in reason(edge.lost[-1])
+    assert not edge.handshakes
+    assert not edge.admitted

@@ -1,6 +1,5 @@
 """Clients for whom there is no provider: how long they wait, however long the machine slept meanwhile."""
 
-import asyncio
 import time
 
 import pytest
@@ -22,34 +21,26 @@ class Client:
     def abort(self, reason: str) -> None: ...
 
 
-def test_those_who_wait_are_found_by_service_in_order() -> None:
-    async def main() -> None:
-        room = WaitingRoom(patience_s=1000.0, clock=time.monotonic, give_up=lambda _joint, _reason: None)
-        web, ssh = [Client("web") for _ in range(3)], Client("ssh")
-        for client in (*web, ssh):
-            room.enter(client)
-        assert (room.line("web"), room.line("ssh"), room.line("none"), len(room)) == (web, [ssh], [], 4)
-        room.leave(web[0])
-        room.leave(ssh)
-        room.leave(ssh)
-        assert (room.line("web"), set(room.services), len(room)) == (web[1:], {"web"}, 2)
-
-    asyncio.run(main())
+async def test_those_who_wait_are_found_by_service_in_order() -> None:
+    room = WaitingRoom(patience_s=1000.0, clock=time.monotonic, give_up=lambda _joint, _reason: None)
+    web, ssh = [Client("web") for _ in range(3)], Client("ssh")
+    for client in (*web, ssh):
+        room.enter(client)
+    assert (room.line("web"), room.line("ssh"), room.line("none"), len(room)) == (web, [ssh], [], 4)
+    room.leave(web[0])
+    room.leave(ssh)
+    room.leave(ssh)
+    assert (room.line("web"), set(room.services), len(room)) == (web[1:], {"web"}, 2)
 
 
-def test_nobody_outwaits_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_outwaits_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "MOST_S", 0.01)
     slept_s = 0.0
     gone: list[Joint] = []
-
-    async def main() -> None:
-        nonlocal slept_s
-        room = WaitingRoom(
-            patience_s=1000.0, clock=lambda: time.monotonic() + slept_s, give_up=lambda joint, _: gone.append(joint)
-        )
-        client = Client("web")
-        room.enter(client)
-        slept_s = 1000.0
-        await eventually(lambda: gone == [client])
-
-    asyncio.run(main())
+    room = WaitingRoom(
+        patience_s=1000.0, clock=lambda: time.monotonic() + slept_s, give_up=lambda joint, _: gone.append(joint)
+    )
+    client = Client("web")
+    room.enter(client)
+    slept_s = 1000.0
+    await eventually(lambda: gone == [client])

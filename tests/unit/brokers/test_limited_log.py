@@ -77,17 +77,13 @@ def test_nothing_is_summed_up_where_all_was_said(lines: Lines) -> None:
     assert [text for _, text, _ in lines] == ["a", "a"]
 
 
-def test_the_rest_is_summed_up_though_nothing_more_comes(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_rest_is_summed_up_though_nothing_more_comes(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brokers.limited_log.PERIOD_S", 0.05)
-
-    async def main() -> None:
-        log = LimitedLog(clock=asyncio.get_running_loop().time)
-        for _ in range(3):
-            log.say("refused", "a")
-        async with asyncio.timeout(30):
-            while len(lines) < 2:  # noqa: ASYNC110 -- a sink has no event
-                await asyncio.sleep(0.005)
+    log = LimitedLog(clock=asyncio.get_running_loop().time)
+    for _ in range(3):
         log.say("refused", "a")
-
-    asyncio.run(main())
+    async with asyncio.timeout(30):
+        while len(lines) < 2:  # noqa: ASYNC110 -- a sink has no event
+            await asyncio.sleep(0.005)
+    log.say("refused", "a")
     assert [fields.get("more") for _, _, fields in lines] == [None, 2, None]

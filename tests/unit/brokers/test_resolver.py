@@ -12,12 +12,12 @@ from tests.helpers import HOST
 MANY = 40
 
 
-def test_an_address_is_its_own_name() -> None:
-    assert asyncio.run(resolve(HOST, 80)) == [(socket.AF_INET, (HOST, 80))]
+async def test_an_address_is_its_own_name() -> None:
+    assert await resolve(HOST, 80) == [(socket.AF_INET, (HOST, 80))]
 
 
 @pytest.mark.parametrize("host", ["no.invalid", "a" * 64 + ".test"])
-def test_a_name_that_has_no_address_is_the_callers_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_has_no_address_is_the_callers_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lookup = socket.getaddrinfo
 
     def unknown(host: str, port: int, **options: int) -> object:
@@ -27,16 +27,16 @@ def test_a_name_that_has_no_address_is_the_callers_error(host: str, monkeypatch:
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises((socket.gaierror, UnicodeError)):
-        asyncio.run(resolve(host, 80))
+        await resolve(host, 80)
 
 
-def test_without_threads_a_name_has_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_threads_a_name_has_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", none_left)
     with pytest.raises(OSError, match="can't start new thread"):
-        asyncio.run(resolve(HOST, 80))
+        await resolve(HOST, 80)
 
 
 def test_names_that_nobody_answers_hold_up_neither_others_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

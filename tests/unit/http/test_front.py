@@ -90,30 +90,27 @@ async def read_to_the_end(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("end", ["reset", "aborted"])
-def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_lost(end: str) -> None:
-    async def main() -> None:
-        bridges = Bridges(Poller(lambda work: work()), clock=clock, half_closed_timeout_s=None)
-        providers = Providers()
-        fronts = Fronts(bridges, providers, Budget(total_bytes=64 * MIB, max_streams=16))
-        ours, client = with_small_buffers()
-        with client:
-            front = Front(fronts, ours, "192.0.2.9:1", "192.0.2.1:80", Site("web"))
-            client.send(UPGRADE)
-            await eventually(lambda: providers.upstreams)
-            (upstream,) = providers.upstreams
-            stream = upstream.stream
-            stream.receive_data(0, SWITCHING + EARLY)
-            upstream.notice(Kind.READABLE)
-            assert front._out and not stream.receive.chunks and upstream._user is front
+async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_lost(end: str) -> None:
+    bridges = Bridges(Poller(lambda work: work()), clock=clock, half_closed_timeout_s=None)
+    providers = Providers()
+    fronts = Fronts(bridges, providers, Budget(total_bytes=64 * MIB, max_streams=16))
+    ours, client = with_small_buffers()
+    with client:
+        front = Front(fronts, ours, "192.0.2.9:1", "192.0.2.1:80", Site("web"))
+        client.send(UPGRADE)
+        await eventually(lambda: providers.upstreams)
+        (upstream,) = providers.upstreams
+        stream = upstream.stream
+        stream.receive_data(0, SWITCHING + EARLY)
+        upstream.notice(Kind.READABLE)
+        assert front._out and not stream.receive.chunks and upstream._user is front
 
-            if end == "reset":
-                stream.receive_reset(len(SWITCHING + EARLY), "the target was reset")
-                upstream.notice(Kind.RESET)
-            else:
-                stream.receive_end(Step.ABORT_IN, "the provider is gone")
-                upstream.notice(Kind.ABORTED)
-            assert not fronts.live and not bridges.live
-            with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(read_to_the_end(client), 30)
-
-    asyncio.run(main())
+        if end == "reset":
+            stream.receive_reset(len(SWITCHING + EARLY), "the target was reset")
+            upstream.notice(Kind.RESET)
+        else:
+            stream.receive_end(Step.ABORT_IN, "the provider is gone")
+            upstream.notice(Kind.ABORTED)
+        assert not fronts.live and not bridges.live
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(read_to_the_end(client), 30)

@@ -1,7 +1,6 @@
 """A stream as HTTP uses it: what becomes of what was written when it is let go."""
 
-import asyncio
-from collections.abc import Callable
+import pytest
 
 from goreprox.http.provider_stream import Upstream
 from goreprox.protocol.budget import Budget
@@ -19,43 +18,39 @@ class User:
     def lost(self, upstream: Upstream, status: int, reason: str, *, again: bool) -> None: ...
 
 
-def with_upstream(test: Callable[[Upstream, list[Upstream]], None]) -> None:
-    """Run a test with a stream that no provider has taken yet, and those that have ended."""
-
-    async def main() -> None:
-        stream = Stream(opener=True, service="web", client="192.0.2.9:1", budget=Budget(total_bytes=MIB, max_streams=4))
-        ended: list[Upstream] = []
-        test(Upstream(stream, User(), clock=lambda: 0.0, on_end=ended.append), ended)
-
-    asyncio.run(main())
+@pytest.fixture
+def ended() -> list[Upstream]:
+    return []
 
 
-def test_a_stream_that_is_let_go_after_a_whole_request_ends_with_it() -> None:
-    def test(upstream: Upstream, ended: list[Upstream]) -> None:
-        upstream.write(bytes(upstream.room))
-        upstream.finish()
-        assert upstream.stream.send.eof
-        assert not ended
-
-    with_upstream(test)
+@pytest.fixture
+def upstream(ended: list[Upstream]) -> Upstream:
+    """Return a stream that no provider has taken yet."""
+    stream = Stream(opener=True, service="web", client="192.0.2.9:1", budget=Budget(total_bytes=MIB, max_streams=4))
+    return Upstream(stream, User(), clock=lambda: 0.0, on_end=ended.append)
 
 
-def test_a_stream_that_is_let_go_before_all_was_sent_is_reset_and_its_request_does_not_look_whole() -> None:
-    def test(upstream: Upstream, ended: list[Upstream]) -> None:
-        upstream.write(bytes(upstream.room + 1))
-        upstream.finish()
-        assert not upstream.stream.send.eof
-        assert upstream.stream.state is State.CLOSED
-        assert ended == [upstream]
-
-    with_upstream(test)
+async def test_a_stream_that_is_let_go_after_a_whole_request_ends_with_it(
+    upstream: Upstream, ended: list[Upstream]
+) -> None:
+    upstream.write(bytes(upstream.room))
+    upstream.finish()
+    assert upstream.stream.send.eof
+    assert not ended
 
 
-def test_an_end_of_file_waits_for_what_was_written_before_it() -> None:
-    def test(upstream: Upstream, ended: list[Upstream]) -> None:
-        room = upstream.room
-        upstream.write(bytes(room + 1))
-        upstream.write_eof()
-        assert not upstream.stream.send.eof
+async def test_a_stream_that_is_let_go_before_all_was_sent_is_reset_and_its_request_does_not_look_whole(
+    upstream: Upstream, ended: list[Upstream]
+) -> None:
+    upstream.write(bytes(upstream.room + 1))
+    upstream.finish()
+    assert not upstream.stream.send.eof
+    assert upstream.stream.state is State.CLOSED
+    assert ended == [upstream]
 
-    with_upstream(test)
+
+async def test_an_end_of_file_waits_for_what_was_written_before_it(upstream: Upstream, ended: list[Upstream]) -> None:
+    room = upstream.room
+    upstream.write(bytes(room + 1))
+    upstream.write_eof()
+    assert not upstream.stream.send.eof

@@ -7,7 +7,8 @@ from collections.abc import Hashable
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Buffer, Code
 from goreprox.protocol.session import Kind, Session
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.state import State
+from goreprox.protocol.stream import Stream
 
 KIB = 1024
 

@@ -15,7 +15,8 @@ from goreprox.http.commands import Answered, Connect, Discard, HalfClose, Releas
 from goreprox.http.provider_stream import REUSED_FOR_S, Upstream, User
 from goreprox.process.log import ACCESS, quoted
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.state import State
+from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge, Bridges
 
 REFUSED_LINES: Final = 60

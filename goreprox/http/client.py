@@ -35,7 +35,7 @@ from goreprox.net.sockets import Socket
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import KIB
 from goreprox.protocol.session import Kind
-from goreprox.protocol.stream import State
+from goreprox.protocol.state import State
 from goreprox.tunnel.bridge import Bridge, Bridges
 
 HEAD_S: Final = 10.0

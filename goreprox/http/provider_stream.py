@@ -10,7 +10,8 @@ from typing import Final, Protocol
 
 from goreprox.protocol.limits import KIB
 from goreprox.protocol.session import Kind, Session
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.state import State
+from goreprox.protocol.stream import Stream
 
 CLOSING_S: Final = 5.0
 """A target that was told that no more comes has so long to end its side, too."""

@@ -86,7 +86,7 @@ class Authorized:
     @property
     def text(self) -> str:
         """The content of its file."""
-        lines = [f'key = "{self.public.decode()}"', f'role = "{str(self.role)}"', f'name = "{self.name}"']
+        lines = [f'key = "{self.public.decode()}"', f'role = "{self.role!s}"', f'name = "{self.name}"']
         if self.services is not None:
             lines.append(f"services = {list(self.services)}".replace("'", '"'))
         return "\n".join([*lines, f'created = "{self.created}"', ""])

@@ -18,7 +18,8 @@ from goreprox.protocol.limits import (
     RAW_PAYLOAD,
 )
 from goreprox.protocol.path import Path
-from goreprox.protocol.stream import RESETTING, Stream
+from goreprox.protocol.state import RESETTING
+from goreprox.protocol.stream import Stream
 
 EVENT_BYTES = 48
 """What an event without payload takes, at most."""

@@ -12,7 +12,8 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import Abort, Code, Control, Live, Resume
 from goreprox.protocol.limits import RESUME_MAX, RESUME_PAGE
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.state import State
+from goreprox.protocol.stream import Stream
 
 GONE = "the peer no longer knows this stream"
 

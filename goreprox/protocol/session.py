@@ -54,7 +54,8 @@ from goreprox.protocol.limits import (
 from goreprox.protocol.outbox import Outbox
 from goreprox.protocol.path import Path
 from goreprox.protocol.resume import GONE, Beginning
-from goreprox.protocol.stream import OPEN, RESETTING, State, Step, Stream
+from goreprox.protocol.state import OPEN, RESETTING, State, Step
+from goreprox.protocol.stream import Stream
 
 PROTOCOL_ERROR = "protocol error: "
 """How the goodbye of a session that has failed begins; its process goes on."""
@@ -596,7 +597,7 @@ class Session:
 
     def _accepted(self, stream: Stream, limit: int) -> None:
         first = not stream.accepted
-        stream.step(Step.ACCEPT_IN)
+        stream.step(Step.RECEIVE_ACCEPT)
         stream.accepted = True
         self._offered.pop(stream.id, None)
         stream.send.limit = max(stream.send.limit, limit)
@@ -611,7 +612,7 @@ class Session:
             self._forget(stream)
             self.notices.append(Notice(Kind.REFUSED, stream, reason, code))
         else:
-            stream.receive_end(Step.REFUSE_IN, reason)
+            stream.receive_end(Step.RECEIVE_REFUSE, reason)
             self.notices.append(Notice(Kind.CLOSED, stream, reason))
 
     def _acked(self, stream: Stream, delivered: int, limit: int) -> None:
@@ -623,7 +624,7 @@ class Session:
 
     def _aborted(self, stream: Stream, code: Code, reason: str) -> None:
         well = stream.state is State.RESETTING or (code is Code.GONE and stream.passed)
-        stream.receive_end(Step.ABORT_IN, reason)
+        stream.receive_end(Step.RECEIVE_ABORT, reason)
         self.notices.append(Notice(Kind.CLOSED if well else Kind.ABORTED, stream, reason))
 
     # Resume.
@@ -681,7 +682,7 @@ class Session:
             if self.opener and stream.id >= peer_next_id:
                 if stream.accepted or now > self._offered.get(stream.id, now) + self.grace_s + ALLOWANCE_S:
                     # The peer has forgotten our session altogether: it may have had bytes that must not come twice.
-                    stream.receive_end(Step.ABORT_IN, GONE)
+                    stream.receive_end(Step.RECEIVE_ABORT, GONE)
                     self.notices.append(Notice(Kind.ABORTED, stream, GONE))
                     continue
                 stream.send.rewind(0, eof_received=False)

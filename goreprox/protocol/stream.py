@@ -1,16 +1,9 @@
-"""One client connection joined to one target connection, as one of its two ends sees it.
+"""One end of a stream: a client connection joined to a target connection.
 
-The life of a stream is the table `TRANSITIONS`; what it carries is in its two halves. It knows nothing of
-paths: the session gives it what arrives and takes from it what is to be sent.
-
-    opener     OPENING --Accept--> OPEN ---both directions done---> CLOSED
-    acceptor   DIALING --accept--> OPEN
-    any        --local reset--> RESETTING --the peer has it--> CLOSED
-    any        --Reset--> RESET --delivered, socket reset--> CLOSED
-    any        --Abort or local abort--> CLOSED
+`state` has its life as a table; its bytes are in two halves, `sender` and `receiver`. The session hands over what
+arrives and takes what is to be sent, whatever path it uses.
 """
 
-import enum
 from typing import Any, Protocol
 
 from goreprox.protocol.budget import Budget
@@ -19,108 +12,7 @@ from goreprox.protocol.events import Buffer, Code
 from goreprox.protocol.fair import Place, client_key
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.sender import SendHalf
-
-
-class State(enum.Enum):
-    """Where a stream is in its life."""
-
-    def __init__(self, _: str) -> None:
-        self.after: dict[Step, State] = {}
-        """The row of `TRANSITIONS`."""
-
-    OPENING = "opening"
-    """Opener: not yet answered; bytes flow already."""
-    DIALING = "dialing"
-    """Acceptor: the target is being reached."""
-    OPEN = "open"
-    RESETTING = "resetting"
-    """The local socket was reset: what it sent before, and the reset, are on their way to the peer."""
-    RESET = "reset"
-    """The peer's socket was reset: what it sent before is on its way to the local socket."""
-    CLOSED = "closed"
-
-
-class Step(enum.Enum):
-    """What can happen to a stream: `IN` from the peer, the rest from the local socket."""
-
-    __hash__ = object.__hash__
-
-    ACCEPT_IN = enum.auto()
-    REFUSE_IN = enum.auto()
-    DATA_IN = enum.auto()
-    EOF_IN = enum.auto()
-    RESET_IN = enum.auto()
-    ABORT_IN = enum.auto()
-    ACK_IN = enum.auto()
-    ACCEPT = enum.auto()
-    REFUSE = enum.auto()
-    WRITE = enum.auto()
-    WRITE_EOF = enum.auto()
-    RESET = enum.auto()
-    ABORT = enum.auto()
-    FINISH = enum.auto()
-    """Nothing is left to do in either direction, or the reset has arrived."""
-
-
-OPENING, OPEN, RESETTING, RESET = State.OPENING, State.OPEN, State.RESETTING, State.RESET
-"""Looked up once: an attribute of an enumeration costs ten times as much as a global."""
-_O, _D, _N, _G, _R, _C = State.OPENING, State.DIALING, State.OPEN, State.RESETTING, State.RESET, State.CLOSED
-
-# A stream that is OPEN stays so whatever is written, arrives or is acknowledged: these three, which happen with every
-# piece of data, look at the table in other states only.
-TRANSITIONS: dict[tuple[State, Step], State] = {
-    (_O, Step.ACCEPT_IN): _N,
-    (_O, Step.REFUSE_IN): _O,  # another session may carry it
-    (_O, Step.ABORT_IN): _C,
-    (_O, Step.WRITE): _O,
-    (_O, Step.WRITE_EOF): _O,
-    (_O, Step.RESET): _G,
-    (_O, Step.ABORT): _C,
-    (_D, Step.DATA_IN): _D,
-    (_D, Step.EOF_IN): _D,
-    (_D, Step.ACK_IN): _D,
-    (_D, Step.RESET_IN): _R,
-    (_D, Step.ABORT_IN): _C,
-    (_D, Step.ACCEPT): _N,
-    (_D, Step.REFUSE): _C,
-    (_D, Step.ABORT): _C,
-    (_N, Step.DATA_IN): _N,
-    (_N, Step.EOF_IN): _N,
-    (_N, Step.ACK_IN): _N,
-    (_N, Step.RESET_IN): _R,
-    (_N, Step.ABORT_IN): _C,
-    (_N, Step.WRITE): _N,
-    (_N, Step.WRITE_EOF): _N,
-    (_N, Step.RESET): _G,
-    (_N, Step.ABORT): _C,
-    (_N, Step.FINISH): _C,
-    # Our socket is gone: what still arrives for it is let go.
-    (_G, Step.ACCEPT_IN): _G,
-    (_G, Step.REFUSE_IN): _C,
-    (_G, Step.DATA_IN): _G,
-    (_G, Step.EOF_IN): _G,
-    (_G, Step.ACK_IN): _G,
-    (_G, Step.RESET_IN): _C,  # both were reset: nobody is left to tell
-    (_G, Step.ABORT_IN): _C,
-    (_G, Step.ABORT): _C,
-    (_G, Step.FINISH): _C,
-    # The peer's socket is gone: what our socket still says is let go.
-    (_R, Step.RESET_IN): _R,  # told again by a resume
-    (_R, Step.DATA_IN): _R,  # duplicates
-    (_R, Step.EOF_IN): _R,
-    (_R, Step.ACK_IN): _R,
-    (_R, Step.ABORT_IN): _C,
-    (_R, Step.ACCEPT): _R,
-    (_R, Step.REFUSE): _C,
-    (_R, Step.WRITE): _R,
-    (_R, Step.WRITE_EOF): _R,
-    (_R, Step.RESET): _C,
-    (_R, Step.ABORT): _C,
-    (_R, Step.FINISH): _C,
-}
-"""What is not here is a protocol error of the side that did it."""
-for (_before, _step), _after in TRANSITIONS.items():
-    _before.after[_step] = _after
+from goreprox.protocol.state import FROM_PEER, OPEN, OPENING, RESET, RESETTING, TRANSITIONS, State, Step
 
 
 class Host(Protocol):
@@ -204,10 +96,10 @@ class Stream:
         Raises:
             RemoteProtocolError, LocalProtocolError: the table does not allow it.
         """
-        after = self.state.after.get(step)
+        after = TRANSITIONS[self.state].get(step)
         if after is None:
-            error = RemoteProtocolError if step.name.endswith("_IN") else LocalProtocolError
-            raise error(f"{step.name} in state {self.state.name} (stream {self.id})")
+            error = RemoteProtocolError if step in FROM_PEER else LocalProtocolError
+            raise error(f"{step.value} in state {self.state.name} (stream {self.id})")
         self.state = after
 
     # What the local socket does.
@@ -294,18 +186,18 @@ class Stream:
     def receive_data(self, offset: int, payload: Buffer) -> bool:
         """Take bytes; return whether there is something new for the socket."""
         if self.state is not OPEN:
-            self.step(Step.DATA_IN)
+            self.step(Step.RECEIVE_DATA)
         return self.state is not RESETTING and self.receive.receive(offset, payload)
 
     def receive_eof(self, final: int) -> bool:
         """Take the end of file; return whether there is something new for the socket."""
-        self.step(Step.EOF_IN)
+        self.step(Step.RECEIVE_EOF)
         return self.state is not State.RESETTING and self.receive.receive_eof(final)
 
     def receive_reset(self, final: int, reason: str) -> None:
         """Take a reset, which is applied once the bytes before it are delivered."""
         resetting = self.state is State.RESETTING
-        self.step(Step.RESET_IN)
+        self.step(Step.RECEIVE_RESET)
         if resetting:
             self.close(abort=None)
             return
@@ -317,7 +209,7 @@ class Stream:
     def receive_ack(self, delivered: int, limit: int) -> bool:
         """Take an acknowledgement; return whether the socket may be read again."""
         if self.state is not OPEN:
-            self.step(Step.ACK_IN)
+            self.step(Step.RECEIVE_ACK)
         if self.state is RESET:
             return False
         self.send.ack(delivered, limit)
@@ -325,7 +217,7 @@ class Stream:
 
     def receive_refusal(self) -> None:
         """Take a refusal: the stream is as if it had never been opened, its bytes ready for another session."""
-        self.step(Step.REFUSE_IN)
+        self.step(Step.RECEIVE_REFUSE)
         self.send.rewind(0, eof_received=False)
         self.host = None
 

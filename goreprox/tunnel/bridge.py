@@ -14,7 +14,8 @@ from goreprox.net.poller import READ, WRITE, Poller
 from goreprox.net.sockets import Socket, send_some
 from goreprox.protocol.limits import MIB, RESET_LINGER_S
 from goreprox.protocol.session import Kind
-from goreprox.protocol.stream import RESET, State, Stream
+from goreprox.protocol.state import RESET, State
+from goreprox.protocol.stream import Stream
 
 READ_BYTES = MIB
 """One read at most: 64 KiB reads carry a third of what these do."""

@@ -18,7 +18,8 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import PATH_ACK_DELAY_S, VERSION, VERSION_LEAST
 from goreprox.protocol.session import PROTOCOL_ERROR, Kind, Notice, Session
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.state import State
+from goreprox.protocol.stream import Stream
 from goreprox.tunnel.attributes import machine_of, process_of, services_of
 
 MAX_TIMER_S = 5.0

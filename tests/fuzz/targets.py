@@ -39,7 +39,8 @@ from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import KIB, MAX_HEAD, MIB, RAW_PAYLOAD, VERSION
 from goreprox.protocol.session import Kind, Session
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.state import State
+from goreprox.protocol.stream import Stream
 from tests.unit.http.harness import Talk
 
 MAX_BYTES = 4096

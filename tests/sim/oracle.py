@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from brokers import Role
-from goreprox.protocol.stream import State
+from goreprox.protocol.state import State
 from tests.sim.tcp import Far
 from tests.sim.world import Process, Violation
 

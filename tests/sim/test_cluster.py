@@ -13,7 +13,8 @@ from goreprox.protocol.events import Code, Open, Resume
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.session import Session
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.state import State
+from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge
 from goreprox.tunnel.driver import Driver, Peer
 from tests.sim.cluster import Cluster

@@ -11,7 +11,7 @@ from goreprox.net.poller import Poller
 from goreprox.protocol.events import Data, Eof, Reset
 from goreprox.protocol.limits import KIB
 from goreprox.protocol.session import Kind
-from goreprox.protocol.stream import State
+from goreprox.protocol.state import State
 from goreprox.tunnel.bridge import Bridge, Bridges
 from tests.helpers import eventually
 from tests.unit.protocol.harness import accepted

@@ -11,7 +11,8 @@ from brokers import REVOKED, Buffer, PeerInfo, PeerName, Role
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import MIB, VERSION, VERSION_LEAST
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.state import State
+from goreprox.protocol.stream import Stream
 from goreprox.tunnel import driver
 from goreprox.tunnel.driver import Driver, Peer, common_version
 from tests.helpers import eventually

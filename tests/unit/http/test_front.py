@@ -14,7 +14,8 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import KIB, MIB
 from goreprox.protocol.session import Kind
-from goreprox.protocol.stream import Step, Stream
+from goreprox.protocol.state import Step
+from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.driver import clock
 from tests.helpers import HOST, eventually
@@ -52,7 +53,7 @@ class Providers:
     def connect(self, upstream: Upstream) -> None:
         self.upstreams.append(upstream)
         upstream.stream.host = Session()
-        upstream.stream.step(Step.ACCEPT_IN)
+        upstream.stream.step(Step.RECEIVE_ACCEPT)
 
     def reusable(self, stream: Stream) -> bool:
         return True
@@ -109,7 +110,7 @@ async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_
             stream.receive_reset(len(SWITCHING + EARLY), "the target was reset")
             upstream.notice(Kind.RESET)
         else:
-            stream.receive_end(Step.ABORT_IN, "the provider is gone")
+            stream.receive_end(Step.RECEIVE_ABORT, "the provider is gone")
             upstream.notice(Kind.ABORTED)
         assert not fronts.live and not bridges.live
         with pytest.raises(ConnectionResetError):

@@ -5,7 +5,8 @@ import pytest
 from goreprox.http.provider_stream import Upstream
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import MIB
-from goreprox.protocol.stream import State, Stream
+from goreprox.protocol.state import State
+from goreprox.protocol.stream import Stream
 
 
 class User:

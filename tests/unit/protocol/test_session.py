@@ -47,7 +47,7 @@ from goreprox.protocol.limits import (
 from goreprox.protocol.path import Path
 from goreprox.protocol.resume import GONE
 from goreprox.protocol.session import Kind, Notice
-from goreprox.protocol.stream import State
+from goreprox.protocol.state import State
 from tests.unit.protocol.harness import (
     GRACE_S,
     WINDOW,
@@ -890,7 +890,7 @@ def test_a_failed_session_aborts_its_streams_and_listens_no_more() -> None:
     peer, stream = opened()
     peer.say(Accept(1, 0))
     notices = peer.notices()
-    reason = "ACCEPT_IN in state OPEN (stream 1)"
+    reason = "Accept in state OPEN (stream 1)"
     assert notices == [
         Notice(Kind.ABORTED, stream, f"protocol error: {reason}"),
         Notice(Kind.FAILED, None, reason),

@@ -6,13 +6,12 @@ It tells who is up; whatever must not be lost is the business of its users. It i
 from brokers.carrier import Buffer, Carrier, Receiver, Timings
 from brokers.envelope import REVOKED
 from brokers.errors import BadMessage, BadName, BindError, FabricError
+from brokers.keys import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity, is_key
 from brokers.limited_log import LimitedLog
 from brokers.link import Link
-from brokers.names import PeerName, Role
+from brokers.peers import PeerInfo, PeerName, Role
 from brokers.resolver import Endpoint, resolve
 from brokers.router import LocalPeer, Router
-from brokers.security import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity, is_key
-from brokers.switch import PeerInfo
 
 __all__ = [
     "REVOKED",

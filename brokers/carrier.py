@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from brokers.switch import PeerInfo
+from brokers.peers import PeerInfo
 
 Buffer = bytes | memoryview
 
@@ -57,7 +56,7 @@ class Receiver(Protocol):
     def carrier_down(self, carrier: Carrier, reason: str) -> None:
         """The broker is out of reach, and with it every peer over it."""
 
-    def peer_up(self, carrier: Carrier, peer: "PeerInfo") -> None:
+    def peer_up(self, carrier: Carrier, peer: PeerInfo) -> None:
         """A peer is there: for the first time, again (a higher epoch), or with new attributes (the same epoch)."""
 
     def peer_down(self, carrier: Carrier, peer_id: bytes, reason: str) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from loguru import logger
 
 from brokers.errors import BadMessage
-from brokers.names import Role
+from brokers.peers import Role
 from brokers.resolver import Endpoint
 
 ASK_S = 3.0

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import zmq
 
-from brokers.carrier import Buffer, Carrier, Receiver, Timings
+from brokers.carrier import Buffer, Receiver, Timings
 from brokers.channel import Channel, Monitor
 from brokers.diagnosis import Diagnosis
 from brokers.envelope import (
@@ -43,11 +43,12 @@ from brokers.envelope import (
     control,
     parse_control,
 )
-from brokers.errors import BadMessage, BadName
-from brokers.names import NONCE_BYTES, PeerName, Role
+from brokers.errors import BadMessage
+from brokers.inbox import Inbox
+from brokers.keys import LinkSecurity
+from brokers.peers import NONCE_BYTES, PeerName
 from brokers.resolver import Endpoint, resolve
-from brokers.security import LinkSecurity, secure_link
-from brokers.switch import PeerInfo
+from brokers.sockets import secure_link
 
 GREET_S = 1.0
 GREET_MAX_S = 8.0
@@ -74,52 +75,6 @@ _FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
     zmq.EVENT_HANDSHAKE_FAILED_AUTH,
 )
-
-
-class Inbox:
-    """Turns what a broker sends into calls of a receiver; shared by links and local peers."""
-
-    def __init__(self, carrier: Carrier, receiver: Receiver) -> None:
-        """Serve `receiver` on behalf of `carrier`."""
-        self._carrier = carrier
-        self._receiver = receiver
-        self.up = False
-
-    def receive(self, frames: list[Buffer]) -> Control | None:
-        """Pass on a message; return it if it is a control message.
-
-        Raises:
-            BadMessage: the broker sent nonsense.
-        """
-        if len(frames) < 2:
-            raise BadMessage(f"{len(frames)} frames, expected at least 2")
-        if frames[0] != CONTROL:
-            if self.up:
-                self._receiver.message(self._carrier, bytes(frames[0]), frames[1:])
-            return None
-        message = parse_control(frames)
-        match message:
-            case Welcome():
-                self.down("the roster begins anew")
-                self.up = True
-                self._receiver.carrier_up(self._carrier)
-            case Up(role, name, incarnation, epoch, attributes) if self.up:
-                try:
-                    info = PeerInfo(PeerName(Role(role), name, incarnation), epoch, attributes)
-                except (ValueError, BadName) as exc:
-                    raise BadMessage(f"a peer with a bad name: {exc}") from exc
-                self._receiver.peer_up(self._carrier, info)
-            case Down(peer_id, _, reason) if self.up:
-                self._receiver.peer_down(self._carrier, peer_id, reason)
-            case _:
-                pass
-        return message
-
-    def down(self, reason: str) -> None:
-        """Tell the receiver, once, that the broker is out of reach."""
-        if self.up:
-            self.up = False
-            self._receiver.carrier_down(self._carrier, reason)
 
 
 class State(enum.Enum):

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import errno
 import functools
-import os
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,11 +32,13 @@ from brokers.envelope import (
     control,
 )
 from brokers.errors import BadMessage, BadName, BindError
+from brokers.inbox import Inbox
+from brokers.keys import BrokerSecurity, KeyPair
 from brokers.limited_log import LimitedLog
-from brokers.link import Inbox
-from brokers.names import ID_BYTES, PeerName, Role
-from brokers.security import BrokerSecurity, Gatekeeper, KeyPair, draw_routing_ids, secure_broker
-from brokers.switch import Output, PeerInfo, Switch
+from brokers.peers import ID_BYTES, PeerInfo, PeerName, Role
+from brokers.sockets import draw_routing_ids, secure_broker, see_descriptors
+from brokers.switch import Output, Switch
+from brokers.zap import Gatekeeper
 
 HIGH_WATER = 1000
 """Messages in a pipe to a peer. Sessions keep at most 32 MiB in flight, so bytes are bounded above us."""
@@ -61,8 +62,6 @@ REFUSED_S = 0.5
 REBIND_S = 5.0
 REBIND_PAUSE_S = 0.01
 """libzmq's I/O thread closes ports without telling when."""
-PORT_DESCRIPTORS = 5
-"""What it takes to open a port: the ROUTER's, two of its monitor, what listens, and one to look addresses up."""
 NAMES = 4096
 """Parsed routing ids kept; each is a few hundred bytes."""
 HANDSHAKES_FAILED = (
@@ -206,7 +205,7 @@ class Router:
     def _open(self, role: Role, host: str | None, port: int) -> _Port:
         where = f"[{host}]" if host is not None and ":" in host else host or "*"
         try:
-            _see_descriptors()
+            see_descriptors()
             socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         except (OSError, zmq.ZMQError) as exc:
             raise BindError(exc.errno, f"cannot listen on {where}:{port}: {exc.strerror}") from exc
@@ -274,7 +273,7 @@ class Router:
                 return
             endpoint = old.channel.socket.getsockopt_string(zmq.LAST_ENDPOINT)
             try:
-                _see_descriptors()  # as an unbound port has no links left, and there may be no other
+                see_descriptors()  # as an unbound port has no links left, and there may be no other
             except OSError as exc:
                 raise BindError(exc.errno, f"cannot listen on {endpoint} anew: {exc.strerror}") from exc
             with contextlib.suppress(zmq.ZMQError):  # unbound by an attempt that failed
@@ -580,14 +579,3 @@ class Router:
     def outboxes(self) -> dict[bytes, tuple[int, int]]:
         """Messages and bytes that wait for slow peers, by the peers' ids."""
         return {key[:ID_BYTES]: (len(box.messages), box.size) for key, box in self._outboxes.items()}
-
-
-def _see_descriptors() -> None:
-    """See that a port can be opened: libzmq ends the process where it cannot ask for a socket (ip_resolver.cpp).
-
-    Raises:
-        OSError: EMFILE, there are too few descriptors.
-    """
-    with contextlib.ExitStack() as taken:
-        for _ in range(PORT_DESCRIPTORS):
-            taken.callback(os.close, os.open(os.devnull, os.O_RDONLY))

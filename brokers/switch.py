@@ -5,7 +5,7 @@ peers of the other role. Its address in messages is derived from its key, never 
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from brokers.carrier import Buffer
 from brokers.envelope import (
@@ -29,7 +29,7 @@ from brokers.envelope import (
     parse_control,
 )
 from brokers.errors import BadMessage
-from brokers.names import PeerName
+from brokers.peers import PeerInfo, PeerName
 from brokers.presence import Presence
 
 Output = tuple[Hashable, list[Buffer]]
@@ -38,16 +38,6 @@ NO_HELLO = 0
 """In place of the attempt that a Welcome answers."""
 Objection = Callable[[Hashable, Mapping[str, object]], str | None]
 """Says why the peer with this key may not have these attributes, or None if it may."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerInfo:
-    """What the roster says of a peer."""
-
-    name: PeerName
-    epoch: int
-    """The broker's count of hellos: a higher one means a new life of the way to this peer."""
-    attributes: Mapping[str, object]
 
 
 class Switch:

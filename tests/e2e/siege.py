@@ -21,8 +21,8 @@ import zmq
 
 from brokers import Buffer, Role
 from brokers.envelope import Announce, Hello, Leave, Renew, control
-from brokers.names import INCARNATION_BYTES, NONCE_BYTES, PeerName
-from brokers.security import secure_link
+from brokers.peers import INCARNATION_BYTES, NONCE_BYTES, PeerName
+from brokers.sockets import secure_link
 from goreprox.errors import GoreproxError
 from goreprox.keys.join import Join
 from goreprox.keys.state import StateDir

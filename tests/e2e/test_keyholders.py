@@ -13,8 +13,8 @@ import zmq
 
 from brokers import Buffer
 from brokers.envelope import CONTROL, Announce, Control, Hello, control
-from brokers.names import NONCE_BYTES, PeerName, Role
-from brokers.security import secure_link
+from brokers.peers import NONCE_BYTES, PeerName, Role
+from brokers.sockets import secure_link
 from goreprox.keys.join import Join
 from tests.e2e.harness import HOST, Process, Relay, echo, eventually, run
 from tests.e2e.secured import Secured, number, secured

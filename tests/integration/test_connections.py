@@ -14,8 +14,8 @@ import zmq
 from brokers import BrokerSecurity, Grant, KeyPair, Role
 from brokers import connections as bounds
 from brokers.envelope import Hello, control
-from brokers.names import NONCE_BYTES
-from brokers.security import secure_link
+from brokers.peers import NONCE_BYTES
+from brokers.sockets import secure_link
 from tests.helpers import HOST, eventually
 from tests.integration.test_fabric import PATIENT, Fabric, Recorder, name, run
 

@@ -16,8 +16,9 @@ from brokers import REVOKED, BrokerSecurity, Grant, KeyPair, Link, LinkSecurity,
 from brokers.envelope import MAX_FRAME, Hello, Refused, Welcome, control, parse_control
 from brokers.errors import BindError
 from brokers.link import State
-from brokers.names import NONCE_BYTES
-from brokers.security import Gatekeeper, secure_broker, secure_link
+from brokers.peers import NONCE_BYTES
+from brokers.sockets import secure_broker, secure_link
+from brokers.zap import Gatekeeper
 from goreprox.config.values import Address
 from goreprox.keys.guard import Guard
 from goreprox.keys.join import Join

@@ -20,8 +20,9 @@ from brokers.envelope import (
     control,
     parse_control,
 )
-from brokers.link import GREET_MAX_S, GREET_S, Inbox
-from brokers.names import NONCE_BYTES
+from brokers.inbox import Inbox
+from brokers.link import GREET_MAX_S, GREET_S
+from brokers.peers import NONCE_BYTES
 from brokers.router import OUTBOX_BYTES, OUTBOX_MESSAGES, RETRY_S
 from brokers.switch import Output, Switch
 from tests.sim.world import Process, World

@@ -23,7 +23,7 @@ from brokers.envelope import (
     control,
     parse_control,
 )
-from brokers.link import Inbox
+from brokers.inbox import Inbox
 from brokers.switch import NO_HELLO, Output, Switch
 
 LEASE_S = 6.0

@@ -2,6 +2,7 @@
 
 import enum
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from brokers.errors import BadName
@@ -69,3 +70,13 @@ class PeerName:
         except ValueError as exc:
             raise BadName("a routing id of no role or name") from exc
         return cls(role, name, routing_id[1:ID_BYTES])
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """What the roster says of a peer."""
+
+    name: PeerName
+    epoch: int
+    """The broker's count of hellos: a higher one means a new life of the way to this peer."""
+    attributes: Mapping[str, object]

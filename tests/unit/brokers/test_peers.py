@@ -3,7 +3,7 @@
 import pytest
 
 from brokers import BadName, PeerName, Role
-from brokers.names import NONCE_BYTES
+from brokers.peers import NONCE_BYTES
 
 INCARNATION = bytes(range(16))
 NONCE = bytes(range(100, 100 + NONCE_BYTES))

@@ -1,0 +1,52 @@
+"""What a broker sends, as calls of a receiver."""
+
+from brokers.carrier import Buffer, Carrier, Receiver
+from brokers.envelope import CONTROL, Control, Down, Up, Welcome, parse_control
+from brokers.errors import BadMessage, BadName
+from brokers.peers import PeerInfo, PeerName, Role
+
+
+class Inbox:
+    """Turns what a broker sends into calls of a receiver; shared by links and local peers."""
+
+    def __init__(self, carrier: Carrier, receiver: Receiver) -> None:
+        """Serve `receiver` on behalf of `carrier`."""
+        self._carrier = carrier
+        self._receiver = receiver
+        self.up = False
+
+    def receive(self, frames: list[Buffer]) -> Control | None:
+        """Pass on a message; return it if it is a control message.
+
+        Raises:
+            BadMessage: the broker sent nonsense.
+        """
+        if len(frames) < 2:
+            raise BadMessage(f"{len(frames)} frames, expected at least 2")
+        if frames[0] != CONTROL:
+            if self.up:
+                self._receiver.message(self._carrier, bytes(frames[0]), frames[1:])
+            return None
+        message = parse_control(frames)
+        match message:
+            case Welcome():
+                self.down("the roster begins anew")
+                self.up = True
+                self._receiver.carrier_up(self._carrier)
+            case Up(role, name, incarnation, epoch, attributes) if self.up:
+                try:
+                    info = PeerInfo(PeerName(Role(role), name, incarnation), epoch, attributes)
+                except (ValueError, BadName) as exc:
+                    raise BadMessage(f"a peer with a bad name: {exc}") from exc
+                self._receiver.peer_up(self._carrier, info)
+            case Down(peer_id, _, reason) if self.up:
+                self._receiver.peer_down(self._carrier, peer_id, reason)
+            case _:
+                pass
+        return message
+
+    def down(self, reason: str) -> None:
+        """Tell the receiver, once, that the broker is out of reach."""
+        if self.up:
+            self.up = False
+            self._receiver.carrier_down(self._carrier, reason)

@@ -1,0 +1,53 @@
+"""Who may be on the fabric: CURVE's keys at the handshake, and the same key behind every message.
+
+Whom a key belongs to is asked of an `Authority`; nothing here knows of files. libzmq falls open in two places, and both
+are shut here: without a ZAP handler it lets everybody in unless ZAP_ENFORCE_DOMAIN is set, and it lets any
+authenticated peer choose any routing id.
+"""
+
+import zmq
+from zmq.utils import z85
+
+from brokers.carrier import Buffer
+from brokers.channel import Channel
+from brokers.keys import KEY_CHARS, Authority
+from brokers.limited_log import LimitedLog
+from brokers.peers import Role
+
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+_ZAP_FRAMES = 9
+"""Route, delimiter, version, request, domain, address, routing id, mechanism, key (RFC 27, behind a ROUTER)."""
+
+
+class Gatekeeper:
+    """Answers libzmq's questions about keys (ZAP, RFC 27) in one context: no, unless a grant says yes."""
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", authority: Authority, log: LimitedLog) -> None:
+        """Begin to answer; must exist before the ports do."""
+        self._authority = authority
+        self._log = log
+        socket = context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.bind(ZAP_ENDPOINT)
+        self._channel = Channel(socket, self._decide)
+
+    def _decide(self, frames: list[Buffer]) -> None:
+        if len(frames) != _ZAP_FRAMES or frames[7] != b"CURVE" or len(frames[8]) != KEY_CHARS * 4 // 5:
+            return  # only libzmq itself can ask here; without an answer its handshake fails
+        route, delimiter, version, request, domain, address, _, _, raw = (bytes(frame) for frame in frames)
+        key = z85.encode(raw)
+        grant = self._authority.grant(key)
+        allowed = grant is not None and grant.role.value == domain
+        if not allowed:
+            who = "an unknown or revoked key" if grant is None else f"{grant.role} {grant.name}"
+            source = address.decode(errors="replace").removeprefix("::ffff:")
+            port = next(str(role) for role in Role if role.value == domain)
+            text = f"refused {who} at the port for {port}s, from {source}: key {key.decode()}"
+            self._log.say("key_refused", text, address=source, key=key.decode(), port=port)
+        status = (b"200", b"OK") if allowed else (b"400", b"unknown key")
+        # The key itself is the user's id: it is what libzmq attaches to every message of this connection.
+        self._channel.send([route, delimiter, version, request, *status, key if allowed else b"", b""])
+
+    def close(self) -> None:
+        """Answer no more: nobody is let in from now on."""
+        self._channel.close(0)

@@ -12,7 +12,8 @@ from brokers import LimitedLog
 from goreprox.errors import ConfigError, StartError
 from goreprox.http.requests import Fields, Refused
 from goreprox.http.tokens import Failures, Tokens
-from goreprox.process.files import Kind, read_file, signature
+from goreprox.process.files import Kind, read_file
+from goreprox.process.reloaded import Reloaded
 
 MAX_BYTES: Final = 1 << 20
 """1,000 tokens of 1 KiB each."""
@@ -36,12 +37,12 @@ class Auth:
             (b"WWW-Authenticate", b'Basic realm="goreprox"'),
         ]
         self._path = path
+        self._tokens = Reloaded(lambda: [path], lambda _: read(path), Tokens())
         self._clock = clock
         self._failures = Failures()
         self._log = LimitedLog()
-        self._seen: tuple[int, ...] | None = signature(path)
         try:
-            self._tokens = read(path)
+            self._tokens.refresh()
         except ConfigError as exc:
             raise StartError(str(exc)) from exc
 
@@ -62,7 +63,7 @@ class Auth:
         if not values:
             brought_by = _AUTHORIZATION
             secrets = [secret for name, value in fields if name == brought_by and (secret := _secret(value))]
-        token = self._tokens.find(secrets[0], now=time.time()) if len(secrets) == 1 else None
+        token = self._tokens.value.find(secrets[0], now=time.time()) if len(secrets) == 1 else None
         if token is None:
             if self._failures.too_many(client, now=now):
                 raise Refused(429, "too many requests without a valid token", [(b"Retry-After", b"20")])
@@ -78,18 +79,13 @@ class Auth:
         return token.name, brought_by
 
     def _refresh(self) -> None:
-        """Read the file again if it has changed: to look costs a microsecond, so a revocation counts at once."""
-        seen = signature(self._path)
-        if seen == self._seen:
-            return
-        self._seen = seen
+        """Read the file again if it has changed, so that a revocation counts at once."""
         try:
-            self._tokens = read(self._path)
+            if self._tokens.refresh():
+                logger.info("auth-tokens {}: read again, {} tokens", self._path, len(self._tokens.value))
         except ConfigError as exc:
-            self._tokens = Tokens()  # rather nobody than somebody who was revoked
+            self._tokens.value = Tokens()  # fail closed: a revoked token must not come back
             logger.error("{}; until it is repaired no token is valid", exc)
-        else:
-            logger.info("auth-tokens {}: read again, {} tokens", self._path, len(self._tokens))
 
 
 def _secret(value: bytes) -> bytes | None:

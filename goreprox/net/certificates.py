@@ -20,7 +20,8 @@ from loguru import logger
 
 from goreprox.config.values import Scheme
 from goreprox.errors import ConfigError, StartError
-from goreprox.process.files import Kind, opened, signature
+from goreprox.process.files import Kind, opened
+from goreprox.process.reloaded import Reloaded
 
 _HTTP_ALPN: Final = ("http/1.1",)
 """What is offered to HTTP clients that ask (RFC 7301); HTTP/2 is not."""
@@ -52,33 +53,27 @@ class Certificates:
         self._alpn = {Scheme.HTTPS: _HTTP_ALPN, Scheme.TLS: tuple(alpn)}
         self._expires_at = self._warn_at = math.inf
         """When it expires, and when to speak of that; in seconds since 1970."""
-        self._seen = self._signature()
+        files = [path for path in (cert, key, client_ca) if path is not None]
+        self._contexts = Reloaded[dict[Scheme, ssl.SSLContext]](lambda: files, lambda _: self._read(), {})
         try:
-            self._contexts = self._read()
+            self._contexts.refresh()
         except ConfigError as exc:
             raise StartError(str(exc)) from exc
         self._look_at_expiry()
 
     def context(self, scheme: Scheme) -> ssl.SSLContext:
         """Return the context for a handshake: with what the files hold now, or held when they were last sound."""
-        seen = self._signature()  # to look costs microseconds
-        if seen != self._seen:
-            self._seen = seen
-            try:
-                self._contexts = self._read()
-            except ConfigError as exc:
-                logger.warning("{}; the certificate that was read before stays in use", exc)
-            else:
+        try:
+            if self._contexts.refresh():
                 logger.info("tls-cert {}: read again", self._cert)
+        except ConfigError as exc:
+            logger.warning("{}; the certificate that was read before stays in use", exc)
         self._look_at_expiry()
-        return self._contexts[scheme]
+        return self._contexts.value[scheme]
 
     def _look_at_expiry(self) -> None:
         if time.time() >= self._warn_at:
             self._warn()
-
-    def _signature(self) -> list[tuple[int, ...] | None]:
-        return [signature(path) for path in (self._cert, self._key, self._client_ca) if path is not None]
 
     def _read(self) -> dict[Scheme, ssl.SSLContext]:
         """Make the contexts of the files as they are.

@@ -178,15 +178,6 @@ def _is_kubernetes(path: Path) -> bool:
     return link.is_symlink() and link.lstat().st_uid == _ROOT
 
 
-def signature(path: Path) -> tuple[int, ...] | None:
-    """Return what differs once a file has changed; None if it cannot be looked at."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode
-
-
 def write_secret(path: Path, text: str, *, replace: bool = False, like: os.stat_result | None = None) -> None:
     """Write a file such that it is there whole or not at all, also after a power cut.
 

@@ -1,11 +1,11 @@
-"""TLS towards targets: who they have to prove to be, and the handshakes with them.
-
-Knows the names of targets and files of certificates; neither streams nor how a target is reached.
-"""
+"""TLS towards targets: which certificates count, and the handshakes."""
 
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from loguru import logger
 
 from goreprox.config.values import Target
 from goreprox.errors import ConfigError, StartError
@@ -13,6 +13,7 @@ from goreprox.net.certificates import target_context
 from goreprox.net.handshakes import Handshakes
 from goreprox.net.poller import Poller
 from goreprox.net.tls import TlsSocket
+from goreprox.process.reloaded import Reloaded
 
 
 class TargetTls:
@@ -21,22 +22,28 @@ class TargetTls:
     def __init__(
         self, targets: Sequence[Target], poller: Poller, *, ca: Path | None, insecure: bool, timeout_s: float
     ) -> None:
-        """Trust those who signed the certificates of `ca`, or else those whom the system trusts.
+        """Trust certificates signed by those in the file `ca`, by default the system's; if `insecure`, any.
 
-        If `insecure`, any certificate does.
+        The file is read again when it has changed.
 
         Raises:
             StartError: the file cannot be used.
         """
         self._hosts = {target.service: str(target.address.host) for target in targets if target.tls}
         self._handshakes = Handshakes(poller, timeout_s=timeout_s)
+        self._ca = ca
+        files = [] if ca is None else [ca]
+        self._context = Reloaded[ssl.SSLContext | None](
+            lambda: files, lambda _: target_context(ca, insecure=insecure), None
+        )
         try:
-            self._context = target_context(ca, insecure=insecure) if self._hosts else None
+            if self._hosts:
+                self._context.refresh()
         except ConfigError as exc:
             raise StartError(str(exc)) from exc
 
     def speaks(self, service: str) -> bool:
-        """Whether the target of a service does."""
+        """Whether the target of a service speaks TLS."""
         return service in self._hosts
 
     def begin(
@@ -47,6 +54,11 @@ class TargetTls:
         admit: Callable[[TlsSocket], None],
         lose: Callable[[OSError], None],
     ) -> Callable[[], None]:
-        """Take over a connected socket; return what gives up. `admit` takes it over, or `lose` is told why not."""
-        assert self._context is not None
-        return self._handshakes.begin(sock, self._context, admit=admit, lose=lose, host=self._hosts[service])
+        """Take over a connected socket, for `admit`, or for `lose` with the reason; return what cancels it."""
+        try:
+            if self._context.refresh():
+                logger.bind(event="target_ca").info("target-ca {}: read again", self._ca)
+        except ConfigError as exc:
+            logger.bind(event="target_ca").warning("{}; keeping the certificates read before", exc)
+        assert self._context.value is not None
+        return self._handshakes.begin(sock, self._context.value, admit=admit, lose=lose, host=self._hosts[service])

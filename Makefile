@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-containers check bench fresh fuzz soak dist example
+.PHONY: demo test test-containers check docs picture bench fresh fuzz soak dist tagged release example
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
@@ -30,9 +30,27 @@ dist: .venv/dist
 		test -f .venv/clean/share/doc/goreprox/docs/configuration.md; \
 	done
 
+# What `make dist` makes of a commit with a tag, to the package index: deploy/publish.md.
+release: tagged dist
+	$(BIN)/twine upload dist/*
+
+tagged:
+	@git describe --exact-match --match 'v*' && test -z "$$(git status --porcelain)" || \
+		{ echo 'check out a commit with a tag such as v1.2.3, and nothing else' >&2; exit 1; }
+
 # The file of all options, from their declarations.
 example: .venv/dev
 	$(BIN)/python -m tests.unit.test_example_file >deploy/goreprox.toml
+
+# The site, in build/site. Every warning is an error, and so is every link to a page, file or heading that is not there.
+docs: .venv/docs
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -c docs . build/site
+	cp build/site/README.html build/site/index.html
+
+# The moving picture of the README, from a run of the demo.
+picture: .venv/docs
+	$(BIN)/python -m benchmarks.picture >docs/demo.svg.new
+	mv docs/demo.svg.new docs/demo.svg
 
 check: .venv/dev
 	$(BIN)/ruff check .
@@ -64,6 +82,11 @@ bench: .venv/bench
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ .venv/runtime
+
+.venv/docs: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $@ .venv/runtime
 
 .venv/containers: pyproject.toml

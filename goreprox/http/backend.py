@@ -18,6 +18,7 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge, Bridges
+from goreprox.tunnel.connections import Connections
 
 REFUSED_LINES: Final = 60
 """A minute, of the access log, for requests that reach no provider."""
@@ -57,8 +58,8 @@ class Backends:
         self.bridges = bridges
         self.providers = providers
         self.budget = budget
-        self.attached = 0
-        """Clients that have a stream."""
+        self.attached = Connections[Upstream]()
+        """The streams of clients that are still there."""
         self.log = LimitedLog(burst=REFUSED_LINES)
 
 
@@ -154,8 +155,8 @@ class Backend:
                 budget=backends.budget,
             )
             self.upstream = Upstream(stream, self._user, clock=bridges.clock, on_end=self._ended)
-            backends.attached += 1
-            bridges.live.add(self.upstream)
+            backends.attached.add(self.upstream)
+            bridges.connections.add(self.upstream)
             backends.providers.connect(self.upstream)
         else:
             self.upstream.begin()
@@ -171,7 +172,7 @@ class Backend:
             self.upstream.write(request)
 
     def _ended(self, upstream: Upstream) -> None:
-        self._backends.bridges.live.discard(upstream)
+        self._backends.bridges.connections.remove(upstream)
         self._backends.providers.upstream_ended(upstream)
 
     # Ends.
@@ -203,7 +204,7 @@ class Backend:
         """Give the stream away, or forget it; return it."""
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
-            self._backends.attached -= 1
+            self._backends.attached.remove(upstream)
             self._served_by, _ = self._backends.providers.provider_of(upstream.stream)
         return upstream
 
@@ -212,7 +213,7 @@ class Backend:
         upstream = self.detach()
         if upstream is None or upstream.stream.state is State.CLOSED:
             return None
-        self._backends.bridges.live.discard(upstream)
+        self._backends.bridges.connections.remove(upstream)
         return upstream.release(), self._bridge_ended
 
     def _bridge_ended(self, bridge: Bridge) -> None:

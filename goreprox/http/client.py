@@ -67,7 +67,7 @@ class Fronts:
     @property
     def idle(self) -> int:
         """Clients without a stream."""
-        return len(self.live) - self.backends.attached
+        return len(self.live) - len(self.backends.attached)
 
     def add(self, front: "Front") -> None:
         """Watch a client."""

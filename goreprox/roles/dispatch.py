@@ -21,7 +21,7 @@ from goreprox.roles.balancer import FULL_S, Balancer
 from goreprox.roles.offers import Offers
 from goreprox.roles.waiting import WaitingRoom
 from goreprox.tunnel.attributes import shared
-from goreprox.tunnel.bridge import Joint
+from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import Driver, Peer, clock
 
 SETTLE_S: Final = 1.0
@@ -86,12 +86,12 @@ class Dispatcher:
 
     # Clients.
 
-    def connect(self, joint: Joint) -> None:
+    def connect(self, joint: StreamOwner) -> None:
         """Open its stream at a provider, now or when one comes."""
         if not self._assign(joint.stream):
             self._wait(joint)
 
-    def ended(self, joint: Joint) -> None:
+    def ended(self, joint: StreamOwner) -> None:
         """Forget a stream that is over; its provider has room for another one."""
         stream = joint.stream
         self._tries.pop(stream, None)
@@ -117,7 +117,7 @@ class Dispatcher:
         self._driver.peers[best].session.open(stream)
         return True
 
-    def _wait(self, joint: Joint) -> None:
+    def _wait(self, joint: StreamOwner) -> None:
         room, service = self._room_of(joint), joint.stream.service
         if not room:
             why = "has room for more" if self._offers.available(service) else "is there"
@@ -128,7 +128,7 @@ class Dispatcher:
         if self._balancer.any_full and self._retry is None:
             self._retry = self._loop.call_later(FULL_S, self._try_again)
 
-    def _room_of(self, joint: Joint) -> WaitingRoom:
+    def _room_of(self, joint: StreamOwner) -> WaitingRoom:
         return self._queue if isinstance(joint, Upstream) else self._waiting
 
     def _try_again(self) -> None:
@@ -197,7 +197,7 @@ class Dispatcher:
                 self._balancer.failed(peer.id, stream.service, clock())
         if self._assign(stream):
             return
-        joint: Joint = stream.owner
+        joint: StreamOwner = stream.owner
         if tries.draining or self._may_come(stream.service, tries):
             self._wait(joint)
         else:
@@ -254,10 +254,10 @@ class Dispatcher:
                 carrier.announce(self.attributes)
 
 
-def _reset(joint: Joint, reason: str) -> None:
+def _reset(joint: StreamOwner, reason: str) -> None:
     joint.abort(reason)
 
 
-def _unavailable(joint: Joint, reason: str) -> None:
+def _unavailable(joint: StreamOwner, reason: str) -> None:
     assert isinstance(joint, Upstream)
     joint.abort(reason, status=503)

@@ -37,7 +37,8 @@ from goreprox.roles.member import Member
 from goreprox.status.document import answering
 from goreprox.status.snapshot import Ends, Gauges, Subject
 from goreprox.tunnel.attributes import Port, ports
-from goreprox.tunnel.bridge import Bridge, Bridges, Joint
+from goreprox.tunnel.bridge import Bridge, Bridges
+from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import Driver, Peer, clock
 
 _NOT_HTTPS: Final = refusal(HTTPStatus.BAD_REQUEST, "this port speaks HTTPS; write https://")
@@ -87,7 +88,7 @@ class Edge:
     @property
     def connections(self) -> int:
         """Client connections, and streams of HTTP clients that have gone."""
-        return len(self.bridges.live) + self.fronts.idle + len(self.proxies) + len(self._handshakes)
+        return len(self.bridges.connections) + self.fronts.idle + len(self.proxies) + len(self._handshakes)
 
     def _has_room(self) -> bool:
         most = self._config.max_connections
@@ -158,7 +159,7 @@ class Edge:
             self._log.say("tls_failed", f"the TLS handshake with client {client} failed: {why}")
         self.client_ended(client)
 
-    def connect(self, joint: Joint) -> None:
+    def connect(self, joint: StreamOwner) -> None:
         """Open its stream at a provider, now or when one comes."""
         self.dispatcher.connect(joint)
 
@@ -193,7 +194,7 @@ class Edge:
             self.doors.leave(_host(client))
         self.listeners.start()
 
-    def _stream_ended(self, joint: Joint) -> None:
+    def _stream_ended(self, joint: StreamOwner) -> None:
         stream = joint.stream
         self.dispatcher.ended(joint)
         self.ends.note(stream, stream.end_reason or "done")
@@ -236,7 +237,7 @@ class Edge:
         self._handshakes.close()
         for front in list(self.fronts.live):
             front.abort()
-        for joint in list(self.bridges.live):
+        for joint in self.bridges.connections:
             joint.abort("the edge is shutting down")
         await self.driver.goodbye(f"the {self._process} was shut down", deadline_s=1.0)
         return reset
@@ -244,7 +245,7 @@ class Edge:
     def _is_drained(self) -> bool:
         """Whether all clients are gone; those that wait for a provider, and have sent all they had, wait no longer."""
         self.dispatcher.drain("the edge is shutting down")
-        return not any((self.bridges.live, self.fronts.live, self.proxies, self._handshakes))
+        return not any((self.bridges.connections, self.fronts.live, self.proxies, self._handshakes))
 
     def introduce(self, member: Member) -> None:
         """Let the roster say where clients come in, now and when there is more to tell."""

@@ -365,7 +365,7 @@ class Provider:
     @property
     def connections(self) -> int:
         """Connections to targets, and those about to be made."""
-        return len(self.bridges.live) + len(self.dials)
+        return len(self.bridges.connections) + len(self.dials)
 
     async def close(self, *, drain_s: float) -> int:
         """Take no new streams, let those here end for `drain_s`, reset the rest, but hand back what still dials.
@@ -376,10 +376,10 @@ class Provider:
         self.driver.drain()
         # Settled: the edges know of the drain, so no stream is on its way that the goodbye would end.
         await self.driver.wait_empty(
-            lambda: not self.bridges.live and not self.dials and self.driver.settled, deadline_s=drain_s
+            lambda: not self.bridges.connections and not self.dials and self.driver.settled, deadline_s=drain_s
         )
-        reset = len(self.bridges.live)
-        for bridge in list(self.bridges.live):
+        reset = len(self.bridges.connections)
+        for bridge in self.bridges.connections:
             bridge.abort("the provider is shutting down")
         for dial in list(self.dials):
             dial.hand_back()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Iterator
 
-from goreprox.tunnel.bridge import Joint
+from goreprox.tunnel.connections import StreamOwner
 
 LEAST_S, MOST_S = 0.01, 5.0
 """Between two looks at the clock: timers of the loop do not count suspend."""
@@ -12,13 +12,15 @@ LEAST_S, MOST_S = 0.01, 5.0
 class WaitingRoom:
     """Whoever leaves it in time is served; the rest is given up."""
 
-    def __init__(self, *, patience_s: float, clock: Callable[[], float], give_up: Callable[[Joint, str], None]) -> None:
+    def __init__(
+        self, *, patience_s: float, clock: Callable[[], float], give_up: Callable[[StreamOwner, str], None]
+    ) -> None:
         """Belong to the running loop; everybody may wait `patience_s` seconds of `clock`, then `give_up` says why."""
         self.patience_s = patience_s
         self._give_up = give_up
         self._clock = clock
-        self._until: dict[Joint, float] = {}
-        self._lines: dict[str, dict[Joint, None]] = {}
+        self._until: dict[StreamOwner, float] = {}
+        self._lines: dict[str, dict[StreamOwner, None]] = {}
         """Who waits for each service, in order."""
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -28,23 +30,23 @@ class WaitingRoom:
         """What somebody waits for."""
         return self._lines.keys()
 
-    def line(self, service: str) -> list[Joint]:
+    def line(self, service: str) -> list[StreamOwner]:
         """Return who waits for a service, in order."""
         return list(self._lines.get(service, ()))
 
-    def __iter__(self) -> Iterator[Joint]:
+    def __iter__(self) -> Iterator[StreamOwner]:
         return iter(list(self._until))
 
     def __len__(self) -> int:
         return len(self._until)
 
-    def enter(self, joint: Joint) -> None:
+    def enter(self, joint: StreamOwner) -> None:
         """Begin to wait."""
         self._until[joint] = self._clock() + self.patience_s
         self._lines.setdefault(joint.stream.service, {})[joint] = None
         self._watch()
 
-    def leave(self, joint: Joint) -> None:
+    def leave(self, joint: StreamOwner) -> None:
         """Wait no longer, if it did."""
         if self._until.pop(joint, None) is None:
             return

@@ -30,7 +30,8 @@ from goreprox.status.document import (
     StreamsStatus,
 )
 from goreprox.tunnel.attributes import machine_of, process_of
-from goreprox.tunnel.bridge import Bridges, Joint
+from goreprox.tunnel.bridge import Bridges
+from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import Driver, Peer, clock
 
 LISTED: Final = 20
@@ -140,7 +141,7 @@ class Subject:
 
 def _streams(owner: Owner, gauges: Gauges) -> StreamsStatus:
     budget = owner.driver.budget
-    live = [bridge.stream for bridge in owner.bridges.live]
+    live = [bridge.stream for bridge in owner.bridges.connections]
     current = len(live) + gauges.dialing
     return {
         "open": current,
@@ -193,11 +194,11 @@ def _link(link: Link) -> LinkStatus:
 
 def _connections(owner: Owner) -> list[ConnectionStatus]:
     """Return some of those that are open, the latest first."""
-    latest = heapq.nlargest(LISTED, owner.bridges.live, key=lambda joint: joint.began_at)
+    latest = heapq.nlargest(LISTED, owner.bridges.connections, key=lambda joint: joint.began_at)
     return [_connection(owner, joint) for joint in latest]
 
 
-def _connection(owner: Owner, joint: Joint) -> ConnectionStatus:
+def _connection(owner: Owner, joint: StreamOwner) -> ConnectionStatus:
     stream = joint.stream
     peer = owner.driver.peer_of(stream)
     return {

@@ -16,6 +16,7 @@ from goreprox.protocol.limits import MIB, RESET_LINGER_S
 from goreprox.protocol.session import Kind
 from goreprox.protocol.state import RESET, State
 from goreprox.protocol.stream import Stream
+from goreprox.tunnel.connections import Connections, StreamOwner
 
 READ_BYTES = MIB
 """One read at most: 64 KiB reads carry a third of what these do."""
@@ -23,17 +24,6 @@ WATCH_S = 0.5
 """Between two looks for resets at sockets that are not being read."""
 LINGER_POLL_S = 0.02
 READABLE, WRITABLE = Kind.READABLE, Kind.WRITABLE
-
-
-class Joint(Protocol):
-    """A stream's owner, and what it is joined to."""
-
-    stream: Stream
-    began_at: float
-    """By the clock of `Bridges`."""
-
-    def abort(self, reason: str) -> None:
-        """End both now."""
 
 
 class Watched(Protocol):
@@ -53,7 +43,7 @@ class Bridges:
         self.clock = clock
         self.half_closed_timeout_s = half_closed_timeout_s
         self.view = memoryview(bytearray(READ_BYTES))
-        self.live: set[Joint] = set()
+        self.connections = Connections[StreamOwner]()
         self._paused: dict[int, Watched] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -113,7 +103,7 @@ class Bridge:
         self._active_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         stream.owner = self
-        bridges.live.add(self)
+        bridges.connections.add(self)
         self._read()
 
     @property
@@ -342,5 +332,5 @@ class Bridge:
     def _end_if_over(self) -> None:
         if not self.open and self.stream.state is State.CLOSED and not self._ended:
             self._ended = True
-            self._bridges.live.discard(self)
+            self._bridges.connections.remove(self)
             self._on_end(self)

@@ -68,9 +68,9 @@ async def closes_as_it_comes(tunnel: Tunnel, provider: Provider, client: End, ta
     """Have the target close its connection, and then the request meet that on the link."""
     tunnel.relay.silence()
     target.sock.close()
-    (bridge,) = provider.bridges.live
+    (bridge,) = provider.bridges.connections
     await eventually(lambda: bridge.stream.send.eof)
-    (upstream,) = tunnel.edge.bridges.live
+    (upstream,) = tunnel.edge.bridges.connections
     before = upstream.stream.send.end
     await client.send(request)
     await eventually(lambda: upstream.stream.send.end > before)
@@ -132,7 +132,7 @@ def test_a_request_that_was_written_to_its_target_is_not_sent_again(read: bool) 
         async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
             provider = await tunnel.provide(more=TELLING)
             client, target = await kept_alive(tunnel)
-            (bridge,) = provider.bridges.live
+            (bridge,) = provider.bridges.connections
             before = bridge.stream.receive.delivered
             await client.send(WHOLE)
             if read:

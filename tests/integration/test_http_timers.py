@@ -198,7 +198,7 @@ def test_the_answer_to_a_half_closed_client_is_waited_for_as_long_as_a_target_ta
             client, target = await half_closed(it)
             it.later(CLOSING_S)
             assert (await client.receive_all()).startswith(b"HTTP/1.1 504 ")
-            await eventually(lambda: not provider.bridges.live)
+            await eventually(lambda: not provider.bridges.connections)
 
     asyncio.run(main())
 

@@ -184,7 +184,7 @@ class Tunnel:
     async def at_rest(self, *providers: Provider) -> None:
         """Wait until no connection is left at either end."""
         owners: list[Edge | Provider] = [self.edge, *providers]
-        await eventually(lambda: not any(owner.bridges.live for owner in owners))
+        await eventually(lambda: not any(owner.bridges.connections for owner in owners))
 
 
 def run(test: Callable[[Tunnel], Awaitable[None]], **options: Any) -> None:
@@ -271,7 +271,7 @@ def test_an_answer_to_unread_bytes_arrives_before_the_reset_that_they_cause(who:
         provider = await it.provide()
         one, other = both_ways(await it.pair(), who)
         sending = asyncio.create_task(one.send(bytes(64 * MIB)))
-        (bridge,) = (provider if who == "client" else it.edge).bridges.live
+        (bridge,) = (provider if who == "client" else it.edge).bridges.connections
         await eventually(lambda: isinstance(bridge, Bridge) and bool(bridge._watched & WRITE))
         other.sock.send(answer)
         other.sock.close()  # with bytes unread: the kernel resets (RFC 2525, 2.17)
@@ -446,7 +446,7 @@ def test_an_early_client_is_served_with_its_early_bytes_and_its_half_close() -> 
         client = await it.client()
         await client.send(b"early")
         client.half_close()
-        await eventually(lambda: len(it.edge.bridges.live) == 1)
+        await eventually(lambda: len(it.edge.bridges.connections) == 1)
         provider = await it.provide()
         target = await it.targets.accept()
         assert await target.receive_all() == b"early"
@@ -463,10 +463,10 @@ def test_waiting_clients_are_all_served_but_those_that_left() -> None:
         clients = [await it.client() for _ in range(50)]
         for index, client in enumerate(clients):
             await client.send(b"%02d" % index)
-        await eventually(lambda: len(it.edge.bridges.live) == len(clients))
+        await eventually(lambda: len(it.edge.bridges.connections) == len(clients))
         for client in clients[::5]:
             client.reset()
-        await eventually(lambda: len(it.edge.bridges.live) == 40)
+        await eventually(lambda: len(it.edge.bridges.connections) == 40)
         await it.provide()
         stayed = {b"%02d" % index: client for index, client in enumerate(clients) if index % 5}
         for _ in range(len(stayed)):
@@ -501,7 +501,7 @@ def test_beyond_the_servers_connections_clients_wait_until_one_ends(warnings: li
         for client in (third, fourth):
             await client.send(b"patient")
         await eventually(lambda: warnings)
-        assert len(it.edge.bridges.live) == 2
+        assert len(it.edge.bridges.connections) == 2
         assert it.targets.nobody_waits
         for (client, target), _ in zip(pairs, (third, fourth), strict=True):
             client.reset()
@@ -545,7 +545,7 @@ def test_a_draining_provider_ends_its_streams_well_and_new_clients_go_elsewhere(
 
         late = await it.client()
         await late.send(b"late")
-        await eventually(lambda: len(it.edge.bridges.live) == 2)
+        await eventually(lambda: len(it.edge.bridges.connections) == 2)
         assert it.targets.nobody_waits
         await it.provide()
         assert await (await it.targets.accept()).receive(4) == b"late"

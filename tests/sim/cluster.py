@@ -48,7 +48,6 @@ class Node:
         self.unchecked = 0
         """Events since all its streams were looked at."""
         self.app: Any = self.process.run(cluster.edge if role is Role.EDGE else cluster.provider)
-        self.app.bridges.live = _OrderedSet()
         attributes: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
         if role is Role.PROVIDER:
             attributes["services"] = ["default"]
@@ -65,16 +64,6 @@ class Node:
     def driver(self) -> Driver:
         driver: Driver = self.app.driver
         return driver
-
-
-class _OrderedSet(dict[Any, None]):
-    """Sets of objects are ordered by their addresses, which differ between runs."""
-
-    def add(self, item: Any) -> None:
-        self[item] = None
-
-    def discard(self, item: Any) -> None:
-        self.pop(item, None)
 
 
 class Client(Far):

@@ -64,7 +64,7 @@ class Oracle:
             bridge.stream.end_reason
             for node in (client.edge, client.provider)
             if node is not None
-            for bridge in node.app.bridges.live
+            for bridge in node.app.bridges.connections
             if bridge._sock is far.sock
         }
         raise Violation(f"{far.who} was reset after {far.read} bytes, and nobody did that: {why}")
@@ -213,7 +213,7 @@ class Oracle:
         budget = node.driver._budget
         if not 0 <= budget.borrowed_bytes <= budget.loan_bytes:
             raise Violation(f"{process.slot}: {budget.borrowed_bytes} bytes lent of {budget.loan_bytes}")
-        live = node.app.bridges.live
+        live = node.app.bridges.connections
         if len(live) + len(getattr(node.app, "dials", ())) >= self._cluster.max_connections:
             node.full_at = self._cluster.world.now
         node.unchecked += 1
@@ -224,7 +224,7 @@ class Oracle:
     def check_node(self, node: "Node") -> None:
         """Look at everything a process has."""
         slot, driver = node.process.slot, node.driver
-        streams = {id(bridge.stream): bridge.stream for bridge in node.app.bridges.live}
+        streams = {id(bridge.stream): bridge.stream for bridge in node.app.bridges.connections}
         for peer in driver.peers.values():
             if peer.session.failed is not None:
                 raise Violation(f"{slot}: {peer.info.name.name} broke the protocol: {peer.session.failed}")
@@ -288,7 +288,7 @@ class Oracle:
         """Whether every stream has ended at both of its sockets, and nobody holds anything of it."""
         return (
             all(far.over for far in (*self._cluster.clients, *self._cluster.targets) if far.sock is not None)
-            and not any(node.app.bridges.live for node in self._alive())
+            and not any(node.app.bridges.connections for node in self._alive())
             and not any(peer.session.streams for node in self._alive() for peer in node.driver.peers.values())
         )
 
@@ -300,8 +300,8 @@ class Oracle:
         for node in self._alive():
             self.check_node(node)
             left = [stream for peer in node.driver.peers.values() for stream in peer.session.streams.values()]
-            if left or node.app.bridges.live:
-                raise Violation(f"{node.process.slot} has streams left: {left or list(node.app.bridges.live)}")
+            if left or node.app.bridges.connections:
+                raise Violation(f"{node.process.slot} has streams left: {left or list(node.app.bridges.connections)}")
             if node.driver._budget.borrowed_bytes:
                 raise Violation(f"{node.process.slot}: {node.driver._budget.borrowed_bytes} bytes lent at rest")
         self._check_views()

@@ -151,7 +151,7 @@ async def test_the_documentation_has_every_field() -> None:
     owner.driver.peer_up(Way("way"), PEER)
     ended = Stream(opener=True, service="web", client="c", budget=Budget(total_bytes=MIB, max_streams=1))
     owner.ends.note(ended, "done")
-    owner.bridges.live.add(Waiter(ended))
+    owner.bridges.connections.add(Waiter(ended))
     router = Router()
     local = router.attach(PeerName(Role.EDGE, "far", bytes(16)), {}, owner.driver)
     link = Link(PEER.name, {}, HOST, 1, owner.driver)
@@ -168,7 +168,7 @@ async def test_of_open_connections_the_latest_are_listed() -> None:
     budget = Budget(total_bytes=1024 * MIB, max_streams=1000)
     for number in range(1000):
         made = Stream(opener=True, service="web", client=f"client {number}", budget=budget)
-        owner.bridges.live.add(Waiter(made, began_at=float(number)))
+        owner.bridges.connections.add(Waiter(made, began_at=float(number)))
     listed = subject(owner).document()["connections"]
     assert [each["client"] for each in listed] == [f"client {number}" for number in range(999, 999 - LISTED, -1)]
 

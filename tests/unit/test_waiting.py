@@ -8,7 +8,7 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.stream import Stream
 from goreprox.roles import waiting
 from goreprox.roles.waiting import WaitingRoom
-from goreprox.tunnel.bridge import Joint
+from goreprox.tunnel.connections import StreamOwner
 from tests.helpers import eventually
 
 
@@ -36,7 +36,7 @@ async def test_those_who_wait_are_found_by_service_in_order() -> None:
 async def test_nobody_outwaits_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "MOST_S", 0.01)
     slept_s = 0.0
-    gone: list[Joint] = []
+    gone: list[StreamOwner] = []
     room = WaitingRoom(
         patience_s=1000.0, clock=lambda: time.monotonic() + slept_s, give_up=lambda joint, _: gone.append(joint)
     )

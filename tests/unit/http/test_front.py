@@ -112,6 +112,6 @@ async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_
         else:
             stream.receive_end(Step.RECEIVE_ABORT, "the provider is gone")
             upstream.notice(Kind.ABORTED)
-        assert not fronts.live and not bridges.live
+        assert not fronts.live and not bridges.connections
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(read_to_the_end(client), 30)

@@ -33,16 +33,6 @@ async def eventually(condition: Callable[[], object], what: str, *, deadline_s: 
         await asyncio.sleep(0.02)
 
 
-def run(main: Coroutine[object, object, None], *, deadline_s: float = 110) -> None:
-    """Run a test's coroutine with a deadline."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(deadline_s):
-            await main
-
-    asyncio.run(bounded())
-
-
 Versions = tuple[tuple[int, int], tuple[int, int]] | None
 """The oldest and the newest version of the session and of the fabric that a process speaks; None: as it is."""
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from goreprox.status.document import ask_all
-from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, block, echo, eventually, nothing_yet, run
+from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, block, echo, eventually, nothing_yet
 from tests.e2e.roles import (
     Client,
     answered,
@@ -81,44 +81,41 @@ async def ports_of(broker: Process) -> tuple[int, int]:
     return await broker.port("providers"), await broker.port("edges")
 
 
-def test_a_broker_killed_five_times_costs_no_byte_and_no_connection(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            target = await made.target(echo)
-            broker = await start_broker(made)
-            for_providers, for_edges = await ports_of(broker)
-            edges = await asyncio.gather(*(start_edge(made, broker) for _ in range(2)))
-            names = ("a", "b")
-            providers = await asyncio.gather(
-                *(start_provider(made, broker, target=target, args=("--name", name)) for name in names)
+async def test_a_broker_killed_five_times_costs_no_byte_and_no_connection(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target = await made.target(echo)
+        broker = await start_broker(made)
+        for_providers, for_edges = await ports_of(broker)
+        edges = await asyncio.gather(*(start_edge(made, broker) for _ in range(2)))
+        names = ("a", "b")
+        providers = await asyncio.gather(
+            *(start_provider(made, broker, target=target, args=("--name", name)) for name in names)
+        )
+        for edge in edges:
+            for name in names:
+                await meets(edge, name)
+        clients = [await edge.port("clients") for edge in edges]
+        idle = [await made.connect(port) for port in clients for _ in range(20)]
+        for client in idle:
+            await answered(client, b"idle")
+        transfers = [Transfer(await made.connect(port)) for port in clients for _ in range(2)]
+        for kills in range(1, KILLS + 1):
+            before = [each.received for each in transfers]
+            await eventually(
+                lambda: all(each.received > at for each, at in zip(transfers, before, strict=True)),  # noqa: B023
+                "bytes flow",
             )
-            for edge in edges:
-                for name in names:
-                    await meets(edge, name)
-            clients = [await edge.port("clients") for edge in edges]
-            idle = [await made.connect(port) for port in clients for _ in range(20)]
-            for client in idle:
-                await answered(client, b"idle")
-            transfers = [Transfer(await made.connect(port)) for port in clients for _ in range(2)]
-            for kills in range(1, KILLS + 1):
-                before = [each.received for each in transfers]
-                await eventually(
-                    lambda: all(each.received > at for each, at in zip(transfers, before, strict=True)),  # noqa: B023
-                    "bytes flow",
-                )
-                broker.signal(signal.SIGKILL)
-                await broker.wait()
-                broker = await start_broker(made, for_providers, for_edges)
-                for process in edges:
-                    await connected(process, for_edges, times=1 + kills)
-                for process in providers:
-                    await connected(process, for_providers, times=1 + kills)
-            for each in transfers:
-                await each.end()
-            for client in idle:
-                await answered(client, b"still here")
-
-    run(main())
+            broker.signal(signal.SIGKILL)
+            await broker.wait()
+            broker = await start_broker(made, for_providers, for_edges)
+            for process in edges:
+                await connected(process, for_edges, times=1 + kills)
+            for process in providers:
+                await connected(process, for_providers, times=1 + kills)
+        for each in transfers:
+            await each.end()
+        for client in idle:
+            await answered(client, b"still here")
 
 
 @contextlib.asynccontextmanager
@@ -166,16 +163,13 @@ async def lose_a_broker(how: signal.Signals) -> float:
         return took_s
 
 
-def test_of_two_brokers_one_killed_and_one_frozen_are_replaced_by_the_other_within_three_seconds() -> None:
-    async def main() -> None:
-        took_s: list[float] = []
-        for _ in range(2):  # a busy machine may need a second try
-            took_s = await asyncio.gather(*(lose_a_broker(how) for how in (signal.SIGKILL, signal.SIGSTOP)))
-            if max(took_s) < SERVED_S:
-                return
-        raise AssertionError(f"new clients were served after {took_s} s, expected less than {SERVED_S}")
-
-    run(main())
+async def test_of_two_brokers_one_killed_and_one_frozen_are_replaced_by_the_other_within_three_seconds() -> None:
+    took_s: list[float] = []
+    for _ in range(2):  # a busy machine may need a second try
+        took_s = await asyncio.gather(*(lose_a_broker(how) for how in (signal.SIGKILL, signal.SIGSTOP)))
+        if max(took_s) < SERVED_S:
+            return
+    raise AssertionError(f"new clients were served after {took_s} s, expected less than {SERVED_S}")
 
 
 async def freeze_a_provider(tmp_path: Path) -> None:
@@ -299,13 +293,10 @@ async def freeze_a_provider_under_load(tmp_path: Path) -> None:
             await each.end()
 
 
-def test_a_provider_that_is_killed_or_frozen_costs_its_own_streams_and_bounded_memory(tmp_path: Path) -> None:
-    async def main() -> None:
-        cases = (freeze_a_provider, kill_providers, freeze_a_provider_under_load)
+async def test_a_provider_that_is_killed_or_frozen_costs_its_own_streams_and_bounded_memory(tmp_path: Path) -> None:
+    cases = (freeze_a_provider, kill_providers, freeze_a_provider_under_load)
+    for case in cases:
+        (tmp_path / case.__name__).mkdir()
+    async with asyncio.TaskGroup() as group:
         for case in cases:
-            (tmp_path / case.__name__).mkdir()
-        async with asyncio.TaskGroup() as group:
-            for case in cases:
-                group.create_task(case(tmp_path / case.__name__), name=case.__name__)
-
-    run(main())
+            group.create_task(case(tmp_path / case.__name__), name=case.__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from goreprox.net.sockets import spare_descriptors
-from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, echo, eventually, run, tunnel
+from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, echo, eventually, tunnel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits another process with prlimit")
 
@@ -92,75 +92,65 @@ async def go_on_after_a_cut(made: Tunnel, clients: list[Client]) -> None:
         await ask(client, b"after the cut")
 
 
-def test_a_server_out_of_descriptors_lets_clients_wait_and_keeps_its_links(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with tunnel(tmp_path, echo) as made:
-            limit(made.server)
-            queue = Queue(made)
-            await queue.join(CLIENTS)
-            await eventually(lambda: made.server.said("no file descriptor"), "the warning")
-            await waits(made.server)
-            early = list(queue.served)
-            assert 0 < len(early) < CLIENTS
-            assert queue.reset == 0
+async def test_a_server_out_of_descriptors_lets_clients_wait_and_keeps_its_links(tmp_path: Path) -> None:
+    async with tunnel(tmp_path, echo) as made:
+        limit(made.server)
+        queue = Queue(made)
+        await queue.join(CLIENTS)
+        await eventually(lambda: made.server.said("no file descriptor"), "the warning")
+        await waits(made.server)
+        early = list(queue.served)
+        assert 0 < len(early) < CLIENTS
+        assert queue.reset == 0
 
-            await go_on_after_a_cut(made, early)
-            await made.provide()  # one more needs one more descriptor
+        await go_on_after_a_cut(made, early)
+        await made.provide()  # one more needs one more descriptor
 
-            for _, writer in early:
-                writer.close()
-            await eventually(lambda: len(queue.served) == CLIENTS, "those that waited are served")
-            assert queue.reset == 0
-            await eventually(lambda: bool(made.server.said("no file descriptor")), "the log says so")
-
-    run(main())
+        for _, writer in early:
+            writer.close()
+        await eventually(lambda: len(queue.served) == CLIENTS, "those that waited are served")
+        assert queue.reset == 0
+        await eventually(lambda: bool(made.server.said("no file descriptor")), "the log says so")
 
 
-def test_a_provider_out_of_descriptors_refuses_dials_says_why_and_recovers(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with tunnel(tmp_path, echo) as made:
-            limit(made.provider)
-            queue = Queue(made)
-            await queue.join(CLIENTS)
-            await eventually(lambda: len(queue.served) + queue.reset == CLIENTS, "every client has its answer")
-            early = list(queue.served)
-            assert 0 < len(early) < CLIENTS
-            failed = [entry for entry in made.provider.log if entry.get("event") == "target_failed"]
-            assert 0 < len(failed) <= queue.reset
-            assert {entry["target"] for entry in failed if "more" not in entry} == {f"{HOST}:{made.target_port}"}
-            await eventually(lambda: bool(made.provider.said(os.strerror(errno.EMFILE))), "the log says so")
-            await waits(made.provider)
-            await go_on_after_a_cut(made, early)
+async def test_a_provider_out_of_descriptors_refuses_dials_says_why_and_recovers(tmp_path: Path) -> None:
+    async with tunnel(tmp_path, echo) as made:
+        limit(made.provider)
+        queue = Queue(made)
+        await queue.join(CLIENTS)
+        await eventually(lambda: len(queue.served) + queue.reset == CLIENTS, "every client has its answer")
+        early = list(queue.served)
+        assert 0 < len(early) < CLIENTS
+        failed = [entry for entry in made.provider.log if entry.get("event") == "target_failed"]
+        assert 0 < len(failed) <= queue.reset
+        assert {entry["target"] for entry in failed if "more" not in entry} == {f"{HOST}:{made.target_port}"}
+        await eventually(lambda: bool(made.provider.said(os.strerror(errno.EMFILE))), "the log says so")
+        await waits(made.provider)
+        await go_on_after_a_cut(made, early)
 
-            for _, writer in early:
-                writer.close()
-            ended = f" of {HOST}:"
-            await eventually(lambda: made.provider.count(ended) >= len(early), "they have ended at the provider")
-            refused = queue.reset
-            later = len(early) // 2
-            await queue.join(later)
-            await eventually(lambda: len(queue.served) == len(early) + later, "later clients are served")
-            assert queue.reset == refused
-
-    run(main())
+        for _, writer in early:
+            writer.close()
+        ended = f" of {HOST}:"
+        await eventually(lambda: made.provider.count(ended) >= len(early), "they have ended at the provider")
+        refused = queue.reset
+        later = len(early) // 2
+        await queue.join(later)
+        await eventually(lambda: len(queue.served) == len(early) + later, "later clients are served")
+        assert queue.reset == refused
 
 
-def test_strangers_who_keep_the_port_for_providers_full_keep_no_provider_out(tmp_path: Path) -> None:
+async def test_strangers_who_keep_the_port_for_providers_full_keep_no_provider_out(tmp_path: Path) -> None:
     """With clients at the limit, too: the number of strangers is bounded, and they have a share of their own."""
-
-    async def main() -> None:
-        async with tunnel(tmp_path, echo) as made:
-            limit(made.server)
-            queue = Queue(made)
-            await queue.join(CLIENTS)
-            await eventually(lambda: made.server.said("no file descriptor"), "the warning")
-            with contextlib.ExitStack() as strangers:
-                for _ in range(CLIENTS):
-                    stranger = await asyncio.to_thread(socket.create_connection, (HOST, made.relay.target))
-                    strangers.callback(stranger.close)
-                await go_on_after_a_cut(made, list(queue.served))
-                before = cpu_s(made.server)
-                await asyncio.sleep(LOOK_S)  # the subject: what it does meanwhile
-                assert cpu_s(made.server) - before < BUSY_S
-
-    run(main())
+    async with tunnel(tmp_path, echo) as made:
+        limit(made.server)
+        queue = Queue(made)
+        await queue.join(CLIENTS)
+        await eventually(lambda: made.server.said("no file descriptor"), "the warning")
+        with contextlib.ExitStack() as strangers:
+            for _ in range(CLIENTS):
+                stranger = await asyncio.to_thread(socket.create_connection, (HOST, made.relay.target))
+                strangers.callback(stranger.close)
+            await go_on_after_a_cut(made, list(queue.served))
+            before = cpu_s(made.server)
+            await asyncio.sleep(LOOK_S)  # the subject: what it does meanwhile
+            assert cpu_s(made.server) - before < BUSY_S

@@ -6,53 +6,44 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import HOST, WAIT_S, Process, echo, eventually, nothing_yet, run, tunnel
+from tests.e2e.harness import HOST, WAIT_S, Process, echo, eventually, nothing_yet, tunnel
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "http"])
-def test_a_target_that_is_the_servers_own_port_is_refused_and_takes_no_more_connections(
+async def test_a_target_that_is_the_servers_own_port_is_refused_and_takes_no_more_connections(
     tmp_path: Path, scheme: str
 ) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            made.scheme = scheme
-            await made.serve()
-            provider = await made.provide(target=made.port)
-            reader, writer = await made.connect()
-            writer.write(b"GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n")
-            try:
-                answer = await asyncio.wait_for(reader.read(), WAIT_S)
-            except ConnectionResetError:
-                answer = b""
-            assert scheme == "tcp" or answer.startswith(b"HTTP/1.1 502 ")
-            await eventually(lambda: provider.events("loop"), "the provider says so")
-            assert provider.count(" ended: ") < 20, "a few hops, not all the connections there are"
-
-    run(main())
+    async with nothing_yet(tmp_path) as made:
+        made.scheme = scheme
+        await made.serve()
+        provider = await made.provide(target=made.port)
+        reader, writer = await made.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n")
+        try:
+            answer = await asyncio.wait_for(reader.read(), WAIT_S)
+        except ConnectionResetError:
+            answer = b""
+        assert scheme == "tcp" or answer.startswith(b"HTTP/1.1 502 ")
+        await eventually(lambda: provider.events("loop"), "the provider says so")
+        assert provider.count(" ended: ") < 20, "a few hops, not all the connections there are"
 
 
-def test_two_providers_of_one_service_with_different_targets_are_told_at_all_three(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with tunnel(tmp_path, echo) as made:
-            first = made.provider
-            again = await made.provide()
-            await eventually(lambda: again.events("serving"), "its time to look has come")
-            everybody = made.server, first, again
-            assert not any(each.events("shared_service") for each in everybody), "replicas are no mistake"
-            other = await made.provide(target=1)
-            for process in (*everybody, other):
-                await eventually(lambda p=process: p.events("shared_service", service="default"), "all say so")  # type: ignore[misc]
-
-    run(main())
+async def test_two_providers_of_one_service_with_different_targets_are_told_at_all_three(tmp_path: Path) -> None:
+    async with tunnel(tmp_path, echo) as made:
+        first = made.provider
+        again = await made.provide()
+        await eventually(lambda: again.events("serving"), "its time to look has come")
+        everybody = made.server, first, again
+        assert not any(each.events("shared_service") for each in everybody), "replicas are no mistake"
+        other = await made.provide(target=1)
+        for process in (*everybody, other):
+            await eventually(lambda p=process: p.events("shared_service", service="default"), "all say so")  # type: ignore[misc]
 
 
-def test_a_provider_says_where_clients_reach_what_it_offers(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with tunnel(tmp_path, echo) as made:
-            url = f"tcp://{HOST}:{made.port}"
-            await eventually(lambda: made.provider.events("serving", service="default", at=url), "it says where")
-
-    run(main())
+async def test_a_provider_says_where_clients_reach_what_it_offers(tmp_path: Path) -> None:
+    async with tunnel(tmp_path, echo) as made:
+        url = f"tcp://{HOST}:{made.port}"
+        await eventually(lambda: made.provider.events("serving", service="default", at=url), "it says where")
 
 
 def warnings(process: Process) -> list[object]:
@@ -60,33 +51,27 @@ def warnings(process: Process) -> list[object]:
 
 
 @pytest.mark.parametrize("ends", ["server", "provider"])
-def test_a_clean_end_is_one_line_at_the_other_side_and_no_warning(tmp_path: Path, ends: str) -> None:
-    async def main() -> None:
-        async with tunnel(tmp_path, echo) as made:
-            ending, other = (made.server, made.provider) if ends == "server" else (made.provider, made.server)
-            before = len(warnings(other))
-            seen = len(other.log)
-            ending.signal(signal.SIGTERM)
-            assert await ending.wait() == 0
-            await eventually(lambda: other.events("peer_left"), "it is told")
-            if ends == "server":
-                await eventually(lambda: other.events("link_lost"), "the link is gone, too")
-            lines = [entry for entry in other.log[seen:] if entry.get("level") == "info"]
-            assert [entry.get("event") for entry in lines] == ["peer_left"]
-            assert ends in str(lines[0]["message"])
-            told = [entry for entry in other.log[seen:] if entry.get("event") == "link_lost"]
-            assert all(entry["level"] == "debug" for entry in told)
-            assert len(warnings(other)) == before + len([e for e in other.log if e.get("event") == "link_down"])
-
-    run(main())
+async def test_a_clean_end_is_one_line_at_the_other_side_and_no_warning(tmp_path: Path, ends: str) -> None:
+    async with tunnel(tmp_path, echo) as made:
+        ending, other = (made.server, made.provider) if ends == "server" else (made.provider, made.server)
+        before = len(warnings(other))
+        seen = len(other.log)
+        ending.signal(signal.SIGTERM)
+        assert await ending.wait() == 0
+        await eventually(lambda: other.events("peer_left"), "it is told")
+        if ends == "server":
+            await eventually(lambda: other.events("link_lost"), "the link is gone, too")
+        lines = [entry for entry in other.log[seen:] if entry.get("level") == "info"]
+        assert [entry.get("event") for entry in lines] == ["peer_left"]
+        assert ends in str(lines[0]["message"])
+        told = [entry for entry in other.log[seen:] if entry.get("event") == "link_lost"]
+        assert all(entry["level"] == "debug" for entry in told)
+        assert len(warnings(other)) == before + len([e for e in other.log if e.get("event") == "link_down"])
 
 
-def test_a_service_that_nobody_offers_is_told_before_a_client_comes(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            await made.target(echo)
-            await made.serve("--listen", f"{HOST}:0=nope")
-            await made.provide()
-            await eventually(lambda: made.server.events("unknown_service", service="nope"), "it is said")
-
-    run(main())
+async def test_a_service_that_nobody_offers_is_told_before_a_client_comes(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        await made.target(echo)
+        await made.serve("--listen", f"{HOST}:0=nope")
+        await made.provide()
+        await eventually(lambda: made.server.events("unknown_service", service="nope"), "it is said")

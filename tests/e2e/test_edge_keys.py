@@ -11,7 +11,7 @@ from goreprox.config.values import Address, EdgeConfig, Listener
 from goreprox.keys.join import Join
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge
-from tests.e2e.harness import HOST, Process, eventually, run
+from tests.e2e.harness import HOST, Process, eventually
 from tests.e2e.roles import Client, answered, greeted, greeting
 from tests.e2e.secured import Secured, number, secured
 
@@ -102,97 +102,82 @@ def denied(provider: Process, service: str = "secret") -> int:
     return provider.events("service_denied", peer="partner", service=service)
 
 
-def test_an_edge_opens_what_it_announced_and_a_provider_refuses_the_rest_and_says_so(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with two_services(tmp_path) as (it, provider):
-            await it.keys("add", "partner", "--role", "edge", "--services", "web")
-            async with hostile(it, "partner", ["web"]) as edge:
-                await edge.meets_provider()
-                assert await edge.opens("web") == b"web"
-                assert not denied(provider)
-                assert await edge.opens("secret") == b""
-                await eventually(lambda: denied(provider) == 1, "the provider says so")
-                for _ in range(20):
-                    assert await edge.opens("secret") == b""
-                assert await edge.opens("web") == b"web"
-                assert denied(provider) == 1, "the log is bounded"
-
-    run(main())
-
-
-def test_an_edge_that_names_more_than_its_key_allows_or_nothing_at_all_does_not_get_in(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with two_services(tmp_path) as (it, provider):
-            await it.keys("add", "partner", "--role", "edge", "--services", "web")
-            seen = provider.events("peer_up")
-            for services, reason in ((SERVICES, "does not allow the service secret"), (None, "it names no services")):
-                async with hostile(it, "partner", services) as edge:
-                    await eventually(lambda: it.server.said(reason), reason)  # noqa: B023
-                    assert not edge.edge.driver.peers
-            assert provider.events("peer_up") == seen
-
-    run(main())
-
-
-def test_a_key_for_any_service_opens_all_with_and_without_a_list(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with two_services(tmp_path) as (it, provider):
-            await it.keys("add", "partner", "--role", "edge")
-            for services in (None, SERVICES):
-                async with hostile(it, "partner", services) as edge:
-                    await edge.meets_provider()
-                    for service in SERVICES:
-                        assert await edge.opens(service) == service.encode()
+async def test_an_edge_opens_what_it_announced_and_a_provider_refuses_the_rest_and_says_so(tmp_path: Path) -> None:
+    async with two_services(tmp_path) as (it, provider):
+        await it.keys("add", "partner", "--role", "edge", "--services", "web")
+        async with hostile(it, "partner", ["web"]) as edge:
+            await edge.meets_provider()
+            assert await edge.opens("web") == b"web"
             assert not denied(provider)
-
-    run(main())
-
-
-def test_what_an_edge_announces_later_counts_for_new_streams_alone(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with two_services(tmp_path) as (it, provider):
-            await it.keys("add", "partner", "--role", "edge", "--services", "web,secret")
-            async with hostile(it, "partner", SERVICES) as edge:
-                await edge.meets_provider()
-                held = await edge.holds("secret")
-                edge.announce("web")
-                async with asyncio.timeout(30):
-                    while await edge.opens("secret"):  # until the provider has heard it
-                        pass
-                await eventually(lambda: denied(provider) == 1, "the provider says so")
-                await answered(held, b"still there")
-                edge.announce(*SERVICES)
-                async with asyncio.timeout(30):
-                    while not await edge.opens("secret"):
-                        pass
-
-    run(main())
-
-
-def test_narrowing_a_key_ends_its_edge_which_gets_in_again_with_less(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with two_services(tmp_path) as (it, provider):
-            await it.keys("add", "partner", "--role", "edge", "--services", "web,secret")
-            wide, ports = await honest(it, "partner", *SERVICES)
-            await eventually(lambda: wide.events("peer_up"), "the edge is in")
-            assert [await greeted(it, port) for port in ports] == [b"web", b"secret"]
-            reader, writer = await it.connect(ports[1])
-            assert await reader.readexactly(6) == b"secret"
-            await it.keys("set", "partner", "--services", "web")
-            with contextlib.suppress(ConnectionResetError):
-                assert not await asyncio.wait_for(reader.read(), 30)
-                raise AssertionError("an end of file, expected a reset")
-            writer.close()
-            await eventually(lambda: provider.events("peer_revoked", peer="partner"), "the provider says so")
-            await wide.stop()
-
-            narrow, ports = await honest(it, "partner", "web")
-            await eventually(lambda: narrow.events("peer_up"), "the edge is in again")
-            assert await greeted(it, ports[0]) == b"web"
-            await narrow.stop()
-            async with hostile(it, "partner", ["web"]) as edge:
-                await edge.meets_provider()
+            assert await edge.opens("secret") == b""
+            await eventually(lambda: denied(provider) == 1, "the provider says so")
+            for _ in range(20):
                 assert await edge.opens("secret") == b""
-                await eventually(lambda: denied(provider) == 1, "the provider says so")
+            assert await edge.opens("web") == b"web"
+            assert denied(provider) == 1, "the log is bounded"
 
-    run(main())
+
+async def test_an_edge_that_names_more_than_its_key_allows_or_nothing_at_all_does_not_get_in(tmp_path: Path) -> None:
+    async with two_services(tmp_path) as (it, provider):
+        await it.keys("add", "partner", "--role", "edge", "--services", "web")
+        seen = provider.events("peer_up")
+        for services, reason in ((SERVICES, "does not allow the service secret"), (None, "it names no services")):
+            async with hostile(it, "partner", services) as edge:
+                await eventually(lambda: it.server.said(reason), reason)  # noqa: B023
+                assert not edge.edge.driver.peers
+        assert provider.events("peer_up") == seen
+
+
+async def test_a_key_for_any_service_opens_all_with_and_without_a_list(tmp_path: Path) -> None:
+    async with two_services(tmp_path) as (it, provider):
+        await it.keys("add", "partner", "--role", "edge")
+        for services in (None, SERVICES):
+            async with hostile(it, "partner", services) as edge:
+                await edge.meets_provider()
+                for service in SERVICES:
+                    assert await edge.opens(service) == service.encode()
+        assert not denied(provider)
+
+
+async def test_what_an_edge_announces_later_counts_for_new_streams_alone(tmp_path: Path) -> None:
+    async with two_services(tmp_path) as (it, provider):
+        await it.keys("add", "partner", "--role", "edge", "--services", "web,secret")
+        async with hostile(it, "partner", SERVICES) as edge:
+            await edge.meets_provider()
+            held = await edge.holds("secret")
+            edge.announce("web")
+            async with asyncio.timeout(30):
+                while await edge.opens("secret"):  # until the provider has heard it
+                    pass
+            await eventually(lambda: denied(provider) == 1, "the provider says so")
+            await answered(held, b"still there")
+            edge.announce(*SERVICES)
+            async with asyncio.timeout(30):
+                while not await edge.opens("secret"):
+                    pass
+
+
+async def test_narrowing_a_key_ends_its_edge_which_gets_in_again_with_less(tmp_path: Path) -> None:
+    async with two_services(tmp_path) as (it, provider):
+        await it.keys("add", "partner", "--role", "edge", "--services", "web,secret")
+        wide, ports = await honest(it, "partner", *SERVICES)
+        await eventually(lambda: wide.events("peer_up"), "the edge is in")
+        assert [await greeted(it, port) for port in ports] == [b"web", b"secret"]
+        reader, writer = await it.connect(ports[1])
+        assert await reader.readexactly(6) == b"secret"
+        await it.keys("set", "partner", "--services", "web")
+        with contextlib.suppress(ConnectionResetError):
+            assert not await asyncio.wait_for(reader.read(), 30)
+            raise AssertionError("an end of file, expected a reset")
+        writer.close()
+        await eventually(lambda: provider.events("peer_revoked", peer="partner"), "the provider says so")
+        await wide.stop()
+
+        narrow, ports = await honest(it, "partner", "web")
+        await eventually(lambda: narrow.events("peer_up"), "the edge is in again")
+        assert await greeted(it, ports[0]) == b"web"
+        await narrow.stop()
+        async with hostile(it, "partner", ["web"]) as edge:
+            await edge.meets_provider()
+            assert await edge.opens("secret") == b""
+            await eventually(lambda: denied(provider) == 1, "the provider says so")

@@ -17,7 +17,7 @@ from httpx import AsyncClient, Limits
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, block, eventually, nothing_yet, reset_now, run
+from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, block, eventually, nothing_yet, reset_now
 from tests.e2e.programs import nginx, output_of, program, tunnel_to
 from tests.tls import Authority
 from tests.unit.http.test_malformed import BODIES, NEXT, ONE_READING, REFUSED
@@ -79,45 +79,39 @@ async def polite(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 @pytest.mark.programs
-def test_curl_and_nginx_speak_all_of_http_1_1(tmp_path: Path) -> None:
-    async def main() -> None:
-        (tmp_path / "page").write_text("a page\n")
-        big = b"".join(block(index) for index in range(64)).hex()  # 8 MiB
-        (tmp_path / "big").write_text(big)
-        async with nginx(tmp_path, tmp_path) as port, tunnel_to(tmp_path, port, scheme="http") as made:
-            base = f"http://{HOST}:{made.port}"
-            url = f"{base}/page"
-            assert await output_of(*curl("--write-out", "%{num_connects}\n", url, url)) == "a page\n1\na page\n0\n"
-            assert "Content-Length: 7" in await output_of(*curl("--head", url))
-            assert await output_of(*curl("--http1.0", "--write-out", "%{http_version}", url)) == "a page\n1.1"
-            assert await output_of(*curl(f"{base}/big")) == big
-            assert await output_of(*curl(f"{base}/chunked/big")) == big
-            assert await output_of(*curl("--range", "10-19", f"{base}/big")) == big[10:20]
-            refused = await output_of(*curl("--write-out", "%{http_code}", "--request", "CONNECT", url))
-            assert refused.endswith("405")
-            # The body is still coming when nginx has answered: the answer must get through all the same.
-            late = curl("--data-binary", f"@{tmp_path}/big", "--output", "/dev/null", "--write-out", "%{http_code}")
-            assert await output_of(*late, url) in ("405", "413")
-
-    run(main())
+async def test_curl_and_nginx_speak_all_of_http_1_1(tmp_path: Path) -> None:
+    (tmp_path / "page").write_text("a page\n")
+    big = b"".join(block(index) for index in range(64)).hex()  # 8 MiB
+    (tmp_path / "big").write_text(big)
+    async with nginx(tmp_path, tmp_path) as port, tunnel_to(tmp_path, port, scheme="http") as made:
+        base = f"http://{HOST}:{made.port}"
+        url = f"{base}/page"
+        assert await output_of(*curl("--write-out", "%{num_connects}\n", url, url)) == "a page\n1\na page\n0\n"
+        assert "Content-Length: 7" in await output_of(*curl("--head", url))
+        assert await output_of(*curl("--http1.0", "--write-out", "%{http_version}", url)) == "a page\n1.1"
+        assert await output_of(*curl(f"{base}/big")) == big
+        assert await output_of(*curl(f"{base}/chunked/big")) == big
+        assert await output_of(*curl("--range", "10-19", f"{base}/big")) == big[10:20]
+        refused = await output_of(*curl("--write-out", "%{http_code}", "--request", "CONNECT", url))
+        assert refused.endswith("405")
+        # The body is still coming when nginx has answered: the answer must get through all the same.
+        late = curl("--data-binary", f"@{tmp_path}/big", "--output", "/dev/null", "--write-out", "%{http_code}")
+        assert await output_of(*late, url) in ("405", "413")
 
 
 @pytest.mark.programs
-def test_nginx_compresses_behind_us_as_it_does_in_front_unless_it_is_told_of_us(tmp_path: Path) -> None:
-    async def main() -> None:
-        (tmp_path / "page").write_text("a page\n" * 1000)
-        async with nginx(tmp_path, tmp_path) as port:
-            for options, compressed in ((), True), (("--via",), False):
-                async with tunnel_to(tmp_path, port, scheme="http", server=options) as made:
-                    url = f"http://{HOST}:{made.port}/page"
-                    head = await output_of(*curl("--compressed", "--output", "/dev/null", "--dump-header", "-", url))
-                    assert ("Content-Encoding: gzip" in head) == compressed
-
-    run(main())
+async def test_nginx_compresses_behind_us_as_it_does_in_front_unless_it_is_told_of_us(tmp_path: Path) -> None:
+    (tmp_path / "page").write_text("a page\n" * 1000)
+    async with nginx(tmp_path, tmp_path) as port:
+        for options, compressed in ((), True), (("--via",), False):
+            async with tunnel_to(tmp_path, port, scheme="http", server=options) as made:
+                url = f"http://{HOST}:{made.port}/page"
+                head = await output_of(*curl("--compressed", "--output", "/dev/null", "--dump-header", "-", url))
+                assert ("Content-Encoding: gzip" in head) == compressed
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path, scheme: str) -> None:
+async def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path, scheme: str) -> None:
     """One after the other, as httpx does, which reads nothing before its body is sent; and at once, as aiohttp does."""
     blocks = 128  # 8 MiB, as chunks
     authority = Authority(tmp_path)
@@ -134,53 +128,50 @@ def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path
     async def give_back(request: web.Request) -> web.Response:
         return web.Response(body=await request.read())
 
-    async def main() -> None:
-        app = web.Application(client_max_size=1 << 24)
-        app.router.add_route("*", "/echo", echo)
-        app.router.add_route("*", "/back", give_back)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, HOST, 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        expected = hashlib.sha256(b"".join(block(index) for index in range(blocks))).digest()
-        try:
-            async with tunnel_to(tmp_path, port, scheme=scheme, server=options) as made:
-                base = f"{scheme}://{HOST}:{made.port}"
+    app = web.Application(client_max_size=1 << 24)
+    app.router.add_route("*", "/echo", echo)
+    app.router.add_route("*", "/back", give_back)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, HOST, 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    expected = hashlib.sha256(b"".join(block(index) for index in range(blocks))).digest()
+    try:
+        async with tunnel_to(tmp_path, port, scheme=scheme, server=options) as made:
+            base = f"{scheme}://{HOST}:{made.port}"
 
-                async def parts() -> AsyncIterator[bytes]:
-                    for index in range(blocks):
-                        if index == blocks // 2:
-                            made.relay.cut()
-                        yield block(index)
-
-                async def digest(answer: AsyncIterator[bytes]) -> bytes:
-                    digest = hashlib.sha256()
-                    async for part in answer:
-                        digest.update(part)
-                    return digest.digest()
-
-                async with AsyncClient(
-                    limits=Limits(max_connections=1), timeout=DEADLINE_S, trust_env=False, verify=context
-                ) as client:
-                    async with client.stream("POST", f"{base}/back", content=parts()) as response:
+            async def parts() -> AsyncIterator[bytes]:
+                for index in range(blocks):
+                    if index == blocks // 2:
                         made.relay.cut()
-                        assert await digest(response.aiter_raw()) == expected
-                    assert (await client.get(f"{base}/nothing")).status_code == 404
-                    assert (await client.post(f"{base}/echo", content=b"short")).content == b"short"
-                async with (
-                    ClientSession() as session,
-                    session.post(f"{base}/echo", data=parts(), ssl=context) as echoed,
-                ):
-                    assert await digest(echoed.content.iter_any()) == expected
-        finally:
-            await runner.cleanup()
+                    yield block(index)
 
-    run(main())
+            async def digest(answer: AsyncIterator[bytes]) -> bytes:
+                digest = hashlib.sha256()
+                async for part in answer:
+                    digest.update(part)
+                return digest.digest()
+
+            async with AsyncClient(
+                limits=Limits(max_connections=1), timeout=DEADLINE_S, trust_env=False, verify=context
+            ) as client:
+                async with client.stream("POST", f"{base}/back", content=parts()) as response:
+                    made.relay.cut()
+                    assert await digest(response.aiter_raw()) == expected
+                assert (await client.get(f"{base}/nothing")).status_code == 404
+                assert (await client.post(f"{base}/echo", content=b"short")).content == b"short"
+            async with (
+                ClientSession() as session,
+                session.post(f"{base}/echo", data=parts(), ssl=context) as echoed,
+            ):
+                assert await digest(echoed.content.iter_any()) == expected
+    finally:
+        await runner.cleanup()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_websocket_outlives_a_break(tmp_path: Path, scheme: str) -> None:
+async def test_a_websocket_outlives_a_break(tmp_path: Path, scheme: str) -> None:
     authority = Authority(tmp_path)
     options, context = (authority.options, authority.trusting()) if scheme == "https" else ((), None)
 
@@ -188,42 +179,39 @@ def test_a_websocket_outlives_a_break(tmp_path: Path, scheme: str) -> None:
         async for message in connection:
             await connection.send(message)
 
-    async def main() -> None:
-        async with serve(echo, HOST, 0) as server:
-            port = next(iter(server.sockets)).getsockname()[1]
-            async with (
-                tunnel_to(tmp_path, port, scheme=scheme, server=options) as made,
-                connect(
-                    f"{scheme.replace('http', 'ws')}://{HOST}:{made.port}/",
-                    proxy=None,
-                    ping_interval=None,
-                    compression=None,
-                    ssl=context,
-                ) as socket,
-            ):
-                for number in range(30):
-                    if number % 10 == 5:
-                        made.relay.cut()
-                    await socket.send(f"message {number}" * 100)
-                    async with asyncio.timeout(DEADLINE_S):
-                        assert await socket.recv() == f"message {number}" * 100
-                await socket.close()
-                assert socket.close_code == 1000
-                await eventually(lambda: bool(logged(made, "upgrade_ended")), "its end is logged")
-                (began,), (ended,) = access(made), logged(made, "upgrade_ended")
-                assert (began["status"], ended["status"], ended["service"]) == (101, 101, "default")
-                size = sum(len(f"message {number}" * 100) for number in range(30))
-                for direction in ("bytes", "bytes_in"):  # beside the messages their frames' heads
-                    assert size < int(str(ended[direction])) < size + 30 * 16
-                assert float(str(ended["duration_s"])) > float(str(began["duration_s"]))
-
-    run(main())
+    async with serve(echo, HOST, 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with (
+            tunnel_to(tmp_path, port, scheme=scheme, server=options) as made,
+            connect(
+                f"{scheme.replace('http', 'ws')}://{HOST}:{made.port}/",
+                proxy=None,
+                ping_interval=None,
+                compression=None,
+                ssl=context,
+            ) as socket,
+        ):
+            for number in range(30):
+                if number % 10 == 5:
+                    made.relay.cut()
+                await socket.send(f"message {number}" * 100)
+                async with asyncio.timeout(DEADLINE_S):
+                    assert await socket.recv() == f"message {number}" * 100
+            await socket.close()
+            assert socket.close_code == 1000
+            await eventually(lambda: bool(logged(made, "upgrade_ended")), "its end is logged")
+            (began,), (ended,) = access(made), logged(made, "upgrade_ended")
+            assert (began["status"], ended["status"], ended["service"]) == (101, 101, "default")
+            size = sum(len(f"message {number}" * 100) for number in range(30))
+            for direction in ("bytes", "bytes_in"):  # beside the messages their frames' heads
+                assert size < int(str(ended[direction])) < size + 30 * 16
+            assert float(str(ended["duration_s"])) > float(str(began["duration_s"]))
 
 
 # -- providers come and go
 
 
-def test_the_only_provider_is_killed_and_replaced_under_fifty_clients(tmp_path: Path) -> None:
+async def test_the_only_provider_is_killed_and_replaced_under_fifty_clients(tmp_path: Path) -> None:
     """Ten each: in a POST, in a GET without an answer byte, in an answer; twenty between requests."""
     held: list[str] = []
     replaced = False
@@ -247,99 +235,86 @@ def test_the_only_provider_is_killed_and_replaced_under_fifty_clients(tmp_path: 
             await reader.read()
             return
 
-    async def main() -> None:
-        nonlocal replaced
-        async with http_tunnel(tmp_path, target, server=("--queue-timeout", "30")) as made:
-            clients = [await made.connect() for _ in range(50)]
-            ask(clients, GET)
-            assert await answers(clients) == [(200, b"ok")] * 50
-            posting, getting, begun, between = clients[:10], clients[10:20], clients[20:30], clients[30:]
-            ask(posting, POST, b"/hold")
-            ask(getting, GET, b"/hold")
-            ask(begun, GET, b"/begun")
-            await eventually(lambda: len(held) == 30, "the target has them all")
-            for reader, _ in begun:
-                assert (await head_of(reader)).startswith("HTTP/1.1 200 ")
-            replaced = True
-            made.provider.process.kill()
-            await made.provider.wait()
-            await made.provide(connect=False)
-            ask(between, GET)
-            assert await answers(between) == [(200, b"ok")] * 20
-            assert await answers(getting) == [(200, b"ok")] * 10  # asked once more
-            assert [status for status, _ in await answers(posting)] == [502] * 10
-            for reader, _ in begun:
-                with pytest.raises(ConnectionResetError):
-                    await asyncio.wait_for(reader.read(), DEADLINE_S)
-            alive = posting + getting + between
-            ask(alive, GET)
-            assert await answers(alive) == [(200, b"ok")] * 40
-            assert sorted(held) == ["GET /begun"] * 10 + ["GET /hold"] * 10 + ["POST /hold"] * 10
-
-    run(main())
+    async with http_tunnel(tmp_path, target, server=("--queue-timeout", "30")) as made:
+        clients = [await made.connect() for _ in range(50)]
+        ask(clients, GET)
+        assert await answers(clients) == [(200, b"ok")] * 50
+        posting, getting, begun, between = clients[:10], clients[10:20], clients[20:30], clients[30:]
+        ask(posting, POST, b"/hold")
+        ask(getting, GET, b"/hold")
+        ask(begun, GET, b"/begun")
+        await eventually(lambda: len(held) == 30, "the target has them all")
+        for reader, _ in begun:
+            assert (await head_of(reader)).startswith("HTTP/1.1 200 ")
+        replaced = True
+        made.provider.process.kill()
+        await made.provider.wait()
+        await made.provide(connect=False)
+        ask(between, GET)
+        assert await answers(between) == [(200, b"ok")] * 20
+        assert await answers(getting) == [(200, b"ok")] * 10  # asked once more
+        assert [status for status, _ in await answers(posting)] == [502] * 10
+        for reader, _ in begun:
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), DEADLINE_S)
+        alive = posting + getting + between
+        ask(alive, GET)
+        assert await answers(alive) == [(200, b"ok")] * 40
+        assert sorted(held) == ["GET /begun"] * 10 + ["GET /hold"] * 10 + ["POST /hold"] * 10
 
 
-def test_a_provider_drains_and_is_replaced_between_requests(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with http_tunnel(tmp_path, polite) as made:
-            reader, writer = await made.connect()
-            writer.write(GET)
-            assert await answer(reader) == (200, b"/")
-            first = made.provider
-            await made.provide(connect=False)
-            second = made.provider
-            await eventually(lambda: second.events("peer_up"), "the second is there")
-            first.signal(signal.SIGTERM)
-            assert await first.wait() == 0
-            writer.write(GET)
-            assert await answer(reader) == (200, b"/")
-
-    run(main())
+async def test_a_provider_drains_and_is_replaced_between_requests(tmp_path: Path) -> None:
+    async with http_tunnel(tmp_path, polite) as made:
+        reader, writer = await made.connect()
+        writer.write(GET)
+        assert await answer(reader) == (200, b"/")
+        first = made.provider
+        await made.provide(connect=False)
+        second = made.provider
+        await eventually(lambda: second.events("peer_up"), "the second is there")
+        first.signal(signal.SIGTERM)
+        assert await first.wait() == 0
+        writer.write(GET)
+        assert await answer(reader) == (200, b"/")
 
 
-def test_without_a_provider_or_a_target_the_client_is_told_so(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            await made.target(polite)
-            made.scheme = "http"
-            await made.serve("--queue-timeout", "0.3")
-            reader, writer = await made.connect()
-            writer.write(GET)
-            head = await head_of(reader)
-            assert head.startswith("HTTP/1.1 503 ")
-            assert "Retry-After: 5\r\n" in head
-            writer.close()
-            reader, writer = await made.connect()
-            await made.provide(target=1)  # where nobody listens
-            for request in (GET, POST):
-                writer.write(request)
-                assert (await answer(reader))[0] == 502
-            await made.provide(connect=False)
-            await eventually(lambda: made.provider.events("peer_up"), "the other provider is there")
-            writer.write(GET)  # the one that fails passes it on
-            assert await answer(reader) == (200, b"/")
-
-    run(main())
+async def test_without_a_provider_or_a_target_the_client_is_told_so(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        await made.target(polite)
+        made.scheme = "http"
+        await made.serve("--queue-timeout", "0.3")
+        reader, writer = await made.connect()
+        writer.write(GET)
+        head = await head_of(reader)
+        assert head.startswith("HTTP/1.1 503 ")
+        assert "Retry-After: 5\r\n" in head
+        writer.close()
+        reader, writer = await made.connect()
+        await made.provide(target=1)  # where nobody listens
+        for request in (GET, POST):
+            writer.write(request)
+            assert (await answer(reader))[0] == 502
+        await made.provide(connect=False)
+        await eventually(lambda: made.provider.events("peer_up"), "the other provider is there")
+        writer.write(GET)  # the one that fails passes it on
+        assert await answer(reader) == (200, b"/")
 
 
-def test_a_provider_that_stays_away_is_504_after_the_grace(tmp_path: Path) -> None:
+async def test_a_provider_that_stays_away_is_504_after_the_grace(tmp_path: Path) -> None:
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async def main() -> None:
-        async with http_tunnel(tmp_path, hold, server=("--grace", "0.5")) as made:
-            reader, writer = await made.connect()
-            writer.write(POST)
-            await eventually(lambda: len(made._writers) == 2, "the target has the request")
-            made.relay.refusing = True
-            made.relay.cut()
-            assert (await answer(reader))[0] == 504
-            await eventually(lambda: len(access(made)) == 1, "it is logged")
-            (entry,) = access(made)
-            assert entry["status"] == 504
-            assert made.server.events("peer_down", peer=entry["provider"]), "the log says whose fault it is"
-
-    run(main())
+    async with http_tunnel(tmp_path, hold, server=("--grace", "0.5")) as made:
+        reader, writer = await made.connect()
+        writer.write(POST)
+        await eventually(lambda: len(made._writers) == 2, "the target has the request")
+        made.relay.refusing = True
+        made.relay.cut()
+        assert (await answer(reader))[0] == 504
+        await eventually(lambda: len(access(made)) == 1, "it is logged")
+        (entry,) = access(made)
+        assert entry["status"] == 504
+        assert made.server.events("peer_down", peer=entry["provider"]), "the log says whose fault it is"
 
 
 # -- what is logged
@@ -353,7 +328,7 @@ def access(made: Tunnel) -> list[dict[str, object]]:
     return logged(made, "access")
 
 
-def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_survived(tmp_path: Path) -> None:
+async def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_survived(tmp_path: Path) -> None:
     go_on = asyncio.Event()
 
     async def in_two_parts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -363,92 +338,80 @@ def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_surviv
             await go_on.wait()
             writer.write(b"cd")
 
-    async def main() -> None:
-        async with http_tunnel(tmp_path, in_two_parts) as made:
-            reader, writer = await made.connect()
-            writer.write(b"GET /path?secret HTTP/1.1\r\nHost: a\r\n\r\n")
-            go_on.set()
-            assert await answer(reader) == (200, b"abcd")
-            go_on.clear()
-            writer.write(GET)
-            await head_of(reader)
-            before = made.relay.connections
-            made.relay.cut()
-            await eventually(lambda: made.relay.connections > before, "the link is back")
-            go_on.set()
-            assert await reader.readexactly(4) == b"abcd"
-            await eventually(lambda: len(access(made)) == 2, "both are logged")
-            first, second = access(made)
-            assert first["message"] == "GET a/path"
-            assert (first["status"], first["bytes"], first["client"]) == (200, 4, HOST)
-            assert first["provider"] == second["provider"] is not None
-            assert (first["outage_survived"], second["outage_survived"]) == (False, True)
-
-    run(main())
+    async with http_tunnel(tmp_path, in_two_parts) as made:
+        reader, writer = await made.connect()
+        writer.write(b"GET /path?secret HTTP/1.1\r\nHost: a\r\n\r\n")
+        go_on.set()
+        assert await answer(reader) == (200, b"abcd")
+        go_on.clear()
+        writer.write(GET)
+        await head_of(reader)
+        before = made.relay.connections
+        made.relay.cut()
+        await eventually(lambda: made.relay.connections > before, "the link is back")
+        go_on.set()
+        assert await reader.readexactly(4) == b"abcd"
+        await eventually(lambda: len(access(made)) == 2, "both are logged")
+        first, second = access(made)
+        assert first["message"] == "GET a/path"
+        assert (first["status"], first["bytes"], first["client"]) == (200, 4, HOST)
+        assert first["provider"] == second["provider"] is not None
+        assert (first["outage_survived"], second["outage_survived"]) == (False, True)
 
 
 # -- who may come in, and where to
 
 
-def test_hosts_lead_to_services(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            made.scheme = "http"
-            await made.target(polite)
-            await made.serve("--route", "a=default", "--route", "*.b=other", "--queue-timeout", "0.2")
-            await made.provide()
-            reader, writer = await made.connect()
-            statuses = []
-            for host in (b"a", b"x.b", b"c", b"a"):
-                writer.write(GET.replace(b"Host: a", b"Host: " + host))
-                statuses.append((await answer(reader))[0])
-            assert statuses == [200, 503, 404, 200]
-
-    run(main())
-
-
-def test_a_token_made_by_the_command_lets_in_until_it_is_removed(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "tokens.toml"
-        argv = (sys.executable, "-m", "goreprox", "token", "new", "alice", "--auth-tokens", str(path))
-        token = (await output_of(*argv)).strip()
-        async with http_tunnel(tmp_path, polite, server=("--auth-tokens", str(path))) as made:
-            reader, writer = await made.connect()
-            authorised = GET[:-2] + f"X-Goreprox-Auth: {token}\r\n\r\n".encode()
-            statuses = []
-            for request in (GET, authorised, GET, authorised):
-                writer.write(request)
-                statuses.append((await answer(reader))[0])
-            path.write_text("")
-            writer.write(authorised)
+async def test_hosts_lead_to_services(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        made.scheme = "http"
+        await made.target(polite)
+        await made.serve("--route", "a=default", "--route", "*.b=other", "--queue-timeout", "0.2")
+        await made.provide()
+        reader, writer = await made.connect()
+        statuses = []
+        for host in (b"a", b"x.b", b"c", b"a"):
+            writer.write(GET.replace(b"Host: a", b"Host: " + host))
             statuses.append((await answer(reader))[0])
-            assert statuses == [401, 200, 401, 200, 401]
-            await eventually(lambda: bool(made.server.said("asked for default with no token")), "the log says so")
-            assert not made.server.said(token)
+        assert statuses == [200, 503, 404, 200]
 
-    run(main())
+
+async def test_a_token_made_by_the_command_lets_in_until_it_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    argv = (sys.executable, "-m", "goreprox", "token", "new", "alice", "--auth-tokens", str(path))
+    token = (await output_of(*argv)).strip()
+    async with http_tunnel(tmp_path, polite, server=("--auth-tokens", str(path))) as made:
+        reader, writer = await made.connect()
+        authorised = GET[:-2] + f"X-Goreprox-Auth: {token}\r\n\r\n".encode()
+        statuses = []
+        for request in (GET, authorised, GET, authorised):
+            writer.write(request)
+            statuses.append((await answer(reader))[0])
+        path.write_text("")
+        writer.write(authorised)
+        statuses.append((await answer(reader))[0])
+        assert statuses == [401, 200, 401, 200, 401]
+        await eventually(lambda: bool(made.server.said("asked for default with no token")), "the log says so")
+        assert not made.server.said(token)
 
 
 # -- ends
 
 
-def test_a_truncated_answer_ends_with_a_reset(tmp_path: Path) -> None:
+async def test_a_truncated_answer_ends_with_a_reset(tmp_path: Path) -> None:
     async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await head_of(reader)
         framing = {"/a": b"Content-Length: 90\r\n", "/b": b"Transfer-Encoding: chunked\r\n"}[head.split(" ")[1]]
         writer.write(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n4\r\nsome\r\n")
         writer.close()
 
-    async def main() -> None:
-        async with http_tunnel(tmp_path, break_off) as made:
-            for path in (b"/a", b"/b"):
-                reader, writer = await made.connect()
-                writer.write(GET.replace(b"/", path, 1))
-                assert "200" in await head_of(reader)
-                with pytest.raises(ConnectionResetError):
-                    await reader.read()
-
-    run(main())
+    async with http_tunnel(tmp_path, break_off) as made:
+        for path in (b"/a", b"/b"):
+            reader, writer = await made.connect()
+            writer.write(GET.replace(b"/", path, 1))
+            assert "200" in await head_of(reader)
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
 
 
 async def reads_little(port: int, buffer: int) -> socket.socket:
@@ -460,7 +423,7 @@ async def reads_little(port: int, buffer: int) -> socket.socket:
     return sock
 
 
-def test_an_answer_goes_on_while_its_request_does(tmp_path: Path) -> None:
+async def test_an_answer_goes_on_while_its_request_does(tmp_path: Path) -> None:
     size = 8 << 20
 
     async def answer_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -470,33 +433,30 @@ def test_an_answer_goes_on_while_its_request_does(tmp_path: Path) -> None:
             writer.write(data)
             await writer.drain()
 
-    async def main() -> None:
-        async with http_tunnel(tmp_path, answer_at_once) as made:
-            loop = asyncio.get_running_loop()
-            dice = random.Random(1)
-            with await reads_little(made.port, 1 << 15) as sock:
-                await loop.sock_sendall(sock, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+    async with http_tunnel(tmp_path, answer_at_once) as made:
+        loop = asyncio.get_running_loop()
+        dice = random.Random(1)
+        with await reads_little(made.port, 1 << 15) as sock:
+            await loop.sock_sendall(sock, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
 
-                async def upload() -> None:
-                    left = size
-                    while left:
-                        left -= (count := min(left, dice.choice((100, 1000, 3000, 20_000))))
-                        await loop.sock_sendall(sock, bytes(count))
-                        if dice.random() < 0.2:
-                            await asyncio.sleep(0.001)
+            async def upload() -> None:
+                left = size
+                while left:
+                    left -= (count := min(left, dice.choice((100, 1000, 3000, 20_000))))
+                    await loop.sock_sendall(sock, bytes(count))
+                    if dice.random() < 0.2:
+                        await asyncio.sleep(0.001)
 
-                async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
-                    tasks.create_task(upload(), name="upload")
-                    got = 0
-                    while got < size:
-                        got += len(await loop.sock_recv(sock, dice.choice((2000, 10_000, 60_000))))
-                        if dice.random() < 0.1:
-                            await asyncio.sleep(0.01)  # a client that reads a little slower than the target writes
-
-    run(main())
+            async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+                tasks.create_task(upload(), name="upload")
+                got = 0
+                while got < size:
+                    got += len(await loop.sock_recv(sock, dice.choice((2000, 10_000, 60_000))))
+                    if dice.random() < 0.1:
+                        await asyncio.sleep(0.01)  # a client that reads a little slower than the target writes
 
 
-def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_lost(tmp_path: Path) -> None:
+async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_lost(tmp_path: Path) -> None:
     lost = asyncio.Event()
 
     async def switch_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -505,27 +465,22 @@ def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_lost(t
         await lost.wait()
         reset_now(writer)
 
-    async def main() -> None:
-        async with http_tunnel(tmp_path, switch_and_reset) as made:
-            loop = asyncio.get_running_loop()
-            with await reads_little(made.port, 4096) as sock:
+    async with http_tunnel(tmp_path, switch_and_reset) as made:
+        loop = asyncio.get_running_loop()
+        with await reads_little(made.port, 4096) as sock:
 
-                async def read_to_the_end() -> None:
-                    while await loop.sock_recv(sock, 1 << 20):
-                        pass
+            async def read_to_the_end() -> None:
+                while await loop.sock_recv(sock, 1 << 20):
+                    pass
 
-                await loop.sock_sendall(
-                    sock, GET.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
-                )
-                assert await asyncio.wait_for(loop.sock_recv(sock, 1), DEADLINE_S) == b"H"
-                lost.set()
-                with pytest.raises(ConnectionResetError):
-                    await asyncio.wait_for(read_to_the_end(), DEADLINE_S)
-
-    run(main())
+            await loop.sock_sendall(sock, GET.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"))
+            assert await asyncio.wait_for(loop.sock_recv(sock, 1), DEADLINE_S) == b"H"
+            lost.set()
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(read_to_the_end(), DEADLINE_S)
 
 
-def test_events_arrive_one_by_one_and_a_client_that_leaves_is_noticed(tmp_path: Path) -> None:
+async def test_events_arrive_one_by_one_and_a_client_that_leaves_is_noticed(tmp_path: Path) -> None:
     left = asyncio.Event()
     said = asyncio.Event()
 
@@ -541,28 +496,25 @@ def test_events_arrive_one_by_one_and_a_client_that_leaves_is_noticed(tmp_path: 
         finally:
             left.set()
 
-    async def main() -> None:
-        async with http_tunnel(tmp_path, events) as made:
-            reader, writer = await made.connect()
-            writer.write(GET)
-            await head_of(reader)
-            for _ in range(3):
-                async with asyncio.timeout(DEADLINE_S):
-                    assert await reader.readuntil(b"\n\n\r\n") == b"9\r\ndata: 1\n\n\r\n"
-                said.set()
-            writer.transport.abort()
+    async with http_tunnel(tmp_path, events) as made:
+        reader, writer = await made.connect()
+        writer.write(GET)
+        await head_of(reader)
+        for _ in range(3):
             async with asyncio.timeout(DEADLINE_S):
-                while not left.is_set():
-                    said.set()
-                    await asyncio.sleep(0.05)
-
-    run(main())
+                assert await reader.readuntil(b"\n\n\r\n") == b"9\r\ndata: 1\n\n\r\n"
+            said.set()
+        writer.transport.abort()
+        async with asyncio.timeout(DEADLINE_S):
+            while not left.is_set():
+                said.set()
+                await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("how", ["closes", "resets"])
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"])
 @pytest.mark.parametrize("request_", [GET, POST])
-def test_a_client_that_leaves_while_nothing_comes_frees_its_place_and_its_target(
+async def test_a_client_that_leaves_while_nothing_comes_frees_its_place_and_its_target(
     tmp_path: Path, how: str, said: bytes, request_: bytes
 ) -> None:
     """As with long polling, or events that are rare."""
@@ -581,25 +533,22 @@ def test_a_client_that_leaves_while_nothing_comes_frees_its_place_and_its_target
             assert await reader.read() == b""
         waiting -= 1
 
-    async def main() -> None:
-        async with http_tunnel(tmp_path, wait, server=("--max-connections", "3")) as made:
-            clients = [await made.connect() for _ in range(3)]
-            for _, writer in clients:
-                writer.write(request_)
-            await eventually(lambda: waiting == 3, "all places are taken")
-            for reader, writer in clients:
-                if said:
-                    await head_of(reader)
-                writer.close() if how == "closes" else reset_now(writer)
-            await eventually(lambda: waiting == 0, "the target is told")
-            reader, writer = await made.connect()
-            writer.write(GET.replace(b"/", b"/last", 1))
-            assert await answer(reader) == (200, b"ok")
-
-    run(main())
+    async with http_tunnel(tmp_path, wait, server=("--max-connections", "3")) as made:
+        clients = [await made.connect() for _ in range(3)]
+        for _, writer in clients:
+            writer.write(request_)
+        await eventually(lambda: waiting == 3, "all places are taken")
+        for reader, writer in clients:
+            if said:
+                await head_of(reader)
+            writer.close() if how == "closes" else reset_now(writer)
+        await eventually(lambda: waiting == 0, "the target is told")
+        reader, writer = await made.connect()
+        writer.write(GET.replace(b"/", b"/last", 1))
+        assert await answer(reader) == (200, b"ok")
 
 
-def test_a_slow_reader_stops_its_target_and_nobody_else(tmp_path: Path) -> None:
+async def test_a_slow_reader_stops_its_target_and_nobody_else(tmp_path: Path) -> None:
     sent = 0
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -612,25 +561,22 @@ def test_a_slow_reader_stops_its_target_and_nobody_else(tmp_path: Path) -> None:
                 sent += 1 << 16
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    async def main() -> None:
-        limits = ("--memory", "16", "--max-connections", "64")
-        async with http_tunnel(tmp_path, flood, server=limits, provider=limits) as made:
-            _, slow = await made.connect()
-            slow.write(GET.replace(b"/", b"/flood", 1))
-            last, level = -1, 0
-            async with asyncio.timeout(DEADLINE_S):
-                while level < 10:
-                    level, last = (level + 1, last) if sent == last and sent else (0, sent)
-                    await asyncio.sleep(0.05)
-            assert sent < 256 << 20
-            reader, writer = await made.connect()
-            writer.write(GET)
-            assert await answer(reader) == (200, b"ok")
-
-    run(main())
+    limits = ("--memory", "16", "--max-connections", "64")
+    async with http_tunnel(tmp_path, flood, server=limits, provider=limits) as made:
+        _, slow = await made.connect()
+        slow.write(GET.replace(b"/", b"/flood", 1))
+        last, level = -1, 0
+        async with asyncio.timeout(DEADLINE_S):
+            while level < 10:
+                level, last = (level + 1, last) if sent == last and sent else (0, sent)
+                await asyncio.sleep(0.05)
+        assert sent < 256 << 20
+        reader, writer = await made.connect()
+        writer.write(GET)
+        assert await answer(reader) == (200, b"ok")
 
 
-def test_a_server_that_ends_answers_first(tmp_path: Path) -> None:
+async def test_a_server_that_ends_answers_first(tmp_path: Path) -> None:
     release = asyncio.Event()
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -638,27 +584,24 @@ def test_a_server_that_ends_answers_first(tmp_path: Path) -> None:
         await release.wait()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    async def main() -> None:
-        async with http_tunnel(tmp_path, hold) as made:
-            idle, bored = await made.connect()
-            reader, writer = await made.connect()
-            writer.write(GET)
-            await eventually(lambda: len(made._writers) == 3, "the target has the request")
-            made.server.signal(signal.SIGTERM)
-            async with asyncio.timeout(DEADLINE_S):
-                assert await idle.read() == b""
-            bored.close()
-            release.set()
-            assert "Connection: close" in await head_of(reader)
-            assert await reader.read() == b"ok"
-            writer.close()
-            assert await made.server.wait() == 0
-
-    run(main())
+    async with http_tunnel(tmp_path, hold) as made:
+        idle, bored = await made.connect()
+        reader, writer = await made.connect()
+        writer.write(GET)
+        await eventually(lambda: len(made._writers) == 3, "the target has the request")
+        made.server.signal(signal.SIGTERM)
+        async with asyncio.timeout(DEADLINE_S):
+            assert await idle.read() == b""
+        bored.close()
+        release.set()
+        assert "Connection: close" in await head_of(reader)
+        assert await reader.read() == b"ok"
+        writer.close()
+        assert await made.server.wait() == 0
 
 
 @pytest.mark.programs
-def test_nginx_sees_the_requests_that_we_saw_and_no_others(tmp_path: Path) -> None:
+async def test_nginx_sees_the_requests_that_we_saw_and_no_others(tmp_path: Path) -> None:
     """Whatever a client tries to hide in a body, in a head that has two readings, or behind either."""
     hidden = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
     head = b"POST /page HTTP/1.1\r\nHost: a\r\n"
@@ -678,26 +621,23 @@ def test_nginx_sees_the_requests_that_we_saw_and_no_others(tmp_path: Path) -> No
         async with asyncio.timeout(DEADLINE_S):
             return re.findall(rb"HTTP/1\.1 (\d{3}) ", await reader.read())
 
-    async def main() -> None:
-        (tmp_path / "page").write_text("a page\n")
-        expected: list[str] = []
-        async with (
-            nginx(tmp_path, tmp_path, log=tmp_path / "requests") as port,
-            tunnel_to(tmp_path, port, scheme="http") as made,
-        ):
-            for name, (status, request) in REFUSED.items():
-                assert await statuses(made, request + NEXT) == [b"%d" % status], name
-            for request, lines in tries.items():
-                answered = 0
-                async with asyncio.timeout(DEADLINE_S):
-                    while answered < len(lines):  # an answer before the body is whole is the last
-                        answered = len(await statuses(made, request))
-                        assert 1 <= answered <= len(lines), request
-                        expected += lines[:answered]
-            for body in BODIES.values():  # of which nginx may see the beginning, and answer that
-                await statuses(made, head + b"Transfer-Encoding: chunked\r\n\r\n" + body + NEXT)
-        seen = (tmp_path / "requests").read_text().splitlines()
-        assert seen[: len(expected)] == expected
-        assert set(seen[len(expected) :]) <= {post}
-
-    run(main())
+    (tmp_path / "page").write_text("a page\n")
+    expected: list[str] = []
+    async with (
+        nginx(tmp_path, tmp_path, log=tmp_path / "requests") as port,
+        tunnel_to(tmp_path, port, scheme="http") as made,
+    ):
+        for name, (status, request) in REFUSED.items():
+            assert await statuses(made, request + NEXT) == [b"%d" % status], name
+        for request, lines in tries.items():
+            answered = 0
+            async with asyncio.timeout(DEADLINE_S):
+                while answered < len(lines):  # an answer before the body is whole is the last
+                    answered = len(await statuses(made, request))
+                    assert 1 <= answered <= len(lines), request
+                    expected += lines[:answered]
+        for body in BODIES.values():  # of which nginx may see the beginning, and answer that
+            await statuses(made, head + b"Transfer-Encoding: chunked\r\n\r\n" + body + NEXT)
+    seen = (tmp_path / "requests").read_text().splitlines()
+    assert seen[: len(expected)] == expected
+    assert set(seen[len(expected) :]) <= {post}

@@ -16,7 +16,7 @@ from brokers.envelope import CONTROL, Announce, Control, Hello, control
 from brokers.peers import NONCE_BYTES, PeerName, Role
 from brokers.sockets import secure_link
 from goreprox.keys.join import Join
-from tests.e2e.harness import HOST, Process, Relay, echo, eventually, run
+from tests.e2e.harness import HOST, Process, Relay, echo, eventually
 from tests.e2e.secured import Secured, number, secured
 
 WATCHED_S = 10.0
@@ -164,7 +164,7 @@ class Victims:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("role", list(Role))
-def test_whatever_ends_a_busy_peer_ends_nobody_else(tmp_path: Path, role: Role) -> None:
+async def test_whatever_ends_a_busy_peer_ends_nobody_else(tmp_path: Path, role: Role) -> None:
     actions: list[Callable[[Victims], Awaitable[None]]] = [
         Victims.revoke,
         *([Victims.narrow] if role is Role.PROVIDER else []),
@@ -172,33 +172,29 @@ def test_whatever_ends_a_busy_peer_ends_nobody_else(tmp_path: Path, role: Role) 
         Victims.finish,
         Victims.kill,
     ]
-
-    async def main() -> None:
-        load = Load()
-        async with secured(tmp_path, echo, "--listen", f"{HOST}:0=busy") as it:
-            it._stack.push_async_callback(load.stop)
-            echoing = it.target_port
-            target = await it.target(load.serve)
-            it.target_port = echoing
-            clients = (await it.server.ready())["clients"]
-            assert isinstance(clients, list)
-            seen = await witness(it)
-            if role is Role.EDGE:
-                await it.keys("add", "busy", "--services", "busy")
-                process = await it.start(
-                    *("provider", f"busy={HOST}:{target}", "--server", f"{HOST}:{it.providers}"),
-                    *("--join-file", str(it.join_file("busy"))),
-                )
-                await connected(process)
-            for number_, action in enumerate(actions):
-                victims = Victims(it, role, number(clients[1]), target, load)
-                await victims.start(f"v{number_}")
-                await action(victims)
-                await seen.watches(1.0)
-            await seen.watches(WATCHED_S)
-            assert it.server.process.returncode is None
-
-    run(main(), deadline_s=230)
+    load = Load()
+    async with secured(tmp_path, echo, "--listen", f"{HOST}:0=busy") as it:
+        it._stack.push_async_callback(load.stop)
+        echoing = it.target_port
+        target = await it.target(load.serve)
+        it.target_port = echoing
+        clients = (await it.server.ready())["clients"]
+        assert isinstance(clients, list)
+        seen = await witness(it)
+        if role is Role.EDGE:
+            await it.keys("add", "busy", "--services", "busy")
+            process = await it.start(
+                *("provider", f"busy={HOST}:{target}", "--server", f"{HOST}:{it.providers}"),
+                *("--join-file", str(it.join_file("busy"))),
+            )
+            await connected(process)
+        for number_, action in enumerate(actions):
+            victims = Victims(it, role, number(clients[1]), target, load)
+            await victims.start(f"v{number_}")
+            await action(victims)
+            await seen.watches(1.0)
+        await seen.watches(WATCHED_S)
+        assert it.server.process.returncode is None
 
 
 # -- hostile ones
@@ -324,22 +320,19 @@ async def half_a_message(hostile: Hostile, *, fin: bool) -> None:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("role", list(Role))
-def test_whatever_a_hostile_key_holder_does_the_server_serves_the_others(tmp_path: Path, role: Role) -> None:
-    async def main() -> None:
-        async with secured(tmp_path, echo) as it:
-            seen = await witness(it)
-            await it.keys("add", "hostile", "--role", str(role), "--services", "default")
-            hostile = Hostile(it, role, Join.parse(it.join_file("hostile").read_text()))
-            before = descriptors(it.server)
-            for _ in range(ROUNDS):
-                for attack in (flood_then_end, rename, take_over, announce, half_a_message):
-                    for fin in (False, True):
-                        await attack(hostile, fin=fin)
-                        await seen.says()
-            await seen.watches(WATCHED_S)
-            assert it.server.process.returncode is None
-            # libzmq never closes a connection that was taken over and goes on: fewer than 64 of them, two each.
-            assert descriptors(it.server) < before + 128
-            assert it.server.peak_rss_kib < 256 * 1024
-
-    run(main(), deadline_s=230)
+async def test_whatever_a_hostile_key_holder_does_the_server_serves_the_others(tmp_path: Path, role: Role) -> None:
+    async with secured(tmp_path, echo) as it:
+        seen = await witness(it)
+        await it.keys("add", "hostile", "--role", str(role), "--services", "default")
+        hostile = Hostile(it, role, Join.parse(it.join_file("hostile").read_text()))
+        before = descriptors(it.server)
+        for _ in range(ROUNDS):
+            for attack in (flood_then_end, rename, take_over, announce, half_a_message):
+                for fin in (False, True):
+                    await attack(hostile, fin=fin)
+                    await seen.says()
+        await seen.watches(WATCHED_S)
+        assert it.server.process.returncode is None
+        # libzmq never closes a connection that was taken over and goes on: fewer than 64 of them, two each.
+        assert descriptors(it.server) < before + 128
+        assert it.server.peak_rss_kib < 256 * 1024

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import HOST, Process, Tunnel, echo, eventually, read_digest, run, send_blocks
+from tests.e2e.harness import HOST, Process, Tunnel, echo, eventually, read_digest, send_blocks
 from tests.e2e.hostile import GREETING, OPENINGS, Cutter, libzmq_ids, perform, ready, scripts
 from tests.e2e.secured import Secured
 
@@ -79,112 +79,101 @@ async def together(work: Iterator[Coroutine[object, object, None]]) -> None:
 
 
 @pytest.mark.parametrize("keys", HANDSHAKE_BYTES)
-def test_a_handshake_may_end_at_any_byte_in_both_roles(tmp_path: Path, keys: str) -> None:
-    async def main() -> None:
-        async with serving(tmp_path, keys) as (made, port, joined):
-            cuts = deque(
-                (direction, limit, rst)
-                for direction, size in enumerate(HANDSHAKE_BYTES[keys])
-                for limit in range(size)
-                for rst in (False, True)
-            )
-            cutters = [Cutter(port, lambda: cuts.popleft() if cuts else None) for _ in range(LINKS)]
-            try:
-                provider = await provide(made, [port, *(cutter.port for cutter in cutters)], *joined)
-                await eventually(lambda: provider.events("peer_up"), "the provider is connected")
-                await serves(made, made.server, provider)
-                await eventually(lambda: not cuts, "all cuts are made", deadline_s=100)
-                other = await provide(made, [cutters[0].port], *joined)
-                await eventually(lambda: other.events("peer_up"), "another provider is connected")
-                await serves(made, made.server, provider)
-            finally:
-                for cutter in cutters:
-                    await cutter.stop()
-
-    run(main())
-
-
-def test_a_hostile_server_ends_no_provider(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with serving(tmp_path) as (made, port, _):
-            loop = asyncio.get_running_loop()
-            plays: deque[tuple[list[bytes], bytes | None, bool, float]] = deque()
-            for rst in (False, True):
-                plays += [
-                    (pieces, ready(b"ROUTER"), rst, pause_s) for pieces in scripts().values() for pause_s in (0.0, 0.05)
-                ]
-                plays += [([opening], None, rst, 0.01) for opening in OPENINGS.values()]
-            parts = scripts()["a message of many parts"]
-            plays += [(parts, ready(b"ROUTER"), True, pause_s) for pause_s in MANY_PARTS_S]
-
-            async def play(listener: socket.socket) -> None:
-                while plays:
-                    pieces, handshake, rst, pause_s = plays.popleft()
-                    sock, _ = await loop.sock_accept(listener)
-                    await perform(sock, pieces, handshake=handshake, pause_s=pause_s, rst=rst)
-
-            with contextlib.ExitStack() as stack:
-                listeners = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(AT_ONCE)]
-                provider = await provide(made, [port, *(each.getsockname()[1] for each in listeners)])
-                await eventually(lambda: provider.events("peer_up"), "the provider is connected")
-                for listener in listeners:
-                    listener.setblocking(False)
-                await while_alive(together(map(play, listeners)), provider)
+async def test_a_handshake_may_end_at_any_byte_in_both_roles(tmp_path: Path, keys: str) -> None:
+    async with serving(tmp_path, keys) as (made, port, joined):
+        cuts = deque(
+            (direction, limit, rst)
+            for direction, size in enumerate(HANDSHAKE_BYTES[keys])
+            for limit in range(size)
+            for rst in (False, True)
+        )
+        cutters = [Cutter(port, lambda: cuts.popleft() if cuts else None) for _ in range(LINKS)]
+        try:
+            provider = await provide(made, [port, *(cutter.port for cutter in cutters)], *joined)
+            await eventually(lambda: provider.events("peer_up"), "the provider is connected")
             await serves(made, made.server, provider)
+            await eventually(lambda: not cuts, "all cuts are made", deadline_s=100)
+            other = await provide(made, [cutters[0].port], *joined)
+            await eventually(lambda: other.events("peer_up"), "another provider is connected")
+            await serves(made, made.server, provider)
+        finally:
+            for cutter in cutters:
+                await cutter.stop()
 
-    run(main())
+
+async def test_a_hostile_server_ends_no_provider(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (made, port, _):
+        loop = asyncio.get_running_loop()
+        plays: deque[tuple[list[bytes], bytes | None, bool, float]] = deque()
+        for rst in (False, True):
+            plays += [
+                (pieces, ready(b"ROUTER"), rst, pause_s) for pieces in scripts().values() for pause_s in (0.0, 0.05)
+            ]
+            plays += [([opening], None, rst, 0.01) for opening in OPENINGS.values()]
+        parts = scripts()["a message of many parts"]
+        plays += [(parts, ready(b"ROUTER"), True, pause_s) for pause_s in MANY_PARTS_S]
+
+        async def play(listener: socket.socket) -> None:
+            while plays:
+                pieces, handshake, rst, pause_s = plays.popleft()
+                sock, _ = await loop.sock_accept(listener)
+                await perform(sock, pieces, handshake=handshake, pause_s=pause_s, rst=rst)
+
+        with contextlib.ExitStack() as stack:
+            listeners = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(AT_ONCE)]
+            provider = await provide(made, [port, *(each.getsockname()[1] for each in listeners)])
+            await eventually(lambda: provider.events("peer_up"), "the provider is connected")
+            for listener in listeners:
+                listener.setblocking(False)
+            await while_alive(together(map(play, listeners)), provider)
+        await serves(made, made.server, provider)
 
 
 @pytest.mark.parametrize("keys", HANDSHAKE_BYTES)
-def test_strangers_end_no_server(tmp_path: Path, keys: str) -> None:
-    async def main() -> None:
-        async with serving(tmp_path, keys) as (made, port, joined):
-            provider = await provide(made, [port], *joined)
-            await eventually(lambda: provider.events("peer_up"), "the provider is connected")
-            loop = asyncio.get_running_loop()
+async def test_strangers_end_no_server(tmp_path: Path, keys: str) -> None:
+    async with serving(tmp_path, keys) as (made, port, joined):
+        provider = await provide(made, [port], *joined)
+        await eventually(lambda: provider.events("peer_up"), "the provider is connected")
+        loop = asyncio.get_running_loop()
 
-            async def play(pieces: list[bytes], handshake: bytes | None, rst: bool) -> None:
-                sock = socket.socket()
-                sock.setblocking(False)
-                with contextlib.suppress(OSError):
-                    await loop.sock_connect(sock, (HOST, port))
-                await perform(sock, pieces, handshake=handshake, pause_s=0.02, rst=rst)
+        async def play(pieces: list[bytes], handshake: bytes | None, rst: bool) -> None:
+            sock = socket.socket()
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                await loop.sock_connect(sock, (HOST, port))
+            await perform(sock, pieces, handshake=handshake, pause_s=0.02, rst=rst)
 
-            plays: list[tuple[list[bytes], bytes | None]] = [([opening], None) for opening in OPENINGS.values()]
-            plays += [
-                (pieces, ready(b"DEALER", identity))
-                for pieces in scripts().values()
-                for identity in (b"", b"same", b"p" + bytes(32) + b"web")
-            ]
-            work = together(play(*each, rst) for each in plays for rst in (False, True))
-            await while_alive(work, made.server, provider)
-            await serves(made, made.server, provider)
-
-    run(main())
+        plays: list[tuple[list[bytes], bytes | None]] = [([opening], None) for opening in OPENINGS.values()]
+        plays += [
+            (pieces, ready(b"DEALER", identity))
+            for pieces in scripts().values()
+            for identity in (b"", b"same", b"p" + bytes(32) + b"web")
+        ]
+        work = together(play(*each, rst) for each in plays for rst in (False, True))
+        await while_alive(work, made.server, provider)
+        await serves(made, made.server, provider)
 
 
-def test_no_peer_can_claim_the_id_that_the_next_nameless_one_gets(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with serving(tmp_path) as (made, port, _):
-            claimed = [
-                b"\0" + (first + ahead & 0xFFFFFFFF).to_bytes(4, "big") for first in libzmq_ids(4) for ahead in range(2)
-            ]
-            loop = asyncio.get_running_loop()
-            socks = []
-            for identity in (*claimed, b"", b"", b""):
-                sock = socket.create_connection((HOST, port))
-                socks.append(sock)
-                sock.setblocking(False)
-                await loop.sock_sendall(sock, GREETING + ready(b"DEALER", identity))
-            for sock in socks:
-                await loop.sock_recv(sock, 1)
-            await serves_after(made, port)
-            for sock in socks:
-                sock.close()
+async def test_no_peer_can_claim_the_id_that_the_next_nameless_one_gets(tmp_path: Path) -> None:
 
     async def serves_after(made: Tunnel, port: int) -> None:
         provider = await provide(made, [port])
         await eventually(lambda: provider.events("peer_up"), "the provider is connected")
         await serves(made, made.server, provider)
 
-    run(main())
+    async with serving(tmp_path) as (made, port, _):
+        claimed = [
+            b"\0" + (first + ahead & 0xFFFFFFFF).to_bytes(4, "big") for first in libzmq_ids(4) for ahead in range(2)
+        ]
+        loop = asyncio.get_running_loop()
+        socks = []
+        for identity in (*claimed, b"", b"", b""):
+            sock = socket.create_connection((HOST, port))
+            socks.append(sock)
+            sock.setblocking(False)
+            await loop.sock_sendall(sock, GREETING + ready(b"DEALER", identity))
+        for sock in socks:
+            await loop.sock_recv(sock, 1)
+        await serves_after(made, port)
+        for sock in socks:
+            sock.close()

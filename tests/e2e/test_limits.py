@@ -19,7 +19,6 @@ from tests.e2e.harness import (
     block,
     eventually,
     read_digest,
-    run,
     send_blocks,
     tunnel,
 )
@@ -98,7 +97,7 @@ async def stall(sock: socket.socket, port: int, read: int) -> None:
         pytest.param(100, 5 << 20, 256, (), 256, id="100 with grown windows"),  # and with all options left alone
     ],
 )
-def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
+async def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
     *, tmp_path: Path, stalled: int, read: int, memory_mib: int, options: tuple[str, ...], blocks: int
 ) -> None:
     sent = 0
@@ -116,29 +115,26 @@ def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
             await writer.drain()
             sent += len(endless)
 
-    async def main() -> None:
-        clients = [socket.socket() for _ in range(stalled)]
-        try:
-            async with tunnel(tmp_path, download, server=options, provider=options) as made:
-                for start in range(0, stalled, AT_ONCE):
-                    some = clients[start : start + AT_ONCE]
-                    await asyncio.gather(*(stall(sock, made.port, read) for sock in some))
-                level = Level()
-                await eventually(lambda: level.holds(sent), "all buffers are full", deadline_s=WAIT_S)
+    clients = [socket.socket() for _ in range(stalled)]
+    try:
+        async with tunnel(tmp_path, download, server=options, provider=options) as made:
+            for start in range(0, stalled, AT_ONCE):
+                some = clients[start : start + AT_ONCE]
+                await asyncio.gather(*(stall(sock, made.port, read) for sock in some))
+            level = Level()
+            await eventually(lambda: level.holds(sent), "all buffers are full", deadline_s=WAIT_S)
 
-                digest = await send_blocks(_Null(), blocks)  # type: ignore[arg-type]
-                reader, writer = await made.connect()
-                writer.write(blocks.to_bytes(4, "big"))
-                assert await read_digest(reader) == (blocks << 16, digest)
-                writer.close()
-                for process in (made.server, made.provider):
-                    print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
-                    assert process.peak_rss_kib < (memory_mib + 64) * MIB_KIB
-        finally:
-            for sock in clients:
-                sock.close()
-
-    run(main(), deadline_s=LOAD_S - 20)
+            digest = await send_blocks(_Null(), blocks)  # type: ignore[arg-type]
+            reader, writer = await made.connect()
+            writer.write(blocks.to_bytes(4, "big"))
+            assert await read_digest(reader) == (blocks << 16, digest)
+            writer.close()
+            for process in (made.server, made.provider):
+                print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
+                assert process.peak_rss_kib < (memory_mib + 64) * MIB_KIB
+    finally:
+        for sock in clients:
+            sock.close()
 
 
 async def short(port: int, *, kind: bytes) -> None:
@@ -175,7 +171,7 @@ async def settled(made: Tunnel, *, idle: dict[Process, int]) -> dict[Process, in
 
 
 @pytest.mark.timeout(LOAD_S)
-def test_many_short_connections_leave_nothing_behind(tmp_path: Path) -> None:
+async def test_many_short_connections_leave_nothing_behind(tmp_path: Path) -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readexactly(20)
         writer.write(b"a small response")
@@ -183,16 +179,13 @@ def test_many_short_connections_leave_nothing_behind(tmp_path: Path) -> None:
             assert await reader.read() == b""
         writer.close()
 
-    async def main() -> None:
-        async with tunnel(tmp_path, respond) as made:
-            processes = (made.server, made.provider)
-            idle = {process: len(descriptors(process)) for process in processes}
-            await many_short(made.port, SHORT // 4)
-            early = await settled(made, idle=idle)
-            await many_short(made.port, SHORT - SHORT // 4)
-            late = await settled(made, idle=idle)
-            for process in processes:
-                print(f"{SHORT} connections: {early[process]} KiB resident after a quarter, {late[process]} at the end")
-                assert late[process] - early[process] <= 8 * MIB_KIB, (early, late)
-
-    run(main(), deadline_s=LOAD_S - 20)
+    async with tunnel(tmp_path, respond) as made:
+        processes = (made.server, made.provider)
+        idle = {process: len(descriptors(process)) for process in processes}
+        await many_short(made.port, SHORT // 4)
+        early = await settled(made, idle=idle)
+        await many_short(made.port, SHORT - SHORT // 4)
+        late = await settled(made, idle=idle)
+        for process in processes:
+            print(f"{SHORT} connections: {early[process]} KiB resident after a quarter, {late[process]} at the end")
+            assert late[process] - early[process] <= 8 * MIB_KIB, (early, late)

@@ -24,7 +24,6 @@ from tests.e2e.harness import (
     block,
     eventually,
     nothing_yet,
-    run,
 )
 from tests.e2e.test_limits import MIB_KIB, descriptors
 
@@ -134,82 +133,72 @@ async def there_and_back(sock: socket.socket, blocks: int) -> None:
     assert got.digest() == sent.digest()
 
 
-def test_idle_streams_cost_little_and_busy_ones_go_on_beside_them(tmp_path: Path) -> None:
-    async def main() -> None:
-        options = ("--max-connections", "12000")
-        async with echoing(tmp_path, *options) as (made, providers):
-            processes = [made.server, *providers]
-            socks = await clients(made, AT_ONCE)  # what only the first ones cost
-            before = {process: process.rss_kib for process in processes}
-            socks += await clients(made, IDLE - AT_ONCE)
-            for process in processes:
-                each = (process.rss_kib - before[process]) / (IDLE - AT_ONCE)
-                print(f"an idle stream takes {each:.1f} KiB")
-                assert each < IDLE_KIB
-            idle = {process: len(descriptors(process)) for process in processes}
-            busy = await clients(made, BUSY)
-            began = time.monotonic()
-            await asyncio.gather(*(there_and_back(sock, 4) for sock in busy))
-            took_s = time.monotonic() - began
-            print(f"{BUSY} busy streams moved {BUSY / 2:.0f} MiB in {took_s:.1f} s")  # 256 KiB there, and back
-            made.relay.cut()
-            await all_answered(socks)
-            for sock in busy:
-                sock.close()
-            await eventually(
-                lambda: all(len(descriptors(p)) <= idle[p] + 8 for p in processes), "they are gone", deadline_s=WAIT_S
-            )
-            for process in processes:
-                print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
-                assert process.peak_rss_kib < before[process] + IDLE * IDLE_KIB + 256 * MIB_KIB
-
-    run(main(), deadline_s=LOAD_S - 20)
+async def test_idle_streams_cost_little_and_busy_ones_go_on_beside_them(tmp_path: Path) -> None:
+    options = ("--max-connections", "12000")
+    async with echoing(tmp_path, *options) as (made, providers):
+        processes = [made.server, *providers]
+        socks = await clients(made, AT_ONCE)  # what only the first ones cost
+        before = {process: process.rss_kib for process in processes}
+        socks += await clients(made, IDLE - AT_ONCE)
+        for process in processes:
+            each = (process.rss_kib - before[process]) / (IDLE - AT_ONCE)
+            print(f"an idle stream takes {each:.1f} KiB")
+            assert each < IDLE_KIB
+        idle = {process: len(descriptors(process)) for process in processes}
+        busy = await clients(made, BUSY)
+        began = time.monotonic()
+        await asyncio.gather(*(there_and_back(sock, 4) for sock in busy))
+        took_s = time.monotonic() - began
+        print(f"{BUSY} busy streams moved {BUSY / 2:.0f} MiB in {took_s:.1f} s")  # 256 KiB there, and back
+        made.relay.cut()
+        await all_answered(socks)
+        for sock in busy:
+            sock.close()
+        await eventually(
+            lambda: all(len(descriptors(p)) <= idle[p] + 8 for p in processes), "they are gone", deadline_s=WAIT_S
+        )
+        for process in processes:
+            print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
+            assert process.peak_rss_kib < before[process] + IDLE * IDLE_KIB + 256 * MIB_KIB
 
 
-def test_a_frozen_provider_stops_its_own_streams_alone_and_fills_no_memory(tmp_path: Path) -> None:
-    async def main() -> None:
-        options = ("--memory", "32", "--max-connections", "1000", "--grace", str(LOAD_S))
-        async with echoing(tmp_path, *options, providers=2) as (made, providers):
-            frozen = providers[0]
-            socks = await clients(made, 40)
-            frozen.signal(signal.SIGSTOP)
-            transfers = [asyncio.create_task(there_and_back(sock, FROZEN_BLOCKS), name="transfer") for sock in socks]
-            half = len(socks) // 2
-            await eventually(lambda: sum(task.done() for task in transfers) >= half, "half are done", deadline_s=WAIT_S)
-            assert sum(task.done() for task in transfers) == half, "the frozen half did more than it can"
-            print(f"{made.server.rss_kib // MIB_KIB} MiB resident while it is frozen")
-            assert made.server.rss_kib < (32 + 80) * MIB_KIB
-            frozen.signal(signal.SIGCONT)
-            await asyncio.wait_for(asyncio.gather(*transfers), WAIT_S)
-
-    run(main(), deadline_s=LOAD_S - 20)
+async def test_a_frozen_provider_stops_its_own_streams_alone_and_fills_no_memory(tmp_path: Path) -> None:
+    options = ("--memory", "32", "--max-connections", "1000", "--grace", str(LOAD_S))
+    async with echoing(tmp_path, *options, providers=2) as (made, providers):
+        frozen = providers[0]
+        socks = await clients(made, 40)
+        frozen.signal(signal.SIGSTOP)
+        transfers = [asyncio.create_task(there_and_back(sock, FROZEN_BLOCKS), name="transfer") for sock in socks]
+        half = len(socks) // 2
+        await eventually(lambda: sum(task.done() for task in transfers) >= half, "half are done", deadline_s=WAIT_S)
+        assert sum(task.done() for task in transfers) == half, "the frozen half did more than it can"
+        print(f"{made.server.rss_kib // MIB_KIB} MiB resident while it is frozen")
+        assert made.server.rss_kib < (32 + 80) * MIB_KIB
+        frozen.signal(signal.SIGCONT)
+        await asyncio.wait_for(asyncio.gather(*transfers), WAIT_S)
 
 
-def test_with_the_budget_used_up_every_stream_keeps_its_floor_and_goes_on(tmp_path: Path) -> None:
+async def test_with_the_budget_used_up_every_stream_keeps_its_floor_and_goes_on(tmp_path: Path) -> None:
     """Streams that are not read hold what they may be lent; each of the others still gets everything through."""
     stopped, going = 20, 100
+    options = ("--memory", "8", "--max-connections", "500")
+    async with echoing(tmp_path, *options) as (made, providers):
+        loop = asyncio.get_running_loop()
+        hogs = await clients(made, stopped)
 
-    async def main() -> None:
-        options = ("--memory", "8", "--max-connections", "500")
-        async with echoing(tmp_path, *options) as (made, providers):
-            loop = asyncio.get_running_loop()
-            hogs = await clients(made, stopped)
+        async def fill(sock: socket.socket) -> None:
+            """Write until nothing moves: the echo fills both directions."""
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    await asyncio.wait_for(loop.sock_sendall(sock, BLOCK), 2.0)
 
-            async def fill(sock: socket.socket) -> None:
-                """Write until nothing moves: the echo fills both directions."""
-                with contextlib.suppress(TimeoutError):
-                    while True:
-                        await asyncio.wait_for(loop.sock_sendall(sock, BLOCK), 2.0)
-
-            for sock in hogs:
-                for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                    sock.setsockopt(socket.SOL_SOCKET, option, 1 << 14)
-            await asyncio.gather(*(fill(sock) for sock in hogs))
-            others = await clients(made, going)
-            await asyncio.gather(*(there_and_back(sock, 4) for sock in others))
-            for process in (made.server, *providers):
-                assert process.process.returncode is None
-                print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
-                assert process.peak_rss_kib < (8 + 80) * MIB_KIB
-
-    run(main(), deadline_s=LOAD_S - 20)
+        for sock in hogs:
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, 1 << 14)
+        await asyncio.gather(*(fill(sock) for sock in hogs))
+        others = await clients(made, going)
+        await asyncio.gather(*(there_and_back(sock, 4) for sock in others))
+        for process in (made.server, *providers):
+            assert process.process.returncode is None
+            print(f"at most {process.peak_rss_kib // MIB_KIB} MiB resident")
+            assert process.peak_rss_kib < (8 + 80) * MIB_KIB

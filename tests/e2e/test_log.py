@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from goreprox.process.log_writer import MAX_QUEUED_BYTES
-from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, eventually, nothing_yet, run
+from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, eventually, nothing_yet
 from tests.e2e.roles import start_broker, start_edge, start_provider
 from tests.helpers import closed_port
 from tests.tls import Authority
@@ -65,42 +65,36 @@ async def serving(tmp: Path, role: str) -> AsyncIterator[tuple[Tunnel, Process, 
 
 
 @pytest.mark.parametrize("role", ["server", "workers"])
-def test_a_log_that_nobody_reads_stalls_no_traffic_takes_little_memory_and_delays_no_end(
+async def test_a_log_that_nobody_reads_stalls_no_traffic_takes_little_memory_and_delays_no_end(
     tmp_path: Path, role: str
 ) -> None:
-    async def main() -> None:
-        async with serving(tmp_path, role) as (made, process, port):
+    async with serving(tmp_path, role) as (made, process, port):
+        await request_often(made, port)
+        before = process.rss_kib
+        await process.stop_reading()
+        for _ in range(2):
             await request_often(made, port)
-            before = process.rss_kib
-            await process.stop_reading()
-            for _ in range(2):
-                await request_often(made, port)
-            assert process.rss_kib - before < SPARE_KIB
-            process.signal(signal.SIGTERM)
-            await eventually(lambda: process.process.returncode is not None, "its end")
-            assert process.process.returncode == 0
-
-    run(main())
+        assert process.rss_kib - before < SPARE_KIB
+        process.signal(signal.SIGTERM)
+        await eventually(lambda: process.process.returncode is not None, "its end")
+        assert process.process.returncode == 0
 
 
-def test_who_reads_the_log_again_is_told_how_many_lines_are_missing(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with serving(tmp_path, "server") as (made, process, port):
-            await process.stop_reading()
-            await request_often(made, port)
-            process.go_on_reading()
-            await eventually(lambda: any(entry.get("event") == "log_lost" for entry in process.log), "the count")
-            await request_often(made, port)
-            requests = 2 * (REQUESTS // BATCH + 1) * BATCH
+async def test_who_reads_the_log_again_is_told_how_many_lines_are_missing(tmp_path: Path) -> None:
+    async with serving(tmp_path, "server") as (made, process, port):
+        await process.stop_reading()
+        await request_often(made, port)
+        process.go_on_reading()
+        await eventually(lambda: any(entry.get("event") == "log_lost" for entry in process.log), "the count")
+        await request_often(made, port)
+        requests = 2 * (REQUESTS // BATCH + 1) * BATCH
 
-            def told() -> int:
-                lost = [entry["lines"] for entry in process.log if entry.get("event") == "log_lost"]
-                assert all(isinstance(lines, int) for lines in lost)
-                return sum(map(int, map(str, lost))) + sum(entry.get("event") == "access" for entry in process.log)
+        def told() -> int:
+            lost = [entry["lines"] for entry in process.log if entry.get("event") == "log_lost"]
+            assert all(isinstance(lines, int) for lines in lost)
+            return sum(map(int, map(str, lost))) + sum(entry.get("event") == "access" for entry in process.log)
 
-            await eventually(lambda: told() >= requests, "as many as there were requests")
-
-    run(main())
+        await eventually(lambda: told() >= requests, "as many as there were requests")
 
 
 # -- streams that take nothing
@@ -230,35 +224,32 @@ async def garbage(port: int) -> None:
         await asyncio.gather(*(once() for _ in range(BATCH)))
 
 
-def test_strangers_cannot_fill_the_disk_with_log(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            (tmp_path / "tokens").write_text("")
-            ports = {}
-            with contextlib.ExitStack() as stack:
-                for kind in ("http", "tls", "proxied"):
-                    ports[kind] = stack.enter_context(closed_port())
-                args = (
-                    *("--reuse-port", "--auth-tokens", "tokens", "--providers", f"{HOST}:0"),
-                    *("--listen", f"http://{HOST}:{ports['http']}"),
-                    *("--listen", f"https://{HOST}:{ports['tls']}", *Authority(tmp_path).options),
-                    *("--listen", f"http://{HOST}:{ports['proxied']}"),
-                    *("--proxy-protocol-from", f"{ports['proxied']}=127.0.0.0/8"),
-                )
-                server = await made.start("server", *args)
-                logged, began = len(server.log), time.monotonic()
-                await refused_requests(ports["http"])
-                for kind in ("tls", "proxied"):
-                    await garbage(ports[kind])
-                await garbage(await server.port("providers"))
-                server.signal(signal.SIGTERM)
-                await server.wait()
-                minutes = 1 + (time.monotonic() - began) // 60
-                lines = [entry for entry in server.log[logged:] if entry["level"] not in ("debug", "trace")]
-                size = sum(len(json.dumps(entry, ensure_ascii=False).encode()) for entry in lines)
-                events = {entry.get("event") for entry in lines}
-                assert {"access", "token_refused", "tls_failed", "no_proxy_header"} <= events
-                assert size < MINUTE_BYTES * minutes
-                print(f"{4 * ATTEMPTS} attempts, {len(lines)} lines, {size} bytes")
-
-    run(main())
+async def test_strangers_cannot_fill_the_disk_with_log(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        (tmp_path / "tokens").write_text("")
+        ports = {}
+        with contextlib.ExitStack() as stack:
+            for kind in ("http", "tls", "proxied"):
+                ports[kind] = stack.enter_context(closed_port())
+            args = (
+                *("--reuse-port", "--auth-tokens", "tokens", "--providers", f"{HOST}:0"),
+                *("--listen", f"http://{HOST}:{ports['http']}"),
+                *("--listen", f"https://{HOST}:{ports['tls']}", *Authority(tmp_path).options),
+                *("--listen", f"http://{HOST}:{ports['proxied']}"),
+                *("--proxy-protocol-from", f"{ports['proxied']}=127.0.0.0/8"),
+            )
+            server = await made.start("server", *args)
+            logged, began = len(server.log), time.monotonic()
+            await refused_requests(ports["http"])
+            for kind in ("tls", "proxied"):
+                await garbage(ports[kind])
+            await garbage(await server.port("providers"))
+            server.signal(signal.SIGTERM)
+            await server.wait()
+            minutes = 1 + (time.monotonic() - began) // 60
+            lines = [entry for entry in server.log[logged:] if entry["level"] not in ("debug", "trace")]
+            size = sum(len(json.dumps(entry, ensure_ascii=False).encode()) for entry in lines)
+            events = {entry.get("event") for entry in lines}
+            assert {"access", "token_refused", "tls_failed", "no_proxy_header"} <= events
+            assert size < MINUTE_BYTES * minutes
+            print(f"{4 * ATTEMPTS} attempts, {len(lines)} lines, {size} bytes")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import DEADLINE_S, Relay, echo, eventually, read_digest, run, send_blocks, tunnel
+from tests.e2e.harness import DEADLINE_S, Relay, echo, eventually, read_digest, send_blocks, tunnel
 
 RESET_WITHIN_S = 15
 """After the grace; what is promised, not what a machine is given."""
@@ -84,143 +84,127 @@ async def disturb(relay: Relay, rng: random.Random, *, faults: int, busy: asynci
 
 
 @pytest.mark.timeout(300)
-def test_a_gibibyte_each_way_and_200_idle_connections_survive_50_faults(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with tunnel(tmp_path, both_ways) as made:
-            idle = [await made.connect() for _ in range(200)]
-            for _, writer in idle:
-                writer.write(b"e1")
-            for reader, _ in idle:
-                assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"1"
-            rng = random.Random(20261123)
-            total = 0
-            transfers = asyncio.gather(download(made, 16384), upload(made, 16384))
-            total += await disturb(made.relay, rng, faults=50, busy=transfers)
+async def test_a_gibibyte_each_way_and_200_idle_connections_survive_50_faults(tmp_path: Path) -> None:
+    async with tunnel(tmp_path, both_ways) as made:
+        idle = [await made.connect() for _ in range(200)]
+        for _, writer in idle:
+            writer.write(b"e1")
+        for reader, _ in idle:
+            assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"1"
+        rng = random.Random(20261123)
+        total = 0
+        transfers = asyncio.gather(download(made, 16384), upload(made, 16384))
+        total += await disturb(made.relay, rng, faults=50, busy=transfers)
+        await transfers
+        while total < 50:  # a fast machine is done early: go on with smaller ones
+            transfers = asyncio.gather(download(made, 2048), upload(made, 2048))
+            total += await disturb(made.relay, rng, faults=50 - total, busy=transfers)
             await transfers
-            while total < 50:  # a fast machine is done early: go on with smaller ones
-                transfers = asyncio.gather(download(made, 2048), upload(made, 2048))
-                total += await disturb(made.relay, rng, faults=50 - total, busy=transfers)
-                await transfers
-            for reader, writer in idle:
-                writer.write(b"2")
-                assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"2"
-                writer.write_eof()
-                assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
-                writer.close()
-
-    run(main(), deadline_s=290)
-
-
-def test_a_link_that_falls_silent_is_noticed_and_replaced(tmp_path: Path) -> None:
-    async def main() -> None:
-        timeout = ("--link-timeout", "1.5")
-        async with tunnel(tmp_path, echo, server=timeout, provider=timeout) as made:
-            reader, writer = await made.connect()
-            writer.write(b"1")
-            assert await reader.readexactly(1) == b"1"
-            made.relay.silence()
+        for reader, writer in idle:
             writer.write(b"2")
-            await eventually(lambda: made.provider.events("link_lost"), "silence is noticed")
-            await eventually(lambda: made.server.events("peer_down"), "silence is noticed")
-            made.relay.cut()
-            made.relay.resume()
             assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"2"
+            writer.write_eof()
+            assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
             writer.close()
 
-    run(main(), deadline_s=100)
+
+async def test_a_link_that_falls_silent_is_noticed_and_replaced(tmp_path: Path) -> None:
+    timeout = ("--link-timeout", "1.5")
+    async with tunnel(tmp_path, echo, server=timeout, provider=timeout) as made:
+        reader, writer = await made.connect()
+        writer.write(b"1")
+        assert await reader.readexactly(1) == b"1"
+        made.relay.silence()
+        writer.write(b"2")
+        await eventually(lambda: made.provider.events("link_lost"), "silence is noticed")
+        await eventually(lambda: made.server.events("peer_down"), "silence is noticed")
+        made.relay.cut()
+        made.relay.resume()
+        assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"2"
+        writer.close()
 
 
 @pytest.mark.timeout(200)
-def test_an_outage_of_a_full_minute_is_survived(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with tunnel(tmp_path, both_ways) as made:
-            reader, writer = await made.connect()
-            writer.write(b"e1")
-            assert await reader.readexactly(1) == b"1"
-            transfers = asyncio.gather(download(made, 4096), upload(made, 4096))
-            made.relay.refusing = True
-            made.relay.cut()
-            began = time.monotonic()
-            writer.write(b"2")
-            await asyncio.sleep(60.0)  # the subject of this test
-            made.relay.resume()
-            assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"2"
-            assert time.monotonic() - began >= 60.0
-            await transfers
-            writer.close()
-
-    run(main(), deadline_s=190)
+async def test_an_outage_of_a_full_minute_is_survived(tmp_path: Path) -> None:
+    async with tunnel(tmp_path, both_ways) as made:
+        reader, writer = await made.connect()
+        writer.write(b"e1")
+        assert await reader.readexactly(1) == b"1"
+        transfers = asyncio.gather(download(made, 4096), upload(made, 4096))
+        made.relay.refusing = True
+        made.relay.cut()
+        began = time.monotonic()
+        writer.write(b"2")
+        await asyncio.sleep(60.0)  # the subject of this test
+        made.relay.resume()
+        assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"2"
+        assert time.monotonic() - began >= 60.0
+        await transfers
+        writer.close()
 
 
-def test_an_outage_beyond_the_grace_ends_in_resets_on_both_sides(tmp_path: Path) -> None:
-    async def main() -> None:
-        target_saw: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+async def test_an_outage_beyond_the_grace_ends_in_resets_on_both_sides(tmp_path: Path) -> None:
+    target_saw: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                while data := await reader.read(100):
-                    writer.write(data)
-                target_saw.set_result("end of file")
-            except ConnectionResetError:
-                target_saw.set_result("reset")
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(100):
+                writer.write(data)
+            target_saw.set_result("end of file")
+        except ConnectionResetError:
+            target_saw.set_result("reset")
 
-        # the server would wait for an hour: the smaller grace counts on both ends
-        async with tunnel(tmp_path, handler, server=("--grace", "3600"), provider=("--grace", "1")) as made:
-            reader, writer = await made.connect()
-            writer.write(b"1")
-            assert await reader.readexactly(1) == b"1"
-            made.relay.refusing = True
-            made.relay.cut()
-            with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(reader.read(), 1 + RESET_WITHIN_S)
-            assert await asyncio.wait_for(target_saw, 1 + RESET_WITHIN_S) == "reset"
-            writer.close()
-
-    run(main(), deadline_s=100)
+    # the server would wait for an hour: the smaller grace counts on both ends
+    async with tunnel(tmp_path, handler, server=("--grace", "3600"), provider=("--grace", "1")) as made:
+        reader, writer = await made.connect()
+        writer.write(b"1")
+        assert await reader.readexactly(1) == b"1"
+        made.relay.refusing = True
+        made.relay.cut()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), 1 + RESET_WITHIN_S)
+        assert await asyncio.wait_for(target_saw, 1 + RESET_WITHIN_S) == "reset"
+        writer.close()
 
 
 @pytest.mark.parametrize("unheard", ["a second signal", "no link"])
-def test_a_successor_ends_the_streams_of_a_process_whose_goodbye_was_not_heard(tmp_path: Path, unheard: str) -> None:
-    async def main() -> None:
-        grace = ("--grace", "3600")
-        async with tunnel(tmp_path, echo, server=grace, provider=(*grace, "--drain", "1")) as made:
-            reader, writer = await made.connect()
-            writer.write(b"1")
-            assert await reader.readexactly(1) == b"1"
-            ends = made.provider
-            if unheard == "no link":
-                made.relay.refusing = True
-                made.relay.cut()
-                await eventually(lambda: ends.events("link_lost"), "it has nobody to tell")
+async def test_a_successor_ends_the_streams_of_a_process_whose_goodbye_was_not_heard(
+    tmp_path: Path, unheard: str
+) -> None:
+    grace = ("--grace", "3600")
+    async with tunnel(tmp_path, echo, server=grace, provider=(*grace, "--drain", "1")) as made:
+        reader, writer = await made.connect()
+        writer.write(b"1")
+        assert await reader.readexactly(1) == b"1"
+        ends = made.provider
+        if unheard == "no link":
+            made.relay.refusing = True
+            made.relay.cut()
+            await eventually(lambda: ends.events("link_lost"), "it has nobody to tell")
+        ends.signal(signal.SIGTERM)
+        if unheard == "a second signal":
+            await eventually(lambda: ends.said("shutting down"), "drain begins")
             ends.signal(signal.SIGTERM)
-            if unheard == "a second signal":
-                await eventually(lambda: ends.said("shutting down"), "drain begins")
-                ends.signal(signal.SIGTERM)
-            assert await ends.wait() == 0
-            made.relay.resume()
-            await made.provide(*grace)
-            with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(reader.read(), DEADLINE_S)
-
-    run(main(), deadline_s=100)
+        assert await ends.wait() == 0
+        made.relay.resume()
+        await made.provide(*grace)
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), DEADLINE_S)
 
 
-def test_a_link_of_1_mbit_carries_bulk_and_chatter_without_reconnecting(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with tunnel(tmp_path, both_ways) as made:
-            made.relay.bytes_per_s = 125_000
-            connections = made.relay.connections
-            bulk = asyncio.create_task(download(made, 24))  # 1.5 MiB: 12 s
-            reader, writer = await made.connect()
-            writer.write(b"e")
-            rounds = 0
-            while not bulk.done():
-                writer.write(b"x")
-                assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"x"
-                rounds += 1
-            await bulk
-            assert rounds >= 3
-            assert made.relay.connections == connections
-            writer.close()
-
-    run(main(), deadline_s=110)
+async def test_a_link_of_1_mbit_carries_bulk_and_chatter_without_reconnecting(tmp_path: Path) -> None:
+    async with tunnel(tmp_path, both_ways) as made:
+        made.relay.bytes_per_s = 125_000
+        connections = made.relay.connections
+        bulk = asyncio.create_task(download(made, 24))  # 1.5 MiB: 12 s
+        reader, writer = await made.connect()
+        writer.write(b"e")
+        rounds = 0
+        while not bulk.done():
+            writer.write(b"x")
+            assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"x"
+            rounds += 1
+        await bulk
+        assert rounds >= 3
+        assert made.relay.connections == connections
+        writer.close()

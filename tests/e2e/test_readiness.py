@@ -4,31 +4,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import HOST, echo, eventually, nothing_yet, run
+from tests.e2e.harness import HOST, echo, eventually, nothing_yet
 from tests.helpers import closed_port
 
 
 @pytest.mark.parametrize("role", ["provider", "edge"])
-def test_a_process_whose_broker_is_away_goes_on_trying_and_is_ready_once_it_is_welcomed(
+async def test_a_process_whose_broker_is_away_goes_on_trying_and_is_ready_once_it_is_welcomed(
     tmp_path: Path, role: str
 ) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            await made.target(echo)
-            with closed_port() as port:
-                where = f"{HOST}:{port}"
-                command = {
-                    "provider": ("provider", f"{HOST}:{made.target_port}", "--server", where),
-                    "edge": ("edge", "--listen", f"{HOST}:0", "--broker", where),
-                }[role]
-                process = await made.start(*command)
-                await eventually(lambda: process.events("link_down", cause="unreached"), "it says why")
-                assert not process.events("ready")
-                ports = {"provider": "--providers", "edge": "--edges"}
-                other = {"provider": "--edges", "edge": "--providers"}[role]
-                await made.start("broker", ports[role], where, other, f"{HOST}:0")
-                await eventually(lambda: process.events("ready"), "it is ready")
-                order = [entry.get("event") for entry in process.log]
-                assert order.index("starting") < order.index("link_up") < order.index("ready")
-
-    run(main())
+    async with nothing_yet(tmp_path) as made:
+        await made.target(echo)
+        with closed_port() as port:
+            where = f"{HOST}:{port}"
+            command = {
+                "provider": ("provider", f"{HOST}:{made.target_port}", "--server", where),
+                "edge": ("edge", "--listen", f"{HOST}:0", "--broker", where),
+            }[role]
+            process = await made.start(*command)
+            await eventually(lambda: process.events("link_down", cause="unreached"), "it says why")
+            assert not process.events("ready")
+            ports = {"provider": "--providers", "edge": "--edges"}
+            other = {"provider": "--edges", "edge": "--providers"}[role]
+            await made.start("broker", ports[role], where, other, f"{HOST}:0")
+            await eventually(lambda: process.events("ready"), "it is ready")
+            order = [entry.get("event") for entry in process.log]
+            assert order.index("starting") < order.index("link_up") < order.index("ready")

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.harness import HOST, Process, Tunnel, nothing_yet, run
+from tests.e2e.harness import HOST, Process, Tunnel, nothing_yet
 from tests.e2e.programs import program
 from tests.tls import Authority
 
@@ -147,13 +147,10 @@ class Machines:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_the_sequence_works_as_it_is_printed(tmp_path: Path, name: str) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            machines = Machines(tmp_path, made)
-            machines.targets = {"web": await made.target(page), "ssh": await made.target(greeting)}
-            Authority(machines.home("HOST"))
-            for machine, line in commands(section(name)):
-                await machines.run(machine, line)
-
-    run(main())
+async def test_the_sequence_works_as_it_is_printed(tmp_path: Path, name: str) -> None:
+    async with nothing_yet(tmp_path) as made:
+        machines = Machines(tmp_path, made)
+        machines.targets = {"web": await made.target(page), "ssh": await made.target(greeting)}
+        Authority(machines.home("HOST"))
+        for machine, line in commands(section(name)):
+            await machines.run(machine, line)

@@ -23,7 +23,6 @@ from tests.e2e.harness import (
     eventually,
     nothing_yet,
     read_digest,
-    run,
     send_blocks,
 )
 from tests.e2e.roles import (
@@ -59,338 +58,288 @@ def silent_port() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
-def test_edges_and_providers_meet_at_a_broker(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            target = await made.target(echo)
-            broker = await start_broker(made)
-            edges = [await start_edge(made, broker) for _ in range(2)]
-            for name in "ab":
-                await start_provider(made, broker, target=target, args=("--name", name))
-            for edge in edges:
-                port = await edge.port("clients")
-                await asyncio.gather(*(whole(made, port) for _ in range(4)))
-            broker.signal(signal.SIGTERM)
-            assert await broker.wait() == 0
-
-    run(main())
-
-
-def test_streams_go_on_over_the_other_broker_and_a_broker_that_returns_is_used_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            target = await made.target(echo)
-            brokers = [await start_broker(made) for _ in range(2)]
-            ports = [[await broker.port(kind) for kind in ("providers", "edges")] for broker in brokers]
-            edge = await start_edge(made, *brokers)
-            provider = await start_provider(made, *brokers, target=target)
+async def test_edges_and_providers_meet_at_a_broker(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target = await made.target(echo)
+        broker = await start_broker(made)
+        edges = [await start_edge(made, broker) for _ in range(2)]
+        for name in "ab":
+            await start_provider(made, broker, target=target, args=("--name", name))
+        for edge in edges:
             port = await edge.port("clients")
-
-            async def both(broker: int, times: int) -> None:
-                for process, where in zip((provider, edge), ports[broker], strict=True):
-                    await connected(process, where, times)
-
-            await both(0, times=1)
-            await both(1, times=1)
-            client = await made.connect(port)
-            await answered(client, b"over either")
-            brokers[0].signal(signal.SIGKILL)
-            await answered(client, b"over the second")
-            await answered(await made.connect(port), b"new")
-            await start_broker(made, *ports[0])
-            await both(0, times=2)
-            brokers[1].signal(signal.SIGKILL)
-            await answered(client, b"over the one that returned")
-            await answered(await made.connect(port), b"new again")
-
-    run(main())
+            await asyncio.gather(*(whole(made, port) for _ in range(4)))
+        broker.signal(signal.SIGTERM)
+        assert await broker.wait() == 0
 
 
-def test_a_further_edge_joins_a_server_that_lets_it(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            await made.target(echo)
-            server = await made.serve("--edges", ANY)
-            edge = await start_edge(made, server)
-            await made.provide()
-            await whole(made, await server.port("clients"))
-            await whole(made, await edge.port("clients"))
+async def test_streams_go_on_over_the_other_broker_and_a_broker_that_returns_is_used_again(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target = await made.target(echo)
+        brokers = [await start_broker(made) for _ in range(2)]
+        ports = [[await broker.port(kind) for kind in ("providers", "edges")] for broker in brokers]
+        edge = await start_edge(made, *brokers)
+        provider = await start_provider(made, *brokers, target=target)
+        port = await edge.port("clients")
 
-    run(main())
+        async def both(broker: int, times: int) -> None:
+            for process, where in zip((provider, edge), ports[broker], strict=True):
+                await connected(process, where, times)
 
-
-def test_every_port_leads_to_its_service(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            targets = {name: await made.target(greeting(name.encode())) for name in ("web", "ssh")}
-            server = await made.start("server", "--listen", f"{ANY}=web", "--listen", f"{ANY}=ssh", "--providers", ANY)
-            offers = [f"{name}={HOST}:{port}" for name, port in targets.items()]
-            await made.start("provider", *offers, "--server", f"{HOST}:{await server.port('providers')}")
-            clients = (await server.ready())["clients"]
-            assert isinstance(clients, list)
-            assert [await greeted(made, port) for port in clients] == [b"web", b"ssh"]
-
-    run(main())
-
-
-def test_a_service_that_nobody_offers_holds_its_clients_and_both_sides_say_so(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            target = await made.target(greeting(b"late"))
-            broker = await start_broker(made)
-            edge = await start_edge(made, broker, listen=f"{ANY}=web")
-            other = await start_provider(made, broker, target=f"wbe={HOST}:{target}", args=("--name", "other"))
-            await meets(edge, "other")
-            client = asyncio.create_task(greeted(made, await edge.port("clients")))
-            await eventually(lambda: edge.events("unknown_service", service="web"), "the edge's warning")
-            unheard = "no edge listens for the service wbe: it gets no clients; listened for: web"
-            await eventually(lambda: other.said(unheard), "the provider's warning")
-            right = await start_provider(made, broker, target=f"web={HOST}:{target}")
-            assert await client == b"late"
-            assert not right.said("no edge listens")
-
-    run(main())
+        await both(0, times=1)
+        await both(1, times=1)
+        client = await made.connect(port)
+        await answered(client, b"over either")
+        brokers[0].signal(signal.SIGKILL)
+        await answered(client, b"over the second")
+        await answered(await made.connect(port), b"new")
+        await start_broker(made, *ports[0])
+        await both(0, times=2)
+        brokers[1].signal(signal.SIGKILL)
+        await answered(client, b"over the one that returned")
+        await answered(await made.connect(port), b"new again")
 
 
-def test_a_service_whose_provider_is_out_of_reach_is_not_called_misspelt(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            target = await made.target(greeting(b"back"))
-            broker = await start_broker(made)
-            edge = await start_edge(made, broker, listen=f"{ANY}=web")
-            gone = await start_provider(made, broker, target=f"web={HOST}:{target}", args=("--name", "gone"))
-            await meets(edge, "gone")
-            await start_provider(made, broker, target=f"wbe={HOST}:{target}", args=("--name", "other"))
-            await meets(edge, "other")
-            gone.signal(signal.SIGKILL)
-            await eventually(lambda: edge.events("peer_down", peer="gone"), "the edge notices")
-            client = asyncio.create_task(greeted(made, await edge.port("clients")))
-            await eventually(lambda: edge.events("no_provider", service="web"), "a client waits")
-            await start_provider(made, broker, target=f"web={HOST}:{target}", args=("--name", "gone"))
-            assert await client == b"back"
-            assert not edge.events("unknown_service")
+async def test_a_further_edge_joins_a_server_that_lets_it(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        await made.target(echo)
+        server = await made.serve("--edges", ANY)
+        edge = await start_edge(made, server)
+        await made.provide()
+        await whole(made, await server.port("clients"))
+        await whole(made, await edge.port("clients"))
 
-    run(main())
+
+async def test_every_port_leads_to_its_service(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        targets = {name: await made.target(greeting(name.encode())) for name in ("web", "ssh")}
+        server = await made.start("server", "--listen", f"{ANY}=web", "--listen", f"{ANY}=ssh", "--providers", ANY)
+        offers = [f"{name}={HOST}:{port}" for name, port in targets.items()]
+        await made.start("provider", *offers, "--server", f"{HOST}:{await server.port('providers')}")
+        clients = (await server.ready())["clients"]
+        assert isinstance(clients, list)
+        assert [await greeted(made, port) for port in clients] == [b"web", b"ssh"]
+
+
+async def test_a_service_that_nobody_offers_holds_its_clients_and_both_sides_say_so(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target = await made.target(greeting(b"late"))
+        broker = await start_broker(made)
+        edge = await start_edge(made, broker, listen=f"{ANY}=web")
+        other = await start_provider(made, broker, target=f"wbe={HOST}:{target}", args=("--name", "other"))
+        await meets(edge, "other")
+        client = asyncio.create_task(greeted(made, await edge.port("clients")))
+        await eventually(lambda: edge.events("unknown_service", service="web"), "the edge's warning")
+        unheard = "no edge listens for the service wbe: it gets no clients; listened for: web"
+        await eventually(lambda: other.said(unheard), "the provider's warning")
+        right = await start_provider(made, broker, target=f"web={HOST}:{target}")
+        assert await client == b"late"
+        assert not right.said("no edge listens")
+
+
+async def test_a_service_whose_provider_is_out_of_reach_is_not_called_misspelt(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target = await made.target(greeting(b"back"))
+        broker = await start_broker(made)
+        edge = await start_edge(made, broker, listen=f"{ANY}=web")
+        gone = await start_provider(made, broker, target=f"web={HOST}:{target}", args=("--name", "gone"))
+        await meets(edge, "gone")
+        await start_provider(made, broker, target=f"wbe={HOST}:{target}", args=("--name", "other"))
+        await meets(edge, "other")
+        gone.signal(signal.SIGKILL)
+        await eventually(lambda: edge.events("peer_down", peer="gone"), "the edge notices")
+        client = asyncio.create_task(greeted(made, await edge.port("clients")))
+        await eventually(lambda: edge.events("no_provider", service="web"), "a client waits")
+        await start_provider(made, broker, target=f"web={HOST}:{target}", args=("--name", "gone"))
+        assert await client == b"back"
+        assert not edge.events("unknown_service")
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (3, 1, 1, 1)])
-def test_clients_are_spread_by_weight(tmp_path: Path, weights: tuple[int, ...]) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            broker = await start_broker(made)
-            edge = await start_edge(made, broker)
-            port = await edge.port("clients")
-            for number, weight in enumerate(weights):
-                target = await made.target(greeting(b"%d" % number))
-                args = ("--weight", str(weight), "--name", f"provider{number}")
-                await start_provider(made, broker, target=target, args=args)
-                await meets(edge, f"provider{number}")
-            share = 15
-            clients = [await made.connect(port) for _ in range(share * sum(weights))]
-            served = Counter([await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) for reader, _ in clients])
-            for number, weight in enumerate(weights):
-                assert 0.75 * share * weight <= served[b"%d" % number] <= 1.25 * share * weight
-
-    run(main())
+async def test_clients_are_spread_by_weight(tmp_path: Path, weights: tuple[int, ...]) -> None:
+    async with nothing_yet(tmp_path) as made:
+        broker = await start_broker(made)
+        edge = await start_edge(made, broker)
+        port = await edge.port("clients")
+        for number, weight in enumerate(weights):
+            target = await made.target(greeting(b"%d" % number))
+            args = ("--weight", str(weight), "--name", f"provider{number}")
+            await start_provider(made, broker, target=target, args=args)
+            await meets(edge, f"provider{number}")
+        share = 15
+        clients = [await made.connect(port) for _ in range(share * sum(weights))]
+        served = Counter([await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) for reader, _ in clients])
+        for number, weight in enumerate(weights):
+            assert 0.75 * share * weight <= served[b"%d" % number] <= 1.25 * share * weight
 
 
 @pytest.mark.parametrize("port", [closed_port, silent_port])
-def test_a_client_moves_on_from_a_provider_without_target_with_its_early_bytes(
+async def test_a_client_moves_on_from_a_provider_without_target_with_its_early_bytes(
     tmp_path: Path, port: Callable[[], AbstractContextManager[int]]
 ) -> None:
-    async def main() -> None:
-        with port() as bad:
-            async with nothing_yet(tmp_path) as made:
-                arrived: list[tuple[int, str]] = []
-
-                async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                    arrived.append(await read_digest(reader))
-                    writer.write(b"got it")
-                    writer.close()
-
-                target = await made.target(handler)
-                server = await made.serve()
-                address = f"{HOST}:{await server.port('providers')}"
-                args = ("--server", address, "--dial-timeout", "0.3", "--weight")
-                preferred = await made.start("provider", f"{bad}", *args, "1000", "--name", "preferred")
-                await made.start("provider", f"{target}", *args, "0.01", "--name", "spare")
-                await meets(server, "preferred")
-                await meets(server, "spare")
-                reader, writer = await made.connect()
-                sent = await send_blocks(writer, 4)
-                writer.write_eof()
-                assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b"got it"
-                assert arrived == [(4 << 16, sent)]
-                await eventually(lambda: bool(preferred.said("cannot reach the target")), "the log says so")
-
-    run(main())
-
-
-def test_a_client_is_reset_when_all_providers_have_refused(tmp_path: Path) -> None:
-    async def main() -> None:
-        with closed_port() as bad:
-            async with nothing_yet(tmp_path) as made:
-                server = await made.serve()
-                address = f"{HOST}:{await server.port('providers')}"
-                providers = [
-                    await made.start("provider", f"{bad}", "--server", address, "--name", name) for name in "ab"
-                ]
-                for name in "ab":
-                    await meets(server, name)
-                assert await greeted(made) == b""
-                for provider in providers:
-                    await eventually(lambda: provider.said("cannot reach the target"), "both tried")  # noqa: B023
-
-    run(main())
-
-
-def test_a_target_that_recovers_is_used_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        with closed_port() as port:
-            async with nothing_yet(tmp_path) as made:
-                target = await made.target(greeting(b"spare"))
-                server = await made.serve()
-                args = ("--server", f"{HOST}:{await server.port('providers')}", "--weight")
-                await made.start("provider", f"{port}", *args, "1000", "--name", "preferred")
-                await made.start("provider", f"{target}", *args, "0.01", "--name", "spare")
-                await meets(server, "preferred")
-                await meets(server, "spare")
-                assert await greeted(made) == b"spare"
-                back = await asyncio.start_server(greeting(b"preferred"), HOST, port, reuse_port=True)
-                async with back:
-                    served = b""
-                    while served != b"preferred":  # within the deadline of the test
-                        served = await greeted(made)
-                        assert served in (b"spare", b"preferred")
-                        await asyncio.sleep(0.1)
-
-    run(main())
-
-
-def test_silence_of_a_provider_moves_no_stream_and_new_clients_go_elsewhere(tmp_path: Path) -> None:
-    async def main() -> None:
+    with port() as bad:
         async with nothing_yet(tmp_path) as made:
-            preferred, spare = await made.target(greeting(b"preferred")), await made.target(greeting(b"spare"))
-            server = await made.serve("--link-timeout", "1")
-            args = ("--server", f"{HOST}:{await server.port('providers')}", "--link-timeout", "1", "--weight")
-            frozen = await made.start("provider", f"{preferred}", *args, "1000", "--name", "preferred")
-            await made.start("provider", f"{spare}", *args, "0.01", "--name", "spare")
+            arrived: list[tuple[int, str]] = []
+
+            async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                arrived.append(await read_digest(reader))
+                writer.write(b"got it")
+                writer.close()
+
+            target = await made.target(handler)
+            server = await made.serve()
+            address = f"{HOST}:{await server.port('providers')}"
+            args = ("--server", address, "--dial-timeout", "0.3", "--weight")
+            preferred = await made.start("provider", f"{bad}", *args, "1000", "--name", "preferred")
+            await made.start("provider", f"{target}", *args, "0.01", "--name", "spare")
             await meets(server, "preferred")
             await meets(server, "spare")
-            frozen.signal(signal.SIGSTOP)
             reader, writer = await made.connect()
-            writer.write(b" once")
-            await eventually(lambda: server.events("peer_down", peer="preferred"), "the silence is noticed")
-            assert await greeted(made) == b"spare"
-            frozen.signal(signal.SIGCONT)
-            assert await asyncio.wait_for(reader.readexactly(14), DEADLINE_S) == b"preferred once"
-
-    run(main())
+            sent = await send_blocks(writer, 4)
+            writer.write_eof()
+            assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b"got it"
+            assert arrived == [(4 << 16, sent)]
+            await eventually(lambda: bool(preferred.said("cannot reach the target")), "the log says so")
 
 
-def test_a_full_provider_passes_clients_on(tmp_path: Path) -> None:
-    async def main() -> None:
+async def test_a_client_is_reset_when_all_providers_have_refused(tmp_path: Path) -> None:
+    with closed_port() as bad:
         async with nothing_yet(tmp_path) as made:
-            small, large = await made.target(greeting(b"small")), await made.target(greeting(b"large"))
+            server = await made.serve()
+            address = f"{HOST}:{await server.port('providers')}"
+            providers = [await made.start("provider", f"{bad}", "--server", address, "--name", name) for name in "ab"]
+            for name in "ab":
+                await meets(server, name)
+            assert await greeted(made) == b""
+            for provider in providers:
+                await eventually(lambda: provider.said("cannot reach the target"), "both tried")  # noqa: B023
+
+
+async def test_a_target_that_recovers_is_used_again(tmp_path: Path) -> None:
+    with closed_port() as port:
+        async with nothing_yet(tmp_path) as made:
+            target = await made.target(greeting(b"spare"))
             server = await made.serve()
             args = ("--server", f"{HOST}:{await server.port('providers')}", "--weight")
-            await made.start("provider", f"{small}", *args, "1000", "--max-connections", "1", "--name", "small")
-            await made.start("provider", f"{large}", *args, "0.01", "--name", "large")
-            await meets(server, "small")
-            await meets(server, "large")
-            (reader, writer), (other, _) = await made.connect(), await made.connect()
-            assert await asyncio.wait_for(reader.readexactly(5), DEADLINE_S) == b"small"
-            assert await asyncio.wait_for(other.readexactly(5), DEADLINE_S) == b"large"
-            assert [await greeted(made) for _ in range(3)] == [b"large"] * 3
-            await eventually(lambda: bool(server.events("stream_refused")), "the full one was asked")
+            await made.start("provider", f"{port}", *args, "1000", "--name", "preferred")
+            await made.start("provider", f"{target}", *args, "0.01", "--name", "spare")
+            await meets(server, "preferred")
+            await meets(server, "spare")
+            assert await greeted(made) == b"spare"
+            back = await asyncio.start_server(greeting(b"preferred"), HOST, port, reuse_port=True)
+            async with back:
+                served = b""
+                while served != b"preferred":  # within the deadline of the test
+                    served = await greeted(made)
+                    assert served in (b"spare", b"preferred")
+                    await asyncio.sleep(0.1)
+
+
+async def test_silence_of_a_provider_moves_no_stream_and_new_clients_go_elsewhere(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        preferred, spare = await made.target(greeting(b"preferred")), await made.target(greeting(b"spare"))
+        server = await made.serve("--link-timeout", "1")
+        args = ("--server", f"{HOST}:{await server.port('providers')}", "--link-timeout", "1", "--weight")
+        frozen = await made.start("provider", f"{preferred}", *args, "1000", "--name", "preferred")
+        await made.start("provider", f"{spare}", *args, "0.01", "--name", "spare")
+        await meets(server, "preferred")
+        await meets(server, "spare")
+        frozen.signal(signal.SIGSTOP)
+        reader, writer = await made.connect()
+        writer.write(b" once")
+        await eventually(lambda: server.events("peer_down", peer="preferred"), "the silence is noticed")
+        assert await greeted(made) == b"spare"
+        frozen.signal(signal.SIGCONT)
+        assert await asyncio.wait_for(reader.readexactly(14), DEADLINE_S) == b"preferred once"
+
+
+async def test_a_full_provider_passes_clients_on(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        small, large = await made.target(greeting(b"small")), await made.target(greeting(b"large"))
+        server = await made.serve()
+        args = ("--server", f"{HOST}:{await server.port('providers')}", "--weight")
+        await made.start("provider", f"{small}", *args, "1000", "--max-connections", "1", "--name", "small")
+        await made.start("provider", f"{large}", *args, "0.01", "--name", "large")
+        await meets(server, "small")
+        await meets(server, "large")
+        (reader, writer), (other, _) = await made.connect(), await made.connect()
+        assert await asyncio.wait_for(reader.readexactly(5), DEADLINE_S) == b"small"
+        assert await asyncio.wait_for(other.readexactly(5), DEADLINE_S) == b"large"
+        assert [await greeted(made) for _ in range(3)] == [b"large"] * 3
+        await eventually(lambda: bool(server.events("stream_refused")), "the full one was asked")
+        writer.close()
+        while await greeted(made) != b"small":  # within the deadline of the test
+            pass
+
+
+async def test_providers_are_replaced_without_one_failed_client(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target = await made.target(greeting(b"served"))
+        broker = await start_broker(made)
+        edge = await start_edge(made, broker)
+        port = await edge.port("clients")
+        provider = await start_provider(made, broker, target=target)
+        served: list[bytes] = []
+        over = asyncio.Event()
+
+        async def clients() -> None:
+            while not over.is_set():
+                served.append(await greeted(made, port))
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(clients(), name=f"client {number}")
+            for _ in range(3):
+                before = len(served)
+                await eventually(lambda: len(served) >= before + 20, "clients are served")  # noqa: B023
+                provider.signal(signal.SIGTERM)
+                assert await provider.wait() == 0  # for a moment there is none: clients wait
+                provider = await start_provider(made, broker, target=target)
+            over.set()
+        assert set(served) == {b"served"}
+
+
+async def test_a_client_on_its_way_to_a_draining_provider_gets_the_next_one(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        await made.target(greeting(b"served"))
+        server = await made.serve("--max-connections", "1")
+        provider = await made.provide()
+        made.relay.silence()
+        client = asyncio.create_task(greeted(made))
+        await eventually(lambda: server.said("1 connections are open"), "the client has been given to the provider")
+        provider.signal(signal.SIGTERM)
+        await eventually(lambda: provider.said("shutting down"), "drain begins")
+        made.relay.resume()
+        assert await provider.wait() == 0
+        await made.provide()
+        assert await client == b"served"
+
+
+async def test_a_draining_edge_serves_whoever_is_in_its_backlog(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        await made.target(greeting(b"served"))
+        server = await made.serve()
+        await made.provide()
+        server.signal(signal.SIGSTOP)
+        clients = [await made.connect() for _ in range(BURST)]
+        server.signal(signal.SIGTERM)
+        server.signal(signal.SIGCONT)
+        for reader, writer in clients:
+            assert await asyncio.wait_for(reader.readexactly(6), DEADLINE_S) == b"served"
             writer.close()
-            while await greeted(made) != b"small":  # within the deadline of the test
-                pass
-
-    run(main())
+        assert await server.wait() == 0
 
 
-def test_providers_are_replaced_without_one_failed_client(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            target = await made.target(greeting(b"served"))
-            broker = await start_broker(made)
-            edge = await start_edge(made, broker)
-            port = await edge.port("clients")
-            provider = await start_provider(made, broker, target=target)
-            served: list[bytes] = []
-            over = asyncio.Event()
-
-            async def clients() -> None:
-                while not over.is_set():
-                    served.append(await greeted(made, port))
-
-            async with asyncio.TaskGroup() as group:
-                for number in range(4):
-                    group.create_task(clients(), name=f"client {number}")
-                for _ in range(3):
-                    before = len(served)
-                    await eventually(lambda: len(served) >= before + 20, "clients are served")  # noqa: B023
-                    provider.signal(signal.SIGTERM)
-                    assert await provider.wait() == 0  # for a moment there is none: clients wait
-                    provider = await start_provider(made, broker, target=target)
-                over.set()
-            assert set(served) == {b"served"}
-
-    run(main())
-
-
-def test_a_client_on_its_way_to_a_draining_provider_gets_the_next_one(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            await made.target(greeting(b"served"))
-            server = await made.serve("--max-connections", "1")
-            provider = await made.provide()
-            made.relay.silence()
-            client = asyncio.create_task(greeted(made))
-            await eventually(lambda: server.said("1 connections are open"), "the client has been given to the provider")
-            provider.signal(signal.SIGTERM)
-            await eventually(lambda: provider.said("shutting down"), "drain begins")
-            made.relay.resume()
-            assert await provider.wait() == 0
-            await made.provide()
-            assert await client == b"served"
-
-    run(main())
-
-
-def test_a_draining_edge_serves_whoever_is_in_its_backlog(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            await made.target(greeting(b"served"))
-            server = await made.serve()
-            await made.provide()
-            server.signal(signal.SIGSTOP)
-            clients = [await made.connect() for _ in range(BURST)]
-            server.signal(signal.SIGTERM)
-            server.signal(signal.SIGCONT)
-            for reader, writer in clients:
-                assert await asyncio.wait_for(reader.readexactly(6), DEADLINE_S) == b"served"
-                writer.close()
-            assert await server.wait() == 0
-
-    run(main())
-
-
-def test_two_edges_share_a_port(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            target = await made.target(greeting(b"served"))
-            broker = await start_broker(made)
-            first = await start_edge(made, broker, args=("--reuse-port",))
-            port = await first.port("clients")
-            second = await start_edge(made, broker, listen=f"{HOST}:{port}", args=("--reuse-port",))
-            await start_provider(made, broker, target=target)
-            assert await asyncio.gather(*(greeted(made, port) for _ in range(64))) == [b"served"] * 64
-            for edge in (first, second):
-                await eventually(lambda: edge.events("stream_ended", reason="done"), "each has served some")  # noqa: B023
-
-    run(main())
+async def test_two_edges_share_a_port(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target = await made.target(greeting(b"served"))
+        broker = await start_broker(made)
+        first = await start_edge(made, broker, args=("--reuse-port",))
+        port = await first.port("clients")
+        second = await start_edge(made, broker, listen=f"{HOST}:{port}", args=("--reuse-port",))
+        await start_provider(made, broker, target=target)
+        assert await asyncio.gather(*(greeted(made, port) for _ in range(64))) == [b"served"] * 64
+        for edge in (first, second):
+            await eventually(lambda: edge.events("stream_ended", reason="done"), "each has served some")  # noqa: B023
 
 
 def workers(parent: Process) -> dict[str, int]:
@@ -408,58 +357,49 @@ async def start_workers(made: Tunnel, count: int, port: int) -> Process:
     return edge
 
 
-def test_a_killed_worker_is_replaced_and_a_signal_drains_all(tmp_path: Path) -> None:
-    async def main() -> None:
-        with closed_port() as port:
-            async with nothing_yet(tmp_path) as made:
-                edge = await start_workers(made, 3, port)
-                before = workers(edge)
-                for number, kill in (("1", signal.SIGKILL), ("2", signal.SIGTERM)):
-                    os.kill(before[number], kill)
-                    await eventually(lambda: workers(edge)[number] != before[number], "another one")  # noqa: B023
-                assert await asyncio.gather(*(greeted(made, port) for _ in range(32))) == [b"served"] * 32
+async def test_a_killed_worker_is_replaced_and_a_signal_drains_all(tmp_path: Path) -> None:
+    with closed_port() as port:
+        async with nothing_yet(tmp_path) as made:
+            edge = await start_workers(made, 3, port)
+            before = workers(edge)
+            for number, kill in (("1", signal.SIGKILL), ("2", signal.SIGTERM)):
+                os.kill(before[number], kill)
+                await eventually(lambda: workers(edge)[number] != before[number], "another one")  # noqa: B023
+            assert await asyncio.gather(*(greeted(made, port) for _ in range(32))) == [b"served"] * 32
 
-                clients = [await made.connect(port) for _ in range(16)]
-                for reader, _ in clients:
-                    assert await asyncio.wait_for(reader.readexactly(6), DEADLINE_S) == b"served"
-                edge.signal(signal.SIGTERM)
-                await eventually(lambda: edge.count("shutting down") >= 4, "the one told before, and all three")
-                for client in clients:
-                    await answered(client, b"still here")
-                    client[1].close()
-                assert await edge.wait() == 0
-
-    run(main())
-
-
-def test_a_second_signal_ends_all_workers_at_once(tmp_path: Path) -> None:
-    async def main() -> None:
-        with closed_port() as port:
-            async with nothing_yet(tmp_path) as made:
-                edge = await start_workers(made, 2, port)
-                reader, _ = await made.connect(port)
+            clients = [await made.connect(port) for _ in range(16)]
+            for reader, _ in clients:
                 assert await asyncio.wait_for(reader.readexactly(6), DEADLINE_S) == b"served"
-                edge.signal(signal.SIGTERM)
-                await eventually(lambda: edge.said("shutting down"), "drain begins")
-                edge.signal(signal.SIGTERM)
-                assert await edge.wait(20) == 0  # the drain would be 30 s
-                with pytest.raises(ConnectionResetError):
-                    await asyncio.wait_for(reader.read(), DEADLINE_S)
-
-    run(main())
+            edge.signal(signal.SIGTERM)
+            await eventually(lambda: edge.count("shutting down") >= 4, "the one told before, and all three")
+            for client in clients:
+                await answered(client, b"still here")
+                client[1].close()
+            assert await edge.wait() == 0
 
 
-def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> None:
-    async def main() -> None:
-        with closed_port() as port:
-            async with nothing_yet(tmp_path) as made:
-                edge = await start_workers(made, 2, port)
-                edge.signal(signal.SIGKILL)
-                await edge.wait()  # until nobody holds its standard error any more
-                with pytest.raises(ConnectionRefusedError):
-                    await made.connect(port)
+async def test_a_second_signal_ends_all_workers_at_once(tmp_path: Path) -> None:
+    with closed_port() as port:
+        async with nothing_yet(tmp_path) as made:
+            edge = await start_workers(made, 2, port)
+            reader, _ = await made.connect(port)
+            assert await asyncio.wait_for(reader.readexactly(6), DEADLINE_S) == b"served"
+            edge.signal(signal.SIGTERM)
+            await eventually(lambda: edge.said("shutting down"), "drain begins")
+            edge.signal(signal.SIGTERM)
+            assert await edge.wait(20) == 0  # the drain would be 30 s
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), DEADLINE_S)
 
-    run(main())
+
+async def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> None:
+    with closed_port() as port:
+        async with nothing_yet(tmp_path) as made:
+            edge = await start_workers(made, 2, port)
+            edge.signal(signal.SIGKILL)
+            await edge.wait()  # until nobody holds its standard error any more
+            with pytest.raises(ConnectionRefusedError):
+                await made.connect(port)
 
 
 def test_workers_that_cannot_start_end_with_one_line(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from goreprox.config.values import Address
 from goreprox.keys.join import Join
-from tests.e2e.harness import HOST, echo, eventually, run
+from tests.e2e.harness import HOST, echo, eventually
 from tests.e2e.secured import Secured, number, said, secured
 
 STREAMS = 50
@@ -45,201 +45,169 @@ async def is_reset(reader: asyncio.StreamReader) -> bool:
 # -- the two lines that are all it takes
 
 
-def test_a_server_and_the_join_string_it_made_are_all_it_takes_and_no_secret_is_shown(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with secured(tmp_path) as it:
-            join = Join.parse(it.join_file("default").read_text())
-            assert [address.port for address in join.addresses] == [it.providers]
-            await it.provide()
-            await it.transfers()
-            for process in (it.provider, it.server):
-                assert join.text[12:40] not in command_line(process.process.pid)
-            assert it.server.process.stdout is not None and it.provider.process.stdout is not None
-            for process in (it.provider, it.server):
-                process.process.terminate()
-                assert await process.wait() == 0
-            shown = str(it.server.log) + str(it.provider.log)
-            shown += str(await it.server.process.stdout.read() + await it.provider.process.stdout.read())
-            assert str(it.join_file("default")) in shown
-            text = it.join_file("default").read_text()
-            assert not any(secret in shown for secret in (text[12:40], join.keys.secret.decode()))
-
-    run(main())
+async def test_a_server_and_the_join_string_it_made_are_all_it_takes_and_no_secret_is_shown(tmp_path: Path) -> None:
+    async with secured(tmp_path) as it:
+        join = Join.parse(it.join_file("default").read_text())
+        assert [address.port for address in join.addresses] == [it.providers]
+        await it.provide()
+        await it.transfers()
+        for process in (it.provider, it.server):
+            assert join.text[12:40] not in command_line(process.process.pid)
+        assert it.server.process.stdout is not None and it.provider.process.stdout is not None
+        for process in (it.provider, it.server):
+            process.process.terminate()
+            assert await process.wait() == 0
+        shown = str(it.server.log) + str(it.provider.log)
+        shown += str(await it.server.process.stdout.read() + await it.provider.process.stdout.read())
+        assert str(it.join_file("default")) in shown
+        text = it.join_file("default").read_text()
+        assert not any(secret in shown for secret in (text[12:40], join.keys.secret.decode()))
 
 
 @pytest.mark.parametrize("first", ["server", "keys add"])
-def test_what_the_first_start_prints_on_a_terminal_works_when_it_is_pasted(tmp_path: Path, first: str) -> None:
-    async def main() -> None:
-        it = Secured(tmp_path)
-        async with it._stack:
-            if first == "keys add":
-                await it.keys("add", "laptop")
-            ours, theirs = pty.openpty()
-            it._stack.callback(os.close, ours)
-            server = await it.start(
-                *("server", "--listen", f"{HOST}:0", "--providers", ":0", "--state-dir", str(it.state)),
-                *("--address", HOST),
-                stdout=theirs,
-            )
-            os.close(theirs)
-            await server.ready()
-            it.port = await server.port("clients")
-            shown = (await asyncio.to_thread(os.read, ours, 65536)).decode()
-            command = shlex.split(next(line for line in shown.splitlines() if " goreprox provider 3000 " in line))
-            assert command[:3] == ["goreprox", "provider", "3000"]
-            target = await it.target(echo)
-            provider = await it.start(command[1], str(target), *command[3:])
-            await eventually(lambda: provider.events("peer_up"), "provider connected")
-            await it.transfers()
+async def test_what_the_first_start_prints_on_a_terminal_works_when_it_is_pasted(tmp_path: Path, first: str) -> None:
+    it = Secured(tmp_path)
+    async with it._stack:
+        if first == "keys add":
+            await it.keys("add", "laptop")
+        ours, theirs = pty.openpty()
+        it._stack.callback(os.close, ours)
+        server = await it.start(
+            *("server", "--listen", f"{HOST}:0", "--providers", ":0", "--state-dir", str(it.state)),
+            *("--address", HOST),
+            stdout=theirs,
+        )
+        os.close(theirs)
+        await server.ready()
+        it.port = await server.port("clients")
+        shown = (await asyncio.to_thread(os.read, ours, 65536)).decode()
+        command = shlex.split(next(line for line in shown.splitlines() if " goreprox provider 3000 " in line))
+        assert command[:3] == ["goreprox", "provider", "3000"]
+        target = await it.target(echo)
+        provider = await it.start(command[1], str(target), *command[3:])
+        await eventually(lambda: provider.events("peer_up"), "provider connected")
+        await it.transfers()
 
-            await it.keys("add", "another")
-            added = Join.parse(it.join_file("another").read_text())
-            assert added.addresses == (Address(HOST, await server.port("providers")),)
-
-    run(main())
+        await it.keys("add", "another")
+        added = Join.parse(it.join_file("another").read_text())
+        assert added.addresses == (Address(HOST, await server.port("providers")),)
 
 
-def test_a_server_without_an_address_says_that_its_name_may_have_to_be_replaced(tmp_path: Path) -> None:
-    async def main() -> None:
-        it = Secured(tmp_path)
-        async with it._stack:
-            server = await it.start(
-                "server", "--listen", f"{HOST}:0", "--providers", ":0", "--state-dir", str(it.state)
-            )
-            await server.ready()
-            await eventually(lambda: bool(server.said("restart the server with --address HOST")), "the log says so")
-
-    run(main())
+async def test_a_server_without_an_address_says_that_its_name_may_have_to_be_replaced(tmp_path: Path) -> None:
+    it = Secured(tmp_path)
+    async with it._stack:
+        server = await it.start("server", "--listen", f"{HOST}:0", "--providers", ":0", "--state-dir", str(it.state))
+        await server.ready()
+        await eventually(lambda: bool(server.said("restart the server with --address HOST")), "the log says so")
 
 
 @pytest.mark.parametrize("way", ["flag", "variable", "file flag", "file variable", "configuration"])
-def test_a_join_string_is_read_wherever_it_may_be_given(tmp_path: Path, way: str) -> None:
-    async def main() -> None:
-        async with secured(tmp_path) as it:
-            path = it.join_file("default")
-            args: tuple[str, ...] = ()
-            env: dict[str, str] = {}
-            match way:
-                case "flag":
-                    args = ("--join", path.read_text().strip())
-                case "variable":
-                    env = {"GOREPROX_JOIN": path.read_text()}
-                case "file flag":
-                    args = ("--join-file", str(path))
-                case "file variable":
-                    env = {"GOREPROX_JOIN_FILE": str(path)}
-                case _:
-                    (tmp_path / "goreprox.toml").write_text(f'join-file = "{path}"\n')
-            await it.provide(*args, join=None, env=env)
-            await it.transfers()
-
-    run(main())
+async def test_a_join_string_is_read_wherever_it_may_be_given(tmp_path: Path, way: str) -> None:
+    async with secured(tmp_path) as it:
+        path = it.join_file("default")
+        args: tuple[str, ...] = ()
+        env: dict[str, str] = {}
+        match way:
+            case "flag":
+                args = ("--join", path.read_text().strip())
+            case "variable":
+                env = {"GOREPROX_JOIN": path.read_text()}
+            case "file flag":
+                args = ("--join-file", str(path))
+            case "file variable":
+                env = {"GOREPROX_JOIN_FILE": str(path)}
+            case _:
+                (tmp_path / "goreprox.toml").write_text(f'join-file = "{path}"\n')
+        await it.provide(*args, join=None, env=env)
+        await it.transfers()
 
 
-def test_broker_and_edge_of_their_own_join_with_their_keys(tmp_path: Path) -> None:
-    async def main() -> None:
-        it = Secured(tmp_path)
-        async with it._stack:
-            await it.target(echo)
-            state = ("--state-dir", str(it.state))
-            broker = await it.start("broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0", *state)
-            ready = await broker.ready()
-            it.providers = number(ready["providers"])
-            await it.keys("add", "front", "--role", "edge", "--address", f"{HOST}:{ready['edges']}")
-            edge = await it.start("edge", "--listen", f"{HOST}:0", "--join-file", str(it.join_file("front")))
-            clients = (await edge.ready())["clients"]
-            assert isinstance(clients, list)
-            it.port = clients[0]
-            await it.provide()
-            await it.transfers()
-
-    run(main())
+async def test_broker_and_edge_of_their_own_join_with_their_keys(tmp_path: Path) -> None:
+    it = Secured(tmp_path)
+    async with it._stack:
+        await it.target(echo)
+        state = ("--state-dir", str(it.state))
+        broker = await it.start("broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0", *state)
+        ready = await broker.ready()
+        it.providers = number(ready["providers"])
+        await it.keys("add", "front", "--role", "edge", "--address", f"{HOST}:{ready['edges']}")
+        edge = await it.start("edge", "--listen", f"{HOST}:0", "--join-file", str(it.join_file("front")))
+        clients = (await edge.ready())["clients"]
+        assert isinstance(clients, list)
+        it.port = clients[0]
+        await it.provide()
+        await it.transfers()
 
 
 # -- who does not get in
 
 
-def test_an_unknown_key_is_refused_on_both_sides_in_one_line_and_gets_in_once_it_is_authorised(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with secured(tmp_path) as it:
-            file = it.state / "authorized" / "default.toml"
-            away = tmp_path / "default.toml"
-            file.rename(away)
-            provider = await it.provide(connect=False)
-            await said(provider, "does not know our key, or no longer, or not for this port; retrying")
-            await said(it.server, "refused an unknown or revoked key at the port for providers")
-            away.rename(file)
-            await eventually(lambda: provider.events("peer_up"), "provider connected")
-            await it.transfers()
-            assert len([entry for entry in provider.log if "does not know our key" in str(entry)]) == 1
-
-    run(main())
-
-
-def test_a_providers_key_does_not_work_on_the_edges_port(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with secured(tmp_path) as it:
-            provider = await it.provide(connect=False, server=it.edges)
-            await said(provider, "does not know our key")
-            await said(it.server, "refused provider default at the port for edges")
-            assert not provider.events("link_up")
-
-    run(main())
+async def test_an_unknown_key_is_refused_on_both_sides_in_one_line_and_gets_in_once_it_is_authorised(
+    tmp_path: Path,
+) -> None:
+    async with secured(tmp_path) as it:
+        file = it.state / "authorized" / "default.toml"
+        away = tmp_path / "default.toml"
+        file.rename(away)
+        provider = await it.provide(connect=False)
+        await said(provider, "does not know our key, or no longer, or not for this port; retrying")
+        await said(it.server, "refused an unknown or revoked key at the port for providers")
+        away.rename(file)
+        await eventually(lambda: provider.events("peer_up"), "provider connected")
+        await it.transfers()
+        assert len([entry for entry in provider.log if "does not know our key" in str(entry)]) == 1
 
 
-def test_a_service_that_the_key_does_not_allow_is_refused_on_both_sides(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with secured(tmp_path) as it:
-            await it.keys("add", "laptop", "--services", "web")
-            provider = await it.provide(connect=False, join="laptop")
-            await said(provider, "refuses: the key laptop does not allow the service default")
-            file = it.state / "authorized" / "laptop.toml"
-            file.write_text(file.read_text().replace('"web"', '"default"'))
-            await eventually(lambda: provider.events("peer_up"), "provider connected")
-            await it.transfers()
-
-    run(main())
+async def test_a_providers_key_does_not_work_on_the_edges_port(tmp_path: Path) -> None:
+    async with secured(tmp_path) as it:
+        provider = await it.provide(connect=False, server=it.edges)
+        await said(provider, "does not know our key")
+        await said(it.server, "refused provider default at the port for edges")
+        assert not provider.events("link_up")
 
 
-def test_an_impostor_gets_no_provider(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with secured(tmp_path) as it:
-            port = it.providers
-            it.server.process.kill()
-            await it.server.wait()
-            await it.serve(providers=port, state=tmp_path / "impostor")
-            (tmp_path / "impostor/authorized/default.toml").write_bytes(
-                (it.state / "authorized/default.toml").read_bytes()
-            )
-            provider = await it.provide(connect=False)
-            await said(provider, "has another key than we expect; get a new join string from it")
-            await said(it.server, "a peer expects another server key")
-            assert not provider.events("link_up")
-
-    run(main())
+async def test_a_service_that_the_key_does_not_allow_is_refused_on_both_sides(tmp_path: Path) -> None:
+    async with secured(tmp_path) as it:
+        await it.keys("add", "laptop", "--services", "web")
+        provider = await it.provide(connect=False, join="laptop")
+        await said(provider, "refuses: the key laptop does not allow the service default")
+        file = it.state / "authorized" / "laptop.toml"
+        file.write_text(file.read_text().replace('"web"', '"default"'))
+        await eventually(lambda: provider.events("peer_up"), "provider connected")
+        await it.transfers()
 
 
-def test_plaintext_and_keys_do_not_meet_and_both_sides_say_so(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with secured(tmp_path) as it:
-            plain = await it.provide("--insecure", join=None, connect=False)
-            await said(plain, "wants keys; get a join string from it")
-            await said(it.server, "a peer without keys meets a broker with keys, or the reverse")
-            assert not plain.events("link_up")
+async def test_an_impostor_gets_no_provider(tmp_path: Path) -> None:
+    async with secured(tmp_path) as it:
+        port = it.providers
+        it.server.process.kill()
+        await it.server.wait()
+        await it.serve(providers=port, state=tmp_path / "impostor")
+        (tmp_path / "impostor/authorized/default.toml").write_bytes((it.state / "authorized/default.toml").read_bytes())
+        provider = await it.provide(connect=False)
+        await said(provider, "has another key than we expect; get a new join string from it")
+        await said(it.server, "a peer expects another server key")
+        assert not provider.events("link_up")
 
-            open_server = await it.start("server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", "--insecure")
-            provider = await it.provide(connect=False, server=number((await open_server.ready())["providers"]))
-            await said(provider, "has no keys; start it with keys")
-            await said(open_server, "a peer without keys meets a broker with keys, or the reverse")
-            assert not provider.events("link_up")
 
-    run(main())
+async def test_plaintext_and_keys_do_not_meet_and_both_sides_say_so(tmp_path: Path) -> None:
+    async with secured(tmp_path) as it:
+        plain = await it.provide("--insecure", join=None, connect=False)
+        await said(plain, "wants keys; get a join string from it")
+        await said(it.server, "a peer without keys meets a broker with keys, or the reverse")
+        assert not plain.events("link_up")
+
+        open_server = await it.start("server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", "--insecure")
+        provider = await it.provide(connect=False, server=number((await open_server.ready())["providers"]))
+        await said(provider, "has no keys; start it with keys")
+        await said(open_server, "a peer without keys meets a broker with keys, or the reverse")
+        assert not provider.events("link_up")
 
 
 # -- revocation and rotation
 
 
-def test_revoking_ends_a_live_provider_and_its_streams_within_two_seconds(tmp_path: Path) -> None:
+async def test_revoking_ends_a_live_provider_and_its_streams_within_two_seconds(tmp_path: Path) -> None:
     ended = asyncio.Event()
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -249,55 +217,49 @@ def test_revoking_ends_a_live_provider_and_its_streams_within_two_seconds(tmp_pa
         finally:
             ended.set()
 
-    async def main() -> None:
-        async with secured(tmp_path, hold) as it:
-            await it.provide()
-            reader, _ = await it.connect()
-            assert await reader.readexactly(4) == b"here"
-            await it.keys("revoke", "default")
-            assert await is_reset(reader)
-            await ended.wait()
-            await eventually(lambda: it.server.events("peer_revoked", peer="default"), "the server says so")
-            await said(it.provider, "does not know our key, or no longer")
-
-    run(main())
+    async with secured(tmp_path, hold) as it:
+        await it.provide()
+        reader, _ = await it.connect()
+        assert await reader.readexactly(4) == b"here"
+        await it.keys("revoke", "default")
+        assert await is_reset(reader)
+        await ended.wait()
+        await eventually(lambda: it.server.events("peer_revoked", peer="default"), "the server says so")
+        await said(it.provider, "does not know our key, or no longer")
 
 
-def test_a_rotation_breaks_no_connection(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with secured(tmp_path) as it:
-            await it.provide()
-            before = it.join_file("default").read_text()
-            pairs = [await it.connect() for _ in range(8)]
-            done = asyncio.Event()
+async def test_a_rotation_breaks_no_connection(tmp_path: Path) -> None:
+    async with secured(tmp_path) as it:
+        await it.provide()
+        before = it.join_file("default").read_text()
+        pairs = [await it.connect() for _ in range(8)]
+        done = asyncio.Event()
 
-            async def keep_busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
-                count = 0
-                while not done.is_set() or count == 0:
-                    data = count.to_bytes(8, "big") * 2048
-                    writer.write(data)
-                    assert await reader.readexactly(len(data)) == data
-                    count += 1
-                return count
+        async def keep_busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+            count = 0
+            while not done.is_set() or count == 0:
+                data = count.to_bytes(8, "big") * 2048
+                writer.write(data)
+                assert await reader.readexactly(len(data)) == data
+                count += 1
+            return count
 
-            tasks = [asyncio.create_task(keep_busy(*pair)) for pair in pairs]
-            await it.keys("rotate")
-            await eventually(lambda: it.server.events("rekeyed"), "the server has its next key")
-            await eventually(lambda: it.provider.events("peer_up", outages=1), "it is back")
-            # A join string from before one rotation still works, and so does the renewed one.
-            assert it.join_file("default").read_text() != before
-            (tmp_path / "old").write_text(before)
-            (tmp_path / "old").chmod(0o600)
-            for file in (tmp_path / "old", it.join_file("default")):
-                replica = await it.provide("--join-file", str(file), join=None)
-                replica.process.terminate()
-                assert await replica.wait() == 0
-            done.set()
-            counts = await asyncio.gather(*tasks)
-            assert min(counts) > 0
-            await it.transfers()
-
-    run(main())
+        tasks = [asyncio.create_task(keep_busy(*pair)) for pair in pairs]
+        await it.keys("rotate")
+        await eventually(lambda: it.server.events("rekeyed"), "the server has its next key")
+        await eventually(lambda: it.provider.events("peer_up", outages=1), "it is back")
+        # A join string from before one rotation still works, and so does the renewed one.
+        assert it.join_file("default").read_text() != before
+        (tmp_path / "old").write_text(before)
+        (tmp_path / "old").chmod(0o600)
+        for file in (tmp_path / "old", it.join_file("default")):
+            replica = await it.provide("--join-file", str(file), join=None)
+            replica.process.terminate()
+            assert await replica.wait() == 0
+        done.set()
+        counts = await asyncio.gather(*tasks)
+        assert min(counts) > 0
+        await it.transfers()
 
 
 # -- strangers
@@ -313,88 +275,82 @@ def many_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_half_open_connections_and_random_bytes_on_every_port_disturb_no_stream(
+async def test_half_open_connections_and_random_bytes_on_every_port_disturb_no_stream(
     tmp_path: Path, many_descriptors: None
 ) -> None:
-    async def main() -> None:
-        async with secured(tmp_path) as it:
-            provider = await it.provide()
-            loop = asyncio.get_running_loop()
-            until = loop.time() + FLOOD_S
+    async with secured(tmp_path) as it:
+        provider = await it.provide()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + FLOOD_S
 
-            async def transfer() -> int:
-                count = 0
-                while loop.time() < until or count == 0:
-                    await it.transfers(blocks=4)
-                    count += 1
-                return count
+        async def transfer() -> int:
+            count = 0
+            while loop.time() < until or count == 0:
+                await it.transfers(blocks=4)
+                count += 1
+            return count
 
-            async def flood(port: int, seed: int) -> None:
-                rng = random.Random(seed)
-                while loop.time() < until:
-                    with contextlib.suppress(OSError):
-                        _, writer = await asyncio.open_connection(HOST, port)
-                        writer.write(rng.randbytes(rng.randrange(1, 2000)))
-                        await asyncio.sleep(0.01)
-                        writer.transport.abort()
-
-            strangers: list[socket.socket] = []
-            try:
-                transfers = [asyncio.create_task(transfer()) for _ in range(STREAMS)]
-                floods = [
-                    asyncio.create_task(flood(port, seed))
-                    for port in (it.port, it.providers, it.edges)
-                    for seed in range(3)
-                ]
-                for index in range(HALF_OPEN):
-                    sock = socket.create_connection((HOST, it.providers))
-                    strangers.append(sock)
-                    if index % 2:
-                        sock.send(b"\xff\0\0\0\0\0\0\0\x01\x7f\x03")
-                    if index % 50 == 0:
-                        await asyncio.sleep(0)
-                counts = await asyncio.gather(*transfers)
-                await asyncio.gather(*floods)
-            finally:
-                for sock in strangers:
-                    sock.close()
-            assert min(counts) > 0
-            assert not provider.events("link_lost") and not it.server.events("peer_down")
-            for process in (provider, it.server):
-                assert process.process.returncode is None
-            assert len(it.server.log) < 100_000
-
-    run(main())
-
-
-def test_clients_that_may_not_come_in_are_reset(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with secured(tmp_path, echo, "--deny", "127.0.0.2", "--max-connections-per-address", "2") as it:
-            await it.provide()
-            held = [await it.connect() for _ in range(2)]
-            for reader, writer in held:
-                writer.write(b"x")
-                assert await reader.readexactly(1) == b"x"
-
-            async def let_in(source: str = HOST) -> bool:
-                try:
-                    reader, writer = await asyncio.open_connection(HOST, it.port, local_addr=(source, 0))
-                except ConnectionResetError:
-                    return False
-                try:
-                    writer.write(b"x")
-                    return await reader.readexactly(1) == b"x"
-                except ConnectionResetError:
-                    return False
-                finally:
+        async def flood(port: int, seed: int) -> None:
+            rng = random.Random(seed)
+            while loop.time() < until:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection(HOST, port)
+                    writer.write(rng.randbytes(rng.randrange(1, 2000)))
+                    await asyncio.sleep(0.01)
                     writer.transport.abort()
 
-            assert not await let_in()
-            assert not await let_in("127.0.0.2")
-            await eventually(lambda: any(e.get("event") == "client_denied" for e in it.server.log), "the log has it")
-            held[0][1].close()
-            async with asyncio.timeout(30):
-                while not await let_in():  # noqa: ASYNC110 -- until the server knows that the first is gone
-                    await asyncio.sleep(0.05)
+        strangers: list[socket.socket] = []
+        try:
+            transfers = [asyncio.create_task(transfer()) for _ in range(STREAMS)]
+            floods = [
+                asyncio.create_task(flood(port, seed))
+                for port in (it.port, it.providers, it.edges)
+                for seed in range(3)
+            ]
+            for index in range(HALF_OPEN):
+                sock = socket.create_connection((HOST, it.providers))
+                strangers.append(sock)
+                if index % 2:
+                    sock.send(b"\xff\0\0\0\0\0\0\0\x01\x7f\x03")
+                if index % 50 == 0:
+                    await asyncio.sleep(0)
+            counts = await asyncio.gather(*transfers)
+            await asyncio.gather(*floods)
+        finally:
+            for sock in strangers:
+                sock.close()
+        assert min(counts) > 0
+        assert not provider.events("link_lost") and not it.server.events("peer_down")
+        for process in (provider, it.server):
+            assert process.process.returncode is None
+        assert len(it.server.log) < 100_000
 
-    run(main())
+
+async def test_clients_that_may_not_come_in_are_reset(tmp_path: Path) -> None:
+    async with secured(tmp_path, echo, "--deny", "127.0.0.2", "--max-connections-per-address", "2") as it:
+        await it.provide()
+        held = [await it.connect() for _ in range(2)]
+        for reader, writer in held:
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+
+        async def let_in(source: str = HOST) -> bool:
+            try:
+                reader, writer = await asyncio.open_connection(HOST, it.port, local_addr=(source, 0))
+            except ConnectionResetError:
+                return False
+            try:
+                writer.write(b"x")
+                return await reader.readexactly(1) == b"x"
+            except ConnectionResetError:
+                return False
+            finally:
+                writer.transport.abort()
+
+        assert not await let_in()
+        assert not await let_in("127.0.0.2")
+        await eventually(lambda: any(e.get("event") == "client_denied" for e in it.server.log), "the log has it")
+        held[0][1].close()
+        async with asyncio.timeout(30):
+            while not await let_in():  # noqa: ASYNC110 -- until the server knows that the first is gone
+                await asyncio.sleep(0.05)

@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-from tests.e2e.harness import run
 from tests.e2e.siege import besiege
 
 SEED = 1
 SECONDS = 12.0
 
 
-def test_strangers_and_key_holders_cost_honest_streams_nothing(tmp_path: Path) -> None:
-    async def main() -> None:
-        report = await besiege(tmp_path, SEED, seconds=SECONDS)
-        assert not report.violations, f"python -m tests.e2e.siege {SEED}: {report.violations}"
-        assert report.faults.total() >= 10 and report.streams > 10 and report.bytes_checked > 1 << 20
-
-    run(main())
+async def test_strangers_and_key_holders_cost_honest_streams_nothing(tmp_path: Path) -> None:
+    report = await besiege(tmp_path, SEED, seconds=SECONDS)
+    assert not report.violations, f"python -m tests.e2e.siege {SEED}: {report.violations}"
+    assert report.faults.total() >= 10 and report.streams > 10 and report.bytes_checked > 1 << 20

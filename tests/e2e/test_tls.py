@@ -25,7 +25,6 @@ from tests.e2e.harness import (
     eventually,
     nothing_yet,
     reset_now,
-    run,
 )
 from tests.e2e.programs import output_of, program
 from tests.e2e.test_http import curl, polite
@@ -54,7 +53,7 @@ async def client(made: Tunnel, context: ssl.SSLContext) -> Client:
     return await Client(*await made.connect(), context).shake_hands()
 
 
-def test_each_end_of_a_tls_connection_passes_through_as_what_it_is(tmp_path: Path) -> None:
+async def test_each_end_of_a_tls_connection_passes_through_as_what_it_is(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     seen: dict[bytes, str] = {}
 
@@ -82,43 +81,40 @@ def test_each_end_of_a_tls_connection_passes_through_as_what_it_is(tmp_path: Pat
             writer.write(b"all of it: " + digest.hexdigest().encode())
         writer.close()
 
-    async def main() -> None:
-        context = authority.trusting()
-        body = b"".join(block(index) for index in range(32))  # 2 MiB
-        digest = hashlib.sha256(body).hexdigest()
-        async with tls_tunnel(tmp_path, target, authority) as made:
-            first = await client(made, context)
-            await first.write(b"c" + body)
-            await first.say_goodbye()
-            assert await first.read_all() == f"all of it: {digest}".encode()
+    context = authority.trusting()
+    body = b"".join(block(index) for index in range(32))  # 2 MiB
+    digest = hashlib.sha256(body).hexdigest()
+    async with tls_tunnel(tmp_path, target, authority) as made:
+        first = await client(made, context)
+        await first.write(b"c" + body)
+        await first.say_goodbye()
+        assert await first.read_all() == f"all of it: {digest}".encode()
 
-            first = await client(made, context)
-            await first.write(b"f")
-            assert await first.read_all() == b"bye"
-            await first.write(body)
-            await first.say_goodbye()
-            await eventually(lambda: b"f" in seen, "the target has the rest")
+        first = await client(made, context)
+        await first.write(b"f")
+        assert await first.read_all() == b"bye"
+        await first.write(body)
+        await first.say_goodbye()
+        await eventually(lambda: b"f" in seen, "the target has the rest")
 
-            truncated = await client(made, context)
-            await truncated.write(b"t" + body)
-            truncated.writer.write_eof()
-            gone = await client(made, context)
-            await gone.write(b"g" + body)
-            reset_now(gone.writer)
-            await eventually(lambda: len(seen) == 4, "both are seen")
-            assert seen == {b"c": digest, b"f": digest, b"t": "reset", b"g": "reset"}
+        truncated = await client(made, context)
+        await truncated.write(b"t" + body)
+        truncated.writer.write_eof()
+        gone = await client(made, context)
+        await gone.write(b"g" + body)
+        reset_now(gone.writer)
+        await eventually(lambda: len(seen) == 4, "both are seen")
+        assert seen == {b"c": digest, b"f": digest, b"t": "reset", b"g": "reset"}
 
-            reset = await client(made, context)
-            await reset.write(b"r")
-            assert await reset.read() == b"some"
-            await reset.write(b"!")
-            with pytest.raises(ConnectionResetError):
-                await reset.read()
-
-    run(main())
+        reset = await client(made, context)
+        await reset.write(b"r")
+        assert await reset.read() == b"some"
+        await reset.write(b"!")
+        with pytest.raises(ConnectionResetError):
+            await reset.read()
 
 
-def test_twenty_mebibytes_go_both_ways_through_a_cut_and_a_reader_that_waits(tmp_path: Path) -> None:
+async def test_twenty_mebibytes_go_both_ways_through_a_cut_and_a_reader_that_waits(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
 
     async def exchange(made: Tunnel, context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
@@ -150,18 +146,15 @@ def test_twenty_mebibytes_go_both_ways_through_a_cut_and_a_reader_that_waits(tmp
         await connected.say_goodbye()
         assert await connected.read() == b""
 
-    async def main() -> None:
-        async with tls_tunnel(tmp_path, echo, authority) as made:
-            before = made.relay.connections
-            async with asyncio.TaskGroup() as group:
-                for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-                    group.create_task(exchange(made, authority.trusting(), version), name=version.name)
-            assert made.relay.connections > before
-
-    run(main())
+    async with tls_tunnel(tmp_path, echo, authority) as made:
+        before = made.relay.connections
+        async with asyncio.TaskGroup() as group:
+            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                group.create_task(exchange(made, authority.trusting(), version), name=version.name)
+        assert made.relay.connections > before
 
 
-def test_only_clients_with_a_certificate_of_ours_come_in(tmp_path: Path) -> None:
+async def test_only_clients_with_a_certificate_of_ours_come_in(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     (tmp_path / "other").mkdir()
     stranger = Authority(tmp_path / "other")
@@ -186,29 +179,26 @@ def test_only_clients_with_a_certificate_of_ours_come_in(tmp_path: Path) -> None
             await (await client(made, context)).read()
         return str(error.value.reason)
 
-    async def main() -> None:
-        strange = authority.trusting()
-        stranger.ca.issue_cert("mallory.test").configure_cert(strange)
-        async with tls_tunnel(tmp_path, target, authority, "--tls-client-ca", str(authority.ca_file)) as made:
-            assert await refused(made, authority.trusting()) == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
-            assert await refused(made, strange) == "TLSV1_ALERT_UNKNOWN_CA"
-            assert await refused(made, old()) == "TLSV1_ALERT_PROTOCOL_VERSION"
-            reader, writer = await made.connect()
-            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert b"HTTP" not in await reader.read()  # an alert, and the end
-            assert connections == 0
+    strange = authority.trusting()
+    stranger.ca.issue_cert("mallory.test").configure_cert(strange)
+    async with tls_tunnel(tmp_path, target, authority, "--tls-client-ca", str(authority.ca_file)) as made:
+        assert await refused(made, authority.trusting()) == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+        assert await refused(made, strange) == "TLSV1_ALERT_UNKNOWN_CA"
+        assert await refused(made, old()) == "TLSV1_ALERT_PROTOCOL_VERSION"
+        reader, writer = await made.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert b"HTTP" not in await reader.read()  # an alert, and the end
+        assert connections == 0
 
-            known = await client(made, authority.trusting(name="alice.test"))
-            await known.write(b"hello")
-            assert await known.read() == b"hello"
-            await eventually(lambda: bool(made.server.said("has the certificate of alice.test")), "the log says so")
-            warned = [entry for entry in made.server.log if entry.get("event") == "tls_failed"]
-            assert warned
-
-    run(main())
+        known = await client(made, authority.trusting(name="alice.test"))
+        await known.write(b"hello")
+        assert await known.read() == b"hello"
+        await eventually(lambda: bool(made.server.said("has the certificate of alice.test")), "the log says so")
+        warned = [entry for entry in made.server.log if entry.get("event") == "tls_failed"]
+        assert warned
 
 
-def test_a_proxy_says_whose_connection_it_is_before_the_handshake(tmp_path: Path) -> None:
+async def test_a_proxy_says_whose_connection_it_is_before_the_handshake(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     heads: list[str] = []
 
@@ -217,38 +207,31 @@ def test_a_proxy_says_whose_connection_it_is_before_the_handshake(tmp_path: Path
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         await reader.read()
 
-    async def main() -> None:
-        rule = ("--proxy-protocol-from", HOST)
-        async with tls_tunnel(tmp_path, target, authority, *rule, scheme="https") as made:
-            reader, writer = await made.connect()
-            writer.write(b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 443\r\n")
-            connected = await Client(reader, writer, authority.trusting()).shake_hands()
-            await connected.write(b"GET / HTTP/1.0\r\n\r\n")
-            assert (await connected.read()).startswith(b"HTTP/1.1 200 OK")
-        assert "\r\nX-Forwarded-For: 192.0.2.1\r\n" in heads[0]
-        assert "\r\nX-Forwarded-Host: 192.0.2.2:443\r\n" in heads[0]
-
-    run(main())
+    rule = ("--proxy-protocol-from", HOST)
+    async with tls_tunnel(tmp_path, target, authority, *rule, scheme="https") as made:
+        reader, writer = await made.connect()
+        writer.write(b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 443\r\n")
+        connected = await Client(reader, writer, authority.trusting()).shake_hands()
+        await connected.write(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await connected.read()).startswith(b"HTTP/1.1 200 OK")
+    assert "\r\nX-Forwarded-For: 192.0.2.1\r\n" in heads[0]
+    assert "\r\nX-Forwarded-Host: 192.0.2.2:443\r\n" in heads[0]
 
 
-def test_a_client_that_does_not_shake_hands_counts_as_a_connection(tmp_path: Path) -> None:
+async def test_a_client_that_does_not_shake_hands_counts_as_a_connection(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-
-    async def main() -> None:
-        async with tls_tunnel(tmp_path, echo, authority, "--max-connections", "1") as made:
-            _, silent = await made.connect()
-            await eventually(lambda: made.server.said("1 connections are open: new ones wait"), "it counts")
-            waiting = asyncio.create_task(client(made, authority.trusting()), name="second client")
-            silent.transport.abort()
-            second = await waiting
-            await second.write(b"hello")
-            assert await second.read() == b"hello"
-            assert not any(entry.get("event") == "tls_failed" for entry in made.server.log)  # it left by itself
-
-    run(main())
+    async with tls_tunnel(tmp_path, echo, authority, "--max-connections", "1") as made:
+        _, silent = await made.connect()
+        await eventually(lambda: made.server.said("1 connections are open: new ones wait"), "it counts")
+        waiting = asyncio.create_task(client(made, authority.trusting()), name="second client")
+        silent.transport.abort()
+        second = await waiting
+        await second.write(b"hello")
+        assert await second.read() == b"hello"
+        assert not any(entry.get("event") == "tls_failed" for entry in made.server.log)  # it left by itself
 
 
-def test_a_tls_port_agrees_on_the_protocols_that_it_is_to(tmp_path: Path) -> None:
+async def test_a_tls_port_agrees_on_the_protocols_that_it_is_to(tmp_path: Path) -> None:
     """As gRPC clients demand, which speak HTTP/2 with the target."""
     authority = Authority(tmp_path)
 
@@ -262,29 +245,22 @@ def test_a_tls_port_agrees_on_the_protocols_that_it_is_to(tmp_path: Path) -> Non
         writer.transport.abort()
         return found
 
-    async def main() -> None:
-        async with tls_tunnel(tmp_path, echo, authority, "--tls-alpn", "h2", "--tls-alpn", "x") as made:
-            assert [await agreed(made, *each) for each in (("h2",), ("x", "h2"), ("y",))] == ["h2", "h2", None]
-
-    run(main())
+    async with tls_tunnel(tmp_path, echo, authority, "--tls-alpn", "h2", "--tls-alpn", "x") as made:
+        assert [await agreed(made, *each) for each in (("h2",), ("x", "h2"), ("y",))] == ["h2", "h2", None]
 
 
-def test_http_at_an_https_port_is_told_so_and_at_a_tls_port_is_not(tmp_path: Path) -> None:
+async def test_http_at_an_https_port_is_told_so_and_at_a_tls_port_is_not(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-
-    async def main() -> None:
-        for scheme, told in (("https", True), ("tls", False)):
-            async with tls_tunnel(tmp_path, polite, authority, scheme=scheme) as made:
-                for request in (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"POST / HTTP/1.1\r\n" + 1000 * b"X: 1\r\n"):
-                    reader, writer = await made.connect()
-                    writer.write(request)
-                    async with asyncio.timeout(DEADLINE_S):
-                        said = await reader.read()
-                    assert said.startswith(b"HTTP/1.1 400 Bad Request\r\n") == told
-                    assert (b"https://" in said) == told
-                    writer.close()
-
-    run(main())
+    for scheme, told in (("https", True), ("tls", False)):
+        async with tls_tunnel(tmp_path, polite, authority, scheme=scheme) as made:
+            for request in (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"POST / HTTP/1.1\r\n" + 1000 * b"X: 1\r\n"):
+                reader, writer = await made.connect()
+                writer.write(request)
+                async with asyncio.timeout(DEADLINE_S):
+                    said = await reader.read()
+                assert said.startswith(b"HTTP/1.1 400 Bad Request\r\n") == told
+                assert (b"https://" in said) == told
+                writer.close()
 
 
 @contextlib.asynccontextmanager
@@ -323,32 +299,28 @@ async def offer(made: Tunnel, target: str, *options: str) -> Process:
 
 
 @pytest.mark.parametrize("how", ["--target-ca", "--target-insecure"])
-def test_a_target_that_speaks_tls_is_reached_through_breaks(tmp_path: Path, how: str) -> None:
+async def test_a_target_that_speaks_tls_is_reached_through_breaks(tmp_path: Path, how: str) -> None:
     authority = Authority(tmp_path)
     options = (how, str(authority.ca_file)) if how == "--target-ca" else (how,)
+    async with tls_target(echo, authority) as port, nothing_yet(tmp_path) as made:
+        await made.serve()
+        await offer(made, f"tls://{'localhost' if how == '--target-insecure' else HOST}:{port}", *options)
+        reader, writer = await made.connect()
+        sent = b"".join(block(index) for index in range(64))
 
-    async def main() -> None:
-        async with tls_target(echo, authority) as port, nothing_yet(tmp_path) as made:
-            await made.serve()
-            await offer(made, f"tls://{'localhost' if how == '--target-insecure' else HOST}:{port}", *options)
-            reader, writer = await made.connect()
-            sent = b"".join(block(index) for index in range(64))
+        async def send() -> None:
+            for start in range(0, len(sent), 1 << 16):
+                if start == len(sent) // 2:
+                    made.relay.cut()
+                writer.write(sent[start : start + (1 << 16)])
+                await writer.drain()
 
-            async def send() -> None:
-                for start in range(0, len(sent), 1 << 16):
-                    if start == len(sent) // 2:
-                        made.relay.cut()
-                    writer.write(sent[start : start + (1 << 16)])
-                    await writer.drain()
-
-            async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
-                tasks.create_task(send(), name="upload")
-                assert await reader.readexactly(len(sent)) == sent
-            writer.write_eof()
-            async with asyncio.timeout(DEADLINE_S):
-                assert await reader.read() == b""
-
-    run(main())
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+            tasks.create_task(send(), name="upload")
+            assert await reader.readexactly(len(sent)) == sent
+        writer.write_eof()
+        async with asyncio.timeout(DEADLINE_S):
+            assert await reader.read() == b""
 
 
 @pytest.mark.parametrize(
@@ -359,7 +331,7 @@ def test_a_target_that_speaks_tls_is_reached_through_breaks(tmp_path: Path, how:
     ],
     ids=["signed by a stranger", "for another name"],
 )
-def test_a_target_whose_certificate_does_not_count_gets_nothing(
+async def test_a_target_whose_certificate_does_not_count_gets_nothing(
     tmp_path: Path, host: str, trusted: bool, cause: str
 ) -> None:
     authority = Authority(tmp_path)
@@ -369,19 +341,16 @@ def test_a_target_whose_certificate_does_not_count_gets_nothing(
     async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reached.append(await reader.read(1))
 
-    async def main() -> None:
-        async with tls_target(target, authority) as port, nothing_yet(tmp_path) as made:
-            made.scheme = "http"
-            await made.serve()
-            provider = await offer(made, f"tls://{host}:{port}", *options)
-            reader, writer = await made.connect()
-            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            async with asyncio.timeout(DEADLINE_S):
-                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
-            await eventually(lambda: cause in failures(provider), "the log says why")
-        assert not any(reached)
-
-    run(main())
+    async with tls_target(target, authority) as port, nothing_yet(tmp_path) as made:
+        made.scheme = "http"
+        await made.serve()
+        provider = await offer(made, f"tls://{host}:{port}", *options)
+        reader, writer = await made.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
+        await eventually(lambda: cause in failures(provider), "the log says why")
+    assert not any(reached)
 
 
 @pytest.mark.parametrize(
@@ -389,30 +358,27 @@ def test_a_target_whose_certificate_does_not_count_gets_nothing(
     [(b"", ("--dial-timeout", "0.5"), "no answer within 0.5 s"), (b"220 this is no TLS\r\n", (), "TLS: ")],
     ids=["says nothing", "says something else"],
 )
-def test_a_target_that_does_not_speak_tls_is_a_target_that_cannot_be_reached(
+async def test_a_target_that_does_not_speak_tls_is_a_target_that_cannot_be_reached(
     tmp_path: Path, greeting: bytes, options: tuple[str, ...], cause: str
 ) -> None:
     async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(greeting)
         await reader.read()
 
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            made.scheme = "http"
-            await made.target(target)
-            await made.serve()
-            provider = await offer(made, f"tls://{HOST}:{made.target_port}", "--target-insecure", *options)
-            reader, writer = await made.connect()
-            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            async with asyncio.timeout(DEADLINE_S):
-                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
-            await eventually(lambda: cause in failures(provider), "the log says why")
-
-    run(main())
+    async with nothing_yet(tmp_path) as made:
+        made.scheme = "http"
+        await made.target(target)
+        await made.serve()
+        provider = await offer(made, f"tls://{HOST}:{made.target_port}", "--target-insecure", *options)
+        reader, writer = await made.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
+        await eventually(lambda: cause in failures(provider), "the log says why")
 
 
 @pytest.mark.programs
-def test_curl_and_httpx_speak_https_and_the_target_is_told_so(tmp_path: Path) -> None:
+async def test_curl_and_httpx_speak_https_and_the_target_is_told_so(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     heads: list[str] = []
 
@@ -421,39 +387,34 @@ def test_curl_and_httpx_speak_https_and_the_target_is_told_so(tmp_path: Path) ->
             heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    async def main() -> None:
-        issued = authority.ca.issue_cert("alice.test")
-        pem = tmp_path / "alice.pem"
-        issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
-        demands = ("--tls-client-ca", str(authority.ca_file))
-        async with tls_tunnel(tmp_path, target, authority, *demands, scheme="https") as made:
-            url = f"https://{HOST}:{made.port}/page"
-            forged = ("--header", "X-Forwarded-Client-Cert: Hash=0", "--header", "X_Forwarded_Client_Cert: Hash=0")
-            asked = curl(
-                *forged, "--cacert", str(authority.ca_file), "--cert", str(pem), "--write-out", " %{http_version}"
-            )
-            assert await output_of(*asked, "--http2", url, url) == "ok 1.1ok 1.1"
-            assert await output_of(*curl("--cacert", str(authority.ca_file), url), code=56) == ""  # no certificate
-            context = authority.trusting(name="bob.test")
-            async with AsyncClient(verify=context, trust_env=False) as browser:
-                assert [(await browser.get(url)).text for _ in range(3)] == ["ok"] * 3
-        assert len(heads) == 5
-        for head in heads:
-            assert "\r\nX-Forwarded-Proto: https\r\n" in head
-            assert f'Forwarded: for={HOST};host="{HOST}:{made.port}";proto=https\r\n' in head
-        told = [
-            re.findall("(?i)x.forwarded.client.cert: Hash=([0-9a-f]{64});Subject=.*;DNS=(.*)\r", head) for head in heads
-        ]
-        assert [each[1] for (each,) in told] == ["alice.test"] * 2 + ["bob.test"] * 3
-        der = ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
-        assert told[0][0][0] == hashlib.sha256(der).hexdigest()
-        logged = [entry["certificate"] for entry in made.server.log if entry.get("event") == "access"]
-        assert logged == ["alice.test"] * 2 + ["bob.test"] * 3
-
-    run(main())
+    issued = authority.ca.issue_cert("alice.test")
+    pem = tmp_path / "alice.pem"
+    issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
+    demands = ("--tls-client-ca", str(authority.ca_file))
+    async with tls_tunnel(tmp_path, target, authority, *demands, scheme="https") as made:
+        url = f"https://{HOST}:{made.port}/page"
+        forged = ("--header", "X-Forwarded-Client-Cert: Hash=0", "--header", "X_Forwarded_Client_Cert: Hash=0")
+        asked = curl(*forged, "--cacert", str(authority.ca_file), "--cert", str(pem), "--write-out", " %{http_version}")
+        assert await output_of(*asked, "--http2", url, url) == "ok 1.1ok 1.1"
+        assert await output_of(*curl("--cacert", str(authority.ca_file), url), code=56) == ""  # no certificate
+        context = authority.trusting(name="bob.test")
+        async with AsyncClient(verify=context, trust_env=False) as browser:
+            assert [(await browser.get(url)).text for _ in range(3)] == ["ok"] * 3
+    assert len(heads) == 5
+    for head in heads:
+        assert "\r\nX-Forwarded-Proto: https\r\n" in head
+        assert f'Forwarded: for={HOST};host="{HOST}:{made.port}";proto=https\r\n' in head
+    told = [
+        re.findall("(?i)x.forwarded.client.cert: Hash=([0-9a-f]{64});Subject=.*;DNS=(.*)\r", head) for head in heads
+    ]
+    assert [each[1] for (each,) in told] == ["alice.test"] * 2 + ["bob.test"] * 3
+    der = ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
+    assert told[0][0][0] == hashlib.sha256(der).hexdigest()
+    logged = [entry["certificate"] for entry in made.server.log if entry.get("event") == "access"]
+    assert logged == ["alice.test"] * 2 + ["bob.test"] * 3
 
 
-def test_a_new_certificate_is_for_new_clients_and_a_damaged_one_for_none(tmp_path: Path) -> None:
+async def test_a_new_certificate_is_for_new_clients_and_a_damaged_one_for_none(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
 
     async def ask(connected: Client) -> None:
@@ -462,50 +423,43 @@ def test_a_new_certificate_is_for_new_clients_and_a_damaged_one_for_none(tmp_pat
         while not got.endswith(b"\r\n\r\n/page"):
             got += await connected.read()
 
-    async def main() -> None:
-        context = authority.trusting()
-        async with tls_tunnel(tmp_path, polite, authority, scheme="https") as made:
+    context = authority.trusting()
+    async with tls_tunnel(tmp_path, polite, authority, scheme="https") as made:
 
-            async def shown() -> bytes | None:
-                new = await client(made, context)
-                new.writer.close()
-                return new.tls.getpeercert(binary_form=True)
+        async def shown() -> bytes | None:
+            new = await client(made, context)
+            new.writer.close()
+            return new.tls.getpeercert(binary_form=True)
 
-            old = await client(made, context)
-            await ask(old)
-            before = old.tls.getpeercert(binary_form=True)
-            assert await shown() == before
-            authority.key.write_text("no key")
-            assert await shown() == before
-            assert await shown() == before
-            authority.renew()
-            assert await shown() != before
-            await ask(old)
-            complaints = [str(entry["message"]) for entry in made.server.log if "stays in use" in str(entry)]
-            assert len(complaints) == 1
-            assert "not a private key in PEM form" in complaints[0]
-            made.server.signal(signal.SIGTERM)
-            assert await old.read() == b""  # close_notify
-            old.writer.close()
-            assert await made.server.wait() == 0
-
-    run(main())
+        old = await client(made, context)
+        await ask(old)
+        before = old.tls.getpeercert(binary_form=True)
+        assert await shown() == before
+        authority.key.write_text("no key")
+        assert await shown() == before
+        assert await shown() == before
+        authority.renew()
+        assert await shown() != before
+        await ask(old)
+        complaints = [str(entry["message"]) for entry in made.server.log if "stays in use" in str(entry)]
+        assert len(complaints) == 1
+        assert "not a private key in PEM form" in complaints[0]
+        made.server.signal(signal.SIGTERM)
+        assert await old.read() == b""  # close_notify
+        old.writer.close()
+        assert await made.server.wait() == 0
 
 
-def test_tokens_in_plaintext_are_a_warning_and_in_tls_are_none(tmp_path: Path) -> None:
+async def test_tokens_in_plaintext_are_a_warning_and_in_tls_are_none(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     (tmp_path / "tokens.toml").write_text("")
-
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            listeners = ("--listen", "http://0.0.0.0:0", "--listen", "https://0.0.0.0:0=b")
-            tokens = ("--auth-tokens", str(tmp_path / "tokens.toml"))
-            server = await made.start("server", *listeners, *tokens, *authority.options, "--providers", f"{HOST}:0")
-            assert [entry["message"] for entry in server.log if entry.get("event") == "plaintext_tokens"] == [
-                "tokens arrive unencrypted on 0.0.0.0:0; listen with https://"
-            ]
-
-    run(main())
+    async with nothing_yet(tmp_path) as made:
+        listeners = ("--listen", "http://0.0.0.0:0", "--listen", "https://0.0.0.0:0=b")
+        tokens = ("--auth-tokens", str(tmp_path / "tokens.toml"))
+        server = await made.start("server", *listeners, *tokens, *authority.options, "--providers", f"{HOST}:0")
+        assert [entry["message"] for entry in server.log if entry.get("event") == "plaintext_tokens"] == [
+            "tokens arrive unencrypted on 0.0.0.0:0; listen with https://"
+        ]
 
 
 PAGE = """<!DOCTYPE html><title>many</title><script>
@@ -515,7 +469,7 @@ addEventListener("load", () => document.body.textContent = `${arrived} have arri
 
 
 @pytest.mark.programs
-def test_chromium_loads_a_page_with_fifty_images_and_scripts(tmp_path: Path) -> None:
+async def test_chromium_loads_a_page_with_fifty_images_and_scripts(tmp_path: Path) -> None:
     chromium = program("chromium")
     authority = Authority(tmp_path)
     served: list[str] = []
@@ -534,26 +488,23 @@ def test_chromium_loads_a_page_with_fifty_images_and_scripts(tmp_path: Path) -> 
         elements += [f'<script src="{path}" async></script>' for path in scripts]
         return web.Response(text=PAGE + "".join(elements), content_type="text/html")
 
-    async def main() -> None:
-        runner = web.AppRunner(web.Application())
-        runner.app.router.add_get("/{tail:.*}", serve)
-        await runner.setup()
-        site = web.TCPSite(runner, HOST, 0)
-        await site.start()
-        async with nothing_yet(tmp_path) as made:
-            made.scheme = "https"
-            await made.serve(*authority.options)
-            await made.provide(target=runner.addresses[0][1])
-            argv = (
-                "env", f"HOME={tmp_path}", chromium,
-                "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-                "--disable-background-networking", "--no-proxy-server",
-                f"--user-data-dir={tmp_path / 'profile'}",
-                f"--ignore-certificate-errors-spki-list={authority.fingerprint}",
-                "--dump-dom", f"https://{HOST}:{made.port}/",
-            )  # fmt: skip
-            assert "50 have arrived" in await output_of(*argv, deadline_s=60)
-        await runner.cleanup()
-        assert sorted(path for path in served if path != "/favicon.ico") == sorted(["/", *images, *scripts])
-
-    run(main())
+    runner = web.AppRunner(web.Application())
+    runner.app.router.add_get("/{tail:.*}", serve)
+    await runner.setup()
+    site = web.TCPSite(runner, HOST, 0)
+    await site.start()
+    async with nothing_yet(tmp_path) as made:
+        made.scheme = "https"
+        await made.serve(*authority.options)
+        await made.provide(target=runner.addresses[0][1])
+        argv = (
+            "env", f"HOME={tmp_path}", chromium,
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            "--disable-background-networking", "--no-proxy-server",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--ignore-certificate-errors-spki-list={authority.fingerprint}",
+            "--dump-dom", f"https://{HOST}:{made.port}/",
+        )  # fmt: skip
+        assert "50 have arrived" in await output_of(*argv, deadline_s=60)
+    await runner.cleanup()
+    assert sorted(path for path in served if path != "/favicon.ico") == sorted(["/", *images, *scripts])

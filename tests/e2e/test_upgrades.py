@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.e2e.harness import DEADLINE_S, Process, Tunnel, Versions, eventually, nothing_yet, run
+from tests.e2e.harness import DEADLINE_S, Process, Tunnel, Versions, eventually, nothing_yet
 from tests.e2e.roles import connected, greeted, greeting, meets, start_broker, start_edge, start_provider
 
 INTERVAL_S = 0.01
@@ -67,48 +67,45 @@ class Crowd:
         self._over = True
 
 
-def test_a_rolling_restart_of_providers_and_brokers_fails_no_client(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            target = await made.target(serve)
-            brokers = list(await asyncio.gather(start_broker(made), start_broker(made)))
-            ports = [(await broker.port("providers"), await broker.port("edges")) for broker in brokers]
-            edge = await start_edge(made, *brokers)
-            names = [f"provider{number}" for number in range(2)]
+async def test_a_rolling_restart_of_providers_and_brokers_fails_no_client(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target = await made.target(serve)
+        brokers = list(await asyncio.gather(start_broker(made), start_broker(made)))
+        ports = [(await broker.port("providers"), await broker.port("edges")) for broker in brokers]
+        edge = await start_edge(made, *brokers)
+        names = [f"provider{number}" for number in range(2)]
 
-            async def provider(name: str) -> Process:
-                args = ("--name", name, "--drain", f"{DRAIN_S}")
-                started = await start_provider(made, *brokers, target=target, args=args)
-                for for_providers, _ in ports:
-                    await connected(started, for_providers)
-                return started
+        async def provider(name: str) -> Process:
+            args = ("--name", name, "--drain", f"{DRAIN_S}")
+            started = await start_provider(made, *brokers, target=target, args=args)
+            for for_providers, _ in ports:
+                await connected(started, for_providers)
+            return started
 
-            providers = list(await asyncio.gather(*map(provider, names)))
-            for name in names:
-                await meets(edge, name)
-            for _, for_edges in ports:
-                await connected(edge, for_edges)
-            crowd = Crowd(made, await edge.port("clients"))
-            async with asyncio.TaskGroup() as group:
-                group.create_task(crowd.come(), name="crowd")
-                for number, name in enumerate(names):
-                    await progress(crowd)
-                    providers[number].signal(signal.SIGTERM)
-                    assert await providers[number].wait() == 0
-                    providers[number] = await provider(name)
-                for number, (for_providers, for_edges) in enumerate(ports):
-                    await progress(crowd)
-                    brokers[number].signal(signal.SIGTERM)
-                    assert await brokers[number].wait() == 0
-                    brokers[number] = await start_broker(made, for_providers, for_edges)
-                    await connected(edge, for_edges, times=2)
-                    for each in providers:
-                        await connected(each, for_providers, times=2)
+        providers = list(await asyncio.gather(*map(provider, names)))
+        for name in names:
+            await meets(edge, name)
+        for _, for_edges in ports:
+            await connected(edge, for_edges)
+        crowd = Crowd(made, await edge.port("clients"))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(crowd.come(), name="crowd")
+            for number, name in enumerate(names):
                 await progress(crowd)
-                crowd.leave()
-            assert crowd.outcomes == Counter({"served": crowd.came})
-
-    run(main())
+                providers[number].signal(signal.SIGTERM)
+                assert await providers[number].wait() == 0
+                providers[number] = await provider(name)
+            for number, (for_providers, for_edges) in enumerate(ports):
+                await progress(crowd)
+                brokers[number].signal(signal.SIGTERM)
+                assert await brokers[number].wait() == 0
+                brokers[number] = await start_broker(made, for_providers, for_edges)
+                await connected(edge, for_edges, times=2)
+                for each in providers:
+                    await connected(each, for_providers, times=2)
+            await progress(crowd)
+            crowd.leave()
+        assert crowd.outcomes == Counter({"served": crowd.came})
 
 
 async def progress(crowd: Crowd) -> None:
@@ -124,67 +121,61 @@ NEXT_SESSION: Versions = ((2, 3), (1, 2))
 NEXT_FABRIC: Versions = ((1, 2), (2, 3))
 
 
-def test_adjacent_versions_work_together_in_every_pair_of_roles(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            brokers = await asyncio.gather(*(start_broker(made, versions=each) for each in (OURS, BOTH)))
-            edges = await asyncio.gather(*(start_edge(made, *brokers, versions=each) for each in (OURS, BOTH)))
-            names = ("ours", "next")
-            for name, versions in zip(names, (OURS, BOTH), strict=True):
-                target = await made.target(greeting(name.encode()))
-                provider = await start_provider(made, *brokers, target=target, args=("--name", name), versions=versions)
-                for broker in brokers:
-                    await connected(provider, await broker.port("providers"))
-            for edge in edges:
-                for broker in brokers:
-                    await connected(edge, await broker.port("edges"))
-                for name in names:
-                    await meets(edge, name)
-                port = await edge.port("clients")
-                held = [await made.connect(port) for _ in names]  # the least loaded gets the next
-                assert {await reader.readexactly(4) for reader, _ in held} == {b"ours", b"next"}
-            brokers[1].signal(signal.SIGKILL)
-            for edge in edges:
-                assert await greeted(made, await edge.port("clients")) in (b"ours", b"next")
-
-    run(main())
+async def test_adjacent_versions_work_together_in_every_pair_of_roles(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        brokers = await asyncio.gather(*(start_broker(made, versions=each) for each in (OURS, BOTH)))
+        edges = await asyncio.gather(*(start_edge(made, *brokers, versions=each) for each in (OURS, BOTH)))
+        names = ("ours", "next")
+        for name, versions in zip(names, (OURS, BOTH), strict=True):
+            target = await made.target(greeting(name.encode()))
+            provider = await start_provider(made, *brokers, target=target, args=("--name", name), versions=versions)
+            for broker in brokers:
+                await connected(provider, await broker.port("providers"))
+        for edge in edges:
+            for broker in brokers:
+                await connected(edge, await broker.port("edges"))
+            for name in names:
+                await meets(edge, name)
+            port = await edge.port("clients")
+            held = [await made.connect(port) for _ in names]  # the least loaded gets the next
+            assert {await reader.readexactly(4) for reader, _ in held} == {b"ours", b"next"}
+        brokers[1].signal(signal.SIGKILL)
+        for edge in edges:
+            assert await greeted(made, await edge.port("clients")) in (b"ours", b"next")
 
 
-def test_versions_without_a_common_one_are_refused_with_a_line_on_both_sides(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with nothing_yet(tmp_path) as made:
-            target = await made.target(greeting(b"ours"))
-            broker, late_broker = await asyncio.gather(start_broker(made), start_broker(made, versions=NEXT_FABRIC))
-            both = (broker, late_broker)
+async def test_versions_without_a_common_one_are_refused_with_a_line_on_both_sides(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target = await made.target(greeting(b"ours"))
+        broker, late_broker = await asyncio.gather(start_broker(made), start_broker(made, versions=NEXT_FABRIC))
+        both = (broker, late_broker)
 
-            async def provider(name: str, versions: Versions) -> Process:
-                return await start_provider(made, *both, target=target, args=("--name", name), versions=versions)
+        async def provider(name: str, versions: Versions) -> Process:
+            return await start_provider(made, *both, target=target, args=("--name", name), versions=versions)
 
-            async def edge(name: str, versions: Versions) -> Process:
-                return await start_edge(made, *both, args=("--name", name), versions=versions)
+        async def edge(name: str, versions: Versions) -> Process:
+            return await start_edge(made, *both, args=("--name", name), versions=versions)
 
-            our_edge, next_edge, late_edge, our_provider, next_provider, late_provider = await asyncio.gather(
-                edge("our", OURS),
-                edge("next", NEXT_SESSION),
-                edge("late", NEXT_FABRIC),
-                provider("our", OURS),
-                provider("next", NEXT_SESSION),
-                provider("late", NEXT_FABRIC),
-            )
-            await meets(our_edge, "our")
-            assert await greeted(made, await our_edge.port("clients")) == b"ours"
-            advice = "upgrade the older one"
-            session = "{} {} speaks protocol versions [{}, {}], we speak {} to {}: " + advice
-            fabric = "{} speaks fabric versions {} to {}, this broker {} to {}: " + advice
-            told = [
-                (our_edge, session.format("provider", "next", 2, 3, 1, 1)),
-                (next_provider, session.format("edge", "our", 1, 1, 2, 3)),
-                (our_provider, session.format("edge", "next", 2, 3, 1, 1)),
-                (next_edge, session.format("provider", "our", 1, 1, 2, 3)),
-                *((each, fabric.format("late", 2, 3, 1, 1)) for each in (late_edge, late_provider, broker)),
-                *((each, fabric.format("our", 1, 1, 2, 3)) for each in (our_edge, our_provider, late_broker)),
-            ]
-            for process, line in told:
-                await eventually(lambda: process.said(line), line)  # noqa: B023
-
-    run(main())
+        our_edge, next_edge, late_edge, our_provider, next_provider, late_provider = await asyncio.gather(
+            edge("our", OURS),
+            edge("next", NEXT_SESSION),
+            edge("late", NEXT_FABRIC),
+            provider("our", OURS),
+            provider("next", NEXT_SESSION),
+            provider("late", NEXT_FABRIC),
+        )
+        await meets(our_edge, "our")
+        assert await greeted(made, await our_edge.port("clients")) == b"ours"
+        advice = "upgrade the older one"
+        session = "{} {} speaks protocol versions [{}, {}], we speak {} to {}: " + advice
+        fabric = "{} speaks fabric versions {} to {}, this broker {} to {}: " + advice
+        told = [
+            (our_edge, session.format("provider", "next", 2, 3, 1, 1)),
+            (next_provider, session.format("edge", "our", 1, 1, 2, 3)),
+            (our_provider, session.format("edge", "next", 2, 3, 1, 1)),
+            (next_edge, session.format("provider", "our", 1, 1, 2, 3)),
+            *((each, fabric.format("late", 2, 3, 1, 1)) for each in (late_edge, late_provider, broker)),
+            *((each, fabric.format("our", 1, 1, 2, 3)) for each in (our_edge, our_provider, late_broker)),
+        ]
+        for process, line in told:
+            await eventually(lambda: process.said(line), line)  # noqa: B023

@@ -17,7 +17,7 @@ from brokers.envelope import Hello, control
 from brokers.peers import NONCE_BYTES
 from brokers.sockets import secure_link
 from tests.helpers import HOST, eventually
-from tests.integration.test_fabric import PATIENT, Fabric, Recorder, name, run
+from tests.support.fabric import PATIENT, Fabric, Recorder, name
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is Linux's")
 MIB = 1024 * 1024
@@ -38,29 +38,24 @@ def hello(dealer: "zmq.Socket[bytes]") -> None:
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_what_waits_to_be_read_is_known_to_the_byte(secure: bool) -> None:
+async def test_what_waits_to_be_read_is_known_to_the_byte(secure: bool) -> None:
     server = KeyPair.generate()
-
-    async def test(_: Fabric) -> None:
-        it = Fabric(PATIENT, BrokerSecurity(server, Anybody()) if secure else None)
-        async with it.stack:
-            heard = Recorder()
-            edge = name(Role.EDGE)
-            it.router.attach(edge, {}, heard)
-            dealer = it.socket(zmq.DEALER)
-            dealer.setsockopt(zmq.ROUTING_ID, name(Role.PROVIDER).routing_id(os.urandom(NONCE_BYTES)))
-            if secure:
-                secure_link(dealer, KeyPair.generate(), server.public)
-            dealer.connect(f"tcp://{HOST}:{it.ports[Role.PROVIDER]}")
-            hello(dealer)
-            await eventually(lambda: heard.peers)
-            sizes = [*range(260), 8192, 65_535, 65_536, MIB]
-            for size in sizes:
-                dealer.send_multipart([edge.id, bytes(size)])
-            await eventually(lambda: len(heard.messages) == len(sizes))
-            assert list(it.router.backlogs.values()) == [0]
-
-    run(test)
+    async with Fabric(PATIENT, BrokerSecurity(server, Anybody()) if secure else None) as it:
+        heard = Recorder()
+        edge = name(Role.EDGE)
+        it.router.attach(edge, {}, heard)
+        dealer = it.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.ROUTING_ID, name(Role.PROVIDER).routing_id(os.urandom(NONCE_BYTES)))
+        if secure:
+            secure_link(dealer, KeyPair.generate(), server.public)
+        dealer.connect(f"tcp://{HOST}:{it.ports[Role.PROVIDER]}")
+        hello(dealer)
+        await eventually(lambda: heard.peers)
+        sizes = [*range(260), 8192, 65_535, 65_536, MIB]
+        for size in sizes:
+            dealer.send_multipart([edge.id, bytes(size)])
+        await eventually(lambda: len(heard.messages) == len(sizes))
+        assert list(it.router.backlogs.values()) == [0]
 
 
 def stranger(it: Fabric, said: bytes) -> socket.socket:
@@ -84,9 +79,9 @@ async def is_ended(raw: socket.socket) -> bool:
 GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 
 
-def test_a_stranger_who_announces_megabytes_is_ended_after_kilobytes() -> None:
-    async def test(it: Fabric) -> None:
-        raw = stranger(it, GREETING + b"\x06" + (2_000_000).to_bytes(8, "big"))  # a long command
+async def test_a_stranger_who_announces_megabytes_is_ended_after_kilobytes() -> None:
+    async with Fabric(PATIENT) as fabric:
+        raw = stranger(fabric, GREETING + b"\x06" + (2_000_000).to_bytes(8, "big"))  # a long command
         for _ in range(64):
             try:
                 await asyncio.get_running_loop().sock_sendall(raw, bytes(1024))
@@ -94,61 +89,50 @@ def test_a_stranger_who_announces_megabytes_is_ended_after_kilobytes() -> None:
                 break
         assert await is_ended(raw)
 
-    run(test, PATIENT)
 
-
-def test_a_stranger_who_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stranger_who_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brokers.router.GREETING_S", 0.2)
-
-    async def test(_: Fabric) -> None:
-        it = Fabric(PATIENT)
-        async with it.stack:
-            assert await is_ended(stranger(it, b""))
-            shaken = it.raw(Role.PROVIDER, name(Role.PROVIDER).routing_id(os.urandom(NONCE_BYTES)))
-            monitor = shaken.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-            await eventually(lambda: monitor.poll(0))
-            shaken.disable_monitor()
-            monitor.close(linger=0)
-
-    run(test, PATIENT)
+    async with Fabric(PATIENT) as fabric:
+        assert await is_ended(stranger(fabric, b""))
+        shaken = fabric.raw(Role.PROVIDER, name(Role.PROVIDER).routing_id(os.urandom(NONCE_BYTES)))
+        monitor = shaken.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        await eventually(lambda: monitor.poll(0))
+        shaken.disable_monitor()
+        monitor.close(linger=0)
 
 
-def test_of_too_many_strangers_the_oldest_is_ended_and_a_peer_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_too_many_strangers_the_oldest_is_ended_and_a_peer_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "GREETING_CONNECTIONS", 8)
-
-    async def test(it: Fabric) -> None:
-        strangers = [stranger(it, GREETING) for _ in range(24)]
+    async with Fabric(PATIENT) as fabric:
+        strangers = [stranger(fabric, GREETING) for _ in range(24)]
         for raw in strangers[:16]:
             assert await is_ended(raw)
-        _, recorder = it.link(name(Role.PROVIDER))
+        _, recorder = fabric.link(name(Role.PROVIDER))
         await eventually(lambda: recorder.ups == 1)
         for raw in strangers[-7:]:
             assert len(raw.recv(4096)) >= len(GREETING)
             with pytest.raises(BlockingIOError):  # still there
                 raw.recv(4096)
 
-    run(test, PATIENT)
-
 
 @pytest.mark.parametrize("bound", ["BACKLOG_BYTES", "BACKLOGS_BYTES"])
-def test_a_peer_that_fills_memory_loses_its_connection_and_nobody_else_does(
+async def test_a_peer_that_fills_memory_loses_its_connection_and_nobody_else_does(
     monkeypatch: pytest.MonkeyPatch, bound: str, warnings: list[str]
 ) -> None:
     monkeypatch.setattr(bounds, bound, MIB)
-
-    async def test(it: Fabric) -> None:
-        _, recorder = it.link(name(Role.PROVIDER, "other"))
+    async with Fabric(PATIENT) as fabric:
+        _, recorder = fabric.link(name(Role.PROVIDER, "other"))
         await eventually(lambda: recorder.ups == 1)
         loop = asyncio.get_running_loop()
         identity = name(Role.PROVIDER).routing_id(os.urandom(NONCE_BYTES))
         metadata = b"\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0" + bytes([len(identity)]) + identity
         greeting = bytes(control(Hello(1, 1, 1, {}))[1])
-        raw = stranger(it, GREETING + b"\x04" + bytes([6 + len(metadata)]) + b"\x05READY" + metadata)
+        raw = stranger(fabric, GREETING + b"\x04" + bytes([6 + len(metadata)]) + b"\x05READY" + metadata)
         answer = b""
         while b"READY" not in answer:
             answer += await loop.sock_recv(raw, 4096)
         await loop.sock_sendall(raw, b"\x01\0\0" + bytes([len(greeting)]) + greeting)
-        await eventually(lambda: len(it.router.peers) == 2)
+        await eventually(lambda: len(fabric.router.peers) == 2)
         frame = b"\x03" + (MIB // 16).to_bytes(8, "big") + bytes(MIB // 16)  # long, and more to come: never the last
 
         async def flood() -> None:
@@ -157,12 +141,10 @@ def test_a_peer_that_fills_memory_loses_its_connection_and_nobody_else_does(
                     await loop.sock_sendall(raw, frame)
 
         flooding = asyncio.create_task(flood())
-        await eventually(lambda: len(it.router.peers) == 1)
+        await eventually(lambda: len(fabric.router.peers) == 1)
         flooding.cancel()  # it may wait: a closed window opens no more
         await asyncio.wait([flooding])
         assert recorder.downs == []
-
-    run(test, PATIENT)
 
 
 def test_a_connection_that_was_ended_and_does_not_close_is_counted_until_it_does() -> None:
@@ -179,18 +161,18 @@ def test_a_connection_that_was_ended_and_does_not_close_is_counted_until_it_does
         connections.close()
 
 
-def test_a_socket_that_holds_too_many_of_them_is_replaced_and_links_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(it: Fabric) -> None:
-        port = it.ports[Role.EDGE]  # the first that is looked at
-        _, recorder = it.link(name(Role.EDGE))
+async def test_a_socket_that_holds_too_many_of_them_is_replaced_and_links_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Fabric(PATIENT) as fabric:
+        port = fabric.ports[Role.EDGE]  # the first that is looked at
+        _, recorder = fabric.link(name(Role.EDGE))
         await eventually(lambda: recorder.ups == 1)
         before = held(port)
         with monkeypatch.context() as patch:
             patch.setattr("brokers.router.STUCK_CONNECTIONS", 0)
             await eventually(lambda: recorder.downs)
         await eventually(lambda: recorder.ups > 1 and held(port) <= before)
-
-    run(test, PATIENT)
 
 
 def held(port: int) -> int:

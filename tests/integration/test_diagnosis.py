@@ -120,89 +120,74 @@ def causes(events: Events) -> set[object]:
         (hang_up, "stranger"),
     ],
 )
-def test_what_is_no_broker_is_called_that_and_never_a_matter_of_keys(
+async def test_what_is_no_broker_is_called_that_and_never_a_matter_of_keys(
     handler: Handler, cause: str, with_keys: bool, events: Events
 ) -> None:
-    async def main() -> None:
-        async with listening(handler) as port, linked(port, keyed() if with_keys else None) as link:
-            await eventually(lambda: down(events, cause))
-            entry = down(events, cause)[0]
-            assert re.search(
-                rf"answers at {HOST}:{port} .*is that the port for clients\? providers have 9887", str(entry["message"])
-            )
-            assert link.trouble is not None and link.trouble in str(entry["message"])
-            assert causes(events) == {cause}
-
-    asyncio.run(main())
+    async with listening(handler) as port, linked(port, keyed() if with_keys else None) as link:
+        await eventually(lambda: down(events, cause))
+        entry = down(events, cause)[0]
+        assert re.search(
+            rf"answers at {HOST}:{port} .*is that the port for clients\? providers have 9887", str(entry["message"])
+        )
+        assert link.trouble is not None and link.trouble in str(entry["message"])
+        assert causes(events) == {cause}
 
 
-def test_a_broker_with_another_key_is_told_from_everything_else(events: Events) -> None:
-    async def main() -> None:
-        keys = KeyPair.generate()
-        router = Router(timings=STEADY, security=BrokerSecurity(KeyPair.generate(), Everybody(keys)))
-        try:
-            port = router.bind(Role.PROVIDER, HOST, 0)
-            async with linked(port, LinkSecurity(keys, (KeyPair.generate().public,))):
-                await eventually(lambda: down(events, "other key"))
-            assert causes(events) == {"other key"}
-        finally:
-            await router.close(linger_s=0)
-
-    asyncio.run(main())
+async def test_a_broker_with_another_key_is_told_from_everything_else(events: Events) -> None:
+    keys = KeyPair.generate()
+    router = Router(timings=STEADY, security=BrokerSecurity(KeyPair.generate(), Everybody(keys)))
+    try:
+        port = router.bind(Role.PROVIDER, HOST, 0)
+        async with linked(port, LinkSecurity(keys, (KeyPair.generate().public,))):
+            await eventually(lambda: down(events, "other key"))
+        assert causes(events) == {"other key"}
+    finally:
+        await router.close(linger_s=0)
 
 
-def test_a_link_that_comes_up_after_a_diagnosis_has_no_trouble_any_more(events: Events) -> None:
-    async def main() -> None:
-        keys, server = KeyPair.generate(), KeyPair.generate()
-        with closed_port() as port:
-            async with linked(port, LinkSecurity(keys, (server.public,))) as link:
-                await eventually(lambda: down(events, "unreached"))
-                assert "Connection refused" in str(link.trouble)
-                router = Router(timings=STEADY, security=BrokerSecurity(server, Everybody(keys)))
-                try:
-                    router.bind(Role.PROVIDER, HOST, port)
-                    await eventually(lambda: any(entry.get("event") == "link_up" for entry in events))
-                    assert link.trouble is None
-                finally:
-                    await router.close(linger_s=0)
-
-    asyncio.run(main())
+async def test_a_link_that_comes_up_after_a_diagnosis_has_no_trouble_any_more(events: Events) -> None:
+    keys, server = KeyPair.generate(), KeyPair.generate()
+    with closed_port() as port:
+        async with linked(port, LinkSecurity(keys, (server.public,))) as link:
+            await eventually(lambda: down(events, "unreached"))
+            assert "Connection refused" in str(link.trouble)
+            router = Router(timings=STEADY, security=BrokerSecurity(server, Everybody(keys)))
+            try:
+                router.bind(Role.PROVIDER, HOST, port)
+                await eventually(lambda: any(entry.get("event") == "link_up" for entry in events))
+                assert link.trouble is None
+            finally:
+                await router.close(linger_s=0)
 
 
 @pytest.mark.parametrize(("role", "option"), [(Role.PROVIDER, "--server HOST"), (Role.EDGE, "--broker HOST")])
-def test_a_name_that_cannot_be_resolved_says_which_option_names_another(
+async def test_a_name_that_cannot_be_resolved_says_which_option_names_another(
     role: Role, option: str, events: Events
 ) -> None:
-    async def main() -> None:
-        async with linked(9887, keyed(), role, host="a..b"):
-            await eventually(lambda: down(events, "unresolved"))
-            assert option in str(down(events, "unresolved")[0]["message"])
-
-    asyncio.run(main())
+    async with linked(9887, keyed(), role, host="a..b"):
+        await eventually(lambda: down(events, "unresolved"))
+        assert option in str(down(events, "unresolved")[0]["message"])
 
 
-def test_what_keeps_a_link_down_is_logged_once_and_again_after_minutes(
+async def test_what_keeps_a_link_down_is_logged_once_and_again_after_minutes(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        diagnosis = Diagnosis(Role.PROVIDER, HOST, 9887, f"{HOST}:9887", keyed=True, changed=lambda: None)
-        monkeypatch.setattr(loop, "time", lambda: now)
-        for _ in range(100):
-            diagnosis.not_known()
-        assert len(events) == 1
-        now += 299
+    loop = asyncio.get_running_loop()
+    now = round(loop.time())  # sums of whole seconds are exact
+    diagnosis = Diagnosis(Role.PROVIDER, HOST, 9887, f"{HOST}:9887", keyed=True, changed=lambda: None)
+    monkeypatch.setattr(loop, "time", lambda: now)
+    for _ in range(100):
         diagnosis.not_known()
-        assert len(events) == 1
-        now += 1
-        diagnosis.not_known()
-        assert len(events) == 2
-        for number in range(1000):
-            diagnosis.refused(str(number))
-        assert len(events) < 20, "what a broker makes us say is bounded"
-
-    asyncio.run(main())
+    assert len(events) == 1
+    now += 299
+    diagnosis.not_known()
+    assert len(events) == 1
+    now += 1
+    diagnosis.not_known()
+    assert len(events) == 2
+    for number in range(1000):
+        diagnosis.refused(str(number))
+    assert len(events) < 20, "what a broker makes us say is bounded"
 
 
 def test_the_ports_that_messages_name_are_the_defaults() -> None:

@@ -77,57 +77,51 @@ def said(*services: str) -> dict[str, object]:
     return {"protocol": [1, 1], "services": list(services)}
 
 
-def test_a_flood_of_announcements_looks_at_no_client_of_other_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        side = Side()
-        tried = 0
-        plain = side.dispatcher._assign
+async def test_a_flood_of_announcements_looks_at_no_client_of_other_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = Side()
+    tried = 0
+    plain = side.dispatcher._assign
 
-        def counting(stream: Stream) -> bool:
-            nonlocal tried
-            tried += 1
-            return plain(stream)
+    def counting(stream: Stream) -> bool:
+        nonlocal tried
+        tried += 1
+        return plain(stream)
 
-        monkeypatch.setattr(side.dispatcher, "_assign", counting)
-        for _ in range(2000):
-            side.dispatcher.connect(Client("web"))
-        assert (tried, side.dispatcher.waiting_clients) == (2000, 2000)
-        hostile = side.provider("other")
-        for number in range(1000):
-            side.says(hostile, "other" if number % 2 else "another")
-            await asyncio.sleep(0)
-        assert tried == 2000
-        for number in range(100):
-            side.says(hostile, *["web"] * (number % 2))  # within one turn, and gone at its end
-        side.says(hostile, "other")
+    monkeypatch.setattr(side.dispatcher, "_assign", counting)
+    for _ in range(2000):
+        side.dispatcher.connect(Client("web"))
+    assert (tried, side.dispatcher.waiting_clients) == (2000, 2000)
+    hostile = side.provider("other")
+    for number in range(1000):
+        side.says(hostile, "other" if number % 2 else "another")
         await asyncio.sleep(0)
-        assert tried <= 2001, "the first who finds nobody ends it"
+    assert tried == 2000
+    for number in range(100):
+        side.says(hostile, *["web"] * (number % 2))  # within one turn, and gone at its end
+    side.says(hostile, "other")
+    await asyncio.sleep(0)
+    assert tried <= 2001, "the first who finds nobody ends it"
 
-        honest = side.provider("web")
-        await eventually(lambda: not side.dispatcher.waiting_clients)
-        assert len(honest.session.streams) == 2000
-        assert tried <= 4001
-
-    asyncio.run(main())
+    honest = side.provider("web")
+    await eventually(lambda: not side.dispatcher.waiting_clients)
+    assert len(honest.session.streams) == 2000
+    assert tried <= 4001
 
 
-def test_idle_http_clients_are_looked_at_when_a_provider_is_lost_and_only_then() -> None:
-    async def main() -> None:
-        side = Side()
-        peer = side.provider("web")
-        for number in range(100):
-            side.says(peer, "web", *["more"] * (number % 2 == 0))
-            side.dispatcher.peer_changed(peer)
-        await asyncio.sleep(0)
-        assert side.lost <= 1
-        before = side.lost
-        for _ in range(100):
-            side.dispatcher.peer_changed(peer)
-        await asyncio.sleep(0)
-        assert side.lost == before
-        peer.session.peer_draining = True
+async def test_idle_http_clients_are_looked_at_when_a_provider_is_lost_and_only_then() -> None:
+    side = Side()
+    peer = side.provider("web")
+    for number in range(100):
+        side.says(peer, "web", *["more"] * (number % 2 == 0))
         side.dispatcher.peer_changed(peer)
-        await asyncio.sleep(0)
-        assert side.lost == before + 1
-
-    asyncio.run(main())
+    await asyncio.sleep(0)
+    assert side.lost <= 1
+    before = side.lost
+    for _ in range(100):
+        side.dispatcher.peer_changed(peer)
+    await asyncio.sleep(0)
+    assert side.lost == before
+    peer.session.peer_draining = True
+    side.dispatcher.peer_changed(peer)
+    await asyncio.sleep(0)
+    assert side.lost == before + 1

@@ -8,7 +8,7 @@ from goreprox.config.values import Listener
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.roles.provider import Provider
 from tests.helpers import HOST, eventually
-from tests.integration.test_tunnel import End, Tunnel
+from tests.support.tunnel import End, Tunnel
 
 TELLING = {ACKS_BEFORE_EOF: True}
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -21,26 +21,23 @@ WHOLE = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nsome"
 
 @pytest.mark.parametrize("request_", [CHUNKED, LENGTH, WHOLE], ids=["chunks", "a length", "a whole request"])
 @pytest.mark.parametrize("how", ["reset", "half-closed"])
-def test_a_target_whose_client_breaks_off_is_reset_and_is_not_told_an_end(request_: bytes, how: str) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
-            await tunnel.provide()
-            client = await tunnel.client()
-            await client.send(request_)
-            target = await tunnel.targets.accept()
-            seen = b""
-            while b"some" not in seen:
-                seen += await target.receive(1)
-            if how == "reset":
-                client.reset()
-            else:
-                client.half_close()
-            if request_ is WHOLE and how == "half-closed":
-                assert await target.receive_all() == b""
-            else:
-                assert await target.receive_to_reset() in (b"", b"\r\n")
-
-    asyncio.run(main())
+async def test_a_target_whose_client_breaks_off_is_reset_and_is_not_told_an_end(request_: bytes, how: str) -> None:
+    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+        await tunnel.provide()
+        client = await tunnel.client()
+        await client.send(request_)
+        target = await tunnel.targets.accept()
+        seen = b""
+        while b"some" not in seen:
+            seen += await target.receive(1)
+        if how == "reset":
+            client.reset()
+        else:
+            client.half_close()
+        if request_ is WHOLE and how == "half-closed":
+            assert await target.receive_all() == b""
+        else:
+            assert await target.receive_to_reset() in (b"", b"\r\n")
 
 
 async def received(end: End, last: bytes) -> bytes:
@@ -78,69 +75,56 @@ async def closes_as_it_comes(tunnel: Tunnel, provider: Provider, client: End, ta
 
 
 @pytest.mark.parametrize("rest", [b"", b"4\r\nmore\r\n0\r\n\r\n"], ids=["whole", "begun"])
-def test_a_request_that_meets_the_close_of_an_idle_target_is_sent_again_whatever_it_is(rest: bytes) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
-            provider = await tunnel.provide(more=TELLING)
-            client, target = await kept_alive(tunnel)
-            first = CHUNKED if rest else WHOLE
-            await closes_as_it_comes(tunnel, provider, client, target, first)
-            target = await tunnel.targets.accept()
-            assert (await received(target, b"some")).startswith(b"POST / ")
-            if rest:
-                await client.send(rest)
-                assert await received(target, b"0\r\n\r\n") == b"\r\n" + rest
-            await target.send(OK)
-            assert await client.receive(len(OK)) == OK
-            await client.send(GET)
-            assert (await received(target, b"\r\n\r\n")).startswith(b"GET / ")
-
-    asyncio.run(main())
+async def test_a_request_that_meets_the_close_of_an_idle_target_is_sent_again_whatever_it_is(rest: bytes) -> None:
+    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+        provider = await tunnel.provide(more=TELLING)
+        client, target = await kept_alive(tunnel)
+        first = CHUNKED if rest else WHOLE
+        await closes_as_it_comes(tunnel, provider, client, target, first)
+        target = await tunnel.targets.accept()
+        assert (await received(target, b"some")).startswith(b"POST / ")
+        if rest:
+            await client.send(rest)
+            assert await received(target, b"0\r\n\r\n") == b"\r\n" + rest
+        await target.send(OK)
+        assert await client.receive(len(OK)) == OK
+        await client.send(GET)
+        assert (await received(target, b"\r\n\r\n")).startswith(b"GET / ")
 
 
-def test_a_request_is_sent_again_once() -> None:
-    async def main() -> None:
-        async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
-            provider = await tunnel.provide(more=TELLING)
-            client, target = await kept_alive(tunnel)
-            await closes_as_it_comes(tunnel, provider, client, target, WHOLE)
-            target = await tunnel.targets.accept()
-            target.half_close()
-            assert (await client.receive(12)) == b"HTTP/1.1 502"
-            assert tunnel.targets.nobody_waits
-
-    asyncio.run(main())
+async def test_a_request_is_sent_again_once() -> None:
+    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+        provider = await tunnel.provide(more=TELLING)
+        client, target = await kept_alive(tunnel)
+        await closes_as_it_comes(tunnel, provider, client, target, WHOLE)
+        target = await tunnel.targets.accept()
+        target.half_close()
+        assert (await client.receive(12)) == b"HTTP/1.1 502"
+        assert tunnel.targets.nobody_waits
 
 
-def test_a_request_is_not_sent_again_where_the_provider_does_not_say_what_it_has_delivered() -> None:
+async def test_a_request_is_not_sent_again_where_the_provider_does_not_say_what_it_has_delivered() -> None:
     """As one of an earlier release."""
-
-    async def main() -> None:
-        async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
-            provider = await tunnel.provide()
-            client, target = await kept_alive(tunnel)
-            await closes_as_it_comes(tunnel, provider, client, target, WHOLE)
-            assert (await client.receive(12)) == b"HTTP/1.1 502"
-            assert tunnel.targets.nobody_waits
-
-    asyncio.run(main())
+    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+        provider = await tunnel.provide()
+        client, target = await kept_alive(tunnel)
+        await closes_as_it_comes(tunnel, provider, client, target, WHOLE)
+        assert (await client.receive(12)) == b"HTTP/1.1 502"
+        assert tunnel.targets.nobody_waits
 
 
 @pytest.mark.parametrize("read", [True, False], ids=["read", "not read"])
-def test_a_request_that_was_written_to_its_target_is_not_sent_again(read: bool) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
-            provider = await tunnel.provide(more=TELLING)
-            client, target = await kept_alive(tunnel)
-            (bridge,) = provider.bridges.connections
-            before = bridge.stream.receive.delivered
-            await client.send(WHOLE)
-            if read:
-                await received(target, b"some")
-            else:
-                await eventually(lambda: bridge.stream.receive.delivered > before)
-            target.half_close()
-            assert (await client.receive(12)) == b"HTTP/1.1 502"
-            assert tunnel.targets.nobody_waits
-
-    asyncio.run(main())
+async def test_a_request_that_was_written_to_its_target_is_not_sent_again(read: bool) -> None:
+    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+        provider = await tunnel.provide(more=TELLING)
+        client, target = await kept_alive(tunnel)
+        (bridge,) = provider.bridges.connections
+        before = bridge.stream.receive.delivered
+        await client.send(WHOLE)
+        if read:
+            await received(target, b"some")
+        else:
+            await eventually(lambda: bridge.stream.receive.delivered > before)
+        target.half_close()
+        assert (await client.receive(12)) == b"HTTP/1.1 502"
+        assert tunnel.targets.nobody_waits

@@ -14,7 +14,7 @@ from goreprox.http.provider_stream import CLOSING_S, REUSED_FOR_S
 from goreprox.net.tls import TlsSocket
 from goreprox.tunnel.driver import clock
 from tests.helpers import HOST, eventually
-from tests.integration.test_tunnel import End, Tunnel
+from tests.support.tunnel import End, Tunnel
 from tests.tls import Authority, Client
 
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -77,90 +77,78 @@ async def answered(end: End) -> bytes:
     return data
 
 
-def test_a_head_that_dribbles_is_answered_408() -> None:
-    async def main() -> None:
-        async with web() as it:
-            client = await it.client()
-            await client.send(GET[:1])
-            await eventually(lambda: it.edge.fronts.live)
-            (front,) = it.edge.fronts.live
-            for size in range(2, 12):  # a byte each second
-                await client.send(GET[size - 1 : size])
-                await eventually(lambda size=size: len(front._gateway._reader._head) == size)  # type: ignore[misc]
-                it.later((HEAD_S - SHORT_S) / 10)
-            assert silent(client)
-            it.clock.now += 2 * SHORT_S  # the edge looks by itself
-            answer = await client.receive_all()
-            assert answer.startswith(b"HTTP/1.1 408 ")
-            assert b"Connection: close\r\n" in answer
-            assert it.edge.fronts.live == {front}
-            it.later(LINGER_S)  # the client does not leave
-            assert not it.edge.fronts.live
-
-    asyncio.run(main())
+async def test_a_head_that_dribbles_is_answered_408() -> None:
+    async with web() as it:
+        client = await it.client()
+        await client.send(GET[:1])
+        await eventually(lambda: it.edge.fronts.live)
+        (front,) = it.edge.fronts.live
+        for size in range(2, 12):  # a byte each second
+            await client.send(GET[size - 1 : size])
+            await eventually(lambda size=size: len(front._gateway._reader._head) == size)  # type: ignore[misc]
+            it.later((HEAD_S - SHORT_S) / 10)
+        assert silent(client)
+        it.clock.now += 2 * SHORT_S  # the edge looks by itself
+        answer = await client.receive_all()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"Connection: close\r\n" in answer
+        assert it.edge.fronts.live == {front}
+        it.later(LINGER_S)  # the client does not leave
+        assert not it.edge.fronts.live
 
 
-def test_a_head_behind_an_answer_has_its_own_time() -> None:
-    async def main() -> None:
-        async with web() as it:
-            client = await it.client()
-            await client.send(ELSEWHERE)
-            assert (await answered(client)).startswith(b"HTTP/1.1 404 ")
-            it.later(IDLE_S - SHORT_S)
-            await client.send(GET[:9])
-            await eventually(lambda: [front for front in it.edge.fronts.live if front._gateway.reading_head])
-            it.later(HEAD_S - SHORT_S)
-            assert silent(client)
-            it.later(2 * SHORT_S)
-            assert (await client.receive_all()).startswith(b"HTTP/1.1 408 ")
-
-    asyncio.run(main())
+async def test_a_head_behind_an_answer_has_its_own_time() -> None:
+    async with web() as it:
+        client = await it.client()
+        await client.send(ELSEWHERE)
+        assert (await answered(client)).startswith(b"HTTP/1.1 404 ")
+        it.later(IDLE_S - SHORT_S)
+        await client.send(GET[:9])
+        await eventually(lambda: [front for front in it.edge.fronts.live if front._gateway.reading_head])
+        it.later(HEAD_S - SHORT_S)
+        assert silent(client)
+        it.later(2 * SHORT_S)
+        assert (await client.receive_all()).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("first", [b"", ELSEWHERE])
-def test_a_client_without_a_request_is_let_go_without_a_word(first: bytes) -> None:
-    async def main() -> None:
-        async with web() as it:
-            client = await it.client()
-            await client.send(first)
-            if first:
-                await answered(client)
-            await eventually(lambda: it.edge.fronts.live)
-            it.later(IDLE_S - SHORT_S)
-            assert silent(client)
-            it.later(2 * SHORT_S)
-            assert await client.receive_all() == b""
-
-    asyncio.run(main())
+async def test_a_client_without_a_request_is_let_go_without_a_word(first: bytes) -> None:
+    async with web() as it:
+        client = await it.client()
+        await client.send(first)
+        if first:
+            await answered(client)
+        await eventually(lambda: it.edge.fronts.live)
+        it.later(IDLE_S - SHORT_S)
+        assert silent(client)
+        it.later(2 * SHORT_S)
+        assert await client.receive_all() == b""
 
 
-def test_a_stream_is_used_again_for_a_while_and_then_given_up() -> None:
-    async def main() -> None:
-        async with web() as it:
-            await it.provide()
-            client = await it.client()
+async def test_a_stream_is_used_again_for_a_while_and_then_given_up() -> None:
+    async with web() as it:
+        await it.provide()
+        client = await it.client()
 
-            async def exchange(target: End) -> None:
-                data = b""
-                while not data.endswith(b"\r\n\r\n"):
-                    data += await target.receive(1)
-                await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                assert (await answered(client)).startswith(b"HTTP/1.1 200 ")
+        async def exchange(target: End) -> None:
+            data = b""
+            while not data.endswith(b"\r\n\r\n"):
+                data += await target.receive(1)
+            await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            assert (await answered(client)).startswith(b"HTTP/1.1 200 ")
 
-            await client.send(GET)
-            first = await it.targets.accept()
-            await exchange(first)
-            it.later(REUSED_FOR_S - SHORT_S)
-            await client.send(GET)
-            await exchange(first)
-            assert it.targets.nobody_waits
-            it.later(REUSED_FOR_S)
-            assert await first.receive_all() == b""
-            first.sock.close()
-            await client.send(GET)
-            await exchange(await it.targets.accept())
-
-    asyncio.run(main())
+        await client.send(GET)
+        first = await it.targets.accept()
+        await exchange(first)
+        it.later(REUSED_FOR_S - SHORT_S)
+        await client.send(GET)
+        await exchange(first)
+        assert it.targets.nobody_waits
+        it.later(REUSED_FOR_S)
+        assert await first.receive_all() == b""
+        first.sock.close()
+        await client.send(GET)
+        await exchange(await it.targets.accept())
 
 
 async def head_at(end: End) -> bytes:
@@ -182,43 +170,37 @@ async def half_closed(it: Web) -> tuple[End, End]:
     return client, target
 
 
-def test_the_answer_to_a_half_closed_client_is_waited_for_as_long_as_a_target_takes_to_leave() -> None:
-    async def main() -> None:
-        async with web() as it:
-            provider = await it.provide()
-            client, target = await half_closed(it)
-            it.later(CLOSING_S - SHORT_S)
-            await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
-            assert (await head_at(client)).startswith(b"HTTP/1.1 200 ")
-            it.later(CLOSING_S - SHORT_S)
-            assert len(it.edge.fronts.live) == 1
-            await target.send(b"ok")
-            assert (await client.receive_all()).endswith(b"ok")
+async def test_the_answer_to_a_half_closed_client_is_waited_for_as_long_as_a_target_takes_to_leave() -> None:
+    async with web() as it:
+        provider = await it.provide()
+        client, target = await half_closed(it)
+        it.later(CLOSING_S - SHORT_S)
+        await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        assert (await head_at(client)).startswith(b"HTTP/1.1 200 ")
+        it.later(CLOSING_S - SHORT_S)
+        assert len(it.edge.fronts.live) == 1
+        await target.send(b"ok")
+        assert (await client.receive_all()).endswith(b"ok")
 
-            client, target = await half_closed(it)
-            it.later(CLOSING_S)
-            assert (await client.receive_all()).startswith(b"HTTP/1.1 504 ")
-            await eventually(lambda: not provider.bridges.connections)
-
-    asyncio.run(main())
+        client, target = await half_closed(it)
+        it.later(CLOSING_S)
+        assert (await client.receive_all()).startswith(b"HTTP/1.1 504 ")
+        await eventually(lambda: not provider.bridges.connections)
 
 
-def test_an_outage_does_not_count_as_the_silence_of_a_half_closed_clients_target() -> None:
-    async def main() -> None:
-        async with web() as it:
-            await it.provide()
-            client, target = await half_closed(it)
-            it.relay.refusing = True
-            it.relay.cut()
-            peer = next(iter(it.edge.driver.peers.values()))
-            await eventually(lambda: not peer.session.established)
-            it.later(2 * CLOSING_S)
-            it.relay.refusing = False
-            await eventually(lambda: peer.session.established)
-            await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            assert (await client.receive_all()).endswith(b"ok")
-
-    asyncio.run(main())
+async def test_an_outage_does_not_count_as_the_silence_of_a_half_closed_clients_target() -> None:
+    async with web() as it:
+        await it.provide()
+        client, target = await half_closed(it)
+        it.relay.refusing = True
+        it.relay.cut()
+        peer = next(iter(it.edge.driver.peers.values()))
+        await eventually(lambda: not peer.session.established)
+        it.later(2 * CLOSING_S)
+        it.relay.refusing = False
+        await eventually(lambda: peer.session.established)
+        await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        assert (await client.receive_all()).endswith(b"ok")
 
 
 LAST = ELSEWHERE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
@@ -240,27 +222,24 @@ async def told_goodbye(it: Web, authority: Authority) -> Client:
 
 
 @pytest.mark.parametrize("then", ["says_it_too", "says_something_else", "says_nothing"])
-def test_a_tls_client_has_a_while_to_say_close_notify_after_ours(tmp_path: Path, then: str) -> None:
-    async def main() -> None:
-        authority = Authority(tmp_path)
-        async with web(authority) as it:
-            client = await told_goodbye(it, authority)
-            assert len(it.edge.fronts.live) == 1
-            if then == "says_something_else":
-                await client.write(GET)
-            it.later(LINGER_S - SHORT_S)
-            assert len(it.edge.fronts.live) == 1
-            if then == "says_it_too":
-                await client.say_goodbye()
-                await eventually(lambda: not it.edge.fronts.live)
-            else:
-                it.later(2 * SHORT_S)
-                assert not it.edge.fronts.live
-
-    asyncio.run(main())
+async def test_a_tls_client_has_a_while_to_say_close_notify_after_ours(tmp_path: Path, then: str) -> None:
+    authority = Authority(tmp_path)
+    async with web(authority) as it:
+        client = await told_goodbye(it, authority)
+        assert len(it.edge.fronts.live) == 1
+        if then == "says_something_else":
+            await client.write(GET)
+        it.later(LINGER_S - SHORT_S)
+        assert len(it.edge.fronts.live) == 1
+        if then == "says_it_too":
+            await client.say_goodbye()
+            await eventually(lambda: not it.edge.fronts.live)
+        else:
+            it.later(2 * SHORT_S)
+            assert not it.edge.fronts.live
 
 
-def test_a_close_notify_without_room_is_said_once_there_is_some(
+async def test_a_close_notify_without_room_is_said_once_there_is_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutdown = TlsSocket.shutdown
@@ -274,14 +253,10 @@ def test_a_close_notify_without_room_is_said_once_there_is_some(
         shutdown(self, how)
 
     monkeypatch.setattr(TlsSocket, "shutdown", without_room_at_first)
-
-    async def main() -> None:
-        authority = Authority(tmp_path)
-        async with web(authority) as it:
-            client = await told_goodbye(it, authority)
-            await eventually(lambda: all(front._lingering for front in it.edge.fronts.live))
-            assert tries == 4
-            await client.say_goodbye()
-            await eventually(lambda: not it.edge.fronts.live)
-
-    asyncio.run(main())
+    authority = Authority(tmp_path)
+    async with web(authority) as it:
+        client = await told_goodbye(it, authority)
+        await eventually(lambda: all(front._lingering for front in it.edge.fronts.live))
+        assert tries == 4
+        await client.say_goodbye()
+        await eventually(lambda: not it.edge.fronts.live)

@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from goreprox.keys.join import Join
 from goreprox.keys.reach import Reach
 from goreprox.keys.state import StateDir
 from tests.helpers import HOST, abort, eventually, stop_accepting
-from tests.integration.test_fabric import Fabric, Recorder, name, receive
+from tests.support.fabric import Fabric, Recorder, name, receive
 
 SERVER = KeyPair.generate()
 HALF_OPEN = 300
@@ -59,7 +59,7 @@ class Keys:
 class Guarded(Fabric):
     """A fabric with keys, an edge on it, and a provider named web."""
 
-    def __init__(self, timings: Timings) -> None:
+    def __init__(self, timings: Timings = STEADY) -> None:
         self.keys = Keys()
         super().__init__(timings, BrokerSecurity(SERVER, self.keys))
         self.edge, self.provider = name(Role.EDGE, "front"), name(Role.PROVIDER)
@@ -81,24 +81,22 @@ class Guarded(Fabric):
         return dealer
 
 
-def run(test: Callable[[Guarded], Awaitable[None]], timings: Timings = STEADY) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(100):
-            it = Guarded(timings)
-            async with it.stack:
-                await test(it)
-
-    asyncio.run(main())
+@pytest.fixture
+async def guarded() -> AsyncIterator[Guarded]:
+    async with Guarded() as guarded:
+        yield guarded
 
 
 def said(warnings: list[str], text: str) -> Callable[[], bool]:
     return lambda: any(text in line for line in warnings)
 
 
-async def works(it: Guarded, at_provider: Recorder, text: bytes) -> None:
+async def works(guarded: Guarded, at_provider: Recorder, text: bytes) -> None:
     """The edge reaches the provider."""
-    await eventually(lambda: it.edge_link.state is State.UP and it.edge_link.send(it.provider.id, [text]))
-    await eventually(lambda: (it.edge.id, [text]) in at_provider.messages)
+    await eventually(
+        lambda: guarded.edge_link.state is State.UP and guarded.edge_link.send(guarded.provider.id, [text])
+    )
+    await eventually(lambda: (guarded.edge.id, [text]) in at_provider.messages)
 
 
 @contextlib.asynccontextmanager
@@ -144,282 +142,253 @@ async def relay(
 # -- who is let in
 
 
-def test_authorised_peers_talk_and_nothing_of_it_is_readable_on_the_wire() -> None:
-    async def test(it: Guarded) -> None:
-        it.edge_link, at_edge = it.link(it.edge, security=it.edge_keys)
-        async with relay(it.ports[Role.PROVIDER]) as (port, _, seen):
-            attributes: dict[str, object] = {"hello": "attribute"}
-            link, at_provider = it.link(it.provider, port=port, security=it.provider_keys, attributes=attributes)
-            await eventually(lambda: at_edge.peers)
-            await works(it, at_provider, b"to the provider" * 100)
-            assert link.send(it.edge.id, [b"to the edge" * 100])
-            await eventually(lambda: at_edge.messages)
-        assert len(seen) > 2000
-        for text in (b"to the", b"attribute", it.provider.name.encode(), it.provider.incarnation):
-            assert text not in seen
+async def test_authorised_peers_talk_and_nothing_of_it_is_readable_on_the_wire(guarded: Guarded) -> None:
+    guarded.edge_link, at_edge = guarded.link(guarded.edge, security=guarded.edge_keys)
+    async with relay(guarded.ports[Role.PROVIDER]) as (port, _, seen):
+        attributes: dict[str, object] = {"hello": "attribute"}
+        link, at_provider = guarded.link(
+            guarded.provider, port=port, security=guarded.provider_keys, attributes=attributes
+        )
+        await eventually(lambda: at_edge.peers)
+        await works(guarded, at_provider, b"to the provider" * 100)
+        assert link.send(guarded.edge.id, [b"to the edge" * 100])
+        await eventually(lambda: at_edge.messages)
+    assert len(seen) > 2000
+    for text in (b"to the", b"attribute", guarded.provider.name.encode(), guarded.provider.incarnation):
+        assert text not in seen
 
-    run(test)
 
-
-def test_a_key_that_is_unknown_is_refused_at_the_handshake_and_comes_in_once_it_is_authorised(
-    warnings: list[str],
+async def test_a_key_that_is_unknown_is_refused_at_the_handshake_and_comes_in_once_it_is_authorised(
+    guarded: Guarded, warnings: list[str]
 ) -> None:
-    async def test(it: Guarded) -> None:
-        del it.keys.grants[it.provider_keys.keys.public]
-        link, recorder = it.link(it.provider, security=it.provider_keys)
-        await eventually(said(warnings, "does not know our key"))
-        await eventually(said(warnings, "refused an unknown or revoked key at the port for providers, from 127.0.0.1"))
-        assert recorder.ups == 0 and link.state is State.DOWN and not it.router.peers
-        it.keys.grants[it.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
-        await eventually(lambda: recorder.ups == 1)
-
-    run(test)
+    del guarded.keys.grants[guarded.provider_keys.keys.public]
+    link, recorder = guarded.link(guarded.provider, security=guarded.provider_keys)
+    await eventually(said(warnings, "does not know our key"))
+    await eventually(said(warnings, "refused an unknown or revoked key at the port for providers, from 127.0.0.1"))
+    assert recorder.ups == 0 and link.state is State.DOWN and not guarded.router.peers
+    guarded.keys.grants[guarded.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
+    await eventually(lambda: recorder.ups == 1)
 
 
-def test_without_a_decision_nobody_is_let_in() -> None:
-    async def test(it: Guarded) -> None:
-        for frames in (0, 1):
-            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-            router = context.socket(zmq.ROUTER)
-            if frames:  # a gatekeeper that is gone
-                Gatekeeper(context, it.keys, it.router._log).close()
-            secure_broker(router, SERVER, Role.PROVIDER)
-            port = router.bind_to_random_port(f"tcp://{HOST}")
-            dealer = it.socket(zmq.DEALER)
-            secure_link(dealer, it.provider_keys.keys, SERVER.public)
-            monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
-            dealer.connect(f"tcp://{HOST}:{port}")
-            event = await asyncio.to_thread(monitor.recv_multipart)
-            assert int.from_bytes(event[0][:2], "little") == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-            dealer.disable_monitor()
-            monitor.close(linger=0)
-            router.close(linger=0)
-            context.term()
-
-    run(test)
+async def test_without_a_decision_nobody_is_let_in(guarded: Guarded) -> None:
+    for frames in (0, 1):
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        router = context.socket(zmq.ROUTER)
+        if frames:  # a gatekeeper that is gone
+            Gatekeeper(context, guarded.keys, guarded.router._log).close()
+        secure_broker(router, SERVER, Role.PROVIDER)
+        port = router.bind_to_random_port(f"tcp://{HOST}")
+        dealer = guarded.socket(zmq.DEALER)
+        secure_link(dealer, guarded.provider_keys.keys, SERVER.public)
+        monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+        dealer.connect(f"tcp://{HOST}:{port}")
+        event = await asyncio.to_thread(monitor.recv_multipart)
+        assert int.from_bytes(event[0][:2], "little") == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        dealer.disable_monitor()
+        monitor.close(linger=0)
+        router.close(linger=0)
+        context.term()
 
 
 @pytest.mark.parametrize("role", Role)
-def test_a_key_of_one_role_does_not_work_on_the_port_of_the_other(role: Role, warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        keys = it.keys.add(role.other, "mallory")
-        _link, recorder = it.link(name(role, "mallory"), security=keys)
-        await eventually(said(warnings, f"refused {role.other} mallory at the port for {role}s"))
-        await eventually(said(warnings, "does not know our key"))
-        assert recorder.ups == 0 and not it.router.peers
-
-    run(test)
-
-
-def test_a_key_is_good_for_its_own_name_only(warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        at_edge, at_provider = await it.up()
-        _link, recorder = it.link(name(Role.PROVIDER, "web"), security=it.keys.add(Role.PROVIDER, "laptop"))
-        await eventually(said(warnings, "the key of provider laptop is not for provider web"))
-        await eventually(said(warnings, "refuses: the key of provider laptop is not for provider web"))
-        assert recorder.ups == 0 and len(at_edge.peers) == 1
-        await works(it, at_provider, b"still here")
-
-    run(test)
+async def test_a_key_of_one_role_does_not_work_on_the_port_of_the_other(
+    guarded: Guarded, role: Role, warnings: list[str]
+) -> None:
+    keys = guarded.keys.add(role.other, "mallory")
+    _link, recorder = guarded.link(name(role, "mallory"), security=keys)
+    await eventually(said(warnings, f"refused {role.other} mallory at the port for {role}s"))
+    await eventually(said(warnings, "does not know our key"))
+    assert recorder.ups == 0 and not guarded.router.peers
 
 
-def test_a_service_that_the_key_does_not_allow_is_refused_at_hello_and_at_announce(warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        at_edge, _ = await it.up()
-        _link, recorder = it.link(
-            name(Role.PROVIDER, "web"), security=it.provider_keys, attributes={"services": ["default", "ssh"]}
-        )
-        await eventually(said(warnings, "refuses: this key may not offer ssh"))
-        assert recorder.ups == 0 and len(at_edge.peers) == 1
+async def test_a_key_is_good_for_its_own_name_only(guarded: Guarded, warnings: list[str]) -> None:
+    at_edge, at_provider = await guarded.up()
+    _link, recorder = guarded.link(name(Role.PROVIDER, "web"), security=guarded.keys.add(Role.PROVIDER, "laptop"))
+    await eventually(said(warnings, "the key of provider laptop is not for provider web"))
+    await eventually(said(warnings, "refuses: the key of provider laptop is not for provider web"))
+    assert recorder.ups == 0 and len(at_edge.peers) == 1
+    await works(guarded, at_provider, b"still here")
 
-        it.provider_link.announce({"services": ["ssh"]})
-        await eventually(lambda: (it.provider.id, "revoked") in at_edge.gone)
-        assert not at_edge.peers
-        assert all("ssh" not in str(peer.attributes) for peer in at_edge.seen)
 
-    run(test)
+async def test_a_service_that_the_key_does_not_allow_is_refused_at_hello_and_at_announce(
+    guarded: Guarded, warnings: list[str]
+) -> None:
+    at_edge, _ = await guarded.up()
+    _link, recorder = guarded.link(
+        name(Role.PROVIDER, "web"), security=guarded.provider_keys, attributes={"services": ["default", "ssh"]}
+    )
+    await eventually(said(warnings, "refuses: this key may not offer ssh"))
+    assert recorder.ups == 0 and len(at_edge.peers) == 1
+
+    guarded.provider_link.announce({"services": ["ssh"]})
+    await eventually(lambda: (guarded.provider.id, "revoked") in at_edge.gone)
+    assert not at_edge.peers
+    assert all("ssh" not in str(peer.attributes) for peer in at_edge.seen)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_round_trip_of_a_second_is_not_too_slow_for_a_handshake(host: str) -> None:
-    async def test(it: Guarded) -> None:
-        # Where the name has two addresses, the other one must not be tried while this one is about to answer.
-        async with relay(it.ports[Role.PROVIDER], host=host, delay_s=0.5) as (port, _, _):
-            _, recorder = it.link_to(host, port, it.provider, security=it.provider_keys)
-            await eventually(lambda: recorder.ups == 1)
-
-    run(test, Timings())
+async def test_a_round_trip_of_a_second_is_not_too_slow_for_a_handshake(host: str) -> None:
+    # Where the name has two addresses, the other one must not be tried while this one is about to answer.
+    async with (
+        Guarded(Timings()) as guarded,
+        relay(guarded.ports[Role.PROVIDER], host=host, delay_s=0.5) as (port, _, _),
+    ):
+        _, recorder = guarded.link_to(host, port, guarded.provider, security=guarded.provider_keys)
+        await eventually(lambda: recorder.ups == 1)
 
 
 # -- revocation
 
 
-def test_revoking_ends_a_live_peer_at_once_and_for_good(warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        at_edge, at_provider = await it.up()
-        del it.keys.grants[it.provider_keys.keys.public]
-        it.router.reauthorise()
-        await eventually(lambda: at_edge.gone == [(it.provider.id, "revoked")])
-        await eventually(lambda: at_provider.downs == ["revoked"])
-        await eventually(said(warnings, "refuses: the key of provider web is not authorised"))
-        await eventually(said(warnings, "does not know our key"))
-        assert it.provider_link.state is State.DOWN and at_provider.ups == 1
+async def test_revoking_ends_a_live_peer_at_once_and_for_good(guarded: Guarded, warnings: list[str]) -> None:
+    at_edge, at_provider = await guarded.up()
+    del guarded.keys.grants[guarded.provider_keys.keys.public]
+    guarded.router.reauthorise()
+    await eventually(lambda: at_edge.gone == [(guarded.provider.id, "revoked")])
+    await eventually(lambda: at_provider.downs == ["revoked"])
+    await eventually(said(warnings, "refuses: the key of provider web is not authorised"))
+    await eventually(said(warnings, "does not know our key"))
+    assert guarded.provider_link.state is State.DOWN and at_provider.ups == 1
 
-        it.keys.grants[it.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
-        await eventually(lambda: at_provider.ups == 2)
-
-    run(test)
+    guarded.keys.grants[guarded.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
+    await eventually(lambda: at_provider.ups == 2)
 
 
-def test_a_revoked_peer_that_ignores_it_is_not_heard_and_loses_its_connection() -> None:
-    async def test(it: Guarded) -> None:
-        it.edge_link, at_edge = it.link(it.edge, security=it.edge_keys)
-        dealer = it.keyed(Role.PROVIDER, it.provider.routing_id(os.urandom(NONCE_BYTES)), it.provider_keys)
-        monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        dealer.send_multipart(control(Hello(1, 1, 1, {})))
-        assert isinstance(parse_control([b"", (await receive(dealer))[1]]), Welcome)
-        await eventually(lambda: at_edge.peers)
-        del it.keys.grants[it.provider_keys.keys.public]
-        it.router.reauthorise()
-        await eventually(lambda: not at_edge.peers)
-        for attempt in range(2, 50):
-            with contextlib.suppress(zmq.Again):
-                dealer.send_multipart([it.edge.id, b"heard?"], zmq.NOBLOCK)
-                dealer.send_multipart(control(Hello(1, 1, attempt, {})), zmq.NOBLOCK)
-        await eventually(lambda: monitor.poll(0))
-        assert not at_edge.messages and len(at_edge.seen) == 1
-        dealer.disable_monitor()
-        monitor.close(linger=0)
-
-    run(test)
+async def test_a_revoked_peer_that_ignores_it_is_not_heard_and_loses_its_connection(guarded: Guarded) -> None:
+    guarded.edge_link, at_edge = guarded.link(guarded.edge, security=guarded.edge_keys)
+    dealer = guarded.keyed(Role.PROVIDER, guarded.provider.routing_id(os.urandom(NONCE_BYTES)), guarded.provider_keys)
+    monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    dealer.send_multipart(control(Hello(1, 1, 1, {})))
+    assert isinstance(parse_control([b"", (await receive(dealer))[1]]), Welcome)
+    await eventually(lambda: at_edge.peers)
+    del guarded.keys.grants[guarded.provider_keys.keys.public]
+    guarded.router.reauthorise()
+    await eventually(lambda: not at_edge.peers)
+    for attempt in range(2, 50):
+        with contextlib.suppress(zmq.Again):
+            dealer.send_multipart([guarded.edge.id, b"heard?"], zmq.NOBLOCK)
+            dealer.send_multipart(control(Hello(1, 1, attempt, {})), zmq.NOBLOCK)
+    await eventually(lambda: monitor.poll(0))
+    assert not at_edge.messages and len(at_edge.seen) == 1
+    dealer.disable_monitor()
+    monitor.close(linger=0)
 
 
-def test_a_key_whose_rights_shrink_loses_its_peers_only_if_they_use_them(warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        it.keys.services = {"default", "ssh"}
-        at_edge, _ = await it.up()
-        ssh = name(Role.PROVIDER, "ssh")
-        _, _at_ssh = it.link(ssh, security=it.keys.add(Role.PROVIDER, "ssh"), attributes={"services": ["ssh"]})
-        await eventually(lambda: len(at_edge.peers) == 2)
-        it.keys.services = {"default"}
-        it.router.reauthorise()
-        await eventually(lambda: at_edge.gone == [(ssh.id, "revoked")])
-        await eventually(said(warnings, "refuses: this key may not offer ssh"))
-        assert it.provider.id in at_edge.peers
-
-    run(test)
+async def test_a_key_whose_rights_shrink_loses_its_peers_only_if_they_use_them(
+    guarded: Guarded, warnings: list[str]
+) -> None:
+    guarded.keys.services = {"default", "ssh"}
+    at_edge, _ = await guarded.up()
+    ssh = name(Role.PROVIDER, "ssh")
+    _, _at_ssh = guarded.link(ssh, security=guarded.keys.add(Role.PROVIDER, "ssh"), attributes={"services": ["ssh"]})
+    await eventually(lambda: len(at_edge.peers) == 2)
+    guarded.keys.services = {"default"}
+    guarded.router.reauthorise()
+    await eventually(lambda: at_edge.gone == [(ssh.id, "revoked")])
+    await eventually(said(warnings, "refuses: this key may not offer ssh"))
+    assert guarded.provider.id in at_edge.peers
 
 
 # -- impostors
 
 
-def test_a_server_with_another_key_is_not_believed(warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        wrong = LinkSecurity(it.provider_keys.keys, (KeyPair.generate().public,))
-        link, recorder = it.link(it.provider, security=wrong)
-        await eventually(said(warnings, "has another key than we expect"))
-        await eventually(said(warnings, "a peer expects another server key"))
-        assert recorder.ups == 0 and link.state is State.DOWN and not it.router.peers
-
-    run(test)
+async def test_a_server_with_another_key_is_not_believed(guarded: Guarded, warnings: list[str]) -> None:
+    wrong = LinkSecurity(guarded.provider_keys.keys, (KeyPair.generate().public,))
+    link, recorder = guarded.link(guarded.provider, security=wrong)
+    await eventually(said(warnings, "has another key than we expect"))
+    await eventually(said(warnings, "a peer expects another server key"))
+    assert recorder.ups == 0 and link.state is State.DOWN and not guarded.router.peers
 
 
-def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        _link, recorder = it.link(it.provider)
-        await eventually(said(warnings, "wants keys; get a join string"))
+async def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(guarded: Guarded, warnings: list[str]) -> None:
+    _link, recorder = guarded.link(guarded.provider)
+    await eventually(said(warnings, "wants keys; get a join string"))
+    await eventually(said(warnings, "a peer without keys meets a broker with keys, or the reverse"))
+    assert recorder.ups == 0 and not guarded.router.peers
+
+
+async def test_a_peer_with_keys_is_not_content_with_a_broker_without(guarded: Guarded, warnings: list[str]) -> None:
+    plain = Fabric(STEADY)
+    async with plain.stack:
+        _link, recorder = plain.link(guarded.provider, security=guarded.provider_keys)
+        await eventually(said(warnings, "has no keys; start it with keys"))
         await eventually(said(warnings, "a peer without keys meets a broker with keys, or the reverse"))
-        assert recorder.ups == 0 and not it.router.peers
-
-    run(test)
+        assert recorder.ups == 0 and not plain.router.peers
 
 
-def test_a_peer_with_keys_is_not_content_with_a_broker_without(warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        plain = Fabric(STEADY)
-        async with plain.stack:
-            _link, recorder = plain.link(it.provider, security=it.provider_keys)
-            await eventually(said(warnings, "has no keys; start it with keys"))
-            await eventually(said(warnings, "a peer without keys meets a broker with keys, or the reverse"))
-            assert recorder.ups == 0 and not plain.router.peers
-
-    run(test)
-
-
-def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        nonce = os.urandom(NONCE_BYTES)
-        it.edge_link, at_edge = it.link(it.edge, security=it.edge_keys)
-        victim = it.keyed(Role.PROVIDER, it.provider.routing_id(nonce), it.provider_keys)
-        victim.send_multipart(control(Hello(1, 1, 1, {})))
-        await eventually(lambda: at_edge.peers)
-        # Even whoever learnt the secret part of the routing id: libzmq hands the connection over, we do not.
-        mallory = it.keyed(Role.PROVIDER, it.provider.routing_id(nonce), it.keys.add(Role.PROVIDER, "mallory"))
-        mallory.send_multipart([it.edge.id, b"as web"])
-        mallory.send_multipart(control(Hello(1, 1, 2, {"by": "mallory"})))
-        refusal = parse_control(await receive(mallory))
-        assert refusal == Refused("the key of provider mallory is not for provider web")
-        await eventually(said(warnings, "the key of provider mallory is not for provider web"))
-        await eventually(lambda: it.provider.id not in at_edge.peers)
-        assert not at_edge.messages and all(not peer.attributes for peer in at_edge.seen)
-
-    run(test)
+async def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(
+    guarded: Guarded, warnings: list[str]
+) -> None:
+    nonce = os.urandom(NONCE_BYTES)
+    guarded.edge_link, at_edge = guarded.link(guarded.edge, security=guarded.edge_keys)
+    victim = guarded.keyed(Role.PROVIDER, guarded.provider.routing_id(nonce), guarded.provider_keys)
+    victim.send_multipart(control(Hello(1, 1, 1, {})))
+    await eventually(lambda: at_edge.peers)
+    # Even whoever learnt the secret part of the routing id: libzmq hands the connection over, we do not.
+    mallory = guarded.keyed(
+        Role.PROVIDER, guarded.provider.routing_id(nonce), guarded.keys.add(Role.PROVIDER, "mallory")
+    )
+    mallory.send_multipart([guarded.edge.id, b"as web"])
+    mallory.send_multipart(control(Hello(1, 1, 2, {"by": "mallory"})))
+    refusal = parse_control(await receive(mallory))
+    assert refusal == Refused("the key of provider mallory is not for provider web")
+    await eventually(said(warnings, "the key of provider mallory is not for provider web"))
+    await eventually(lambda: guarded.provider.id not in at_edge.peers)
+    assert not at_edge.messages and all(not peer.attributes for peer in at_edge.seen)
 
 
 # -- rotation
 
 
-def test_links_that_know_the_next_key_survive_a_rotation_and_take_the_old_one_no_more(warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        following = KeyPair.generate()
-        keys = it.provider_keys.keys
-        it.edge_keys = LinkSecurity(it.edge_keys.keys, (SERVER.public, following.public))
-        it.provider_keys = LinkSecurity(keys, (SERVER.public, following.public))
-        at_edge, at_provider = await it.up()
-        ports = dict(it.ports)
-        await it.router.rekey(following)
-        await eventually(lambda: at_edge.ups == 2 and at_provider.ups == 2)
-        await works(it, at_provider, b"after the rotation")
-        assert ports == it.ports
+async def test_links_that_know_the_next_key_survive_a_rotation_and_take_the_old_one_no_more(
+    guarded: Guarded, warnings: list[str]
+) -> None:
+    following = KeyPair.generate()
+    keys = guarded.provider_keys.keys
+    guarded.edge_keys = LinkSecurity(guarded.edge_keys.keys, (SERVER.public, following.public))
+    guarded.provider_keys = LinkSecurity(keys, (SERVER.public, following.public))
+    at_edge, at_provider = await guarded.up()
+    ports = dict(guarded.ports)
+    await guarded.router.rekey(following)
+    await eventually(lambda: at_edge.ups == 2 and at_provider.ups == 2)
+    await works(guarded, at_provider, b"after the rotation")
+    assert ports == guarded.ports
 
-        _old, at_old = it.link(name(Role.PROVIDER), security=LinkSecurity(keys, (SERVER.public,)))
-        await eventually(said(warnings, "a peer expects another server key"))
-        assert at_old.ups == 0
+    _old, at_old = guarded.link(name(Role.PROVIDER), security=LinkSecurity(keys, (SERVER.public,)))
+    await eventually(said(warnings, "a peer expects another server key"))
+    assert at_old.ups == 0
 
-        await it.router.rekey(SERVER)  # as somebody would who has stolen the old key
-        await eventually(lambda: at_old.ups == 1)
-        await eventually(said(warnings, "has another key than we expect"))
-        assert (at_edge.ups, at_provider.ups) == (2, 2)
-
-    run(test)
+    await guarded.router.rekey(SERVER)  # as somebody would who has stolen the old key
+    await eventually(lambda: at_old.ups == 1)
+    await eventually(said(warnings, "has another key than we expect"))
+    assert (at_edge.ups, at_provider.ups) == (2, 2)
 
 
-def test_a_rotation_that_is_tried_again_cuts_no_link_that_has_the_new_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(it: Guarded) -> None:
-        following = KeyPair.generate()
-        it.edge_keys = LinkSecurity(it.edge_keys.keys, (SERVER.public, following.public))
-        it.provider_keys = LinkSecurity(it.provider_keys.keys, (SERVER.public, following.public))
-        at_edge, at_provider = await it.up()
-        recorders = {Role.EDGE: at_edge, Role.PROVIDER: at_provider}
-        first, last = Role
-        opens = it.router._open
+async def test_a_rotation_that_is_tried_again_cuts_no_link_that_has_the_new_key(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = KeyPair.generate()
+    guarded.edge_keys = LinkSecurity(guarded.edge_keys.keys, (SERVER.public, following.public))
+    guarded.provider_keys = LinkSecurity(guarded.provider_keys.keys, (SERVER.public, following.public))
+    at_edge, at_provider = await guarded.up()
+    recorders = {Role.EDGE: at_edge, Role.PROVIDER: at_provider}
+    first, last = Role
+    opens = guarded.router._open
 
-        def no_descriptors(role: Role, host: str | None, port: int) -> object:
-            if role is last:
-                raise BindError(errno.EMFILE, "no descriptors")
-            return opens(role, host, port)
+    def no_descriptors(role: Role, host: str | None, port: int) -> object:
+        if role is last:
+            raise BindError(errno.EMFILE, "no descriptors")
+        return opens(role, host, port)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(it.router, "_open", no_descriptors)
-            with pytest.raises(BindError):
-                await it.router.rekey(following)
-        await eventually(lambda: recorders[first].ups == 2)
-        await it.router.rekey(following)
-        await eventually(lambda: recorders[last].ups == 2)
-        await works(it, at_provider, b"after the rotation")
-        assert (at_edge.ups, at_provider.ups) == (2, 2)
-
-    run(test)
+    with monkeypatch.context() as patch:
+        patch.setattr(guarded.router, "_open", no_descriptors)
+        with pytest.raises(BindError):
+            await guarded.router.rekey(following)
+    await eventually(lambda: recorders[first].ups == 2)
+    await guarded.router.rekey(following)
+    await eventually(lambda: recorders[last].ups == 2)
+    await works(guarded, at_provider, b"after the rotation")
+    assert (at_edge.ups, at_provider.ups) == (2, 2)
 
 
 @contextlib.contextmanager
@@ -440,8 +409,10 @@ def without_descriptors() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("host", [None, HOST])
-def test_a_rotation_without_descriptors_puts_nobody_out_and_succeeds_once_there_are_some(host: str | None) -> None:
-    async def test(stack: contextlib.AsyncExitStack) -> None:
+async def test_a_rotation_without_descriptors_puts_nobody_out_and_succeeds_once_there_are_some(
+    host: str | None,
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
         keys, following = Keys(), KeyPair.generate()
         security = LinkSecurity(keys.add(Role.PROVIDER, "web").keys, (SERVER.public, following.public))
         router = Router(timings=STEADY, security=BrokerSecurity(SERVER, keys))
@@ -474,32 +445,23 @@ def test_a_rotation_without_descriptors_puts_nobody_out_and_succeeds_once_there_
         await eventually(lambda: at_provider.ups == 2 and at_edge.peers and at_provider.peers)
         await reaches(b"after the rotation")
 
-    async def main() -> None:
-        async with asyncio.timeout(100), contextlib.AsyncExitStack() as stack:
-            await test(stack)
-
-    asyncio.run(main())
-
 
 # -- what strangers send
 
 
-def test_an_oversized_frame_ends_the_connection_before_and_after_the_handshake() -> None:
-    async def test(it: Guarded) -> None:
-        at_edge, at_provider = await it.up()
-        with socket.create_connection((HOST, it.ports[Role.PROVIDER])) as raw:
-            raw.sendall(GREETING + bytes([0x06]) + (1 << 40).to_bytes(8, "big"))
-            assert await ended(raw)
-        dealer = it.keyed(Role.PROVIDER, it.provider.routing_id(os.urandom(NONCE_BYTES)), it.provider_keys)
-        monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        dealer.send_multipart([it.edge.id, bytes(MAX_FRAME + 1)])
-        await eventually(lambda: monitor.poll(0))
-        dealer.disable_monitor()
-        monitor.close(linger=0)
-        assert not at_edge.messages
-        await works(it, at_provider, b"undisturbed")
-
-    run(test)
+async def test_an_oversized_frame_ends_the_connection_before_and_after_the_handshake(guarded: Guarded) -> None:
+    at_edge, at_provider = await guarded.up()
+    with socket.create_connection((HOST, guarded.ports[Role.PROVIDER])) as raw:
+        raw.sendall(GREETING + bytes([0x06]) + (1 << 40).to_bytes(8, "big"))
+        assert await ended(raw)
+    dealer = guarded.keyed(Role.PROVIDER, guarded.provider.routing_id(os.urandom(NONCE_BYTES)), guarded.provider_keys)
+    monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    dealer.send_multipart([guarded.edge.id, bytes(MAX_FRAME + 1)])
+    await eventually(lambda: monitor.poll(0))
+    dealer.disable_monitor()
+    monitor.close(linger=0)
+    assert not at_edge.messages
+    await works(guarded, at_provider, b"undisturbed")
 
 
 GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
@@ -532,118 +494,101 @@ async def say_hello(it: Fabric, handshake: bytes, until: bytes) -> socket.socket
 
 
 @pytest.mark.parametrize(("handshake", "until"), [(zmtp_2, b"\x01"), (null, b"READY")])
-def test_neither_an_older_protocol_nor_another_mechanism_is_a_way_around_keys(
-    handshake: Callable[[bytes], bytes], until: bytes
+async def test_neither_an_older_protocol_nor_another_mechanism_is_a_way_around_keys(
+    guarded: Guarded, handshake: Callable[[bytes], bytes], until: bytes
 ) -> None:
-    async def test(it: Guarded) -> None:
-        greeting = handshake(it.provider.routing_id(os.urandom(NONCE_BYTES)))
-        plain = Fabric(STEADY)
-        async with plain.stack:  # where there are no keys, the newer protocol is a way in
-            raw = await say_hello(plain, greeting, until)
-            if handshake is null:
-                await eventually(lambda: [peer.name for peer in plain.router.peers] == [it.provider])
-            else:
-                assert b"ZMTP 3 is needed" in await asyncio.get_running_loop().sock_recv(raw, 4096)
-                assert not plain.router.peers
-        assert await ended(await say_hello(it, greeting, until))
-        assert not it.router.peers
-
-    run(test)
+    greeting = handshake(guarded.provider.routing_id(os.urandom(NONCE_BYTES)))
+    plain = Fabric(STEADY)
+    async with plain.stack:  # where there are no keys, the newer protocol is a way in
+        raw = await say_hello(plain, greeting, until)
+        if handshake is null:
+            await eventually(lambda: [peer.name for peer in plain.router.peers] == [guarded.provider])
+        else:
+            assert b"ZMTP 3 is needed" in await asyncio.get_running_loop().sock_recv(raw, 4096)
+            assert not plain.router.peers
+    assert await ended(await say_hello(guarded, greeting, until))
+    assert not guarded.router.peers
 
 
 # -- with the state directory
 
 
-def test_what_the_state_directory_says_counts_while_the_server_runs(tmp_path: Path) -> None:
-    async def main() -> None:
-        guard = Guard(tmp_path / "state")
-        state = StateDir(tmp_path / "state")
-        it = Fabric(STEADY, guard.security)
-        async with asyncio.timeout(100), it.stack:
-            guard.start(it.router, Reach(providers=Address(HOST, it.ports[Role.PROVIDER])))
-            it.stack.push_async_callback(guard.close, linger_s=0)
-            join = Join.parse(state.join_file("default").read_text())
-            assert (join.name, join.addresses) == ("default", (Address(HOST, it.ports[Role.PROVIDER]),))
-            front = Join.parse(state.add(Role.EDGE, "front", None, join.addresses).read_text())
+async def test_what_the_state_directory_says_counts_while_the_server_runs(tmp_path: Path) -> None:
+    guard = Guard(tmp_path / "state")
+    state = StateDir(tmp_path / "state")
+    it = Fabric(STEADY, guard.security)
+    async with asyncio.timeout(100), it.stack:
+        guard.start(it.router, Reach(providers=Address(HOST, it.ports[Role.PROVIDER])))
+        it.stack.push_async_callback(guard.close, linger_s=0)
+        join = Join.parse(state.join_file("default").read_text())
+        assert (join.name, join.addresses) == ("default", (Address(HOST, it.ports[Role.PROVIDER]),))
+        front = Join.parse(state.add(Role.EDGE, "front", None, join.addresses).read_text())
 
-            edge, provider = name(Role.EDGE, "front"), name(Role.PROVIDER, "default")
-            _, at_edge = it.link(edge, security=front.security)
-            link, at_provider = it.link(provider, security=join.security)
-            await eventually(lambda: at_edge.peers and at_provider.peers)
+        edge, provider = name(Role.EDGE, "front"), name(Role.PROVIDER, "default")
+        _, at_edge = it.link(edge, security=front.security)
+        link, at_provider = it.link(provider, security=join.security)
+        await eventually(lambda: at_edge.peers and at_provider.peers)
 
-            state.rotate()
-            await eventually(lambda: min(at_edge.ups, at_provider.ups) >= 2)
-            await eventually(lambda: at_edge.peers and at_provider.peers)
+        state.rotate()
+        await eventually(lambda: min(at_edge.ups, at_provider.ups) >= 2)
+        await eventually(lambda: at_edge.peers and at_provider.peers)
 
-            state.revoke("default")
-            await eventually(lambda: at_edge.gone[-1:] == [(provider.id, REVOKED)])
-            link.send(edge.id, [b"too late"])
-            await eventually(lambda: at_provider.downs[-1:] == [REVOKED])
-            assert not link.send(edge.id, [b"too late"]) and not at_edge.messages
-
-    asyncio.run(main())
+        state.revoke("default")
+        await eventually(lambda: at_edge.gone[-1:] == [(provider.id, REVOKED)])
+        link.send(edge.id, [b"too late"])
+        await eventually(lambda: at_provider.downs[-1:] == [REVOKED])
+        assert not link.send(edge.id, [b"too late"]) and not at_edge.messages
 
 
 @pytest.mark.parametrize("damaged", ["reach.toml", "join/laptop.join", "authorized/other.toml"])
-def test_a_server_with_keys_starts_whatever_became_of_what_it_tells_people(
+async def test_a_server_with_keys_starts_whatever_became_of_what_it_tells_people(
     tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch, damaged: str
 ) -> None:
-    async def main() -> None:
-        state = StateDir(tmp_path / "state")
-        laptop = Join.parse(state.add(Role.PROVIDER, "laptop", None).read_text())
-        (state.directory / damaged).write_text("damaged")
-        (state.directory / damaged).chmod(0o600)
-        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-        guard = Guard(state.directory)
-        it = Fabric(STEADY, guard.security)
-        async with asyncio.timeout(100), it.stack:
-            guard.start(it.router, Reach())
-            it.stack.push_async_callback(guard.close, linger_s=0)
-            _, recorder = it.link(name(Role.PROVIDER, "laptop"), security=laptop.security)
-            await eventually(lambda: recorder.ups == 1)
-        assert [
-            line for line in warnings if damaged in line and "new join strings may contain an outdated address" in line
-        ]
-
-    asyncio.run(main())
+    state = StateDir(tmp_path / "state")
+    laptop = Join.parse(state.add(Role.PROVIDER, "laptop", None).read_text())
+    (state.directory / damaged).write_text("damaged")
+    (state.directory / damaged).chmod(0o600)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    guard = Guard(state.directory)
+    it = Fabric(STEADY, guard.security)
+    async with asyncio.timeout(100), it.stack:
+        guard.start(it.router, Reach())
+        it.stack.push_async_callback(guard.close, linger_s=0)
+        _, recorder = it.link(name(Role.PROVIDER, "laptop"), security=laptop.security)
+        await eventually(lambda: recorder.ups == 1)
+    assert [line for line in warnings if damaged in line and "new join strings may contain an outdated address" in line]
 
 
-def test_a_directory_that_several_brokers_only_look_at_is_not_written(
+async def test_a_directory_that_several_brokers_only_look_at_is_not_written(
     tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        state = StateDir(tmp_path / "state")
-        state.add(Role.PROVIDER, "laptop", None)
-        monkeypatch.setattr(StateDir, "is_read_only", True)  # permissions do not keep root out
-        before = sorted(state.directory.rglob("*"))
-        guard = Guard(state.directory)
-        it = Fabric(STEADY, guard.security)
-        async with asyncio.timeout(100), it.stack:
-            guard.start(it.router, Reach((Address("h", 0),)))
-            await guard.close(linger_s=0)
-        assert sorted(state.directory.rglob("*")) == before
-        assert not warnings
-
-    asyncio.run(main())
+    state = StateDir(tmp_path / "state")
+    state.add(Role.PROVIDER, "laptop", None)
+    monkeypatch.setattr(StateDir, "is_read_only", True)  # permissions do not keep root out
+    before = sorted(state.directory.rglob("*"))
+    guard = Guard(state.directory)
+    it = Fabric(STEADY, guard.security)
+    async with asyncio.timeout(100), it.stack:
+        guard.start(it.router, Reach((Address("h", 0),)))
+        await guard.close(linger_s=0)
+    assert sorted(state.directory.rglob("*")) == before
+    assert not warnings
 
 
-def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, warnings: list[str]) -> None:
-    async def main() -> None:
-        guard = Guard(tmp_path / "state")
-        it = Fabric(STEADY, guard.security)
-        async with asyncio.timeout(100), it.stack:
-            guard.start(it.router, Reach())
-            it.stack.push_async_callback(guard.close, linger_s=0)
-            join = Join.parse((tmp_path / "state/join/default.join").read_text())
-            assert guard.security.authority.grant(join.keys.public), "the first key counts before anybody can use it"
-            _, recorder = it.link(name(Role.PROVIDER, "default"), security=join.security)
-            await eventually(lambda: recorder.ups == 1)
-            guard._watcher.look = lambda: 1 // 0  # type: ignore[method-assign, assignment, return-value]
-            await eventually(said(warnings, "cannot watch the keys any more"))
-            await eventually(lambda: recorder.downs == ["revoked"])
-            await eventually(said(warnings, "does not know our key"))
-
-    asyncio.run(main())
+async def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, warnings: list[str]) -> None:
+    guard = Guard(tmp_path / "state")
+    it = Fabric(STEADY, guard.security)
+    async with asyncio.timeout(100), it.stack:
+        guard.start(it.router, Reach())
+        it.stack.push_async_callback(guard.close, linger_s=0)
+        join = Join.parse((tmp_path / "state/join/default.join").read_text())
+        assert guard.security.authority.grant(join.keys.public), "the first key counts before anybody can use it"
+        _, recorder = it.link(name(Role.PROVIDER, "default"), security=join.security)
+        await eventually(lambda: recorder.ups == 1)
+        guard._watcher.look = lambda: 1 // 0  # type: ignore[method-assign, assignment, return-value]
+        await eventually(said(warnings, "cannot watch the keys any more"))
+        await eventually(lambda: recorder.downs == ["revoked"])
+        await eventually(said(warnings, "does not know our key"))
 
 
 async def ended(raw: socket.socket) -> bool:
@@ -656,45 +601,40 @@ async def ended(raw: socket.socket) -> bool:
     return True
 
 
-def test_a_recorded_handshake_is_worth_nothing(warnings: list[str]) -> None:
-    async def test(it: Guarded) -> None:
-        it.edge_link, at_edge = it.link(it.edge, security=it.edge_keys)
-        async with relay(it.ports[Role.PROVIDER]) as (port, said_by_provider, _):
-            link, at_provider = it.link(it.provider, port=port, security=it.provider_keys)
-            await eventually(lambda: at_edge.peers and at_provider.peers)
-            assert link.send(it.edge.id, [b"once"])
-            await eventually(lambda: at_edge.messages)
-            recorded = bytes(said_by_provider)
-            await it.close(link, linger_s=0)
-        await eventually(lambda: not at_edge.peers)
-        with socket.create_connection((HOST, it.ports[Role.PROVIDER])) as raw:
-            raw.sendall(recorded)
+async def test_a_recorded_handshake_is_worth_nothing(guarded: Guarded, warnings: list[str]) -> None:
+    guarded.edge_link, at_edge = guarded.link(guarded.edge, security=guarded.edge_keys)
+    async with relay(guarded.ports[Role.PROVIDER]) as (port, said_by_provider, _):
+        link, at_provider = guarded.link(guarded.provider, port=port, security=guarded.provider_keys)
+        await eventually(lambda: at_edge.peers and at_provider.peers)
+        assert link.send(guarded.edge.id, [b"once"])
+        await eventually(lambda: at_edge.messages)
+        recorded = bytes(said_by_provider)
+        await guarded.close(link, linger_s=0)
+    await eventually(lambda: not at_edge.peers)
+    with socket.create_connection((HOST, guarded.ports[Role.PROVIDER])) as raw:
+        raw.sendall(recorded)
+        assert await ended(raw)
+    await eventually(said(warnings, "a peer "))
+    assert len(at_edge.messages) == 1 and not at_edge.peers
+
+
+async def test_half_open_connections_and_garbage_do_not_disturb_a_working_link(guarded: Guarded) -> None:
+    at_edge, at_provider = await guarded.up()
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        strangers = [
+            stack.enter_context(socket.create_connection((HOST, guarded.ports[Role.PROVIDER])))
+            for _ in range(HALF_OPEN)
+        ]
+        for index, raw in enumerate(strangers):
+            raw.sendall((b"", GREETING[:20], GREETING, os.urandom(200))[index % 4])
+        began = loop.time()
+        count = 0
+        while loop.time() - began < 1.0:
+            count += 1
+            await works(guarded, at_provider, b"number %d" % count)
+        # The handshake deadline ends them all, those too that say nothing.
+        for raw in strangers:
             assert await ended(raw)
-        await eventually(said(warnings, "a peer "))
-        assert len(at_edge.messages) == 1 and not at_edge.peers
-
-    run(test)
-
-
-def test_half_open_connections_and_garbage_do_not_disturb_a_working_link() -> None:
-    async def test(it: Guarded) -> None:
-        at_edge, at_provider = await it.up()
-        loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as stack:
-            strangers = [
-                stack.enter_context(socket.create_connection((HOST, it.ports[Role.PROVIDER]))) for _ in range(HALF_OPEN)
-            ]
-            for index, raw in enumerate(strangers):
-                raw.sendall((b"", GREETING[:20], GREETING, os.urandom(200))[index % 4])
-            began = loop.time()
-            count = 0
-            while loop.time() - began < 1.0:
-                count += 1
-                await works(it, at_provider, b"number %d" % count)
-            # The handshake deadline ends them all, those too that say nothing.
-            for raw in strangers:
-                assert await ended(raw)
-        assert (at_edge.ups, at_edge.downs, at_provider.downs) == (1, [], [])
-        assert len(it.router.peers) == 2
-
-    run(test)
+    assert (at_edge.ups, at_edge.downs, at_provider.downs) == (1, [], [])
+    assert len(guarded.router.peers) == 2

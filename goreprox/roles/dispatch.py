@@ -14,6 +14,7 @@ from loguru import logger
 
 from brokers import LimitedLog
 from goreprox.http.provider_stream import Upstream
+from goreprox.process.clock import clock
 from goreprox.process.log import listing, quoted
 from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
@@ -22,7 +23,7 @@ from goreprox.roles.offers import Offers
 from goreprox.roles.waiting import WaitingRoom
 from goreprox.tunnel.attributes import shared
 from goreprox.tunnel.connections import StreamOwner
-from goreprox.tunnel.driver import Driver, Peer, clock
+from goreprox.tunnel.driver import Driver, Peer
 
 SETTLE_S: Final = 1.0
 """Providers come one by one, over several brokers: wait so long before saying what is odd about what they offer."""

@@ -26,6 +26,7 @@ from goreprox.net.poller import Poller
 from goreprox.net.proxies import Proxies
 from goreprox.net.sockets import Socket
 from goreprox.net.tls import TlsSocket
+from goreprox.process.clock import clock
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import listing
 from goreprox.protocol.budget import Budget
@@ -39,7 +40,7 @@ from goreprox.status.snapshot import Ends, Gauges, Subject
 from goreprox.tunnel.attributes import Port, ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
-from goreprox.tunnel.driver import Driver, Peer, clock
+from goreprox.tunnel.driver import Driver, Peer
 
 _NOT_HTTPS: Final = refusal(HTTPStatus.BAD_REQUEST, "this port speaks HTTPS; write https://")
 

@@ -19,6 +19,7 @@ from goreprox.net.poller import WRITE, Poller
 from goreprox.net.proxy_protocol import write
 from goreprox.net.sockets import Socket
 from goreprox.net.target_tls import TargetTls
+from goreprox.process.clock import clock
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import quoted
 from goreprox.protocol.budget import Budget
@@ -33,7 +34,7 @@ from goreprox.status.document import answering
 from goreprox.status.snapshot import Ends, Gauges, Subject
 from goreprox.tunnel import attributes
 from goreprox.tunnel.bridge import Bridge, Bridges
-from goreprox.tunnel.driver import Driver, Peer, clock
+from goreprox.tunnel.driver import Driver, Peer
 
 RESOLVED_FOR_S = 5.0
 """A target's name is looked up again after this."""

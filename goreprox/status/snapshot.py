@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Protocol, TypedDict
 
 from brokers import Link, PeerName, Router
 from goreprox import __version__
+from goreprox.process.clock import clock
 from goreprox.process.instance import Instance
 from goreprox.protocol.stream import Stream
 from goreprox.status.document import (
@@ -32,7 +33,7 @@ from goreprox.status.document import (
 from goreprox.tunnel.attributes import machine_of, process_of
 from goreprox.tunnel.bridge import Bridges
 from goreprox.tunnel.connections import StreamOwner
-from goreprox.tunnel.driver import Driver, Peer, clock
+from goreprox.tunnel.driver import Driver, Peer
 
 LISTED: Final = 20
 """Open connections that are told of; each is at most 512 bytes."""

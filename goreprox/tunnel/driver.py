@@ -4,8 +4,6 @@ One driver in each process, for all its carriers and peers. It holds no stream s
 """
 
 import asyncio
-import functools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +12,7 @@ from loguru import logger
 
 from brokers import REVOKED, Buffer, Carrier, PeerInfo, Role
 from goreprox.columns import counted
+from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import PATH_ACK_DELAY_S, VERSION, VERSION_LEAST
@@ -30,12 +29,6 @@ MAX_ABSENT = 1024
 """So many peers without a path and streams are kept meanwhile: 12 KiB each, most of it what they said of themselves."""
 OPENED, ACCEPTED, REFUSED, READABLE = Kind.OPENED, Kind.ACCEPTED, Kind.REFUSED, Kind.READABLE
 """Looked up once: an attribute of an enumeration costs ten times as much as a global."""
-
-
-clock: Callable[[], float] = functools.partial(
-    time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-)
-"""Seconds that never go back and count suspend where the system can (CLOCK_BOOTTIME, Linux)."""
 
 
 def common_version(versions: object) -> int | None:

@@ -12,7 +12,7 @@ from goreprox.config.values import Listener
 from goreprox.http.client import HEAD_S, IDLE_S, LINGER_S
 from goreprox.http.provider_stream import CLOSING_S, REUSED_FOR_S
 from goreprox.net.tls import TlsSocket
-from goreprox.tunnel.driver import clock
+from goreprox.process.clock import clock
 from tests.helpers import HOST, eventually
 from tests.support.tunnel import End, Tunnel
 from tests.tls import Authority, Client

@@ -11,9 +11,9 @@ import pytest
 
 from goreprox.config.values import Address
 from goreprox.net.poller import WRITE
+from goreprox.process.clock import clock
 from goreprox.roles.provider import Provider
 from goreprox.tunnel.bridge import Bridge
-from goreprox.tunnel.driver import clock
 from tests.helpers import HOST, Level, eventually
 from tests.support.tunnel import DEADLINE_S, KIB, MIB, End, Tunnel
 

@@ -20,10 +20,11 @@ import goreprox.net.sockets
 import goreprox.roles.provider
 from brokers import PeerName, Role
 from goreprox.config.values import Address, EdgeConfig, Listener, ProviderConfig, Target
+from goreprox.process.clock import clock
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge
 from goreprox.roles.provider import Provider
-from goreprox.tunnel.driver import Driver, clock
+from goreprox.tunnel.driver import Driver
 from tests.sim.fabric import Network, SimBroker, SimLink
 from tests.sim.oracle import Oracle
 from tests.sim.tcp import KIB, Far, Program, SimSocket, Sockets

@@ -10,6 +10,7 @@ from goreprox.http.exchange import Site
 from goreprox.http.provider_stream import Upstream
 from goreprox.net import sockets
 from goreprox.net.poller import Poller
+from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import KIB, MIB
@@ -17,7 +18,6 @@ from goreprox.protocol.session import Kind
 from goreprox.protocol.state import Step
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge, Bridges
-from goreprox.tunnel.driver import clock
 from tests.helpers import HOST, eventually
 
 UPGRADE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"

@@ -11,7 +11,7 @@ from typing import Final, Protocol, assert_never
 from loguru import logger
 
 from brokers import LimitedLog
-from goreprox.http.commands import Answered, Connect, Discard, HalfClose, Release, Resend, ToProvider
+from goreprox.http.commands import Answered, Connect, Discard, HalfClose, Release, ToProvider
 from goreprox.http.provider_stream import REUSED_FOR_S, Upstream, User
 from goreprox.process.log import ACCESS, quoted
 from goreprox.protocol.budget import Budget
@@ -22,7 +22,7 @@ from goreprox.tunnel.connections import Connections
 
 REFUSED_LINES: Final = 60
 """A minute, of the access log, for requests that reach no provider."""
-ForBackend = Connect | ToProvider | HalfClose | Release | Resend | Discard
+ForBackend = Connect | ToProvider | HalfClose | Release | Discard
 
 
 class Providers(Protocol):
@@ -38,7 +38,7 @@ class Providers(Protocol):
         """Return the name of a stream's provider and how many outages there were so far, if it has one."""
 
     def tells_delivery(self, stream: Stream) -> bool:
-        """Whether the provider of a stream has acknowledged all that was delivered before it told of an end of file."""
+        """Whether the provider of a stream has acknowledged all it delivered before it told of an end or a reset."""
 
     def upstream_ended(self, upstream: Upstream) -> None:
         """A stream is over."""
@@ -114,11 +114,9 @@ class Backend:
         providers, stream = self._backends.providers, self.upstream.stream
         return providers.provider_of(stream)[0] is not None and not providers.reusable(stream)
 
-    @property
-    def untouched(self) -> bool:
-        """Whether the target has ended its side before a byte of the present request was written to it."""
-        upstream = self.upstream
-        return upstream is not None and upstream.untouched and self._backends.providers.tells_delivery(upstream.stream)
+    def unsent_request(self, upstream: Upstream) -> bytes | None:
+        """Return the present request, if its target has closed the connection before a byte of it was written there."""
+        return upstream.unsent_request if self._backends.providers.tells_delivery(upstream.stream) else None
 
     def obey(self, command: ForBackend, *, now: float) -> None:
         """Do what the gateway wants of the stream, on behalf of what came at `now`."""
@@ -128,8 +126,6 @@ class Backend:
                 if not fresh:
                     self._began = now
                 self._connect(service, fresh=fresh)
-            case Resend(service):
-                self._resend(service)
             case Discard(reset):
                 self.discard(reset=reset)
             case _ if upstream is None:
@@ -161,15 +157,6 @@ class Backend:
         else:
             self.upstream.begin()
         _, self._outages = backends.providers.provider_of(self.upstream.stream)
-
-    def _resend(self, service: str) -> None:
-        before = self.detach()
-        if before is not None:
-            request = before.take_back()
-            before.reset("the target had closed the connection before the request came")
-            self._connect(service, fresh=True)
-            assert self.upstream is not None
-            self.upstream.write(request)
 
     def _ended(self, upstream: Upstream) -> None:
         self._backends.bridges.connections.remove(upstream)

@@ -19,7 +19,6 @@ from goreprox.http.commands import (
     Finish,
     HalfClose,
     Release,
-    Resend,
     Switch,
     ToClient,
     ToProvider,
@@ -200,11 +199,12 @@ class Front:
     def lost(self, upstream: Upstream, status: int, reason: str, *, again: bool) -> None:
         """The stream is over before its time."""
         if upstream is self._backend.upstream:
+            unsent = self._backend.unsent_request(upstream) if again else None
             self._backend.detach()
             if self._ending is Switch:
                 self.abort()  # it has left HTTP, and so has nobody to be joined with
             else:
-                self._do(self._gateway.provider_lost(status, reason, again=again))
+                self._do(self._gateway.provider_lost(status, reason, again=again, unsent=unsent))
 
     # From the client.
 
@@ -299,7 +299,7 @@ class Front:
                 if data := upstream.take(min(FEED_BYTES, self._fronts.budget.allowance(0, moved=moved))):
                     self._do(self._gateway.provider_data(data))
                 elif upstream.take_eof():
-                    self._do(self._gateway.provider_eof(untouched=self._backend.untouched))
+                    self._do(self._gateway.provider_eof(unsent=self._backend.unsent_request(upstream)))
                 else:
                     upstream.finish_reset()
                     break
@@ -326,7 +326,7 @@ class Front:
         match command:
             case ToClient(data):
                 self._out.append(data)
-            case Connect() | ToProvider() | HalfClose() | Release() | Resend() | Discard():
+            case Connect() | ToProvider() | HalfClose() | Release() | Discard():
                 self._backend.obey(command, now=self._since)
             case Answered():
                 self._backend.log(command)

@@ -31,13 +31,6 @@ class HalfClose:
 
 
 @dataclass(frozen=True, slots=True)
-class Resend:
-    """Give up the stream, none of whose present request has reached the target, and send that over a fresh one."""
-
-    service: str
-
-
-@dataclass(frozen=True, slots=True)
 class Release:
     """The exchange is over; the stream may carry another one."""
 
@@ -85,5 +78,5 @@ class Answered:
     """What such a response tells the client to ask for."""
 
 
-Command = Answered | Connect | ToClient | ToProvider | HalfClose | Release | Resend | Discard | Finish | Abort | Switch
+Command = Answered | Connect | ToClient | ToProvider | HalfClose | Release | Discard | Finish | Abort | Switch
 Commands = list[Command]

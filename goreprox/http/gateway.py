@@ -22,7 +22,6 @@ from goreprox.http.commands import (
     Finish,
     HalfClose,
     Release,
-    Resend,
     Switch,
     ToClient,
     ToProvider,
@@ -165,10 +164,10 @@ class Gateway:
             self._pump_answer()
         return self._take()
 
-    def provider_eof(self, *, untouched: bool = False) -> Commands:
+    def provider_eof(self, *, unsent: bytes | None = None) -> Commands:
         """Take note that the target ended its side: the end of some answers, too early for others.
 
-        `untouched`: before a byte of the present request was written to it, and all that there is of that is at hand.
+        `unsent` is the present request as far as it has come, if no byte of it was written to the target.
         """
         exchange = self._exchange
         if self.over:
@@ -176,17 +175,18 @@ class Gateway:
         elif exchange is not None and exchange.answer.begun and self._provider is not None:
             self._provider.receive_eof()
             self._pump_answer()
-        elif untouched and exchange is not None and self._may_resend(exchange):
-            self._resend(exchange)
-        else:
+        elif not self._resend(unsent):
             self._discard(reset=exchange is not None and self._reader.in_body)
             self._lost(502, "the target closed the connection before it answered", again=True)
         return self._take()
 
-    def provider_lost(self, status: int, reason: str, *, again: bool) -> Commands:
-        """The stream is over, or there never was one: `status` says why, and `again` whether another may do better."""
-        self._provider = None
-        if not self.over:
+    def provider_lost(self, status: int, reason: str, *, again: bool, unsent: bytes | None = None) -> Commands:
+        """The stream is over, or there never was one: `status` says why, and `again` whether another may do better.
+
+        `unsent` is what it is for `provider_eof`.
+        """
+        if not self.over and not self._resend(unsent):
+            self._provider = None
             self._lost(status, reason, again=again)
         return self._take()
 
@@ -214,11 +214,11 @@ class Gateway:
         except Refused as refused:
             self._answer(refused, last=False)
             return
-        self._ask(exchange, fresh=False)
+        self._ask(exchange, exchange.head, fresh=False)
         self._pump_request()
 
-    def _ask(self, exchange: Exchange, *, fresh: bool) -> Replies:
-        """Say the head of the request to a provider, and return what its answer will be read by."""
+    def _ask(self, exchange: Exchange, request: bytes, *, fresh: bool) -> Replies:
+        """Say the request, its head at least, to a provider; return what its answer will be read by."""
         if exchange.service != self._asked:
             self._discard()
         self._asked = exchange.service
@@ -226,24 +226,26 @@ class Gateway:
         if fresh or self._provider is None:
             self._provider = Replies()
         self._provider.ask(exchange.stand_in)
-        self._commands.append(ToProvider(exchange.head))
+        self._commands.append(ToProvider(request))
         return self._provider
 
-    def _may_resend(self, exchange: Exchange) -> bool:
-        """Whether it was sent once, and nobody has answered it or stopped waiting."""
-        once = self._provider is not None and exchange.failed is None
-        return once and not exchange.heard and not self._ended
+    def _resend(self, request: bytes | None) -> bool:
+        """Send a request once more of which nothing has reached its target; return whether it was.
 
-    def _resend(self, exchange: Exchange) -> None:
-        """Send the request once more, as far as it has come: the target closed an idle connection just before it."""
-        before = self._provider
-        assert before is not None
-        provider = self._provider = Replies()
-        provider.ask(exchange.stand_in)
+        It was not if the target has got some of it (None), has been heard, or this was the second try, or if the client
+        has stopped waiting.
+        """
+        exchange, before = self._exchange, self._provider
+        if request is None or exchange is None or before is None:
+            return False
+        if exchange.failed is not None or exchange.heard or self._ended:
+            return False
+        exchange.failed = 502, "the target closed the connection before it answered"
+        self._discard(reset=True)
+        provider = self._ask(exchange, request, fresh=True)
         if not before.asking:
             provider.asked()
-        exchange.failed = 502, "the target closed the connection before it answered"
-        self._commands.append(Resend(exchange.service))
+        return True
 
     # From client to provider.
 
@@ -376,7 +378,7 @@ class Gateway:
             return
         if again and not self._ended and exchange.failed is None and not exchange.heard and exchange.repeatable:
             exchange.failed = status, reason
-            self._ask(exchange, fresh=True).asked()
+            self._ask(exchange, exchange.head, fresh=True).asked()
         else:
             if status == HTTPStatus.SERVICE_UNAVAILABLE and exchange.failed is not None:
                 status, reason = exchange.failed

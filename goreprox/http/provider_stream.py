@@ -83,14 +83,13 @@ class Upstream:
         self._begins = self.stream.send.end + sum(map(len, self._pending))
 
     @property
-    def untouched(self) -> bool:
-        """Whether the target has got none of the present request, as far as we were told, and there is little of it."""
-        size = self.stream.send.end + sum(map(len, self._pending)) - self._begins
-        return self.stream.send.acked <= self._begins and size <= RESEND_BYTES
-
-    def take_back(self) -> bytes:
-        """Return what was written of the present request, which is `untouched`."""
-        return self.stream.send.since(self._begins) + b"".join(self._pending)
+    def unsent_request(self) -> bytes | None:
+        """What was written of the present request, unless the target has acknowledged some of it, or it is long."""
+        send = self.stream.send
+        size = send.end + sum(map(len, self._pending)) - self._begins
+        if send.acked > self._begins or size > RESEND_BYTES:
+            return None
+        return send.since(self._begins) + b"".join(self._pending)
 
     def write(self, data: bytes) -> None:
         """Send bytes; what is beyond `room` waits here."""
@@ -176,9 +175,9 @@ class Upstream:
         if self.stream.state is not State.RESET or (self._user is not None and self.stream.receive.chunks):
             return
         user, self._user = self._user, None
-        self.stream.finish_reset()
         if user is not None:
             user.lost(self, 502, "the target reset the connection", again=True)
+        self.stream.finish_reset()
         self._end_if_over()
 
     def _why(self) -> tuple[int, str]:

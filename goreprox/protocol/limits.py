@@ -8,7 +8,7 @@ VERSION = 1
 VERSION_LEAST = 1
 """The least version that we still understand."""
 ACKS_BEFORE_EOF = "acks-before-eof"
-"""The attribute of a peer whose Eof follows an Ack of all that was delivered before it."""
+"""The attribute of a peer whose Eof or Reset follows an Ack of all that was delivered before it."""
 
 MAX_OFFSET = 2**63 - 1
 """Offsets, ids, epochs and sequence numbers: at 10 Gbit/s a stream takes 230 years to get there."""

@@ -164,6 +164,12 @@ class SendHalf:
         assert self.acked <= offset <= self.end
         return b"".join((*self._unacked, *self._unsent))[offset - self.acked :]
 
+    def stop(self) -> None:
+        """Count everything as sent: the peer takes no more. What it has not acknowledged is kept for `since`."""
+        self._unacked.extend(self._unsent)
+        self._unsent.clear()
+        self.sent = self.end
+
     def discard(self) -> None:
         """Drop everything; the half is of no more use."""
         self._unacked.clear()

@@ -411,6 +411,8 @@ class Session:
 
     def stream_resetting(self, stream: Stream, now: float) -> None:
         """Send what came before the reset, then the reset."""
+        if self.established and stream.receive.ack_pending:  # so the peer knows what was not delivered before the reset
+            self._say(Ack(stream.id, *stream.receive.take_ack()))
         self._resetting[stream.id] = now + RESET_LINGER_S
         self.stream_ready(stream)
         self._wake()

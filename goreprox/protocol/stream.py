@@ -133,8 +133,8 @@ class Stream:
         if self.host is None or self.state is State.CLOSED:
             self.close(abort=None)
             return
-        self.receive.discard()
         self.host.stream_resetting(self, now)
+        self.receive.discard()
 
     def abort(self, reason: str) -> None:
         """End the stream at once, on both ends."""
@@ -204,7 +204,7 @@ class Stream:
         if final != self.receive.received:
             raise RemoteProtocolError(f"reset at offset {final}, expected {self.receive.received} (stream {self.id})")
         self.end_reason = reason
-        self.send.discard()
+        self.send.stop()
 
     def receive_ack(self, delivered: int, limit: int) -> bool:
         """Take an acknowledgement; return whether the socket may be read again."""

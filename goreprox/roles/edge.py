@@ -175,7 +175,7 @@ class Edge:
         return (None, None) if peer is None else (peer.info.name.name, peer.session.counters.outages)
 
     def tells_delivery(self, stream: Stream) -> bool:
-        """Whether the provider of a stream has acknowledged all that was delivered before it told of an end of file."""
+        """Whether the provider of a stream has acknowledged all it delivered before it told of an end or a reset."""
         peer = self.driver.peer_of(stream)
         return peer is not None and peer.info.attributes.get(ACKS_BEFORE_EOF) is True
 

@@ -16,7 +16,6 @@ from goreprox.http.commands import (
     Finish,
     HalfClose,
     Release,
-    Resend,
     Switch,
     ToClient,
     ToProvider,
@@ -66,13 +65,19 @@ class Talk:
         return self
 
     def target_eof(self, *, untouched: bool = False) -> "Talk":
-        self.do(self.gateway.provider_eof(untouched=untouched))
+        self.do(self.gateway.provider_eof(unsent=self._request if untouched else None))
         return self
 
-    def lost(self, status: int = 502, reason: str = "gone", *, again: bool = True) -> "Talk":
+    def lost(self, status: int = 502, reason: str = "gone", *, again: bool = True, untouched: bool = False) -> "Talk":
+        unsent = self._request if untouched else None
         self._connected = False
-        self.do(self.gateway.provider_lost(status, reason, again=again))
+        self.do(self.gateway.provider_lost(status, reason, again=again, unsent=unsent))
         return self
+
+    @property
+    def _request(self) -> bytes:
+        """What a target was sent of the present request."""
+        return self.seen.to_target[-1][self._begins :] if self.seen.to_target else b""
 
     def do(self, commands: Commands) -> None:
         seen = self.seen
@@ -88,10 +93,6 @@ class Talk:
                         seen.to_target.append(b"")
                     self._connected = True
                     self._begins = len(seen.to_target[-1])
-                    seen.others.append(command)
-                case Resend():
-                    seen.to_target.append(seen.to_target[-1][self._begins :])
-                    self._begins = 0
                     seen.others.append(command)
                 case Discard():
                     self._connected = False

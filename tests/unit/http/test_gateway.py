@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goreprox.config.routes import Routes
-from goreprox.http.commands import Abort, Connect, Discard, Finish, HalfClose, Release, Resend, Switch
+from goreprox.http.commands import Abort, Connect, Discard, Finish, HalfClose, Release, Switch
 from goreprox.http.exchange import Site
 from goreprox.http.reader import AHEAD, CHUNKED_READ
 from goreprox.http.requests import DEFAULT_LIMITS, Limits
@@ -362,17 +362,21 @@ def test_nothing_else_is_repeated() -> None:
 
 
 @pytest.mark.parametrize("request_", [GET, POST, POST[:-2], CHUNKED, CHUNKED[:-9], CHUNKED[:-29]])
-def test_a_request_that_never_reached_its_target_is_sent_again_once(request_: bytes) -> None:
+@pytest.mark.parametrize("how", ["closed", "reset"])
+def test_a_request_that_never_reached_its_target_is_sent_again_once(request_: bytes, how: str) -> None:
+    def ends(talk: Talk) -> Talk:
+        return talk.target_eof(untouched=True) if how == "closed" else talk.lost(untouched=True)
+
     whole = request_ in (GET, POST, CHUNKED)
     rest = b"" if whole else (POST if request_ in POST else CHUNKED)[len(request_) :]
-    talk = Talk().client(GET).target(OK).client(request_).target_eof(untouched=True)
-    assert talk.seen.others[-1] == Resend("web")
+    talk = ends(Talk().client(GET).target(OK).client(request_))
+    assert talk.seen.others[-2:] == [Discard(reset=True), Connect("web", fresh=True)]
     assert talk.seen.to_target[0].endswith(talk.seen.to_target[1])
     talk.client(*[rest] if rest else []).target(OK)
     assert talk.statuses == [200, 200]
     assert isinstance(talk.requests()[-1], h11.EndOfMessage)
     assert talk.client(GET).target(OK).statuses == [200] * 3
-    talk = Talk().client(request_).target_eof(untouched=True).target_eof(untouched=True)
+    talk = ends(ends(Talk().client(request_)))
     assert talk.statuses == [502]
 
 
@@ -380,6 +384,9 @@ def test_what_a_target_has_begun_to_answer_or_nobody_awaits_is_not_sent_again() 
     assert Talk().client(POST).target(b"HTTP/1.1 1").target_eof(untouched=True).statuses == [502]
     assert Talk().client(POST).client_eof().target_eof(untouched=True).statuses == [502]
     assert Talk().client(POST).target_eof().statuses == [502]
+    assert Talk().client(POST).target(b"HTTP/1.1 1").lost(untouched=True).statuses == [502]
+    assert Talk().client(POST).client_eof().lost(untouched=True).statuses == [502]
+    assert Talk().client(POST).lost().statuses == [502]
 
 
 def test_when_the_second_provider_does_not_come_the_first_loss_is_told() -> None:

@@ -221,6 +221,16 @@ def test_a_resume_with_an_end_of_file_that_is_not_ours_is_refused(eof: bool, rec
         send.rewind(received, eof_received=True)
 
 
+def test_a_half_that_is_stopped_sends_nothing_and_knows_what_was_not_delivered() -> None:
+    send = half()
+    send.write(b"abc")
+    send.take(3)
+    send.write(b"def")
+    send.ack(1, MIB)
+    send.stop()
+    assert (send.sendable, send.pending, send.since(1), send.since(4)) == (0, False, b"bcdef", b"ef")
+
+
 def test_a_discard_gives_the_budget_back() -> None:
     budget = Budget(total_bytes=4 * MIB, max_streams=64)
     send = SendHalf(budget, limit=MIB)

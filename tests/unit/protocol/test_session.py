@@ -344,6 +344,23 @@ def test_streams_end_when_no_path_comes_back_in_the_grace_of_both() -> None:
     assert peer.session.deadline() is None
 
 
+def test_a_reset_follows_the_acknowledgement_of_what_was_delivered_before_it() -> None:
+    peer, stream = accepted()
+    peer.say(Data(1, 0, b"request"))
+    stream.consume(4, now=1.0)
+    stream.reset("gone", now=1.0)
+    ack, reset = peer.heard()
+    assert isinstance(ack, Ack)
+    assert (ack.delivered, reset) == (4, Reset(1, 0, "gone"))
+
+
+def test_a_reset_before_anything_was_delivered_is_told_without_an_acknowledgement() -> None:
+    peer, stream = accepted()
+    peer.say(Data(1, 0, b"request"))
+    stream.reset("gone", now=1.0)
+    assert peer.heard() == [Reset(1, 0, "gone")]
+
+
 def test_a_reset_waits_only_so_long_for_its_bytes() -> None:
     peer, stream = opened()
     stream.reset("gone", now=1.0)

@@ -229,6 +229,7 @@ def test_a_reset_drops_what_was_on_its_way_back() -> None:
     stream.receive_reset(0, "gone")
     assert (stream.state, stream.end_reason) == (State.RESET, "gone")
     assert not stream.send.pending
+    assert stream.send.since(0) == b"abc"
 
 
 def test_a_reset_at_another_offset_is_refused() -> None:

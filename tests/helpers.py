@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from goreprox.config.values import ProcessConfig
+from goreprox.config.roles import ProcessConfig
 
 HOST = "127.0.0.1"
 POLL_S = 0.005

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from goreprox.cli.options import RoleOptions
-from goreprox.config.values import Address
+from goreprox.config.addresses import Address
+from goreprox.config.paths import default_state_dir
 from goreprox.errors import ConfigError
 from goreprox.keys.join import FILE, Join
 from goreprox.keys.reach import SAME_PORT
-from goreprox.keys.state import default_state_dir
 from goreprox.process.files import read_file
 
 

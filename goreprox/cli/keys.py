@@ -80,7 +80,8 @@ def add(
         Print a JSON object: what `list --json` shows, the addresses, and the join string.
     """
     from brokers import Role
-    from goreprox.config.values import Address, check_dialable, parse_services
+    from goreprox.config.addresses import Address, check_dialable
+    from goreprox.config.names import parse_services
     from goreprox.keys.guard import assumption, command_line
     from goreprox.keys.join import FILE
     from goreprox.process.files import read_file
@@ -162,7 +163,7 @@ def set_(
         The services that it may offer, or open as an edge, separated by commas; `any` allows all.
     """
     from brokers import Role
-    from goreprox.config.values import parse_services
+    from goreprox.config.names import parse_services
 
     state = _state(state_dir)
     key = state.allow(name, None if services == ANY else parse_services(services))
@@ -200,8 +201,9 @@ def _state(directory: Path | None, *, make: bool = False) -> "StateDir":
     Root works in it as its owner: the user that a unit of systemd made up for the server, for instance. Modules are to
     be imported before: that user may not be able to read them.
     """
+    from goreprox.config.paths import default_state_dir
     from goreprox.errors import ConfigError
-    from goreprox.keys.state import StateDir, default_state_dir
+    from goreprox.keys.state import StateDir
     from goreprox.process.files import become_owner
 
     path = directory.expanduser() if directory else default_state_dir()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from goreprox.cli.options import RoleOptions
 
 if TYPE_CHECKING:
-    from goreprox.config.values import Address
+    from goreprox.config.addresses import Address
 
 
 def begin(options: RoleOptions, unknown_variables: Iterable[str], addresses: Iterable["Address"]) -> None:

@@ -1,7 +1,7 @@
 """The command line: flags, environment and file become a configuration, and every error one line.
 
 Imports little at the top: `--help` and `--version` load no networking. Knows how options are spelled; what they may
-be, `goreprox.config.values` knows, and where else they come from, `goreprox.cli.sources`. Every option is declared once
+be, `goreprox.config` knows, and where else they come from, `goreprox.cli.sources`. Every option is declared once
 and exists three times: `--grace`, `GOREPROX_GRACE`, and `grace` in the file.
 """
 
@@ -115,7 +115,8 @@ def server(
         Directory of the keys. [default: STATE_DIRECTORY, else goreprox in XDG_STATE_HOME or ~/.local/state]
     """
     from goreprox.cli.joining import keys_directory, reached_at
-    from goreprox.config.values import Address, ServerConfig
+    from goreprox.config.addresses import Address
+    from goreprox.config.roles import ServerConfig
 
     options = options or AcceptingOptions()
     config = ServerConfig(
@@ -163,7 +164,8 @@ def edge(
         File with the join string.
     """
     from goreprox.cli.joining import addresses, joined, member
-    from goreprox.config.values import EDGE_PORT, EdgeConfig
+    from goreprox.config.defaults import EDGE_PORT
+    from goreprox.config.roles import EdgeConfig
 
     options = options or AcceptingOptions()
     joined_by = joined("edge", options, join, join_file)
@@ -216,7 +218,8 @@ def broker(
         Directory of the keys. [default: STATE_DIRECTORY, else goreprox in XDG_STATE_HOME or ~/.local/state]
     """
     from goreprox.cli.joining import keys_directory, reached_at
-    from goreprox.config.values import Address, BrokerConfig
+    from goreprox.config.addresses import Address
+    from goreprox.config.roles import BrokerConfig
 
     options = options or RoleOptions()
     config = BrokerConfig(
@@ -282,8 +285,9 @@ def provider(
         File with the join string.
     """
     from goreprox.cli.joining import addresses, joined, member
-    from goreprox.config.values import PROVIDER_PORT, ProviderConfig, Target
-    from goreprox.net.proxy_protocol import Version
+    from goreprox.config.addresses import ProxyVersion, Target
+    from goreprox.config.defaults import PROVIDER_PORT
+    from goreprox.config.roles import ProviderConfig
 
     options = options or EndOptions()
     if not target:
@@ -296,7 +300,7 @@ def provider(
         servers=addresses(server, PROVIDER_PORT, joined_by),
         dial_timeout_s=dial_timeout,
         weight=weight,
-        proxy_protocol=None if proxy_protocol is None else Version(proxy_protocol),
+        proxy_protocol=None if proxy_protocol is None else ProxyVersion(proxy_protocol),
         target_ca=None if target_ca is None else target_ca.expanduser(),
         target_insecure=target_insecure,
         **options.end() | member(joined_by),
@@ -365,7 +369,7 @@ def status(
         Directory of their lock files. [default: as theirs, and /run/goreprox*]
     """
     from goreprox.cli.report import show, show_json
-    from goreprox.process.instance import runtime_dirs
+    from goreprox.config.paths import runtime_dirs
     from goreprox.status.document import ask_all
 
     answers = ask_all([runtime_dir.expanduser()] if runtime_dir else runtime_dirs(), role=role, name=name)

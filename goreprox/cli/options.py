@@ -1,4 +1,4 @@
-"""The options that several commands share, and what `goreprox.config.values` takes of them.
+"""The options that several commands share, and what `goreprox.config` takes of them.
 
 Each is declared once, for the roles that have it: flag, variable and key of the file come from here. Like
 `goreprox.cli.main` it imports little at the top.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cyclopts import Token
 
-    from goreprox.config.doors import Network, Rule
+    from goreprox.config.networks import Network, Rule
 
 Level = Literal["trace", "debug", "info", "warning", "error"]
 
@@ -70,7 +70,7 @@ class FileOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class RoleOptions(FileOptions):
-    """Options of every role. The defaults are those of `goreprox.config.values`."""
+    """Options of every role. The defaults are those of `goreprox.config`."""
 
     log_level: Annotated[
         Level, Parameter(group=PROCESS, converter=_reading(_level), n_tokens=1, metavar="LEVEL", show_choices=False)
@@ -183,10 +183,9 @@ class AcceptingOptions(EndOptions):
         Raises:
             ConfigError: one cannot be read.
         """
+        from goreprox.config.addresses import Listener
+        from goreprox.config.http import HostHeader, HttpSettings, Limits
         from goreprox.config.routes import Route
-        from goreprox.config.values import Listener
-        from goreprox.http.requests import Limits
-        from goreprox.http.settings import HostHeader, HttpSettings
 
         listeners = {"listeners": tuple(map(Listener.parse, self.listen))} if self.listen else {}
         return (
@@ -232,6 +231,6 @@ def _networks(option: str, texts: list[str] | None) -> tuple["Network", ...]:
 
 
 def _rules(option: str, texts: list[str] | None) -> "tuple[Rule, ...]":
-    from goreprox.config.doors import Rule
+    from goreprox.config.networks import Rule
 
     return tuple(Rule.parse(option, text) for text in texts or ())

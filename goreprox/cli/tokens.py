@@ -64,7 +64,7 @@ def new(
         When it ends: a date like 2030-01-01 or 2030-01-01T12:00+01:00, UTC unless a zone is given, or a time from now
         like 30d or 12h. [default: never]
     """
-    from goreprox.config.values import check_name, parse_services
+    from goreprox.config.names import check_name, parse_services
     from goreprox.errors import ConfigError
     from goreprox.http import tokens
 

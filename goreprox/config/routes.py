@@ -1,4 +1,4 @@
-"""Which service a host is: an exact name, then `*.example.com`, then `*`. Pure."""
+"""Which service a host is: an exact name, then `*.example.com`, then `*`; and what a Host is."""
 
 import re
 from collections.abc import Iterable
@@ -9,6 +9,8 @@ from goreprox.errors import ConfigError
 
 _NAME: Final = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _PATTERN: Final = re.compile(rf"(?=.{{1,253}}\Z)(\*|(\*\.)?{_NAME}(\.{_NAME})*)|\[[0-9a-f:.]+\]")
+HOST: Final = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
+MAX_PORT: Final = 65_535
 _PORT: Final = re.compile(rb":[0-9]*\Z")
 
 
@@ -50,3 +52,9 @@ class Routes:
             if (found := self._services.get(b"*." + name)) is not None:
                 return found
         return self._services.get(b"*")
+
+
+def is_host(value: bytes) -> bool:
+    """Whether a value is a host, with or without a port."""
+    match = HOST.fullmatch(value)
+    return match is not None and int(match[2] or 0) <= MAX_PORT

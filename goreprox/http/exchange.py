@@ -10,12 +10,12 @@ from typing import Final, Protocol
 
 import h11
 
+from goreprox.config.http import HttpSettings
 from goreprox.config.routes import Routes
 from goreprox.http import requests
 from goreprox.http.commands import Answered
 from goreprox.http.forwarding import Forwarding, is_forwarding
 from goreprox.http.requests import Fields, Refused, with_dashes
-from goreprox.http.settings import HttpSettings
 from goreprox.http.writer import Answer, request_head
 
 _UPGRADE: Final = ("Upgrade", "-")

@@ -10,7 +10,7 @@ from typing import Final
 
 import h11
 
-from goreprox.config.doors import Network, parse_client
+from goreprox.config.networks import Network, parse_client
 from goreprox.http.requests import Fields, value_of, with_dashes
 
 PSEUDONYM: Final = b"goreprox"

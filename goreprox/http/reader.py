@@ -8,8 +8,9 @@ from typing import Final
 
 import h11
 
+from goreprox.config.http import DEFAULT_LIMITS, Limits
 from goreprox.http.chunks import Chunks
-from goreprox.http.requests import BAD_IN_HEAD, DEFAULT_LIMITS, Limits, Refused, value_of
+from goreprox.http.requests import BAD_IN_HEAD, Refused, value_of
 
 AHEAD: Final = 16 * 1024
 """Bytes of later requests that are read while one is being answered; also how the end of a client is noticed. A client

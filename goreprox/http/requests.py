@@ -7,11 +7,13 @@ parsed, never copied.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
 import h11
+
+from goreprox.config.http import DEFAULT_LIMITS, Limits
+from goreprox.config.routes import is_host
 
 MAX_LENGTH: Final = (1 << 63) - 1
 """What a Content-Length may say: others count in signed integers of 64 bits."""
@@ -21,7 +23,6 @@ BAD_IN_HEAD: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!
 _BAD_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _ORIGIN_FORM: Final = re.compile(rb"/[^#]*")
 _ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
-_HOST: Final = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 _DEFAULT_PORT: Final = re.compile(rb":(80|443)\Z")
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PROTOCOL: Final = re.compile(rb"%b(?:/%b)?" % (_TOKEN, _TOKEN))
@@ -47,17 +48,6 @@ SAFE: Final = (b"GET", b"HEAD", b"OPTIONS")
 
 Fields = list[tuple[bytes, bytes]]
 Message = h11.Request | h11.Response | h11.InformationalResponse
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the head of a request may be."""
-
-    head_bytes: int = 16 * 1024
-    lines: int = 100
-
-
-DEFAULT_LIMITS: Final = Limits()
 
 
 class Refused(Exception):
@@ -113,12 +103,6 @@ def _in_origin_form(request: h11.Request) -> h11.Request:
 
 def _normal(host: bytes) -> bytes:
     return _DEFAULT_PORT.sub(b"", host).lower()
-
-
-def is_host(value: bytes) -> bool:
-    """Whether a value is a host, with or without a port."""
-    match = _HOST.fullmatch(value)
-    return match is not None and int(match[2] or 0) <= MAX_PORT
 
 
 def _check_fields(request: h11.Request) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from goreprox.config.doors import client_key
-from goreprox.config.values import check_name
+from goreprox.config.names import check_name
+from goreprox.config.networks import client_key, parse_client
 from goreprox.errors import ConfigError
 
 MAX_TOKENS: Final = 1000
@@ -163,11 +163,11 @@ class Failures:
 
     def too_many(self, address: str, *, now: float) -> bool:
         """Whether an address has to wait."""
-        return bool(self._levels) and self._level(client_key(address), now) > FAILURES - 1
+        return bool(self._levels) and self._level(client_key(parse_client(address)), now) > FAILURES - 1
 
     def note(self, address: str, *, now: float) -> None:
         """Count a failure."""
-        key = client_key(address)
+        key = client_key(parse_client(address))
         self._levels[key] = (self._level(key, now) + 1, now)
         self._levels.move_to_end(key)
         if len(self._levels) > MAX_ADDRESSES:

@@ -20,7 +20,9 @@ from typing import Final, Self
 from zmq.utils import z85
 
 from brokers import KeyPair, LinkSecurity, Role
-from goreprox.config.values import MAX_ENDPOINTS, PROVIDER_PORT, Address, check_name
+from goreprox.config.addresses import Address
+from goreprox.config.defaults import MAX_ENDPOINTS, PROVIDER_PORT
+from goreprox.config.names import check_name
 from goreprox.errors import ConfigError
 from goreprox.process.files import Kind
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from brokers import Role
-from goreprox.config.values import EDGE_PORT, PROVIDER_PORT, Address
+from goreprox.config.addresses import Address
+from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
 from goreprox.errors import ConfigError
 
 SAME_PORT: Final = 0

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from brokers import Grant, KeyPair, Role, is_key
-from goreprox.config.values import Address, check_name
+from goreprox.config.addresses import Address
+from goreprox.config.names import check_name
 from goreprox.errors import ConfigError, StartError, advice
 from goreprox.keys.join import FILE, Join
 from goreprox.keys.reach import Reach
@@ -129,24 +130,6 @@ class Authorized:
             None if services is None else tuple(services),
             str(created),
         )
-
-
-def default_state_dir() -> Path:
-    """Give the directory that systemd made for us, or else the user's own; nothing is created.
-
-    Raises:
-        ConfigError: the user has none.
-    """
-    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]  # several may be listed (systemd.exec(5))
-    if Path(given).is_absolute():
-        return Path(given)
-    xdg = os.environ.get("XDG_STATE_HOME", "")
-    if Path(xdg).is_absolute():
-        return Path(xdg) / "goreprox"
-    try:
-        return Path.home() / ".local" / "state" / "goreprox"
-    except RuntimeError as exc:
-        raise ConfigError("state-dir: this user has no home directory; name one with --state-dir") from exc
 
 
 class StateDir:

@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from loguru import logger
 
-from goreprox.config.values import Scheme
+from goreprox.config.addresses import Scheme
 from goreprox.errors import ConfigError, StartError
 from goreprox.process.files import Kind, opened
 from goreprox.process.reloaded import Reloaded

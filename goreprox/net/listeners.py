@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from brokers import LimitedLog
-from goreprox.config.values import Address, Listener
+from goreprox.config.addresses import Address, Listener
 from goreprox.errors import StartError
 from goreprox.net import sockets
 from goreprox.net.poller import READ, Poller

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from brokers import LimitedLog
-from goreprox.config.values import Listener
+from goreprox.config.addresses import Listener
 from goreprox.net.poller import READ, Poller
 from goreprox.net.proxy_protocol import MAX_BYTES, Malformed, read
 

@@ -5,12 +5,13 @@ haproxy.org/download/3.0/doc/proxy-protocol.txt. A receiver must not guess wheth
 raises here, and never passes for the first bytes of a client. Ends of connections are texts, `ADDRESS:PORT`.
 """
 
-import enum
 import ipaddress
 import re
 import struct
 from dataclasses import dataclass
 from typing import Final
+
+from goreprox.config.addresses import ProxyVersion
 
 MAX_BYTES: Final = 4096
 """Of a header. Senders should keep it within the least segment, 536 bytes, but names of certificates and of clouds come
@@ -35,14 +36,6 @@ _ADDRESSES: Final = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class Version(enum.Enum):
-    """How a header is written."""
-
-    V1 = "v1"
-    """A line of text."""
-    V2 = "v2"
-
-
 class Malformed(Exception):
     """A connection does not begin with a header; the message says why not."""
 
@@ -57,16 +50,16 @@ class Header:
     """The client, and the destination it came to. None: it is the proxy's own connection, or of an unknown kind."""
 
 
-def write(version: Version, client: str, destination: str) -> bytes:
+def write(version: ProxyVersion, client: str, destination: str) -> bytes:
     """Return the header for a client who came to `destination`.
 
     It says that the connection is of an unknown kind if these are not two addresses of one version of IP.
     """
     source, target = _parse(client), _parse(destination)
     if source is None or target is None or source[0].version != target[0].version:
-        return b"PROXY UNKNOWN\r\n" if version is Version.V1 else _V2_HEAD.pack(_SIGNATURE, _PROXY, _UNSPEC, 0)
+        return b"PROXY UNKNOWN\r\n" if version is ProxyVersion.V1 else _V2_HEAD.pack(_SIGNATURE, _PROXY, _UNSPEC, 0)
     ip = source[0].version
-    if version is Version.V1:
+    if version is ProxyVersion.V1:
         return f"PROXY TCP{ip} {source[0]} {target[0]} {source[1]} {target[1]}\r\n".encode()
     kind = _TCP4 if ip == 4 else _TCP6
     layout = _ADDRESSES[kind]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from goreprox.config.values import Target
+from goreprox.config.addresses import Target
 from goreprox.errors import ConfigError, StartError
 from goreprox.net.certificates import target_context
 from goreprox.net.handshakes import Handshakes

@@ -19,7 +19,6 @@ import contextlib
 import fcntl
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Final, Self
 
@@ -76,21 +75,6 @@ class Instance:
         if self._fd is not None:
             fd, self._fd = self._fd, None
             os.close(fd)
-
-
-def default_runtime_dir() -> Path:
-    """Give the place for what must not outlive a reboot; nothing is created."""
-    xdg = os.environ.get("XDG_RUNTIME_DIR", "")
-    if Path(xdg).is_absolute():
-        return Path(xdg) / "goreprox"
-    if os.geteuid() == 0 and os.access("/run", os.W_OK):
-        return Path("/run/goreprox")
-    return Path(tempfile.gettempdir()) / f"goreprox-{os.geteuid()}"
-
-
-def runtime_dirs(run: Path = Path("/run")) -> list[Path]:
-    """Give the directories where processes of this machine may be: the default one, and those that systemd makes."""
-    return list(dict.fromkeys((default_runtime_dir(), *filter(Path.is_dir, sorted(run.glob("goreprox*"))))))
 
 
 def _lock(path: Path) -> int | None:

@@ -7,7 +7,9 @@ import secrets
 from loguru import logger
 
 from brokers import BindError, Role, Router, Timings
-from goreprox.config.values import EDGE_PORT, Address, BrokerConfig, ServerConfig
+from goreprox.config.addresses import Address
+from goreprox.config.defaults import EDGE_PORT
+from goreprox.config.roles import BrokerConfig, ServerConfig
 from goreprox.errors import StartError
 from goreprox.keys.guard import Guard
 from goreprox.keys.reach import Reach

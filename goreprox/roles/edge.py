@@ -9,9 +9,10 @@ from typing import Final
 from loguru import logger
 
 from brokers import LimitedLog, Role
-from goreprox.config.doors import Doors, parse_client
+from goreprox.config.addresses import Address, Listener, Scheme
+from goreprox.config.networks import parse_client
+from goreprox.config.roles import AcceptingConfig, EdgeConfig, ServerConfig
 from goreprox.config.routes import Routes
-from goreprox.config.values import AcceptingConfig, Address, EdgeConfig, Listener, Scheme, ServerConfig
 from goreprox.http.auth import Auth
 from goreprox.http.client import Front, Fronts
 from goreprox.http.exchange import Site
@@ -19,6 +20,7 @@ from goreprox.http.forwarding import Forwarding
 from goreprox.http.provider_stream import Upstream
 from goreprox.http.writer import refusal
 from goreprox.net import sockets
+from goreprox.net.access import Doors
 from goreprox.net.certificates import Certificates, Identity, reason
 from goreprox.net.handshakes import Handshakes
 from goreprox.net.listeners import Listeners

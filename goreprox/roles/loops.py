@@ -6,7 +6,7 @@ from it, one hop further. Machines may share private addresses, so one match may
 
 from typing import Final
 
-from goreprox.config.values import Address
+from goreprox.config.addresses import Address
 from goreprox.protocol.stream import Stream
 
 HOPS: Final = 8

@@ -5,7 +5,9 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from brokers import Link, LinkSecurity, PeerName, Receiver, Role, Timings
-from goreprox.config.values import Address, ProcessConfig, default_name
+from goreprox.config.addresses import Address
+from goreprox.config.names import default_name
+from goreprox.config.roles import ProcessConfig
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
 from goreprox.tunnel.attributes import who

@@ -12,7 +12,8 @@ from typing import Any
 from loguru import logger
 
 from brokers import Endpoint, LimitedLog, Role, resolve
-from goreprox.config.values import Address, ProviderConfig
+from goreprox.config.addresses import Address
+from goreprox.config.roles import ProviderConfig
 from goreprox.net import sockets
 from goreprox.net.certificates import reason
 from goreprox.net.poller import WRITE, Poller

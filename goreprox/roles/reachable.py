@@ -7,7 +7,7 @@ from typing import Final
 from loguru import logger
 
 from brokers import LimitedLog
-from goreprox.config.values import Address
+from goreprox.config.addresses import Address
 from goreprox.process.log import listing, quoted
 from goreprox.tunnel.attributes import machine_of, ports_of, process_of, shared_of
 from goreprox.tunnel.driver import Driver, Peer

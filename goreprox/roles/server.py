@@ -1,7 +1,7 @@
 """The server: an edge and a broker in one process, the default way to run."""
 
 from brokers import Role
-from goreprox.config.values import ServerConfig
+from goreprox.config.roles import ServerConfig
 from goreprox.errors import StartError
 from goreprox.process.lifetime import Lifetime
 from goreprox.roles.broker import describe, open_router

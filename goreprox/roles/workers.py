@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from loguru import logger
 
-from goreprox.config.values import EdgeConfig
+from goreprox.config.roles import EdgeConfig
 from goreprox.errors import GoreproxError, StartError
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import configure

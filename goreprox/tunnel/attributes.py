@@ -7,7 +7,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from goreprox.config.values import MAX_WEIGHT, MIN_WEIGHT, Address
+from goreprox.config.addresses import Address
+from goreprox.config.defaults import MAX_WEIGHT, MIN_WEIGHT
 
 Attributes = Mapping[str, object]
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from brokers import Link, PeerName, Role
-from goreprox.config.values import Address, EdgeConfig, Listener
+from goreprox.config.addresses import Address, Listener
+from goreprox.config.roles import EdgeConfig
 from goreprox.keys.join import Join
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge

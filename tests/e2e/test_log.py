@@ -172,7 +172,7 @@ def test_errors_that_cannot_be_written_have_their_exit_code(tmp_path: Path, args
 
 @pytest.mark.parametrize(
     "module",
-    ["goreprox.cli.main", "cyclopts", "goreprox.config.values", "goreprox.roles.server", "zmq", "goreprox.keys.guard"],
+    ["goreprox.cli.main", "cyclopts", "goreprox.config.roles", "goreprox.roles.server", "zmq", "goreprox.keys.guard"],
 )
 def test_ctrl_c_while_modules_load_is_exit_code_130_and_no_traceback(tmp_path: Path, module: str) -> None:
     code = f"""

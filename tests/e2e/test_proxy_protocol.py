@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from goreprox.net.proxy_protocol import Version, read, write
+from goreprox.config.addresses import ProxyVersion
+from goreprox.net.proxy_protocol import read, write
 from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, eventually, nothing_yet
 from tests.e2e.programs import daemon, nginx, output_of, program, reserved_port
 
@@ -73,7 +74,7 @@ async def test_targets_are_told_of_the_client_before_its_first_byte(tmp_path: Pa
         ports = await serve(made, f"{HOST}:0=one", f"{HOST}:0=two")
         for service, flag in (("one", "v1"), ("two", "v2")):
             await provide(made, f"{service}={target}", args=("--proxy-protocol", flag))
-        for port, version in zip(ports, Version, strict=True):
+        for port, version in zip(ports, ProxyVersion, strict=True):
             reader, writer = await made.connect(port)
             assert await reader.readline() == b"welcome\n"
             expected = write(version, *ends(writer))
@@ -101,17 +102,17 @@ async def test_a_client_behind_a_trusted_proxy_counts_as_itself(tmp_path: Path) 
             writer.write(header)
             return reader, writer
 
-        first = write(Version.V2, CLIENT, THERE)
+        first = write(ProxyVersion.V2, CLIENT, THERE)
         reader, writer = await connect(first + b"bytes")
         assert await reader.readline() == b"welcome\n"
-        assert await newest(headers) == write(Version.V1, CLIENT, THERE)
+        assert await newest(headers) == write(ProxyVersion.V1, CLIENT, THERE)
 
         # One connection of an address; another client comes from the same proxy.
         assert await is_reset((await connect(first))[0])
         other, other_writer = await connect(b"PROXY TCP6 2001:db8::1 2001:db8::2 1 2\r\n")
         assert await other.readline() == b"welcome\n"
         assert await newest(headers) == b"PROXY TCP6 2001:db8::1 2001:db8::2 1 2\r\n"
-        assert await is_reset((await connect(write(Version.V1, "192.0.2.1:1", THERE)))[0])  # who is denied
+        assert await is_reset((await connect(write(ProxyVersion.V1, "192.0.2.1:1", THERE)))[0])  # who is denied
         assert await is_reset((await connect(b"GET / HTTP/1.1\r\n\r\n"))[0])
         missing = "no_proxy_header"
         await eventually(lambda: any(e.get("event") == missing for e in made.server.log), "it is logged")
@@ -119,7 +120,7 @@ async def test_a_client_behind_a_trusted_proxy_counts_as_itself(tmp_path: Path) 
         # Elsewhere nobody is asked: what looks like a header is the client's.
         plain, plain_writer = await connect(first, open_to_all)
         assert await plain.readline() == b"welcome\n"
-        assert await newest(headers) == write(Version.V1, *ends(plain_writer))
+        assert await newest(headers) == write(ProxyVersion.V1, *ends(plain_writer))
         for each, expected in ((writer, b"bytes"), (other_writer, b""), (plain_writer, first)):
             each.write_eof()
             stream = {writer: reader, other_writer: other, plain_writer: plain}[each]
@@ -137,7 +138,7 @@ async def test_an_http_client_behind_a_trusted_proxy_is_forwarded_and_logged_as_
         (port,) = await serve(made, f"http://{HOST}:0", args=("--proxy-protocol-from", "127.0.0.0/8"))
         await provide(made, str(target))
         reader, writer = await made.connect(port)
-        header = write(Version.V1, CLIENT, THERE)
+        header = write(ProxyVersion.V1, CLIENT, THERE)
         for part in (header[:9], header[9:] + b"GET / HT", b"TP/1.0\r\n\r\n"):
             writer.write(part)
             await writer.drain()
@@ -162,7 +163,7 @@ async def test_a_server_that_ends_waits_for_headers_that_are_on_their_way(tmp_pa
         writer.write(b" 203.0.113.1 4711 443\r\nbytes")
         writer.write_eof()
         assert await until_end(reader) == b"welcome\nbytes"
-        assert headers == [write(Version.V2, CLIENT, THERE)]
+        assert headers == [write(ProxyVersion.V2, CLIENT, THERE)]
         writer.close()
         assert await made.server.wait() == 0
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from goreprox.config.values import Address
+from goreprox.config.addresses import Address
 from goreprox.keys.join import Join
 from tests.e2e.harness import HOST, echo, eventually
 from tests.e2e.secured import Secured, number, said, secured

@@ -27,8 +27,9 @@ from brokers.envelope import CONTROL, control, parse_control
 from brokers.switch import Switch
 from goreprox.cli import launch
 from goreprox.cli import main as cli
-from goreprox.config.doors import Rule
-from goreprox.config.values import Address, Listener, ProcessConfig, Target
+from goreprox.config.addresses import Address, Listener, ProxyVersion, Target
+from goreprox.config.networks import Rule
+from goreprox.config.roles import ProcessConfig
 from goreprox.errors import ConfigError
 from goreprox.http import commands
 from goreprox.keys import join
@@ -353,7 +354,7 @@ def fuzz_proxyproto(data: bytes) -> None:
         return
     assert 0 < header.size <= len(data)
     if header.ends is not None:
-        for version in proxy_protocol.Version:
+        for version in ProxyVersion:
             told = proxy_protocol.read(proxy_protocol.write(version, *header.ends))
             assert told is not None
             assert told.ends == header.ends

@@ -10,7 +10,7 @@ import pytest
 from brokers import BrokerSecurity, Grant, KeyPair, Link, LinkSecurity, PeerInfo, PeerName, Role, Router, Timings
 from brokers.carrier import Buffer, Carrier
 from brokers.diagnosis import USUAL_PORTS, Diagnosis
-from goreprox.config.values import EDGE_PORT, PROVIDER_PORT
+from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
 from tests.helpers import HOST, abort, closed_port, eventually, stop_accepting
 
 STEADY = Timings(link_timeout_s=30, reconnect_min_s=0.02, reconnect_max_s=0.1)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from goreprox.config.values import Listener
+from goreprox.config.addresses import Listener
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.roles.provider import Provider
 from tests.helpers import HOST, eventually

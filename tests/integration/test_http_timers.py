@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from goreprox.config.addresses import Listener
 from goreprox.config.routes import Route
-from goreprox.config.values import Listener
 from goreprox.http.client import HEAD_S, IDLE_S, LINGER_S
 from goreprox.http.provider_stream import CLOSING_S, REUSED_FOR_S
 from goreprox.net.tls import TlsSocket

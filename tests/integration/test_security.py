@@ -19,7 +19,7 @@ from brokers.link import State
 from brokers.peers import NONCE_BYTES
 from brokers.sockets import secure_broker, secure_link
 from brokers.zap import Gatekeeper
-from goreprox.config.values import Address
+from goreprox.config.addresses import Address
 from goreprox.keys.guard import Guard
 from goreprox.keys.join import Join
 from goreprox.keys.reach import Reach

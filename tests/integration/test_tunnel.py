@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from goreprox.config.values import Address
+from goreprox.config.addresses import Address
 from goreprox.net.poller import WRITE
 from goreprox.process.clock import clock
 from goreprox.roles.provider import Provider

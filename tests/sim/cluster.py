@@ -19,7 +19,8 @@ import goreprox.net.poller
 import goreprox.net.sockets
 import goreprox.roles.provider
 from brokers import PeerName, Role
-from goreprox.config.values import Address, EdgeConfig, Listener, ProviderConfig, Target
+from goreprox.config.addresses import Address, Listener, Target
+from goreprox.config.roles import EdgeConfig, ProviderConfig
 from goreprox.process.clock import clock
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge

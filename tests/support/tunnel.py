@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from brokers import Link, PeerName, Role, Router, Timings
-from goreprox.config.values import Address, Listener, ProviderConfig, ServerConfig, Target
+from goreprox.config.addresses import Address, Listener, Target
+from goreprox.config.roles import ProviderConfig, ServerConfig
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge
 from goreprox.roles.provider import Provider

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brokers.envelope import MAX_ATTRIBUTES
-from goreprox.config.values import MAX_SERVICES_BYTES
+from goreprox.config.defaults import MAX_SERVICES_BYTES
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.tunnel.attributes import (
     MAX_TARGETS,

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from loguru import logger
 
-from goreprox.config.values import Scheme
+from goreprox.config.addresses import Scheme
 from goreprox.errors import StartError
 from goreprox.net.certificates import DAY_S, WARN_S, Certificates, Identity, expiry
 from tests.tls import Authority

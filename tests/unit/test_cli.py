@@ -17,15 +17,8 @@ from loguru import logger
 from goreprox import __version__
 from goreprox.cli import main as cli
 from goreprox.cli.options import EndOptions
-from goreprox.config.values import (
-    Address,
-    BrokerConfig,
-    EdgeConfig,
-    EndConfig,
-    ProviderConfig,
-    ServerConfig,
-    Target,
-)
+from goreprox.config.addresses import Address, Target
+from goreprox.config.roles import BrokerConfig, EdgeConfig, EndConfig, ProviderConfig, ServerConfig
 from goreprox.http.tokens import Tokens
 from goreprox.keys.join import Join
 from tests.helpers import Started

@@ -9,20 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goreprox.config.values import (
-    MIB,
-    Address,
-    BrokerConfig,
-    EdgeConfig,
-    EndConfig,
-    Listener,
-    ProviderConfig,
-    Scheme,
-    ServerConfig,
-    Target,
-    check_name,
-    default_name,
-)
+from goreprox.config.addresses import Address, Listener, Scheme, Target
+from goreprox.config.defaults import MIB
+from goreprox.config.names import check_name, default_name
+from goreprox.config.roles import BrokerConfig, EdgeConfig, EndConfig, ProviderConfig, ServerConfig
 from goreprox.errors import ConfigError
 
 TARGET = Target("default", Address("127.0.0.1", 3000))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from brokers import Endpoint
-from goreprox.config.values import Address, ProviderConfig, Target
+from goreprox.config.addresses import Address, Target
+from goreprox.config.roles import ProviderConfig
 from goreprox.net import sockets
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code

@@ -4,9 +4,10 @@ from ipaddress import ip_network
 
 import pytest
 
-from goreprox.config.doors import Doors, Rule
-from goreprox.config.values import LOOPBACK, AcceptingConfig
+from goreprox.config.networks import LOOPBACK, Rule
+from goreprox.config.roles import AcceptingConfig
 from goreprox.errors import ConfigError
+from goreprox.net.access import Doors
 
 
 def doors(allow: str = "", deny: str = "", most: int | None = None) -> Doors:

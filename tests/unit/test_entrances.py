@@ -1,7 +1,8 @@
 """What the line `ready` says of ports and services."""
 
+from goreprox.config.addresses import Listener
+from goreprox.config.roles import AcceptingConfig
 from goreprox.config.routes import Route
-from goreprox.config.values import AcceptingConfig, Listener
 from goreprox.roles.edge import entrances
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from goreprox.config.paths import default_runtime_dir
 from goreprox.errors import StartError
-from goreprox.process.instance import Instance, default_runtime_dir
+from goreprox.process.instance import Instance
 
 A, B, C = (bytes([n]) * 16 for n in range(1, 4))
 HOLDER = """

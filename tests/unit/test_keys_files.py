@@ -8,7 +8,7 @@ import pytest
 
 from brokers import Role
 from goreprox.cli import main as cli
-from goreprox.config.values import Address
+from goreprox.config.addresses import Address
 from goreprox.errors import GoreproxError, StartError
 from goreprox.http import auth
 from goreprox.keys.authority import Watcher

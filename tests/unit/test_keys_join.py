@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from zmq.utils import z85
 
 from brokers import KeyPair, Role
-from goreprox.config.values import Address
+from goreprox.config.addresses import Address
 from goreprox.errors import ConfigError
 from goreprox.keys.join import SCHEME, Join
 

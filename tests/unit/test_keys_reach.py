@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brokers import Role
-from goreprox.config.values import Address
+from goreprox.config.addresses import Address
 from goreprox.errors import StartError
 from goreprox.keys.join import Join
 from goreprox.keys.reach import Reach, own_host

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from brokers import Role
+from goreprox.config.paths import default_runtime_dir, runtime_dirs
 from goreprox.errors import StatusError
 from goreprox.keys.state import StateDir
-from goreprox.process.instance import default_runtime_dir, runtime_dirs
 from goreprox.status.document import ask_all
 
 NOBODY = 65534

@@ -12,11 +12,12 @@ import pytest
 from loguru import logger
 
 from brokers import BindError, Grant, KeyPair, Role
-from goreprox.config.values import Address
+from goreprox.config.addresses import Address
+from goreprox.config.paths import default_state_dir
 from goreprox.errors import ConfigError, StartError
 from goreprox.keys.authority import Watcher
 from goreprox.keys.join import FILE, Join
-from goreprox.keys.state import ServerKeys, StateDir, default_state_dir
+from goreprox.keys.state import ServerKeys, StateDir
 from goreprox.process.files import MAX_BYTES, read_file, write_secret
 from tests.helpers import eventually
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from goreprox.config.values import Listener
+from goreprox.config.addresses import Listener
 from goreprox.net import listeners, sockets
 from goreprox.net.listeners import Listeners
 from goreprox.net.poller import Poller

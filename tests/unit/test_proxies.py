@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import pytest
 from loguru import logger
 
-from goreprox.config.values import Address, Listener
+from goreprox.config.addresses import Address, Listener, ProxyVersion
 from goreprox.net.poller import Poller
 from goreprox.net.proxies import Proxies
-from goreprox.net.proxy_protocol import Version, write
+from goreprox.net.proxy_protocol import write
 from tests.helpers import eventually
 
 PROXY, HERE = "192.0.2.1:5", "192.0.2.2:80"
@@ -77,8 +77,8 @@ async def made(timeout_s: float = 30.0) -> AsyncIterator[Made]:
             end.close()
 
 
-@pytest.mark.parametrize("version", Version)
-async def test_a_header_in_single_bytes_is_taken_and_not_a_byte_more(version: Version) -> None:
+@pytest.mark.parametrize("version", ProxyVersion)
+async def test_a_header_in_single_bytes_is_taken_and_not_a_byte_more(version: ProxyVersion) -> None:
     async with made() as it:
         header = write(version, CLIENT, THERE)
         theirs = it.hear()

@@ -7,21 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goreprox.net.proxy_protocol import MAX_BYTES, Header, Malformed, Version, read, write
+from goreprox.config.addresses import ProxyVersion
+from goreprox.net.proxy_protocol import MAX_BYTES, Header, Malformed, read, write
 
 SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
 V4, V6 = ("192.0.2.1:56324", "198.51.100.7:443"), ("[2001:db8::1]:1", "[::1]:65535")
-GOLDEN: list[tuple[Version, tuple[str, str], bytes]] = [
-    (Version.V1, V4, b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n"),
-    (Version.V1, V6, b"PROXY TCP6 2001:db8::1 ::1 1 65535\r\n"),
-    (Version.V2, V4, SIGNATURE + bytes.fromhex("2111000cc0000201c6336407dc0401bb")),
+GOLDEN: list[tuple[ProxyVersion, tuple[str, str], bytes]] = [
+    (ProxyVersion.V1, V4, b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n"),
+    (ProxyVersion.V1, V6, b"PROXY TCP6 2001:db8::1 ::1 1 65535\r\n"),
+    (ProxyVersion.V2, V4, SIGNATURE + bytes.fromhex("2111000cc0000201c6336407dc0401bb")),
     (
-        Version.V2,
+        ProxyVersion.V2,
         V6,
         SIGNATURE + bytes.fromhex("2121002420010db8000000000000000000000001000000000000000000000000000000010001ffff"),
     ),
 ]
-UNKNOWN = {Version.V1: b"PROXY UNKNOWN\r\n", Version.V2: SIGNATURE + bytes.fromhex("21000000")}
+UNKNOWN = {ProxyVersion.V1: b"PROXY UNKNOWN\r\n", ProxyVersion.V2: SIGNATURE + bytes.fromhex("21000000")}
 
 
 def v2(command: int, kind: int, body: bytes, length: int | None = None) -> bytes:
@@ -37,7 +38,7 @@ MAPPED = tuple(
 
 @pytest.mark.parametrize(("version", "ends", "expected"), GOLDEN)
 def test_what_is_written_is_as_the_specification_says_and_read_again(
-    version: Version, ends: tuple[str, str], expected: bytes
+    version: ProxyVersion, ends: tuple[str, str], expected: bytes
 ) -> None:
     assert write(version, *ends) == expected
     assert read(expected + b"more") == Header(len(expected), ends)
@@ -63,7 +64,7 @@ def test_ends_that_are_not_known_are_of_an_unknown_kind(ends: tuple[str, str]) -
 
 
 def test_zones_of_addresses_stay_here() -> None:
-    assert write(Version.V1, "[fe80::1%eth0]:1", "[fe80::2%eth0]:2") == b"PROXY TCP6 fe80::1 fe80::2 1 2\r\n"
+    assert write(ProxyVersion.V1, "[fe80::1%eth0]:1", "[fe80::2%eth0]:2") == b"PROXY TCP6 fe80::1 fe80::2 1 2\r\n"
 
 
 READ = {
@@ -147,9 +148,9 @@ ENDS = st.one_of(
 )
 
 
-@given(ENDS, st.sampled_from(Version), st.binary(max_size=30))
+@given(ENDS, st.sampled_from(ProxyVersion), st.binary(max_size=30))
 def test_a_header_is_complete_with_its_last_byte_and_not_before(
-    ends: tuple[tuple[object, int], ...], version: Version, more: bytes
+    ends: tuple[tuple[object, int], ...], version: ProxyVersion, more: bytes
 ) -> None:
     client, destination = (f"[{address}]:{port}" for address, port in ends)
     header = write(version, client, destination)

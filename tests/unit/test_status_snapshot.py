@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 from brokers import Link, PeerInfo, PeerName, Role, Router
-from goreprox.config.values import Address, ProviderConfig, Target
+from goreprox.config.addresses import Address, Target
+from goreprox.config.roles import ProviderConfig
 from goreprox.process.instance import Instance
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import MIB

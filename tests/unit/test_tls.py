@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goreprox.config.values import Scheme
+from goreprox.config.addresses import Scheme
 from goreprox.net.certificates import Certificates, reason
 from goreprox.net.handshakes import Handshakes
 from goreprox.net.poller import READ, WRITE, Poller

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import h11
 import pytest
 
+from goreprox.config.http import HostHeader, HttpSettings
 from goreprox.http.commands import Answered
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
-from goreprox.http.settings import HostHeader, HttpSettings
 from tests.unit.http.harness import CLIENT, OK, Talk
 
 TRUSTING = Forwarding((ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("10.0.0.0/8")))

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goreprox.config.defaults import MAX_HEAD_BYTES
+from goreprox.config.http import DEFAULT_LIMITS, HttpSettings, Limits
 from goreprox.config.routes import Routes
 from goreprox.http.commands import Abort, Connect, Discard, Finish, HalfClose, Release, Switch
 from goreprox.http.exchange import Site
 from goreprox.http.reader import AHEAD, CHUNKED_READ
-from goreprox.http.requests import DEFAULT_LIMITS, Limits
-from goreprox.http.settings import MAX_HEAD_BYTES, HttpSettings
 from tests.unit.http.harness import AUTHORITY, OK, Talk, split
 
 MAX_HEAD = DEFAULT_LIMITS.head_bytes

@@ -1,254 +1,59 @@
-"""What each role is told to do, checked.
+"""What each role is told to do, checked: everything wrong raises `ConfigError` when a configuration is made."""
 
-Plain values with their limits: knows neither the command line nor files nor sockets. Whoever gets one of
-these need not check it again: everything wrong raises `ConfigError` when it is made.
-"""
-
-import enum
-import ipaddress
 import itertools
 import math
 import re
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
-from goreprox.config.doors import Network, Rule
+from goreprox.config.addresses import WILDCARDS, Address, Listener, ProxyVersion, Scheme, Target, check_dialable
+from goreprox.config.defaults import (
+    CLIENT_PORT,
+    DAY_S,
+    DEFAULT_AUTH_HEADER,
+    DEFAULT_DIAL_TIMEOUT_S,
+    DEFAULT_DRAIN_S,
+    DEFAULT_GRACE_S,
+    DEFAULT_LINK_TIMEOUT_S,
+    DEFAULT_MAX_CONNECTIONS,
+    DEFAULT_MAX_PEERS,
+    DEFAULT_MEMORY_MIB,
+    DEFAULT_QUEUE_TIMEOUT_S,
+    DEFAULT_SERVICE,
+    EDGE_PORT,
+    MAX_ALPN_BYTES,
+    MAX_CONNECTIONS,
+    MAX_ENDPOINTS,
+    MAX_MEMORY_BYTES,
+    MAX_PEERS,
+    MAX_ROUTES,
+    MAX_RULES,
+    MAX_SERVICES_BYTES,
+    MAX_WEIGHT,
+    MAX_WORKERS,
+    MIB,
+    MIN_FLOOR_BYTES,
+    MIN_WEIGHT,
+    PROVIDER_PORT,
+)
+from goreprox.config.http import HttpSettings
+from goreprox.config.names import check_name, default_name
+from goreprox.config.networks import LOOPBACK, Network, Rule
+from goreprox.config.paths import default_runtime_dir
 from goreprox.config.routes import Route
 from goreprox.errors import ConfigError
-from goreprox.http.settings import HttpSettings
-from goreprox.net.proxy_protocol import Version
-from goreprox.process.instance import default_runtime_dir
 
 if TYPE_CHECKING:
     from brokers import LinkSecurity
 
-CLIENT_PORT: Final = 8080
-PROVIDER_PORT: Final = 9887
-EDGE_PORT: Final = 9888
-DEFAULT_SERVICE: Final = "default"
-DEFAULT_GRACE_S: Final = 60.0
-DEFAULT_DRAIN_S: Final = 30.0
-DEFAULT_MAX_CONNECTIONS: Final = 10_000
-DEFAULT_MEMORY_MIB: Final = 256
-DEFAULT_LINK_TIMEOUT_S: Final = 6.0
-DEFAULT_DIAL_TIMEOUT_S: Final = 5.0
-DEFAULT_MAX_PEERS: Final = 1024
-DEFAULT_QUEUE_TIMEOUT_S: Final = 10.0
-DEFAULT_AUTH_HEADER: Final = "X-Goreprox-Auth"
 
-MIB: Final = 1 << 20
-DAY_S: Final = 86_400.0
-MAX_MEMORY_BYTES: Final = 1 << 40
-MAX_CONNECTIONS: Final = 1_000_000
-# A stream keeps a window of memory / (4 * max_connections) whatever happens: half of the memory is for
-# floors, in two directions. 2 KiB is the least that still moves a request. With the defaults: 256 MiB /
-# 40,000 = 6.5 KiB.
-MIN_FLOOR_BYTES: Final = 2048
-MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
-MAX_RULES: Final = 256  # networks allowed or denied; each new client is compared with all of them
-MAX_ROUTES: Final = 10_000
-MAX_PEERS: Final = 2048
-"""All of them, told to one that reads slowly, fit into half of what a broker keeps for it: 4,096 messages, 16 MiB."""
-MAX_ALPN_BYTES: Final = 255  # RFC 7301, 3.1
-MAX_WORKERS: Final = 64
-MIN_WEIGHT: Final = 0.01
-MAX_WEIGHT: Final = 1000.0
-# The roster has 4 KiB for all that a peer says of itself; 1 KiB of it is for what is not the services' names.
-MAX_SERVICES_BYTES: Final = 3 * 1024
-
-LOOPBACK: Final = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-_HOST_NAME: Final = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
-    r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
-)
+PROVIDERS: Final = Address(None, PROVIDER_PORT)
+EDGES: Final = Address(None, EDGE_PORT)
 _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 # Fields that mean something to every recipient cannot bring a token, too.
 _NO_AUTH_HEADERS: Final = ("host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "expect")
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_TLS_TARGET: Final = "tls://"
-_PORT: Final = re.compile(r"[0-9]{1,5}")
-_WILDCARDS: Final = (None, "0.0.0.0", "::")
-_ADDRESS_FORMS: Final = "write PORT, :PORT, HOST:PORT or [IPV6]:PORT"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A host, or None for all interfaces, and a port (0: any free one, for what is listened on)."""
-
-    host: str | None
-    port: int
-
-    @classmethod
-    def parse(cls, text: str, default_port: int | None = None) -> Self:
-        """Read `8080`, `:8080`, `host:8080` or `[::1]:8080`; with a default port also `host` and `[::1]`.
-
-        Raises:
-            ConfigError: it is none of these.
-        """
-        if scheme := _SCHEME.match(text):
-            raise _bad_address(text, f"leave {scheme[0]} out")
-        if _PORT.fullmatch(text):
-            return cls(None, _port(text, text))
-        host, separator, port = text.rpartition(":")
-        if not separator or text.endswith("]"):
-            if default_port is None:
-                raise _bad_address(text, "the port is missing")
-            return cls(_host(text, text), default_port)
-        return cls(_host(host, text) if host else None, _port(port, text))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it is this machine alone; a name other than `localhost` is taken for another."""
-        if self.host is None or self.host == "localhost":
-            return self.host is not None
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def overlaps(self, other: "Address") -> bool:
-        """Whether listening on both would be listening twice; names are not resolved for this."""
-        if not self.port or self.port != other.port:
-            return False
-        if self.host == other.host:
-            return True
-        wild = self.host in _WILDCARDS or other.host in _WILDCARDS
-        return wild and bool(_families(self.host) & _families(other.host))
-
-    def __str__(self) -> str:
-        host = self.host or ""
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
-
-
-class Scheme(enum.Enum):
-    """What clients speak."""
-
-    TCP = "tcp"
-    """Anything: bytes are passed on as they are."""
-    HTTP = "http"
-    TLS = "tls"
-    """Anything, in TLS, which ends here."""
-    HTTPS = "https"
-
-    @property
-    def is_http(self) -> bool:
-        """Whether requests are understood."""
-        return self in (Scheme.HTTP, Scheme.HTTPS)
-
-    @property
-    def is_tls(self) -> bool:
-        """Whether a TLS handshake comes first."""
-        return self in (Scheme.TLS, Scheme.HTTPS)
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """An address on which clients are accepted, what they speak, and the service they are routed to."""
-
-    address: Address
-    service: str = DEFAULT_SERVICE
-    scheme: Scheme = Scheme.TCP
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `[SCHEME://]ADDR[=SERVICE]`.
-
-        Raises:
-            ConfigError: the scheme, the address or the name is malformed.
-        """
-        scheme, separator, rest = text.rpartition("://")
-        try:
-            parsed = Scheme(scheme) if separator else Scheme.TCP
-        except ValueError:
-            known = ", ".join(f"{each.value}://" for each in Scheme)
-            raise ConfigError(f"listen {text!r}: {scheme!r} is not known; write one of {known}") from None
-        address, separator, service = rest.partition("=")
-        if _PORT.fullmatch(service.rpartition(":")[2]) and _NAME.fullmatch(address) and not address.isdigit():
-            raise ConfigError(
-                f"listen {text!r}: the port comes first: {service}={address} (in targets the service does)"
-            )
-        return cls(Address.parse(address), service if separator else DEFAULT_SERVICE, parsed)
-
-    def __post_init__(self) -> None:
-        check_name("service", self.service)
-
-    def __str__(self) -> str:
-        return f"{self.scheme.value}://{self.address}"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A service offered, and the address of the local TCP server that gives it."""
-
-    service: str
-    address: Address
-    tls: bool = False
-    """Whether it speaks TLS only."""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `[SERVICE=][tls://]ADDR`; without a host it is 127.0.0.1.
-
-        Raises:
-            ConfigError: the address or the name is malformed.
-        """
-        service, separator, address = text.rpartition("=")
-        if separator and _NAME.fullmatch(address) and not address.isdigit() and _PORT.fullmatch(service):
-            raise ConfigError(
-                f"target {text!r}: the service comes first: {address}={service} (in --listen the port does)"
-            )
-        if text == "=" or (separator and not address):
-            raise ConfigError(f"target {text!r}: write SERVICE=PORT without blanks, like web=3000")
-        try:
-            parsed = Address.parse(address.removeprefix(_TLS_TARGET))
-        except ConfigError as exc:
-            raise ConfigError(
-                f"target {text!r}: {exc}, each after SERVICE= if it is not of the default service"
-            ) from exc
-        address_given = Address(parsed.host or "127.0.0.1", parsed.port)
-        return cls(service if separator else DEFAULT_SERVICE, address_given, address.startswith(_TLS_TARGET))
-
-    def __str__(self) -> str:
-        return f"{_TLS_TARGET}{self.address}" if self.tls else str(self.address)
-
-    def __post_init__(self) -> None:
-        check_name("service", self.service)
-        check_dialable("target", self.address)
-
-
-def parse_services(text: str) -> list[str]:
-    """Return the names of services in a list with commas.
-
-    Raises:
-        ConfigError: one of them is none, or there is not one.
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ConfigError("services: expected at least one name, or no such option for all services")
-    for name in names:
-        check_name("service", name)
-    return names
-
-
-def check_name(what: str, name: str) -> None:
-    """Accept 1 to 64 of `A-Z a-z 0-9 . _ -`, not beginning with a dot or a dash: it may become a file's name.
-
-    Raises:
-        ConfigError: it is anything else.
-    """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{what} {name!r}: expected 1 to 64 of A-Z a-z 0-9 . _ -, and neither a dot nor a dash at the beginning"
-        )
-
-
-def default_name() -> str:
-    """Give the host's name, every character that a name may not hold replaced by `-`."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip(".-")[:64] or "unnamed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,7 +179,7 @@ class AcceptingConfig(EndConfig):
 class ServerConfig(AcceptingConfig):
     """A server: where clients, where providers, and where further edges, if any, are accepted."""
 
-    providers: Address = Address(None, PROVIDER_PORT)
+    providers: Address = PROVIDERS
     edges: Address | None = None
     max_peers: int = DEFAULT_MAX_PEERS
     addresses: tuple[Address, ...] = ()
@@ -411,8 +216,8 @@ class EdgeConfig(AcceptingConfig):
 class BrokerConfig(ProcessConfig):
     """A broker: where providers and where edges are accepted."""
 
-    providers: Address = Address(None, PROVIDER_PORT)
-    edges: Address = Address(None, EDGE_PORT)
+    providers: Address = PROVIDERS
+    edges: Address = EDGES
     max_peers: int = DEFAULT_MAX_PEERS
     addresses: tuple[Address, ...] = ()
     """What join strings name; port 0: the one listened on. Empty: what earlier starts were given."""
@@ -434,7 +239,7 @@ class ProviderConfig(EndConfig):
     servers: tuple[Address, ...]
     dial_timeout_s: float = DEFAULT_DIAL_TIMEOUT_S
     weight: float = 1.0
-    proxy_protocol: Version | None = None
+    proxy_protocol: ProxyVersion | None = None
     """How targets are told of the client, before its first byte; None: they are not."""
     target_ca: Path | None = None
     """Who signs the certificates of targets that speak TLS; None: those whom the system trusts. PEM."""
@@ -457,41 +262,6 @@ class ProviderConfig(EndConfig):
     def services(self) -> tuple[str, ...]:
         """The names of the services that are offered."""
         return tuple(target.service for target in self.targets)
-
-
-def _host(host: str, text: str) -> str:
-    if host.startswith("[") and host.endswith("]"):
-        try:
-            return str(ipaddress.IPv6Address(host[1:-1]))
-        except ValueError:
-            raise _bad_address(text, f"{host[1:-1]!r} is not an IPv6 address") from None
-    if ":" in host:
-        raise _bad_address(text, "an IPv6 address needs brackets")
-    if host.isdigit():
-        raise _bad_address(text, f"{host} is a number and no host")
-    if not _HOST_NAME.fullmatch(host):
-        raise _bad_address(text, f"{host!r} is neither a host name nor an IP address")
-    return host
-
-
-def _port(port: str, text: str) -> int:
-    if not _PORT.fullmatch(port) or int(port) > 65_535:
-        raise _bad_address(text, f"{port!r} is not a port (0 to 65535)")
-    return int(port)
-
-
-def _bad_address(text: str, cause: str) -> ConfigError:
-    return ConfigError(f"address {text!r}: {cause}; {_ADDRESS_FORMS}")
-
-
-def check_dialable(option: str, address: Address) -> None:
-    """Accept what others can connect to.
-
-    Raises:
-        ConfigError: host or port is missing.
-    """
-    if address.host is None or not address.port:
-        raise ConfigError(f"{option} {address}: expected a host and a port other than 0, like 192.0.2.1:9887")
 
 
 def _check_seconds(option: str, value: float, *, least: float) -> None:
@@ -617,7 +387,7 @@ def _check_reach(addresses: Sequence[Address]) -> None:
     if len(addresses) > MAX_ENDPOINTS:
         raise ConfigError(f"address: expected at most {MAX_ENDPOINTS}, got {len(addresses)}")
     for address in addresses:
-        if address.host in _WILDCARDS:
+        if address.host in WILDCARDS:
             raise ConfigError(f"address {address}: expected the host that peers connect to, like tunnel.example.org")
 
 
@@ -635,14 +405,6 @@ def _check_services(names: Sequence[str]) -> None:
         raise ConfigError(
             f"services: their names take {size:,} bytes, expected at most {MAX_SERVICES_BYTES:,}; choose shorter ones"
         )
-
-
-def _families(host: str | None) -> set[int]:
-    """Give the versions of IP that a host can mean: both, unless it is an address."""
-    try:
-        return {ipaddress.ip_address(host or "").version}
-    except ValueError:
-        return {4, 6}
 
 
 def _check_memory(memory_bytes: int, *, max_connections: int) -> None:

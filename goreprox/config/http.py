@@ -1,18 +1,23 @@
-"""What operators may choose of HTTP at the edge, checked. Plain values."""
+"""What operators choose of HTTP at the edge."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
+from goreprox.config.defaults import MAX_HEAD_BYTES, MAX_HEAD_LINES, MIN_HEAD_BYTES, MIN_HEAD_LINES
+from goreprox.config.routes import is_host
 from goreprox.errors import ConfigError
-from goreprox.http.requests import DEFAULT_LIMITS, Limits, is_host
 
-MIN_HEAD_BYTES: Final = 1024
-MAX_HEAD_BYTES: Final = 256 * 1024
-"""A head is held whole, beside `--memory`, until its stream has taken it: 10,000 clients with heads of this length hold
-2.5 GiB."""
-MIN_HEAD_LINES: Final = 10
-MAX_HEAD_LINES: Final = 1000
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the head of a request may be."""
+
+    head_bytes: int = 16 * 1024
+    lines: int = 100
+
+
+DEFAULT_LIMITS: Final = Limits()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,46 +1,12 @@
-"""Which clients are let in, by their addresses and where they come in. Knows neither sockets nor the loop.
+"""Access rules: which clients are admitted, by their addresses and where they connect.
 
-A client that is not let in is reset at once, before anything is read from it. IPv4 addresses that come in through an
-IPv6 socket count as what they are.
+A client that is not admitted is reset at once, before anything is read from it.
 """
 
-import ipaddress
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Self
 
-from goreprox.errors import ConfigError
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Client = ipaddress.IPv4Address | ipaddress.IPv6Address
-IPV6_CLIENT_BITS: Final = 64
-"""Whoever has one IPv6 address has as many as fit into a /64: all of them are one client."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Clients from a network, at one place, which is a service or a port, or (None) at all."""
-
-    place: str | None
-    network: Network
-
-    @classmethod
-    def parse(cls, option: str, text: str) -> Self:
-        """Read `[PLACE=]CIDR`, like `192.0.2.0/24`, `web=2001:db8::/32`, or `8080=192.0.2.1`.
-
-        Raises:
-            ConfigError: it is none of these.
-        """
-        place, separator, network = text.rpartition("=")
-        try:
-            return cls(place if separator else None, ipaddress.ip_network(network))
-        except ValueError as exc:
-            raise ConfigError(f"{option} {text!r}: {exc}; write a network like 192.0.2.0/24, or one address") from exc
-
-    def covers(self, client: Client, places: Iterable[str]) -> bool:
-        """Whether it is about a client at one of these places."""
-        return (self.place is None or self.place in places) and client in self.network
+from goreprox.config.networks import Client, Network, Rule, client_key, parse_client
 
 
 class Doors:
@@ -77,7 +43,7 @@ class Doors:
             return False
         client = parse_client(address)
         if self._counts(client):
-            self._inside[_key(client)] += 1
+            self._inside[client_key(client)] += 1
         return True
 
     def objection(self, address: str, *places: str) -> str | None:
@@ -85,7 +51,7 @@ class Doors:
         client = parse_client(address)
         if self._closed_to(client, places):
             return "--allow and --deny keep it out"
-        if self._most is not None and self._counts(client) and self._inside[_key(client)] >= self._most:
+        if self._most is not None and self._counts(client) and self._inside[client_key(client)] >= self._most:
             return (
                 f"it has {self._most} connections, as many as one address may (--max-connections-per-address; a proxy "
                 "is not counted if it is among --trusted-proxies)"
@@ -103,7 +69,7 @@ class Doors:
         """A client that came in is gone."""
         client = parse_client(address)
         if self._counts(client):
-            key = _key(client)
+            key = client_key(client)
             self._inside[key] -= 1
             if not self._inside[key]:
                 del self._inside[key]
@@ -113,20 +79,3 @@ class Doors:
             return True
         allow = [rule for rule in self._allow if rule.place is None or rule.place in places]
         return bool(allow) and not any(rule.covers(client, places) for rule in allow)
-
-
-def parse_client(address: str) -> Client:
-    """Return an address as what it is: an IPv4 one that came in as IPv6 is IPv4."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])  # without the zone of a link-local one
-    return getattr(parsed, "ipv4_mapped", None) or parsed
-
-
-def client_key(address: str) -> str:
-    """Return what counts as one client: an IPv4 address, or an IPv6 network of 64 bits."""
-    return _key(parse_client(address))
-
-
-def _key(client: Client) -> str:
-    if client.version == 4:
-        return str(client)
-    return str(ipaddress.IPv6Network((client, IPV6_CLIENT_BITS), strict=False))

@@ -1,0 +1,217 @@
+"""Addresses that are listened on, connected to and exposed, and what is spoken there."""
+
+import enum
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final, Self
+
+from goreprox.config.defaults import DEFAULT_SERVICE
+from goreprox.config.names import NAME, check_name
+from goreprox.errors import ConfigError
+
+_HOST_NAME: Final = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+    r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
+)
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_TLS_TARGET: Final = "tls://"
+_PORT: Final = re.compile(r"[0-9]{1,5}")
+WILDCARDS: Final = (None, "0.0.0.0", "::")
+_ADDRESS_FORMS: Final = "write PORT, :PORT, HOST:PORT or [IPV6]:PORT"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host, or None for all interfaces, and a port (0: any free one, for what is listened on)."""
+
+    host: str | None
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, default_port: int | None = None) -> Self:
+        """Read `8080`, `:8080`, `host:8080` or `[::1]:8080`; with a default port also `host` and `[::1]`.
+
+        Raises:
+            ConfigError: it is none of these.
+        """
+        if scheme := _SCHEME.match(text):
+            raise _bad_address(text, f"leave {scheme[0]} out")
+        if _PORT.fullmatch(text):
+            return cls(None, _port(text, text))
+        host, separator, port = text.rpartition(":")
+        if not separator or text.endswith("]"):
+            if default_port is None:
+                raise _bad_address(text, "the port is missing")
+            return cls(_host(text, text), default_port)
+        return cls(_host(host, text) if host else None, _port(port, text))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this machine alone; a name other than `localhost` is taken for another."""
+        if self.host is None or self.host == "localhost":
+            return self.host is not None
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def overlaps(self, other: "Address") -> bool:
+        """Whether listening on both would be listening twice; names are not resolved for this."""
+        if not self.port or self.port != other.port:
+            return False
+        if self.host == other.host:
+            return True
+        wild = self.host in WILDCARDS or other.host in WILDCARDS
+        return wild and bool(_families(self.host) & _families(other.host))
+
+    def __str__(self) -> str:
+        host = self.host or ""
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+class Scheme(enum.Enum):
+    """What clients speak."""
+
+    TCP = "tcp"
+    """Anything: bytes are passed on as they are."""
+    HTTP = "http"
+    TLS = "tls"
+    """Anything, in TLS, which ends here."""
+    HTTPS = "https"
+
+    @property
+    def is_http(self) -> bool:
+        """Whether requests are understood."""
+        return self in (Scheme.HTTP, Scheme.HTTPS)
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether a TLS handshake comes first."""
+        return self in (Scheme.TLS, Scheme.HTTPS)
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address on which clients are accepted, what they speak, and the service they are routed to."""
+
+    address: Address
+    service: str = DEFAULT_SERVICE
+    scheme: Scheme = Scheme.TCP
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `[SCHEME://]ADDR[=SERVICE]`.
+
+        Raises:
+            ConfigError: the scheme, the address or the name is malformed.
+        """
+        scheme, separator, rest = text.rpartition("://")
+        try:
+            parsed = Scheme(scheme) if separator else Scheme.TCP
+        except ValueError:
+            known = ", ".join(f"{each.value}://" for each in Scheme)
+            raise ConfigError(f"listen {text!r}: {scheme!r} is not known; write one of {known}") from None
+        address, separator, service = rest.partition("=")
+        if _PORT.fullmatch(service.rpartition(":")[2]) and NAME.fullmatch(address) and not address.isdigit():
+            raise ConfigError(
+                f"listen {text!r}: the port comes first: {service}={address} (in targets the service does)"
+            )
+        return cls(Address.parse(address), service if separator else DEFAULT_SERVICE, parsed)
+
+    def __post_init__(self) -> None:
+        check_name("service", self.service)
+
+    def __str__(self) -> str:
+        return f"{self.scheme.value}://{self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A service offered, and the address of the local TCP server that gives it."""
+
+    service: str
+    address: Address
+    tls: bool = False
+    """Whether it speaks TLS only."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `[SERVICE=][tls://]ADDR`; without a host it is 127.0.0.1.
+
+        Raises:
+            ConfigError: the address or the name is malformed.
+        """
+        service, separator, address = text.rpartition("=")
+        if separator and NAME.fullmatch(address) and not address.isdigit() and _PORT.fullmatch(service):
+            raise ConfigError(
+                f"target {text!r}: the service comes first: {address}={service} (in --listen the port does)"
+            )
+        if text == "=" or (separator and not address):
+            raise ConfigError(f"target {text!r}: write SERVICE=PORT without blanks, like web=3000")
+        try:
+            parsed = Address.parse(address.removeprefix(_TLS_TARGET))
+        except ConfigError as exc:
+            raise ConfigError(
+                f"target {text!r}: {exc}, each after SERVICE= if it is not of the default service"
+            ) from exc
+        address_given = Address(parsed.host or "127.0.0.1", parsed.port)
+        return cls(service if separator else DEFAULT_SERVICE, address_given, address.startswith(_TLS_TARGET))
+
+    def __str__(self) -> str:
+        return f"{_TLS_TARGET}{self.address}" if self.tls else str(self.address)
+
+    def __post_init__(self) -> None:
+        check_name("service", self.service)
+        check_dialable("target", self.address)
+
+
+class ProxyVersion(enum.Enum):
+    """How a header is written."""
+
+    V1 = "v1"
+    """A line of text."""
+    V2 = "v2"
+
+
+def check_dialable(option: str, address: Address) -> None:
+    """Accept what others can connect to.
+
+    Raises:
+        ConfigError: host or port is missing.
+    """
+    if address.host is None or not address.port:
+        raise ConfigError(f"{option} {address}: expected a host and a port other than 0, like 192.0.2.1:9887")
+
+
+def _host(host: str, text: str) -> str:
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return str(ipaddress.IPv6Address(host[1:-1]))
+        except ValueError:
+            raise _bad_address(text, f"{host[1:-1]!r} is not an IPv6 address") from None
+    if ":" in host:
+        raise _bad_address(text, "an IPv6 address needs brackets")
+    if host.isdigit():
+        raise _bad_address(text, f"{host} is a number and no host")
+    if not _HOST_NAME.fullmatch(host):
+        raise _bad_address(text, f"{host!r} is neither a host name nor an IP address")
+    return host
+
+
+def _port(port: str, text: str) -> int:
+    if not _PORT.fullmatch(port) or int(port) > 65_535:
+        raise _bad_address(text, f"{port!r} is not a port (0 to 65535)")
+    return int(port)
+
+
+def _bad_address(text: str, cause: str) -> ConfigError:
+    return ConfigError(f"address {text!r}: {cause}; {_ADDRESS_FORMS}")
+
+
+def _families(host: str | None) -> set[int]:
+    """Give the versions of IP that a host can mean: both, unless it is an address."""
+    try:
+        return {ipaddress.ip_address(host or "").version}
+    except ValueError:
+        return {4, 6}

@@ -1,0 +1,42 @@
+"""Every default and limit of the configuration, once."""
+
+from typing import Final
+
+CLIENT_PORT: Final = 8080
+PROVIDER_PORT: Final = 9887
+EDGE_PORT: Final = 9888
+DEFAULT_SERVICE: Final = "default"
+DEFAULT_GRACE_S: Final = 60.0
+DEFAULT_DRAIN_S: Final = 30.0
+DEFAULT_MAX_CONNECTIONS: Final = 10_000
+DEFAULT_MEMORY_MIB: Final = 256
+DEFAULT_LINK_TIMEOUT_S: Final = 6.0
+DEFAULT_DIAL_TIMEOUT_S: Final = 5.0
+DEFAULT_MAX_PEERS: Final = 1024
+DEFAULT_QUEUE_TIMEOUT_S: Final = 10.0
+DEFAULT_AUTH_HEADER: Final = "X-Goreprox-Auth"
+MIB: Final = 1 << 20
+DAY_S: Final = 86_400.0
+MAX_MEMORY_BYTES: Final = 1 << 40
+MAX_CONNECTIONS: Final = 1_000_000
+# A stream keeps a window of memory / (4 * max_connections) whatever happens: half of the memory is for
+# floors, in two directions. 2 KiB is the least that still moves a request. With the defaults: 256 MiB /
+# 40,000 = 6.5 KiB.
+MIN_FLOOR_BYTES: Final = 2048
+MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
+MAX_RULES: Final = 256  # networks allowed or denied; each new client is compared with all of them
+MAX_ROUTES: Final = 10_000
+MAX_PEERS: Final = 2048
+"""All of them, told to one that reads slowly, fit into half of what a broker keeps for it: 4,096 messages, 16 MiB."""
+MAX_ALPN_BYTES: Final = 255  # RFC 7301, 3.1
+MAX_WORKERS: Final = 64
+MIN_WEIGHT: Final = 0.01
+MAX_WEIGHT: Final = 1000.0
+# The roster has 4 KiB for all that a peer says of itself; 1 KiB of it is for what is not the services' names.
+MAX_SERVICES_BYTES: Final = 3 * 1024
+MIN_HEAD_BYTES: Final = 1024
+MAX_HEAD_BYTES: Final = 256 * 1024
+"""A head is held whole, beside `--memory`, until its stream has taken it: 10,000 clients with heads of this length hold
+2.5 GiB."""
+MIN_HEAD_LINES: Final = 10
+MAX_HEAD_LINES: Final = 1000

@@ -52,7 +52,7 @@ picture: .venv/docs
 	$(BIN)/python -m benchmarks.picture >docs/demo.svg.new
 	mv docs/demo.svg.new docs/demo.svg
 
-check: .venv/dev
+check: .venv/dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -6,6 +6,7 @@ import pytest
 
 from goreprox.config.addresses import Listener
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
+from goreprox.protocol.stream import State
 from goreprox.roles.provider import Provider
 from tests.helpers import HOST, eventually
 from tests.support.tunnel import End, Tunnel
@@ -61,12 +62,18 @@ async def kept_alive(tunnel: Tunnel) -> tuple[End, End]:
     return client, target
 
 
-async def closes_as_it_comes(tunnel: Tunnel, provider: Provider, client: End, target: End, request: bytes) -> None:
-    """Have the target close its connection, and then the request meet that on the link."""
+async def closes_as_it_comes(
+    tunnel: Tunnel, provider: Provider, client: End, target: End, request: bytes, *, how: str = "closed"
+) -> None:
+    """Have the target close or reset its connection, and then the request meet that on the link."""
     tunnel.relay.silence()
-    target.sock.close()
     (bridge,) = provider.bridges.connections
-    await eventually(lambda: bridge.stream.send.eof)
+    if how == "reset":
+        target.reset()
+        await eventually(lambda: bridge.stream.state is State.RESETTING)
+    else:
+        target.sock.close()
+        await eventually(lambda: bridge.stream.send.eof)
     (upstream,) = tunnel.edge.bridges.connections
     before = upstream.stream.send.end
     await client.send(request)
@@ -74,13 +81,16 @@ async def closes_as_it_comes(tunnel: Tunnel, provider: Provider, client: End, ta
     tunnel.relay.unsilence()
 
 
+@pytest.mark.parametrize("how", ["closed", "reset"])
 @pytest.mark.parametrize("rest", [b"", b"4\r\nmore\r\n0\r\n\r\n"], ids=["whole", "begun"])
-async def test_a_request_that_meets_the_close_of_an_idle_target_is_sent_again_whatever_it_is(rest: bytes) -> None:
+async def test_a_request_that_meets_the_end_of_an_idle_target_is_sent_again_whatever_it_is(
+    rest: bytes, how: str
+) -> None:
     async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide(more=TELLING)
         client, target = await kept_alive(tunnel)
         first = CHUNKED if rest else WHOLE
-        await closes_as_it_comes(tunnel, provider, client, target, first)
+        await closes_as_it_comes(tunnel, provider, client, target, first, how=how)
         target = await tunnel.targets.accept()
         assert (await received(target, b"some")).startswith(b"POST / ")
         if rest:
@@ -103,18 +113,20 @@ async def test_a_request_is_sent_again_once() -> None:
         assert tunnel.targets.nobody_waits
 
 
-async def test_a_request_is_not_sent_again_where_the_provider_does_not_say_what_it_has_delivered() -> None:
+@pytest.mark.parametrize("how", ["closed", "reset"])
+async def test_a_request_is_not_sent_again_where_the_provider_does_not_say_what_it_has_delivered(how: str) -> None:
     """As one of an earlier release."""
     async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide()
         client, target = await kept_alive(tunnel)
-        await closes_as_it_comes(tunnel, provider, client, target, WHOLE)
+        await closes_as_it_comes(tunnel, provider, client, target, WHOLE, how=how)
         assert (await client.receive(12)) == b"HTTP/1.1 502"
         assert tunnel.targets.nobody_waits
 
 
+@pytest.mark.parametrize("how", ["closed", "reset"])
 @pytest.mark.parametrize("read", [True, False], ids=["read", "not read"])
-async def test_a_request_that_was_written_to_its_target_is_not_sent_again(read: bool) -> None:
+async def test_a_request_that_was_written_to_its_target_is_not_sent_again(read: bool, how: str) -> None:
     async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide(more=TELLING)
         client, target = await kept_alive(tunnel)
@@ -125,6 +137,9 @@ async def test_a_request_that_was_written_to_its_target_is_not_sent_again(read: 
             await received(target, b"some")
         else:
             await eventually(lambda: bridge.stream.receive.delivered > before)
-        target.half_close()
+        if how == "reset":
+            target.reset()
+        else:
+            target.half_close()
         assert (await client.receive(12)) == b"HTTP/1.1 502"
         assert tunnel.targets.nobody_waits

@@ -6,7 +6,7 @@ import pytest
 
 from goreprox.config.addresses import Listener
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
-from goreprox.protocol.stream import State
+from goreprox.protocol.state import State
 from goreprox.roles.provider import Provider
 from tests.helpers import HOST, eventually
 from tests.support.tunnel import End, Tunnel

@@ -11,7 +11,7 @@ Memory of a connection beyond its stream, where a record is 16 KiB of text in at
 
     a part of a record, in OpenSSL     1
     decrypted, not yet taken           2: before it is taken, nothing is read; one read completes such a part, too
-    encrypted, not yet sent            1, be it of many small ones: 64 at most are sent at once
+    encrypted, not yet sent            1
     two MemoryBIO                      1 and a third each (BUF_MEM_grow); they never shrink
 
 so at most 128 KiB where both directions are stuck, and 48 KiB where the connection idles after much traffic.
@@ -22,7 +22,7 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from goreprox.net.certificates import Identity, reason
@@ -181,17 +181,18 @@ class TlsSocket:
         if self._owed:
             return self._owe(self._owed, self._owed)
         made = sent = 0
-        for buffer in buffers:
-            rest = memoryview(buffer)
-            while rest:
-                count = self._tls.write(rest[: TEXT_BYTES - self._outgoing.pending])
-                rest = rest[count:]
-                made += count
-                if self._outgoing.pending >= TEXT_BYTES:
-                    if not self.flush():
-                        return self._owe(made, sent)
-                    sent = made
-        return self._owe(made, made if self.flush() else sent)
+        for text in _texts(buffers):
+            made += self._tls.write(text)
+            try:
+                flushed = self.flush()
+            except OSError:
+                if not sent:
+                    raise
+                flushed = False  # the next call raises it again; what went out before it counts
+            if not flushed:
+                break
+            sent = made
+        return self._owe(made, sent)
 
     def _owe(self, made: int, sent: int) -> int:
         """Keep in mind how much text is in records that wait; return how much does not."""
@@ -291,6 +292,28 @@ class TlsSocket:
             except BlockingIOError:
                 return False
             self._encrypted = self._encrypted[sent:]
+
+
+def _texts(buffers: Iterable[Buffer]) -> Iterator[Buffer]:
+    """Divide and join buffers into the texts of one record each.
+
+    The peer reads nothing of a record that it has only a part of: so what `send` does not count, it does not know.
+    """
+    parts: list[Buffer] = []
+    size = 0
+    for buffer in buffers:
+        rest = memoryview(buffer)
+        while size + len(rest) >= TEXT_BYTES:
+            parts.append(rest[: TEXT_BYTES - size])
+            rest = rest[TEXT_BYTES - size :]
+            yield b"".join(parts) if size else parts[0]
+            parts.clear()
+            size = 0
+        if rest:
+            parts.append(rest)
+            size += len(rest)
+    if parts:
+        yield b"".join(parts)
 
 
 def _not_now() -> BlockingIOError:

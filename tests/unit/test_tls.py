@@ -1,9 +1,12 @@
 """A socket with TLS: what comes out is what went in, whatever the kernel takes or gives at a time."""
 
 import contextlib
+import errno
+import os
 import random
 import socket
 import ssl
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -132,6 +135,33 @@ async def test_text_is_whole_however_records_arrive_and_text_is_read(
     assert got == TEXT[:size]
     client.sock.close()
     ours.close()
+
+
+class _Cut(socket.socket):
+    """A socket whose connection is reset after so many calls of `send`."""
+
+    sends_left = 0
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        if not self.sends_left:
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        self.sends_left -= 1
+        return super().send(data, flags)
+
+
+async def test_small_buffers_share_a_record_and_what_went_out_before_a_reset_is_counted(authority: Authority) -> None:
+    ours, client = await Edge(authority).meet()
+    cut = ours._sock = _Cut(fileno=ours._sock.detach())
+    cut.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+    cut.sends_left = 1
+    assert ours.sendmsg([b"a", b"b", TEXT[: TEXT_BYTES - 2], b"c"]) == TEXT_BYTES
+    with pytest.raises(ConnectionResetError):
+        ours.sendmsg([b"c"])
+    client.pump()
+    assert client.tls.read(TEXT_BYTES) == b"ab" + TEXT[: TEXT_BYTES - 2]
+    assert client.read() == b""
+    ours.close()
+    client.sock.close()
 
 
 @versions

@@ -23,7 +23,8 @@ from goreprox.roles.offers import Offers
 from goreprox.roles.waiting import WaitingRoom
 from goreprox.tunnel.attributes import shared
 from goreprox.tunnel.connections import StreamOwner
-from goreprox.tunnel.driver import Driver, Peer
+from goreprox.tunnel.driver import Driver
+from goreprox.tunnel.peer import Peer
 
 SETTLE_S: Final = 1.0
 """Providers come one by one, over several brokers: wait so long before saying what is odd about what they offer."""

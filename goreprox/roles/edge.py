@@ -42,7 +42,8 @@ from goreprox.status.snapshot import Ends, Gauges, Subject
 from goreprox.tunnel.attributes import Port, ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
-from goreprox.tunnel.driver import Driver, Peer
+from goreprox.tunnel.driver import Driver, wait_until
+from goreprox.tunnel.peer import Peer
 
 _NOT_HTTPS: Final = refusal(HTTPStatus.BAD_REQUEST, "this port speaks HTTPS; write https://")
 
@@ -234,7 +235,7 @@ class Edge:
         self.listeners.drain()
         self.fronts.drain()
         self.driver.drain()
-        await self.driver.wait_empty(self._is_drained, deadline_s=drain_s)
+        await wait_until(self._is_drained, deadline_s=drain_s)
         reset = self.connections
         self.proxies.close()
         self._handshakes.close()

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from goreprox.roles.balancer import Candidate
 from goreprox.tunnel.attributes import targets_of, weight_of
-from goreprox.tunnel.driver import Peer
+from goreprox.tunnel.peer import Peer
 
 SAMPLE: Final = 32
 """Of more providers than these, so many are compared, drawn by weight: the best of them is nearly the best of all."""

@@ -35,7 +35,8 @@ from goreprox.status.document import answering
 from goreprox.status.snapshot import Ends, Gauges, Subject
 from goreprox.tunnel import attributes
 from goreprox.tunnel.bridge import Bridge, Bridges
-from goreprox.tunnel.driver import Driver, Peer
+from goreprox.tunnel.driver import Driver, wait_until
+from goreprox.tunnel.peer import Peer
 
 RESOLVED_FOR_S = 5.0
 """A target's name is looked up again after this."""
@@ -377,7 +378,7 @@ class Provider:
         self._draining = True
         self.driver.drain()
         # Settled: the edges know of the drain, so no stream is on its way that the goodbye would end.
-        await self.driver.wait_empty(
+        await wait_until(
             lambda: not self.bridges.connections and not self.dials and self.driver.settled, deadline_s=drain_s
         )
         reset = len(self.bridges.connections)

@@ -10,7 +10,8 @@ from brokers import LimitedLog
 from goreprox.config.addresses import Address
 from goreprox.process.log import listing, quoted
 from goreprox.tunnel.attributes import machine_of, ports_of, process_of, shared_of
-from goreprox.tunnel.driver import Driver, Peer
+from goreprox.tunnel.driver import Driver
+from goreprox.tunnel.peer import Peer
 
 SETTLE_S: Final = 1.0
 """Edges come one by one, over several brokers: wait so long before saying what is missing among them."""

@@ -33,7 +33,8 @@ from goreprox.status.document import (
 from goreprox.tunnel.attributes import machine_of, process_of
 from goreprox.tunnel.bridge import Bridges
 from goreprox.tunnel.connections import StreamOwner
-from goreprox.tunnel.driver import Driver, Peer
+from goreprox.tunnel.driver import Driver
+from goreprox.tunnel.peer import Peer
 
 LISTED: Final = 20
 """Open connections that are told of; each is at most 512 bytes."""

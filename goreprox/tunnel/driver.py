@@ -1,148 +1,102 @@
-"""Sessions on the fabric: gives them messages, paths and the time; sends what they say; passes notices on.
+"""Runs the sessions of a process on the fabric: one session for each peer, over all carriers that reach it.
 
-One driver in each process, for all its carriers and peers. It holds no stream state.
+It gives sessions messages, paths and the time, sends their messages, and passes their notices on to the owners of
+streams and to the application. What a stream holds is the session's matter.
 """
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from loguru import logger
-
 from brokers import REVOKED, Buffer, Carrier, PeerInfo, Role
-from goreprox.columns import counted
 from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
-from goreprox.protocol.limits import PATH_ACK_DELAY_S, VERSION, VERSION_LEAST
+from goreprox.protocol.limits import PATH_ACK_DELAY_S
 from goreprox.protocol.session import PROTOCOL_ERROR, Kind, Notice, Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
-from goreprox.tunnel.attributes import machine_of, process_of, services_of
+from goreprox.tunnel.peer import Peer, common_version
+from goreprox.tunnel.peer_log import log_incompatible, log_lost, log_notice, log_restarted, log_revoked
 
 MAX_TIMER_S = 5.0
-"""Timers of the loop do not count suspend: look at the clock at least so often."""
+"""Timers of the loop stand still during suspend: look at the clock at least this often."""
 FORGET_S = 120.0
-"""An empty session is kept so long after its grace: a peer that returns finds its ids remembered."""
+"""How long a session without streams is kept after its grace, so that a peer that returns can resume it."""
 MAX_ABSENT = 1024
-"""So many peers without a path and streams are kept meanwhile: 12 KiB each, most of it what they said of themselves."""
+"""How many such sessions are kept: 12 KiB each, most of it the peer's attributes."""
+MAX_INCOMPATIBLE = 1024
+"""How many incompatible peers are remembered, so that each is logged once."""
 OPENED, ACCEPTED, REFUSED, READABLE = Kind.OPENED, Kind.ACCEPTED, Kind.REFUSED, Kind.READABLE
-"""Looked up once: an attribute of an enumeration costs ten times as much as a global."""
-
-
-def common_version(versions: object) -> int | None:
-    """Return the session version that we and a peer write, the lower of our newest ones; None if one is too old.
-
-    `versions` is what the peer says of itself: the oldest and the newest that it understands.
-    """
-    match versions:
-        case [int(least), int(most)] if max(least, VERSION_LEAST) <= min(most, VERSION):
-            return min(most, VERSION)
-    return None
+"""Looked up once: an attribute of an enum costs ten times as much as a global."""
 
 
 class Application(Protocol):
-    """What an edge or a provider does with sessions. Called from the loop; must not raise."""
+    """What an edge or a provider does for its sessions. An exception is logged, and what it left undone stays so."""
 
-    def stream_opened(self, peer: "Peer", stream: Stream) -> None:
-        """A peer wants a stream."""
+    def stream_opened(self, peer: Peer, stream: Stream) -> None:
+        """Serve a stream that a peer has opened: `accept` or `refuse` it."""
 
-    def stream_accepted(self, peer: "Peer", stream: Stream) -> None:
-        """A peer has reached the target of a stream."""
+    def stream_accepted(self, peer: Peer, stream: Stream) -> None:
+        """Take note that the provider has connected to the target of a stream."""
 
-    def stream_refused(self, peer: "Peer", stream: Stream, code: Code, reason: str) -> None:
-        """A peer cannot serve a stream, of which nothing has reached its target."""
+    def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None:
+        """Find another provider for a stream of which nothing has reached a target."""
 
     def stream_unsent(self, stream: Stream) -> None:
-        """A stream is as if it had never been opened: its path was lost before anything of it was sent."""
+        """Find a provider for a stream whose path was lost before its Open was sent."""
 
     def stream_dropped(self, stream: Stream) -> None:
-        """A stream without an owner is over."""
+        """Forget a stream that ended before it had an owner."""
 
-    def peer_changed(self, peer: "Peer") -> None:
-        """A session began to flow or no longer does; a peer is draining, says something else of itself, or is gone."""
-
-
-@dataclass(slots=True, eq=False)
-class Peer:
-    """A process at the other end, and our session with it."""
-
-    info: PeerInfo
-    session: Session
-    epochs: dict[Carrier, int] = field(default_factory=dict)
-    """Over which carriers it is up, at which epoch."""
-    timer: asyncio.TimerHandle | None = None
-    due: float = float("inf")
-    up_at: float | None = None
-    """When its streams began to flow, if they do."""
-    gone: bool = False
-    """It has said goodbye, or is forgotten: nothing more is expected of it."""
-    id: bytes = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.id = self.info.name.id
-
-    @property
-    def services(self) -> list[str]:
-        """What it offers, or listens for."""
-        return services_of(self.info.attributes)
-
-    @property
-    def title(self) -> str:
-        """What people are told who it is: its process, name, machine if that has another name, and id."""
-        name, attributes = self.info.name, self.info.attributes
-        process = process_of(attributes) or str(name.role)
-        machine = machine_of(attributes)
-        where = f" on {machine}" if machine not in (None, name.name) else ""
-        return f"{process} {name.name}{where} ({name.incarnation.hex()[:8]})"
-
-    @property
-    def available(self) -> bool:
-        """Whether it takes new streams at this moment."""
-        return self.session.established and not self.session.peer_draining and not self.gone
+    def peer_changed(self, peer: Peer) -> None:
+        """Take note that a peer is connected, disconnected, draining or gone, or has new attributes."""
 
 
 class Driver:
-    """The receiver of all carriers of a process (brokers.Receiver)."""
+    """Receives from all carriers of a process (brokers.Receiver), and owns its peers."""
 
     def __init__(self, application: Application, *, role: Role, budget: Budget, grace_s: float) -> None:
-        """Drive the sessions of an edge (which opens streams) or of a provider."""
+        """Run the sessions of an edge, which opens streams, or of a provider."""
         self.peers: dict[bytes, Peer] = {}
+        self.carriers: set[Carrier] = set()
+        """Those that are connected to their broker."""
+        self.budget = budget
+        """The memory of all streams."""
+        self.draining = False
+        """Whether we have asked for no new streams."""
         self._application = application
         self._role = role
-        self._budget = budget
         self._grace_s = grace_s
         self._loop = asyncio.get_running_loop()
         self._dirty: dict[bytes, Peer] = {}
+        """Peers whose sessions have something to send in this turn of the loop."""
         self._absent: dict[bytes, Peer] = {}
-        """Those that left without a stream, the longest away first."""
+        """Peers without a path and without streams, the one that left first in front."""
         self._batching = False
-        self._draining = False
-        self._mismatched: set[bytes] = set()
+        self._incompatible: set[bytes] = set()
+        """Peers with which we share no version, as far as that was logged."""
         self._by_session: dict[Session, Peer] = {}
-        self.carriers: set[Carrier] = set()
-        """Those that are up."""
 
-    # What carriers tell.
+    # Events of carriers (brokers.Receiver).
 
     def carrier_up(self, carrier: Carrier) -> None:
-        """Remember it; peers are announced one by one."""
+        """Add a carrier; its peers follow by `peer_up`."""
         self.carriers.add(carrier)
 
     def carrier_down(self, carrier: Carrier, reason: str) -> None:
-        """Every path over this carrier is down."""
+        """Remove a carrier, and with it a path to each peer that it reached."""
         self.carriers.discard(carrier)
         for peer_id in [peer_id for peer_id, peer in self.peers.items() if carrier in peer.epochs]:
             self.peer_down(carrier, peer_id, reason)
 
     def peer_up(self, carrier: Carrier, info: PeerInfo) -> None:
-        """A path to a peer is there."""
+        """Add a path to a peer, or take its new attributes."""
         if info.name.role is self._role:
             return
         version = common_version(info.attributes.get("protocol"))
         if version is None:
-            self._mismatch(info)
+            self._reject(info)
             return
         self._bury(info)
         peer = self.peers.get(info.name.id)
@@ -157,31 +111,21 @@ class Driver:
         peer.session.path_up(carrier, clock())
         self._wake(peer)
 
-    def _mismatch(self, info: PeerInfo) -> None:
-        if info.name.id not in self._mismatched and len(self._mismatched) < 1024:
-            self._mismatched.add(info.name.id)
-            logger.warning(
-                "{} {} speaks protocol versions {}, we speak {} to {}: upgrade the older one",
-                str(info.name.role),
-                info.name.name,
-                info.attributes.get("protocol"),
-                VERSION_LEAST,
-                VERSION,
-            )
+    def _reject(self, info: PeerInfo) -> None:
+        if info.name.id not in self._incompatible and len(self._incompatible) < MAX_INCOMPATIBLE:
+            self._incompatible.add(info.name.id)
+            log_incompatible(info)
 
     def _bury(self, info: PeerInfo) -> None:
-        """A successor that holds its predecessor's lock proves it dead: its streams end now."""
+        """End the session with the predecessor of a peer, which has proven by its lock that the predecessor is dead."""
         predecessor = info.attributes.get("predecessor")
         peer = self.peers.get(info.name.role.value + predecessor) if isinstance(predecessor, bytes) else None
         if peer is not None and peer.info.name.name == info.name.name:
-            if peer.session.streams:
-                logger.bind(event="peer_restarted", peer=info.name.name).warning(
-                    "{} died and was restarted: {} reset", peer.title, counted(len(peer.session.streams), "stream")
-                )
+            log_restarted(peer)
             self._drop(peer, "the process that owned the connection died")
 
     def _drop(self, peer: Peer, reason: str) -> None:
-        """End a session and say nothing more in it: its peer is dead, or may come back with a new one."""
+        """End a session and send nothing more in it: the peer is dead, or may come back with a new session."""
         now = clock()
         for carrier in peer.epochs:
             peer.session.path_down(carrier, now)
@@ -191,7 +135,7 @@ class Driver:
         self._forget(peer)
 
     def _forget(self, peer: Peer) -> None:
-        """Know a peer no more, so that nothing happens to a later one of its id in its name."""
+        """Remove a peer, so that nothing that is still due for it happens to a later peer with its id."""
         peer.gone = True
         self._by_session.pop(peer.session, None)
         if peer.timer is not None:
@@ -210,25 +154,23 @@ class Driver:
         session = Session(
             opener=self._role is Role.EDGE,
             version=version,
-            budget=self._budget,
+            budget=self.budget,
             grace_s=self._grace_s,
             wake=wake,
             now=clock(),
         )
         peer = self._by_session[session] = Peer(info, session)
-        if self._draining:
+        if self.draining:
             session.drain()
         return peer
 
     def peer_down(self, carrier: Carrier, peer_id: bytes, reason: str) -> None:
-        """A path is gone."""
+        """Remove a path to a peer."""
         peer = self.peers.get(peer_id)
         if peer is None or carrier not in peer.epochs:
             return
         if reason == REVOKED and len(peer.epochs) == 1:
-            logger.bind(event="peer_revoked", peer=peer.info.name.name).warning(
-                "the key of {} was revoked, or ours: {} reset", peer.title, counted(len(peer.session.streams), "stream")
-            )
+            log_revoked(peer)
             self._drop(peer, "the key was revoked")
             return
         del peer.epochs[carrier]
@@ -239,13 +181,7 @@ class Driver:
                 self._forget(peer)
             return
         if flowed and not peer.session.established:
-            logger.bind(event="peer_down", peer=peer.info.name.name).info(
-                "{} is out of reach ({}): {} kept for up to {:g} s",
-                peer.title,
-                reason,
-                counted(len(peer.session.streams), "stream"),
-                peer.session.grace_s,
-            )
+            log_lost(peer, reason)
         self._wake(peer)
         if not peer.epochs and not peer.session.streams:
             self._absent[peer_id] = peer
@@ -254,7 +190,7 @@ class Driver:
         self._application.peer_changed(peer)
 
     def message(self, carrier: Carrier, peer_id: bytes, frames: list[Buffer]) -> None:
-        """A message for one of our sessions."""
+        """Give a message to the session that it is for."""
         peer = self.peers.get(peer_id)
         if peer is not None:
             now = clock()
@@ -262,10 +198,10 @@ class Driver:
                 peer.session.receive(carrier, frames, now)
                 self._notices(peer)
                 self._schedule(peer, now)
-            except Exception as exc:  # noqa: BLE001
+            except Exception as exc:  # noqa: BLE001 -- a fault of ours ends one session, not all
                 self._fault(peer, exc)
 
-    # What sessions want.
+    # Work of sessions.
 
     def _wake(self, peer: Peer) -> None:
         if not self._dirty and not self._batching:
@@ -273,7 +209,7 @@ class Driver:
         self._dirty[peer.id] = peer
 
     def batch(self, work: Callable[[], None]) -> None:
-        """Do `work`, then send what the sessions want to say because of it."""
+        """Do `work`, then send all that the sessions have to send because of it."""
         self._batching = True
         try:
             work()
@@ -283,31 +219,31 @@ class Driver:
                 self._flush()
 
     def _flush(self) -> None:
-        """Once a turn, for all peers that have something to say."""
+        """Send the messages of all sessions that have some, once in a turn of the loop."""
         dirty, self._dirty = self._dirty, {}
         now = clock()
         for peer in dirty.values():
             try:
                 for carrier, frames in peer.session.flush(now):
-                    carrier.send(peer.id, frames)  # type: ignore[attr-defined]
+                    carrier.send(peer.id, frames)  # type: ignore[attr-defined] # opaque to sessions, so an object
                 self._notices(peer)
                 self._schedule(peer, now)
-            except Exception as exc:  # noqa: BLE001
+            except Exception as exc:  # noqa: BLE001 -- a fault of ours ends one session, not all
                 self._fault(peer, exc)
 
     def _fault(self, peer: Peer, exc: Exception) -> None:
-        """End a session in which something of ours was left half done; the other peers are to notice nothing."""
-        self._tell_fault(peer, exc)
+        """End a session that an error of ours left half done, so that the other peers notice nothing."""
+        self._report_fault(peer, exc)
         if peer.session.failed is None:
             peer.session.fail("a fault in this process, which is in its log", clock())
             self._notices(peer)
 
-    def _tell_fault(self, peer: Peer, exc: Exception) -> None:
+    def _report_fault(self, peer: Peer, exc: Exception) -> None:
         self._loop.call_exception_handler({"message": f"serving {peer.info.name.name}", "exception": exc})
 
     def _schedule(self, peer: Peer, now: float) -> None:
         if peer.due <= now + PATH_ACK_DELAY_S:
-            return  # soon enough: nothing that is to be done later than at once is due before
+            return  # nothing but what is due at once comes earlier
         due = peer.session.deadline()
         if due is None:
             due = float("inf") if peer.epochs else now + MAX_TIMER_S
@@ -321,7 +257,7 @@ class Driver:
         now = clock()
         peer.timer, peer.due = None, float("inf")
         peer.session.tick(now)
-        self._notices(peer)  # after a long sleep streams end in the same turn in which their session is forgotten
+        self._notices(peer)  # after a long suspend, streams end in the turn in which their session is forgotten
         lost_at = peer.session.lost_at
         if (
             not peer.epochs
@@ -340,8 +276,8 @@ class Driver:
             for notice in notices:
                 try:
                     self._notice(peer, notice)
-                except Exception as exc:  # noqa: BLE001
-                    self._tell_fault(peer, exc)
+                except Exception as exc:  # noqa: BLE001 -- a fault of ours concerns one stream, not all
+                    self._report_fault(peer, exc)
 
     def _notice(self, peer: Peer, notice: Notice) -> None:
         kind, stream = notice.kind, notice.stream
@@ -364,73 +300,41 @@ class Driver:
             self._application.stream_dropped(stream)
 
     def _session_notice(self, peer: Peer, notice: Notice) -> None:
-        session = peer.session
-        streams = counted(len(session.streams), "stream")
-        log = logger.bind(peer=peer.info.name.name)
         if notice.kind is Kind.ESTABLISHED:
             peer.up_at = clock()
-        if notice.kind is Kind.ESTABLISHED and not session.counters.outages:
-            log.bind(event="peer_up").info("{} is connected", peer.title)
-        elif notice.kind is Kind.ESTABLISHED:
-            log.bind(event="peer_up", outages=session.counters.outages).info(
-                "{} is connected again: {} resumed, {} so far",
-                peer.title,
-                streams,
-                counted(session.counters.outages, "outage"),
-            )
         elif notice.kind is Kind.GOODBYE:
             peer.gone = not notice.reason.startswith(PROTOCOL_ERROR)
-            log.bind(event="peer_left").info("{} has ended: {}", peer.title, notice.reason)
-        elif notice.kind is Kind.DRAINING:
-            log.bind(event="peer_draining").log(
-                "INFO" if session.streams else "DEBUG", "{} is draining: it gets no new streams", peer.title
-            )
-        elif notice.kind is Kind.FAILED:
-            log.bind(event="peer_failed").warning(
-                "the session with {} has failed, its streams are reset: {}", peer.title, notice.reason
-            )
+        log_notice(peer, notice)
         self._application.peer_changed(peer)
 
     # Shutdown.
 
     def drain(self) -> None:
-        """Tell all peers that no new streams are wanted."""
-        self._draining = True
+        """Ask all peers for no new streams."""
+        self.draining = True
         for peer in self.peers.values():
             peer.session.drain()
 
     @property
     def settled(self) -> bool:
-        """Whether all peers that can be reached have acknowledged all that was said to them."""
+        """Whether all peers that can be reached have acknowledged all that we sent."""
         return all(peer.session.settled or peer.session.failed for peer in self.peers.values())
 
     async def goodbye(self, reason: str, *, deadline_s: float) -> None:
         """End all sessions, and wait for the peers' acknowledgements for at most `deadline_s`."""
         for peer in self.peers.values():
             peer.session.goodbye(reason)
-        give_up = self._loop.time() + deadline_s
-        while self._loop.time() < give_up and not self.settled:  # noqa: ASYNC110 -- at shutdown, bounded
-            await asyncio.sleep(0.01)
-
-    async def wait_empty(self, is_empty: Callable[[], bool], *, deadline_s: float) -> None:
-        """Wait until `is_empty`, for at most `deadline_s`."""
-        give_up = self._loop.time() + deadline_s
-        while self._loop.time() < give_up and not is_empty():  # noqa: ASYNC110 -- at shutdown, bounded
-            await asyncio.sleep(0.02)
-
-    # What people are shown.
-
-    @property
-    def budget(self) -> Budget:
-        """The memory of all streams."""
-        return self._budget
-
-    @property
-    def draining(self) -> bool:
-        """Whether we have asked for no new streams."""
-        return self._draining
+        await wait_until(lambda: self.settled, deadline_s=deadline_s)
 
     def peer_of(self, stream: Stream) -> Peer | None:
         """Return the peer whose session carries `stream`, if one does."""
         host = stream.host
         return self._by_session.get(host) if isinstance(host, Session) else None
+
+
+async def wait_until(is_so: Callable[[], bool], *, deadline_s: float) -> None:
+    """Wait for a condition of a process that is shutting down, for at most `deadline_s`."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + deadline_s
+    while loop.time() < give_up and not is_so():  # noqa: ASYNC110 -- depends on every stream; polled only at shutdown
+        await asyncio.sleep(0.01)

@@ -16,7 +16,7 @@ if __name__ == "__main__":
         "FABRIC_VERSION": fabric[1],
     }
     for name, module in list(sys.modules.items()):
-        if name.startswith(("goreprox.protocol.", "goreprox.tunnel.driver", "goreprox.roles.member", "brokers.")):
+        if name.startswith(("goreprox.protocol.", "goreprox.tunnel.", "goreprox.roles.member", "brokers.")):
             for constant in named.keys() & vars(module).keys():
                 setattr(module, constant, named[constant])
     sys.exit(goreprox.cli.main.main())

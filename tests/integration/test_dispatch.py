@@ -10,7 +10,8 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
 from goreprox.roles.dispatch import Dispatcher
-from goreprox.tunnel.driver import Driver, Peer
+from goreprox.tunnel.driver import Driver
+from goreprox.tunnel.peer import Peer
 from tests.helpers import eventually
 
 BUDGET = Budget(total_bytes=1 << 28, max_streams=10_000)

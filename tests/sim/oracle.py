@@ -210,7 +210,7 @@ class Oracle:
         node = self._cluster.nodes.get(process.slot)
         if node is None or node.process is not process:
             return
-        budget = node.driver._budget
+        budget = node.driver.budget
         if not 0 <= budget.borrowed_bytes <= budget.loan_bytes:
             raise Violation(f"{process.slot}: {budget.borrowed_bytes} bytes lent of {budget.loan_bytes}")
         live = node.app.bridges.connections
@@ -230,7 +230,7 @@ class Oracle:
                 raise Violation(f"{slot}: {peer.info.name.name} broke the protocol: {peer.session.failed}")
             streams |= {id(stream): stream for stream in peer.session.streams.values()}
         borrowed = held = promised = 0
-        floor = driver._budget.floor_bytes
+        floor = driver.budget.floor_bytes
         for stream in streams.values():
             send, receive = stream.send, stream.receive
             borrowed += send._borrowed + receive._borrowed
@@ -245,7 +245,7 @@ class Oracle:
                 raise Violation(f"{slot}: {stream} holds more than its window")
             if send.sent > send.limit:
                 raise Violation(f"{slot}: {stream} sent more than the peer's window")
-        budget = driver._budget
+        budget = driver.budget
         if promised > budget.borrowed_bytes:
             raise Violation(f"{slot}: has promised {promised} bytes of loans, {budget.borrowed_bytes} are lent")
         if borrowed != budget.borrowed_bytes:
@@ -302,8 +302,8 @@ class Oracle:
             left = [stream for peer in node.driver.peers.values() for stream in peer.session.streams.values()]
             if left or node.app.bridges.connections:
                 raise Violation(f"{node.process.slot} has streams left: {left or list(node.app.bridges.connections)}")
-            if node.driver._budget.borrowed_bytes:
-                raise Violation(f"{node.process.slot}: {node.driver._budget.borrowed_bytes} bytes lent at rest")
+            if node.driver.budget.borrowed_bytes:
+                raise Violation(f"{node.process.slot}: {node.driver.budget.borrowed_bytes} bytes lent at rest")
         self._check_views()
         for far in (*self._cluster.clients, *self._cluster.targets):
             if not far.over:

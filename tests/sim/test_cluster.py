@@ -16,7 +16,8 @@ from goreprox.protocol.session import Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge
-from goreprox.tunnel.driver import Driver, Peer
+from goreprox.tunnel.driver import Driver
+from goreprox.tunnel.peer import Peer
 from tests.sim.cluster import Cluster
 from tests.sim.plan import Arrival, Fault, Plan, draw, report, run, shrink
 from tests.sim.tcp import KIB, Program

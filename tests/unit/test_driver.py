@@ -14,7 +14,8 @@ from goreprox.protocol.limits import MIB, VERSION, VERSION_LEAST
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel import driver
-from goreprox.tunnel.driver import Driver, Peer, common_version
+from goreprox.tunnel.driver import Driver
+from goreprox.tunnel.peer import Peer, common_version
 from tests.helpers import eventually
 
 
@@ -39,8 +40,8 @@ from tests.helpers import eventually
 def test_both_write_the_lower_of_their_newest_versions(
     monkeypatch: pytest.MonkeyPatch, ours: tuple[int, int], theirs: object, common: int | None
 ) -> None:
-    monkeypatch.setattr(driver, "VERSION_LEAST", ours[0])
-    monkeypatch.setattr(driver, "VERSION", ours[1])
+    monkeypatch.setattr("goreprox.tunnel.peer.VERSION_LEAST", ours[0])
+    monkeypatch.setattr("goreprox.tunnel.peer.VERSION", ours[1])
     assert common_version(theirs) == common
 
 

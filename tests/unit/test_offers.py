@@ -12,7 +12,7 @@ from goreprox.protocol.session import Session
 from goreprox.roles import offers as module
 from goreprox.roles.balancer import Balancer, Candidate
 from goreprox.roles.offers import SAMPLE, Offers
-from goreprox.tunnel.driver import Peer
+from goreprox.tunnel.peer import Peer
 
 BUDGET = Budget(total_bytes=1 << 24, max_streams=64)
 

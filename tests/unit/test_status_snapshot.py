@@ -14,7 +14,8 @@ from goreprox.protocol.limits import MIB
 from goreprox.protocol.stream import Stream
 from goreprox.roles.provider import Provider
 from goreprox.status.snapshot import LAST_ENDS, LISTED, Ends, Subject
-from goreprox.tunnel.driver import Driver, Peer
+from goreprox.tunnel.driver import Driver
+from goreprox.tunnel.peer import Peer
 from tests.helpers import HOST, eventually
 
 PEER = PeerInfo(PeerName(Role.EDGE, "far", bytes(16)), 7, {"protocol": [1, 1], "services": ["web"]})

@@ -1,0 +1,75 @@
+"""What the log says of peers; each line has its `event` and the name of the peer as fields."""
+
+from loguru import logger
+
+from brokers import PeerInfo
+from goreprox.columns import counted
+from goreprox.protocol.limits import VERSION, VERSION_LEAST
+from goreprox.protocol.session import Kind, Notice
+from goreprox.tunnel.peer import Peer
+
+
+def log_incompatible(info: PeerInfo) -> None:
+    """Log that there is no version of the session that both sides speak."""
+    logger.bind(event="peer_incompatible", peer=info.name.name).warning(
+        "{} {} speaks protocol versions {}, we speak {} to {}: upgrade the older one",
+        info.name.role,
+        info.name.name,
+        info.attributes.get("protocol"),
+        VERSION_LEAST,
+        VERSION,
+    )
+
+
+def log_restarted(peer: Peer) -> None:
+    """Log that a successor has proven the death of a process, if it had streams."""
+    if peer.session.streams:
+        logger.bind(event="peer_restarted", peer=peer.info.name.name).warning(
+            "{} died and was restarted: resetting {}", peer.title, _streams(peer)
+        )
+
+
+def log_revoked(peer: Peer) -> None:
+    """Log that one of the two keys is no longer valid."""
+    logger.bind(event="peer_revoked", peer=peer.info.name.name).warning(
+        "the key of {}, or our own, was revoked: resetting {}", peer.title, _streams(peer)
+    )
+
+
+def log_lost(peer: Peer, reason: str) -> None:
+    """Log that the last path to a peer is gone."""
+    logger.bind(event="peer_down", peer=peer.info.name.name).info(
+        "lost the connection to {} ({}): keeping {} for up to {:g} s",
+        peer.title,
+        reason,
+        _streams(peer),
+        peer.session.grace_s,
+    )
+
+
+def log_notice(peer: Peer, notice: Notice) -> None:
+    """Log what a session says of itself."""
+    session, log = peer.session, logger.bind(peer=peer.info.name.name)
+    match notice.kind:
+        case Kind.ESTABLISHED if not session.counters.outages:
+            log.bind(event="peer_up").info("connected to {}", peer.title)
+        case Kind.ESTABLISHED:
+            log.bind(event="peer_up", outages=session.counters.outages).info(
+                "connected to {} again: {} resumed, {} so far",
+                peer.title,
+                _streams(peer),
+                counted(session.counters.outages, "outage"),
+            )
+        case Kind.GOODBYE:
+            log.bind(event="peer_left").info("{} has left: {}", peer.title, notice.reason)
+        case Kind.DRAINING:
+            level = "INFO" if session.streams else "DEBUG"
+            log.bind(event="peer_draining").log(level, "{} is draining: it gets no new streams", peer.title)
+        case Kind.FAILED:
+            log.bind(event="peer_failed").warning(
+                "the session with {} failed, resetting its streams: {}", peer.title, notice.reason
+            )
+
+
+def _streams(peer: Peer) -> str:
+    return counted(len(peer.session.streams), "stream")

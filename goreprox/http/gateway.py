@@ -51,6 +51,8 @@ class Gateway:
         self._site = site
         self._address = client
         self._authority = authority.encode()
+        self._scheme = None if site.forwarding.trusts(client) else site.forwarding.proto
+        """That requests have to be for; None: any."""
         self._certificate = certificate
         self._commands: Commands = []
         self._reader = Reader(site.settings.limits)
@@ -198,7 +200,7 @@ class Gateway:
         try:
             request = self._reader.head()
             if request is not None:
-                request = requests.check(request, self._site.settings.limits)
+                request = requests.check(request, self._site.settings.limits, scheme=self._scheme)
         except Refused as refused:
             self._answer(refused, request)
             return

@@ -22,8 +22,7 @@ BAD_IN_HEAD: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!
 """Control characters, a CR or LF alone, a folded line: h11 takes some of each, and others read them otherwise."""
 _BAD_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _ORIGIN_FORM: Final = re.compile(rb"/[^#]*")
-_ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
-_DEFAULT_PORT: Final = re.compile(rb":(80|443)\Z")
+_ABSOLUTE_FORM: Final = re.compile(rb"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PROTOCOL: Final = re.compile(rb"%b(?:/%b)?" % (_TOKEN, _TOKEN))
 _NO_UPGRADE: Final = (b"h2c", b"http", b"tls")
@@ -62,8 +61,10 @@ class Refused(Exception):
         self.fields = fields or []
 
 
-def check(request: h11.Request, limits: Limits = DEFAULT_LIMITS) -> h11.Request:
+def check(request: h11.Request, limits: Limits = DEFAULT_LIMITS, *, scheme: bytes | None = None) -> h11.Request:
     """Let a request pass that has one reading only; return it in origin form.
+
+    `scheme` is that of the port; None: it may be another one, since a trusted proxy passes the request on.
 
     Raises:
         Refused: it has several, or none.
@@ -74,35 +75,33 @@ def check(request: h11.Request, limits: Limits = DEFAULT_LIMITS) -> h11.Request:
         raise Refused(431, f"more than {limits.lines} header lines")
     if request.method in (b"CONNECT", b"TRACE"):
         raise Refused(405, f"{request.method.decode()} is not for this server", [_ALLOW])
-    request = _in_origin_form(request)
+    request = _in_origin_form(request, scheme)
     if not _ORIGIN_FORM.fullmatch(request.target) and (request.method, request.target) != (b"OPTIONS", b"*"):
         raise Refused(400, "the request target must be a path")
     _check_fields(request)
     return request
 
 
-def _in_origin_form(request: h11.Request) -> h11.Request:
-    """Turn absolute form (RFC 9112, 3.2.2) into a path and a Host.
+def _in_origin_form(request: h11.Request, scheme: bytes | None) -> h11.Request:
+    """Turn absolute form into a path and a Host: that of the target, whatever the Host says (RFC 9112, 3.2.2).
 
     Raises:
-        Refused: there is a Host, too, and it is another one.
+        Refused: it is for another scheme than the port's (RFC 9110, 7.4), or the Host is malformed (RFC 9112, 3.2).
     """
     absolute = _ABSOLUTE_FORM.fullmatch(request.target)
     if absolute is None:
         return request
-    host, path = absolute.groups()
+    wanted, host, path = absolute.groups()
+    if scheme is not None and wanted.lower() != scheme:
+        raise Refused(421, f"this port is for {scheme.decode()}:// alone")
+    if (ignored := value_of(request, b"host")) and not is_host(ignored):
+        raise Refused(400, "the Host is not a host")
     if not path.startswith(b"/"):
         path = b"*" if request.method == b"OPTIONS" and not path else b"/" + path
     fields = [(name, value) for name, value in request.headers.raw_items() if name.lower() != b"host"]
-    if _normal(value_of(request, b"host") or host) != _normal(host):
-        raise Refused(400, "the request target and the Host name different hosts")
     return h11.Request(
         method=request.method, target=path, headers=[(b"Host", host), *fields], http_version=request.http_version
     )
-
-
-def _normal(host: bytes) -> bytes:
-    return _DEFAULT_PORT.sub(b"", host).lower()
 
 
 def _check_fields(request: h11.Request) -> None:

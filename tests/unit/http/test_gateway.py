@@ -1,5 +1,7 @@
 """What an HTTP gateway makes of requests and answers."""
 
+import ipaddress
+
 import h11
 import pytest
 from hypothesis import given
@@ -7,11 +9,12 @@ from hypothesis import strategies as st
 
 from goreprox.config.defaults import MAX_HEAD_BYTES
 from goreprox.config.http import DEFAULT_LIMITS, HttpSettings, Limits
-from goreprox.config.routes import Routes
+from goreprox.config.routes import Route, Routes
 from goreprox.http.commands import Abort, Connect, Discard, Finish, HalfClose, Release, Switch
 from goreprox.http.exchange import Site
+from goreprox.http.forwarding import Forwarding
 from goreprox.http.reader import AHEAD, CHUNKED_READ
-from tests.unit.http.harness import AUTHORITY, OK, Talk, split
+from tests.unit.http.harness import AUTHORITY, CLIENT, OK, Talk, split
 
 MAX_HEAD = DEFAULT_LIMITS.head_bytes
 GET = b"GET /a?b HTTP/1.1\r\nHost: example.org\r\n\r\n"
@@ -278,7 +281,7 @@ def test_an_upgrade_passes_if_each_of_its_protocols_may(wanted: bytes, passed: b
 def test_absolute_form_becomes_a_path_and_its_host() -> None:
     for target, path, host in (
         (b"http://Example.org/x?y=http://z/", b"/x?y=http://z/", b"Example.org"),
-        (b"HTTPS://a:443", b"/", b"a:443"),
+        (b"HTTP://a:443", b"/", b"a:443"),
         (b"http://a?b", b"/?b", b"a"),
         (b"http://[::1]:8080/", b"/", b"[::1]:8080"),
     ):
@@ -287,6 +290,28 @@ def test_absolute_form_becomes_a_path_and_its_host() -> None:
             assert (request.target, dict(request.headers)[b"host"]) == (path, host)
     request = first_request(Talk().client(b"OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n"))
     assert request.target == b"*"
+
+
+@pytest.mark.parametrize("host", [b"b", b"a:81", b"", b"10.0.0.1", b"[::1]:80"])
+def test_absolute_form_has_the_host_of_its_target_and_that_alone(host: bytes) -> None:
+    routes = Routes([Route("a", "right"), Route("*", "wrong")])
+    site = Site("web", routes=routes, logs=True)
+    talk = Talk(site).client(b"GET http://a:81/x HTTP/1.1\r\nHost: %b\r\nX-Forwarded-Host: c\r\n\r\n" % host).target(OK)
+    assert talk.seen.others[0] == Connect("right", fresh=False)
+    fields = [(name, value) for name, value in first_request(talk).headers if b"host" in name]
+    assert fields == [(b"host", b"a:81"), (b"x-forwarded-host", b"a:81")]
+    assert b'host="a:81"' in dict(first_request(talk).headers)[b"forwarded"]
+    assert (talk.seen.logged[0].host, talk.seen.logged[0].path) == ("a:81", "/x")
+
+
+@pytest.mark.parametrize("proto", [b"http", b"https"])
+def test_absolute_form_is_for_the_scheme_of_the_port_unless_a_trusted_proxy_passes_it_on(proto: bytes) -> None:
+    for trusted in (False, True):
+        networks = (ipaddress.ip_network(CLIENT),) if trusted else ()
+        for wanted in (b"http", b"https"):
+            talk = Talk(Site("web", forwarding=Forwarding(networks, proto)))
+            talk.client(b"GET %b://a/ HTTP/1.1\r\nHost: a\r\n\r\n" % wanted).target(OK)
+            assert talk.statuses == [200 if trusted or wanted == proto else 421]
 
 
 def test_an_upgrade_that_the_target_declines_is_a_request_like_any_other() -> None:

@@ -9,9 +9,10 @@ from brokers.errors import BadMessage, BadName, BindError, FabricError
 from brokers.keys import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity, is_key
 from brokers.limited_log import LimitedLog
 from brokers.link import Link
+from brokers.local import LocalPeer
 from brokers.peers import PeerInfo, PeerName, Role
 from brokers.resolver import Endpoint, resolve
-from brokers.router import LocalPeer, Router
+from brokers.router import Router
 
 __all__ = [
     "REVOKED",

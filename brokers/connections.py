@@ -60,7 +60,7 @@ class Connection:
     """Of the peer that said hello."""
     read_bytes: int = 0
     """What arrived before the hello, and all messages that were read since, as they are on the wire."""
-    is_refused: bool = False
+    is_rejected: bool = False
     """Whether its peer was told that it may not be here."""
     ended_at: float | None = None
 
@@ -109,7 +109,7 @@ class Connections:
         if len(here) < 2 or here[1] != self._port:  # closed since, and the number used again
             duplicate.close()
             return
-        connection = Connection(duplicate, str(there[0]), now)
+        connection = Connection(duplicate, str(there[0]).removeprefix("::ffff:"), now)
         self._accepted[descriptor] = self._greeting[descriptor] = connection
         if len(self._greeting) > _most_greeting():
             [(address, _)] = Counter(each.address for each in self._greeting.values()).most_common(1)

@@ -29,7 +29,6 @@ from brokers.envelope import (
     FABRIC_VERSION,
     FABRIC_VERSION_LEAST,
     LEFT,
-    MAX_FRAME,
     REVOKED,
     Announce,
     Control,
@@ -48,7 +47,7 @@ from brokers.inbox import Inbox
 from brokers.keys import LinkSecurity
 from brokers.peers import NONCE_BYTES, PeerName
 from brokers.resolver import Endpoint, resolve
-from brokers.sockets import secure_link
+from brokers.sockets import dealer_socket, secure_link
 
 GREET_S = 1.0
 GREET_MAX_S = 8.0
@@ -61,7 +60,6 @@ REFUSED_MAX_S = 8.0
 """Between two attempts where the broker does not want us: it may change its mind."""
 LEAVING_S = 5.0
 """A broker that is lost so soon after its last peer left was shut down."""
-HIGH_WATER = 1000
 _EVENTS = (
     zmq.EVENT_CONNECTED,
     zmq.EVENT_DISCONNECTED,
@@ -135,28 +133,14 @@ class Link:
         """Until then a handshake may go on: on a slow link it takes its time."""
         self._again: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._socket = self._make_socket()
+        self._socket = dealer_socket(
+            self._context,
+            name.routing_id(secrets.token_bytes(NONCE_BYTES)),
+            self._timings,
+            handshake_s=self._handshake_s,
+        )
         self._monitor = Monitor(self._socket, sum(_EVENTS), self._event)
         self._channel = Channel(self._socket, self._receive)
-
-    def _make_socket(self) -> "zmq.Socket[bytes]":
-        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        timings = self._timings
-        options: dict[int, int] = {
-            zmq.IPV6: 1,
-            zmq.LINGER: 0,
-            zmq.MAXMSGSIZE: MAX_FRAME,
-            zmq.SNDHWM: HIGH_WATER,
-            zmq.RCVHWM: 0,  # no full pipes and no heartbeats: see `connections` for why
-            zmq.RECONNECT_IVL: int(timings.reconnect_min_s * 1000 * random.uniform(1.0, 1.5)),
-            zmq.RECONNECT_IVL_MAX: int(timings.reconnect_max_s * 1000),
-            zmq.CONNECT_TIMEOUT: int(timings.connect_timeout_s * 1000),
-            zmq.HANDSHAKE_IVL: int(self._handshake_s * 1000),
-        }
-        for option, value in options.items():
-            socket.setsockopt(option, value)
-        socket.setsockopt(zmq.ROUTING_ID, self._name.routing_id(secrets.token_bytes(NONCE_BYTES)))
-        return socket
 
     @property
     def up(self) -> bool:

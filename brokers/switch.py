@@ -49,11 +49,11 @@ class Switch:
         lease_s: float,
         max_peers: int,
         objection: Objection = lambda _key, _attributes: None,
-        complain: Callable[[str], None] = lambda _text: None,
+        refused: Callable[[Hashable, PeerName, str], None] = lambda _key, _name, _reason: None,
     ) -> None:
-        """Start without peers; one that is silent for `lease_s` seconds is dropped. `complain` of those not taken."""
+        """Start without peers; drop one that is silent for `lease_s` seconds. Tell `refused` of hellos and why not."""
         self._objection = objection
-        self._complain = complain
+        self._refused = refused
         self._presence = Presence(lease_s)
         self._max_peers = max_peers
         self._peers: dict[Hashable, PeerInfo] = {}
@@ -119,7 +119,7 @@ class Switch:
     def _hello(self, key: Hashable, name: PeerName, hello: Hello, now: float) -> list[Output]:
         refusal = self._refusal(key, name, hello)
         if refusal is not None:
-            self._complain(f"a {name.role} is refused: {refusal}")
+            self._refused(key, name, refusal)
             return [(key, control(Refused(refusal)))]
         epoch = self._presence.enter(key, now)
         info = PeerInfo(name, epoch, hello.attributes)

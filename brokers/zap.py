@@ -19,7 +19,7 @@ _ZAP_FRAMES = 9
 """Route, delimiter, version, request, domain, address, routing id, mechanism, key (RFC 27, behind a ROUTER)."""
 
 
-class Gatekeeper:
+class ZapHandler:
     """Answers libzmq's questions about keys (ZAP, RFC 27) in one context: no, unless a grant says yes."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", authority: Authority, log: LimitedLog) -> None:

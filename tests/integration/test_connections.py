@@ -91,7 +91,7 @@ async def test_a_stranger_who_announces_megabytes_is_ended_after_kilobytes() -> 
 
 
 async def test_a_stranger_who_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("brokers.router.GREETING_S", 0.2)
+    monkeypatch.setattr("brokers.port.GREETING_S", 0.2)
     async with Fabric(PATIENT) as fabric:
         assert await is_ended(stranger(fabric, b""))
         shaken = fabric.raw(Role.PROVIDER, name(Role.PROVIDER).routing_id(os.urandom(NONCE_BYTES)))

@@ -17,8 +17,9 @@ from brokers.envelope import MAX_FRAME, Hello, Refused, Welcome, control, parse_
 from brokers.errors import BindError
 from brokers.link import State
 from brokers.peers import NONCE_BYTES
+from brokers.port import Port
 from brokers.sockets import secure_broker, secure_link
-from brokers.zap import Gatekeeper
+from brokers.zap import ZapHandler
 from goreprox.config.addresses import Address
 from goreprox.keys.guard import Guard
 from goreprox.keys.join import Join
@@ -174,8 +175,8 @@ async def test_without_a_decision_nobody_is_let_in(guarded: Guarded) -> None:
     for frames in (0, 1):
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         router = context.socket(zmq.ROUTER)
-        if frames:  # a gatekeeper that is gone
-            Gatekeeper(context, guarded.keys, guarded.router._log).close()
+        if frames:  # a ZAP handler that is gone
+            ZapHandler(context, guarded.keys, guarded.router._log).close()
         secure_broker(router, SERVER, Role.PROVIDER)
         port = router.bind_to_random_port(f"tcp://{HOST}")
         dealer = guarded.socket(zmq.DEALER)
@@ -296,14 +297,14 @@ async def test_a_server_with_another_key_is_not_believed(guarded: Guarded, warni
     wrong = LinkSecurity(guarded.provider_keys.keys, (KeyPair.generate().public,))
     link, recorder = guarded.link(guarded.provider, security=wrong)
     await eventually(said(warnings, "has another key than we expect"))
-    await eventually(said(warnings, "a peer expects another server key"))
+    await eventually(said(warnings, "the peer expects another server key"))
     assert recorder.ups == 0 and link.state is State.DOWN and not guarded.router.peers
 
 
 async def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(guarded: Guarded, warnings: list[str]) -> None:
     _link, recorder = guarded.link(guarded.provider)
     await eventually(said(warnings, "wants keys; get a join string"))
-    await eventually(said(warnings, "a peer without keys meets a broker with keys, or the reverse"))
+    await eventually(said(warnings, "the peer has no keys and this broker has, or the reverse"))
     assert recorder.ups == 0 and not guarded.router.peers
 
 
@@ -312,7 +313,7 @@ async def test_a_peer_with_keys_is_not_content_with_a_broker_without(guarded: Gu
     async with plain.stack:
         _link, recorder = plain.link(guarded.provider, security=guarded.provider_keys)
         await eventually(said(warnings, "has no keys; start it with keys"))
-        await eventually(said(warnings, "a peer without keys meets a broker with keys, or the reverse"))
+        await eventually(said(warnings, "the peer has no keys and this broker has, or the reverse"))
         assert recorder.ups == 0 and not plain.router.peers
 
 
@@ -355,7 +356,7 @@ async def test_links_that_know_the_next_key_survive_a_rotation_and_take_the_old_
     assert ports == guarded.ports
 
     _old, at_old = guarded.link(name(Role.PROVIDER), security=LinkSecurity(keys, (SERVER.public,)))
-    await eventually(said(warnings, "a peer expects another server key"))
+    await eventually(said(warnings, "the peer expects another server key"))
     assert at_old.ups == 0
 
     await guarded.router.rekey(SERVER)  # as somebody would who has stolen the old key
@@ -373,15 +374,15 @@ async def test_a_rotation_that_is_tried_again_cuts_no_link_that_has_the_new_key(
     at_edge, at_provider = await guarded.up()
     recorders = {Role.EDGE: at_edge, Role.PROVIDER: at_provider}
     first, last = Role
-    opens = guarded.router._open
+    reopened = Port.reopened
 
-    def no_descriptors(role: Role, host: str | None, port: int) -> object:
-        if role is last:
+    async def without_descriptors_for_the_last(port: Port, keys: KeyPair | None) -> Port:
+        if port.role is last:
             raise BindError(errno.EMFILE, "no descriptors")
-        return opens(role, host, port)
+        return await reopened(port, keys)
 
     with monkeypatch.context() as patch:
-        patch.setattr(guarded.router, "_open", no_descriptors)
+        patch.setattr(Port, "reopened", without_descriptors_for_the_last)
         with pytest.raises(BindError):
             await guarded.router.rekey(following)
     await eventually(lambda: recorders[first].ups == 2)
@@ -614,7 +615,7 @@ async def test_a_recorded_handshake_is_worth_nothing(guarded: Guarded, warnings:
     with socket.create_connection((HOST, guarded.ports[Role.PROVIDER])) as raw:
         raw.sendall(recorded)
         assert await ended(raw)
-    await eventually(said(warnings, "a peer "))
+    await eventually(said(warnings, "a handshake at the port for providers failed"))
     assert len(at_edge.messages) == 1 and not at_edge.peers
 
 

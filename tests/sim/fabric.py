@@ -22,8 +22,8 @@ from brokers.envelope import (
 )
 from brokers.inbox import Inbox
 from brokers.link import GREET_MAX_S, GREET_S
+from brokers.outboxes import Outboxes
 from brokers.peers import NONCE_BYTES
-from brokers.router import OUTBOX_BYTES, OUTBOX_MESSAGES, RETRY_S
 from brokers.switch import Output, Switch
 from tests.sim.world import Process, World
 
@@ -297,16 +297,16 @@ class SimLink:
 
 
 class SimBroker:
-    """A broker: the real switch, bounded outboxes, a probe of all peers after a connection was lost."""
+    """A broker: the real switch and outboxes, a probe of all peers after a connection was lost."""
 
     def __init__(self, net: Network, process: Process) -> None:
         self.process = process
         self.switch = Switch(lease_s=TIMINGS.lease_s, max_peers=64)
         self._net = net
         self._wires: dict[bytes, Wire] = {}
-        self._outboxes: dict[bytes, deque[list[Buffer]]] = {}
-        self._outbox_bytes: Counter[bytes] = Counter()
+        self._outboxes = Outboxes(transmit=self._transmit, overflowed=self._overflowed, call_later=process.call_later)
         self._pending: deque[Output] = deque()
+        self._dispatching = False
         net.brokers[process.slot] = self
         process.call_later(TIMINGS.renew_s, self._tick)
 
@@ -323,43 +323,27 @@ class SimBroker:
 
     def _dispatch(self, outputs: Sequence[Output]) -> None:
         self._pending.extend(outputs)
-        while self._pending:
-            key, frames = self._pending.popleft()
-            assert isinstance(key, bytes)
-            self._send(key, frames)
-
-    def _send(self, key: bytes, frames: list[Buffer]) -> None:
-        box = self._outboxes.get(key)
-        if box is None and self._try(key, frames):
+        if self._dispatching:
             return
-        if box is None:
-            if not self._outboxes:
-                self.process.call_later(RETRY_S, self._retry)
-            box = self._outboxes[key] = deque()
-            self._outbox_bytes[key] = 0
-        box.append(frames)
-        self._outbox_bytes[key] += sum(map(len, frames))
-        if len(box) > OUTBOX_MESSAGES or self._outbox_bytes[key] > OUTBOX_BYTES:
-            del self._outboxes[key]
-            self._net.world.note(f"{self.process.slot} drops an outbox")
-            self._pending.extend(self.switch.overflow(key, self.process.time()))
+        self._dispatching = True
+        try:
+            while self._pending:
+                key, frames = self._pending.popleft()
+                assert isinstance(key, bytes)
+                self._outboxes.send(key, frames)
+        finally:
+            self._dispatching = False
 
-    def _try(self, key: bytes, frames: list[Buffer]) -> bool:
+    def _transmit(self, key: bytes, frames: list[Buffer]) -> bool:
         wire = self._wires.get(key)
         if wire is None:
-            self._pending.extend(self.switch.lost(key, "lost"))
+            self._dispatch(self.switch.lost(key, "lost"))
             return True
         return wire.down.send(frames)
 
-    def _retry(self) -> None:
-        for key, box in list(self._outboxes.items()):
-            while box and self._try(key, box[0]):
-                self._outbox_bytes[key] -= sum(map(len, box.popleft()))
-            if not box:
-                del self._outboxes[key]
-        self._dispatch(())
-        if self._outboxes:
-            self.process.call_later(RETRY_S, self._retry)
+    def _overflowed(self, key: bytes, _: int) -> None:
+        self._net.world.note(f"{self.process.slot} drops an outbox")
+        self._dispatch(self.switch.overflow(key, self.process.time()))
 
     def _tick(self) -> None:
         self.process.call_later(TIMINGS.renew_s, self._tick)

@@ -33,8 +33,11 @@ class Broker:
     """A switch that speaks in controls, and peers whose keys are their names."""
 
     def __init__(self, max_peers: int = 10) -> None:
-        self.complaints: list[str] = []
-        self.switch = Switch(lease_s=LEASE_S, max_peers=max_peers, complain=self.complaints.append)
+        self.refused: list[tuple[str, str]] = []
+        self.switch = Switch(lease_s=LEASE_S, max_peers=max_peers, refused=self._note_refusal)
+
+    def _note_refusal(self, _: Hashable, who: PeerName, reason: str) -> None:
+        self.refused.append((who.name, reason))
 
     def tell(self, key: str, message: Control, now: float = 0.0) -> list[tuple[Hashable, Control]]:
         return controls(self.switch.receive(key, name(key), control(message), now))
@@ -206,7 +209,7 @@ def test_versions_that_do_not_meet_are_refused_with_both_named(version: int, lea
     assert isinstance(refused, Refused)
     assert f"versions {least} to {version}" in refused.reason
     assert "this broker 1 to 1" in refused.reason
-    assert broker.complaints == [f"a provider is refused: {refused.reason}"]
+    assert broker.refused == [("p1", refused.reason)]
     assert broker.switch.peers == []
 
 

@@ -184,11 +184,11 @@ async def test_what_one_provider_refuses_another_serves_with_the_early_bytes(tun
 
 
 async def _loses_its_target(it: Tunnel, provider: Provider) -> None:
-    provider.targets.targets["default"] = Address(HOST, it.stack.enter_context(nobodys_port()))
+    provider.dialer.targets.addresses["default"] = Address(HOST, it.stack.enter_context(nobodys_port()))
 
 
 async def _withdraws(_: Tunnel, provider: Provider) -> None:
-    provider.targets.targets.clear()
+    provider.dialer.targets.addresses.clear()
 
 
 async def _is_left_alone(it: Tunnel, provider: Provider) -> None:

@@ -17,7 +17,7 @@ from loguru import logger
 import goreprox.net.listeners
 import goreprox.net.poller
 import goreprox.net.sockets
-import goreprox.roles.provider
+import goreprox.roles.dial
 from brokers import PeerName, Role
 from goreprox.config.addresses import Address, Listener, Target
 from goreprox.config.roles import EdgeConfig, ProviderConfig
@@ -136,14 +136,14 @@ class Cluster:
         with ExitStack() as stack:
             for module, name in (
                 (goreprox.net.listeners, "socket"),
-                (goreprox.roles.provider, "socket"),
+                (goreprox.roles.dial, "socket"),
                 (goreprox.net.sockets, "fcntl"),
                 (goreprox.net.sockets, "select"),
                 (goreprox.net.sockets, "os"),
                 (goreprox.net.poller, "selectors"),
             ):
                 stack.enter_context(patch.object(module, name, self.sockets))
-            stack.enter_context(patch.object(goreprox.roles.provider, "resolve", self.sockets.resolve))
+            stack.enter_context(patch.object(goreprox.roles.dial, "resolve", self.sockets.resolve))
             for module in [module for name, module in sys.modules.items() if name.startswith("goreprox.")]:
                 if getattr(module, "clock", None) is _CLOCK:
                     stack.enter_context(patch.object(module, "clock", self._clock))
@@ -280,7 +280,7 @@ class Cluster:
             return
         node = self.nodes[process.slot]
         (client,) = (
-            self.by_address[dial._stream.client] for dial in node.app.dials if dial._sock is sock
+            self.by_address[dial._stream.client] for dial in node.app.dialer.dials if dial._sock is sock
         )  # the far side of a dial cannot know for whom it is
         failure = self.dial_failure.get(process.slot)
         self.world.note(f"{process.slot} dials for {client.who}: {failure or 'connected'}")

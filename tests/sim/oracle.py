@@ -214,7 +214,7 @@ class Oracle:
         if not 0 <= budget.borrowed_bytes <= budget.loan_bytes:
             raise Violation(f"{process.slot}: {budget.borrowed_bytes} bytes lent of {budget.loan_bytes}")
         live = node.app.bridges.connections
-        if len(live) + len(getattr(node.app, "dials", ())) >= self._cluster.max_connections:
+        if node.app.connections >= self._cluster.max_connections:
             node.full_at = self._cluster.world.now
         node.unchecked += 1
         if node.unchecked > EVENTS_PER_STREAM * len(live):

@@ -1,6 +1,8 @@
 """Dials to targets that are not there, or not where their name says first."""
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +10,18 @@ from typing import Any
 
 import pytest
 
-from brokers import Endpoint
+from brokers import Endpoint, LimitedLog
 from goreprox.config.addresses import Address, Target
 from goreprox.config.roles import ProviderConfig
 from goreprox.net import sockets
+from goreprox.net.poller import Poller
+from goreprox.net.sockets import Socket
+from goreprox.net.tls import TlsSocket
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
-from goreprox.roles.provider import Dial, Provider, Targets
+from goreprox.roles.dial import Dialer, Targets
+from goreprox.roles.loops import Loops
 from tests.helpers import HOST, closed_port, eventually
 
 DIAL_TIMEOUT_S = 2.0
@@ -34,29 +40,41 @@ class Asked(Stream):
         self.outcome.append(reason)
 
 
-async def dial(monkeypatch: pytest.MonkeyPatch, *where: tuple[str, int]) -> list[object]:
-    """Let a provider dial these addresses in turn; return the connected socket's peer, or why there is none."""
+def dialer(
+    monkeypatch: pytest.MonkeyPatch, asked: Asked, *where: tuple[str, int], host: str = "example.org", tls: bool = False
+) -> Dialer:
+    """Dial these addresses, whatever the name of the target; `asked` gets the socket that was connected in the end."""
     config = ProviderConfig(
         name="p",
-        targets=(Target("web", Address("example.org", 80)),),
+        targets=(Target("web", Address(host, 80), tls=tls),),
         servers=(Address(HOST, 1),),
         dial_timeout_s=DIAL_TIMEOUT_S,
+        target_insecure=tls,
         runtime_dir=Path("/"),
     )
-    provider, asked = Provider(config), Asked()
 
     async def found(*_: object) -> list[Endpoint]:
         return [(socket.AF_INET, address) for address in where]
 
-    monkeypatch.setattr("goreprox.roles.provider.resolve", found)
+    monkeypatch.setattr("goreprox.roles.dial.resolve", found)
 
-    def connected(_: Stream, sock: socket.socket) -> None:
-        asked.outcome.append(sock.getpeername())
-        sock.close()
+    def connected(_: Stream, sock: Socket) -> None:
+        asked.outcome.append(sock)
 
-    monkeypatch.setattr(provider, "connected", connected)
-    Dial(provider, asked).start()
+    return Dialer(config, Poller(lambda work: work()), Loops(), LimitedLog(), connected=connected, failed=ignored)
+
+
+def ignored(_: Stream, reason: str) -> None: ...
+
+
+async def dial(monkeypatch: pytest.MonkeyPatch, *where: tuple[str, int], host: str = "example.org") -> list[object]:
+    """Dial these addresses in turn; return the address of the one that was reached, or why there is none."""
+    asked = Asked()
+    dialer(monkeypatch, asked, *where, host=host).dial(asked)
     await eventually(lambda: asked.outcome)
+    if isinstance(sock := asked.outcome[0], socket.socket):
+        asked.outcome[0] = sock.getpeername()
+        sock.close()
     return asked.outcome
 
 
@@ -99,21 +117,35 @@ async def test_a_refusal_at_the_default_host_says_how_to_reach_what_listens_on_i
     monkeypatch: pytest.MonkeyPatch, warnings: list[str], host: str
 ) -> None:
     with closed_port() as port:
-        target = Target("web", Address(host, port))
-        provider = Provider(
-            ProviderConfig(name="p", targets=(target,), servers=(Address(HOST, 1),), runtime_dir=Path("/"))
-        )
-        asked = Asked()
-
-        async def found(*_: object) -> list[Endpoint]:
-            return [(socket.AF_INET, (HOST, port))]
-
-        monkeypatch.setattr("goreprox.roles.provider.resolve", found)
-        Dial(provider, asked).start()
-        await eventually(lambda: asked.outcome)
-
+        await dial(monkeypatch, (HOST, port), host=host)
     (line,) = warnings
-    assert (f"if it listens on [::1] alone, give the target as localhost:{port}" in line) is (host == HOST)
+    assert ("if it listens on [::1] alone, give the target as localhost:80" in line) is (host == HOST)
+
+
+async def test_a_dial_that_timed_out_ends_the_handshake_with_the_second_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shake, attempts = TlsSocket.shake_hands, 0
+
+    def fail_at_once_the_first_time(tls: TlsSocket) -> bool:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        return shake(tls)
+
+    monkeypatch.setattr(TlsSocket, "shake_hands", fail_at_once_the_first_time)
+    with socket.create_server((HOST, 0)) as first, socket.create_server((HOST, 0)) as silent:
+        asked = Asked()
+        dialer(monkeypatch, asked, first.getsockname(), silent.getsockname(), tls=True).dial(asked)
+        await eventually(lambda: asked.outcome)
+        assert asked.outcome == ["target example.org:80: no answer within 2 s"]
+        sock, _ = silent.accept()
+        with sock:
+            sock.settimeout(DIAL_TIMEOUT_S)
+            assert sock.recv(1 << 16), "its part of the handshake"
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1 << 16)
 
 
 async def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +160,7 @@ async def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.Monk
             raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
         return [(socket.AF_INET, (HOST, port))]
 
-    monkeypatch.setattr("goreprox.roles.provider.resolve", slow)
+    monkeypatch.setattr("goreprox.roles.dial.resolve", slow)
     targets = Targets({"web": Address("example.org", 80)})
     asking = [loop.create_task(targets.resolve("web")) for _ in range(8)]
     await eventually(lambda: lookups)

@@ -1,0 +1,295 @@
+"""Connections to targets: which address, the PROXY header, then TLS, all within the dial timeout."""
+
+import asyncio
+import errno
+import functools
+import os
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from brokers import Endpoint, LimitedLog, resolve
+from goreprox.config.addresses import Address
+from goreprox.config.roles import ProviderConfig
+from goreprox.net import sockets
+from goreprox.net.certificates import reason
+from goreprox.net.poller import WRITE, Poller
+from goreprox.net.proxy_protocol import write
+from goreprox.net.sockets import Socket
+from goreprox.net.target_tls import TargetTls
+from goreprox.process.clock import clock
+from goreprox.protocol.events import Code
+from goreprox.protocol.session import Kind
+from goreprox.protocol.stream import Stream
+from goreprox.roles.loops import Loops
+
+RESOLVED_FOR_S: Final = 5.0
+"""How long the addresses of a target's name are used before it is looked up again."""
+MAX_ENDPOINTS: Final = 16
+"""Addresses of one name that are tried: by default each then has 0.6 s. A DNS message has room for thousands."""
+_CONNECTING: Final = (errno.EINPROGRESS, errno.EALREADY)
+_CONNECTED: Final = (0, errno.EISCONN)
+
+
+class Targets:
+    """The endpoints of each service's target: literal addresses, or names that are resolved in a thread and cached."""
+
+    def __init__(self, targets: dict[str, Address]) -> None:
+        self.addresses = targets
+        self._found: dict[str, tuple[float, list[Endpoint]]] = {}
+        self._lookups: dict[str, asyncio.Task[list[Endpoint]]] = {}
+
+    def known(self, service: str) -> list[Endpoint] | None:
+        """Return the cached endpoints of a service, or None if they have to be resolved first."""
+        at, endpoints = self._found.get(service, (0.0, []))
+        return endpoints if endpoints and clock() - at < RESOLVED_FOR_S else None
+
+    async def resolve(self, service: str) -> list[Endpoint]:
+        """Resolve the target's name; concurrent calls share one lookup, as each lookup has a thread.
+
+        Raises:
+            OSError: it has no address.
+            UnicodeError: no host can have this name.
+        """
+        lookup = self._lookups.get(service)
+        if lookup is None:
+            lookup = asyncio.get_running_loop().create_task(self._look_up(service), name=f"look up {service}")
+            lookup.add_done_callback(functools.partial(self._looked_up, service))
+            self._lookups[service] = lookup
+        return await asyncio.shield(lookup)
+
+    def _looked_up(self, service: str, lookup: "asyncio.Task[list[Endpoint]]") -> None:
+        del self._lookups[service]
+        if not lookup.cancelled():
+            lookup.exception()  # every caller may be gone
+
+    async def _look_up(self, service: str) -> list[Endpoint]:
+        address = self.addresses[service]
+        endpoints = (await resolve(address.host, address.port))[:MAX_ENDPOINTS]
+        self._found[service] = (clock(), endpoints)
+        return endpoints
+
+
+class Dialer:
+    """Connects streams to their targets. Owns each stream until it is connected, refused or aborted."""
+
+    def __init__(
+        self,
+        config: ProviderConfig,
+        poller: Poller,
+        loops: Loops,
+        log: LimitedLog,
+        *,
+        connected: Callable[[Stream, Socket], None],
+        failed: Callable[[Stream, str], None],
+    ) -> None:
+        """`connected` takes over the stream and the target's socket; `failed` is told why a stream has ended instead.
+
+        Raises:
+            StartError: the file of `--target-ca` cannot be used.
+        """
+        self.config = config
+        self.poller = poller
+        self.loops = loops
+        self.log = log
+        self.connected = connected
+        self.failed = failed
+        self.targets = Targets({target.service: target.address for target in config.targets})
+        self.tls = TargetTls(
+            config.targets,
+            poller,
+            ca=config.target_ca,
+            insecure=config.target_insecure,
+            timeout_s=config.dial_timeout_s,
+        )
+        self.dials: set[_Dial] = set()
+
+    def dial(self, stream: Stream) -> None:
+        """Connect to the target of a stream; `connected` or `failed` may be called at once."""
+        dial = _Dial(self, stream)
+        self.dials.add(dial)
+        dial.start()
+
+    def hand_back(self) -> None:
+        """Leave all streams to other providers: nothing of them has reached a target."""
+        for dial in list(self.dials):
+            dial.hand_back()
+
+
+class _Dial:
+    """One stream's: tries the addresses in turn."""
+
+    def __init__(self, dialer: Dialer, stream: Stream) -> None:
+        self._dialer = dialer
+        self._stream = stream
+        self._loop = asyncio.get_running_loop()
+        self._sock: socket.socket | None = None
+        """The connection that is being made."""
+        self._watched = False
+        self._address: Any = None
+        """The one being tried; its form depends on the address family."""
+        self._rest: list[Endpoint] = []
+        """Those to be tried after it."""
+        self._next_address: asyncio.TimerHandle | None = None
+        timeout_s = dialer.config.dial_timeout_s
+        self._deadline = self._loop.call_later(timeout_s, self._refuse, f"no answer within {timeout_s:g} s")
+        self._cancels: list[Callable[[], object]] = [self._deadline.cancel]
+        """What ends each step that was begun; no effect on those that are done."""
+        stream.owner = self
+
+    def start(self) -> None:
+        """Begin; it may be over at once."""
+        endpoints = self._dialer.targets.known(self._stream.service)
+        if endpoints is not None:
+            self._try(endpoints)
+        else:
+            lookup = self._loop.create_task(self._resolve(), name=f"resolve {self._stream.service}")
+            self._cancels.append(lookup.cancel)
+
+    def notice(self, kind: Kind) -> None:
+        """Give up when the stream is aborted; everything else waits for the target."""
+        if kind is Kind.ABORTED:
+            self._abandon()
+            self._dialer.failed(self._stream, self._stream.end_reason)
+
+    def hand_back(self) -> None:
+        """Give up, and let the edge choose another provider."""
+        self._abandon()
+        self._stream.refuse(Code.DRAINING, "the provider is shutting down")
+
+    async def _resolve(self) -> None:
+        try:
+            endpoints = await self._dialer.targets.resolve(self._stream.service)
+        except (OSError, UnicodeError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else "no host can have it"
+            self._refuse(f"the name cannot be resolved: {why}")
+        else:
+            self._try(endpoints)
+
+    # One address.
+
+    def _try(self, endpoints: Sequence[Endpoint]) -> None:
+        (family, self._address), *self._rest = endpoints
+        try:
+            sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+            if sockets.taken_from_spare(sock.fileno()):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            sockets.prepare(sock)
+            code = sock.connect_ex(self._address)
+            if code == errno.EINPROGRESS:
+                code = sock.connect_ex(self._address)  # a target on this machine has accepted it by now
+            self._dialer.loops.add(self._stream, sock.getsockname()[:2], self._address[:2])
+        except OSError as exc:
+            code = exc.errno or errno.EIO
+        if code in _CONNECTING and self._sock is not None:
+            self._watched = True
+            self._dialer.poller.watch(self._sock.fileno(), WRITE, self._connected)
+            if self._rest:
+                time_s = (self._deadline.when() - self._loop.time()) / (len(self._rest) + 1)
+                self._next_address = self._loop.call_later(time_s, self._tried, errno.ETIMEDOUT)
+        else:
+            self._tried(code)
+
+    def _connected(self, _: int) -> None:
+        if self._sock is not None:
+            self._tried(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _tried(self, code: int) -> None:
+        sock = self._take_socket()
+        if sock is not None and code in _CONNECTED:
+            try:
+                self._check_other_end(sock)
+                self._send_proxy_header(sock)
+            except OSError as exc:
+                code = exc.errno or errno.EIO
+            else:
+                self._reached(sock)
+                return
+        if sock is not None:
+            sock.close()
+        self._try_next(os.strerror(code))
+
+    def _try_next(self, why: str) -> None:
+        if self._rest:
+            self._try(self._rest)
+        else:
+            self._refuse(why)
+
+    def _check_other_end(self, sock: socket.socket) -> None:
+        """Check that somebody listened.
+
+        Raises:
+            OSError: the socket is connected to itself (RFC 9293, 3.5, figure 7): the target's port is among those that
+                the kernel assigns to clients, it assigned this very one, and nobody listens there.
+        """
+        if sock.getsockname() == self._address:
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+    def _send_proxy_header(self, sock: socket.socket) -> None:
+        """Tell the target who the client is, if it is to know.
+
+        Raises:
+            OSError: the header was not sent whole, so nothing may follow: it would be taken for the header.
+        """
+        version = self._dialer.config.proxy_protocol
+        if version is not None:
+            header = write(version, self._stream.client, self._stream.destination)
+            if sock.send(header) < len(header):  # never, with 104 bytes and an empty send queue
+                raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    def _reached(self, sock: socket.socket) -> None:
+        service, tls = self._stream.service, self._dialer.tls
+        if tls.speaks(service):
+            self._cancels.append(tls.begin(service, sock, admit=self._join, lose=self._handshake_failed))
+        else:
+            self._join(sock)
+
+    def _handshake_failed(self, exc: OSError) -> None:
+        if self in self._dialer.dials:
+            hint = "; --target-ca names who signs it" if isinstance(exc, ssl.SSLCertVerificationError) else ""
+            self._try_next(f"TLS: {reason(exc)}{hint}")
+
+    # The end.
+
+    def _join(self, sock: Socket) -> None:
+        self._finish()
+        self._dialer.connected(self._stream, sock)
+
+    def _refuse(self, why: str) -> None:
+        self._abandon()
+        address = self._dialer.targets.addresses[self._stream.service]
+        hint = ""
+        if why == os.strerror(errno.ECONNREFUSED) and address.host == "127.0.0.1":
+            hint = f"; if it listens on [::1] alone, give the target as localhost:{address.port}"
+        self._dialer.log.say(
+            "target_failed",
+            f"cannot reach the target {address} for {self._stream.client}: {why}{hint}",
+            service=self._stream.service,
+            target=str(address),
+        )
+        self._dialer.failed(self._stream, f"target {address}: {why}")
+        self._stream.refuse(Code.TARGET, f"target {address}: {why}")
+
+    def _abandon(self) -> None:
+        self._finish()
+        self._dialer.loops.discard(self._stream)
+
+    def _finish(self) -> None:
+        self._dialer.dials.discard(self)
+        for cancel in self._cancels:
+            cancel()
+        sock = self._take_socket()
+        if sock is not None:
+            sock.close()
+
+    def _take_socket(self) -> socket.socket | None:
+        """End the attempt at one address; return its socket."""
+        sock, self._sock = self._sock, None
+        if sock is not None and self._watched:
+            self._dialer.poller.forget(sock.fileno())
+        self._watched = False
+        if self._next_address is not None:
+            self._next_address.cancel()
+            self._next_address = None
+        return sock

@@ -11,7 +11,7 @@ from brokers.limited_log import LimitedLog
 from brokers.link import Link
 from brokers.local import LocalPeer
 from brokers.peers import PeerInfo, PeerName, Role
-from brokers.resolver import Endpoint, resolve
+from brokers.resolver import SocketAddress, resolve
 from brokers.router import Router
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "BrokerSecurity",
     "Buffer",
     "Carrier",
-    "Endpoint",
     "FabricError",
     "Grant",
     "KeyPair",
@@ -36,6 +35,7 @@ __all__ = [
     "Receiver",
     "Role",
     "Router",
+    "SocketAddress",
     "Timings",
     "is_key",
     "resolve",

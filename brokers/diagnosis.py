@@ -16,7 +16,7 @@ from loguru import logger
 
 from brokers.errors import BadMessage
 from brokers.peers import Role
-from brokers.resolver import Endpoint
+from brokers.resolver import SocketAddress
 
 ASK_S = 3.0
 """For the connection and the greeting together."""
@@ -64,7 +64,7 @@ class Finding(NamedTuple):
     detail: str = ""
 
 
-async def ask(endpoint: Endpoint) -> Finding:
+async def ask(endpoint: SocketAddress) -> Finding:
     """Connect to `endpoint`, read a greeting, and hang up."""
     family, address = endpoint
     loop = asyncio.get_running_loop()
@@ -160,7 +160,7 @@ class Diagnosis:
         logger.bind(event="link_lost", broker=self._label).log("DEBUG" if expected else "WARNING", "{}", text)
         self._changed()
 
-    def handshake_begins(self, endpoint: Endpoint | None) -> None:
+    def handshake_begins(self, endpoint: SocketAddress | None) -> None:
         """Look closer if it takes long."""
         self.handshake_ends()
         self._soon = self._loop.call_later(LOOK_AFTER_S, self.look, endpoint)
@@ -171,13 +171,13 @@ class Diagnosis:
             self._soon.cancel()
             self._soon = None
 
-    def failed(self, endpoint: Endpoint | None, *, timed_out: bool) -> None:
+    def failed(self, endpoint: SocketAddress | None, *, timed_out: bool) -> None:
         """Note that a handshake failed, and nobody said why."""
         self._timed_out = timed_out
         self._rejected = 0 if timed_out else self._rejected + 1
         self.look(endpoint)
 
-    def look(self, endpoint: Endpoint | None) -> None:
+    def look(self, endpoint: SocketAddress | None) -> None:
         """See what answers, unless that is known; say so if it explains why the link is not up."""
         now = self._loop.time()
         if self._looking is not None or endpoint is None:
@@ -189,7 +189,7 @@ class Diagnosis:
         elif self._finding is not None:
             self._explain(self._finding)
 
-    async def _ask(self, endpoint: Endpoint) -> None:
+    async def _ask(self, endpoint: SocketAddress) -> None:
         finding = await ask(endpoint)
         self._looking = None
         if self._looked_at is not None:  # not up meanwhile

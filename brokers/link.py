@@ -46,7 +46,7 @@ from brokers.errors import BadMessage
 from brokers.inbox import Inbox
 from brokers.keys import LinkSecurity
 from brokers.peers import NONCE_BYTES, PeerName
-from brokers.resolver import Endpoint, resolve
+from brokers.resolver import SocketAddress, resolve
 from brokers.sockets import dealer_socket, secure_link
 
 GREET_S = 1.0
@@ -114,7 +114,7 @@ class Link:
         self._heard_at = self._silent_at = self._greeted_at = self._loop.time()
         self._attempt = secrets.randbelow(2**32)
         self._endpoint: str | None = None
-        self._address: Endpoint | None = None
+        self._address: SocketAddress | None = None
         """Where `_endpoint` is, for a plain connection."""
         self._tried: list[str] = []
         self._diagnosis = Diagnosis(name.role, host, port, self.label, keyed=security is not None, changed=changed)

@@ -10,11 +10,11 @@ import socket
 import threading
 from typing import Any
 
-Endpoint = tuple[int, Any]
+SocketAddress = tuple[int, Any]
 """Family and socket address."""
 
 
-async def resolve(host: str | None, port: int) -> list[Endpoint]:
+async def resolve(host: str | None, port: int) -> list[SocketAddress]:
     """Return where TCP `port` of `host` may be, the best first (RFC 6724); None is this host.
 
     Each call has a thread while the system's resolver takes its time, even if the caller is gone: ask for one name once
@@ -25,10 +25,10 @@ async def resolve(host: str | None, port: int) -> list[Endpoint]:
         UnicodeError: no host can have this name.
     """
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[Endpoint]] = loop.create_future()
+    answer: asyncio.Future[list[SocketAddress]] = loop.create_future()
 
     def ask() -> None:
-        found: list[Endpoint] | Exception
+        found: list[SocketAddress] | Exception
         try:
             entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             found = [(family, address) for family, _, _, _, address in entries]
@@ -37,7 +37,7 @@ async def resolve(host: str | None, port: int) -> list[Endpoint]:
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(give, found)
 
-    def give(found: list[Endpoint] | Exception) -> None:
+    def give(found: list[SocketAddress] | Exception) -> None:
         if answer.done():
             return
         if isinstance(found, Exception):

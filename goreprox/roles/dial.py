@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from brokers import Endpoint, LimitedLog, resolve
+from brokers import LimitedLog, SocketAddress, resolve
 from goreprox.config.addresses import Address
 from goreprox.config.roles import ProviderConfig
 from goreprox.net import sockets
@@ -37,15 +37,15 @@ class Targets:
 
     def __init__(self, targets: dict[str, Address]) -> None:
         self.addresses = targets
-        self._found: dict[str, tuple[float, list[Endpoint]]] = {}
-        self._lookups: dict[str, asyncio.Task[list[Endpoint]]] = {}
+        self._found: dict[str, tuple[float, list[SocketAddress]]] = {}
+        self._lookups: dict[str, asyncio.Task[list[SocketAddress]]] = {}
 
-    def known(self, service: str) -> list[Endpoint] | None:
+    def known(self, service: str) -> list[SocketAddress] | None:
         """Return the cached endpoints of a service, or None if they have to be resolved first."""
         at, endpoints = self._found.get(service, (0.0, []))
         return endpoints if endpoints and clock() - at < RESOLVED_FOR_S else None
 
-    async def resolve(self, service: str) -> list[Endpoint]:
+    async def resolve(self, service: str) -> list[SocketAddress]:
         """Resolve the target's name; concurrent calls share one lookup, as each lookup has a thread.
 
         Raises:
@@ -59,12 +59,12 @@ class Targets:
             self._lookups[service] = lookup
         return await asyncio.shield(lookup)
 
-    def _looked_up(self, service: str, lookup: "asyncio.Task[list[Endpoint]]") -> None:
+    def _looked_up(self, service: str, lookup: "asyncio.Task[list[SocketAddress]]") -> None:
         del self._lookups[service]
         if not lookup.cancelled():
             lookup.exception()  # every caller may be gone
 
-    async def _look_up(self, service: str) -> list[Endpoint]:
+    async def _look_up(self, service: str) -> list[SocketAddress]:
         address = self.addresses[service]
         endpoints = (await resolve(address.host, address.port))[:MAX_ENDPOINTS]
         self._found[service] = (clock(), endpoints)
@@ -129,7 +129,7 @@ class _Dial:
         self._watched = False
         self._address: Any = None
         """The one being tried; its form depends on the address family."""
-        self._rest: list[Endpoint] = []
+        self._rest: list[SocketAddress] = []
         """Those to be tried after it."""
         self._next_address: asyncio.TimerHandle | None = None
         timeout_s = dialer.config.dial_timeout_s
@@ -169,7 +169,7 @@ class _Dial:
 
     # One address.
 
-    def _try(self, endpoints: Sequence[Endpoint]) -> None:
+    def _try(self, endpoints: Sequence[SocketAddress]) -> None:
         (family, self._address), *self._rest = endpoints
         try:
             sock = self._sock = socket.socket(family, socket.SOCK_STREAM)

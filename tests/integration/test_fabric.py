@@ -13,9 +13,9 @@ import zmq
 
 from brokers import (
     BindError,
-    Endpoint,
     Role,
     Router,
+    SocketAddress,
     Timings,
     resolve,
 )
@@ -266,7 +266,7 @@ async def test_a_name_that_hangs_while_it_is_resolved_holds_up_nobody_else(
 ) -> None:
     hanging = asyncio.Event()
 
-    async def slow(host: str, port: int) -> list[Endpoint]:
+    async def slow(host: str, port: int) -> list[SocketAddress]:
         if host == "slow.test":
             await hanging.wait()
             host = HOST
@@ -304,7 +304,7 @@ async def test_a_link_that_is_back_is_kept_though_a_name_server_is_still_away(mo
         assert recorder.downs == downs and fabric.router.peers
 
 
-async def two_addresses(_: str, port: int) -> list[Endpoint]:
+async def two_addresses(_: str, port: int) -> list[SocketAddress]:
     return [(socket.AF_INET, (address, port)) for address in (NOWHERE, HOST)]
 
 
@@ -337,7 +337,7 @@ async def test_an_unknown_name_is_told_once_and_tried_again(
 ) -> None:
     tries = 0
 
-    async def failing(_: str, port: int) -> list[Endpoint]:
+    async def failing(_: str, port: int) -> list[SocketAddress]:
         nonlocal tries
         tries += 1
         if tries <= 3:

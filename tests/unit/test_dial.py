@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from brokers import Endpoint, LimitedLog
+from brokers import LimitedLog, SocketAddress
 from goreprox.config.addresses import Address, Target
 from goreprox.config.roles import ProviderConfig
 from goreprox.net import sockets
@@ -53,7 +53,7 @@ def dialer(
         runtime_dir=Path("/"),
     )
 
-    async def found(*_: object) -> list[Endpoint]:
+    async def found(*_: object) -> list[SocketAddress]:
         return [(socket.AF_INET, address) for address in where]
 
     monkeypatch.setattr("goreprox.roles.dial.resolve", found)
@@ -152,7 +152,7 @@ async def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.Monk
     loop = asyncio.get_running_loop()
     answered, lookups = asyncio.Event(), 0
 
-    async def slow(_: str, port: int) -> list[Endpoint]:
+    async def slow(_: str, port: int) -> list[SocketAddress]:
         nonlocal lookups
         lookups += 1
         await answered.wait()

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from brokers import Endpoint, resolve
+from brokers import SocketAddress, resolve
 from tests.helpers import HOST
 
 MANY = 40
@@ -52,7 +52,7 @@ def test_names_that_nobody_answers_hold_up_neither_others_nor_the_end(monkeypatc
     async def main() -> None:
         waiting = [asyncio.create_task(resolve("slow.test", 80)) for _ in range(MANY)]
         await asyncio.sleep(0)  # all have begun
-        quick: list[Endpoint] = await resolve(HOST, 80)
+        quick: list[SocketAddress] = await resolve(HOST, 80)
         assert quick == [(socket.AF_INET, (HOST, 80))]
         waiting.pop().cancel()
         assert not any(task.done() for task in waiting)

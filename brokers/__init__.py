@@ -4,6 +4,7 @@ It tells who is up; whatever must not be lost is the business of its users. It i
 """
 
 from brokers.carrier import Buffer, Carrier, Receiver, Timings
+from brokers.cbor import decode_cbor
 from brokers.envelope import REVOKED
 from brokers.errors import BadMessage, BadName, BindError, FabricError
 from brokers.keys import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity, is_key
@@ -37,6 +38,7 @@ __all__ = [
     "Router",
     "SocketAddress",
     "Timings",
+    "decode_cbor",
     "is_key",
     "resolve",
 ]

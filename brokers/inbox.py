@@ -30,7 +30,7 @@ class Inbox:
         message = parse_control(frames)
         match message:
             case Welcome():
-                self.down("the roster begins anew")
+                self.down("the peer list begins anew")
                 self.up = True
                 self._receiver.carrier_up(self._carrier)
             case Up(role, name, incarnation, epoch, attributes) if self.up:

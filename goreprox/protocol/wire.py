@@ -5,12 +5,12 @@ more are frames of their own, in order; the event then holds their length instea
 has the CDDL. All input is hostile: lengths are bounded before decoding, types are exact, anything else raises.
 """
 
-import io
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, assert_never
+from typing import Any, assert_never
 
 import cbor2
 
+from brokers import decode_cbor
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import (
     Abort,
@@ -99,41 +99,6 @@ def _item(event: Control) -> list[object]:  # noqa: PLR0911
             assert_never(event)
 
 
-def _refuse_tag(_decoder: object, *_: object) -> NoReturn:
-    raise RemoteProtocolError("a CBOR tag, expected none")
-
-
-_NO_TAGS: dict[int, Callable[..., NoReturn]] = dict.fromkeys(
-    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
-)
-"""cbor2 decodes these by itself (big numbers, regular expressions, shared values …) unless told otherwise."""
-
-
-def load_cbor(head: Buffer, *, max_bytes: int, max_depth: int) -> object:
-    """Decode one hostile CBOR item without tags, indefinite lengths or duplicate keys.
-
-    Raises:
-        RemoteProtocolError: it is too long, too deep or malformed.
-    """
-    if len(head) > max_bytes:
-        raise RemoteProtocolError(f"CBOR of {len(head)} bytes, expected at most {max_bytes}")
-    try:
-        stream = io.BytesIO(head)
-        item: object = cbor2.load(
-            stream,
-            semantic_decoders=_NO_TAGS,
-            tag_hook=_refuse_tag,
-            max_depth=max_depth,
-            allow_indefinite=False,
-            allow_duplicate_keys=False,
-        )
-    except Exception as exc:  # whatever the decoder or a refused tag raises is the sender's fault
-        raise RemoteProtocolError(f"malformed CBOR: {str(exc)[:MAX_TEXT]}") from exc  # it may quote all of the input
-    if stream.read(1):
-        raise RemoteProtocolError("bytes behind the CBOR item")
-    return item
-
-
 def decode(frames: Sequence[Buffer]) -> tuple[int, Batch]:
     """Return version and batch of a message. Payloads refer to the frames.
 
@@ -144,7 +109,7 @@ def decode(frames: Sequence[Buffer]) -> tuple[int, Batch]:
     """
     if not 1 <= len(frames) <= 1 + MAX_RAW_FRAMES:
         raise RemoteProtocolError(f"{len(frames)} frames, expected 1 to {1 + MAX_RAW_FRAMES}")
-    head = load_cbor(frames[0], max_bytes=MAX_HEAD, max_depth=MAX_DEPTH)
+    head = decode_cbor(frames[0], max_bytes=MAX_HEAD, max_depth=MAX_DEPTH, error=RemoteProtocolError)
     if type(head) is not list or not head:
         raise RemoteProtocolError("not a batch")
     version = _uint(head[0])

@@ -1,7 +1,6 @@
 """The switch, message by message: who hears what of whom."""
 
 from collections.abc import Hashable, Mapping
-from typing import Any, cast
 
 import pytest
 
@@ -10,6 +9,7 @@ from brokers.envelope import (
     CONTROL,
     FABRIC_VERSION,
     MAX_FRAMES,
+    REVOKED,
     Announce,
     Control,
     Down,
@@ -23,8 +23,7 @@ from brokers.envelope import (
     control,
     parse_control,
 )
-from brokers.inbox import Inbox
-from brokers.switch import NO_HELLO, Output, Switch
+from brokers.switch import NO_HELLO, Objection, Output, Switch
 
 LEASE_S = 6.0
 
@@ -32,9 +31,9 @@ LEASE_S = 6.0
 class Broker:
     """A switch that speaks in controls, and peers whose keys are their names."""
 
-    def __init__(self, max_peers: int = 10) -> None:
+    def __init__(self, max_peers: int = 10, objection: Objection = lambda _key, _attributes: None) -> None:
         self.refused: list[tuple[str, str]] = []
-        self.switch = Switch(lease_s=LEASE_S, max_peers=max_peers, refused=self._note_refusal)
+        self.switch = Switch(lease_s=LEASE_S, max_peers=max_peers, objection=objection, refused=self._note_refusal)
 
     def _note_refusal(self, _: Hashable, who: PeerName, reason: str) -> None:
         self.refused.append((who.name, reason))
@@ -264,27 +263,6 @@ def test_the_peer_whose_outbox_overflowed_gets_the_roster_anew() -> None:
     assert told == [Welcome(FABRIC_VERSION, NO_HELLO, 3), up("e1", 1)]
 
 
-def test_a_welcome_that_answers_no_hello_ends_what_was_known() -> None:
-    told: list[str] = []
-
-    class Listening:
-        """Notes what it is told."""
-
-        label = "test"
-
-        def carrier_up(self, _: object) -> None:
-            told.append("up")
-
-        def carrier_down(self, _: object, reason: str) -> None:
-            told.append(reason)
-
-    listening = cast("Any", Listening())
-    inbox = Inbox(listening, listening)
-    for _ in range(2):
-        inbox.receive(control(Welcome(FABRIC_VERSION, NO_HELLO, 1)))
-    assert told == ["up", "the roster begins anew", "up"]
-
-
 def test_a_broker_that_slept_does_not_expire_who_could_not_be_heard() -> None:
     broker = Broker()
     broker.hello("e1", now=0.0)
@@ -297,5 +275,26 @@ def test_nothing_is_kept_of_a_connection_that_is_gone() -> None:
     broker = Broker()
     broker.hello("e1")
     broker.switch.lost("e1", "gone")
-    assert broker.switch._presence.expired(1e9) == []
-    assert not broker.switch._peers and not broker.switch._keys
+    assert broker.switch.peer("e1") is None
+    assert broker.switch.expired(1e9) == []
+    broker.hello("p1")
+    assert broker.send("p1", "e1", b"x") == []
+
+
+def test_the_peer_of_a_key_is_known_while_it_is_up() -> None:
+    broker = Broker()
+    epoch = broker.hello("e1", {"grace_s": 60})
+    assert broker.switch.peer("e1") == PeerInfo(name("e1"), epoch, {"grace_s": 60})
+    assert broker.switch.peer("e2") is None
+
+
+def test_attributes_that_a_key_does_not_allow_are_refused_at_hello_and_at_announce() -> None:
+    broker = Broker(objection=lambda _, attributes: "not that" if "services" in attributes else None)
+    assert broker.tell("p1", Hello(1, 1, 1, {"services": []})) == [("p1", Refused("not that"))]
+    assert broker.refused == [("p1", "not that")]
+    broker.hello("e1")
+    epoch = broker.hello("p1")
+    assert broker.tell("p1", Announce({"services": []})) == [
+        ("p1", Refused("not that")),
+        ("e1", Down(name("p1").id, epoch, REVOKED)),
+    ]

@@ -18,7 +18,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.harness import HOST, Handler, Process, Relay, Tunnel, eventually, nothing_yet, reset_now
+from tests.support.processes import Handler, Process, Tunnel, nothing_yet
+from tests.support.relay import Relay
+from tests.support.sockets import HOST, reset_now
+from tests.support.waiting import eventually
 
 EDGES, BROKERS, PROVIDERS = ("e0", "e1"), ("b0", "b1"), ("p0", "p1")
 PEERS = (*EDGES, *PROVIDERS)

@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Callable, Coroutine
 
-from tests.e2e.harness import HOST
+from tests.support.sockets import HOST
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 MANY_PARTS = 50_000

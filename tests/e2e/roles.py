@@ -2,18 +2,10 @@
 
 import asyncio
 
-from tests.e2e.harness import (
-    DEADLINE_S,
-    HOST,
-    Handler,
-    Process,
-    Tunnel,
-    Versions,
-    echo,
-    eventually,
-    read_digest,
-    send_blocks,
-)
+from tests.support.processes import Handler, Process, Tunnel, Versions
+from tests.support.sockets import HOST
+from tests.support.traffic import echo, read_digest, send_blocks
+from tests.support.waiting import DEADLINE_S, eventually
 
 ANY = f"{HOST}:0"
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]

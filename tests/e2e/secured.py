@@ -8,7 +8,10 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.e2e.harness import HOST, Handler, Process, Tunnel, echo, eventually, read_digest, send_blocks
+from tests.support.processes import Handler, Process, Tunnel
+from tests.support.sockets import HOST
+from tests.support.traffic import echo, read_digest, send_blocks
+from tests.support.waiting import eventually
 
 
 class Secured(Tunnel):

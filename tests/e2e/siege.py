@@ -27,9 +27,11 @@ from goreprox.errors import GoreproxError
 from goreprox.keys.join import Join
 from goreprox.keys.state import StateDir
 from tests.e2e.chaos import HEADER, End, Report, unfaithful
-from tests.e2e.harness import HOST, Process, eventually
 from tests.e2e.hostile import OPENINGS, Cutter, perform, ready, scripts
 from tests.e2e.secured import Secured
+from tests.support.processes import Process
+from tests.support.sockets import HOST
+from tests.support.waiting import eventually
 
 CLIENTS = 6
 BESIEGERS = 4

@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 
 from goreprox.status.document import ask_all
-from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, block, echo, eventually, nothing_yet
 from tests.e2e.roles import (
     Client,
     answered,
@@ -23,7 +22,10 @@ from tests.e2e.roles import (
     start_edge,
     start_provider,
 )
-from tests.helpers import Level
+from tests.support.processes import Process, Tunnel, nothing_yet
+from tests.support.sockets import HOST
+from tests.support.traffic import block, echo
+from tests.support.waiting import DEADLINE_S, Level, eventually
 
 KILLS = 5
 SERVED_S = 3.0

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from goreprox.net.sockets import spare_descriptors
-from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, echo, eventually, tunnel
+from tests.support.processes import Process, Tunnel, tunnel
+from tests.support.sockets import HOST
+from tests.support.traffic import echo
+from tests.support.waiting import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits another process with prlimit")
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import HOST, WAIT_S, Process, echo, eventually, nothing_yet, tunnel
+from tests.support.processes import WAIT_S, Process, nothing_yet, tunnel
+from tests.support.sockets import HOST
+from tests.support.traffic import echo
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "http"])

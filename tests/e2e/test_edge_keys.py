@@ -12,9 +12,11 @@ from goreprox.config.roles import EdgeConfig
 from goreprox.keys.join import Join
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge
-from tests.e2e.harness import HOST, Process, eventually
 from tests.e2e.roles import Client, answered, greeted, greeting
 from tests.e2e.secured import Secured, number, secured
+from tests.support.processes import Process
+from tests.support.sockets import HOST
+from tests.support.waiting import eventually
 
 SERVICES = ("web", "secret")
 

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import DEADLINE_S, HOST, Process, Relay, Tunnel, echo, eventually, nothing_yet
 from tests.e2e.roles import ANY, Client, answered, connected, meets, start_broker, start_edge, start_provider
+from tests.support.processes import Process, Tunnel, nothing_yet
+from tests.support.relay import Relay
+from tests.support.sockets import HOST
+from tests.support.traffic import echo
+from tests.support.waiting import DEADLINE_S, eventually
 
 QUICK = ("--link-timeout", "1.5")
 

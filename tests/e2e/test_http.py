@@ -17,25 +17,20 @@ from httpx import AsyncClient, Limits
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, block, eventually, nothing_yet, reset_now
-from tests.e2e.programs import nginx, output_of, program, tunnel_to
-from tests.tls import Authority
-from tests.unit.http.test_malformed import BODIES, NEXT, ONE_READING, REFUSED
+from tests.support.malformed import BODIES, NEXT, ONE_READING, REFUSED
+from tests.support.processes import Handler, Tunnel, nothing_yet
+from tests.support.programs import nginx, output_of, tunnel_to
+from tests.support.sockets import HOST, reset_now
+from tests.support.tls import Authority
+from tests.support.traffic import block
+from tests.support.waiting import DEADLINE_S, eventually
+from tests.support.web import curl, head_of, polite
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 ADMIN = "GET /admin HTTP/1.1"
 """The first line of `NEXT`."""
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-def curl(*args: str) -> tuple[str, ...]:
-    return (program("curl"), "--disable", "--silent", "--show-error", "--noproxy", "*", *args)
-
-
-async def head_of(reader: asyncio.StreamReader) -> str:
-    async with asyncio.timeout(DEADLINE_S):
-        return (await reader.readuntil(b"\r\n\r\n")).decode()
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
@@ -63,16 +58,6 @@ async def http_tunnel(
         await made.serve(*server)
         await made.provide(*provider)
         yield made
-
-
-async def polite(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer every request with what it asked for."""
-    while True:
-        head = await head_of(reader)
-        if head.startswith("POST"):
-            await reader.readexactly(2)
-        text = head.split(" ")[1].encode()
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
 
 
 # -- programs of others

@@ -16,8 +16,12 @@ from brokers.envelope import CONTROL, Announce, Control, Hello, control
 from brokers.peers import NONCE_BYTES, PeerName, Role
 from brokers.sockets import secure_link
 from goreprox.keys.join import Join
-from tests.e2e.harness import HOST, Process, Relay, echo, eventually
 from tests.e2e.secured import Secured, number, secured
+from tests.support.processes import Process
+from tests.support.relay import Relay
+from tests.support.sockets import HOST
+from tests.support.traffic import echo
+from tests.support.waiting import eventually
 
 WATCHED_S = 10.0
 """libzmq acts on a broken connection when its next timer fires, seconds later."""

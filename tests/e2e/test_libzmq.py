@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import HOST, Process, Tunnel, echo, eventually, read_digest, send_blocks
 from tests.e2e.hostile import GREETING, OPENINGS, Cutter, libzmq_ids, perform, ready, scripts
 from tests.e2e.secured import Secured
+from tests.support.processes import Process, Tunnel
+from tests.support.sockets import HOST
+from tests.support.traffic import echo, read_digest, send_blocks
+from tests.support.waiting import eventually
 
 LINKS = 40
 """That are cut at a time: each pauses for a quarter of a second between two attempts."""

@@ -9,24 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import (
-    FULL_LOAD,
-    HOST,
-    LOAD_S,
-    WAIT_S,
-    Process,
-    Tunnel,
-    block,
-    eventually,
-    read_digest,
-    send_blocks,
-    tunnel,
-)
-from tests.helpers import Level
+from tests.support.processes import FULL_LOAD, LOAD_S, MIB_KIB, WAIT_S, Process, Tunnel, descriptors, tunnel
+from tests.support.sockets import HOST
+from tests.support.traffic import block, read_digest, send_blocks
+from tests.support.waiting import Level, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-MIB_KIB = 1024
 SHORT = 100_000 if FULL_LOAD else 20_000
 AT_ONCE = 100
 MSS = 1440
@@ -43,17 +32,6 @@ def many_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def descriptors(process: Process) -> list[str]:
-    """Return what the open descriptors of `process` refer to."""
-    found = []
-    for entry in Path(f"/proc/{process.process.pid}/fd").iterdir():
-        try:
-            found.append(str(entry.readlink()))
-        except FileNotFoundError:
-            continue  # closed since it was listed
-    return found
 
 
 def in_close_wait(process: Process) -> int:

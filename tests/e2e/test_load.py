@@ -13,19 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import (
-    DEADLINE_S,
-    FULL_LOAD,
-    HOST,
-    LOAD_S,
-    WAIT_S,
-    Process,
-    Tunnel,
-    block,
-    eventually,
-    nothing_yet,
-)
-from tests.e2e.test_limits import MIB_KIB, descriptors
+from tests.support.processes import FULL_LOAD, LOAD_S, MIB_KIB, WAIT_S, Process, Tunnel, descriptors, nothing_yet
+from tests.support.sockets import HOST
+from tests.support.traffic import block
+from tests.support.waiting import DEADLINE_S, eventually
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from goreprox.process.log_writer import MAX_QUEUED_BYTES
-from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, eventually, nothing_yet
 from tests.e2e.roles import start_broker, start_edge, start_provider
-from tests.helpers import closed_port
-from tests.tls import Authority
+from tests.support.processes import Process, Tunnel, nothing_yet
+from tests.support.sockets import HOST, closed_port
+from tests.support.tls import Authority
+from tests.support.waiting import DEADLINE_S, eventually
 
 PATH = "/" + "x" * 400
 LINE_BYTES = 500

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import DEADLINE_S, Relay, echo, eventually, read_digest, send_blocks, tunnel
+from tests.support.processes import tunnel
+from tests.support.relay import Relay
+from tests.support.traffic import echo, read_digest, send_blocks
+from tests.support.waiting import DEADLINE_S, eventually
 
 RESET_WITHIN_S = 15
 """After the grace; what is promised, not what a machine is given."""

@@ -9,8 +9,11 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from tests.e2e.harness import DEADLINE_S, HOST, Relay, block, eventually
-from tests.e2e.programs import nginx, output_of, program, redis, running, sshd, tunnel_to
+from tests.support.programs import nginx, output_of, program, redis, running, sshd, tunnel_to
+from tests.support.relay import Relay
+from tests.support.sockets import HOST
+from tests.support.traffic import block
+from tests.support.waiting import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.programs
 

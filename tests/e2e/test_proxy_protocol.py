@@ -9,8 +9,10 @@ import pytest
 
 from goreprox.config.addresses import ProxyVersion
 from goreprox.net.proxy_protocol import read, write
-from tests.e2e.harness import DEADLINE_S, HOST, Handler, Tunnel, eventually, nothing_yet
-from tests.e2e.programs import daemon, nginx, output_of, program, reserved_port
+from tests.support.processes import Handler, Tunnel, nothing_yet
+from tests.support.programs import daemon, nginx, output_of, program, reserved_port
+from tests.support.sockets import HOST
+from tests.support.waiting import DEADLINE_S, eventually
 
 CLIENT, THERE = "198.51.100.7:4711", "203.0.113.1:443"
 

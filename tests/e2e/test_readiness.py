@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import HOST, echo, eventually, nothing_yet
-from tests.helpers import closed_port
+from tests.support.processes import nothing_yet
+from tests.support.sockets import HOST, closed_port
+from tests.support.traffic import echo
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("role", ["provider", "edge"])

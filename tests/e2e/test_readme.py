@@ -14,9 +14,10 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.harness import HOST, Process, Tunnel, nothing_yet
-from tests.e2e.programs import program
-from tests.tls import Authority
+from tests.support.processes import Process, Tunnel, nothing_yet
+from tests.support.programs import program
+from tests.support.sockets import HOST
+from tests.support.tls import Authority
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,17 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import (
-    DEADLINE_S,
-    HOST,
-    Process,
-    Tunnel,
-    echo,
-    eventually,
-    nothing_yet,
-    read_digest,
-    send_blocks,
-)
 from tests.e2e.roles import (
     ANY,
     answered,
@@ -37,7 +26,10 @@ from tests.e2e.roles import (
     start_provider,
     whole,
 )
-from tests.helpers import closed_port
+from tests.support.processes import Process, Tunnel, nothing_yet
+from tests.support.sockets import HOST, closed_port
+from tests.support.traffic import echo, read_digest, send_blocks
+from tests.support.waiting import DEADLINE_S, eventually
 
 CHUNK = 4096
 BURST = 300

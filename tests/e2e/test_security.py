@@ -16,8 +16,10 @@ import pytest
 
 from goreprox.config.addresses import Address
 from goreprox.keys.join import Join
-from tests.e2e.harness import HOST, echo, eventually
 from tests.e2e.secured import Secured, number, said, secured
+from tests.support.sockets import HOST
+from tests.support.traffic import echo
+from tests.support.waiting import eventually
 
 STREAMS = 50
 HALF_OPEN = 2000

@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import DEADLINE_S, HOST, Process, Tunnel, echo, read_digest, reset_now, tunnel
+from tests.support.processes import Process, Tunnel, tunnel
+from tests.support.sockets import HOST, reset_now
+from tests.support.traffic import echo, read_digest
+from tests.support.waiting import DEADLINE_S
 
 KIB = 1024
 

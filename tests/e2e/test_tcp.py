@@ -7,18 +7,10 @@ from pathlib import Path
 import pytest
 
 from goreprox.net.sockets import unsent_bytes
-from tests.e2e.harness import (
-    DEADLINE_S,
-    Process,
-    Tunnel,
-    echo,
-    eventually,
-    nothing_yet,
-    read_digest,
-    reset_now,
-    send_blocks,
-    tunnel,
-)
+from tests.support.processes import Process, Tunnel, nothing_yet, tunnel
+from tests.support.sockets import reset_now
+from tests.support.traffic import echo, read_digest, send_blocks
+from tests.support.waiting import DEADLINE_S, eventually
 
 
 async def test_bytes_arrive_both_ways_on_64_connections_at_once(tmp_path: Path) -> None:

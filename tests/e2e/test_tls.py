@@ -14,21 +14,13 @@ import pytest
 from aiohttp import web
 from httpx import AsyncClient
 
-from tests.e2e.harness import (
-    DEADLINE_S,
-    HOST,
-    Handler,
-    Process,
-    Tunnel,
-    block,
-    echo,
-    eventually,
-    nothing_yet,
-    reset_now,
-)
-from tests.e2e.programs import output_of, program
-from tests.e2e.test_http import curl, polite
-from tests.tls import Authority, Client
+from tests.support.processes import Handler, Process, Tunnel, nothing_yet
+from tests.support.programs import output_of, program
+from tests.support.sockets import HOST, reset_now
+from tests.support.tls import Authority, Client
+from tests.support.traffic import block, echo
+from tests.support.waiting import DEADLINE_S, eventually
+from tests.support.web import curl, polite
 
 BLOCKS = 320  # of 64 KiB: 20 MiB
 

@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.e2e.harness import DEADLINE_S, Process, Tunnel, Versions, eventually, nothing_yet
 from tests.e2e.roles import connected, greeted, greeting, meets, start_broker, start_edge, start_provider
+from tests.support.processes import Process, Tunnel, Versions, nothing_yet
+from tests.support.waiting import DEADLINE_S, eventually
 
 INTERVAL_S = 0.01
 """Between two new clients: 100 a second."""

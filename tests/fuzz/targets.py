@@ -42,7 +42,7 @@ from goreprox.protocol.limits import KIB, MAX_HEAD, MIB, RAW_PAYLOAD, VERSION
 from goreprox.protocol.session import Kind, Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
-from tests.unit.http.harness import Talk
+from tests.support.gateway import Talk
 
 MAX_BYTES = 4096
 """Longer inputs find nothing that shorter ones do not; what length itself costs, `test_bombs` measures."""

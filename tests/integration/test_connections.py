@@ -16,8 +16,9 @@ from brokers import connections as bounds
 from brokers.envelope import Hello, control
 from brokers.peers import NONCE_BYTES
 from brokers.sockets import secure_link
-from tests.helpers import HOST, eventually
 from tests.support.fabric import PATIENT, Fabric, Recorder, name
+from tests.support.sockets import HOST
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is Linux's")
 MIB = 1024 * 1024

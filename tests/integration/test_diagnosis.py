@@ -11,7 +11,8 @@ from brokers import BrokerSecurity, Grant, KeyPair, Link, LinkSecurity, PeerInfo
 from brokers.carrier import Buffer, Carrier
 from brokers.diagnosis import USUAL_PORTS, Diagnosis
 from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
-from tests.helpers import HOST, abort, closed_port, eventually, stop_accepting
+from tests.support.sockets import HOST, abort, closed_port, stop_accepting
+from tests.support.waiting import eventually
 
 STEADY = Timings(link_timeout_s=30, reconnect_min_s=0.02, reconnect_max_s=0.1)
 Events = list[dict[str, object]]

@@ -12,7 +12,7 @@ from goreprox.protocol.stream import Stream
 from goreprox.roles.dispatch import Dispatcher
 from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
-from tests.helpers import eventually
+from tests.support.waiting import eventually
 
 BUDGET = Budget(total_bytes=1 << 28, max_streams=10_000)
 

@@ -22,8 +22,9 @@ from brokers import (
 from brokers.envelope import Hello, Refused, Welcome, control, parse_control
 from brokers.link import State
 from brokers.outboxes import OUTBOX_BYTES, OUTBOX_MESSAGES
-from tests.helpers import HOST, closed_port, eventually
 from tests.support.fabric import FAST, PATIENT, STEADY, Fabric, Recorder, name, receive
+from tests.support.sockets import HOST, closed_port
+from tests.support.waiting import eventually
 
 NOWHERE = "127.9.9.9"
 MIB = 1024 * 1024
@@ -150,8 +151,8 @@ async def test_the_loss_of_a_peer_is_known_long_before_its_lease_is_over() -> No
         await eventually(lambda: recorder.peers and at_provider.peers)
         relay.refuse()
         relay.cut()
-        await eventually(lambda: recorder.gone == [(provider.id, "lost")], 4.0)
-        await eventually(lambda: len(at_provider.downs) == 1, 4.0)
+        await eventually(lambda: recorder.gone == [(provider.id, "lost")], deadline_s=4.0)
+        await eventually(lambda: len(at_provider.downs) == 1, deadline_s=4.0)
         await relay.open()
         await eventually(lambda: provider.id in recorder.peers)
 
@@ -189,7 +190,9 @@ async def test_a_silent_network_is_noticed_on_both_sides_and_overcome(fabric: Fa
     epoch = recorder.seen[-1].epoch
     relay.flowing.clear()
     relay.forget()
-    await eventually(lambda: at_provider.ups == 2 and recorder.seen[-1].epoch > epoch, 2 * FAST.link_timeout_s)
+    await eventually(
+        lambda: at_provider.ups == 2 and recorder.seen[-1].epoch > epoch, deadline_s=2 * FAST.link_timeout_s
+    )
 
 
 async def test_a_peer_whose_process_hangs_expires_though_zeromq_answers_for_it(fabric: Fabric) -> None:
@@ -198,7 +201,7 @@ async def test_a_peer_whose_process_hangs_expires_though_zeromq_answers_for_it(f
     frozen = fabric.raw(Role.PROVIDER, provider.routing_id(os.urandom(16)))
     frozen.send_multipart(control(Hello(1, 1, 1, {})))
     await eventually(lambda: recorder.peers)
-    await eventually(lambda: recorder.gone == [(provider.id, "expired")], 2 * FAST.link_timeout_s)
+    await eventually(lambda: recorder.gone == [(provider.id, "expired")], deadline_s=2 * FAST.link_timeout_s)
 
 
 async def test_a_broker_that_hangs_is_left_and_found_again(fabric: Fabric) -> None:
@@ -223,7 +226,7 @@ async def test_a_broker_that_hangs_is_left_and_found_again(fabric: Fabric) -> No
 
     await welcome()
     await eventually(lambda: at_provider.ups == 1)
-    await eventually(lambda: at_provider.downs == ["the broker is silent"], 3 * FAST.link_timeout_s)
+    await eventually(lambda: at_provider.downs == ["the broker is silent"], deadline_s=3 * FAST.link_timeout_s)
     await welcome()
     await eventually(lambda: at_provider.ups == 2)
 

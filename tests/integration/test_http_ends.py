@@ -8,8 +8,9 @@ from goreprox.config.addresses import Listener
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.protocol.state import State
 from goreprox.roles.provider import Provider
-from tests.helpers import HOST, eventually
+from tests.support.sockets import HOST
 from tests.support.tunnel import End, Tunnel
+from tests.support.waiting import eventually
 
 TELLING = {ACKS_BEFORE_EOF: True}
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

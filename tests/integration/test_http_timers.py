@@ -13,9 +13,10 @@ from goreprox.http.client import HEAD_S, IDLE_S, LINGER_S
 from goreprox.http.provider_stream import CLOSING_S, REUSED_FOR_S
 from goreprox.net.tls import TlsSocket
 from goreprox.process.clock import clock
-from tests.helpers import HOST, eventually
+from tests.support.sockets import HOST
+from tests.support.tls import Authority, Client
 from tests.support.tunnel import End, Tunnel
-from tests.tls import Authority, Client
+from tests.support.waiting import eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 ELSEWHERE = GET.replace(b"here", b"elsewhere")

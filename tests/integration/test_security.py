@@ -25,8 +25,9 @@ from goreprox.keys.guard import Guard
 from goreprox.keys.join import Join
 from goreprox.keys.reach import Reach
 from goreprox.keys.state import StateDir
-from tests.helpers import HOST, abort, eventually, stop_accepting
 from tests.support.fabric import Fabric, Recorder, name, receive
+from tests.support.sockets import HOST, abort, stop_accepting
+from tests.support.waiting import eventually
 
 SERVER = KeyPair.generate()
 HALF_OPEN = 300

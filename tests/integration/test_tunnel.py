@@ -14,8 +14,9 @@ from goreprox.net.poller import WRITE
 from goreprox.process.clock import clock
 from goreprox.roles.provider import Provider
 from goreprox.tunnel.bridge import Bridge
-from tests.helpers import HOST, Level, eventually
+from tests.support.sockets import HOST
 from tests.support.tunnel import DEADLINE_S, KIB, MIB, End, Tunnel
+from tests.support.waiting import Level, eventually
 
 
 def both_ways(pair: tuple[End, End], first: str) -> tuple[End, End]:

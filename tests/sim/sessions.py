@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 
-from tests.network import KIB, Network
+from tests.support.network import KIB, Network
 
 STEPS = 250
 

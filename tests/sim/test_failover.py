@@ -1,6 +1,6 @@
 """A stream that one provider refused is carried by another, with the bytes it has by then."""
 
-from tests.network import Network, Socket, pattern
+from tests.support.network import Network, Socket, pattern
 
 
 def test_a_refused_stream_takes_its_bytes_to_another_session_even_while_they_wait_in_the_first() -> None:

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.network import KIB, Network
+from tests.support.network import KIB, Network
 
 COUNTS = st.sampled_from([1, 100, 5 * KIB, 40 * KIB, 300 * KIB])
 

@@ -24,7 +24,8 @@ from brokers import (
     Router,
     Timings,
 )
-from tests.helpers import HOST, abort, eventually, stop_accepting
+from tests.support.sockets import HOST, abort, stop_accepting
+from tests.support.waiting import eventually
 
 FAST = Timings(link_timeout_s=1.5, reconnect_min_s=0.02, reconnect_max_s=0.1, connect_timeout_s=0.5)
 PATIENT = dataclasses.replace(FAST, link_timeout_s=60.0)

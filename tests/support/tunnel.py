@@ -15,8 +15,9 @@ from goreprox.config.roles import ProviderConfig, ServerConfig
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge
 from goreprox.roles.provider import Provider
-from tests.e2e.harness import Relay
-from tests.helpers import HOST, eventually
+from tests.support.relay import Relay
+from tests.support.sockets import HOST
+from tests.support.waiting import eventually
 
 KIB, MIB = 1 << 10, 1 << 20
 DEADLINE_S = 30.0

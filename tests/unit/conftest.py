@@ -11,7 +11,7 @@ import goreprox.roles.provider
 import goreprox.roles.server
 import goreprox.roles.workers
 from goreprox.cli import launch
-from tests.helpers import Started
+from tests.support.commands import Started
 
 
 @pytest.fixture

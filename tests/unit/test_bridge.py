@@ -13,7 +13,7 @@ from goreprox.protocol.limits import KIB
 from goreprox.protocol.session import Kind
 from goreprox.protocol.state import State
 from goreprox.tunnel.bridge import Bridge, Bridges
-from tests.helpers import eventually
+from tests.support.waiting import eventually
 from tests.unit.protocol.harness import accepted
 
 TIMEOUT_S = 3600.0

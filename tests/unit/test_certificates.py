@@ -15,7 +15,7 @@ from loguru import logger
 from goreprox.config.addresses import Scheme
 from goreprox.errors import StartError
 from goreprox.net.certificates import DAY_S, WARN_S, Certificates, Identity, expiry
-from tests.tls import Authority
+from tests.support.tls import Authority
 
 
 @pytest.fixture

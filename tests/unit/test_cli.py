@@ -21,7 +21,7 @@ from goreprox.config.addresses import Address, Target
 from goreprox.config.roles import BrokerConfig, EdgeConfig, EndConfig, ProviderConfig, ServerConfig
 from goreprox.http.tokens import Tokens
 from goreprox.keys.join import Join
-from tests.helpers import Started
+from tests.support.commands import Started
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from loguru import logger
 from brokers import Role
 from goreprox.cli import main as cli
 from goreprox.keys.state import StateDir
-from tests.helpers import Started
+from tests.support.commands import Started
 
 JOIN: Final = "goreprox://AXCSabcdefghijklmnopqrstuvwxyz0123456789@publicbox:9887"
 SECRET: Final = "abcdefghijklmnopqrstuvwxyz"

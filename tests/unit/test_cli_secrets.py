@@ -12,7 +12,7 @@ from loguru import logger
 import goreprox.cli.demo
 from goreprox.cli import main as cli
 from goreprox.process.log import configure, redacted, say
-from tests.helpers import Started
+from tests.support.commands import Started
 
 SECRET: Final = "AXCSabcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 JOIN: Final = f"goreprox://{SECRET}@publicbox:9887"

@@ -22,7 +22,8 @@ from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
 from goreprox.roles.dial import Dialer, Targets
 from goreprox.roles.loops import Loops
-from tests.helpers import HOST, closed_port, eventually
+from tests.support.sockets import HOST, closed_port
+from tests.support.waiting import eventually
 
 DIAL_TIMEOUT_S = 2.0
 

@@ -16,7 +16,7 @@ from goreprox.protocol.stream import Stream
 from goreprox.tunnel import driver
 from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer, common_version
-from tests.helpers import eventually
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize(

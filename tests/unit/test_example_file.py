@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from goreprox.cli import main as cli
-from tests.helpers import Started
+from tests.support.commands import Started
 
 FILE: Final = Path(__file__).parents[2] / "deploy/goreprox.toml"
 COLUMNS: Final = 100

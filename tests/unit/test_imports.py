@@ -10,6 +10,7 @@ import brokers
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path for top in ("goreprox", "brokers") for path in (ROOT / top).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 USERS = [path for path in MODULES if path.is_relative_to(ROOT / "goreprox")]
 
 
@@ -41,3 +42,33 @@ def test_other_imports_of_the_fabric_are_found(source: str) -> None:
 def test_imports_are_absolute(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+
+
+def imported(source: str) -> Iterator[str]:
+    """Name each module, and each name of one, that is imported."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_test(name: str) -> bool:
+    """Tell names of tests, and of what is in them."""
+    return name.startswith("tests.") and any(part.startswith("test_") for part in name.split("."))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_import_no_test_and_what_they_share_imports_nothing_else_of_them(path: Path) -> None:
+    names = [name for name in imported(path.read_text(encoding="utf-8")) if name.startswith("tests.")]
+    assert not [name for name in names if is_test(name)]
+    if path.parent.name == "support":
+        assert not [name for name in names if not name.startswith("tests.support.")]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import tests.e2e.test_http", "from tests.e2e import test_http", "from tests.e2e.test_http import curl"],
+)
+def test_imports_of_tests_are_found(source: str) -> None:
+    assert any(map(is_test, imported(source)))

@@ -17,7 +17,7 @@ from goreprox.keys.state import StateDir
 from goreprox.net.certificates import Certificates
 from goreprox.process import files
 from goreprox.process.files import Kind, read_file
-from tests.tls import Authority
+from tests.support.tls import Authority
 
 SECRET = Kind("a secret", secret=True)
 OPEN = Kind("a rule")

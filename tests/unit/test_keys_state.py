@@ -19,7 +19,7 @@ from goreprox.keys.authority import Watcher
 from goreprox.keys.join import FILE, Join
 from goreprox.keys.state import ServerKeys, StateDir
 from goreprox.process.files import MAX_BYTES, read_file, write_secret
-from tests.helpers import eventually
+from tests.support.waiting import eventually
 
 HERE = (Address("tunnel.example.org", 9887),)
 

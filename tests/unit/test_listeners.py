@@ -11,7 +11,8 @@ from goreprox.config.addresses import Listener
 from goreprox.net import listeners, sockets
 from goreprox.net.listeners import Listeners
 from goreprox.net.poller import Poller
-from tests.helpers import HOST, eventually
+from tests.support.sockets import HOST
+from tests.support.waiting import eventually
 
 
 def listening(welcome: Callable[[socket.socket, str, Listener], None], *where: str) -> Listeners:

@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.e2e.programs import program
+from tests.support.programs import program
 
 FOLDER = Path(__file__).parents[2] / "deploy"
 KUSTOMIZATION = FOLDER / "kubernetes/kustomization.yaml"

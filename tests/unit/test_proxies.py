@@ -13,7 +13,7 @@ from goreprox.config.addresses import Address, Listener, ProxyVersion
 from goreprox.net.poller import Poller
 from goreprox.net.proxies import Proxies
 from goreprox.net.proxy_protocol import write
-from tests.helpers import eventually
+from tests.support.waiting import eventually
 
 PROXY, HERE = "192.0.2.1:5", "192.0.2.2:80"
 CLIENT, THERE = "198.51.100.7:4711", "203.0.113.1:443"

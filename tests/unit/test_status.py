@@ -16,7 +16,7 @@ from loguru import logger
 from goreprox.errors import StatusError
 from goreprox.status import document as status
 from goreprox.status.document import FORMAT, READERS, Answers, Document, StatusSocket, ask_all
-from tests.helpers import eventually
+from tests.support.waiting import eventually
 
 LARGE = 4 << 20
 """More than the kernel takes for a reader that does not read."""

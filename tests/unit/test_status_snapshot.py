@@ -16,7 +16,8 @@ from goreprox.roles.provider import Provider
 from goreprox.status.snapshot import LAST_ENDS, LISTED, Ends, Subject
 from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
-from tests.helpers import HOST, eventually
+from tests.support.sockets import HOST
+from tests.support.waiting import eventually
 
 PEER = PeerInfo(PeerName(Role.EDGE, "far", bytes(16)), 7, {"protocol": [1, 1], "services": ["web"]})
 

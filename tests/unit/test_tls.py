@@ -17,8 +17,8 @@ from goreprox.net.certificates import Certificates, reason
 from goreprox.net.handshakes import Handshakes
 from goreprox.net.poller import READ, WRITE, Poller
 from goreprox.net.tls import RECORD_BYTES, TEXT_BYTES, TlsSocket
-from tests.helpers import eventually
-from tests.tls import NAME, Authority
+from tests.support.tls import NAME, Authority
+from tests.support.waiting import eventually
 
 TEXT = random.Random(1).randbytes(1 << 20)
 

@@ -9,7 +9,7 @@ from goreprox.protocol.stream import Stream
 from goreprox.roles import waiting
 from goreprox.roles.waiting import WaitingRoom
 from goreprox.tunnel.connections import StreamOwner
-from tests.helpers import eventually
+from tests.support.waiting import eventually
 
 
 class Client:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from brokers import SocketAddress, resolve
-from tests.helpers import HOST
+from tests.support.sockets import HOST
 
 MANY = 40
 

@@ -17,7 +17,7 @@ from goreprox.http.auth import Auth
 from goreprox.http.commands import Finish
 from goreprox.http.exchange import Site
 from goreprox.http.tokens import FAILURES, MAX_ADDRESSES, Failures, Tokens
-from tests.unit.http.harness import CLIENT, OK, Talk
+from tests.support.gateway import CLIENT, OK, Talk
 
 GOOD, OTHER = b"the-good-token", b"the-other-token"
 HEADER = "X-Goreprox-Auth"

@@ -10,7 +10,7 @@ from goreprox.config.http import HostHeader, HttpSettings
 from goreprox.http.commands import Answered
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
-from tests.unit.http.harness import CLIENT, OK, Talk
+from tests.support.gateway import CLIENT, OK, Talk
 
 TRUSTING = Forwarding((ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("10.0.0.0/8")))
 LIES = (

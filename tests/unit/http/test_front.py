@@ -18,7 +18,8 @@ from goreprox.protocol.session import Kind
 from goreprox.protocol.state import Step
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge, Bridges
-from tests.helpers import HOST, eventually
+from tests.support.sockets import HOST
+from tests.support.waiting import eventually
 
 UPGRADE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"

@@ -14,7 +14,7 @@ from goreprox.http.commands import Abort, Connect, Discard, Finish, HalfClose, R
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.http.reader import AHEAD, CHUNKED_READ
-from tests.unit.http.harness import AUTHORITY, CLIENT, OK, Talk, split
+from tests.support.gateway import AUTHORITY, CLIENT, OK, Talk, split
 
 MAX_HEAD = DEFAULT_LIMITS.head_bytes
 GET = b"GET /a?b HTTP/1.1\r\nHost: example.org\r\n\r\n"

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from goreprox.http.commands import Abort, Discard, Finish, Switch
-from tests.unit.http.harness import Talk
+from tests.support.gateway import Talk
 
 CLIENT = st.sampled_from(
     [

@@ -4,7 +4,7 @@ import h11
 import pytest
 
 from goreprox.http.commands import Abort, Discard, Release
-from tests.unit.http.harness import OK, Talk, cuts
+from tests.support.gateway import OK, Talk, cuts
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -8,7 +8,7 @@ from goreprox.errors import ConfigError
 from goreprox.http.commands import Connect
 from goreprox.http.exchange import Site
 from goreprox.net.access import Doors
-from tests.unit.http.harness import CLIENT, OK, Talk
+from tests.support.gateway import CLIENT, OK, Talk
 
 ROUTES = Routes(map(Route.parse, ["example.org=exact", "*.example.org=below", "*.a.example.org=deeper", "[::1]=six"]))
 

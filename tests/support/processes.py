@@ -1,38 +1,26 @@
-"""Real processes, and a relay between them that breaks the link in every way a network can."""
+"""Real goreprox processes, and a tunnel of them."""
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import signal
 import socket
-import struct
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from tests.helpers import abort, stop_accepting
+from tests.support.relay import Relay
+from tests.support.sockets import HOST, abort, stop_accepting
+from tests.support.waiting import DEADLINE_S, eventually
 
-DEADLINE_S = 30.0
-HOST = "127.0.0.1"
+MIB_KIB = 1024
 FULL_LOAD = os.environ.get("LOAD") == "full"
 """Whether to measure at the numbers that are promised, which takes minutes, and not at a fraction of them."""
 LOAD_S = 900 if FULL_LOAD else 300
 """What a test of load may take in all."""
 WAIT_S = 600.0 if FULL_LOAD else 120.0
 """How long one answer may take under load: on a busy machine whole processes stand still for many seconds."""
-
-
-async def eventually(condition: Callable[[], object], what: str, *, deadline_s: float = DEADLINE_S) -> None:
-    """Wait until `condition` holds."""
-    give_up = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < give_up, f"not within {deadline_s} s: {what}"
-        await asyncio.sleep(0.02)
-
-
 Versions = tuple[tuple[int, int], tuple[int, int]] | None
 """The oldest and the newest version of the session and of the fabric that a process speaks; None: as it is."""
 
@@ -155,97 +143,6 @@ class Process:
         await self._reader
 
 
-class Relay:
-    """A TCP relay to `port` that can fail: cut with RST or FIN, be silent, refuse, slow down, be late."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.port = 0
-        self.refusing = False
-        self.silent = False
-        self.bytes_per_s: float | None = None
-        self.delay_s = 0.0
-        """What is passed on waits for so long, and at most twice as long."""
-        self.connections = 0
-        self._writers: list[asyncio.StreamWriter] = []
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-
-    async def start(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._accept, HOST, port or self.port, limit=1 << 18)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.refusing:
-            writer.transport.abort()
-            return
-        self._writers.append(writer)
-        self._go_on(self._carry(reader, writer))
-
-    def _go_on(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work, name="relay")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            up_reader, up_writer = await asyncio.open_connection(HOST, self.target, limit=1 << 18)
-        except OSError:
-            abort(writer)
-            return
-        self.connections += 1
-        self._writers.append(up_writer)
-        self._go_on(self._copy(reader, up_writer))
-        self._go_on(self._copy(up_reader, writer))
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(4096 if self.bytes_per_s else 1 << 18):
-                if self.silent:
-                    await self._flowing.wait()
-                if self.delay_s:
-                    await asyncio.sleep(self.delay_s)
-                if self.bytes_per_s:
-                    await asyncio.sleep(len(data) / self.bytes_per_s)
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    def cut(self, *, fin: bool = False) -> None:
-        """End all connections, with RST or with FIN. What was silent is lost."""
-        self._writers = [writer for writer in self._writers if writer.get_extra_info("socket").fileno() >= 0]
-        for writer in self._writers:
-            if fin:
-                writer.close()
-            else:
-                reset_now(writer)
-
-    def silence(self) -> None:
-        """Hold the sockets and pass nothing on."""
-        self.silent = True
-        self._flowing.clear()
-
-    def unsilence(self) -> None:
-        """Pass on what was held back."""
-        self.silent = False
-        self._flowing.set()
-
-    def resume(self) -> None:
-        self.refusing = False
-        self.unsilence()
-
-    async def stop(self) -> None:
-        self.resume()
-        if self._server is not None:
-            await stop_accepting(self._server)
-        self.cut()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -347,48 +244,12 @@ async def tunnel(
         yield made
 
 
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send everything back; end as the client ends."""
-    while data := await reader.read(1 << 18):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
-
-
-def block(index: int) -> bytes:
-    """64 KiB that no other index has."""
-    return hashlib.shake_128(index.to_bytes(8, "big")).digest(1 << 16)
-
-
-_BLOCKS = [block(index) for index in range(61)]
-
-
-async def send_blocks(writer: asyncio.StreamWriter, count: int) -> str:
-    """Write `count` blocks of 64 KiB; return their SHA-256."""
-    digest = hashlib.sha256()
-    for index in range(count):
-        data = index.to_bytes(8, "big") + _BLOCKS[index % len(_BLOCKS)][8:]
-        digest.update(data)
-        writer.write(data)
-        await writer.drain()
-    return digest.hexdigest()
-
-
-async def read_digest(reader: asyncio.StreamReader, *, size: int | None = None) -> tuple[int, str]:
-    """Read `size` bytes, or to the end of file; return how many there were and their SHA-256."""
-    digest = hashlib.sha256()
-    total = 0
-    while size is None or total < size:
-        data = await reader.read(1 << 18 if size is None else min(1 << 18, size - total))
-        if not data:
-            break
-        digest.update(data)
-        total += len(data)
-    return total, digest.hexdigest()
-
-
-def reset_now(writer: asyncio.StreamWriter) -> None:
-    """Send RST."""
-    sock = writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
+def descriptors(process: Process) -> list[str]:
+    """Return what the open descriptors of `process` refer to."""
+    found = []
+    for entry in Path(f"/proc/{process.process.pid}/fd").iterdir():
+        try:
+            found.append(str(entry.readlink()))
+        except FileNotFoundError:
+            continue  # closed since it was listed
+    return found

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import DEADLINE_S, HOST, Tunnel
+from tests.support.processes import Tunnel
+from tests.support.sockets import HOST
+from tests.support.waiting import DEADLINE_S
 
 NO_SKIP = "TESTS_NO_SKIP"
 _PRIVILEGE_SEPARATION = Path("/run/sshd")  # sshd as root does not start without this empty folder

@@ -1,0 +1,39 @@
+"""Sockets on loopback: ports, and ends of every kind."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+
+HOST = "127.0.0.1"
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """Hold a port that refuses connections, until somebody who shares it listens."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((HOST, 0))
+        yield holder.getsockname()[1]
+
+
+def abort(writer: asyncio.StreamWriter) -> None:
+    """Let go of a socket at once, sent or not, closed or not."""
+    if writer.get_extra_info("socket").fileno() >= 0:  # aborting a closed one raises
+        writer.transport.abort()
+
+
+def reset_now(writer: asyncio.StreamWriter) -> None:
+    """Send RST."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def stop_accepting(server: asyncio.Server) -> None:
+    """Close a server; what it has accepted by now has got to its handler, which owns it, on return."""
+    server.close()
+    for _ in range(3):  # turns of the loop: the transport, the protocol, the handler's first step
+        await asyncio.sleep(0)

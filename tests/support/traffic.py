@@ -1,0 +1,44 @@
+"""What targets and clients say to each other, of any length, checked by a digest."""
+
+import asyncio
+import hashlib
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send everything back; end as the client ends."""
+    while data := await reader.read(1 << 18):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+def block(index: int) -> bytes:
+    """64 KiB that no other index has."""
+    return hashlib.shake_128(index.to_bytes(8, "big")).digest(1 << 16)
+
+
+_BLOCKS = [block(index) for index in range(61)]
+
+
+async def send_blocks(writer: asyncio.StreamWriter, count: int) -> str:
+    """Write `count` blocks of 64 KiB; return their SHA-256."""
+    digest = hashlib.sha256()
+    for index in range(count):
+        data = index.to_bytes(8, "big") + _BLOCKS[index % len(_BLOCKS)][8:]
+        digest.update(data)
+        writer.write(data)
+        await writer.drain()
+    return digest.hexdigest()
+
+
+async def read_digest(reader: asyncio.StreamReader, *, size: int | None = None) -> tuple[int, str]:
+    """Read `size` bytes, or to the end of file; return how many there were and their SHA-256."""
+    digest = hashlib.sha256()
+    total = 0
+    while size is None or total < size:
+        data = await reader.read(1 << 18 if size is None else min(1 << 18, size - total))
+        if not data:
+            break
+        digest.update(data)
+        total += len(data)
+    return total, digest.hexdigest()

@@ -1,0 +1,31 @@
+"""Waiting for what has no event."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+DEADLINE_S = 30.0
+POLL_S = 0.005
+
+
+async def eventually(condition: Callable[[], object], what: str = "", *, deadline_s: float = DEADLINE_S) -> None:
+    """Return as soon as the condition holds; fail, naming it, if it does not within `deadline_s`."""
+    give_up = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() >= give_up:
+            where = f"{condition.__code__.co_filename}:{condition.__code__.co_firstlineno}"
+            raise AssertionError(f"not within {deadline_s} s: {what or 'the condition'} ({where})")
+        await asyncio.sleep(POLL_S)
+
+
+class Level:
+    """A number that is level once it has not changed for a second."""
+
+    def __init__(self) -> None:
+        self.value = -1
+        self.since = time.monotonic()
+
+    def holds(self, value: int) -> bool:
+        if value != self.value:
+            self.value, self.since = value, time.monotonic()
+        return time.monotonic() - self.since >= 1.0

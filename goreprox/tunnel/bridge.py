@@ -1,10 +1,19 @@
-"""One non-blocking socket <-> one stream: what the far socket did, this socket does.
+"""Joins one non-blocking socket with one stream: what the far socket did, this socket does.
 
 The same bytes, FIN for FIN, RST for RST. Reading stops when the stream has no room, so TCP slows the writer.
-It knows nothing of sessions and paths.
+
+The socket, as long as the bridge owns it:
+
+    OPEN --end of file read--> READ_CLOSED --shut down--> CLOSED, with FIN
+         --shut down--> WRITE_CLOSED --end of file read--> CLOSED, with FIN
+    any  --reset by its peer--> FAILED --what came before has been passed on--> CLOSED
+    any  --the stream was reset, and what came before is sent, or was aborted--> CLOSED, with RST
+
+`RESET_LINGER_S` bounds how long what came before a reset may wait without moving on.
 """
 
 import asyncio
+import enum
 import socket
 from collections.abc import Callable
 from typing import Protocol
@@ -19,25 +28,46 @@ from goreprox.protocol.stream import Stream
 from goreprox.tunnel.connections import Connections, StreamOwner
 
 READ_BYTES = MIB
-"""One read at most: 64 KiB reads carry a third of what these do."""
+"""The size of a read: reads of 64 KiB reach a third of the throughput."""
 WATCH_S = 0.5
-"""Between two looks for resets at sockets that are not being read."""
+"""The interval at which sockets that are not being read are checked for errors."""
 LINGER_POLL_S = 0.02
+"""The interval at which a send queue is checked: no event tells that it is empty."""
 READABLE, WRITABLE = Kind.READABLE, Kind.WRITABLE
 
 
+class Phase(enum.IntEnum):
+    """The state of a bridge's socket. Before FAILED it is in use, before CLOSED it is ours."""
+
+    OPEN = enum.auto()
+    READ_CLOSED = enum.auto()
+    """Its end of file was read."""
+    WRITE_CLOSED = enum.auto()
+    """It was shut down for writing."""
+    FAILED = enum.auto()
+    """It was reset by its peer; bytes from before that are still to be passed on."""
+    CLOSED = enum.auto()
+    """The stream is not over yet."""
+    ENDED = enum.auto()
+    """The stream is over, too."""
+
+
+WRITE_CLOSED, FAILED, CLOSED = Phase.WRITE_CLOSED, Phase.FAILED, Phase.CLOSED
+"""Looked up once: an attribute of an enum costs ten times as much as a global."""
+
+
 class Watched(Protocol):
-    """A socket that is not being read."""
+    """Owns a socket that is not being read."""
 
     def failed(self, reason: str) -> None:
-        """Take note that it was reset by its peer."""
+        """Take note that the peer has reset the socket."""
 
 
 class Bridges:
-    """What all bridges of a process share: the poller, the clock, a read buffer, and a watch over silent sockets."""
+    """What all bridges of a process share; it checks the sockets that are not being read for errors."""
 
     def __init__(self, poller: Poller, *, clock: Callable[[], float], half_closed_timeout_s: float | None) -> None:
-        """Serve bridges on the running loop."""
+        """Belong to the running loop. A half-closed socket that is idle for `half_closed_timeout_s` is reset."""
         self.poller = poller
         self.loop = asyncio.get_running_loop()
         self.clock = clock
@@ -48,46 +78,44 @@ class Bridges:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, fd: int, bridge: Watched) -> None:
-        """Look for errors on a socket that is not being read."""
+        """Check a socket for errors from now on, since a reset goes unseen while it is not being read."""
         self._paused[fd] = bridge
         if self._timer is None:
-            self._timer = self.loop.call_later(WATCH_S, self._look)
+            self._timer = self.loop.call_later(WATCH_S, self._check)
 
     def unwatch(self, fd: int) -> None:
-        """Look no longer."""
+        """Check a socket no longer, if it was."""
         self._paused.pop(fd, None)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         for fd in sockets.errors_among(list(self._paused)):
             if (bridge := self._paused.get(fd)) is not None:
                 bridge.failed("reset by the peer")
         if self._paused:
-            self._timer = self.loop.call_later(WATCH_S, self._look)
+            self._timer = self.loop.call_later(WATCH_S, self._check)
 
 
 class Bridge:
-    """Owns the socket; the stream's owner. Ends once, when both the socket and the stream are over."""
+    """Owns a socket and its stream, until both are over."""
 
     __slots__ = (
         "_active_at",
         "_bridges",
-        "_ended",
         "_failure",
         "_fd",
         "_on_end",
-        "_read_done",
+        "_phase",
         "_reset_by",
         "_sock",
         "_timer",
         "_watched",
-        "_write_done",
         "began_at",
         "stream",
     )
 
     def __init__(self, bridges: Bridges, sock: Socket, stream: Stream, on_end: "Callable[[Bridge], None]") -> None:
-        """Take over `sock`, prepared and connected, and begin to read it. `on_end` is called once."""
+        """Take over `sock`, prepared and connected, and begin to read it. `on_end` is called once both are over."""
         self.stream = stream
         self.began_at = bridges.clock()
         self._bridges = bridges
@@ -95,13 +123,16 @@ class Bridge:
         self._fd = sock.fileno()
         self._on_end = on_end
         self._watched = 0
-        """For what the socket is polled: READ as long as the stream has room, WRITE while the socket has none."""
-        self._read_done = self._write_done = self._ended = False
-        self._failure: str | None = None
-        """Why the socket is of no more use, as long as bytes that came before it are still to be passed on."""
+        """READ while the stream has room, WRITE while the socket has none."""
+        self._phase = Phase.OPEN
+        self._failure = ""
+        """Why the socket FAILED."""
         self._reset_by = 0.0
+        """When a reset waits no longer for what came before it."""
         self._active_at = 0.0
+        """When a half-closed socket was last read or written."""
         self._timer: asyncio.TimerHandle | None = None
+        """For the half-closed timeout, or a reset that waits."""
         stream.owner = self
         bridges.connections.add(self)
         self._read()
@@ -109,63 +140,63 @@ class Bridge:
     @property
     def open(self) -> bool:
         """Whether the socket is still ours."""
-        return self._fd >= 0
+        return self._phase < CLOSED
 
     def notice(self, kind: Kind) -> None:
-        """Do what the session says of our stream."""
+        """Do what the session says about the stream."""
         if kind is READABLE:
-            if self._fd >= 0 and not self._watched & WRITE and self._failure is None:
+            if self._phase < FAILED and not self._watched & WRITE:
                 self._write()
-        elif self._failure is not None and self.open and kind is not Kind.ABORTED:
+        elif self._phase is FAILED and kind is not Kind.ABORTED:
             self._pass_on_rest()
         elif kind is WRITABLE:
             if not self._watched & READ:
                 self._read()
         elif kind is Kind.RESET and not self.open:
-            self.stream.finish_reset()  # both ends of file had passed here; the peer's socket was reset after its own
+            self.stream.finish_reset()  # both ends of file had passed here before the peer's socket was reset
         elif kind is Kind.RESET:
             self._reset_by = self._bridges.clock() + RESET_LINGER_S
             self._pause()
             if self._watched & WRITE:
                 self._reset_later()
-            elif self.open:
+            else:
                 self._write()
         elif kind is Kind.ABORTED:
             self._close()
-        if self._fd < 0:
+        if self._phase is CLOSED:
             self._end_if_over()
 
     def abort(self, reason: str) -> None:
-        """Reset the socket and the stream now."""
+        """Reset both now."""
         self.stream.abort(reason)
         self._close()
         self._end_if_over()
 
     def failed(self, reason: str) -> None:
-        """Take note that the socket was reset by its peer, after what it has said."""
-        if self.open:
-            self._failure = reason
-            self._watch(0)
-            self._bridges.unwatch(self._fd)
+        """Pass on what the peer of the socket sent before it reset it, then the reset."""
+        everything_read = self._phase is Phase.READ_CLOSED
+        self._phase, self._failure = FAILED, reason
+        self._watch(0)
+        self._bridges.unwatch(self._fd)
+        if everything_read:
+            self._pass_on_reset()
+        else:
             self._reset_by = self._bridges.clock() + RESET_LINGER_S
             self._pass_on_rest()
-        else:
-            self._end_if_over()
 
     # Socket to stream.
 
     def _read(self) -> None:
-        """Read whenever there is something, as long as the stream has room."""
-        if self._fd >= 0 and not self._read_done and self.stream.room > 0:
+        """Have the socket read whenever it is readable, as long as the stream has room."""
+        if self._phase < FAILED and self.stream.room > 0:
             self._bridges.unwatch(self._fd)
             self._watch(self._watched | READ)
-        elif self.open and not self._watched & READ:
+        elif self.open:
             self._bridges.watch(self._fd, self)
 
     def _pause(self) -> None:
-        if self.open:
-            self._watch(self._watched & ~READ)
-            self._bridges.watch(self._fd, self)
+        self._watch(self._watched & ~READ)
+        self._bridges.watch(self._fd, self)
 
     def _watch(self, events: int) -> None:
         watched, self._watched = self._watched, events
@@ -191,45 +222,48 @@ class Bridge:
             self.failed(exc.strerror or str(exc))
             return
         if count:
-            if self._write_done:
+            if self._phase is WRITE_CLOSED:
                 self._active_at = self._bridges.clock()
             self.stream.write(bytes(view[:count]))
             if count == room:
                 self._pause()
         else:
-            self._read_done = True
             self._pause()
             self.stream.write_eof()
-            self._half_closed()
+            self._half_close(Phase.READ_CLOSED)
 
     def _pass_on_rest(self) -> None:
-        """Pass on what came before a reset, then the reset. It waits for room for `RESET_LINGER_S` after the last."""
+        """Pass on what came before a reset, as far as there is room in time, then the reset."""
         now = self._bridges.clock()
-        if not self._read_rest() and now < self._reset_by:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._bridges.loop.call_later(self._reset_by - now, self._pass_on_rest)
-            return
-        self._close()
-        if self.stream.state is not State.CLOSED:
-            self.stream.reset(str(self._failure), now=now)
-        self._end_if_over()
+        if self._read_rest() or now >= self._reset_by:
+            self._pass_on_reset()
+        else:
+            self._call_later(self._reset_by - now, self._pass_on_rest)
 
     def _read_rest(self) -> bool:
-        """Read as far as the stream has room, and return whether that was all: who sends hears of a reset first."""
+        """Read as long as the stream has room; return whether nothing is left.
+
+        A write may have failed first, so there may be bytes that were never read.
+        """
         view, stream = self._bridges.view, self.stream
-        while not self._read_done and stream.state in (State.OPENING, State.OPEN):
+        while stream.state in (State.OPENING, State.OPEN):
             if (room := stream.room) <= 0:
                 return False
             try:
                 count = self._sock.recv_into(view, min(room, READ_BYTES))
             except OSError:
                 return True
-            if not count:  # the error was told already, so this is no end of file
+            if not count:  # the error was reported already, so this is no end of file
                 return True
             stream.write(bytes(view[:count]))
             self._reset_by = self._bridges.clock() + RESET_LINGER_S
         return True
+
+    def _pass_on_reset(self) -> None:
+        self._close()
+        if self.stream.state is not State.CLOSED:
+            self.stream.reset(self._failure, now=self._bridges.clock())
+        self._end_if_over()
 
     # Stream to socket.
 
@@ -239,7 +273,7 @@ class Bridge:
         self._end_if_over()
 
     def _write(self) -> None:
-        """Give the socket what it takes."""
+        """Write what the stream has received, as far as the socket takes it."""
         stream = self.stream
         receive = stream.receive
         chunks = receive.chunks
@@ -276,29 +310,32 @@ class Bridge:
         except OSError as exc:
             self.failed(exc.strerror or str(exc))
             return
-        self._write_done = True
-        self._half_closed()
+        self._half_close(WRITE_CLOSED)
         self.stream.deliver_eof(now=self._bridges.clock())
 
-    def _half_closed(self) -> None:
-        """After both ends of file the socket is done; after one, its silence may be bounded."""
-        if self._read_done and self._write_done:
+    def _half_close(self, phase: Phase) -> None:
+        """Take note of one end of file: after both the socket is done, after one it may be idle only for so long."""
+        if self._phase is not Phase.OPEN:
             self._close(finish=True)
-        elif (timeout_s := self._bridges.half_closed_timeout_s) is not None:
+            return
+        self._phase = phase
+        if self._bridges.half_closed_timeout_s is not None:
             self._active_at = self._bridges.clock()
-            self._timer = self._bridges.loop.call_later(timeout_s, self._check_half_closed, timeout_s)
+            self._check_half_closed()
 
-    def _check_half_closed(self, timeout_s: float) -> None:
+    def _check_half_closed(self) -> None:
+        timeout_s = self._bridges.half_closed_timeout_s
+        assert timeout_s is not None
         idle_s = self._bridges.clock() - self._active_at
         if idle_s < timeout_s:
-            self._timer = self._bridges.loop.call_later(timeout_s - idle_s, self._check_half_closed, timeout_s)
+            self._call_later(timeout_s - idle_s, self._check_half_closed)
         else:
             self.abort(f"half-closed and silent for {timeout_s:g} s")
 
     # Ends.
 
     def _reset_when_sent(self) -> None:
-        """Reset once the peer has the bytes before it: RST throws away what is still queued (RFC 9293, 3.10.7)."""
+        """Reset the socket once its peer has the bytes before: RST discards what is still queued (RFC 9293, 3.10.7)."""
         try:
             waiting = bool(self.stream.receive.chunks) or sockets.unsent_bytes(self._sock) > 0
         except OSError:
@@ -311,26 +348,29 @@ class Bridge:
         self._end_if_over()
 
     def _reset_later(self) -> None:
+        self._call_later(LINGER_POLL_S, self._reset_when_sent)
+
+    def _call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._bridges.loop.call_later(LINGER_POLL_S, self._reset_when_sent)
+        self._timer = self._bridges.loop.call_later(delay_s, callback)
 
     def _close(self, *, finish: bool = False) -> None:
-        """Let go of the socket: with RST, unless it is finished."""
+        """Close the socket, if it is still ours: with RST, unless both ends of file have passed (`finish`)."""
         if not self.open:
             return
+        self._phase = CLOSED
         self._watch(0)
         self._bridges.unwatch(self._fd)
         if self._timer is not None:
             self._timer.cancel()
-        self._fd = -1
         if finish:
             sockets.finish(self._sock)
         else:
             self._sock.close()
 
     def _end_if_over(self) -> None:
-        if not self.open and self.stream.state is State.CLOSED and not self._ended:
-            self._ended = True
+        if self._phase is CLOSED and self.stream.state is State.CLOSED:
+            self._phase = Phase.ENDED
             self._bridges.connections.remove(self)
             self._on_end(self)

@@ -83,5 +83,5 @@ async def test_what_a_half_closed_socket_sends_counts_as_activity() -> None:
         await eventually(lambda: stream.send.end == 1)
         for idle_s, is_open in ((0.0, True), (TIMEOUT_S - 1.0, True), (TIMEOUT_S, False)):
             clock.now = TIMEOUT_S + idle_s
-            bridge._check_half_closed(TIMEOUT_S)
+            bridge._check_half_closed()
             assert bridge.open is is_open

@@ -339,6 +339,7 @@ class Session:
 
     def open(self, stream: Stream) -> None:
         """Carry a stream of ours, with the bytes it has already taken from its client."""
+        assert stream.state is State.OPENING, f"{stream.state.name} stream opened"
         stream.host = self
         stream.id = self._next_id
         self._next_id += 1

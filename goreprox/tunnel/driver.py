@@ -290,10 +290,13 @@ class Driver:
                 self._application.stream_opened(peer, stream)
         elif kind is ACCEPTED:
             self._application.stream_accepted(peer, stream)
-        elif kind is REFUSED:
-            self._application.stream_refused(peer, stream, notice.code, notice.reason)
-        elif kind is Kind.UNSENT:
-            self._application.stream_unsent(stream)
+        elif kind is REFUSED or kind is Kind.UNSENT:
+            if stream.state is State.CLOSED:
+                return  # its client has gone since: nobody may open it again
+            if kind is REFUSED:
+                self._application.stream_refused(peer, stream, notice.code, notice.reason)
+            else:
+                self._application.stream_unsent(stream)
         elif stream.owner is not None:
             stream.owner.notice(kind)
         elif kind in (Kind.ABORTED, Kind.CLOSED):

@@ -171,7 +171,8 @@ class Network:
                 self.refused.append(stream)
             elif notice.kind is Kind.UNSENT:
                 assert stream is not None
-                session.open(stream)
+                if stream.state is not State.CLOSED:
+                    session.open(stream)
             elif stream is not None and stream.owner is not None:
                 stream.owner.notice(notice.kind)
 
@@ -199,7 +200,7 @@ class Network:
         if not self.up:
             self.connect("healed")
         end = self.now + seconds
-        while any(session.streams for session in self.sessions.values()):
+        while any(session.streams or session.notices for session in self.sessions.values()):
             assert self.now < end, [session.streams for session in self.sessions.values()]
             self.step(0.02)
             for socket in [*self.clients, *self.targets.values()]:

@@ -57,6 +57,7 @@ class Wire:
         self.said = 0
         self.opened: list[Stream] = []
         self.dropped: list[Stream] = []
+        self.given_back: list[Stream] = []
 
     def meets(self, other: "Wire", epoch: int) -> Peer:
         """Hear of the other end."""
@@ -80,9 +81,11 @@ class Wire:
 
     def stream_accepted(self, peer: Peer, stream: Stream) -> None: ...
 
-    def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None: ...
+    def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None:
+        self.given_back.append(stream)
 
-    def stream_unsent(self, stream: Stream) -> None: ...
+    def stream_unsent(self, stream: Stream) -> None:
+        self.given_back.append(stream)
 
     def stream_dropped(self, stream: Stream) -> None:
         self.dropped.append(stream)
@@ -120,6 +123,20 @@ async def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_
     assert again.session.failed is None and back_again.session.failed is None
     for end, other in ((edge, provider), (provider, edge)):
         end.driver.peer_down(end, other.name.id, REVOKED)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_an_unsent_stream_is_given_back_unless_its_client_has_gone_since(*, gone: bool) -> None:
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+    await eventually(lambda: peer.session.established and back.session.established)
+    stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
+    peer.session.open(stream)
+    edge.driver.peer_down(edge, provider.name.id, "lost")
+    if gone:
+        stream.reset("the client was reset", now=0.0)
+    await eventually(lambda: not peer.session.notices)
+    assert edge.given_back == ([] if gone else [stream])
 
 
 async def test_a_fault_in_one_stream_touches_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

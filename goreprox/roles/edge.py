@@ -1,16 +1,11 @@
-"""The edge: gives each client to a provider of its service, at once or when one comes. Of a server or on its own."""
+"""The edge: accepts clients, and gives each to a provider of its service. In a server, or a process of its own."""
 
-import functools
-import socket
 from collections.abc import Iterable, Iterator
-from http import HTTPStatus
-from typing import Final
 
 from loguru import logger
 
 from brokers import LimitedLog, Role
-from goreprox.config.addresses import Address, Listener, Scheme
-from goreprox.config.networks import parse_client
+from goreprox.config.addresses import Listener, Scheme
 from goreprox.config.roles import AcceptingConfig, EdgeConfig, ServerConfig
 from goreprox.config.routes import Routes
 from goreprox.http.auth import Auth
@@ -18,38 +13,27 @@ from goreprox.http.client import Front, Fronts
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.http.provider_stream import Upstream
-from goreprox.http.writer import refusal
-from goreprox.net import sockets
 from goreprox.net.access import Doors
-from goreprox.net.certificates import Certificates, Identity, reason
-from goreprox.net.handshakes import Handshakes
-from goreprox.net.listeners import Listeners
 from goreprox.net.poller import Poller
-from goreprox.net.proxies import Proxies
-from goreprox.net.sockets import Socket
-from goreprox.net.tls import TlsSocket
 from goreprox.process.clock import clock
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import listing
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.events import Code
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.protocol.stream import Stream
-from goreprox.roles.dispatch import Dispatcher
+from goreprox.roles.admission import Admission, Client
+from goreprox.roles.assignment import Assignment
 from goreprox.roles.member import Member
 from goreprox.status.document import answering
 from goreprox.status.snapshot import Ends, Gauges, Subject
 from goreprox.tunnel.attributes import Port, ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
-from goreprox.tunnel.driver import Driver, wait_until
-from goreprox.tunnel.peer import Peer
-
-_NOT_HTTPS: Final = refusal(HTTPStatus.BAD_REQUEST, "this port speaks HTTPS; write https://")
+from goreprox.tunnel.driver import wait_until
 
 
 class Edge:
-    """Owns the client connections (driver.Application, http.front.Providers)."""
+    """Joins clients to providers: admission, a bridge or an HTTP client, assignment (http.backend.Providers)."""
 
     def __init__(self, config: AcceptingConfig) -> None:
         """Listen on all addresses of `config`; `listeners.start` begins to accept.
@@ -59,40 +43,29 @@ class Edge:
         """
         self._config = config
         self._process = "server" if isinstance(config, ServerConfig) else "edge"
+        self._log = LimitedLog()
         self._budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
-        self.driver = Driver(self, role=Role.EDGE, budget=self._budget, grace_s=config.grace_s)
+        self.assignment = Assignment(
+            self._budget,
+            services=config.services,
+            grace_s=config.grace_s,
+            queue_timeout_s=config.queue_timeout_s,
+            lost=self._providers_lost,
+        )
+        self.driver = self.assignment.driver
         poller = Poller(self.driver.batch)
         self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
         self.fronts = Fronts(self.bridges, self, self._budget)
         self.ends = Ends(self.driver)
-        self.listeners = Listeners(
-            config.listeners, poller, reuse_port=config.reuse_port, welcome=self._welcome, has_room=self._has_room
-        )
-        self.proxies = Proxies(poller, welcome=self._admit, left=self.listeners.start)
-        self.doors = Doors(config.allow, config.deny, *config.address_limit)
-        self._sites = _sites(config, self.doors)
-        self._certificates = None
-        if config.tls_cert is not None and config.tls_key is not None:
-            self._certificates = Certificates(
-                config.tls_cert, config.tls_key, config.tls_client_ca, alpn=config.tls_alpn
-            )
-        self._handshakes = Handshakes(poller)
-        self._log = LimitedLog()
-        self.dispatcher = Dispatcher(
-            self.driver,
-            self._log,
-            services=config.services,
-            patience_s=config.grace_s,
-            queue_timeout_s=config.queue_timeout_s,
-            lost=self.fronts.providers_changed,
-        )
-
-    # Clients.
+        self._doors = Doors(config.allow, config.deny, *config.address_limit)
+        self._sites = _sites(config, self._doors)
+        self.admission = Admission(config, poller, self._doors, has_room=self._has_room, admitted=self._admitted)
+        self.listeners = self.admission.listeners
 
     @property
     def connections(self) -> int:
         """Client connections, and streams of HTTP clients that have gone."""
-        return len(self.bridges.connections) + self.fronts.idle + len(self.proxies) + len(self._handshakes)
+        return len(self.bridges.connections) + self.fronts.idle + len(self.admission)
 
     def _has_room(self) -> bool:
         most = self._config.max_connections
@@ -101,74 +74,29 @@ class Edge:
         self._log.say("full", f"{most} connections are open: new ones wait; raise --max-connections")
         return False
 
-    def _welcome(self, sock: socket.socket, client: str, listener: Listener) -> None:
-        try:
-            sockets.adopt(sock)
-            destination = str(Address(*sock.getsockname()[:2]))
-        except OSError:  # the client is gone already
-            sock.close()
-            return
-        rules = self._config.proxy_protocol_from
-        if rules and any(rule.covers(parse_client(_host(client)), self._places(listener)) for rule in rules):
-            self.proxies.hear(sock, client, destination, listener)
-        else:
-            self._admit(sock, client, destination, listener)
-
-    def _places(self, listener: Listener) -> tuple[str, str]:
-        routed = listener.scheme.is_http and self._config.routes
-        return str(listener.address.port), "" if routed else listener.service
-
-    def _admit(self, sock: socket.socket, client: str, destination: str, listener: Listener) -> None:
-        """Serve a client whose address is known, unless it may not come in."""
-        host, places = _host(client), self._places(listener)
-        if self.doors.guarded and not self.doors.enter(host, *places):
-            text = f"client {client} is reset: {self.doors.objection(host, *places)}"
-            self._log.say("client_denied", text, client=client)
-            sock.close()  # and so the client sees a reset
-            return
-        if not listener.scheme.is_tls:
-            self._serve(client, destination, listener, sock)
-            return
-        assert self._certificates is not None
-        self._handshakes.begin(
-            sock,
-            self._certificates.context(listener.scheme),
-            admit=functools.partial(self._greeted, client, destination, listener),
-            lose=functools.partial(self._not_greeted, client),
-            plaintext=_NOT_HTTPS if listener.scheme.is_http else b"",
-        )
-
-    def _serve(
-        self, client: str, destination: str, listener: Listener, sock: Socket, certificate: Identity | None = None
-    ) -> None:
+    def _admitted(self, client: Client) -> None:
+        listener = client.listener
         if listener.scheme.is_http:
-            Front(self.fronts, sock, client, destination, self._sites[listener], certificate=certificate)
+            site = self._sites[listener]
+            Front(self.fronts, client.sock, client.address, client.destination, site, certificate=client.certificate)
             return
         stream = Stream(
-            opener=True, service=listener.service, client=client, destination=destination, budget=self._budget
+            opener=True,
+            service=listener.service,
+            client=client.address,
+            destination=client.destination,
+            budget=self._budget,
         )
-        self.connect(Bridge(self.bridges, sock, stream, self.bridge_ended))
+        self.connect(Bridge(self.bridges, client.sock, stream, self.bridge_ended))
 
-    def _greeted(self, client: str, destination: str, listener: Listener, sock: TlsSocket) -> None:
-        certificate = sock.identity
-        if certificate is not None:
-            logger.debug("client {} has the certificate of {}", client, certificate.name, event="client_certificate")
-        self._serve(client, destination, listener, sock, certificate)
+    # What HTTP clients need.
 
-    def _not_greeted(self, client: str, exc: OSError) -> None:
-        why = reason(exc)
-        logger.debug("no TLS with client {}: {}", client, why, event="tls_ended")
-        if not isinstance(exc, ConnectionError):
-            self.doors.refused += 1
-            self._log.say("tls_failed", f"the TLS handshake with client {client} failed: {why}")
-        self.client_ended(client)
-
-    def connect(self, joint: StreamOwner) -> None:
-        """Open its stream at a provider, now or when one comes."""
-        self.dispatcher.connect(joint)
+    def connect(self, owner: StreamOwner) -> None:
+        """Open its stream at a provider, now or when there is one."""
+        self.assignment.connect(owner)
 
     def reusable(self, stream: Stream) -> bool:
-        """Whether the provider of a stream is there, and takes requests."""
+        """Whether the provider of a stream is there, and accepts requests."""
         peer = self.driver.peer_of(stream)
         return peer is not None and peer.available
 
@@ -178,86 +106,63 @@ class Edge:
         return (None, None) if peer is None else (peer.info.name.name, peer.session.counters.outages)
 
     def tells_delivery(self, stream: Stream) -> bool:
-        """Whether the provider of a stream has acknowledged all it delivered before it told of an end or a reset."""
+        """Whether the provider of a stream acknowledges all that was delivered before it reports an end of file."""
         peer = self.driver.peer_of(stream)
         return peer is not None and peer.info.attributes.get(ACKS_BEFORE_EOF) is True
 
+    def _providers_lost(self) -> None:
+        self.fronts.providers_changed()
+
+    # The end of clients and streams.
+
     def bridge_ended(self, bridge: Bridge) -> None:
-        """A client is gone, and its stream is over."""
+        """Note that a client has left, and its stream has ended."""
         self._stream_ended(bridge)
         self.client_ended(bridge.stream.client)
 
     def upstream_ended(self, upstream: Upstream) -> None:
-        """A stream of an HTTP client is over."""
+        """Note that a stream of an HTTP client has ended."""
         self._stream_ended(upstream)
         self.listeners.start()
 
     def client_ended(self, client: str) -> None:
-        """A client is gone."""
-        if self.doors.guarded:
-            self.doors.leave(_host(client))
-        self.listeners.start()
+        """Note that a client has left."""
+        self.admission.leave(client)
 
-    def _stream_ended(self, joint: StreamOwner) -> None:
-        stream = joint.stream
-        self.dispatcher.ended(joint)
-        self.ends.note(stream, stream.end_reason or "done")
+    def _stream_ended(self, owner: StreamOwner) -> None:
+        stream = owner.stream
+        self.assignment.ended(owner)
         reason = stream.end_reason or "done"
+        self.ends.note(stream, reason)
         logger.debug("stream {} of {} ended: {}", stream.id, stream.client, reason, event="stream_ended", reason=reason)
 
-    # What the driver tells.
-
-    def peer_changed(self, peer: Peer) -> None:
-        """Take note of what a provider is and offers now."""
-        self.dispatcher.peer_changed(peer)
-
-    def stream_opened(self, peer: Peer, stream: Stream) -> None:
-        """Providers open no streams; the session refuses them before this."""
-        stream.abort("edges take no streams")
-
-    def stream_accepted(self, peer: Peer, stream: Stream) -> None:
-        """The target is well."""
-        self.dispatcher.accepted(peer, stream)
-
-    def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None:
-        """Another provider may take it."""
-        self.dispatcher.refused(peer, stream, code, reason)
-
-    def stream_unsent(self, stream: Stream) -> None:
-        """It has never left this process: any provider may have it."""
-        self.dispatcher.connect(stream.owner)
-
-    def stream_dropped(self, stream: Stream) -> None:
-        """Every stream here has an owner."""
-
     async def close(self, *, drain_s: float) -> int:
-        """Stop accepting, let streams end for `drain_s`, reset the rest; return how many."""
+        """Stop accepting, wait `drain_s` for streams to end, reset the rest; return how many."""
         self.listeners.drain()
         self.fronts.drain()
         self.driver.drain()
         await wait_until(self._is_drained, deadline_s=drain_s)
         reset = self.connections
-        self.proxies.close()
-        self._handshakes.close()
+        self.admission.close()
         for front in list(self.fronts.live):
             front.abort()
-        for joint in self.bridges.connections:
-            joint.abort("the edge is shutting down")
+        for owner in self.bridges.connections:
+            owner.abort("the edge is shutting down")
         await self.driver.goodbye(f"the {self._process} was shut down", deadline_s=1.0)
         return reset
 
     def _is_drained(self) -> bool:
-        """Whether all clients are gone; those that wait for a provider, and have sent all they had, wait no longer."""
-        self.dispatcher.drain("the edge is shutting down")
-        return not any((self.bridges.connections, self.fronts.live, self.proxies, self._handshakes))
+        """Return whether all clients have left; end those that are pending and have sent all they had."""
+        self.assignment.drain("the edge is shutting down")
+        return not any((self.bridges.connections, self.fronts.live, self.admission))
 
     def introduce(self, member: Member) -> None:
-        """Let the roster say where clients come in, now and when there is more to tell."""
+        """Announce where clients are accepted, in the peer list."""
         member.attributes |= ports(self._ports())
-        self.dispatcher.attributes = member.attributes
+        self.assignment.check.attributes = member.attributes
 
     def _ports(self) -> Iterator[Port]:
-        """Yield where clients come in; several addresses of one listener only once, requests by their hosts."""
+        """Yield where clients are accepted: a listener with several addresses once, one with routes by their hosts."""
         for listener, address in dict(self.listeners.addresses).items():
             scheme, host, port = listener.scheme, listener.address.host or "", int(address.rpartition(":")[2])
             if not (scheme.is_http and self._config.routes):
@@ -267,7 +172,7 @@ class Edge:
                 yield Port(route.service, scheme.value, host if "*" in route.host else route.host, port)
 
     def gauges(self) -> Gauges:
-        """Return what the status shows of us (snapshot.Owner)."""
+        """Return what the status shows of this edge (snapshot.Owner)."""
         services: dict[str, list[str]] = {}
         for listener, address in self.listeners.addresses:
             for service in self._config.services_of(listener):
@@ -275,13 +180,13 @@ class Edge:
         return Gauges(
             services,
             self._config.max_connections,
-            waiting_clients=self.dispatcher.waiting_clients,
-            refused_clients=self.doors.refused,
+            waiting_clients=self.assignment.pending,
+            refused_clients=self._doors.refused,
         )
 
 
 def entrances(config: AcceptingConfig, found: Iterable[tuple[Listener, int]]) -> str:
-    """Say for people which services clients find at which ports."""
+    """Describe, for log lines, which services clients find at which ports."""
     places = (
         f"{'' if listener.scheme is Scheme.TCP else f'{listener.scheme.value}://'}:{port} "
         f"({listing(config.services_of(listener))})"
@@ -291,7 +196,7 @@ def entrances(config: AcceptingConfig, found: Iterable[tuple[Listener, int]]) ->
 
 
 def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
-    """Return what HTTP listeners know.
+    """Return what each HTTP listener needs to know to serve its clients.
 
     Raises:
         StartError: the file of tokens cannot be used.
@@ -322,16 +227,11 @@ def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
     }
 
 
-def _host(client: str) -> str:
-    """Return the address of a client without its port."""
-    return client.rpartition(":")[0].strip("[]")
-
-
 async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
-    """Be an edge of its own until a signal ends it.
+    """Run an edge until a signal ends it.
 
     Raises:
-        StartError: a port cannot be had, or the runtime directory not be used.
+        StartError: a port is not available, or the runtime directory cannot be used.
     """
     member = Member(config, "edge", Role.EDGE, services=config.services)
     edge = Edge(config)

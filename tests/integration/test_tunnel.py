@@ -229,7 +229,7 @@ async def test_what_the_edge_does_about_a_refusal_follows_its_code(
         await tunnel.targets.accept()
     else:
         assert await client.receive_to_reset() == b""
-    assert bool(tunnel.edge.dispatcher._balancer._backoffs) == avoided
+    assert bool(tunnel.edge.assignment._balancer._backoffs) == avoided
 
 
 # -- clients that come before a provider

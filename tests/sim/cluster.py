@@ -192,7 +192,7 @@ class Cluster:
                 runtime_dir=Path("/"),
             )
         )
-        edge.dispatcher._balancer._rng = random.Random(self.world.random.random())
+        edge.assignment._balancer._rng = random.Random(self.world.random.random())
         edge.listeners.start()
         return edge
 

@@ -1,16 +1,14 @@
-"""Clients that wait, and what a change among providers costs: counted, not timed."""
+"""Pending streams, and what a change among providers costs: counted, not timed."""
 
 import asyncio
 import os
 
 import pytest
 
-from brokers import LimitedLog, PeerInfo, PeerName, Role
+from brokers import PeerInfo, PeerName, Role
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
-from goreprox.roles.dispatch import Dispatcher
-from goreprox.tunnel.driver import Driver
+from goreprox.roles.assignment import Assignment
 from goreprox.tunnel.peer import Peer
 from tests.support.waiting import eventually
 
@@ -42,36 +40,27 @@ class Nobody:
 
 
 class Side:
-    """What an edge is to a driver, without sockets."""
+    """An edge without sockets."""
 
     def __init__(self) -> None:
-        self.driver = Driver(self, role=Role.EDGE, budget=BUDGET, grace_s=60)
         self.lost = 0
-        self.dispatcher = Dispatcher(
-            self.driver, LimitedLog(), services=["web"], patience_s=60, queue_timeout_s=60, lost=self._lost
-        )
+        self.assignment = Assignment(BUDGET, services=["web"], grace_s=60, queue_timeout_s=60, lost=self._lost)
 
     def _lost(self) -> None:
         self.lost += 1
 
     def provider(self, *services: str) -> Peer:
         info = PeerInfo(PeerName(Role.PROVIDER, "far", os.urandom(16)), 1, said(*services))
-        self.driver.peer_up(Nobody(), info)
-        peer = self.driver.peers[info.name.id]
+        driver = self.assignment.driver
+        driver.peer_up(Nobody(), info)
+        peer = driver.peers[info.name.id]
         peer.session.established = True
-        self.dispatcher.peer_changed(peer)
+        self.assignment.peer_changed(peer)
         return peer
 
     def says(self, peer: Peer, *services: str) -> None:
         peer.info = PeerInfo(peer.info.name, 1, said(*services))
-        self.dispatcher.peer_changed(peer)
-
-    def peer_changed(self, peer: Peer) -> None: ...
-    def stream_opened(self, peer: Peer, stream: Stream) -> None: ...
-    def stream_accepted(self, peer: Peer, stream: Stream) -> None: ...
-    def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None: ...
-    def stream_unsent(self, stream: Stream) -> None: ...
-    def stream_dropped(self, stream: Stream) -> None: ...
+        self.assignment.peer_changed(peer)
 
 
 def said(*services: str) -> dict[str, object]:
@@ -81,17 +70,17 @@ def said(*services: str) -> dict[str, object]:
 async def test_a_flood_of_announcements_looks_at_no_client_of_other_services(monkeypatch: pytest.MonkeyPatch) -> None:
     side = Side()
     tried = 0
-    plain = side.dispatcher._assign
+    plain = side.assignment._assign
 
     def counting(stream: Stream) -> bool:
         nonlocal tried
         tried += 1
         return plain(stream)
 
-    monkeypatch.setattr(side.dispatcher, "_assign", counting)
+    monkeypatch.setattr(side.assignment, "_assign", counting)
     for _ in range(2000):
-        side.dispatcher.connect(Client("web"))
-    assert (tried, side.dispatcher.waiting_clients) == (2000, 2000)
+        side.assignment.connect(Client("web"))
+    assert (tried, side.assignment.pending) == (2000, 2000)
     hostile = side.provider("other")
     for number in range(1000):
         side.says(hostile, "other" if number % 2 else "another")
@@ -104,7 +93,7 @@ async def test_a_flood_of_announcements_looks_at_no_client_of_other_services(mon
     assert tried <= 2001, "the first who finds nobody ends it"
 
     honest = side.provider("web")
-    await eventually(lambda: not side.dispatcher.waiting_clients)
+    await eventually(lambda: not side.assignment.pending)
     assert len(honest.session.streams) == 2000
     assert tried <= 4001
 
@@ -114,15 +103,15 @@ async def test_idle_http_clients_are_looked_at_when_a_provider_is_lost_and_only_
     peer = side.provider("web")
     for number in range(100):
         side.says(peer, "web", *["more"] * (number % 2 == 0))
-        side.dispatcher.peer_changed(peer)
+        side.assignment.peer_changed(peer)
     await asyncio.sleep(0)
     assert side.lost <= 1
     before = side.lost
     for _ in range(100):
-        side.dispatcher.peer_changed(peer)
+        side.assignment.peer_changed(peer)
     await asyncio.sleep(0)
     assert side.lost == before
     peer.session.peer_draining = True
-    side.dispatcher.peer_changed(peer)
+    side.assignment.peer_changed(peer)
     await asyncio.sleep(0)
     assert side.lost == before + 1

@@ -1,0 +1,155 @@
+"""The way of a client into an edge: accepted, its PROXY header read, access rules, TLS, in this order.
+
+Whoever does not pass a step is reset.
+"""
+
+import functools
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from loguru import logger
+
+from brokers import LimitedLog
+from goreprox.config.addresses import Address, Listener
+from goreprox.config.networks import parse_client
+from goreprox.config.roles import AcceptingConfig
+from goreprox.http.writer import refusal
+from goreprox.net import sockets
+from goreprox.net.access import Doors
+from goreprox.net.certificates import Certificates, Identity, reason
+from goreprox.net.handshakes import Handshakes
+from goreprox.net.listeners import Listeners
+from goreprox.net.poller import Poller
+from goreprox.net.proxies import Proxies
+from goreprox.net.sockets import Socket
+from goreprox.net.tls import TlsSocket
+
+_NOT_HTTPS: Final = refusal(HTTPStatus.BAD_REQUEST, "this port speaks HTTPS; write https://")
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client that was admitted, and what is known of it."""
+
+    sock: Socket
+    address: str
+    """With its port; of a client of a proxy, as the proxy says."""
+    destination: str
+    """Where it connected to."""
+    listener: Listener
+    certificate: Identity | None = None
+
+
+class Admission:
+    """Owns the sockets of clients until they are admitted, and counts those that were."""
+
+    def __init__(
+        self,
+        config: AcceptingConfig,
+        poller: Poller,
+        doors: Doors,
+        *,
+        has_room: Callable[[], bool],
+        admitted: Callable[[Client], None],
+    ) -> None:
+        """Listen on all addresses of `config`; `listeners.start` begins to accept, as long as it `has_room`.
+
+        `admitted` takes clients over; `leave` is to be called at their end.
+
+        Raises:
+            StartError: an address cannot be listened on, or a certificate not be used.
+        """
+        self._config = config
+        self._doors = doors
+        self._admitted = admitted
+        self._certificates = None
+        if config.tls_cert is not None and config.tls_key is not None:
+            self._certificates = Certificates(
+                config.tls_cert, config.tls_key, config.tls_client_ca, alpn=config.tls_alpn
+            )
+        self.listeners = Listeners(
+            config.listeners, poller, reuse_port=config.reuse_port, welcome=self._accepted, has_room=has_room
+        )
+        self._proxies = Proxies(poller, welcome=self._identified, left=self.listeners.start)
+        self._handshakes = Handshakes(poller)
+        self._log = LimitedLog()
+
+    def __len__(self) -> int:
+        """Return how many clients are on their way in."""
+        return len(self._proxies) + len(self._handshakes)
+
+    def _accepted(self, sock: socket.socket, peer: str, listener: Listener) -> None:
+        """Let a client go on, or the PROXY header of a proxy say who it is."""
+        try:
+            sockets.adopt(sock)
+            destination = str(Address(*sock.getsockname()[:2]))
+        except OSError:  # the client has left already
+            sock.close()
+            return
+        rules = self._config.proxy_protocol_from
+        if rules and any(rule.covers(parse_client(_host(peer)), self._places(listener)) for rule in rules):
+            self._proxies.hear(sock, peer, destination, listener)
+        else:
+            self._identified(sock, peer, destination, listener)
+
+    def _identified(self, sock: socket.socket, address: str, destination: str, listener: Listener) -> None:
+        """Apply the access rules to a client whose address is known."""
+        host, places = _host(address), self._places(listener)
+        if self._doors.guarded and not self._doors.enter(host, *places):
+            text = f"rejected client {address}: {self._doors.objection(host, *places)}"
+            self._log.say("client_denied", text, client=address)
+            sock.close()  # which resets it
+        elif listener.scheme.is_tls:
+            self._shake_hands(sock, address, destination, listener)
+        else:
+            self._admitted(Client(sock, address, destination, listener))
+
+    def _places(self, listener: Listener) -> tuple[str, str]:
+        """Return what rules may name: the port, and the service unless the request decides about that."""
+        routed = listener.scheme.is_http and self._config.routes
+        return str(listener.address.port), "" if routed else listener.service
+
+    def _shake_hands(self, sock: socket.socket, address: str, destination: str, listener: Listener) -> None:
+        def admit(tls: TlsSocket) -> None:
+            certificate = tls.identity
+            if certificate is not None:
+                logger.debug(
+                    "client {} has the certificate of {}", address, certificate.name, event="client_certificate"
+                )
+            self._admitted(Client(tls, address, destination, listener, certificate))
+
+        assert self._certificates is not None
+        self._handshakes.begin(
+            sock,
+            self._certificates.context(listener.scheme),
+            admit=admit,
+            lose=functools.partial(self._handshake_failed, address),
+            plaintext=_NOT_HTTPS if listener.scheme.is_http else b"",
+        )
+
+    def _handshake_failed(self, address: str, exc: OSError) -> None:
+        why = reason(exc)
+        logger.debug("no TLS with client {}: {}", address, why, event="tls_ended")
+        if not isinstance(exc, ConnectionError):
+            self._doors.refused += 1
+            self._log.say("tls_failed", f"the TLS handshake with client {address} failed: {why}")
+        self.leave(address)
+
+    def leave(self, address: str) -> None:
+        """Note that a client has left: there is room for another one."""
+        if self._doors.guarded:
+            self._doors.leave(_host(address))
+        self.listeners.start()
+
+    def close(self) -> None:
+        """Reset all that are on their way in."""
+        self._proxies.close()
+        self._handshakes.close()
+
+
+def _host(address: str) -> str:
+    """Return the host of an address that has a port."""
+    return address.rpartition(":")[0].strip("[]")

@@ -44,7 +44,8 @@ class Kind:
 def prepare_directory(path: Path, option: str = "--state-dir", *, follow: bool = True) -> None:
     """Make a directory (mode 0700) if it is missing; accept it only if it is ours and closed to the writing of others.
 
-    Without `follow` it must be no link: where others may make files, they may have made that.
+    Without `follow` it must be no link but one of root's, which systemd makes for a user that it makes up: where others
+    may make files, they may have made that.
 
     Raises:
         StartError: it is not; the message has the command that repairs it.
@@ -55,6 +56,8 @@ def prepare_directory(path: Path, option: str = "--state-dir", *, follow: bool =
     except (FileExistsError, NotADirectoryError):
         raise StartError(f"{path}: not a directory; name another with {option}") from None
     status = path.stat(follow_symlinks=follow)
+    if stat.S_ISLNK(status.st_mode) and status.st_uid == 0 != os.geteuid():
+        status = path.stat()
     if not stat.S_ISDIR(status.st_mode):
         raise StartError(f"{path}: not a directory; name another with {option}")
     if status.st_uid != os.geteuid():

@@ -1,5 +1,6 @@
 """Locked files as proof of death, with real processes that are really killed."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from goreprox.config.paths import default_runtime_dir
 from goreprox.errors import StartError
+from goreprox.process.files import prepare_directory
 from goreprox.process.instance import Instance
 
 A, B, C = (bytes([n]) * 16 for n in range(1, 4))
@@ -124,6 +126,21 @@ def test_a_link_or_a_file_instead_of_the_directory_is_refused(tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(StartError, match="--runtime-dir"):
         acquire(tmp_path / "file", A)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make links of root's")
+def test_a_link_of_roots_to_the_directory_is_followed_by_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = 65534
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    os.chown(tmp_path / "real", nobody, nobody)
+    monkeypatch.setattr("os.geteuid", lambda: nobody)
+    prepare_directory(tmp_path / "link", "--runtime-dir", follow=False)
+    os.chown(tmp_path / "link", nobody, nobody, follow_symlinks=False)
+    with pytest.raises(StartError, match="not a directory"):
+        prepare_directory(tmp_path / "link", "--runtime-dir", follow=False)
 
 
 def test_a_link_instead_of_the_file_is_refused(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ async def test_two_providers_of_one_service_with_different_targets_are_told_at_a
 async def test_a_provider_says_where_clients_reach_what_it_offers(tmp_path: Path) -> None:
     async with tunnel(tmp_path, echo) as made:
         url = f"tcp://{HOST}:{made.port}"
-        await eventually(lambda: made.provider.events("serving", service="default", at=url), "it says where")
+        said = {"level": "info", "service": "default", "at": url}
+        await eventually(lambda: made.provider.events("serving", **said), "it says where")
 
 
 def warnings(process: Process) -> list[object]:

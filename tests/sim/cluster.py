@@ -104,7 +104,7 @@ class Cluster:
     ) -> None:
         self.world = World(seed)
         self.net = Network(self.world, latency=latency, rate=rate)
-        self.sockets = Sockets(self.world)
+        self.sockets = Sockets(self.world, rate=rate)
         self.sockets.dial = self._dial
         self.edge_grace_s = grace_s
         self.provider_grace_s = grace_s if provider_grace_s is None else provider_grace_s

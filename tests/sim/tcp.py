@@ -1,7 +1,9 @@
-"""Simulated TCP sockets: on our side what the real code calls, on the far side a program that a plan has written.
+"""Simulated TCP sockets: on our side what the real code calls, on the far side a program from a plan.
 
-As on Linux: bytes before a reset can still be read, RST throws away what is queued for sending, `SO_LINGER(1, 0)`
-makes close a reset. Every byte that our side sends is compared with what the other far side wrote, at once.
+As on Linux: bytes that our side writes wait in a send queue, which drains as fast as the network carries them and the
+far side has room; FIN comes after it, RST discards it; `SO_LINGER(1, 0)` makes close a reset; bytes that the far side
+sent before it reset can still be read. Every byte that our side writes is at once compared with what the other far
+side wrote.
 """
 
 import asyncio
@@ -65,6 +67,8 @@ class Far:
         self.written = 0
         self.read = 0
         self.fin_sent = self.fin_read = self.did_reset = self.was_reset = False
+        self.reset_at = 0.0
+        """When it did."""
         self.hurried = False
         self.on_reset: Callable[[Far], None] = lambda _: None
         """Called when our side resets it."""
@@ -130,34 +134,41 @@ class Far:
     def reset(self) -> None:
         if self.sock is not None and not self.over:
             self.did_reset = True
+            self.reset_at = self.world.now
             self.world.note(f"{self.who} RST after {self.written}")
             self.sock.arrived(0)
 
     # Reading.
 
-    def readable(self) -> None:
+    def read_later(self, transit_s: float) -> None:
+        """Read once something has arrived, which is at least `transit_s` away."""
         if not self._read_timer:
             self._read_timer = True
-            self.world.after(0.0002 if self.hurried else self.program.read_pause, self.read_some)
+            pause_s = 0.0002 if self.hurried else self.program.read_pause
+            self.world.after(max(pause_s, transit_s), self.read_some)
 
     def read_some(self) -> None:
         self._read_timer = False
         sock = self.sock
         if sock is None or (self.over and not self.fin_sent):
             return
+        sock.drain()
         stop_at = self.program.stop_reading_at
         count = min(sock.out_arrived - self.read, 1 << 30 if self.hurried else self.program.read_chunk)
         if stop_at is not None and not self.hurried:
             count = min(count, max(stop_at - self.read, 0))
         if count > 0:
             self.read += count
-            sock.move_out()
             if self.program.per_read is not None:
                 self.write_later()
-        if self.read < sock.out_arrived:
-            if count > 0:
-                self.readable()
-        elif sock.our_rst:
+        transit_s = sock.transit_s
+        if transit_s > 0 or (self.read < sock.out_arrived and count > 0):
+            self.read_later(transit_s)
+        elif self.read == sock.out_arrived:
+            self._read_end(sock)
+
+    def _read_end(self, sock: "SimSocket") -> None:
+        if sock.our_rst:
             if not self.over:
                 self.was_reset = True
                 self.world.note(f"{self.who} was reset after {self.read}")
@@ -192,8 +203,11 @@ class SimSocket:
         self.taken = 0
         """Read by us, of what the far side wrote."""
         self.out = 0
-        """Taken from us by the kernel, `out_arrived` of it in the far side's buffer."""
+        """Bytes that we wrote; those from `out_arrived` on are in the send queue."""
         self.out_arrived = 0
+        """Bytes that reached the far side's buffer."""
+        self._drained_at = 0.0
+        """Until when the network has carried what it could."""
         self.our_fin = self.our_rst = self.closed = False
 
     # The far side and the kernel between.
@@ -212,17 +226,28 @@ class SimSocket:
         if not self.closed:
             self.process.poke(self.fd)
 
-    def move_out(self) -> None:
-        """Move what is queued into the far side's buffer, as far as it has room."""
-        far = self.far
+    @property
+    def transit_s(self) -> float:
+        """How long the network needs for what it can carry now: as much of the queue as the far side has room for."""
+        assert self.far is not None
+        count = min(self.queued, self.far.buffer - (self.out_arrived - self.far.read))
+        return count / self.net.rate - (self.net.world.now - self._drained_at) if count > 0 else 0.0
+
+    def drain(self) -> None:
+        """Move into the far side's buffer what the network has carried since the last time."""
+        far, now = self.far, self.net.world.now
         assert far is not None
-        count = min(self.queued, far.buffer - (self.out_arrived - far.read))
+        queued, room = self.out - self.out_arrived, far.buffer - (self.out_arrived - far.read)
+        carried = int((now - self._drained_at) * self.net.rate + 0.5)
+        count = min(queued, room, carried)
         if count > 0:
             self.out_arrived += count
             if not self.closed:
                 self.process.poke(self.fd)
-        if self.out_arrived > far.read or self.our_fin or self.our_rst:
-            far.readable()
+        if count == carried:
+            self._drained_at += count / self.net.rate
+        else:
+            self._drained_at = now
 
     @property
     def failed(self) -> bool:
@@ -305,6 +330,7 @@ class SimSocket:
         assert far is not None and not self.closed and not self.our_fin
         if far.did_reset:
             raise ConnectionResetError(errno.ECONNRESET, "reset by the far side")
+        self.drain()
         room = far.buffer - self.queued
         if room <= 0:
             raise BlockingIOError
@@ -313,7 +339,7 @@ class SimSocket:
             part = buffer[: before + room - self.out]
             self._verify(far, part)
             self.out += len(part)
-        self.move_out()
+        far.read_later(self.transit_s)
         return self.out - before
 
     def _verify(self, far: Far, part: bytes | memoryview) -> None:
@@ -329,7 +355,13 @@ class SimSocket:
         if self.far.did_reset:
             raise OSError(errno.ENOTCONN, "reset by the far side")
         self.our_fin = True
-        self.move_out()
+        self._end_later()
+
+    def _end_later(self) -> None:
+        """Let the far side read an end, after what is queued before it."""
+        assert self.far is not None
+        self.drain()
+        self.far.read_later(self.transit_s)
 
     def close(self) -> None:
         if self.closed:
@@ -345,10 +377,11 @@ class SimSocket:
             self.our_fin = True
         else:
             self.our_rst = True
+            self.drain()
             self.out = self.out_arrived
             if not self.far.over:
                 self.far.on_reset(self.far)
-        self.move_out()
+        self._end_later()
 
 
 class Sockets:
@@ -357,8 +390,10 @@ class Sockets:
     POLLERR = real_select.POLLERR
     POLLNVAL = real_select.POLLNVAL
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, rate: float) -> None:
         self.world = world
+        self.rate = rate
+        """How many bytes a second leave each send queue."""
         self.dial: Callable[[SimSocket, tuple[str, int]], None] = lambda *_: None
 
     def __getattr__(self, name: str) -> Any:
@@ -381,6 +416,7 @@ class Sockets:
 
     def ioctl(self, sock: SimSocket, request: int, _: bytes) -> bytes:
         assert request == termios.TIOCOUTQ
+        sock.drain()
         return struct.pack("i", sock.queued)
 
     def dup(self, _: int) -> int:

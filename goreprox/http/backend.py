@@ -11,6 +11,7 @@ from typing import Final, Protocol, assert_never
 from loguru import logger
 
 from brokers import LimitedLog
+from goreprox.endpoint import Endpoint
 from goreprox.http.commands import Answered, Connect, Discard, HalfClose, Release, ToProvider
 from goreprox.http.provider_stream import REUSED_FOR_S, Upstream, User
 from goreprox.process.log import ACCESS, quoted
@@ -43,10 +44,10 @@ class Providers(Protocol):
     def upstream_ended(self, upstream: Upstream) -> None:
         """A stream is over."""
 
-    def client_ended(self, client: str) -> None:
+    def client_ended(self, client: Endpoint) -> None:
         """A client is gone."""
 
-    def bridge_ended(self, bridge: Bridge) -> None:
+    def bridge_ended(self, client: Endpoint, bridge: Bridge) -> None:
         """A client that had left HTTP is gone, and its stream is over."""
 
 
@@ -89,7 +90,7 @@ class Backend:
     """One client's. It has a stream (`upstream`) from a request until that is of no more use."""
 
     def __init__(
-        self, backends: Backends, user: User, *, client: str, destination: str, certificate: str | None
+        self, backends: Backends, user: User, *, client: Endpoint, destination: Endpoint, certificate: str | None
     ) -> None:
         """Serve `user`, whose streams are those of `client`, who came to `destination` and has shown `certificate`."""
         self.upstream: Upstream | None = None
@@ -146,8 +147,8 @@ class Backend:
             stream = Stream(
                 opener=True,
                 service=service,
-                client=self._client,
-                destination=self._destination,
+                client=str(self._client),
+                destination=str(self._destination),
                 budget=backends.budget,
             )
             self.upstream = Upstream(stream, self._user, clock=bridges.clock, on_end=self._ended)
@@ -206,7 +207,7 @@ class Backend:
     def _bridge_ended(self, bridge: Bridge) -> None:
         if self._upgraded is not None:
             self._upgraded.log_end(bridge.stream, now=self._backends.bridges.clock())
-        self._backends.providers.bridge_ended(bridge)
+        self._backends.providers.bridge_ended(self._client, bridge)
 
     # The access log.
 

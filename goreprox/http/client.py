@@ -8,6 +8,7 @@ import asyncio
 import socket
 from typing import Final, assert_never
 
+from goreprox.endpoint import Endpoint
 from goreprox.http.backend import Backend, Backends, Providers
 from goreprox.http.commands import (
     Abort,
@@ -101,8 +102,8 @@ class Front:
         self,
         fronts: Fronts,
         sock: Socket,
-        client: str,
-        destination: str,
+        client: Endpoint,
+        destination: Endpoint,
         site: Site,
         *,
         certificate: Identity | None = None,
@@ -125,8 +126,8 @@ class Front:
         )
         self._gateway = Gateway(
             site,
-            client=client.rpartition(":")[0].strip("[]"),
-            authority=destination,
+            client=client.host,
+            authority=str(destination),
             certificate=b"" if certificate is None else certificate.forwarded,
         )
         self._out = Outgoing(fronts.budget)

@@ -10,7 +10,8 @@ from typing import Final
 
 import h11
 
-from goreprox.config.networks import Network, parse_client
+from goreprox.config.networks import Network
+from goreprox.endpoint import ip_of
 from goreprox.http.requests import Fields, value_of, with_dashes
 
 PSEUDONYM: Final = b"goreprox"
@@ -35,7 +36,7 @@ class Forwarding:
 
     def trusts(self, address: str) -> bool:
         """Whether what an address says of its own clients is believed."""
-        return any(parse_client(address) in network for network in self.trusted)
+        return any(ip_of(address) in network for network in self.trusted)
 
     def client_of(self, request: h11.Request, peer: str) -> str:
         """Return the address of the client behind all trusted proxies, of which `peer` is the last if it is one."""

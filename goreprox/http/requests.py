@@ -17,7 +17,6 @@ from goreprox.config.routes import is_host
 
 MAX_LENGTH: Final = (1 << 63) - 1
 """What a Content-Length may say: others count in signed integers of 64 bits."""
-MAX_PORT: Final = 65_535
 BAD_IN_HEAD: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n|\n[ \t]")
 """Control characters, a CR or LF alone, a folded line: h11 takes some of each, and others read them otherwise."""
 _BAD_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")

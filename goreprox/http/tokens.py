@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from goreprox.config.names import check_name
-from goreprox.config.networks import client_key, parse_client
+from goreprox.endpoint import client_network, ip_of
 from goreprox.errors import ConfigError
 
 MAX_TOKENS: Final = 1000
@@ -163,11 +163,11 @@ class Failures:
 
     def too_many(self, address: str, *, now: float) -> bool:
         """Whether an address has to wait."""
-        return bool(self._levels) and self._level(client_key(parse_client(address)), now) > FAILURES - 1
+        return bool(self._levels) and self._level(client_network(ip_of(address)), now) > FAILURES - 1
 
     def note(self, address: str, *, now: float) -> None:
         """Count a failure."""
-        key = client_key(parse_client(address))
+        key = client_network(ip_of(address))
         self._levels[key] = (self._level(key, now) + 1, now)
         self._levels.move_to_end(key)
         if len(self._levels) > MAX_ADDRESSES:

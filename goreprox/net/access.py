@@ -6,7 +6,8 @@ A client that is not admitted is reset at once, before anything is read from it.
 from collections import Counter
 from collections.abc import Iterable
 
-from goreprox.config.networks import Client, Network, Rule, client_key, parse_client
+from goreprox.config.networks import Network, Rule
+from goreprox.endpoint import IP, client_network, ip_of
 
 
 class Doors:
@@ -41,40 +42,40 @@ class Doors:
         if self.objection(address, *places) is not None:
             self.refused += 1
             return False
-        client = parse_client(address)
+        client = ip_of(address)
         if self._counts(client):
-            self._inside[client_key(client)] += 1
+            self._inside[client_network(client)] += 1
         return True
 
     def objection(self, address: str, *places: str) -> str | None:
         """Return why a client may not come in at these places, or None if it may."""
-        client = parse_client(address)
+        client = ip_of(address)
         if self._closed_to(client, places):
             return "--allow and --deny keep it out"
-        if self._most is not None and self._counts(client) and self._inside[client_key(client)] >= self._most:
+        if self._most is not None and self._counts(client) and self._inside[client_network(client)] >= self._most:
             return (
                 f"it has {self._most} connections, as many as one address may (--max-connections-per-address; a proxy "
                 "is not counted if it is among --trusted-proxies)"
             )
         return None
 
-    def _counts(self, client: Client) -> bool:
+    def _counts(self, client: IP) -> bool:
         return self._most is not None and not any(client in network for network in self._uncounted)
 
     def closed_to(self, address: str, service: str) -> bool:
         """Whether rules keep an address, which may be inside for another service, from this one."""
-        return self._closed_to(parse_client(address), (service,))
+        return self._closed_to(ip_of(address), (service,))
 
     def leave(self, address: str) -> None:
         """A client that came in is gone."""
-        client = parse_client(address)
+        client = ip_of(address)
         if self._counts(client):
-            key = client_key(client)
+            key = client_network(client)
             self._inside[key] -= 1
             if not self._inside[key]:
                 del self._inside[key]
 
-    def _closed_to(self, client: Client, places: tuple[str, ...]) -> bool:
+    def _closed_to(self, client: IP, places: tuple[str, ...]) -> bool:
         if any(rule.covers(client, places) for rule in self._deny):
             return True
         allow = [rule for rule in self._allow if rule.place is None or rule.place in places]

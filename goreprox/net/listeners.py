@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from brokers import LimitedLog
 from goreprox.config.addresses import Address, Listener
+from goreprox.endpoint import Endpoint
 from goreprox.errors import StartError
 from goreprox.net import sockets
 from goreprox.net.poller import READ, Poller
@@ -21,7 +22,7 @@ FD_PAUSE_S = 0.5
 """Without file descriptors accepting pauses so long, unless a connection ends before."""
 _NO_FDS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-Welcome = Callable[[socket.socket, str, Listener], None]
+Welcome = Callable[[socket.socket, Endpoint, Listener], None]
 """Takes over a client's socket; its address and where it came in."""
 
 
@@ -71,9 +72,9 @@ class Listeners:
         return [(listener, sock.getsockname()[1]) for sock, listener in self._sockets]
 
     @property
-    def addresses(self) -> list[tuple[Listener, str]]:
+    def addresses(self) -> list[tuple[Listener, Endpoint]]:
         """Where clients are accepted, as long as they are."""
-        return [(listener, str(Address(*sock.getsockname()[:2]))) for sock, listener in self._sockets]
+        return [(listener, Endpoint(*sock.getsockname()[:2])) for sock, listener in self._sockets]
 
     def start(self) -> None:
         """Accept, for the first time or again: there is room."""
@@ -128,7 +129,7 @@ class Listeners:
                     raise
                 self._pause_without_descriptors(exc)
                 return
-            self._welcome(sock, str(Address(address[0], address[1])), listener)
+            self._welcome(sock, Endpoint(*address[:2]), listener)
 
     def _pause_without_descriptors(self, exc: OSError) -> None:
         text = f"no file descriptor for another client ({exc.strerror}): new ones wait; raise ulimit -n"

@@ -13,21 +13,22 @@ from typing import Final
 
 from brokers import LimitedLog
 from goreprox.config.addresses import Listener
+from goreprox.endpoint import Endpoint
 from goreprox.net.poller import READ, Poller
 from goreprox.net.proxy_protocol import MAX_BYTES, Malformed, read
 
 HEADER_S: Final = 10.0
 """A proxy has so long for its header: a lost segment is sent again three times by then."""
 
-Welcome = Callable[[socket.socket, str, str, Listener], None]
+Welcome = Callable[[socket.socket, Endpoint, Endpoint, Listener], None]
 """Takes over a client's socket; its address, the one that it came to, and where it came in."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Arrival:
     sock: socket.socket
-    proxy: str
-    destination: str
+    proxy: Endpoint
+    destination: Endpoint
     listener: Listener
     head: bytearray
     """What was read of the header."""
@@ -51,7 +52,7 @@ class Proxies:
     def __len__(self) -> int:
         return len(self._timers)
 
-    def hear(self, sock: socket.socket, proxy: str, destination: str, listener: Listener) -> None:
+    def hear(self, sock: socket.socket, proxy: Endpoint, destination: Endpoint, listener: Listener) -> None:
         """Take over the socket of a proxy, and hear whose connection it is."""
         arrival = _Arrival(sock, proxy, destination, listener, bytearray())
         late = f"it did not come within {self._timeout_s:g} s"

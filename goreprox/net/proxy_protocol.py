@@ -2,7 +2,7 @@
 
 The header is the first that a proxy says on a connection: whose connection it passes on. The rules are those of
 haproxy.org/download/3.0/doc/proxy-protocol.txt. A receiver must not guess whether there is one, so what is no header
-raises here, and never passes for the first bytes of a client. Ends of connections are texts, `ADDRESS:PORT`.
+raises here, and never passes for the first bytes of a client.
 """
 
 import ipaddress
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from goreprox.config.addresses import ProxyVersion
+from goreprox.endpoint import MAX_PORT, Endpoint
 
 MAX_BYTES: Final = 4096
 """Of a header. Senders should keep it within the least segment, 536 bytes, but names of certificates and of clouds come
@@ -33,8 +34,6 @@ _MAX_FAMILY, _MAX_TRANSPORT = 3, 2
 """Unix sockets and datagrams: beyond these nothing is assigned."""
 _ADDRESSES: Final = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s16sHH")}
 
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 
 class Malformed(Exception):
     """A connection does not begin with a header; the message says why not."""
@@ -46,24 +45,23 @@ class Header:
 
     size: int
     """Bytes that it has."""
-    ends: tuple[str, str] | None
+    ends: tuple[Endpoint, Endpoint] | None
     """The client, and the destination it came to. None: it is the proxy's own connection, or of an unknown kind."""
 
 
-def write(version: ProxyVersion, client: str, destination: str) -> bytes:
+def write(version: ProxyVersion, client: Endpoint | None, destination: Endpoint | None) -> bytes:
     """Return the header for a client who came to `destination`.
 
-    It says that the connection is of an unknown kind if these are not two addresses of one version of IP.
+    It says that the connection is of an unknown kind if one of them is unknown, or they differ in their version of IP.
     """
-    source, target = _parse(client), _parse(destination)
-    if source is None or target is None or source[0].version != target[0].version:
+    if client is None or destination is None or client.address.version != destination.address.version:
         return b"PROXY UNKNOWN\r\n" if version is ProxyVersion.V1 else _V2_HEAD.pack(_SIGNATURE, _PROXY, _UNSPEC, 0)
-    ip = source[0].version
+    source, target = client.address, destination.address
     if version is ProxyVersion.V1:
-        return f"PROXY TCP{ip} {source[0]} {target[0]} {source[1]} {target[1]}\r\n".encode()
-    kind = _TCP4 if ip == 4 else _TCP6
+        return f"PROXY TCP{source.version} {source} {target} {client.port} {destination.port}\r\n".encode()
+    kind = _TCP4 if source.version == 4 else _TCP6
     layout = _ADDRESSES[kind]
-    addresses = layout.pack(source[0].packed, target[0].packed, source[1], target[1])
+    addresses = layout.pack(source.packed, target.packed, client.port, destination.port)
     return _V2_HEAD.pack(_SIGNATURE, _PROXY, kind, layout.size) + addresses
 
 
@@ -96,9 +94,9 @@ def _read_v1(data: bytes) -> Header | None:
     except ValueError as exc:
         raise Malformed(str(exc)) from exc
     ports = int(source_port), int(target_port)
-    if max(ports) > 65_535:
+    if max(ports) > MAX_PORT:
         raise Malformed("a port is beyond 65535")
-    return Header(end + 2, (_text(source, ports[0]), _text(target, ports[1])))
+    return Header(end + 2, (Endpoint(str(source), ports[0]), Endpoint(str(target), ports[1])))
 
 
 def _read_v2(data: bytes) -> Header | None:
@@ -120,19 +118,5 @@ def _read_v2(data: bytes) -> Header | None:
     if layout is None:
         return Header(size, None)
     source, target, source_port, target_port = layout.unpack_from(data, _V2_HEAD.size)
-    ends = _text(ipaddress.ip_address(source), source_port), _text(ipaddress.ip_address(target), target_port)
-    return Header(size, ends)
-
-
-def _text(address: _Address, port: int) -> str:
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
-
-
-def _parse(text: str) -> tuple[_Address, int] | None:
-    """Read an end of a connection, without the zone of its address; None: it is none."""
-    host, _, port = text.rpartition(":")
-    try:
-        address, number = ipaddress.ip_address(host.strip("[]").partition("%")[0]), int(port)
-    except ValueError:
-        return None
-    return (address, number) if 0 <= number <= 65_535 else None
+    hosts = str(ipaddress.ip_address(source)), str(ipaddress.ip_address(target))
+    return Header(size, (Endpoint(hosts[0], source_port), Endpoint(hosts[1], target_port)))

@@ -6,11 +6,10 @@ share: when `n` wait for another turn and `k` for their first one, those may sen
 others. So each gets its part, `1 / (n + k)`, whatever comes and goes, and waits for one round of turns at most.
 """
 
-import ipaddress
 from collections import deque
 from typing import Any, Generic, Protocol, TypeVar
 
-IPV6_CLIENT_BITS = 64
+from goreprox.endpoint import Endpoint, client_network, ip_of
 
 Place = deque[Any]
 """The queue that an item is in."""
@@ -35,15 +34,9 @@ F = TypeVar("F", bound=Flow)
 
 
 def client_key(client: str) -> str:
-    """Return what counts as one client of `ADDRESS:PORT`: the address, or for IPv6 its network of 64 bits."""
-    address = client.rpartition(":")[0]
-    if not address.startswith("["):
-        return address
-    try:
-        parsed = ipaddress.IPv6Address(address[1:-1].partition("%")[0])
-    except ValueError:
-        return address  # a peer may say anything
-    return str(parsed.ipv4_mapped or int(parsed) >> IPV6_CLIENT_BITS)
+    """Return what counts as one client of `ADDRESS:PORT`; any other text is a client of its own."""
+    endpoint = Endpoint.parse(client)
+    return client if endpoint is None else client_network(ip_of(endpoint.host))
 
 
 class Turns(Generic[T]):

@@ -13,9 +13,9 @@ from typing import Final
 from loguru import logger
 
 from brokers import LimitedLog
-from goreprox.config.addresses import Address, Listener
-from goreprox.config.networks import parse_client
+from goreprox.config.addresses import Listener
 from goreprox.config.roles import AcceptingConfig
+from goreprox.endpoint import Endpoint, ip_of
 from goreprox.http.writer import refusal
 from goreprox.net import sockets
 from goreprox.net.access import Doors
@@ -35,9 +35,9 @@ class Client:
     """A client that was admitted, and what is known of it."""
 
     sock: Socket
-    address: str
-    """With its port; of a client of a proxy, as the proxy says."""
-    destination: str
+    address: Endpoint
+    """Of a client of a proxy, as the proxy says."""
+    destination: Endpoint
     """Where it connected to."""
     listener: Listener
     certificate: Identity | None = None
@@ -81,26 +81,26 @@ class Admission:
         """Return how many clients are on their way in."""
         return len(self._proxies) + len(self._handshakes)
 
-    def _accepted(self, sock: socket.socket, peer: str, listener: Listener) -> None:
+    def _accepted(self, sock: socket.socket, peer: Endpoint, listener: Listener) -> None:
         """Let a client go on, or the PROXY header of a proxy say who it is."""
         try:
             sockets.adopt(sock)
-            destination = str(Address(*sock.getsockname()[:2]))
+            destination = Endpoint(*sock.getsockname()[:2])
         except OSError:  # the client has left already
             sock.close()
             return
         rules = self._config.proxy_protocol_from
-        if rules and any(rule.covers(parse_client(_host(peer)), self._places(listener)) for rule in rules):
+        if rules and any(rule.covers(ip_of(peer.host), self._places(listener)) for rule in rules):
             self._proxies.hear(sock, peer, destination, listener)
         else:
             self._identified(sock, peer, destination, listener)
 
-    def _identified(self, sock: socket.socket, address: str, destination: str, listener: Listener) -> None:
+    def _identified(self, sock: socket.socket, address: Endpoint, destination: Endpoint, listener: Listener) -> None:
         """Apply the access rules to a client whose address is known."""
-        host, places = _host(address), self._places(listener)
-        if self._doors.guarded and not self._doors.enter(host, *places):
-            text = f"rejected client {address}: {self._doors.objection(host, *places)}"
-            self._log.say("client_denied", text, client=address)
+        places = self._places(listener)
+        if self._doors.guarded and not self._doors.enter(address.host, *places):
+            text = f"rejected client {address}: {self._doors.objection(address.host, *places)}"
+            self._log.say("client_denied", text, client=str(address))
             sock.close()  # which resets it
         elif listener.scheme.is_tls:
             self._shake_hands(sock, address, destination, listener)
@@ -112,7 +112,7 @@ class Admission:
         routed = listener.scheme.is_http and self._config.routes
         return str(listener.address.port), "" if routed else listener.service
 
-    def _shake_hands(self, sock: socket.socket, address: str, destination: str, listener: Listener) -> None:
+    def _shake_hands(self, sock: socket.socket, address: Endpoint, destination: Endpoint, listener: Listener) -> None:
         def admit(tls: TlsSocket) -> None:
             certificate = tls.identity
             if certificate is not None:
@@ -130,7 +130,7 @@ class Admission:
             plaintext=_NOT_HTTPS if listener.scheme.is_http else b"",
         )
 
-    def _handshake_failed(self, address: str, exc: OSError) -> None:
+    def _handshake_failed(self, address: Endpoint, exc: OSError) -> None:
         why = reason(exc)
         logger.debug("no TLS with client {}: {}", address, why, event="tls_ended")
         if not isinstance(exc, ConnectionError):
@@ -138,18 +138,13 @@ class Admission:
             self._log.say("tls_failed", f"the TLS handshake with client {address} failed: {why}")
         self.leave(address)
 
-    def leave(self, address: str) -> None:
+    def leave(self, address: Endpoint) -> None:
         """Note that a client has left: there is room for another one."""
         if self._doors.guarded:
-            self._doors.leave(_host(address))
+            self._doors.leave(address.host)
         self.listeners.start()
 
     def close(self) -> None:
         """Reset all that are on their way in."""
         self._proxies.close()
         self._handshakes.close()
-
-
-def _host(address: str) -> str:
-    """Return the host of an address that has a port."""
-    return address.rpartition(":")[0].strip("[]")

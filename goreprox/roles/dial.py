@@ -12,6 +12,7 @@ from typing import Any, Final
 from brokers import LimitedLog, SocketAddress, resolve
 from goreprox.config.addresses import Address
 from goreprox.config.roles import ProviderConfig
+from goreprox.endpoint import Endpoint
 from goreprox.net import sockets
 from goreprox.net.certificates import reason
 from goreprox.net.poller import WRITE, Poller
@@ -234,7 +235,7 @@ class _Dial:
         """
         version = self._dialer.config.proxy_protocol
         if version is not None:
-            header = write(version, self._stream.client, self._stream.destination)
+            header = write(version, Endpoint.parse(self._stream.client), Endpoint.parse(self._stream.destination))
             if sock.send(header) < len(header):  # never, with 104 bytes and an empty send queue
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 

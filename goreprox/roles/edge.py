@@ -1,5 +1,6 @@
 """The edge: accepts clients, and gives each to a provider of its service. In a server, or a process of its own."""
 
+import functools
 from collections.abc import Iterable, Iterator
 
 from loguru import logger
@@ -8,6 +9,7 @@ from brokers import LimitedLog, Role
 from goreprox.config.addresses import Listener, Scheme
 from goreprox.config.roles import AcceptingConfig, EdgeConfig, ServerConfig
 from goreprox.config.routes import Routes
+from goreprox.endpoint import Endpoint
 from goreprox.http.auth import Auth
 from goreprox.http.client import Front, Fronts
 from goreprox.http.exchange import Site
@@ -83,11 +85,11 @@ class Edge:
         stream = Stream(
             opener=True,
             service=listener.service,
-            client=client.address,
-            destination=client.destination,
+            client=str(client.address),
+            destination=str(client.destination),
             budget=self._budget,
         )
-        self.connect(Bridge(self.bridges, client.sock, stream, self.bridge_ended))
+        self.connect(Bridge(self.bridges, client.sock, stream, functools.partial(self.bridge_ended, client.address)))
 
     # What HTTP clients need.
 
@@ -115,17 +117,17 @@ class Edge:
 
     # The end of clients and streams.
 
-    def bridge_ended(self, bridge: Bridge) -> None:
+    def bridge_ended(self, client: Endpoint, bridge: Bridge) -> None:
         """Note that a client has left, and its stream has ended."""
         self._stream_ended(bridge)
-        self.client_ended(bridge.stream.client)
+        self.client_ended(client)
 
     def upstream_ended(self, upstream: Upstream) -> None:
         """Note that a stream of an HTTP client has ended."""
         self._stream_ended(upstream)
         self.listeners.start()
 
-    def client_ended(self, client: str) -> None:
+    def client_ended(self, client: Endpoint) -> None:
         """Note that a client has left."""
         self.admission.leave(client)
 
@@ -164,7 +166,7 @@ class Edge:
     def _ports(self) -> Iterator[Port]:
         """Yield where clients are accepted: a listener with several addresses once, one with routes by their hosts."""
         for listener, address in dict(self.listeners.addresses).items():
-            scheme, host, port = listener.scheme, listener.address.host or "", int(address.rpartition(":")[2])
+            scheme, host, port = listener.scheme, listener.address.host or "", address.port
             if not (scheme.is_http and self._config.routes):
                 yield Port(listener.service, scheme.value, host, port)
                 continue
@@ -176,7 +178,7 @@ class Edge:
         services: dict[str, list[str]] = {}
         for listener, address in self.listeners.addresses:
             for service in self._config.services_of(listener):
-                services.setdefault(service, []).append(address)
+                services.setdefault(service, []).append(str(address))
         return Gauges(
             services,
             self._config.max_connections,

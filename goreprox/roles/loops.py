@@ -6,7 +6,7 @@ from it, one hop further. Machines may share private addresses, so one match may
 
 from typing import Final
 
-from goreprox.config.addresses import Address
+from goreprox.endpoint import Endpoint
 from goreprox.protocol.stream import Stream
 
 HOPS: Final = 8
@@ -30,7 +30,7 @@ class Loops:
         """Note the connection that is made for a stream, in place of an earlier one; to be discarded."""
         hops = self.hops(stream) + 1
         self.discard(stream)
-        ends = self._ends[stream] = str(Address(*near)), str(Address(*far))
+        ends = self._ends[stream] = str(Endpoint(*near)), str(Endpoint(*far))
         self._hops[ends] = hops
 
     def discard(self, stream: Stream) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from goreprox.config.addresses import ProxyVersion
+from goreprox.endpoint import Endpoint
 from goreprox.net.proxy_protocol import read, write
 from tests.support.processes import Handler, Tunnel, nothing_yet
 from tests.support.programs import daemon, nginx, output_of, program, reserved_port
 from tests.support.sockets import HOST
 from tests.support.waiting import DEADLINE_S, eventually
 
-CLIENT, THERE = "198.51.100.7:4711", "203.0.113.1:443"
+CLIENT, THERE = Endpoint("198.51.100.7", 4711), Endpoint("203.0.113.1", 443)
 
 
 def told(headers: list[bytes]) -> Handler:
@@ -50,8 +51,8 @@ async def is_reset(reader: asyncio.StreamReader) -> bool:
     return False
 
 
-def ends(writer: asyncio.StreamWriter) -> tuple[str, str]:
-    return tuple(f"{host}:{port}" for host, port in map(writer.get_extra_info, ("sockname", "peername")))  # type: ignore[return-value]
+def ends(writer: asyncio.StreamWriter) -> tuple[Endpoint, Endpoint]:
+    return Endpoint(*writer.get_extra_info("sockname")), Endpoint(*writer.get_extra_info("peername"))
 
 
 async def serve(made: Tunnel, *listen: str, args: tuple[str, ...] = ()) -> list[int]:
@@ -114,7 +115,8 @@ async def test_a_client_behind_a_trusted_proxy_counts_as_itself(tmp_path: Path) 
         other, other_writer = await connect(b"PROXY TCP6 2001:db8::1 2001:db8::2 1 2\r\n")
         assert await other.readline() == b"welcome\n"
         assert await newest(headers) == b"PROXY TCP6 2001:db8::1 2001:db8::2 1 2\r\n"
-        assert await is_reset((await connect(write(ProxyVersion.V1, "192.0.2.1:1", THERE)))[0])  # who is denied
+        denied = write(ProxyVersion.V1, Endpoint("192.0.2.1", 1), THERE)
+        assert await is_reset((await connect(denied))[0])
         assert await is_reset((await connect(b"GET / HTTP/1.1\r\n\r\n"))[0])
         missing = "no_proxy_header"
         await eventually(lambda: any(e.get("event") == missing for e in made.server.log), "it is logged")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from goreprox.config.addresses import Listener
+from goreprox.endpoint import Endpoint
 from goreprox.net import listeners, sockets
 from goreprox.net.listeners import Listeners
 from goreprox.net.poller import Poller
@@ -15,7 +16,7 @@ from tests.support.sockets import HOST
 from tests.support.waiting import eventually
 
 
-def listening(welcome: Callable[[socket.socket, str, Listener], None], *where: str) -> Listeners:
+def listening(welcome: Callable[[socket.socket, Endpoint, Listener], None], *where: str) -> Listeners:
     return Listeners(
         [Listener.parse(text) for text in where or (f"{HOST}:0",)],
         Poller(lambda work: work()),
@@ -106,9 +107,9 @@ async def test_whoever_waits_behind_one_that_has_gone_is_accepted_in_a_drain(mon
 async def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_port_fails(
     monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
-    welcomed: list[str] = []
+    welcomed: list[Endpoint] = []
 
-    def welcome(sock: socket.socket, client: str, _: Listener) -> None:
+    def welcome(sock: socket.socket, client: Endpoint, _: Listener) -> None:
         welcomed.append(client)
         sock.close()
 
@@ -122,7 +123,7 @@ async def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_p
     monkeypatch.setattr(sockets, "keep_spare_descriptors", fails_at_first)
     with socket.create_connection((HOST, first)) as lost, socket.create_connection((HOST, second)) as client:
         made.drain()
-        assert welcomed == [f"{HOST}:{client.getsockname()[1]}"]
+        assert welcomed == [Endpoint(*client.getsockname())]
         assert not made.ports
         await is_reset(lost)
     assert len(warnings) == 1 and "are not accepted: protocol error" in warnings[0]

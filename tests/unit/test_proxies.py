@@ -10,13 +10,14 @@ import pytest
 from loguru import logger
 
 from goreprox.config.addresses import Address, Listener, ProxyVersion
+from goreprox.endpoint import Endpoint
 from goreprox.net.poller import Poller
 from goreprox.net.proxies import Proxies
 from goreprox.net.proxy_protocol import write
 from tests.support.waiting import eventually
 
-PROXY, HERE = "192.0.2.1:5", "192.0.2.2:80"
-CLIENT, THERE = "198.51.100.7:4711", "203.0.113.1:443"
+PROXY, HERE = Endpoint("192.0.2.1", 5), Endpoint("192.0.2.2", 80)
+CLIENT, THERE = Endpoint("198.51.100.7", 4711), Endpoint("203.0.113.1", 443)
 LISTENER = Listener(Address(None, 80))
 
 
@@ -27,7 +28,7 @@ class Made:
     proxies: Proxies
     loop: asyncio.AbstractEventLoop
     log: list[str]
-    welcomed: list[tuple[socket.socket, str, str]] = field(default_factory=list)
+    welcomed: list[tuple[socket.socket, Endpoint, Endpoint]] = field(default_factory=list)
     left: int = 0
     ends: list[socket.socket] = field(default_factory=list)
 
@@ -53,7 +54,7 @@ async def made(timeout_s: float = 30.0) -> AsyncIterator[Made]:
     log: list[str] = []
     sink = logger.add(lambda message: log.append(message.record["message"]))
 
-    def welcome(sock: socket.socket, client: str, destination: str, listener: Listener) -> None:
+    def welcome(sock: socket.socket, client: Endpoint, destination: Endpoint, listener: Listener) -> None:
         assert listener is LISTENER
         it.welcomed.append((sock, client, destination))
 
@@ -109,7 +110,7 @@ async def test_what_is_no_header_is_reset_and_the_log_says_why() -> None:
             theirs.send(data)
             assert await it.closed(theirs)
         assert (it.welcomed, len(it.proxies), it.left) == ([], 0, 3)
-        assert all(PROXY in line for line in it.log)
+        assert all(str(PROXY) in line for line in it.log)
         assert [line.rpartition(": ")[2] for line in it.log] == [
             "it begins otherwise",
             "its line is not of the form",

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from goreprox.endpoint import Endpoint
 from goreprox.http.client import Front, Fronts
 from goreprox.http.exchange import Site
 from goreprox.http.provider_stream import Upstream
@@ -67,9 +68,9 @@ class Providers:
 
     def upstream_ended(self, upstream: Upstream) -> None: ...
 
-    def client_ended(self, client: str) -> None: ...
+    def client_ended(self, client: Endpoint) -> None: ...
 
-    def bridge_ended(self, bridge: Bridge) -> None: ...
+    def bridge_ended(self, client: Endpoint, bridge: Bridge) -> None: ...
 
 
 def with_small_buffers() -> tuple[socket.socket, socket.socket]:
@@ -98,7 +99,7 @@ async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_
     fronts = Fronts(bridges, providers, Budget(total_bytes=64 * MIB, max_streams=16))
     ours, client = with_small_buffers()
     with client:
-        front = Front(fronts, ours, "192.0.2.9:1", "192.0.2.1:80", Site("web"))
+        front = Front(fronts, ours, Endpoint("192.0.2.9", 1), Endpoint("192.0.2.1", 80), Site("web"))
         client.send(UPGRADE)
         await eventually(lambda: providers.upstreams)
         (upstream,) = providers.upstreams

@@ -72,7 +72,7 @@ class Reachable:
             self._log.say(
                 "serving",
                 f"serving {service} at {where}: {edge.title} passes clients on to {self._targets[service]}",
-                level="INFO",
+                "INFO",
                 service=service,
                 at=where,
             )

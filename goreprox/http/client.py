@@ -34,7 +34,7 @@ from goreprox.net.poller import READ, WRITE
 from goreprox.net.sockets import Socket
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import KIB
-from goreprox.protocol.session import Kind
+from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.tunnel.bridge import Bridge, Bridges
 

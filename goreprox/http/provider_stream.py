@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from goreprox.protocol.limits import KIB
-from goreprox.protocol.session import Kind, Session
+from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 
@@ -182,10 +182,9 @@ class Upstream:
 
     def _why(self) -> tuple[int, str]:
         """Say what a client is to be told of a stream that was aborted."""
-        session = self.stream.host
-        lost_at = session.lost_at if isinstance(session, Session) else None
-        if isinstance(session, Session) and lost_at is not None and self._clock() - lost_at >= session.grace_s:
-            return 504, f"the provider was out of reach for {session.grace_s:g} s"
+        epochs = self.stream.host.epochs if self.stream.host is not None else None
+        if epochs is not None and epochs.lost_at is not None and self._clock() - epochs.lost_at >= epochs.grace_s:
+            return 504, f"the provider was out of reach for {epochs.grace_s:g} s"
         return 502, "the connection to the target was lost"
 
     def _send(self) -> None:

@@ -4,8 +4,10 @@ It fills batches, within the bounds of a message and of the path. It knows nothi
 """
 
 from collections import deque
+from collections.abc import Callable
 
-from goreprox.protocol.events import Abort, Ack, Control, Data, Eof, Event, Open, Refuse, Reset
+from goreprox.protocol.endings import Endings
+from goreprox.protocol.events import Abort, Ack, Control, Data, Eof, Event, Open, Refuse
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.limits import (
     BATCH_BYTES,
@@ -28,23 +30,53 @@ EVENT_BYTES = 48
 class Outbox:
     """Everything that waits to be sent in the present epoch."""
 
-    __slots__ = ("control", "ends", "streams")
+    __slots__ = ("_endings", "_wake", "acks", "acks_due", "awake", "control", "streams")
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, endings: Endings, wake: Callable[[], None]) -> None:
+        """`wake` is called once whenever there is something to flush; `endings` learn which messages they are in."""
+        self._endings = endings
+        self._wake = wake
+        self.awake = False
+        """Whether `wake` was called since the last flush."""
         self.control: deque[Control] = deque()
         """Events without payload: they go first, and are never held back by what is in flight."""
+        self.acks: dict[int, Stream] = {}
+        """Streams whose delivery is acknowledged when `acks_due`, by id."""
+        self.acks_due: float | None = None
         self.streams: FairQueue[Stream] = FairQueue()
-        """Those with payload to send, or an end."""
-        self.ends: deque[tuple[int, int]] = deque()
-        """Sent, but not acknowledged, in their order: the numbers of the messages that told how streams ended, and the
-        streams."""
+        """Streams with payload to send, or an end."""
+
+    def wake(self) -> None:
+        """Have the session flushed."""
+        if not self.awake:
+            self.awake = True
+            self._wake()
+
+    def say(self, event: Control) -> None:
+        """Queue an event, and have it flushed."""
+        self.control.append(event)
+        self.wake()
+
+    def queue_acks(self) -> None:
+        """Queue the acknowledgements that were delayed."""
+        self.acks_due = None
+        for stream in self.acks.values():
+            if stream.receive.ack_pending:
+                self.control.append(Ack(stream.id, *stream.receive.take_ack()))
+        self.acks.clear()
+
+    def remove(self, stream: Stream) -> None:
+        """Drop what a stream has to send, but not its events: it ends, or goes elsewhere."""
+        self.acks.pop(stream.id, None)
+        self.streams.remove(stream)
 
     def clear(self) -> None:
-        """Forget everything: the epoch is over."""
+        """Drop everything: the epoch is over."""
         self.control.clear()
+        self.acks.clear()
+        self.acks_due = None
         self.streams.clear()
-        self.ends.clear()
+        self._endings.carried.clear()
 
     def batch(self, path: Path, *, established: bool) -> list[Event]:
         """Return the events of the next message; payload only once streams flow."""
@@ -58,7 +90,7 @@ class Outbox:
                 size += len(event.service) + len(event.client) + len(event.destination)
             elif isinstance(event, (Refuse, Abort)):
                 size += 4 * len(event.reason)  # UTF-8 at its longest
-                self.ends.append((path.seq, event.stream))
+                self._endings.carried.append((path.seq, event.stream))
         if established and not self.control and (waiting := len(self.streams)):
             self._fill(events, size, path, waiting)
         return events
@@ -97,12 +129,10 @@ class Outbox:
         if stream.state is RESETTING:
             if stream.reset_sent:
                 return 0
-            stream.reset_sent = True
-            events.append(Reset(stream.id, stream.send.end, stream.end_reason))
-            self.ends.append((path.seq, stream.id))
+            events.append(stream.take_reset())
+            self._endings.carried.append((path.seq, stream.id))
             return EVENT_BYTES
         if acks := stream.receive.ack_pending:  # so the peer knows what was not delivered before the end
             events.append(Ack(stream.id, *stream.receive.take_ack()))
-        stream.send.eof_sent = True
-        events.append(Eof(stream.id, stream.send.end))
+        events.append(Eof(stream.id, stream.send.take_eof()))
         return EVENT_BYTES * (1 + acks)

@@ -134,8 +134,8 @@ class Path:
         self._ack_due = due if self._ack_due is None else min(due, self._ack_due)
         return True
 
-    def hurry(self, now: float) -> None:
-        """Acknowledge with the next flush: the peer probes."""
+    def acknowledge_now(self, now: float) -> None:
+        """Let the next flush acknowledge what was received: the peer waits for it."""
         self._ack_due = now
 
     def ack_due(self, now: float) -> bool:
@@ -180,7 +180,7 @@ class Path:
         self.bound = min(max(int(bound), IN_FLIGHT_MIN), IN_FLIGHT_MAX)
 
     def probe_due(self, now: float) -> bool:
-        """Whether acknowledgements are late enough to ask; each time the next question waits twice as long."""
+        """Whether acknowledgements are late enough for a Probe; each time the next one waits twice as long."""
         if not self._sent or now < self._next_probe:
             return False
         self._probe_s *= 2
@@ -189,13 +189,13 @@ class Path:
         return True
 
     @property
-    def asked(self) -> bool:
-        """Whether a question is unanswered."""
+    def probed(self) -> bool:
+        """Whether a Probe is unanswered."""
         return self._probes > 0
 
     @property
     def stalled(self) -> bool:
-        """Whether so many questions went unanswered that another path, if there is one, is the better bet."""
+        """Whether so many Probes are unanswered that another path, if there is one, is the better bet."""
         return self._probes > STALL_PROBES
 
     def lost(self, now: float) -> bool:

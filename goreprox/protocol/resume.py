@@ -7,10 +7,10 @@ peer still has no more than a page is answered in one flush.
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from goreprox.protocol.errors import RemoteProtocolError
-from goreprox.protocol.events import Abort, Code, Control, Live, Resume
+from goreprox.protocol.events import Abort, Code, Live, Refuse, Resume
 from goreprox.protocol.limits import RESUME_MAX, RESUME_PAGE
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
@@ -18,7 +18,7 @@ from goreprox.protocol.stream import Stream
 GONE = "the peer no longer knows this stream"
 
 
-class Beginning:
+class Resumption:
     """Of one epoch, at one end."""
 
     __slots__ = ("_answered", "_asked", "_count", "_last", "_untold", "late", "listed", "told")
@@ -39,7 +39,7 @@ class Beginning:
 
     # What we tell.
 
-    def tells(self, stream_id: int) -> bool:
+    def will_list(self, stream_id: int) -> bool:
         """Whether a page that is still to be built is to name a stream."""
         return bool(self._untold) and self._untold[0] <= stream_id <= self._untold[-1]
 
@@ -59,12 +59,11 @@ class Beginning:
 
     # What we are told.
 
-    def take(
-        self, stream_id: int, *, next_id: int, ours: Container[int], seen: Callable[[int], bool], most_ended: int
-    ) -> None:
+    def take(self, stream_id: int, *, next_id: int, ours: Container[int], ended_below: int, most_ended: int) -> None:
         """Note that the peer has listed a stream, and that `next_id` is the least one that it has never seen.
 
-        One that is not `ours` is to be answered if we have `seen` it; there can be `most_ended` of these.
+        One that is not `ours` has ended here and is to be answered if its id is below `ended_below`; there can be
+        `most_ended` of these.
 
         Raises:
             RemoteProtocolError: out of order, or more than there can be.
@@ -79,12 +78,12 @@ class Beginning:
         self._count += 1
         if stream_id in ours:
             self.listed.add(stream_id)
-        elif seen(stream_id):
+        elif stream_id < ended_below:
             if len(self._asked) >= most_ended:
                 raise RemoteProtocolError(f"more than {most_ended} streams listed that have ended here")
             self._asked.append(stream_id)
 
-    def names(self, stream_id: int) -> bool:
+    def lists(self, stream_id: int) -> bool:
         """Whether the peer has listed a stream, be it ours or one to be answered."""
         index = bisect_left(self._asked, stream_id)
         return stream_id in self.listed or (index < len(self._asked) and self._asked[index] == stream_id)
@@ -103,7 +102,7 @@ class Beginning:
         """Whether all are answered."""
         return self._answered == len(self._asked)
 
-    def answers(self, last_words: Mapping[int, Control]) -> list[Control]:
+    def answers(self, last_words: Mapping[int, Refuse | Abort]) -> list[Refuse | Abort]:
         """Return how streams ended that only the peer still has, a page of them at most."""
         asked = self._asked[self._answered : self._answered + RESUME_PAGE]
         self._answered += len(asked)

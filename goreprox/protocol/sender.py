@@ -91,6 +91,11 @@ class SendHalf:
         """Note that the socket was half-closed by its peer."""
         self.eof = True
 
+    def take_eof(self) -> int:
+        """Return the final offset, and count the end of file as sent."""
+        self.eof_sent = True
+        return self.end
+
     def take(self, max_bytes: int) -> tuple[int, Buffer]:
         """Return offset and payload of what is to be sent next, `max_bytes` at most; small chunks are joined into one.
 

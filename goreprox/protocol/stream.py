@@ -7,8 +7,9 @@ arrives and takes what is to be sent, whatever path it uses.
 from typing import Any, Protocol
 
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.epochs import Epochs
 from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
-from goreprox.protocol.events import Buffer, Code
+from goreprox.protocol.events import Abort, Buffer, Code, Live, Refuse, Reset
 from goreprox.protocol.fair import Place, client_key
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.sender import SendHalf
@@ -16,7 +17,9 @@ from goreprox.protocol.state import FROM_PEER, OPEN, OPENING, RESET, RESETTING, 
 
 
 class Host(Protocol):
-    """The session, as far as a stream needs it."""
+    """What carries streams: the multiplexer of a session."""
+
+    epochs: Epochs
 
     def stream_ready(self, stream: "Stream") -> None:
         """The stream has something to send."""
@@ -25,20 +28,13 @@ class Host(Protocol):
         """The stream has delivered something."""
 
     def stream_accepted(self, stream: "Stream") -> None:
-        """The acceptor's target answered."""
-
-    def stream_refused(self, stream: "Stream", code: Code, reason: str) -> None:
-        """The acceptor does not serve the stream."""
+        """The target has accepted."""
 
     def stream_resetting(self, stream: "Stream", now: float) -> None:
         """The local socket was reset."""
 
-    def stream_closed(self, stream: "Stream", *, abort: str | None) -> None:
-        """The stream is over; `abort` is what the peer is to be told, if anything."""
-
-    @property
-    def round_trip_s(self) -> float:
-        """Of the path in use."""
+    def stream_closed(self, stream: "Stream", last_word: Refuse | Abort | None) -> None:
+        """The stream has ended; `last_word` is what the peer is to be told, if anything."""
 
 
 class Stream:
@@ -131,7 +127,7 @@ class Stream:
         self.step(Step.RESET)
         self.end_reason = reason
         if self.host is None or self.state is State.CLOSED:
-            self.close(abort=None)
+            self._close(None)
             return
         self.host.stream_resetting(self, now)
         self.receive.discard()
@@ -141,11 +137,10 @@ class Stream:
         if self.state is State.CLOSED:
             return
         self.step(Step.ABORT)
-        self.end_reason = self.end_reason or reason
-        self.close(abort=reason)
+        self._close(Abort(self.id, Code.OTHER, reason), reason)
 
     def accept(self) -> None:
-        """Tell the opener that the target answered."""
+        """Tell the opener that the target has accepted."""
         self.step(Step.ACCEPT)
         self.accepted = True
         if self.state is State.OPEN and self.host is not None:
@@ -154,9 +149,7 @@ class Stream:
     def refuse(self, code: Code, reason: str) -> None:
         """Tell the opener that the stream is not served here."""
         self.step(Step.REFUSE)
-        self.end_reason = reason
-        if self.host is not None:
-            self.host.stream_refused(self, code, reason)
+        self._close(Refuse(self.id, code, reason), reason)
 
     def consume(self, count: int, *, now: float) -> None:
         """Note that the socket took `count` bytes of `receive.chunks`."""
@@ -165,7 +158,7 @@ class Stream:
         receive = self.receive
         receive.consume(count)
         if receive.pace_known:
-            receive.adapt(now=now, round_trip_s=host.round_trip_s)
+            receive.adapt(now=now, round_trip_s=host.epochs.round_trip_s)
         if self.state is OPEN:
             host.stream_acks(self, urgent=receive.ack_urgent, now=now)
 
@@ -178,10 +171,44 @@ class Stream:
     def finish_reset(self) -> None:
         """Note that the socket was reset, as the peer's was."""
         if self.state is State.RESET:
-            self.step(Step.FINISH)
-            self.close(abort=None)
+            self.finish()
 
-    # What the peer says.
+    # What the session does.
+
+    def attach(self, host: Host, stream_id: int, *, limit: int) -> None:
+        """Let a session carry the stream; the peer takes bytes below `limit` before it has accepted."""
+        self.host = host
+        self.id = stream_id
+        self.send.limit = limit
+
+    def rewind(self) -> None:
+        """Begin again at offset 0, as if the stream had never been opened."""
+        self.send.rewind(0, eof_received=False)
+        self.reset_sent = False
+
+    def detach(self) -> None:
+        """Rewind, ready for another session."""
+        self.rewind()
+        self.host = None
+
+    def resume(self, live: Live) -> int:
+        """Go on from what the peer has received; return how many bytes are sent again."""
+        replayed = self.send.rewind(live.received, eof_received=live.eof)
+        self.send.ack(live.delivered, live.limit)
+        self.reset_sent = False
+        return replayed
+
+    def take_reset(self) -> Reset:
+        """Return the event that follows the last byte of a stream in state RESETTING."""
+        self.reset_sent = True
+        return Reset(self.id, self.send.end, self.end_reason)
+
+    def finish(self) -> None:
+        """End a stream of which nothing is left to say."""
+        self.step(Step.FINISH)
+        self._close(None)
+
+    # What arrives.
 
     def receive_data(self, offset: int, payload: Buffer) -> bool:
         """Take bytes; return whether there is something new for the socket."""
@@ -199,7 +226,7 @@ class Stream:
         resetting = self.state is State.RESETTING
         self.step(Step.RECEIVE_RESET)
         if resetting:
-            self.close(abort=None)
+            self._close(None)
             return
         if final != self.receive.received:
             raise RemoteProtocolError(f"reset at offset {final}, expected {self.receive.received} (stream {self.id})")
@@ -215,17 +242,27 @@ class Stream:
         self.send.ack(delivered, limit)
         return self.state is OPEN
 
-    def receive_refusal(self) -> None:
-        """Take a refusal: the stream is as if it had never been opened, its bytes ready for another session."""
-        self.step(Step.RECEIVE_REFUSE)
-        self.send.rewind(0, eof_received=False)
-        self.host = None
+    def receive_accept(self, limit: int) -> bool:
+        """Take the acceptor's Accept; return whether it is news for the socket's owner."""
+        self.step(Step.RECEIVE_ACCEPT)
+        first = not self.accepted
+        self.accepted = True
+        self.send.limit = max(self.send.limit, limit)
+        return first and self.state is State.OPEN
 
-    def receive_end(self, step: Step, reason: str) -> None:
-        """Take a refusal or an abort that ends the stream."""
-        self.step(step)
-        self.end_reason = self.end_reason or reason
-        self.close(abort=None)
+    def receive_refuse(self, reason: str) -> bool:
+        """Take a refusal; return whether another session may carry the stream now. Otherwise it has ended."""
+        self.step(Step.RECEIVE_REFUSE)
+        if self.state is State.OPENING:
+            self.detach()
+            return True
+        self._close(None, reason)
+        return False
+
+    def receive_abort(self, reason: str) -> None:
+        """Take an abort, which ends the stream."""
+        self.step(Step.RECEIVE_ABORT)
+        self._close(None, reason)
 
     @property
     def done(self) -> bool:
@@ -242,13 +279,14 @@ class Stream:
         """Whether the peer can have forgotten this stream without harm: nothing is left but its last word."""
         return self.send.eof_sent and self.receive.eof_delivered
 
-    def close(self, *, abort: str | None) -> None:
-        """Let go of everything."""
+    def _close(self, last_word: Refuse | Abort | None, reason: str = "") -> None:
+        """Drop everything and tell the session. The first reason of an end stays."""
         self.state = State.CLOSED
+        self.end_reason = self.end_reason or reason
         self.send.discard()
         self.receive.discard()
         if self.host is not None:
-            self.host.stream_closed(self, abort=abort)
+            self.host.stream_closed(self, last_word)
 
     # What people are shown.
 

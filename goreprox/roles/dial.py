@@ -21,7 +21,7 @@ from goreprox.net.sockets import Socket
 from goreprox.net.target_tls import TargetTls
 from goreprox.process.clock import clock
 from goreprox.protocol.events import Code
-from goreprox.protocol.session import Kind
+from goreprox.protocol.notices import Kind
 from goreprox.protocol.stream import Stream
 from goreprox.roles.loops import Loops
 

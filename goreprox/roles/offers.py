@@ -90,8 +90,8 @@ class Offers:
                 del self._services[name]
         epoch = self._epochs.pop(peer.id, None)
         if available:
-            self._epochs[peer.id] = peer.session.epoch
-        if epoch != peer.session.epoch:
+            self._epochs[peer.id] = peer.session.epochs.number
+        if epoch != peer.session.epochs.number:
             return Change(available, available_before - available, offered_before - offered)
         return Change(available - available_before, available_before - available, offered_before - offered)
 

@@ -11,7 +11,7 @@ from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import quoted
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
-from goreprox.protocol.session import Kind
+from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.roles.dial import Dialer

@@ -162,21 +162,22 @@ def _streams(owner: Owner, gauges: Gauges) -> StreamsStatus:
 def _peer(peer: Peer) -> PeerStatus:
     session = peer.session
     counters = session.counters
-    traffic = session.traffic()
-    down_s = None if session.lost_at is None else round(clock() - session.lost_at, 3)
+    figures = session.figures()
+    lost_at = session.epochs.lost_at
+    down_s = None if lost_at is None else round(clock() - lost_at, 3)
     return {
         **_name(peer.info.name),
         "state": _state(peer),
         "down_s": down_s,
-        "epoch": session.epoch,
+        "epoch": session.epochs.number,
         "services": list(peer.services),
         "paths": _paths(peer),
         "streams_open": len(session.streams),
         "streams_total": counters.opened,
-        "sent_bytes": traffic.sent_bytes,
-        "received_bytes": traffic.received_bytes,
-        "scheduled_streams": session.scheduled_streams,
-        "control_events": session.control_events,
+        "sent_bytes": figures.sent_bytes,
+        "received_bytes": figures.received_bytes,
+        "scheduled_streams": figures.scheduled_streams,
+        "control_events": figures.control_events,
         "outages": counters.outages,
         "replayed_bytes": counters.replayed_bytes,
         "process": process_of(peer.info.attributes),
@@ -223,11 +224,11 @@ def _state(peer: Peer) -> str:
 
 
 def _paths(peer: Peer) -> list[PathStatus]:
-    session = peer.session
+    path = peer.session.path if peer.session.established else None
     paths: list[PathStatus] = []
     for carrier, epoch in peer.epochs.items():
-        in_use = session.established and session.path_id is carrier
-        round_trip_s = session.measured_round_trip_s if in_use else None
+        in_use = path is not None and path.path_id is carrier
+        round_trip_s = path.srtt or None if path is not None and in_use else None
         paths.append(
             {"label": carrier.label, "in_use": in_use, "fabric_epoch": epoch, "round_trip_s": round_trip_s},
         )

@@ -22,7 +22,7 @@ from goreprox.net import sockets
 from goreprox.net.poller import READ, WRITE, Poller
 from goreprox.net.sockets import Socket, send_some
 from goreprox.protocol.limits import MIB, RESET_LINGER_S
-from goreprox.protocol.session import Kind
+from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import RESET, State
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel.connections import Connections, StreamOwner

@@ -13,9 +13,10 @@ from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import PATH_ACK_DELAY_S
-from goreprox.protocol.session import PROTOCOL_ERROR, Kind, Notice, Session
+from goreprox.protocol.notices import Kind, Notice
+from goreprox.protocol.session import PROTOCOL_ERROR, Session
 from goreprox.protocol.state import State
-from goreprox.protocol.stream import Stream
+from goreprox.protocol.stream import Host, Stream
 from goreprox.tunnel.peer import Peer, common_version
 from goreprox.tunnel.peer_log import log_incompatible, log_lost, log_notice, log_restarted, log_revoked
 
@@ -76,7 +77,7 @@ class Driver:
         self._batching = False
         self._incompatible: set[bytes] = set()
         """Peers with which we share no version, as far as that was logged."""
-        self._by_session: dict[Session, Peer] = {}
+        self._by_host: dict[Host, Peer] = {}
 
     # Events of carriers (brokers.Receiver).
 
@@ -137,7 +138,7 @@ class Driver:
     def _forget(self, peer: Peer) -> None:
         """Remove a peer, so that nothing that is still due for it happens to a later peer with its id."""
         peer.gone = True
-        self._by_session.pop(peer.session, None)
+        self._by_host.pop(peer.session.multiplexer, None)
         if peer.timer is not None:
             peer.timer.cancel()
         for known in (self.peers, self._dirty, self._absent):
@@ -159,7 +160,7 @@ class Driver:
             wake=wake,
             now=clock(),
         )
-        peer = self._by_session[session] = Peer(info, session)
+        peer = self._by_host[session.multiplexer] = Peer(info, session)
         if self.draining:
             session.drain()
         return peer
@@ -258,7 +259,7 @@ class Driver:
         peer.timer, peer.due = None, float("inf")
         peer.session.tick(now)
         self._notices(peer)  # after a long suspend, streams end in the turn in which their session is forgotten
-        lost_at = peer.session.lost_at
+        lost_at = peer.session.epochs.lost_at
         if (
             not peer.epochs
             and not peer.session.streams
@@ -270,14 +271,12 @@ class Driver:
         self._wake(peer)
 
     def _notices(self, peer: Peer) -> None:
-        session = peer.session
-        while session.notices:
-            notices, session.notices = session.notices, []
-            for notice in notices:
-                try:
-                    self._notice(peer, notice)
-                except Exception as exc:  # noqa: BLE001 -- a fault of ours concerns one stream, not all
-                    self._report_fault(peer, exc)
+        notices = peer.session.notices
+        while notices:
+            try:
+                self._notice(peer, notices.popleft())
+            except Exception as exc:  # noqa: BLE001 -- a fault of ours concerns one stream, not all
+                self._report_fault(peer, exc)
 
     def _notice(self, peer: Peer, notice: Notice) -> None:
         kind, stream = notice.kind, notice.stream
@@ -331,8 +330,7 @@ class Driver:
 
     def peer_of(self, stream: Stream) -> Peer | None:
         """Return the peer whose session carries `stream`, if one does."""
-        host = stream.host
-        return self._by_session.get(host) if isinstance(host, Session) else None
+        return None if stream.host is None else self._by_host.get(stream.host)
 
 
 async def wait_until(is_so: Callable[[], bool], *, deadline_s: float) -> None:

@@ -5,7 +5,7 @@ from loguru import logger
 from brokers import PeerInfo
 from goreprox.columns import counted
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
-from goreprox.protocol.session import Kind, Notice
+from goreprox.protocol.notices import Kind, Notice
 from goreprox.tunnel.peer import Peer
 
 
@@ -43,7 +43,7 @@ def log_lost(peer: Peer, reason: str) -> None:
         peer.title,
         reason,
         _streams(peer),
-        peer.session.grace_s,
+        peer.session.epochs.grace_s,
     )
 
 

@@ -39,7 +39,8 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import KIB, MAX_HEAD, MIB, RAW_PAYLOAD, VERSION
-from goreprox.protocol.session import Kind, Session
+from goreprox.protocol.notices import Kind
+from goreprox.protocol.session import Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from tests.support.gateway import Talk
@@ -208,8 +209,8 @@ class _End:
             session.tick(self.now)
         for _, frames in session.flush(self.now):
             wire.decode(frames)  # however strange the peer, what we send is well-formed
-        notices, session.notices = session.notices, []
-        for notice in notices:
+        while session.notices:
+            notice = session.notices.popleft()
             stream = notice.stream
             if notice.kind is Kind.OPENED:
                 assert stream is not None
@@ -289,7 +290,10 @@ def fuzz_session(data: bytes) -> None:
         if what < 64:
             end.local(length)
         else:
-            end.session.receive(end.session.path_id or "a", _message(end, what, stream.read(length)), end.now)
+            path = end.session.path
+            end.session.receive(
+                path.path_id if path is not None else "a", _message(end, what, stream.read(length)), end.now
+            )
         end.turn()
         end.now += 0.01
     held = sum(s.send._borrowed + s.receive._borrowed for s in (*end.streams, *bystander.streams))
@@ -302,7 +306,7 @@ def fuzz_session(data: bytes) -> None:
 
 
 def _message(end: _End, what: int, body: bytes) -> list[Buffer]:
-    path = end.session._path
+    path = end.session.path
     frames = frames_of(bytes([what % 4]) + body)
     if what >= 128 and path is not None:
         epoch = path.epoch + (what // 4 % 8 == 7)

@@ -7,6 +7,7 @@ import pytest
 
 from brokers import PeerInfo, PeerName, Role
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.epochs import Phase
 from goreprox.protocol.stream import Stream
 from goreprox.roles.assignment import Assignment
 from goreprox.tunnel.peer import Peer
@@ -54,7 +55,7 @@ class Side:
         driver = self.assignment.driver
         driver.peer_up(Nobody(), info)
         peer = driver.peers[info.name.id]
-        peer.session.established = True
+        peer.session.epochs.phase = Phase.ESTABLISHED
         self.assignment.peer_changed(peer)
         return peer
 

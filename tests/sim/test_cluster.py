@@ -9,12 +9,12 @@ import pytest
 from brokers.envelope import Down
 from brokers.presence import Presence
 from brokers.switch import Switch
-from goreprox.protocol.events import Code, Open, Resume
+from goreprox.protocol.events import Ack, Code, Data, Open, Resume
 from goreprox.protocol.fair import FairQueue
+from goreprox.protocol.multiplexer import Multiplexer
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.session import Session
 from goreprox.protocol.state import State
-from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge
 from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
@@ -230,10 +230,12 @@ def _accept_stale_epochs(patch: pytest.MonkeyPatch) -> None:
     original = Session._receive
 
     def receive(self: Session, path_id: Any, batch: Any, size: int, now: float) -> None:
-        if self._path is not None and batch.epoch < self._epoch:
+        if self.path is not None and batch.epoch < self.epochs.number:
             for event in batch.events:
-                if not isinstance(event, Resume):
-                    self._apply(event, self._path, now)
+                if isinstance(event, Data):
+                    self.multiplexer.receive_data(event)
+                elif not isinstance(event, Resume):
+                    self._dispatch(event, self.path, now)
         else:
             original(self, path_id, batch, size, now)
 
@@ -241,14 +243,14 @@ def _accept_stale_epochs(patch: pytest.MonkeyPatch) -> None:
 
 
 def _do_not_repeat_open(patch: pytest.MonkeyPatch) -> None:
-    original = Session._establish
+    original = Multiplexer.establish
 
-    def establish(self: Session, *args: Any) -> None:
+    def establish(self: Multiplexer, *args: Any) -> None:
         original(self, *args)
         control = self._outbox.control
         self._outbox.control = type(control)(event for event in control if not isinstance(event, Open))
 
-    patch.setattr(Session, "_establish", establish)
+    patch.setattr(Multiplexer, "establish", establish)
 
 
 def _move_streams_by_silence(patch: pytest.MonkeyPatch) -> None:
@@ -260,8 +262,8 @@ def _move_streams_by_silence(patch: pytest.MonkeyPatch) -> None:
         for stream in list(peer.session.streams.values()) if peer is not None else []:
             if stream.state is State.OPENING:
                 assert peer is not None
-                peer.session._forget(stream)
-                stream.receive_refusal()
+                peer.session.multiplexer._forget(stream)
+                stream.detach()
                 self._application.stream_refused(peer, stream, Code.TARGET, "silence")
 
     patch.setattr(Driver, "peer_down", peer_down)
@@ -275,7 +277,7 @@ def _use_no_standby_path(patch: pytest.MonkeyPatch) -> None:
     original = Session.path_up
 
     def path_up(self: Session, path_id: object, now: float) -> None:
-        if self.path_id in (None, path_id):
+        if self.path is None or self.path.path_id == path_id:
             original(self, path_id, now)
 
     patch.setattr(Session, "path_up", path_up)
@@ -320,16 +322,17 @@ def _end_with_fin(patch: pytest.MonkeyPatch) -> None:
 
 
 def _tell_nobody_of_room(patch: pytest.MonkeyPatch) -> None:
-    def acked(self: Session, stream: Stream, delivered: int, limit: int) -> None:
-        stream.receive_ack(delivered, limit)
-        self.stream_ready(stream)
-        self._finish_if_done(stream)
+    def receive_ack(self: Multiplexer, event: Ack) -> None:
+        if stream := self.find(event.stream):
+            stream.receive_ack(event.delivered, event.limit)
+            self.stream_ready(stream)
+            self._finish_if_done(stream)
 
-    patch.setattr(Session, "_acked", acked)
+    patch.setattr(Multiplexer, "receive_ack", receive_ack)
 
 
 def _wait_too_long(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("goreprox.protocol.session.ALLOWANCE_S", 60.0)
+    patch.setattr("goreprox.protocol.epochs.ALLOWANCE_S", 60.0)
 
 
 DEFECTS: list[Patch] = [

@@ -6,7 +6,8 @@ from collections.abc import Hashable
 
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Buffer, Code
-from goreprox.protocol.session import Kind, Session
+from goreprox.protocol.notices import Kind
+from goreprox.protocol.session import Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 
@@ -154,8 +155,8 @@ class Network:
 
     def _notices(self, end: str) -> None:
         session = self.sessions[end]
-        notices, session.notices = session.notices, []
-        for notice in notices:
+        while session.notices:
+            notice = session.notices.popleft()
             stream = notice.stream
             if notice.kind is Kind.FAILED:
                 self.failures.append(notice.reason)

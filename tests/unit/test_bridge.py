@@ -10,7 +10,7 @@ from goreprox.net import sockets
 from goreprox.net.poller import Poller
 from goreprox.protocol.events import Data, Eof, Reset
 from goreprox.protocol.limits import KIB
-from goreprox.protocol.session import Kind
+from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.tunnel.bridge import Bridge, Bridges
 from tests.support.waiting import eventually

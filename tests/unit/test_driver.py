@@ -115,7 +115,7 @@ async def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_
     assert stream.state is State.CLOSED
     said = edge.said, provider.said
     for dropped, timer in zip((peer, back), timers, strict=True):
-        assert dropped.session.path_id is None and timer is not None and timer.cancelled()
+        assert dropped.session.path is None and timer is not None and timer.cancelled()
     again, back_again = edge.meets(provider, 2), provider.meets(edge, 2)
     assert (again, back_again) != (peer, back)
     assert (edge.said, provider.said) == said, "what was due before the new sessions is not said any more"

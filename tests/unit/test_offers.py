@@ -8,6 +8,7 @@ import pytest
 
 from brokers import PeerInfo, PeerName, Role
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.epochs import Phase
 from goreprox.protocol.session import Session
 from goreprox.roles import offers as module
 from goreprox.roles.balancer import Balancer, Candidate
@@ -19,7 +20,7 @@ BUDGET = Budget(total_bytes=1 << 24, max_streams=64)
 
 def provider(services: Sequence[str], *, weight: float = 1.0, targets: bytes = b"") -> Peer:
     session = Session(opener=True, version=1, budget=BUDGET, grace_s=1, wake=lambda: None, now=0.0)
-    session.established = True
+    session.epochs.phase = Phase.ESTABLISHED
     attributes = {"services": list(services), "weight": weight, "targets": targets}
     return Peer(PeerInfo(PeerName(Role.PROVIDER, "web", os.urandom(16)), 1, attributes), session)
 
@@ -51,7 +52,7 @@ def test_one_that_drains_or_is_out_of_reach_is_known_and_gets_nothing(offers: Of
     for peer in (draining, away):
         offers.update(peer)
     draining.session.peer_draining = True
-    away.session.established = False
+    away.session.epochs.phase = Phase.DOWN
     for peer in (draining, away):
         assert offers.update(peer) == (set(), {"a"}, set())
     assert not ids(offers, "a") and set(offers.known_for("a")) == {draining.id, away.id}
@@ -69,7 +70,7 @@ def test_in_a_new_epoch_all_is_gained_again(offers: Offers) -> None:
     """Between two epochs it took no streams, so somebody may wait for each of its services."""
     peer = provider(["a"])
     offers.update(peer)
-    peer.session._epoch += 2
+    peer.session.epochs.number += 2
     assert offers.update(peer).gained == {"a"}
 
 

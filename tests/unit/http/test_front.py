@@ -13,9 +13,10 @@ from goreprox.net import sockets
 from goreprox.net.poller import Poller
 from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.events import Code
+from goreprox.protocol.epochs import Epochs
+from goreprox.protocol.events import Abort, Refuse
 from goreprox.protocol.limits import KIB, MIB
-from goreprox.protocol.session import Kind
+from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import Step
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge, Bridges
@@ -31,7 +32,7 @@ EARLY = bytes(60 * KIB)
 class Session:
     """A host for whatever streams say."""
 
-    round_trip_s = 0.1
+    epochs = Epochs(opener=True, grace_s=60.0, now=0.0)
 
     def stream_ready(self, stream: Stream) -> None: ...
 
@@ -39,11 +40,9 @@ class Session:
 
     def stream_accepted(self, stream: Stream) -> None: ...
 
-    def stream_refused(self, stream: Stream, code: Code, reason: str) -> None: ...
-
     def stream_resetting(self, stream: Stream, now: float) -> None: ...
 
-    def stream_closed(self, stream: Stream, *, abort: str | None) -> None: ...
+    def stream_closed(self, stream: Stream, last_word: Refuse | Abort | None) -> None: ...
 
 
 class Providers:
@@ -112,7 +111,7 @@ async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_
             stream.receive_reset(len(SWITCHING + EARLY), "the target was reset")
             upstream.notice(Kind.RESET)
         else:
-            stream.receive_end(Step.RECEIVE_ABORT, "the provider is gone")
+            stream.receive_abort("the provider is gone")
             upstream.notice(Kind.ABORTED)
         assert not fronts.live and not bridges.connections
         with pytest.raises(ConnectionResetError):

@@ -11,7 +11,8 @@ from goreprox.protocol.events import (
     Resume,
 )
 from goreprox.protocol.limits import MIB
-from goreprox.protocol.session import Kind, Notice, Session
+from goreprox.protocol.notices import Kind, Notice
+from goreprox.protocol.session import Session
 from goreprox.protocol.stream import Stream
 
 GRACE_S = 60.0
@@ -37,6 +38,10 @@ class Peer:
         self.epoch = self.seq = self.received = 0
         self.acked = 0
         self.path: object = None
+
+    @property
+    def path_in_use(self) -> object:
+        return None if self.session.path is None else self.session.path.path_id
 
     def woken(self) -> None:
         self.wakes += 1
@@ -73,7 +78,8 @@ class Peer:
         return events + self.heard()
 
     def notices(self) -> list[Notice]:
-        notices, self.session.notices = self.session.notices, []
+        notices = list(self.session.notices)
+        self.session.notices.clear()
         return notices
 
     def kinds(self) -> list[Kind]:

@@ -109,7 +109,7 @@ def test_a_message_of_ours_carries_the_ack() -> None:
 
 def test_a_probe_is_answered_at_once() -> None:
     p = path()
-    p.hurry(1.0)
+    p.acknowledge_now(1.0)
     assert p.ack_due(1.0)
 
 

@@ -185,6 +185,6 @@ def test_nothing_is_kept_of_a_refused_stream() -> None:
     peer = edge()
     stream = peer.open()
     peer.heard()
-    assert peer.session._offered
+    assert peer.session.unanswered == 1
     peer.say(Refuse(stream.id, Code.TARGET, "no"))
-    assert not peer.session._offered and not peer.session.streams
+    assert not peer.session.unanswered and not peer.session.streams

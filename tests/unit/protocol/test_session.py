@@ -44,9 +44,9 @@ from goreprox.protocol.limits import (
     STREAM_ACK_DELAY_S,
     WINDOW_INITIAL,
 )
+from goreprox.protocol.notices import Kind, Notice
 from goreprox.protocol.path import Path
 from goreprox.protocol.resume import GONE
-from goreprox.protocol.session import Kind, Notice
 from goreprox.protocol.state import State
 from tests.unit.protocol.harness import (
     GRACE_S,
@@ -67,17 +67,17 @@ from tests.unit.protocol.harness import (
 
 def test_an_epoch_begins_with_a_resume_from_both_ends() -> None:
     peer = Peer()
-    assert peer.session.path_id is None
-    assert peer.session.round_trip_s == 0.1
+    assert peer.path_in_use is None
+    assert peer.session.epochs.round_trip_s == 0.1
     peer.session.path_up("a", 0.0)
-    assert peer.session.path_id == "a"
+    assert peer.path_in_use == "a"
     assert peer.heard() == [Resume(GRACE_S, peer.budget.floor_bytes, 1, True, ())]
-    before = (peer.session.established, peer.session.lost_at)
+    before = (peer.session.established, peer.session.epochs.lost_at)
     peer.now = 0.2
     peer.say(hello())
-    assert (before, peer.session.established, peer.session.lost_at) == ((False, 0.0), True, None)
+    assert (before, peer.session.established, peer.session.epochs.lost_at) == ((False, 0.0), True, None)
     assert peer.kinds() == [Kind.ESTABLISHED]
-    assert peer.session.round_trip_s == pytest.approx(0.2)
+    assert peer.session.epochs.round_trip_s == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(("opener", "epochs"), [(True, [2, 4]), (False, [1, 3])])
@@ -135,7 +135,7 @@ def test_messages_of_another_path_in_this_epoch_are_inert() -> None:
     peer.session.path_up("b", 0.0)
     peer.say(Drain(), path="b")
     assert not peer.session.peer_draining
-    assert peer.session.path_id == "a"
+    assert peer.path_in_use == "a"
 
 
 def test_another_path_takes_over() -> None:
@@ -144,7 +144,7 @@ def test_another_path_takes_over() -> None:
     assert peer.heard() == []
     peer.session.path_down("a", 1.0)
     peer.heard()
-    assert (peer.path, peer.session.lost_at) == ("b", 1.0)
+    assert (peer.path, peer.session.epochs.lost_at) == ("b", 1.0)
 
 
 def test_a_path_that_was_not_in_use_is_not_missed() -> None:
@@ -163,7 +163,7 @@ def test_without_a_path_nothing_is_sent() -> None:
     stream.write(b"abc")
     assert peer.heard() == []
     assert peer.session.settled
-    assert peer.session.lost_at == 1.0
+    assert peer.session.epochs.lost_at == 1.0
 
 
 def test_a_doubled_message_counts_once() -> None:
@@ -214,7 +214,7 @@ def test_no_epoch_begins_once_the_last_path_is_gone() -> None:
     peer.say(seq=9)
     peer.session.path_down("a", 0.0)
     peer.session.tick(RESTART_MIN_S)
-    assert peer.session.path_id is None
+    assert peer.path_in_use is None
     assert peer.session.deadline() is None
 
 
@@ -254,7 +254,7 @@ def test_a_path_without_progress_gives_way_to_another_one_before_it_counts_as_lo
     peer.now += RESTART_MIN_S
     peer.session.tick(peer.now)
     assert [type(event) for event in peer.heard()] == [Resume]
-    assert (peer.path, peer.session.path_id) == ("b", "b")
+    assert (peer.path, peer.path_in_use) == ("b", "b")
 
 
 def test_the_only_path_is_asked_until_it_counts_as_lost() -> None:
@@ -262,7 +262,7 @@ def test_the_only_path_is_asked_until_it_counts_as_lost() -> None:
     peer.open()
     peer.heard()
     stall(peer)
-    assert (peer.session.path_id, peer.session.established) == ("a", True)
+    assert (peer.path_in_use, peer.session.established) == ("a", True)
 
 
 def test_an_epoch_that_was_never_established_moves_only_once_it_is_lost() -> None:
@@ -271,9 +271,9 @@ def test_an_epoch_that_was_never_established_moves_only_once_it_is_lost() -> Non
     peer.session.path_up("b", 0.0)
     peer.heard()
     stall(peer)
-    assert peer.session.path_id == "a"
+    assert peer.path_in_use == "a"
     peer.session.tick(LOSS_TIMEOUT_S)
-    assert peer.session.path_id is None
+    assert peer.path_in_use is None
 
 
 def test_attempts_that_nobody_answers_become_rare() -> None:
@@ -380,8 +380,14 @@ def test_the_wait_for_a_reset_starts_again_with_a_path() -> None:
     peer.session.path_down("a", 1.0)
     peer.now = 30.0
     peer.session.tick(30.0)
-    peer.connect(live(1), next_id=2)
-    assert list(peer.session._resetting.values()) == [30.0 + RESET_LINGER_S]
+    peer.session.path_up("a", 30.0)
+    peer.heard()
+    peer.say(hello(live(1), next_id=2))
+    peer.notices()
+    peer.session.tick(30.0 + RESET_LINGER_S - 0.1)
+    assert peer.notices() == []
+    peer.session.tick(30.0 + RESET_LINGER_S)
+    assert peer.kinds() == [Kind.ABORTED]
 
 
 # Streams of the opener.
@@ -614,7 +620,7 @@ def test_a_reset_is_said_once_an_epoch() -> None:
     peer, stream = opened()
     stream.reset("gone", now=0.0)
     assert peer.heard() == [Reset(1, 0, "gone")]
-    peer.session.stream_ready(stream)
+    peer.session.multiplexer.stream_ready(stream)
     assert peer.heard() == []
 
 
@@ -640,13 +646,16 @@ def test_an_abort_of_the_peer_is_at_once() -> None:
     assert peer.session.streams == {}
 
 
-def test_an_abort_of_ours_is_told_and_forgotten_once_heard() -> None:
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_an_abort_of_ours_is_kept_until_it_is_acknowledged(acknowledged: bool) -> None:
     peer, stream = opened()
     stream.abort("enough")
     assert peer.heard() == [Abort(1, Code.OTHER, "enough")]
-    assert peer.session._ended == {1: Abort(1, Code.OTHER, "enough")}
-    peer.say()
-    assert peer.session._ended == {}
+    if acknowledged:
+        peer.say()
+    peer.session.path_down("a", 0.0)
+    kept = Abort(1, Code.GONE, GONE) if acknowledged else Abort(1, Code.OTHER, "enough")
+    assert peer.connect(live(1), next_id=2)[1:] == [kept]
 
 
 # Resume.
@@ -886,7 +895,7 @@ def test_the_acceptor_may_not_open() -> None:
 def test_an_id_is_used_once() -> None:
     peer, _ = dialing()
     peer.say(Open(1, "web", "test", "", 0))
-    assert failure(peer) == "stream id 1 used again, expected more than 1"
+    assert failure(peer) == "stream id 1 used again, expected at least 2"
 
 
 def test_a_resume_within_an_epoch_is_refused() -> None:
@@ -971,7 +980,7 @@ def test_a_window_grows_though_it_is_acknowledged_by_time() -> None:
 
 def bound(peer: Peer, bound_bytes: int) -> None:
     """Say how many bytes may be in flight, as if it had been measured."""
-    path = peer.session._path
+    path = peer.session.path
     assert path is not None
     path.bound = bound_bytes
 
@@ -1070,36 +1079,42 @@ def test_a_message_ends_with_1024_events() -> None:
     assert max(lengths[1]) == BATCH_EVENTS
 
 
+def traffic(peer: Peer) -> tuple[int, int]:
+    figures = peer.session.figures()
+    return figures.sent_bytes, figures.received_bytes
+
+
 def test_traffic_counts_the_payload_of_live_and_ended_streams_once() -> None:
     peer, stream = opened()
     stream.write(bytes(1000))
     peer.heard()
     peer.say(Data(1, 0, bytes(30)))
     stream.consume(20, now=0.0)
-    assert peer.session.traffic() == (1000, 20)
+    assert traffic(peer) == (1000, 20)
     peer.session.path_up("a", 0.0)
-    assert peer.session.traffic() == (1000, 20)
+    assert traffic(peer) == (1000, 20)
     stream.abort("over")
-    assert peer.session.traffic() == (1000, 20)
+    assert traffic(peer) == (1000, 20)
     assert peer.session.counters.opened == 1
     assert not peer.session.streams
     assert peer.wakes > 0
 
 
-def test_queues_and_the_round_trip_are_told() -> None:
+def test_queues_and_the_round_trip_are_reported() -> None:
     peer = Peer()
-    assert (peer.session.epoch, peer.session.measured_round_trip_s) == (0, None)
+    assert (peer.session.epochs.number, peer.session.path) == (0, None)
     stream = peer.open()
     peer.session.path_up("a", 0.0)
     peer.heard()
-    assert (peer.session.epoch, peer.session.measured_round_trip_s) == (2, None)
+    path = peer.session.path
+    assert path is not None and (peer.session.epochs.number, path.srtt) == (2, 0.0)
     peer.now = 0.25
     peer.say(hello())
     stream.write(b"x")
-    assert peer.session.measured_round_trip_s == 0.25
-    assert (peer.session.scheduled_streams, peer.session.control_events) == (1, 1)
+    assert path.srtt == 0.25
+    assert peer.session.figures()[:2] == (1, 1)
     peer.heard()
-    assert (peer.session.scheduled_streams, peer.session.control_events) == (0, 0)
+    assert peer.session.figures()[:2] == (0, 0)
 
 
 def test_many_long_last_words_fit_in_messages() -> None:
@@ -1132,7 +1147,7 @@ def test_a_session_that_is_about_to_begin_again_is_not_settled() -> None:
 
 
 def test_who_hears_no_ends_may_open_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goreprox.protocol.session.LAST_WORDS_MAX", 2)
+    monkeypatch.setattr("goreprox.protocol.multiplexer.LAST_WORDS_MAX", 2)
     peer = Peer(opener=False)
     peer.session.path_up("a", 0.0)
     peer.heard()

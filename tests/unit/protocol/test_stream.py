@@ -5,8 +5,9 @@ import itertools
 import pytest
 
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.epochs import Epochs
 from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
-from goreprox.protocol.events import Code
+from goreprox.protocol.events import Abort, Code, Refuse
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.state import TRANSITIONS, State, Step
 from goreprox.protocol.stream import Stream
@@ -15,9 +16,8 @@ from goreprox.protocol.stream import Stream
 class Recorder:
     """A host that notes what is asked of it."""
 
-    round_trip_s = 0.1
-
     def __init__(self) -> None:
+        self.epochs = Epochs(opener=True, grace_s=60.0, now=0.0)
         self.calls: list[tuple[object, ...]] = []
 
     def stream_ready(self, stream: Stream) -> None:
@@ -29,14 +29,11 @@ class Recorder:
     def stream_accepted(self, stream: Stream) -> None:
         self.calls.append(("accepted",))
 
-    def stream_refused(self, stream: Stream, code: Code, reason: str) -> None:
-        self.calls.append(("refused", code, reason))
-
     def stream_resetting(self, stream: Stream, now: float) -> None:
         self.calls.append(("resetting", now))
 
-    def stream_closed(self, stream: Stream, *, abort: str | None) -> None:
-        self.calls.append(("closed", abort))
+    def stream_closed(self, stream: Stream, last_word: Refuse | Abort | None) -> None:
+        self.calls.append(("closed", last_word))
 
 
 def make(state: State = State.OPEN, *, opener: bool = True, hosted: bool = True) -> tuple[Stream, Recorder]:
@@ -134,7 +131,7 @@ def test_an_abort_tells_the_peer_and_the_first_reason_stays() -> None:
     stream.end_reason = "first"
     stream.abort("second")
     assert stream.end_reason == "first"
-    assert host.calls == [("closed", "second")]
+    assert host.calls == [("closed", Abort(0, Code.OTHER, "second"))]
 
 
 def test_an_abort_of_a_closed_stream_is_no_error() -> None:
@@ -166,7 +163,7 @@ def test_a_refusal_is_passed_on_where_there_is_a_session(hosted: bool) -> None:
     stream, host = make(State.DIALING, opener=False, hosted=hosted)
     stream.refuse(Code.TARGET, "no target")
     assert (stream.state, stream.end_reason) == (State.CLOSED, "no target")
-    assert host.calls == [("refused", Code.TARGET, "no target")] * hosted
+    assert host.calls == [("closed", Refuse(0, Code.TARGET, "no target"))] * hosted
 
 
 def test_delivery_is_acknowledged_while_the_stream_is_open() -> None:
@@ -254,7 +251,7 @@ def test_a_refused_stream_is_ready_for_another_session() -> None:
     stream, _ = make(State.OPENING)
     stream.write(b"abc")
     stream.send.take(2)
-    stream.receive_refusal()
+    assert stream.receive_refuse("no")
     assert (stream.state, stream.host) == (State.OPENING, None)
     assert stream.send.take(3) == (0, b"abc")
 
@@ -265,14 +262,20 @@ def test_a_stream_of_which_bytes_were_delivered_cannot_be_refused() -> None:
     stream.send.take(3)
     stream.send.ack(2, 100)
     with pytest.raises(RemoteProtocolError):
-        stream.receive_refusal()
+        stream.receive_refuse("no")
     assert stream.host is host, "its session can still end it"
 
 
-@pytest.mark.parametrize(("state", "step"), [(State.OPEN, Step.RECEIVE_ABORT), (State.RESETTING, Step.RECEIVE_REFUSE)])
-def test_a_last_word_ends_the_stream_without_an_answer(state: State, step: Step) -> None:
-    stream, host = make(state)
-    stream.receive_end(step, "over")
+def test_an_abort_of_the_peer_ends_the_stream() -> None:
+    stream, host = make()
+    stream.receive_abort("over")
+    assert (stream.state, stream.end_reason) == (State.CLOSED, "over")
+    assert host.calls == [("closed", None)]
+
+
+def test_a_refusal_ends_a_stream_whose_socket_was_reset() -> None:
+    stream, host = make(State.RESETTING)
+    assert not stream.receive_refuse("over")
     assert (stream.state, stream.end_reason) == (State.CLOSED, "over")
     assert host.calls == [("closed", None)]
 
@@ -281,7 +284,7 @@ def test_a_stream_is_done_when_both_ends_of_file_are_acknowledged() -> None:
     stream, _ = make()
     done = [stream.done]
     stream.write_eof()
-    stream.send.eof_sent = True
+    stream.send.take_eof()
     stream.receive_ack(1, 0)
     done.append(stream.done)
     stream.receive_eof(0)
@@ -296,7 +299,7 @@ def test_a_stream_is_done_when_both_ends_of_file_are_acknowledged() -> None:
 def test_a_stream_without_both_ends_of_file_has_not_passed() -> None:
     stream, _ = make()
     passed = [stream.passed]
-    stream.send.eof_sent = True
+    stream.send.take_eof()
     passed.append(stream.passed)
     assert passed == [False, False]
 

@@ -26,8 +26,8 @@ MAX_FRAMES = 130
 MAX_TEXT = 256
 REVOKED = "revoked"
 """A reason of a Down that is compared, not only read: this peer must not come back to what it had."""
-LEFT = "left"
-"""Another one: the peer has ended on purpose."""
+CLOSING = "closing"
+"""Another one, in a Down of the receiving peer itself: its broker is being shut down."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What a broker sends, as calls of a receiver."""
 
 from brokers.carrier import Buffer, Carrier, Receiver
-from brokers.envelope import CONTROL, Control, Down, Up, Welcome, parse_control
+from brokers.envelope import CLOSING, CONTROL, Control, Down, Up, Welcome, parse_control
 from brokers.errors import BadMessage, BadName
 from brokers.peers import PeerInfo, PeerName, Role
 
@@ -39,7 +39,7 @@ class Inbox:
                 except (ValueError, BadName) as exc:
                     raise BadMessage(f"a peer with a bad name: {exc}") from exc
                 self._receiver.peer_up(self._carrier, info)
-            case Down(peer_id, _, reason) if self.up:
+            case Down(peer_id, _, reason) if self.up and reason != CLOSING:
                 self._receiver.peer_down(self._carrier, peer_id, reason)
             case _:
                 pass

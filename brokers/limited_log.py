@@ -1,70 +1,88 @@
-"""Log lines that others can cause: of each kind a few a minute, then one that says how many more there were."""
+"""A rate-limited log: for lines that peers, clients or a lasting fault could repeat without end."""
 
 import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from loguru import logger
 
-PERIOD_S = 60.0
-BURST = 10
-"""Lines of one kind in a period. With one more for the rest, 20 kinds of at most 2 KiB are 7 KiB/s at the worst."""
+PERIOD_S: Final = 60.0
+BURST: Final = 10
+"""Lines of one event in a period. With one more for the rest, 20 events of at most 2 KiB a line are 7 KiB/s at most."""
 
 
 @dataclass(slots=True)
-class _Kind:
-    """What was said of one event in the current period."""
+class _Period:
+    """What was logged about one event since `began_at`."""
 
     began_at: float
     texts: set[str] = field(default_factory=set)
-    more: int = 0
-    """What was not said."""
+    suppressed: int = 0
     last: str = ""
+    """The last suppressed line, and its level."""
     level: str = ""
     timer: asyncio.TimerHandle | None = None
 
 
 class LimitedLog:
-    """Logs each text of an event once in `PERIOD_S`, and at most `burst` different ones; counts the others.
+    """Logs each text about an event once a period, and at most `burst` different ones; counts the others.
 
-    The count is logged at the end of the period, or, where no event loop runs, with the next line of that event. Events
-    are names chosen by us, never taken from outside: memory is bounded by their number.
+    The count is logged at the end of the period, or, where no event loop runs, with the next line about that event.
+    Events are names of ours, never taken from outside: their number bounds the memory.
     """
 
-    def __init__(self, *, burst: int = BURST, clock: Callable[[], float] = time.monotonic) -> None:
-        """Measure periods with `clock`, in seconds."""
+    def __init__(
+        self,
+        *,
+        burst: int = BURST,
+        period_s: float = PERIOD_S,
+        summary: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Measure periods with `clock`, in seconds. Without `summary`, suppressed lines are not counted."""
         self._burst = burst
+        self._period_s = period_s
+        self._summary = summary
         self._clock = clock
-        self._kinds: dict[str, _Kind] = {}
+        self._periods: dict[str, _Period] = {}
 
     def say(self, event: str, text: str, level: str = "WARNING", /, **fields: object) -> None:
         """Log `text` about `event`, with `fields`, unless it or enough others were logged in this period."""
         now = self._clock()
-        kind = self._kinds.get(event)
-        if kind is None or now - kind.began_at >= PERIOD_S:
+        period = self._periods.get(event)
+        if period is None or now - period.began_at >= self._period_s:
             self._sum_up(event)
-            kind = self._kinds[event] = _Kind(now)
-        if text not in kind.texts and len(kind.texts) < self._burst:
-            kind.texts.add(text)
+            period = self._periods[event] = _Period(now)
+        if text not in period.texts and len(period.texts) < self._burst:
+            period.texts.add(text)
             logger.opt(depth=1).bind(event=event, **fields).log(level, "{}", text)
+        elif self._summary:
+            period.suppressed += 1
+            period.last, period.level = text, level
+            if period.timer is None:
+                self._start_timer(event, period, now)
+
+    def reset(self) -> None:
+        """Begin a new period for every event: the next line about it is logged."""
+        for event in list(self._periods):
+            self._sum_up(event)
+
+    def _start_timer(self, event: str, period: _Period, now: float) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
             return
-        kind.more += 1
-        kind.last, kind.level = text, level
-        if kind.timer is None:
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:
-                return
-            kind.timer = loop.call_later(kind.began_at + PERIOD_S - now, self._sum_up, event)
+        period.timer = loop.call_later(period.began_at + self._period_s - now, self._sum_up, event)
 
     def _sum_up(self, event: str) -> None:
         """End a period."""
-        kind = self._kinds.pop(event, None)
-        if kind is None or not kind.more:
+        period = self._periods.pop(event, None)
+        if period is None or not period.suppressed:
             return
-        if kind.timer is not None:
-            kind.timer.cancel()
-        seconds = round(self._clock() - kind.began_at)
-        bound = logger.bind(event=event, more=kind.more, seconds=seconds)
-        bound.log(kind.level, "{} more in the last {} s, of which the last: {}", kind.more, seconds, kind.last)
+        if period.timer is not None:
+            period.timer.cancel()
+        seconds = round(self._clock() - period.began_at)
+        bound = logger.bind(event=event, more=period.suppressed, seconds=seconds)
+        bound.log(period.level, "{} more in the last {} s, the last: {}", period.suppressed, seconds, period.last)

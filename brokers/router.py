@@ -304,6 +304,7 @@ class Router:
         if self._closed:
             return
         self._closed = True
+        self._dispatch([output for output in self._switch.closing() if not isinstance(output[0], LocalPeer)])
         self._renewing.cancel()
         self._enforcing.cancel()
         self._prober.close()

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from brokers.carrier import Buffer
 from brokers.envelope import (
+    CLOSING,
     CONTROL,
     FABRIC_VERSION,
     FABRIC_VERSION_LEAST,
-    LEFT,
     MAX_FRAMES,
     REVOKED,
     Announce,
@@ -112,7 +112,7 @@ class Switch:
                 self._peers[key] = replace(peer, attributes=attributes)
                 return self._tell(peer.name, _up(self._peers[key]))
             case Leave():
-                return self.lost(key, LEFT)
+                return self.lost(key, "left")
             case _:
                 raise BadMessage(f"{type(message).__name__} is for peers, not for brokers")
 
@@ -180,6 +180,10 @@ class Switch:
     def renewals(self) -> list[Output]:
         """Return a sign of life for everybody: who cannot be reached shows it when these are sent."""
         return [(key, control(Renewed())) for key in self._peers]
+
+    def closing(self) -> list[Output]:
+        """Return what tells every peer that this broker is being shut down."""
+        return [(key, control(Down(peer.name.id, peer.epoch, CLOSING))) for key, peer in self._peers.items()]
 
     def _tell(self, name: PeerName, message: Up | Down) -> list[Output]:
         frames = control(message)

@@ -14,7 +14,7 @@ from goreprox.errors import StartError
 from goreprox.keys.guard import Guard
 from goreprox.keys.reach import Reach
 from goreprox.process.instance import INCARNATION_BYTES, Instance
-from goreprox.process.lifetime import Closable, Lifetime
+from goreprox.process.lifetime import LINGER_S, Closable, Lifetime
 from goreprox.status.document import answering
 from goreprox.status.snapshot import Subject
 
@@ -97,4 +97,4 @@ async def run(config: BrokerConfig) -> None:
             await life.stop.wait()
             logger.bind(event="stopping").info("shutting down")
             for way in ways:
-                await way.close(linger_s=0)
+                await way.close(linger_s=LINGER_S)  # peers are told

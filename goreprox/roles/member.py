@@ -31,7 +31,7 @@ class Links:
         """Say which are up, and what keeps the others down."""
         up = ", ".join(link.label for link in self.all if link.up)
         down = ", ".join(
-            f"{link.label} ({link.trouble})" if link.trouble else link.label for link in self.all if not link.up
+            f"{link.label} ({link.problem})" if link.problem else link.label for link in self.all if not link.up
         )
         return "; ".join(filter(None, (up and f"connected to {up}", down and f"connecting to {down}")))
 

@@ -191,7 +191,7 @@ def _link(link: Link) -> LinkStatus:
         "label": link.label,
         "state": link.state.name.lower(),
         "since_s": round(link.since_s, 3),
-        "problem": link.trouble,
+        "problem": link.problem,
     }
 
 

@@ -115,10 +115,10 @@ def causes(events: Events) -> set[object]:
     ("handler", "cause"),
     [
         (silence, "silent"),
-        (web_server, "stranger"),
-        (captive_portal, "stranger"),
-        (ssh_server, "stranger"),
-        (hang_up, "stranger"),
+        (web_server, "other protocol"),
+        (captive_portal, "other protocol"),
+        (ssh_server, "other protocol"),
+        (hang_up, "other protocol"),
     ],
 )
 async def test_what_is_no_broker_is_called_that_and_never_a_matter_of_keys(
@@ -130,7 +130,7 @@ async def test_what_is_no_broker_is_called_that_and_never_a_matter_of_keys(
         assert re.search(
             rf"answers at {HOST}:{port} .*is that the port for clients\? providers have 9887", str(entry["message"])
         )
-        assert link.trouble is not None and link.trouble in str(entry["message"])
+        assert link.problem is not None and link.problem in str(entry["message"])
         assert causes(events) == {cause}
 
 
@@ -146,17 +146,17 @@ async def test_a_broker_with_another_key_is_told_from_everything_else(events: Ev
         await router.close(linger_s=0)
 
 
-async def test_a_link_that_comes_up_after_a_diagnosis_has_no_trouble_any_more(events: Events) -> None:
+async def test_a_link_that_comes_up_after_a_diagnosis_has_no_problem_any_more(events: Events) -> None:
     keys, server = KeyPair.generate(), KeyPair.generate()
     with closed_port() as port:
         async with linked(port, LinkSecurity(keys, (server.public,))) as link:
             await eventually(lambda: down(events, "unreached"))
-            assert "Connection refused" in str(link.trouble)
+            assert "Connection refused" in str(link.problem)
             router = Router(timings=STEADY, security=BrokerSecurity(server, Everybody(keys)))
             try:
                 router.bind(Role.PROVIDER, HOST, port)
                 await eventually(lambda: any(entry.get("event") == "link_up" for entry in events))
-                assert link.trouble is None
+                assert link.problem is None
             finally:
                 await router.close(linger_s=0)
 
@@ -175,16 +175,16 @@ async def test_what_keeps_a_link_down_is_logged_once_and_again_after_minutes(
 ) -> None:
     loop = asyncio.get_running_loop()
     now = round(loop.time())  # sums of whole seconds are exact
-    diagnosis = Diagnosis(Role.PROVIDER, HOST, 9887, f"{HOST}:9887", keyed=True, changed=lambda: None)
     monkeypatch.setattr(loop, "time", lambda: now)
+    diagnosis = Diagnosis(Role.PROVIDER, HOST, 9887, f"{HOST}:9887", keyed=True, changed=lambda: None)
     for _ in range(100):
-        diagnosis.not_known()
+        diagnosis.key_rejected()
     assert len(events) == 1
     now += 299
-    diagnosis.not_known()
+    diagnosis.key_rejected()
     assert len(events) == 1
     now += 1
-    diagnosis.not_known()
+    diagnosis.key_rejected()
     assert len(events) == 2
     for number in range(1000):
         diagnosis.refused(str(number))

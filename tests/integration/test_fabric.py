@@ -20,7 +20,7 @@ from brokers import (
     resolve,
 )
 from brokers.envelope import Hello, Refused, Welcome, control, parse_control
-from brokers.link import State
+from brokers.link import LinkState
 from brokers.outboxes import OUTBOX_BYTES, OUTBOX_MESSAGES
 from tests.support.fabric import FAST, PATIENT, STEADY, Fabric, Recorder, name, receive
 from tests.support.sockets import HOST, closed_port
@@ -244,6 +244,21 @@ async def test_a_broker_that_is_restarted_at_the_same_port_is_found_again(fabric
     await eventually(lambda: at_provider.ups == 2)
 
 
+async def test_a_broker_that_is_shut_down_says_so(events: list[dict[str, object]], warnings: list[str]) -> None:
+    async with Fabric(STEADY) as fabric:
+        broker = Router(timings=STEADY)
+        ports = {role: broker.bind(role, HOST, 0) for role in Role}
+        links = [fabric.link_to(HOST, ports[role], name(role)) for role in Role]
+        recorders = [recorder for _, recorder in links]
+        await eventually(lambda: all(recorder.peers for recorder in recorders))
+        await broker.close(linger_s=10)
+        await eventually(lambda: all(recorder.downs for recorder in recorders))
+        assert [link.problem for link, _ in links] == ["it was shut down"] * 2
+        lost = [entry for entry in events if entry.get("event") == "link_lost"]
+        assert len(lost) == 2
+        assert not [line for line in warnings if "lost" in line]
+
+
 def test_a_broker_closes_though_thousands_of_strangers_came_and_went_meanwhile() -> None:
     strangers = """
 import asyncio, socket
@@ -374,7 +389,7 @@ async def test_a_link_that_is_refused_says_why(fabric: Fabric, warnings: list[st
     broker.send_multipart([routing_id, *control(Refused("versions 8 to 9 here"))])
     await eventually(lambda: any("versions 8 to 9 here" in line for line in warnings))
     assert recorder.ups == 0
-    assert link.state is State.GREETING, "it goes on asking"
+    assert link.state is LinkState.GREETING, "it goes on asking"
 
 
 async def test_a_peer_at_the_port_for_the_other_role_is_told_so(fabric: Fabric, warnings: list[str]) -> None:

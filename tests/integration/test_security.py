@@ -15,7 +15,7 @@ import zmq
 from brokers import REVOKED, BrokerSecurity, Grant, KeyPair, Link, LinkSecurity, Role, Router, Timings
 from brokers.envelope import MAX_FRAME, Hello, Refused, Welcome, control, parse_control
 from brokers.errors import BindError
-from brokers.link import State
+from brokers.link import LinkState
 from brokers.peers import NONCE_BYTES
 from brokers.port import Port
 from brokers.sockets import secure_broker, secure_link
@@ -96,7 +96,7 @@ def said(warnings: list[str], text: str) -> Callable[[], bool]:
 async def works(guarded: Guarded, at_provider: Recorder, text: bytes) -> None:
     """The edge reaches the provider."""
     await eventually(
-        lambda: guarded.edge_link.state is State.UP and guarded.edge_link.send(guarded.provider.id, [text])
+        lambda: guarded.edge_link.state is LinkState.UP and guarded.edge_link.send(guarded.provider.id, [text])
     )
     await eventually(lambda: (guarded.edge.id, [text]) in at_provider.messages)
 
@@ -167,7 +167,7 @@ async def test_a_key_that_is_unknown_is_refused_at_the_handshake_and_comes_in_on
     link, recorder = guarded.link(guarded.provider, security=guarded.provider_keys)
     await eventually(said(warnings, "does not know our key"))
     await eventually(said(warnings, "refused an unknown or revoked key at the port for providers, from 127.0.0.1"))
-    assert recorder.ups == 0 and link.state is State.DOWN and not guarded.router.peers
+    assert recorder.ups == 0 and link.state is LinkState.DOWN and not guarded.router.peers
     guarded.keys.grants[guarded.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
     await eventually(lambda: recorder.ups == 1)
 
@@ -250,7 +250,7 @@ async def test_revoking_ends_a_live_peer_at_once_and_for_good(guarded: Guarded, 
     await eventually(lambda: at_provider.downs == ["revoked"])
     await eventually(said(warnings, "refuses: the key of provider web is not authorised"))
     await eventually(said(warnings, "does not know our key"))
-    assert guarded.provider_link.state is State.DOWN and at_provider.ups == 1
+    assert guarded.provider_link.state is LinkState.DOWN and at_provider.ups == 1
 
     guarded.keys.grants[guarded.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
     await eventually(lambda: at_provider.ups == 2)
@@ -299,7 +299,7 @@ async def test_a_server_with_another_key_is_not_believed(guarded: Guarded, warni
     link, recorder = guarded.link(guarded.provider, security=wrong)
     await eventually(said(warnings, "has another key than we expect"))
     await eventually(said(warnings, "the peer expects another server key"))
-    assert recorder.ups == 0 and link.state is State.DOWN and not guarded.router.peers
+    assert recorder.ups == 0 and link.state is LinkState.DOWN and not guarded.router.peers
 
 
 async def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(guarded: Guarded, warnings: list[str]) -> None:

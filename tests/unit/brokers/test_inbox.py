@@ -3,7 +3,7 @@
 import pytest
 
 from brokers import BadMessage, Buffer, Carrier, PeerInfo, PeerName, Role
-from brokers.envelope import FABRIC_VERSION, Control, Down, Renewed, Up, Welcome, control
+from brokers.envelope import CLOSING, FABRIC_VERSION, Control, Down, Renewed, Up, Welcome, control
 from brokers.inbox import Inbox
 from brokers.switch import NO_HELLO
 
@@ -81,6 +81,14 @@ def test_nothing_is_passed_on_before_the_welcome_or_after_the_loss() -> None:
     for frames in later:
         box.receive(frames)
     assert told == ["up", "the connection was lost"]
+
+
+def test_that_the_broker_is_being_shut_down_is_not_for_the_receiver() -> None:
+    box, told = inbox()
+    box.receive(control(WELCOME))
+    message = Down(b"p" + bytes(16), 1, CLOSING)
+    assert box.receive(control(message)) == message
+    assert told == ["up"]
 
 
 def test_a_welcome_that_answers_no_hello_ends_what_was_known() -> None:

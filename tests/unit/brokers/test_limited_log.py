@@ -43,7 +43,7 @@ def test_each_text_is_said_once_a_period(lines: Lines) -> None:
     clock.now += PERIOD_S
     log.say("refused", "a {x}", client="c")
     assert lines[2:] == [
-        ("WARNING", "2 more in the last 60 s, of which the last: b", {"event": "refused", "more": 2, "seconds": 60}),
+        ("WARNING", "2 more in the last 60 s, the last: b", {"event": "refused", "more": 2, "seconds": 60}),
         said[0],
     ]
 
@@ -77,9 +77,34 @@ def test_nothing_is_summed_up_where_all_was_said(lines: Lines) -> None:
     assert [text for _, text, _ in lines] == ["a", "a"]
 
 
-async def test_the_rest_is_summed_up_though_nothing_more_comes(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("brokers.limited_log.PERIOD_S", 0.05)
-    log = LimitedLog(clock=asyncio.get_running_loop().time)
+def test_without_a_summary_texts_are_repeated_each_period_and_not_counted(lines: Lines) -> None:
+    clock = Clock()
+    log = LimitedLog(burst=2, period_s=300, summary=False, clock=clock)
+    for text in "abcab":
+        log.say("down", text)
+    clock.now += 299
+    log.say("down", "a")
+    assert [text for _, text, _ in lines] == ["a", "b"]
+    clock.now += 1
+    log.say("down", "a")
+    assert [text for _, text, _ in lines] == ["a", "b", "a"]
+
+
+def test_after_a_reset_everything_is_said_again(lines: Lines) -> None:
+    log = LimitedLog(clock=Clock())
+    for _ in range(2):
+        log.say("refused", "a")
+    log.reset()
+    log.say("refused", "a")
+    assert [(text, fields.get("more")) for _, text, fields in lines] == [
+        ("a", None),
+        ("1 more in the last 0 s, the last: a", 1),
+        ("a", None),
+    ]
+
+
+async def test_the_rest_is_summed_up_though_nothing_more_comes(lines: Lines) -> None:
+    log = LimitedLog(period_s=0.05, clock=asyncio.get_running_loop().time)
     for _ in range(3):
         log.say("refused", "a")
     async with asyncio.timeout(30):

@@ -6,6 +6,7 @@ import pytest
 
 from brokers import BadMessage, Buffer, PeerInfo, PeerName, Role
 from brokers.envelope import (
+    CLOSING,
     CONTROL,
     FABRIC_VERSION,
     MAX_FRAMES,
@@ -179,6 +180,14 @@ def test_silence_ends_a_peer_and_any_message_renews_it() -> None:
         lost = controls([out for key in broker.switch.expired(now) for out in broker.switch.lost(key, "expired")])
         assert lost == ([] if now == 4.0 else [("e1", Down(name("p3").id, 4, "expired"))])
     assert [peer.name for peer in broker.switch.peers] == [name("e1"), name("p1"), name("p2")]
+
+
+def test_everybody_is_told_that_the_broker_is_being_shut_down() -> None:
+    broker = Broker()
+    epochs = {key: broker.hello(key) for key in ("e1", "p1")}
+    assert controls(broker.switch.closing()) == [
+        (key, Down(name(key).id, epoch, CLOSING)) for key, epoch in epochs.items()
+    ]
 
 
 def test_everybody_gets_signs_of_life() -> None:

@@ -20,15 +20,42 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from goreprox.errors import StartError
+from goreprox.cli.options import FileOptions
+from goreprox.config.defaults import MIB
+from goreprox.config.options import Count, Mebibytes
+from goreprox.errors import ConfigError, StartError
 
 HOST = "127.0.0.1"
-MIB = 1 << 20
 START_S = 15.0
 STALL_S = 30.0
 OUTAGE_S = 1.0
 _ABORT = struct.pack("ii", 1, 0)
 PAGE = b"<!doctype html><title>goreprox</title><h1>It works</h1><p>This page came through the tunnel.</p>"
+
+
+def demo(
+    *,
+    size: Mebibytes = 256 * MIB,
+    cuts: Count = 5,
+    keep: bool = False,
+    file: FileOptions | None = None,  # noqa: ARG001 - `Sources.read_file` has used it
+) -> None:
+    """Run the demonstration.
+
+    Parameters
+    ----------
+    size
+        How much to download.
+    cuts
+        How often to cut the link.
+    keep
+        Leave it running afterwards, until Ctrl-C.
+    """
+    if not MIB <= size <= 65_536 * MIB:
+        raise ConfigError(f"size {size / MIB:g}: expected 1 to 65536 MiB")
+    if not 0 <= cuts <= 1000:
+        raise ConfigError(f"cuts {cuts}: expected 0 to 1000")
+    asyncio.run(run(keep=keep, size_bytes=size, cuts=cuts))
 
 
 def _content(size: int) -> Iterator[bytes]:

@@ -8,35 +8,39 @@ import json as json_
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
+from brokers import Role
+from goreprox.cli.app import sources
 from goreprox.cli.helptext import example
 from goreprox.columns import columns
+from goreprox.config.addresses import Address, check_dialable
+from goreprox.config.names import parse_services
+from goreprox.config.options import KEYS, Directory
+from goreprox.config.paths import default_state_dir
+from goreprox.errors import ConfigError
+from goreprox.keys.guard import assumption, command_line
+from goreprox.keys.join import FILE
+from goreprox.keys.state import Authorized, StateDir
+from goreprox.process.files import become_owner, read_file
 
-if TYPE_CHECKING:
-    from goreprox.keys.state import Authorized, StateDir
-
-_KEYS: Final = Group("Keys", sort_key=2)
 ANY: Final = "any"
 OF_UNIT: Final = Path("/var/lib/goreprox")
 """Where the unit for systemd has the keys: root's default where root has none."""
 StateOption = Annotated[
-    Path | None,
+    Directory,
     Parameter(
-        group=_KEYS,
+        group=KEYS,
         env_var="GOREPROX_STATE_DIR",
         show_env_var=False,
-        metavar="DIR",
         help="Directory of the server's keys. [default: as the server's]",
     ),
 ]
 
 app: Final = App(
     name="keys",
-    sort_key=3,
-    help="Manage which providers and edges may connect to a server.",
     help_epilogue=example(
         "goreprox keys add laptop --services web,ssh",
         "(umask 077; ssh SERVER goreprox keys add laptop >laptop.join)",
@@ -45,20 +49,27 @@ app: Final = App(
     ),
     help_format="plaintext",
 )
+app.config = (sources.read_state_dir,)
 
 
-_Services = Annotated[str | None, Parameter(group=_KEYS, metavar="A,B")]
-_Json = Annotated[bool, Parameter(group=_KEYS, negative="")]
+_Services = Annotated[str | None, Parameter(group=KEYS, metavar="A,B")]
+_Json = Annotated[bool, Parameter(group=KEYS, negative="")]
 
 
-@app.command
+@app.command(
+    help_epilogue=example(
+        "goreprox keys add laptop --services web,ssh",
+        "goreprox keys add edge1 --role edge --address tunnel.example.org",
+        "(umask 077; ssh SERVER goreprox keys add laptop >laptop.join)",
+    )
+)
 def add(
     name: str,
     /,
     *,
-    role: Annotated[Literal["provider", "edge"], Parameter(group=_KEYS, metavar="ROLE")] = "provider",
+    role: Annotated[Literal["provider", "edge"], Parameter(group=KEYS, metavar="ROLE")] = "provider",
     services: _Services = None,
-    address: Annotated[list[str] | None, Parameter(group=_KEYS, negative="", metavar="HOST[:PORT]")] = None,
+    address: Annotated[list[str] | None, Parameter(group=KEYS, negative="", metavar="HOST[:PORT]")] = None,
     json: _Json = False,
     state_dir: StateOption = None,
 ) -> None:
@@ -79,13 +90,6 @@ def add(
     json
         Print a JSON object: what `list --json` shows, the addresses, and the join string.
     """
-    from brokers import Role
-    from goreprox.config.addresses import Address, check_dialable
-    from goreprox.config.names import parse_services
-    from goreprox.keys.guard import assumption, command_line
-    from goreprox.keys.join import FILE
-    from goreprox.process.files import read_file
-
     state = _state(state_dir, make=True)
     reach = state.reach()
     wanted = None if services is None else parse_services(services)
@@ -104,7 +108,7 @@ def add(
         print(assumption(reach.assumed_host), file=sys.stderr)
 
 
-@app.command(name="list")
+@app.command(name="list", help_epilogue=example("goreprox keys list", "sudo goreprox keys list --json"))
 def list_(*, json: _Json = False, state_dir: StateOption = None) -> None:
     """Show all authorised keys.
 
@@ -125,7 +129,9 @@ def list_(*, json: _Json = False, state_dir: StateOption = None) -> None:
     print(columns(rows))
 
 
-@app.command
+@app.command(
+    help_epilogue=example("goreprox keys show laptop", "goreprox keys show laptop --state-dir /var/lib/goreprox")
+)
 def show(name: str, /, *, state_dir: StateOption = None) -> None:
     """Show one key, and on a terminal the command to run on the other machine.
 
@@ -134,8 +140,6 @@ def show(name: str, /, *, state_dir: StateOption = None) -> None:
     name
         Whose key.
     """
-    from goreprox.keys.guard import command_line
-
     state = _state(state_dir)
     key = state.key(name)
     print(f"name      {key.name}\nrole      {key.role}\nservices  {_services(key)}")
@@ -147,9 +151,12 @@ def show(name: str, /, *, state_dir: StateOption = None) -> None:
             print(command_line(state.join_file(name), key.role))
 
 
-@app.command(name="set")
+@app.command(
+    name="set",
+    help_epilogue=example("goreprox keys set laptop --services web,ssh", "goreprox keys set laptop --services any"),
+)
 def set_(
-    name: str, /, *, services: Annotated[str, Parameter(group=_KEYS, metavar="A,B")], state_dir: StateOption = None
+    name: str, /, *, services: Annotated[str, Parameter(group=KEYS, metavar="A,B")], state_dir: StateOption = None
 ) -> None:
     """Change which services a key may offer, or open as an edge; it counts within a second.
 
@@ -162,15 +169,14 @@ def set_(
     services
         The services that it may offer, or open as an edge, separated by commas; `any` allows all.
     """
-    from brokers import Role
-    from goreprox.config.names import parse_services
-
     state = _state(state_dir)
     key = state.allow(name, None if services == ANY else parse_services(services))
     print(f"{name} may {'offer' if key.role is Role.PROVIDER else 'open'}: {_services(key)}")
 
 
-@app.command
+@app.command(
+    help_epilogue=example("goreprox keys revoke laptop", "goreprox keys revoke laptop --state-dir /var/lib/goreprox")
+)
 def revoke(name: str, /, *, state_dir: StateOption = None) -> None:
     """Revoke a key, and remove its files.
 
@@ -185,7 +191,7 @@ def revoke(name: str, /, *, state_dir: StateOption = None) -> None:
     print(f"{name} is no longer authorised")
 
 
-@app.command
+@app.command(help_epilogue=example("goreprox keys rotate", "goreprox keys show laptop     # for its new join string"))
 def rotate(*, state_dir: StateOption = None) -> None:
     """Replace the server's key by its next one. Links reconnect, connections go on."""
     state = _state(state_dir)
@@ -195,18 +201,13 @@ def rotate(*, state_dir: StateOption = None) -> None:
     print("peers with older join strings go on until the next rotation; give them the new ones before it")
 
 
-def _state(directory: Path | None, *, make: bool = False) -> "StateDir":
+def _state(directory: Path | None, *, make: bool = False) -> StateDir:
     """Use a server's directory, or `make` it: whoever lists, revokes or rotates elsewhere has the wrong one.
 
     Root works in it as its owner: the user that a unit of systemd made up for the server, for instance. Modules are to
     be imported before: that user may not be able to read them.
     """
-    from goreprox.config.paths import default_state_dir
-    from goreprox.errors import ConfigError
-    from goreprox.keys.state import StateDir
-    from goreprox.process.files import become_owner
-
-    path = directory.expanduser() if directory else default_state_dir()
+    path = directory or default_state_dir()
     if not directory and os.geteuid() == 0 and not (path / "server.key").exists() and (OF_UNIT / "server.key").exists():
         path = OF_UNIT
     if not make and not os.path.exists(path / "server.key"):  # noqa: PTH110 -- also false where it cannot be looked at
@@ -219,16 +220,16 @@ def _state(directory: Path | None, *, make: bool = False) -> "StateDir":
     return StateDir(become_owner(path), shown=path)
 
 
-def _services(key: "Authorized") -> str:
+def _services(key: Authorized) -> str:
     return ANY if key.services is None else ", ".join(key.services) or "none"
 
 
-def _join_file(state: "StateDir", key: "Authorized") -> str | None:
+def _join_file(state: StateDir, key: Authorized) -> str | None:
     path = state.join_file(key.name)
     return str(state.shown / path.relative_to(state.directory)) if path.exists() else None
 
 
-def _document(state: "StateDir", key: "Authorized") -> dict[str, object]:
+def _document(state: StateDir, key: Authorized) -> dict[str, object]:
     """Return what JSON says of a key; nothing of it is secret."""
     return {
         "name": key.name,

@@ -1,47 +1,76 @@
-"""What every role does before its first connection: the log, warnings of what was configured, the limit of files.
+"""From options that are right to a role that runs: the log, warnings of what was configured, the limit of files."""
 
-Like `goreprox.cli.main` it imports little at the top.
-"""
+import asyncio
+import resource
+from collections.abc import Coroutine
+from typing import Any
 
-from collections.abc import Coroutine, Iterable
-from typing import TYPE_CHECKING, Any
+from loguru import logger
 
-from goreprox.cli.options import RoleOptions
+from goreprox.cli.app import sources
+from goreprox.cli.options import FileOptions, LogOptions
+from goreprox.config.addresses import Address
+from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
+from goreprox.process.log import configure
 
-if TYPE_CHECKING:
-    from goreprox.config.addresses import Address
+Config = ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig
 
 
-def begin(options: RoleOptions, unknown_variables: Iterable[str], addresses: Iterable["Address"]) -> None:
-    """Set up the log, and warn of variables that mean nothing and of links in plaintext."""
-    from loguru import logger
-
-    from goreprox.process.log import configure
-
-    configure(options.log_level, as_json=options.log_json)
-    for line in unknown_variables:
+def launch(config: Config, log: LogOptions, file: FileOptions) -> None:
+    """Run the role that `config` is of, to its end."""
+    configure(log.log_level, as_json=log.log_json)
+    for line in sources.unknown_variables():
         logger.bind(event="unknown_variable").warning("{}", line)
-    if options.config is not None:
-        logger.bind(event="config", file=str(options.config)).info("options are read from {}", options.config.resolve())
-    exposed = [str(address) for address in addresses if not address.is_loopback]
-    if options.insecure and exposed:
+    if file.config is not None:
+        logger.bind(event="config", file=str(file.config)).info("options are read from {}", file.config.resolve())
+    exposed = [str(address) for address in _links(config) if not address.is_loopback]
+    if config.process.insecure and exposed:
         logger.bind(event="insecure", addresses=exposed).warning(
             "--insecure: links on {} are plaintext; anyone who can reach that port can join", ", ".join(exposed)
         )
-
-
-def run_role(role: Coroutine[Any, Any, None]) -> None:
-    """Run a role to its end, with as many files as this process may open."""
-    import asyncio
-
+    role = _role(config, log)
     raise_file_limit()
     asyncio.run(role)
 
 
+def _links(config: Config) -> list[Address]:
+    """Return the addresses of links: those listened on, or connected to."""
+    match config:
+        case EdgeConfig():
+            return list(config.brokers)
+        case ProviderConfig():
+            return list(config.servers)
+        case _:
+            return [config.peers.providers, *([] if config.edges is None else [config.edges])]
+
+
+def _role(config: Config, log: LogOptions) -> Coroutine[Any, Any, None]:
+    """Import the role that `config` is of, and no other: each is loaded as a whole before it is ready."""
+    match config:
+        case ServerConfig():
+            from goreprox.roles.server import run as run_server
+
+            return run_server(config)
+        case BrokerConfig():
+            from goreprox.roles.broker import run as run_broker
+
+            return run_broker(config)
+        case ProviderConfig():
+            from goreprox.roles.provider import run as run_provider
+
+            return run_provider(config)
+        case EdgeConfig(workers=1):
+            from goreprox.roles.edge import run as run_edge
+
+            return run_edge(config)
+        case EdgeConfig():
+            from goreprox.roles.workers import run as run_workers
+
+            return run_workers(config, log_level=log.log_level, log_json=log.log_json)
+
+
 def raise_file_limit() -> None:
     """Let this process open as many files as it may: every connection is one."""
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         return

@@ -3,7 +3,7 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,12 +42,22 @@ class Sources:
 
     def unknown_variables(self) -> Iterator[str]:
         """Yield what to tell the user of variables that look like options and are none."""
-        keys = {key for command in self._commands for key in self.keys(command)} | {"config"}
-        known = {f"{PREFIX}{key.upper().replace('-', '_')}" for key in keys}
-        for name in sorted(os.environ):
-            if name.startswith(PREFIX) and name not in known:
+        given = sorted(name for name in os.environ if name.startswith(PREFIX))
+        keys = self._keys_of_any({name.removeprefix(PREFIX).lower().replace("_", "-") for name in given})
+        known = {f"{PREFIX}{key.upper().replace('-', '_')}" for key in (*keys, "config")}
+        for name in given:
+            if name not in known:
                 nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.85)
                 yield f"{name} is not an option and is ignored{f'; did you mean {nearest[0]}?' if nearest else ''}"
+
+    def _keys_of_any(self, wanted: Set[str]) -> dict[str, bool]:
+        """Return the keys of as many commands as it takes to find the wanted ones: others are not loaded for it."""
+        known: dict[str, bool] = {}
+        for command in self._commands:
+            if wanted <= known.keys():
+                break
+            known |= self.keys(command)
+        return known
 
     def read_file(self, command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
         """Fill from the file what flags and variables left open; the command's table wins over the top."""
@@ -59,15 +69,14 @@ class Sources:
         if not name and not path.exists():
             return
         document = _load(path, given=bool(name))
-        known = {name: self.keys(name) for name in self._commands}
-        tables = {key: value for key, value in document.items() if isinstance(value, dict) and key in known}
+        tables = {key: value for key, value in document.items() if isinstance(value, dict) and key in self._commands}
         top = {key: value for key, value in document.items() if key not in tables}
-        everything = {key: many for keys in known.values() for key, many in keys.items()}
-        _check(top, everything, path, "", also=known)
-        for name, table in tables.items():
-            _check(table, known[name], path, f"[{name}] ")
+        _check(top, self._keys_of_any(top.keys()), path, "", also=self._commands)
+        for table, content in tables.items():
+            _check(content, self.keys(table), path, f"[{table}] ")
         command = commands[0]
-        values = {key: value for key, value in top.items() if key in known[command]} | tables.get(command, {})
+        known = self.keys(command)
+        values = {key: value for key, value in top.items() if key in known} | tables.get(command, {})
         values |= {} if name else {"config": str(path)}  # so that the log says where they come from
         Dict({command: values}, source=str(path))(command_app, commands, arguments)
 

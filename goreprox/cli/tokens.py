@@ -4,37 +4,36 @@ import datetime
 import errno
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
-from goreprox.cli import units
 from goreprox.cli.helptext import example
 from goreprox.columns import columns
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from goreprox.http.tokens import Token
-
-_KEYS: Final = Group("Keys", sort_key=2)
+from goreprox.config import units
+from goreprox.config.names import check_name, parse_services
+from goreprox.config.options import KEYS
+from goreprox.errors import ConfigError, StartError, advice
+from goreprox.http import auth, tokens
+from goreprox.http.tokens import Token
+from goreprox.process.files import locked, overwrite, write_secret
 
 app: Final = App(
     name="token",
-    sort_key=8,
-    help="Manage the tokens that HTTP requests must bring (server and edge --auth-tokens).",
     help_epilogue=example(
         "goreprox token new alice --auth-tokens tokens.toml --expires 30d",
         "goreprox token list --auth-tokens tokens.toml",
     ),
     help_format="plaintext",
 )
+app.config = ()
 
 _File = Annotated[
     Path,
     Parameter(
-        group=_KEYS,
+        group=KEYS,
         env_var="GOREPROX_AUTH_TOKENS",
         show_env_var=False,
         metavar="FILE",
@@ -43,14 +42,19 @@ _File = Annotated[
 ]
 
 
-@app.command
+@app.command(
+    help_epilogue=example(
+        "goreprox token new alice --auth-tokens tokens.toml",
+        "goreprox token new ci --auth-tokens tokens.toml --services web --expires 30d",
+    )
+)
 def new(
     name: str,
     /,
     *,
     auth_tokens: _File,
-    services: Annotated[str | None, Parameter(group=_KEYS, metavar="A,B")] = None,
-    expires: Annotated[str | None, Parameter(group=_KEYS, metavar="DATE")] = None,
+    services: Annotated[str | None, Parameter(group=KEYS, metavar="A,B")] = None,
+    expires: Annotated[str | None, Parameter(group=KEYS, metavar="DATE")] = None,
 ) -> None:
     """Create a token and print it, once. The file keeps its hash; running servers reread it at once.
 
@@ -64,10 +68,6 @@ def new(
         When it ends: a date like 2030-01-01 or 2030-01-01T12:00+01:00, UTC unless a zone is given, or a time from now
         like 30d or 12h. [default: never]
     """
-    from goreprox.config.names import check_name, parse_services
-    from goreprox.errors import ConfigError
-    from goreprox.http import tokens
-
     check_name("token", name)
     wanted = None if services is None else parse_services(services)
     ends = None if expires is None else _end(expires)
@@ -87,17 +87,25 @@ def new(
     print(f"made the token {name}; {path} keeps its hash", file=sys.stderr)
 
 
-@app.command(name="list")
+@app.command(
+    name="list",
+    help_epilogue=example(
+        "goreprox token list --auth-tokens tokens.toml", "GOREPROX_AUTH_TOKENS=tokens.toml goreprox token list"
+    ),
+)
 def list_(*, auth_tokens: _File) -> None:
     """Show all tokens: their names, their services and when they end."""
-    from goreprox.http import auth
-
     rows = [("NAME", "SERVICES", "EXPIRES")]
     rows += [(token.name, _services(token), _expiry(token)) for token in auth.read(auth_tokens.expanduser())]
     print(columns(rows))
 
 
-@app.command
+@app.command(
+    help_epilogue=example(
+        "goreprox token revoke alice --auth-tokens tokens.toml",
+        "GOREPROX_AUTH_TOKENS=tokens.toml goreprox token revoke alice",
+    )
+)
 def revoke(name: str, /, *, auth_tokens: _File) -> None:
     """Revoke a token; running servers reread the file at once.
 
@@ -106,8 +114,6 @@ def revoke(name: str, /, *, auth_tokens: _File) -> None:
     name
         Whose token.
     """
-    from goreprox.http import tokens
-
     _change(auth_tokens, lambda text: tokens.without(text, name))
     print(f"the token {name} is no longer valid")
 
@@ -118,8 +124,6 @@ def _end(text: str) -> datetime.datetime:
     Raises:
         ConfigError: it is neither a date nor a time from now, or lies in the past.
     """
-    from goreprox.errors import ConfigError
-
     now = datetime.datetime.now(datetime.UTC)
     try:
         if text[-1:] in tuple("smhd"):
@@ -136,12 +140,8 @@ def _end(text: str) -> datetime.datetime:
     return end
 
 
-def _change(file: Path, change: "Callable[[str], str]") -> Path:
+def _change(file: Path, change: Callable[[str], str]) -> Path:
     """Give a file of tokens, or none, another text; return its path."""
-    from goreprox.errors import ConfigError, StartError, advice
-    from goreprox.http import auth
-    from goreprox.process.files import locked, overwrite, write_secret
-
     path = file.expanduser().resolve()  # a link stays one, and its file is what servers read
     try:
         with locked(path.parent):
@@ -161,11 +161,11 @@ def _change(file: Path, change: "Callable[[str], str]") -> Path:
     return path
 
 
-def _services(token: "Token") -> str:
+def _services(token: Token) -> str:
     return "any" if token.services is None else ", ".join(sorted(token.services)) or "none"
 
 
-def _expiry(token: "Token") -> str:
+def _expiry(token: Token) -> str:
     if token.expires == float("inf"):
         return "never"
     text = datetime.datetime.fromtimestamp(token.expires, datetime.UTC).isoformat(timespec="seconds")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Self
 
-from goreprox.config.defaults import DEFAULT_SERVICE
+from goreprox.config.defaults import DEFAULT_SERVICE, EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import NAME, check_name
 from goreprox.errors import ConfigError
 
@@ -68,6 +68,11 @@ class Address:
     def __str__(self) -> str:
         host = self.host or ""
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+PROVIDERS: Final = Address(None, PROVIDER_PORT)
+EDGES: Final = Address(None, EDGE_PORT)
+"""Where peers are accepted unless told otherwise."""
 
 
 class Scheme(enum.Enum):

@@ -5,16 +5,20 @@ from typing import Final
 CLIENT_PORT: Final = 8080
 PROVIDER_PORT: Final = 9887
 EDGE_PORT: Final = 9888
+SAME_PORT: Final = 0
+"""Port of an address that join strings name: the one that is listened on."""
 DEFAULT_SERVICE: Final = "default"
-DEFAULT_GRACE_S: Final = 60.0
-DEFAULT_DRAIN_S: Final = 30.0
+DEFAULT_GRACE_S: Final = 60
+DEFAULT_DRAIN_S: Final = 30
 DEFAULT_MAX_CONNECTIONS: Final = 10_000
 DEFAULT_MEMORY_MIB: Final = 256
-DEFAULT_LINK_TIMEOUT_S: Final = 6.0
-DEFAULT_DIAL_TIMEOUT_S: Final = 5.0
+DEFAULT_LINK_TIMEOUT_S: Final = 6
+DEFAULT_DIAL_TIMEOUT_S: Final = 5
 DEFAULT_MAX_PEERS: Final = 1024
-DEFAULT_QUEUE_TIMEOUT_S: Final = 10.0
+DEFAULT_QUEUE_TIMEOUT_S: Final = 10
 DEFAULT_AUTH_HEADER: Final = "X-Goreprox-Auth"
+DEFAULT_HEAD_BYTES: Final = 16 * 1024
+DEFAULT_HEAD_LINES: Final = 100
 MIB: Final = 1 << 20
 DAY_S: Final = 86_400.0
 MAX_MEMORY_BYTES: Final = 1 << 40

@@ -1,23 +1,24 @@
-"""What operators choose of HTTP at the edge."""
+"""Options of HTTP at the edge."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Self
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Self
 
-from goreprox.config.defaults import MAX_HEAD_BYTES, MAX_HEAD_LINES, MIN_HEAD_BYTES, MIN_HEAD_LINES
+from cyclopts import Parameter
+
+from goreprox.config.checks import check_range, check_seconds
+from goreprox.config.defaults import (
+    DEFAULT_HEAD_BYTES,
+    DEFAULT_HEAD_LINES,
+    DEFAULT_QUEUE_TIMEOUT_S,
+    MAX_HEAD_BYTES,
+    MAX_HEAD_LINES,
+    MIN_HEAD_BYTES,
+    MIN_HEAD_LINES,
+)
+from goreprox.config.options import ADDRESSES, GROUP, LIFETIMES, LIMITS, PROCESS, Count, Seconds, several
 from goreprox.config.routes import is_host
 from goreprox.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the head of a request may be."""
-
-    head_bytes: int = 16 * 1024
-    lines: int = 100
-
-
-DEFAULT_LIMITS: Final = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +44,45 @@ class HostHeader:
         return cls(service if separator else None, host)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpSettings:
-    """The same for all HTTP listeners of a process."""
+@GROUP
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the header section of a request may be."""
 
-    via: bool = False
-    """Whether targets get a Via (RFC 9110, 7.6.3), for which many, nginx among them, do not compress responses."""
-    hosts: tuple[HostHeader, ...] = ()
-    limits: Limits = DEFAULT_LIMITS
+    head_bytes: Annotated[Count, Parameter(name="--max-header-bytes", group=LIMITS)] = DEFAULT_HEAD_BYTES
+    """Bytes that the header section of an HTTP request may have, 1024 to 262144."""
+    lines: Annotated[Count, Parameter(name="--max-header-lines", group=LIMITS)] = DEFAULT_HEAD_LINES
+    """Header lines that an HTTP request may have, 10 to 1000."""
 
     def __post_init__(self) -> None:
-        _check("max-header-bytes", self.limits.head_bytes, MIN_HEAD_BYTES, MAX_HEAD_BYTES)
-        _check("max-header-lines", self.limits.lines, MIN_HEAD_LINES, MAX_HEAD_LINES)
+        check_range("max-header-bytes", self.head_bytes, MIN_HEAD_BYTES, MAX_HEAD_BYTES)
+        check_range("max-header-lines", self.lines, MIN_HEAD_LINES, MAX_HEAD_LINES)
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+@GROUP
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpConfig:
+    """Options of all HTTP listeners of a process."""
+
+    queue_timeout_s: Annotated[Seconds, Parameter(name="--queue-timeout", group=LIFETIMES)] = DEFAULT_QUEUE_TIMEOUT_S
+    """How long an HTTP request waits for a provider."""
+    via: Annotated[bool, Parameter(group=PROCESS)] = False
+    """Add Via to HTTP requests. Targets may then no longer compress their responses, as nginx by default."""
+    hosts: Annotated[
+        tuple[HostHeader, ...],
+        several(HostHeader.parse, "[SERVICE=]NAME"),
+        Parameter(name="--host-header", group=ADDRESSES),
+    ] = ()
+    """Host that targets get in HTTP requests. May be repeated. [default: as the client sent it]"""
+    limits: Limits = field(default_factory=Limits)
+    access_log: Annotated[bool, Parameter(group=PROCESS)] = True
+    """Log each HTTP request."""
+
+    def __post_init__(self) -> None:
+        check_seconds("queue-timeout", self.queue_timeout_s, least=0.1)
         services = [each.service for each in self.hosts]
         for service in services:
             if services.count(service) > 1:
@@ -80,8 +108,3 @@ class HttpSettings:
         hosts = {each.service: each.host for each in self.hosts}
         host = hosts.get(service, hosts.get(None))
         return None if host is None else host.encode()
-
-
-def _check(option: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise ConfigError(f"{option} {value:,}: expected {least:,} to {most:,}")

@@ -35,3 +35,15 @@ class Rule:
     def covers(self, client: IP, places: Iterable[str]) -> bool:
         """Whether it is about a client at one of these places."""
         return (self.place is None or self.place in places) and client in self.network
+
+
+def parse_network(option: str, text: str) -> Network:
+    """Read a network that is the same for all services.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    rule = Rule.parse(option, text)
+    if rule.place is not None:
+        raise ConfigError(f"{option} {rule.place}={rule.network}: it is the same for all services")
+    return rule.network

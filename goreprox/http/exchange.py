@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import h11
 
-from goreprox.config.http import HttpSettings
+from goreprox.config.http import HttpConfig
 from goreprox.config.routes import Routes
 from goreprox.http import requests
 from goreprox.http.commands import Answered
@@ -59,7 +59,7 @@ class Site:
     """None: every request is for `service`."""
     closed: Callable[[str, str], bool] | None = None
     """Whether an address is kept from a service; None: nobody is."""
-    settings: HttpSettings = field(default_factory=HttpSettings)
+    settings: HttpConfig = field(default_factory=HttpConfig)
     logs: bool = False
     """Whether the access log has its requests."""
     draw_id: Callable[[], str] = _draw_id

@@ -7,18 +7,11 @@ ports and the address that `--address` gave, on any later day and without a runn
 import socket
 import tomllib
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Self
 
 from brokers import Role
-from goreprox.config.addresses import Address
-from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
+from goreprox.config.addresses import EDGES, PROVIDERS, WILDCARDS, Address
 from goreprox.errors import ConfigError
-
-SAME_PORT: Final = 0
-"""Port of a given address: the one that is listened on."""
-_PROVIDERS: Final = Address(None, PROVIDER_PORT)
-_EDGES: Final = Address(None, EDGE_PORT)
-_WILDCARDS: Final = (None, "0.0.0.0", "::")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +20,8 @@ class Reach:
 
     given: tuple[Address, ...] = ()
     """Hosts with the port for providers, which a port forwarding may have changed, or SAME_PORT."""
-    providers: Address = _PROVIDERS
-    edges: Address = _EDGES
+    providers: Address = PROVIDERS
+    edges: Address = EDGES
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -56,7 +49,7 @@ class Reach:
     @property
     def assumed_host(self) -> str | None:
         """The name of this machine, if join strings name it for want of a better one: others may not know it."""
-        return own_host() if not self.given and self.providers.host in _WILDCARDS else None
+        return own_host() if not self.given and self.providers.host in WILDCARDS else None
 
     def addresses(self, role: Role) -> tuple[Address, ...]:
         """Return what join strings for `role` name."""
@@ -67,7 +60,7 @@ class Reach:
     def _named(self, listening: Address) -> tuple[Address, ...]:
         if self.given:
             return tuple(Address(address.host, address.port or listening.port) for address in self.given)
-        host = own_host() if listening.host in _WILDCARDS else listening.host
+        host = own_host() if listening.host in WILDCARDS else listening.host
         return (Address(host, listening.port),)
 
 

@@ -14,7 +14,7 @@ from loguru import logger
 
 from brokers import LimitedLog
 from goreprox.config.addresses import Listener
-from goreprox.config.roles import AcceptingConfig
+from goreprox.config.clients import ClientConfig
 from goreprox.endpoint import Endpoint, ip_of
 from goreprox.http.writer import refusal
 from goreprox.net import sockets
@@ -48,30 +48,29 @@ class Admission:
 
     def __init__(
         self,
-        config: AcceptingConfig,
+        clients: ClientConfig,
         poller: Poller,
         doors: Doors,
         *,
         has_room: Callable[[], bool],
         admitted: Callable[[Client], None],
     ) -> None:
-        """Listen on all addresses of `config`; `listeners.start` begins to accept, as long as it `has_room`.
+        """Listen on all addresses of `clients`; `listeners.start` begins to accept, as long as it `has_room`.
 
         `admitted` takes clients over; `leave` is to be called at their end.
 
         Raises:
             StartError: an address cannot be listened on, or a certificate not be used.
         """
-        self._config = config
+        self._clients = clients
         self._doors = doors
         self._admitted = admitted
         self._certificates = None
-        if config.tls_cert is not None and config.tls_key is not None:
-            self._certificates = Certificates(
-                config.tls_cert, config.tls_key, config.tls_client_ca, alpn=config.tls_alpn
-            )
+        tls = clients.tls
+        if tls.cert is not None and tls.key is not None:
+            self._certificates = Certificates(tls.cert, tls.key, tls.client_ca, alpn=tls.alpn)
         self.listeners = Listeners(
-            config.listeners, poller, reuse_port=config.reuse_port, welcome=self._accepted, has_room=has_room
+            clients.listeners, poller, reuse_port=clients.reuse_port, welcome=self._accepted, has_room=has_room
         )
         self._proxies = Proxies(poller, welcome=self._identified, left=self.listeners.start)
         self._handshakes = Handshakes(poller)
@@ -89,7 +88,7 @@ class Admission:
         except OSError:  # the client has left already
             sock.close()
             return
-        rules = self._config.proxy_protocol_from
+        rules = self._clients.proxy_protocol_from
         if rules and any(rule.covers(ip_of(peer.host), self._places(listener)) for rule in rules):
             self._proxies.hear(sock, peer, destination, listener)
         else:
@@ -109,7 +108,7 @@ class Admission:
 
     def _places(self, listener: Listener) -> tuple[str, str]:
         """Return what rules may name: the port, and the service unless the request decides about that."""
-        routed = listener.scheme.is_http and self._config.routes
+        routed = listener.scheme.is_http and self._clients.routes
         return str(listener.address.port), "" if routed else listener.service
 
     def _shake_hands(self, sock: socket.socket, address: Endpoint, destination: Endpoint, listener: Listener) -> None:

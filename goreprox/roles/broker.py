@@ -29,13 +29,13 @@ async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict
     """
     guard = None if config.state_dir is None else Guard(config.state_dir)
     router = Router(
-        timings=Timings(link_timeout_s=config.link_timeout_s),
-        max_peers=config.max_peers,
+        timings=Timings(link_timeout_s=config.process.link_timeout_s),
+        max_peers=config.peers.max_peers,
         security=None if guard is None else guard.security,
     )
     ports: dict[str, int] = {}
     for option, role, address in (
-        ("providers", Role.PROVIDER, config.providers),
+        ("providers", Role.PROVIDER, config.peers.providers),
         ("edges", Role.EDGE, config.edges),
     ):
         if address is None:
@@ -60,10 +60,10 @@ async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict
 
 def _reach(config: BrokerConfig | ServerConfig, ports: dict[str, int]) -> Reach:
     """Return where peers reach us, with the ports that we have got."""
-    edges = config.edges or Address(config.providers.host, EDGE_PORT)
+    edges = config.edges or Address(config.peers.providers.host, EDGE_PORT)
     return Reach(
-        config.addresses,
-        Address(config.providers.host, ports["providers"]),
+        config.peers.addresses,
+        Address(config.peers.providers.host, ports["providers"]),
         Address(edges.host, ports.get("edges", edges.port)),
     )
 
@@ -89,7 +89,8 @@ async def run(config: BrokerConfig) -> None:
     Raises:
         StartError: a port cannot be had, or the runtime directory not be used.
     """
-    instance = Instance.acquire(config.runtime_dir, "broker", config.name, secrets.token_bytes(INCARNATION_BYTES))
+    process = config.process
+    instance = Instance.acquire(process.lock_dir, "broker", process.own_name, secrets.token_bytes(INCARNATION_BYTES))
     router, ports, ways = await open_router(config)
     async with answering(instance, Subject(instance, ports, router=router).document):
         with Lifetime() as life:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from brokers import LimitedLog, SocketAddress, resolve
-from goreprox.config.addresses import Address
-from goreprox.config.roles import ProviderConfig
+from goreprox.config.addresses import Address, Target
+from goreprox.config.roles import DialConfig
 from goreprox.endpoint import Endpoint
 from goreprox.net import sockets
 from goreprox.net.certificates import reason
@@ -77,7 +77,8 @@ class Dialer:
 
     def __init__(
         self,
-        config: ProviderConfig,
+        targets: Sequence[Target],
+        config: DialConfig,
         poller: Poller,
         loops: Loops,
         log: LimitedLog,
@@ -96,13 +97,13 @@ class Dialer:
         self.log = log
         self.connected = connected
         self.failed = failed
-        self.targets = Targets({target.service: target.address for target in config.targets})
+        self.targets = Targets({target.service: target.address for target in targets})
         self.tls = TargetTls(
-            config.targets,
+            targets,
             poller,
-            ca=config.target_ca,
-            insecure=config.target_insecure,
-            timeout_s=config.dial_timeout_s,
+            ca=config.ca,
+            insecure=config.insecure,
+            timeout_s=config.timeout_s,
         )
         self.dials: set[_Dial] = set()
 
@@ -133,7 +134,7 @@ class _Dial:
         self._rest: list[SocketAddress] = []
         """Those to be tried after it."""
         self._next_address: asyncio.TimerHandle | None = None
-        timeout_s = dialer.config.dial_timeout_s
+        timeout_s = dialer.config.timeout_s
         self._deadline = self._loop.call_later(timeout_s, self._refuse, f"no answer within {timeout_s:g} s")
         self._cancels: list[Callable[[], object]] = [self._deadline.cancel]
         """What ends each step that was begun; no effect on those that are done."""

@@ -7,7 +7,8 @@ from loguru import logger
 
 from brokers import LimitedLog, Role
 from goreprox.config.addresses import Listener, Scheme
-from goreprox.config.roles import AcceptingConfig, EdgeConfig, ServerConfig
+from goreprox.config.clients import ClientConfig
+from goreprox.config.roles import EdgeConfig, ServerConfig
 from goreprox.config.routes import Routes
 from goreprox.endpoint import Endpoint
 from goreprox.http.auth import Auth
@@ -37,31 +38,33 @@ from goreprox.tunnel.driver import wait_until
 class Edge:
     """Joins clients to providers: admission, a bridge or an HTTP client, assignment (http.backend.Providers)."""
 
-    def __init__(self, config: AcceptingConfig) -> None:
+    def __init__(self, config: EdgeConfig | ServerConfig) -> None:
         """Listen on all addresses of `config`; `listeners.start` begins to accept.
 
         Raises:
             StartError: an address cannot be listened on, or the file of tokens or a certificate not be used.
         """
-        self._config = config
+        clients, connections = config.clients, config.connections
+        self._clients = clients
+        self._max_connections = connections.max_connections
         self._process = "server" if isinstance(config, ServerConfig) else "edge"
         self._log = LimitedLog()
-        self._budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
+        self._budget = Budget(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
         self.assignment = Assignment(
             self._budget,
-            services=config.services,
-            grace_s=config.grace_s,
-            queue_timeout_s=config.queue_timeout_s,
+            services=clients.services,
+            grace_s=connections.grace_s,
+            queue_timeout_s=clients.http.queue_timeout_s,
             lost=self._providers_lost,
         )
         self.driver = self.assignment.driver
         poller = Poller(self.driver.batch)
-        self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
+        self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
         self.fronts = Fronts(self.bridges, self, self._budget)
         self.ends = Ends(self.driver)
-        self._doors = Doors(config.allow, config.deny, *config.address_limit)
-        self._sites = _sites(config, self._doors)
-        self.admission = Admission(config, poller, self._doors, has_room=self._has_room, admitted=self._admitted)
+        self._doors = Doors(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
+        self._sites = _sites(clients, self._doors)
+        self.admission = Admission(clients, poller, self._doors, has_room=self._has_room, admitted=self._admitted)
         self.listeners = self.admission.listeners
 
     @property
@@ -70,7 +73,7 @@ class Edge:
         return len(self.bridges.connections) + self.fronts.idle + len(self.admission)
 
     def _has_room(self) -> bool:
-        most = self._config.max_connections
+        most = self._max_connections
         if self.connections < most:
             return True
         self._log.say("full", f"{most} connections are open: new ones wait; raise --max-connections")
@@ -167,63 +170,63 @@ class Edge:
         """Yield where clients are accepted: a listener with several addresses once, one with routes by their hosts."""
         for listener, address in dict(self.listeners.addresses).items():
             scheme, host, port = listener.scheme, listener.address.host or "", address.port
-            if not (scheme.is_http and self._config.routes):
+            if not (scheme.is_http and self._clients.routes):
                 yield Port(listener.service, scheme.value, host, port)
                 continue
-            for route in self._config.routes:
+            for route in self._clients.routes:
                 yield Port(route.service, scheme.value, host if "*" in route.host else route.host, port)
 
     def gauges(self) -> Gauges:
         """Return what the status shows of this edge (snapshot.Owner)."""
         services: dict[str, list[str]] = {}
         for listener, address in self.listeners.addresses:
-            for service in self._config.services_of(listener):
+            for service in self._clients.services_of(listener):
                 services.setdefault(service, []).append(str(address))
         return Gauges(
             services,
-            self._config.max_connections,
+            self._max_connections,
             waiting_clients=self.assignment.pending,
             refused_clients=self._doors.refused,
         )
 
 
-def entrances(config: AcceptingConfig, found: Iterable[tuple[Listener, int]]) -> str:
+def entrances(clients: ClientConfig, found: Iterable[tuple[Listener, int]]) -> str:
     """Describe, for log lines, which services clients find at which ports."""
     places = (
         f"{'' if listener.scheme is Scheme.TCP else f'{listener.scheme.value}://'}:{port} "
-        f"({listing(config.services_of(listener))})"
+        f"({listing(clients.services_of(listener))})"
         for listener, port in found
     )
     return f"clients on {', '.join(dict.fromkeys(places))}"
 
 
-def _sites(config: AcceptingConfig, doors: Doors) -> dict[Listener, Site]:
+def _sites(clients: ClientConfig, doors: Doors) -> dict[Listener, Site]:
     """Return what each HTTP listener needs to know to serve its clients.
 
     Raises:
         StartError: the file of tokens cannot be used.
     """
-    listeners = [listener for listener in config.listeners if listener.scheme.is_http]
+    listeners = [listener for listener in clients.listeners if listener.scheme.is_http]
     auth = None
-    if config.auth_tokens is not None:
-        auth = Auth(config.auth_tokens, config.auth_header, clock=clock)
+    if clients.tokens.file is not None:
+        auth = Auth(clients.tokens.file, clients.tokens.header, clock=clock)
         plain = [listener.address for listener in listeners if listener.scheme is Scheme.HTTP]
         exposed = [str(address) for address in plain if not address.is_loopback]
         if exposed:
             logger.bind(event="plaintext_tokens").warning(
                 "tokens arrive unencrypted on {}; listen with https://", ", ".join(exposed)
             )
-    routes = Routes(config.routes) if config.routes else None
+    routes = Routes(clients.routes) if clients.routes else None
     closed = doors.closed_to if doors.has_rules else None
     return {
         listener: Site(
             listener.service,
             auth,
-            Forwarding(config.trusted_proxies, listener.scheme.value.encode(), config.http.via),
+            Forwarding(clients.trusted_proxies, listener.scheme.value.encode(), clients.http.via),
             routes,
             closed,
-            config.http,
-            logs=config.access_log,
+            clients.http,
+            logs=clients.http.access_log,
         )
         for listener in listeners
     }
@@ -235,7 +238,7 @@ async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
     Raises:
         StartError: a port is not available, or the runtime directory cannot be used.
     """
-    member = Member(config, "edge", Role.EDGE, services=config.services)
+    member = Member(config.process, "edge", Role.EDGE, services=config.clients.services)
     edge = Edge(config)
     edge.introduce(member)
     links = member.link(config.brokers, edge.driver, config.security)
@@ -246,8 +249,8 @@ async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
         await (life or Lifetime()).serve(
             edge,
             links.all,
-            drain_s=config.drain_s,
-            ready=f"{entrances(config, edge.listeners.found)}, brokers at {brokers}",
+            drain_s=config.connections.drain_s,
+            ready=f"{entrances(config.clients, edge.listeners.found)}, brokers at {brokers}",
             connection=links,
             **subject.ports,
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from brokers import Link, LinkSecurity, PeerName, Receiver, Role, Timings
 from goreprox.config.addresses import Address
 from goreprox.config.names import default_name
-from goreprox.config.roles import ProcessConfig
+from goreprox.config.process import ProcessConfig
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
 from goreprox.tunnel.attributes import who
@@ -47,8 +47,8 @@ class Member:
         Raises:
             StartError: the runtime directory cannot be used.
         """
-        self.name = PeerName(role, config.name, secrets.token_bytes(INCARNATION_BYTES))
-        self.instance = Instance.acquire(config.runtime_dir, what, config.name, self.name.incarnation)
+        self.name = PeerName(role, config.own_name, secrets.token_bytes(INCARNATION_BYTES))
+        self.instance = Instance.acquire(config.lock_dir, what, config.own_name, self.name.incarnation)
         self.attributes: dict[str, object] = {
             "protocol": [VERSION_LEAST, VERSION],
             "services": list(services),

@@ -35,16 +35,25 @@ class Provider:
         Raises:
             StartError: the file of `--target-ca` cannot be used.
         """
-        self._config = config
+        self._max_connections = config.connections.max_connections
         self._draining = False
         self._log = LimitedLog()
         self._loops = Loops()
-        budget = Budget(total_bytes=config.memory_bytes, max_streams=config.max_connections)
-        self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=config.grace_s)
+        connections = config.connections
+        budget = Budget(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
+        self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=connections.grace_s)
         poller = Poller(self.driver.batch)
-        self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=config.half_closed_timeout_s)
+        self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
         self.ends = Ends(self.driver)
-        self.dialer = Dialer(config, poller, self._loops, self._log, connected=self._connected, failed=self.ends.note)
+        self.dialer = Dialer(
+            config.targets,
+            config.dial,
+            poller,
+            self._loops,
+            self._log,
+            connected=self._connected,
+            failed=self.ends.note,
+        )
         self._targets = self.dialer.targets.addresses
         self._reachable = Reachable(self.driver, self._targets, self._log)
 
@@ -56,7 +65,7 @@ class Provider:
             stream.refuse(Code.SERVICE, f"service {stream.service} is not offered here")
         elif self._draining:
             stream.refuse(Code.DRAINING, "the provider is draining")
-        elif self.connections >= self._config.max_connections:
+        elif self.connections >= self._max_connections:
             stream.refuse(Code.FULL, "the provider has all the connections that it may have")
         elif self._loops.hops(stream) >= HOPS:
             self._refuse_loop(stream)
@@ -138,7 +147,7 @@ class Provider:
     def gauges(self) -> Gauges:
         """Return what the status shows of this provider (snapshot.Owner)."""
         services = {service: [str(address)] for service, address in self._targets.items()}
-        return Gauges(services, self._config.max_connections, dialing=len(self.dialer.dials))
+        return Gauges(services, self._max_connections, dialing=len(self.dialer.dials))
 
 
 async def run(config: ProviderConfig) -> None:
@@ -147,7 +156,7 @@ async def run(config: ProviderConfig) -> None:
     Raises:
         StartError: the runtime directory cannot be used.
     """
-    member = Member(config, "provider", Role.PROVIDER, services=config.services, weight=config.weight)
+    member = Member(config.process, "provider", Role.PROVIDER, services=config.services, weight=config.weight)
     provider = Provider(config)
     member.attributes |= attributes.targets([str(target.address) for target in config.targets])
     links = member.link(config.servers, provider.driver, config.security)
@@ -158,7 +167,7 @@ async def run(config: ProviderConfig) -> None:
         await Lifetime().serve(
             provider,
             links.all,
-            drain_s=config.drain_s,
+            drain_s=config.connections.drain_s,
             ready=f"offering {offered} at {servers}",
             connection=links,
         )

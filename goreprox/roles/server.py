@@ -17,7 +17,7 @@ async def run(config: ServerConfig) -> None:
     Raises:
         StartError: a port cannot be had, or the runtime directory not be used.
     """
-    member = Member(config, "server", Role.EDGE, services=config.services)
+    member = Member(config.process, "server", Role.EDGE, services=config.clients.services)
     edge = Edge(config)
     try:
         router, ports, ways = await open_router(config)
@@ -32,8 +32,8 @@ async def run(config: ServerConfig) -> None:
         await Lifetime().serve(
             edge,
             [local, *ways],
-            drain_s=config.drain_s,
-            ready=f"{entrances(config, edge.listeners.found)}, {describe(ports)}",
+            drain_s=config.connections.drain_s,
+            ready=f"{entrances(config.clients, edge.listeners.found)}, {describe(ports)}",
             connection=None,
             **subject.ports,
         )

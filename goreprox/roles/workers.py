@@ -53,7 +53,7 @@ async def run(config: EdgeConfig, *, log_level: str, log_json: bool) -> None:
     Raises:
         StartError: one of them cannot start; none is left then.
     """
-    worker = dataclasses.replace(config, workers=1, reuse_port=True)
+    worker = dataclasses.replace(config, workers=1, clients=dataclasses.replace(config.clients, reuse_port=True))
     parent = Parent([Job(worker, number, log_level, log_json) for number in range(config.workers)])
     with parent:
         parent.wait_for_ready(
@@ -134,7 +134,7 @@ class Parent(Lifetime):
             self._starting.discard(job.number)
             if not self._starting:
                 config = self.jobs[0].config
-                found = entrances(config, [(each, each.address.port) for each in config.listeners])
+                found = entrances(config.clients, [(each, each.address.port) for each in config.clients.listeners])
                 self.ready(f"{found}, {len(self.jobs)} workers", clients=clients, workers=len(self.jobs))
 
 

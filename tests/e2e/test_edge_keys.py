@@ -8,6 +8,7 @@ from pathlib import Path
 
 from brokers import Link, PeerName, Role
 from goreprox.config.addresses import Address, Listener
+from goreprox.config.clients import ClientConfig
 from goreprox.config.roles import EdgeConfig
 from goreprox.keys.join import Join
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
@@ -29,7 +30,7 @@ class HostileEdge:
         join = Join.parse(it.join_file(key).read_text())
         broker = Address(HOST, it.edges)
         listeners = tuple(Listener(Address(HOST, 0), service) for service in SERVICES)
-        self.edge = Edge(EdgeConfig(brokers=(broker,), listeners=listeners))
+        self.edge = Edge(EdgeConfig(brokers=(broker,), clients=ClientConfig(listeners=listeners)))
         self.name = PeerName(Role.EDGE, key, os.urandom(16))
         attributes = self._attributes(services)
         self.link = Link(self.name, attributes, HOST, it.edges, self.edge.driver, security=join.security)

@@ -29,7 +29,6 @@ from goreprox.cli import launch
 from goreprox.cli import main as cli
 from goreprox.config.addresses import Address, Listener, ProxyVersion, Target
 from goreprox.config.networks import Rule
-from goreprox.config.roles import ProcessConfig
 from goreprox.errors import ConfigError
 from goreprox.http import commands
 from goreprox.keys import join
@@ -164,7 +163,7 @@ def _file() -> Path:
     return Path(path)
 
 
-async def _start(config: ProcessConfig, **_: object) -> None:
+async def _start(config: object, **_: object) -> None:
     """Be the network that a command would have run with."""
 
 

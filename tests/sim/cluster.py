@@ -30,6 +30,7 @@ from tests.sim.fabric import Network, SimBroker, SimLink
 from tests.sim.oracle import Oracle
 from tests.sim.tcp import KIB, Far, Program, SimSocket, Sockets
 from tests.sim.world import Process, Violation, World
+from tests.support.configs import configured
 
 _CLOCK = clock
 
@@ -181,7 +182,8 @@ class Cluster:
     def edge(self) -> Edge:
         """Make an edge; called as code of its process."""
         edge = Edge(
-            EdgeConfig(
+            configured(
+                EdgeConfig,
                 name="e",
                 brokers=(Address("10.0.0.3", 9888),),
                 listeners=(Listener(Address("10.0.0.1", 8080)),),
@@ -199,7 +201,8 @@ class Cluster:
     def provider(self) -> Provider:
         """Make a provider; called as code of its process."""
         return Provider(
-            ProviderConfig(
+            configured(
+                ProviderConfig,
                 name="p",
                 targets=(Target("default", Address("10.0.0.2", 80)),),
                 servers=(Address("10.0.0.3", 9887),),

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-from goreprox.config.roles import ProcessConfig
-
 
 class Started:
     """Notes what a command would have run with, in place of the network."""
 
     config: Any = None
 
-    async def __call__(self, config: ProcessConfig, **_: object) -> None:
+    async def __call__(self, config: object, **_: object) -> None:
         self.config = config

@@ -15,6 +15,7 @@ from goreprox.config.roles import ProviderConfig, ServerConfig
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge
 from goreprox.roles.provider import Provider
+from tests.support.configs import configured
 from tests.support.relay import Relay
 from tests.support.sockets import HOST
 from tests.support.waiting import eventually
@@ -113,7 +114,7 @@ class Tunnel:
         self.targets = Targets()
         self.stack.callback(self.targets.close)
         where: dict[str, Any] = {"listeners": (Listener(Address(HOST, 0)),), "providers": Address(HOST, 0)}
-        self.edge = Edge(ServerConfig(**where | options))
+        self.edge = Edge(configured(ServerConfig, **where | options))
         self.router = Router(timings=TIMINGS)
         self._provider_port = self.router.bind(Role.PROVIDER, HOST, 0)
         self._local = self.router.attach(PeerName(Role.EDGE, "edge", os.urandom(16)), PROTOCOL, self.edge.driver)
@@ -148,7 +149,7 @@ class Tunnel:
         """
         server = Address(HOST, self.relay.port)
         target = Target("default", Address(HOST, port or self.targets.port))
-        provider = Provider(ProviderConfig(targets=(target,), servers=(server,), **options))
+        provider = Provider(configured(ProviderConfig, targets=(target,), servers=(server,), **options))
         name = PeerName(Role.PROVIDER, "provider", os.urandom(16))
         attributes = {**PROTOCOL, "services": ["default"], **more}
         link = Link(name, attributes, HOST, self.relay.port, provider.driver, timings=TIMINGS)

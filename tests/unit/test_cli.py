@@ -16,14 +16,18 @@ from loguru import logger
 
 from goreprox import __version__
 from goreprox.cli import main as cli
-from goreprox.cli.options import EndOptions
+from goreprox.cli.app import COMMANDS, app, sources
 from goreprox.config.addresses import Address, Target
-from goreprox.config.roles import BrokerConfig, EdgeConfig, EndConfig, ProviderConfig, ServerConfig
+from goreprox.config.process import ProcessConfig
+from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.http.tokens import Tokens
 from goreprox.keys.join import Join
 from tests.support.commands import Started
+from tests.support.configs import leaves
 
 ROOT = Path(__file__).parents[2]
+
+INSECURE = ProcessConfig(insecure=True)
 
 
 def started_by(started: Started, *arguments: str) -> Any:
@@ -38,21 +42,20 @@ def server(started: Started, *arguments: str) -> ServerConfig:
 
 
 def test_the_defaults_are_those_of_the_configuration(started: Started) -> None:
-    assert server(started) == ServerConfig()
-    assert EndConfig(**EndOptions().end()) == EndConfig()
-    assert started_by(started, "edge", "--broker", "h") == EdgeConfig(brokers=(Address("h", 9888),))
-    assert started_by(started, "broker") == BrokerConfig()
+    assert server(started) == ServerConfig(process=INSECURE)
+    assert started_by(started, "edge", "--broker", "h") == EdgeConfig(brokers=(Address("h", 9888),), process=INSECURE)
+    assert started_by(started, "broker") == BrokerConfig(process=INSECURE)
     target = Target("default", Address("127.0.0.1", 3000))
     servers = (Address("h", 9887),)
     assert started_by(started, "provider", "3000", "--server", "h") == ProviderConfig(
-        targets=(target,), servers=servers
+        targets=(target,), servers=servers, process=INSECURE
     )
 
 
 def test_a_target_may_speak_tls(started: Started) -> None:
     config = started_by(started, "provider", "a=tls://h:1", "b=2", "--server", "h", "--target-insecure")
     assert config.targets == (Target("a", Address("h", 1), tls=True), Target("b", Address("127.0.0.1", 2)))
-    assert config.target_insecure
+    assert config.dial.insecure
 
 
 def test_flag_wins_over_variable_over_table_over_top_level(
@@ -60,12 +63,12 @@ def test_flag_wins_over_variable_over_table_over_top_level(
 ) -> None:
     file = tmp_path / "goreprox.toml"
     file.write_text("grace = 11")
-    assert server(started).grace_s == 11
+    assert server(started).connections.grace_s == 11
     file.write_text("grace = 11\n[server]\ngrace = 12\n[provider]\ngrace = 9")
-    assert server(started).grace_s == 12
+    assert server(started).connections.grace_s == 12
     monkeypatch.setenv("GOREPROX_GRACE", "13")
-    assert server(started).grace_s == 13
-    assert server(started, "--grace", "14").grace_s == 14
+    assert server(started).connections.grace_s == 13
+    assert server(started, "--grace", "14").connections.grace_s == 14
 
 
 ROLE = {"name": "n", "link-timeout": 7}
@@ -134,9 +137,10 @@ def test_every_option_is_a_flag_a_variable_and_a_key(
     unset = started_by(started, command, *REQUIRED.get(command, ()))
     flags = [text for key, value in values.items() for each in listed(value) for text in flag(key, each)]
     by_flag = started_by(started, command, *flags)
-    same = [name for name in unset.__dataclass_fields__ if getattr(unset, name) == getattr(by_flag, name)]
+    defaults = dict(leaves(unset))
+    same = {path for path, value in leaves(by_flag) if value == defaults[path]}
     # The options above are all there are, but for those about keys, and one that excludes another.
-    assert set(same) <= {"state_dir", "security", "target_insecure"}
+    assert same <= {"state_dir", "security", "dial.insecure", "process.insecure"}
 
     with monkeypatch.context() as environment:
         for key, value in values.items():
@@ -164,7 +168,7 @@ def test_a_runtime_directory_may_begin_with_the_home_directory(
         monkeypatch.setenv("GOREPROX_RUNTIME_DIR", "~/run")
     else:
         (tmp_path / "goreprox.toml").write_text('runtime-dir = "~/run"')
-    assert started_by(started, command, *flags).runtime_dir == tmp_path / "home/run"
+    assert started_by(started, command, *flags).process.runtime_dir == tmp_path / "home/run"
 
 
 def test_the_status_is_asked_of_a_runtime_directory_in_the_home_directory(
@@ -222,7 +226,7 @@ def test_a_bad_file_is_refused_by_name(
 
 def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path: Path) -> None:
     (tmp_path / "goreprox.toml").write_text("dial-timeout = 3\nsize = 4\ngrace = 11")
-    assert server(started).grace_s == 11
+    assert server(started).connections.grace_s == 11
 
 
 @pytest.mark.parametrize(
@@ -375,7 +379,7 @@ def test_levels_are_taken_in_any_case(
 
 def test_an_empty_variable_names_no_file(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOREPROX_CONFIG", "")
-    assert server(started) == ServerConfig()
+    assert server(started) == ServerConfig(process=INSECURE)
 
 
 class Full(io.StringIO):
@@ -425,7 +429,7 @@ def test_a_join_string_comes_by_flag_file_and_variable_and_says_all_there_is(
                 environment.setenv(key, value)
             assert cli.main(["provider", "3000", *flags]) == 0
         config = started.config
-        assert (config.name, config.security, config.servers) == ("laptop", join.security, join.addresses)
+        assert (config.process.name, config.security, config.servers) == ("laptop", join.security, join.addresses)
         assert join.keys.secret.decode() not in repr(config)
         assert config.servers == (Address("tunnel.example.org", 9887),)
     assert cli.main(["provider", "3000", "--join-file", str(path), "--server", "other:1"]) == 0
@@ -436,7 +440,7 @@ def test_an_edge_joins_by_a_key_for_edges(started: Started, tmp_path: Path) -> N
     path, join = joined(tmp_path, "front", "edge")
     assert cli.main(["edge", "--join-file", str(path)]) == 0
     assert started.config.brokers == (Address("tunnel.example.org", 9888),)
-    assert (started.config.name, started.config.security) == ("front", join.security)
+    assert (started.config.process.name, started.config.security) == ("front", join.security)
 
 
 @pytest.mark.parametrize(
@@ -610,7 +614,7 @@ def test_windows_gets_a_clear_message(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_the_commands(shell: Any) -> None:
-    script = cli.app.generate_completion(shell=shell)
+    script = app.generate_completion(shell=shell)
     assert "provider" in script
     assert "grace" in script
 
@@ -627,8 +631,8 @@ def test_version_and_help_load_no_networking() -> None:
 
 def test_the_document_names_every_option_in_its_three_spellings() -> None:
     document = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
-    for command in cli.COMMANDS:
-        for key in cli._sources.keys(command):
+    for command in COMMANDS:
+        for key in sources.keys(command):
             assert f"`GOREPROX_{key.upper().replace('-', '_')}` | `{key}` |" in document
             assert f"`--{key}" in document
 

@@ -11,8 +11,10 @@ from loguru import logger
 
 from brokers import Role
 from goreprox.cli import main as cli
+from goreprox.cli.app import COMMANDS, app, sources
 from goreprox.keys.state import StateDir
 from tests.support.commands import Started
+from tests.support.configs import leaves
 
 JOIN: Final = "goreprox://AXCSabcdefghijklmnopqrstuvwxyz0123456789@publicbox:9887"
 SECRET: Final = "abcdefghijklmnopqrstuvwxyz"
@@ -203,7 +205,7 @@ def test_a_join_string_may_be_wrapped_anywhere_by_whoever_copied_it(started: Sta
     for place in range(1, len(text), 7):
         started.config = None
         assert cli.main(["provider", "1", "--join", f" {text[:place]}\n  {text[place:]}\n"]) == 0
-        assert started.config.name == "laptop"
+        assert started.config.process.name == "laptop"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -226,7 +228,7 @@ def test_an_unknown_variable_is_warned_of_and_one_without_content_is_as_if_it_we
 ) -> None:
     assert cli.main(["broker"]) == 0
     without = started.config
-    for key in {key for command in cli.COMMANDS for key in cli._sources.keys(command)} | {"config"}:
+    for key in {key for command in COMMANDS for key in sources.keys(command)} | {"config"}:
         monkeypatch.setenv(f"GOREPROX_{key.upper().replace('-', '_')}", "")
     capsys.readouterr()
     assert cli.main(["broker"]) == 0
@@ -261,10 +263,10 @@ def test_an_empty_variable_does_not_put_keys_into_the_working_directory(
 
 
 def test_no_option_that_is_a_number_is_left_to_a_converter_that_rounds() -> None:
-    apps = [cli.app[command] for command in cli.COMMANDS]
-    apps += [cli.app[group][command] for group in ("keys", "token") for command in cli.app[group] if command[0] != "-"]
-    for app in apps:
-        for argument in app.assemble_argument_collection():
+    apps = [app[command] for command in COMMANDS]
+    apps += [app[group][command] for group in ("keys", "token") for command in app[group] if command[0] != "-"]
+    for each in apps:
+        for argument in each.assemble_argument_collection():
             kinds = {argument.hint, *get_args(argument.hint)}
             assert not kinds & {int, float} or argument.parameter.converter is not None, argument.name
 
@@ -309,4 +311,4 @@ def test_times_and_sizes_may_have_units_wherever_they_are_given(  # noqa: PLR091
         case _:
             (tmp_path / "goreprox.toml").write_text(f'{option} = "{text}"')
     assert cli.main(arguments) == 0
-    assert getattr(started.config, field) == value
+    assert {path.rpartition(".")[2]: each for path, each in leaves(started.config)}[field] == value

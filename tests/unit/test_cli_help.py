@@ -11,11 +11,12 @@ from rich.console import Console
 
 from goreprox import __version__
 from goreprox.cli import main as cli
+from goreprox.cli.app import COMMANDS, app
 from goreprox.cli.helptext import COLUMNS
 
-COMMANDS = [
+HELPFUL = [
     (),
-    *((command,) for command in (*cli.COMMANDS, "keys", "token", "completion")),
+    *((command,) for command in (*COMMANDS, "keys", "token", "completion")),
     *(("keys", command) for command in ("add", "list", "show", "set", "revoke", "rotate")),
     *(("token", command) for command in ("new", "list", "revoke")),
 ]
@@ -26,12 +27,12 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", HELPFUL, ids=" ".join)
 @pytest.mark.parametrize("columns", [80, 200, 40])
 def test_no_line_of_help_is_broken_and_the_rule_for_variables_is_said_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], columns: int
 ) -> None:
-    monkeypatch.setattr(cli.app, "console", Console(width=columns))
+    monkeypatch.setattr(app, "console", Console(width=columns))
     text = shown(capsys, *command, "--help")
     assert max(map(len, text.splitlines())) <= COLUMNS
     words = set(re.split(r"\s+", text))
@@ -43,24 +44,24 @@ def test_no_line_of_help_is_broken_and_the_rule_for_variables_is_said_once(
 
 
 def options(command: tuple[str, ...]) -> list[str]:
-    app = cli.app
+    found = app
     for name in command:
-        app = app[name]
-    if app.default_command is None:
+        found = found[name]
+    if found.default_command is None:
         return []
-    return [argument.name for argument in app.assemble_argument_collection() if argument.name.startswith("--")]
+    return [argument.name for argument in found.assemble_argument_collection() if argument.name.startswith("--")]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c and c[0] not in ("keys", "token")], ids=" ".join)
+@pytest.mark.parametrize("command", [c for c in HELPFUL if c and c[0] not in ("keys", "token")], ids=" ".join)
 def test_each_command_ends_its_help_with_examples_that_are_understood(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(cli.app, "console", Console(width=COLUMNS))
+    monkeypatch.setattr(app, "console", Console(width=COLUMNS))
     examples = shown(capsys, *command, "--help").split("Examples:\n")[1].splitlines()
     assert examples
     for line in examples:
         words = shlex.split(line.partition(">")[0], comments=True)
-        cli.app.parse_args(words[words.index("goreprox") + 1 :], exit_on_error=False, print_error=False)
+        app.parse_args(words[words.index("goreprox") + 1 :], exit_on_error=False, print_error=False)
 
 
 def test_the_commands_of_a_first_start_come_first(capsys: pytest.CaptureFixture[str]) -> None:

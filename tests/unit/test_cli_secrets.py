@@ -11,6 +11,7 @@ from loguru import logger
 
 import goreprox.cli.demo
 from goreprox.cli import main as cli
+from goreprox.cli.app import COMMANDS, sources
 from goreprox.process.log import configure, redacted, say
 from tests.support.commands import Started
 
@@ -45,7 +46,7 @@ def holds_secret(text: str) -> bool:
 
 def places() -> dict[str, str]:
     """Return every option, and a command that has it."""
-    return {key: command for command in cli.COMMANDS for key in [*cli._sources.keys(command), "config"]}
+    return {key: command for command in COMMANDS for key in [*sources.keys(command), "config"]}
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_no_option_shows_a_join_string(tmp_path: Path, monkeypatch: pytest.Monke
     assert not holds_secret(said), said
 
 
-@pytest.mark.parametrize("command", [*((name,) for name in cli.COMMANDS), *OTHERS, ()], ids=" ".join)
+@pytest.mark.parametrize("command", [*((name,) for name in COMMANDS), *OTHERS, ()], ids=" ".join)
 @pytest.mark.parametrize("value", MANGLED)
 def test_no_argument_shows_a_join_string(command: tuple[str, ...], value: str) -> None:
     said = ""

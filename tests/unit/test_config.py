@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goreprox.config.addresses import Address, Listener, Scheme, Target
+from goreprox.config.clients import ClientConfig
 from goreprox.config.defaults import MIB
 from goreprox.config.names import check_name, default_name
-from goreprox.config.roles import BrokerConfig, EdgeConfig, EndConfig, ProviderConfig, ServerConfig
+from goreprox.config.process import ConnectionConfig
+from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.errors import ConfigError
+from tests.support.configs import configured
 
 TARGET = Target("default", Address("127.0.0.1", 3000))
 SERVER = Address("192.0.2.1", 9887)
@@ -153,26 +156,26 @@ def test_the_default_name_is_a_name() -> None:
 def test_a_value_out_of_its_range_is_refused(option: str, value: float) -> None:
     arguments: dict[str, Any] = {option: value}
     with pytest.raises(ConfigError, match=f"^{option.removesuffix('_s').removesuffix('_bytes').replace('_', '-')} "):
-        EndConfig(**arguments)
+        configured(ServerConfig, **arguments)
 
 
 def test_memory_too_small_for_the_floors_names_the_minimum() -> None:
     with pytest.raises(ConfigError, match="10,000 connections need at least 79 MiB"):
-        EndConfig(memory_bytes=78 * MIB)
-    assert EndConfig(memory_bytes=79 * MIB).memory_bytes // (4 * 10_000) >= 2048
+        ConnectionConfig(memory_bytes=78 * MIB)
+    assert ConnectionConfig(memory_bytes=79 * MIB).memory_bytes // (4 * 10_000) >= 2048
 
 
 def test_listening_twice_on_one_address_is_refused() -> None:
     twice = (Listener.parse("8080=a"), Listener.parse("8080=b"))
     with pytest.raises(ConfigError, match="listen :8080 and listen :8080: one port for two"):
-        ServerConfig(listeners=twice)
+        ClientConfig(listeners=twice)
     with pytest.raises(ConfigError, match="listen :9887 and providers :9887: one port for two"):
-        ServerConfig(listeners=(Listener.parse("9887"),))
+        configured(ServerConfig, listeners=(Listener.parse("9887"),))
     with pytest.raises(ConfigError, match=r"listen :8080 and edges 127\.0\.0\.1:8080: one port for two"):
         ServerConfig(edges=Address("127.0.0.1", 8080))
     with pytest.raises(ConfigError, match="providers :1 and edges :1: one port for two"):
-        BrokerConfig(providers=Address(None, 1), edges=Address(None, 1))
-    ServerConfig(listeners=(Listener.parse("127.0.0.1:0"),) * 2, providers=Address("127.0.0.1", 0))
+        configured(BrokerConfig, providers=Address(None, 1), edges=Address(None, 1))
+    configured(ServerConfig, listeners=(Listener.parse("127.0.0.1:0"),) * 2, providers=Address("127.0.0.1", 0))
 
 
 @pytest.mark.parametrize(
@@ -183,18 +186,18 @@ def test_listening_twice_on_one_address_is_refused() -> None:
         ({"targets": (TARGET, TARGET)}, "both are of the service default; give each its own name"),
         ({"servers": (SERVER, SERVER)}, "server 192.0.2.1:9887: given twice"),
         ({"servers": (Address(None, 9887),)}, "server :9887: expected a host and a port"),
-        ({"dial_timeout_s": 0}, "dial-timeout 0: expected"),
+        ({"timeout_s": 0}, "dial-timeout 0: expected"),
     ],
 )
 def test_a_provider_needs_targets_and_servers(arguments: dict[str, Any], cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
-        ProviderConfig(**{"targets": (TARGET,), "servers": (SERVER,)} | arguments)
+        configured(ProviderConfig, **{"targets": (TARGET,), "servers": (SERVER,)} | arguments)
 
 
 def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
-    config = ServerConfig(runtime_dir=tmp_path)
+    config = configured(ServerConfig, runtime_dir=tmp_path)
     with pytest.raises(FrozenInstanceError):
-        config.grace_s = 1  # type: ignore[misc]
+        config.connections.grace_s = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_addresses_overlap_if_both_cannot_be_listened_on(one: str, other: str, o
 
 def test_one_service_may_be_listened_for_on_two_ports() -> None:
     listeners = (Listener.parse("1=web"), Listener.parse("2=web"), Listener.parse("3=ssh"))
-    assert ServerConfig(listeners=listeners).services == ("web", "ssh")
+    assert ClientConfig(listeners=listeners).services == ("web", "ssh")
 
 
 @pytest.mark.parametrize(
@@ -239,14 +242,14 @@ def test_one_service_may_be_listened_for_on_two_ports() -> None:
 )
 def test_an_edge_needs_brokers_and_workers_need_ports(arguments: dict[str, Any], cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
-        EdgeConfig(**{"brokers": (SERVER,)} | arguments)
+        configured(EdgeConfig, **{"brokers": (SERVER,)} | arguments)
 
 
 @pytest.mark.parametrize("peers", [0, 65_537])
 def test_a_broker_bounds_its_peers(peers: int) -> None:
     for config in (BrokerConfig, ServerConfig):
         with pytest.raises(ConfigError, match=r"max-peers .*: expected 1 to 2,048"):
-            config(max_peers=peers)
+            configured(config, max_peers=peers)
 
 
 @pytest.mark.parametrize("weight", [0, 0.001, 1001, float("nan"), float("inf")])

@@ -5,14 +5,13 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from brokers import LimitedLog, SocketAddress
 from goreprox.config.addresses import Address, Target
-from goreprox.config.roles import ProviderConfig
+from goreprox.config.roles import DialConfig
 from goreprox.net import sockets
 from goreprox.net.poller import Poller
 from goreprox.net.sockets import Socket
@@ -45,14 +44,8 @@ def dialer(
     monkeypatch: pytest.MonkeyPatch, asked: Asked, *where: tuple[str, int], host: str = "example.org", tls: bool = False
 ) -> Dialer:
     """Dial these addresses, whatever the name of the target; `asked` gets the socket that was connected in the end."""
-    config = ProviderConfig(
-        name="p",
-        targets=(Target("web", Address(host, 80), tls=tls),),
-        servers=(Address(HOST, 1),),
-        dial_timeout_s=DIAL_TIMEOUT_S,
-        target_insecure=tls,
-        runtime_dir=Path("/"),
-    )
+    targets = (Target("web", Address(host, 80), tls=tls),)
+    config = DialConfig(timeout_s=DIAL_TIMEOUT_S, insecure=tls)
 
     async def found(*_: object) -> list[SocketAddress]:
         return [(socket.AF_INET, address) for address in where]
@@ -62,7 +55,8 @@ def dialer(
     def connected(_: Stream, sock: Socket) -> None:
         asked.outcome.append(sock)
 
-    return Dialer(config, Poller(lambda work: work()), Loops(), LimitedLog(), connected=connected, failed=ignored)
+    poller = Poller(lambda work: work())
+    return Dialer(targets, config, poller, Loops(), LimitedLog(), connected=connected, failed=ignored)
 
 
 def ignored(_: Stream, reason: str) -> None: ...

@@ -4,8 +4,8 @@ from ipaddress import ip_network
 
 import pytest
 
+from goreprox.config.clients import ClientConfig
 from goreprox.config.networks import LOOPBACK, Rule
-from goreprox.config.roles import AcceptingConfig
 from goreprox.errors import ConfigError
 from goreprox.net.access import Doors
 
@@ -93,8 +93,8 @@ def test_the_reason_is_named() -> None:
 )
 def test_one_address_gets_a_share_by_default(given: int | None, connections: int, limit: int | None) -> None:
     proxy = ip_network("192.0.2.0/24")
-    config = AcceptingConfig(max_connections=connections, max_connections_per_address=given, trusted_proxies=(proxy,))
-    most, uncounted = config.address_limit
+    config = ClientConfig(max_connections_per_address=given, trusted_proxies=(proxy,))
+    most, uncounted = config.address_limit(connections)
     assert most == limit
     assert (proxy in uncounted) is (limit is not None)
     assert (LOOPBACK[0] in uncounted) is (given is None)

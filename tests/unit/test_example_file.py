@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 import pytest
 
 from goreprox.cli import main as cli
+from goreprox.cli.app import COMMANDS, app, sources
+from goreprox.config.addresses import Address
 from tests.support.commands import Started
 
 FILE: Final = Path(__file__).parents[2] / "deploy/goreprox.toml"
@@ -37,14 +39,17 @@ class Option(NamedTuple):
 
 def options(command: str) -> list[Option]:
     found = []
-    for argument in cli.app[command].assemble_argument_collection(parse_docstring=True):
+    for argument in app[command].assemble_argument_collection(parse_docstring=True):
         key = argument.name.removeprefix("--")
         if key in (argument.name, "config"):
             continue
-        default = argument.field_info.default
+        default, shown = argument.field_info.default, argument.show_default
         is_list = argument.token_count()[1]
-        if isinstance(default, bool | int | float | str):
+        if isinstance(default, bool):
             value = json.dumps(default)
+        elif shown:
+            text = str(shown(default) if callable(shown) else default if shown is True else shown)
+            value = json.dumps(text) if isinstance(default, str | Address) else text
         else:
             form = json.dumps(argument.parameter.metavar or key.upper())
             value = f"[{form}]" if is_list else form
@@ -53,7 +58,7 @@ def options(command: str) -> list[Option]:
 
 
 def text() -> str:
-    by_command = {command: options(command) for command in cli.COMMANDS}
+    by_command = {command: options(command) for command in COMMANDS}
     counted = Counter(option for found in by_command.values() for option in found)
     common = [option for option, times in counted.items() if times > 1]
     sections = [HEAD, *map(_written, common)]
@@ -75,8 +80,8 @@ def test_it_changes_nothing_as_it_is_and_each_of_its_options_is_taken(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = FILE.read_text(encoding="utf-8")
-    assert set(tomllib.loads(example)) == set(cli.COMMANDS)
-    known = {key for command in cli.COMMANDS for key in cli._sources.keys(command)}
+    assert set(tomllib.loads(example)) == set(COMMANDS)
+    known = {key for command in COMMANDS for key in sources.keys(command)}
     enabled = re.sub(r"^#(?=[a-z-]+ = )", "", example, flags=re.MULTILINE)
     document = tomllib.loads(enabled)
     assert {*document, *(key for table in document.values() if isinstance(table, dict) for key in table)} >= known

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import h11
 import pytest
 
-from goreprox.config.http import HostHeader, HttpSettings
+from goreprox.config.http import HostHeader, HttpConfig
 from goreprox.http.commands import Answered
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
@@ -69,7 +69,7 @@ def test_a_certificate_is_told_by_us_alone(name: bytes) -> None:
 def test_targets_get_another_host_where_they_are_to() -> None:
     hosts = (HostHeader(None, "any.test"), HostHeader("web", "web.test:81"))
     for service, host in (("web", b"web.test:81"), ("other", b"any.test")):
-        talk = Talk(Site(service, settings=HttpSettings(hosts=hosts))).client(get())
+        talk = Talk(Site(service, settings=HttpConfig(hosts=hosts))).client(get())
         assert talk.seen.to_target[0].count(b"\r\nHost: " + host + b"\r\n") == 1
         assert b"X-Forwarded-Host: a:80\r\n" in talk.seen.to_target[0]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goreprox.config.defaults import MAX_HEAD_BYTES
-from goreprox.config.http import DEFAULT_LIMITS, HttpSettings, Limits
+from goreprox.config.http import DEFAULT_LIMITS, HttpConfig, Limits
 from goreprox.config.routes import Route, Routes
 from goreprox.http.commands import Abort, Connect, Discard, Finish, HalfClose, Release, Switch
 from goreprox.http.exchange import Site
@@ -486,7 +486,7 @@ def test_a_head_may_have_so_many_lines_and_no_more() -> None:
 
 
 def test_a_head_may_be_longer_where_the_operator_says_so() -> None:
-    site = Site("web", settings=HttpSettings(limits=Limits(MAX_HEAD_BYTES, 200)))
+    site = Site("web", settings=HttpConfig(limits=Limits(MAX_HEAD_BYTES, 200)))
     lines = b"".join(b"X-%d: 1\r\n" % number for number in range(198))
     start = b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"Cookie: "
     fits = start + b"x" * (MAX_HEAD_BYTES - len(start) - 4) + b"\r\n\r\n"

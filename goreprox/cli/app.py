@@ -1,0 +1,130 @@
+"""The tree of commands. cyclopts imports a command's module when that command is asked for."""
+
+from typing import Final, Literal
+
+from cyclopts import App
+
+from goreprox import __version__
+from goreprox.cli.helptext import Formatter, example
+from goreprox.cli.sources import Sources
+
+COMMANDS: Final = ("server", "edge", "broker", "provider", "demo", "status")
+"""Those whose options are also variables and keys of the file."""
+
+app: Final = App(
+    name="goreprox",
+    usage="goreprox COMMAND [OPTIONS]",
+    help="A reverse tunnel for TCP whose connections outlive the tunnel.",
+    help_epilogue=(
+        "`goreprox COMMAND --help` shows the options of a command. Each --some-option is\n"
+        "also the environment variable GOREPROX_SOME_OPTION and the key some-option of\n"
+        "goreprox.toml. ADDR is PORT, HOST:PORT or [IPV6]:PORT."
+    ),
+    version=__version__,
+    version_flags=("--version", "-V"),
+    help_format="plaintext",
+    help_formatter=Formatter(),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    verbose=False,
+    suppress_keyboard_interrupt=False,
+)
+sources: Final = Sources(app, COMMANDS)
+app.config = sources.all
+
+app.command(
+    "goreprox.cli.roles:server",
+    sort_key=1,
+    help="""Run on the public machine: accept clients and pass them on to providers.
+
+    It is an edge and a broker in one process.""",
+    help_epilogue=example(
+        "goreprox server --address tunnel.example.org",
+        "goreprox server --listen 8080=web --listen 2222=ssh",
+        "goreprox server --listen https://443 --tls-cert cert.pem --tls-key key.pem",
+    ),
+)
+app.command(
+    "goreprox.cli.roles:provider",
+    sort_key=2,
+    help="Run on the private machine: expose local TCP servers through a server.",
+    usage="goreprox provider [SERVICE=][HOST:]PORT... [OPTIONS]",
+    help_epilogue=example(
+        "goreprox provider 3000 --join-file laptop.join",
+        "goreprox provider web=3000 ssh=22 --join-file laptop.join",
+        "goreprox provider 192.168.1.5:80 --join-file laptop.join --server HOST",
+    ),
+)
+app.command(
+    "goreprox.cli.keys:app",
+    name="keys",
+    sort_key=3,
+    help="Manage which providers and edges may connect to a server.",
+)
+app.command(
+    "goreprox.cli.status:status",
+    sort_key=4,
+    help="Show what the processes on this machine are doing.",
+    help_epilogue=example("goreprox status", "goreprox status --json --role server", "sudo goreprox status"),
+)
+app.command(
+    "goreprox.cli.demo:demo",
+    sort_key=5,
+    help="Show a download survive a link that is cut again and again, all on this machine.",
+    help_epilogue=example("goreprox demo", "goreprox demo --size 1GiB --cuts 20"),
+)
+app.command(
+    "goreprox.cli.roles:edge",
+    sort_key=6,
+    help="Accept clients and pass them on to providers over brokers elsewhere.",
+    help_epilogue=example(
+        "goreprox edge --listen 8080=web --join-file edge1.join",
+        "goreprox edge --broker HOST1 --broker HOST2 --join-file edge1.join --workers 4",
+    ),
+)
+app.command(
+    "goreprox.cli.roles:broker",
+    sort_key=7,
+    help="Connect edges and providers with each other. It keeps no state, and there can be several.",
+    help_epilogue=example(
+        "goreprox broker --address broker1.example.org",
+        "goreprox keys add edge1 --role edge     # for `goreprox edge` elsewhere",
+    ),
+)
+app.command(
+    "goreprox.cli.tokens:app",
+    name="token",
+    sort_key=8,
+    help="Manage the tokens that HTTP requests must bring (server and edge --auth-tokens).",
+)
+
+
+@app.command(
+    sort_key=9,
+    help_epilogue=example(
+        "goreprox completion bash > /etc/bash_completion.d/goreprox",
+        "goreprox completion fish > ~/.config/fish/completions/goreprox.fish",
+    ),
+)
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print a completion script for a shell.
+
+    Parameters
+    ----------
+    shell
+        For this shell.
+    """
+    print(app.generate_completion(shell=shell))
+
+
+@app.command(name="help", sort_key=10, show=False)
+def help_(*command: str) -> None:
+    """Show the help of a command."""
+    app.help_print(command)
+
+
+@app.command(sort_key=11, show=False)
+def version() -> None:
+    """Show the version."""
+    print(__version__)

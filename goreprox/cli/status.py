@@ -1,0 +1,47 @@
+"""The command `status`."""
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from goreprox.cli.options import FileOptions
+from goreprox.cli.report import show, show_json
+from goreprox.config.options import Directory
+from goreprox.config.paths import runtime_dirs
+from goreprox.errors import StatusError
+from goreprox.status.document import ask_all
+
+Role = Literal["server", "edge", "broker", "provider"]
+
+
+def status(
+    *,
+    json: bool = False,
+    verbose: bool = False,
+    name: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    role: Annotated[Role | None, Parameter(metavar="ROLE")] = None,
+    runtime_dir: Directory = None,
+    file: FileOptions | None = None,  # noqa: ARG001 - `Sources.read_file` has used it
+) -> None:
+    """Ask the processes of this machine for their status, and print it.
+
+    Parameters
+    ----------
+    json
+        Print a JSON array, one object per process, as docs/status.md describes.
+    verbose
+        Show all there is, as tables, in the words of docs/architecture.md.
+    name
+        Only processes of this name.
+    role
+        Only processes of this role.
+    runtime_dir
+        Directory of their lock files. [default: as theirs, and /run/goreprox*]
+    """
+    answers = ask_all([runtime_dir] if runtime_dir else runtime_dirs(), role=role, name=name)
+    if json:
+        show_json(answers.documents)
+    else:
+        show(answers.documents, verbose=verbose)
+    if answers.problems:
+        raise StatusError("; ".join(answers.problems))

@@ -1,0 +1,243 @@
+"""Options of those that accept clients: of server and edge."""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+
+from goreprox.config import units
+from goreprox.config.addresses import Address, Listener, Scheme
+from goreprox.config.checks import check_count, check_distinct, check_ports, check_range, check_services
+from goreprox.config.defaults import (
+    CLIENT_PORT,
+    DEFAULT_AUTH_HEADER,
+    DEFAULT_SERVICE,
+    MAX_ALPN_BYTES,
+    MAX_CONNECTIONS,
+    MAX_ROUTES,
+    MAX_RULES,
+)
+from goreprox.config.http import HttpConfig
+from goreprox.config.names import check_name
+from goreprox.config.networks import LOOPBACK, Network, Rule, parse_network
+from goreprox.config.options import ADDRESSES, GROUP, KEYS, LIMITS, Count, File, several
+from goreprox.config.routes import Route
+from goreprox.errors import ConfigError
+
+LISTENERS: Final = (Listener(Address(None, CLIENT_PORT)),)
+_FIELD_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
+_NO_AUTH_HEADERS: Final = ("host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "expect")
+"""Fields that mean something to every recipient cannot carry a token, too."""
+
+
+@GROUP
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenConfig:
+    """Options of the tokens that HTTP requests must carry."""
+
+    file: Annotated[File, Parameter(name="--auth-tokens", group=KEYS)] = None
+    """Require a token from this file with each HTTP request; `goreprox token new` makes them."""
+    header: Annotated[str, Parameter(name="--auth-header", group=KEYS, metavar="NAME")] = DEFAULT_AUTH_HEADER
+    """HTTP header that carries the token."""
+    exempt_ports: Annotated[
+        tuple[int, ...], several(units.count, "PORT"), Parameter(name="--without-tokens", group=KEYS)
+    ] = ()
+    """Port of a tcp:// or tls:// listener beside --auth-tokens whose clients need none. May be repeated."""
+
+    def __post_init__(self) -> None:
+        if not _FIELD_NAME.fullmatch(self.header) or self.header.lower() in _NO_AUTH_HEADERS:
+            raise ConfigError(
+                f"auth-header {self.header!r}: expected the name of a header field, like {DEFAULT_AUTH_HEADER}"
+            )
+        for port in self.exempt_ports:
+            if self.file is None:
+                raise ConfigError(f"without-tokens {port}: there are no --auth-tokens that a port could be without")
+
+    def check(self, listeners: Sequence[Listener]) -> None:
+        """Accept listeners that can check tokens, or are exempt one by one, lest one be forgotten.
+
+        Raises:
+            ConfigError: one is neither.
+        """
+        raw = {listener.address.port: listener for listener in listeners if not listener.scheme.is_http}
+        for port in self.exempt_ports:
+            if port not in raw:
+                raise ConfigError(f"without-tokens {port}: no tcp:// or tls:// listener has this port")
+        for port, listener in raw.items():
+            if self.file is not None and port not in self.exempt_ports:
+                web = Scheme.HTTPS if listener.scheme.is_tls else Scheme.HTTP
+                raise ConfigError(
+                    f"auth-tokens: listen {listener.address} passes bytes on unread and cannot check them; write "
+                    f"{web.value}://{listener.address}, or --without-tokens {port} if its clients need none"
+                )
+
+
+@GROUP
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """Options of TLS with clients."""
+
+    cert: Annotated[File, Parameter(name="--tls-cert", group=KEYS)] = None
+    """PEM file with the certificate for tls:// and https:// and its chain. Reread when it changes."""
+    key: Annotated[File, Parameter(name="--tls-key", group=KEYS)] = None
+    """PEM file with the certificate's private key."""
+    client_ca: Annotated[File, Parameter(name="--tls-client-ca", group=KEYS)] = None
+    """PEM file of CA certificates; clients without a certificate signed by one of them are rejected."""
+    alpn: Annotated[tuple[str, ...], several(str, "PROTOCOL"), Parameter(name="--tls-alpn", group=KEYS)] = ()
+    """Protocol that tls:// ports agree on with clients (ALPN), like h2 for gRPC. May be repeated. [default: none]"""
+
+    def __post_init__(self) -> None:
+        for protocol in self.alpn:
+            if not (protocol.isascii() and protocol.isprintable() and 1 <= len(protocol) <= MAX_ALPN_BYTES):
+                raise ConfigError(f"tls-alpn {protocol!r}: expected the name of a protocol, like h2")
+        check_distinct("tls-alpn", self.alpn)
+
+    def check(self, listeners: Sequence[Listener]) -> None:
+        """Accept listeners that need what there is, no more and no less.
+
+        Raises:
+            ConfigError: one has no certificate, or a file is for none.
+        """
+        given = {"tls-cert": self.cert, "tls-key": self.key}
+        wanting = next((listener for listener in listeners if listener.scheme.is_tls), None)
+        for option, path in given.items():
+            if wanting is not None and path is None:
+                raise ConfigError(
+                    f"listen {wanting}: {option} is missing; give the certificate by "
+                    "--tls-cert FILE and its private key by --tls-key FILE"
+                )
+        for option, path in (given | {"tls-client-ca": self.client_ca}).items():
+            if wanting is None and path is not None:
+                raise ConfigError(
+                    f"{option} {path}: no port speaks TLS; write https:// or tls:// in --listen, or leave "
+                    f"--{option} out"
+                )
+        if self.alpn and not any(listener.scheme is Scheme.TLS for listener in listeners):
+            raise ConfigError("tls-alpn: there is no tls:// to listen on; https:// always offers http/1.1")
+
+
+def _rules(option: str) -> Parameter:
+    return several(functools.partial(Rule.parse, option), "[PLACE=]CIDR")
+
+
+@GROUP
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """Where clients connect, which of them are admitted, and what is spoken with them."""
+
+    listeners: Annotated[
+        tuple[Listener, ...],
+        several(Listener.parse, "[SCHEME://]ADDR[=SERVICE]"),
+        Parameter(name="--listen", group=ADDRESSES),
+    ] = LISTENERS
+    """Accept clients here, for this service. SCHEME is tcp (default) or http, or, with TLS, tls or https. May be
+    repeated. [default: 8080]"""
+    reuse_port: Annotated[bool, Parameter(group=ADDRESSES)] = False
+    """Let other processes with this option listen on the same ports."""
+    routes: Annotated[
+        tuple[Route, ...], several(Route.parse, "HOST=SERVICE"), Parameter(name="--route", group=ADDRESSES)
+    ] = ()
+    """Service of HTTP requests for this host; HOST is a name, *.NAME or *. May be repeated."""
+    allow: Annotated[tuple[Rule, ...], _rules("allow"), Parameter(group=LIMITS)] = ()
+    """Networks of clients that may connect; PLACE is a service or a port. May be repeated. [default: all]"""
+    deny: Annotated[tuple[Rule, ...], _rules("deny"), Parameter(group=LIMITS)] = ()
+    """Networks of clients that are rejected, even if allowed. May be repeated."""
+    max_connections_per_address: Annotated[
+        Count | None, Parameter(group=LIMITS, metavar="NUMBER", show_default=False)
+    ] = None
+    """Connections at a time from one client address, in each process; 0: any number.
+    [default: a quarter of --max-connections; any number from this machine]"""
+    trusted_proxies: Annotated[
+        tuple[Network, ...],
+        several(functools.partial(parse_network, "trusted-proxies"), "CIDR"),
+        Parameter(group=LIMITS),
+    ] = ()
+    """Networks of proxies whose X-Forwarded-For and Forwarded are believed. May be repeated."""
+    proxy_protocol_from: Annotated[tuple[Rule, ...], _rules("proxy-protocol-from"), Parameter(group=LIMITS)] = ()
+    """Networks of proxies whose connections begin with a PROXY protocol header. May be repeated."""
+    http: HttpConfig = field(default_factory=HttpConfig)
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+
+    def __post_init__(self) -> None:
+        if len(self.trusted_proxies) > MAX_RULES:
+            raise ConfigError(f"trusted-proxies: expected at most {MAX_RULES}, got {len(self.trusted_proxies)}")
+        _check_routes(self.routes, self.listeners)
+        self.tokens.check(self.listeners)
+        self.tls.check(self.listeners)
+        ports = [str(listener.address.port) for listener in self.listeners if listener.address.port]
+        for option, rules in (
+            ("allow", self.allow),
+            ("deny", self.deny),
+            ("proxy-protocol-from", self.proxy_protocol_from),
+        ):
+            _check_rules(option, rules, [*self.services, *dict.fromkeys(ports)])
+        if self.max_connections_per_address:
+            check_range("max-connections-per-address", self.max_connections_per_address, 1, MAX_CONNECTIONS)
+        check_count("listen", len(self.listeners))
+        check_ports(self.ports)
+        check_services(self.services)
+        self.http.check_services(self.services)
+
+    @property
+    def ports(self) -> list[tuple[str, Address]]:
+        """The addresses of all listeners, each with its option."""
+        return [("listen", listener.address) for listener in self.listeners]
+
+    def address_limit(self, max_connections: int) -> tuple[int | None, tuple[Network, ...]]:
+        """Return how many of `max_connections` one address may have (None: any number), and networks not counted.
+
+        By default one address cannot take more than a quarter, so that no single one keeps all others out; 16 are for a
+        browser or two also where there are few. Trusted proxies are never counted, since they connect for others, and
+        by default this machine is not: its proxies, and tests, look like one client.
+        """
+        match self.max_connections_per_address:
+            case None:
+                share = max(max_connections // 4, min(max_connections, 16))
+                return share, (*LOOPBACK, *self.trusted_proxies)
+            case 0:
+                return None, ()
+            case number:
+                return number, self.trusted_proxies
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The names of the services that clients can ask for here."""
+        return tuple(dict.fromkeys(name for listener in self.listeners for name in self.services_of(listener)))
+
+    def services_of(self, listener: Listener) -> tuple[str, ...]:
+        """Return what clients can ask for at a listener."""
+        if listener.scheme.is_http and self.routes:
+            return tuple(dict.fromkeys(route.service for route in self.routes))
+        return (listener.service,)
+
+
+def _check_rules(option: str, rules: Sequence[Rule], places: Sequence[str]) -> None:
+    if len(rules) > MAX_RULES:
+        raise ConfigError(f"{option}: expected at most {MAX_RULES} of them, got {len(rules)}")
+    for rule in rules:
+        if rule.place is not None and rule.place not in places:
+            raise ConfigError(
+                f"{option} {rule.place}={rule.network}: no client can come in there; "
+                f"services and ports are {', '.join(places)}"
+            )
+
+
+def _check_routes(routes: Sequence[Route], listeners: Sequence[Listener]) -> None:
+    if len(routes) > MAX_ROUTES:
+        raise ConfigError(f"route: expected at most {MAX_ROUTES} of them, got {len(routes)}")
+    check_distinct("route", [route.host for route in routes])
+    for route in routes:
+        check_name("service", route.service)
+    web = [listener for listener in listeners if listener.scheme.is_http]
+    if routes and not web:
+        raise ConfigError("route: there is no http:// or https:// to listen on; only there hosts are known")
+    for listener in web:
+        if routes and listener.service != DEFAULT_SERVICE:
+            raise ConfigError(
+                f"listen {listener}={listener.service}: with routes the host decides; "
+                f"leave ={listener.service} out, or add --route '*={listener.service}'"
+            )

@@ -1,0 +1,100 @@
+"""Options of every process, and of those that own connections."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from goreprox.config.checks import check_range, check_seconds
+from goreprox.config.defaults import (
+    DEFAULT_DRAIN_S,
+    DEFAULT_GRACE_S,
+    DEFAULT_LINK_TIMEOUT_S,
+    DEFAULT_MAX_CONNECTIONS,
+    DEFAULT_MEMORY_MIB,
+    MAX_CONNECTIONS,
+    MAX_MEMORY_BYTES,
+    MIB,
+    MIN_FLOOR_BYTES,
+)
+from goreprox.config.names import check_name, default_name
+from goreprox.config.options import (
+    GROUP,
+    KEYS,
+    LIFETIMES,
+    LIMITS,
+    PROCESS,
+    Count,
+    Directory,
+    Mebibytes,
+    Seconds,
+    SecondsOrNever,
+)
+from goreprox.config.paths import default_runtime_dir
+from goreprox.errors import ConfigError
+
+
+@GROUP
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessConfig:
+    """Options of every role."""
+
+    name: Annotated[str | None, Parameter(group=PROCESS, metavar="NAME")] = None
+    """Name shown to the other side; processes of one name are replicas. [default: this host's name]"""
+    runtime_dir: Annotated[Directory, Parameter(group=PROCESS)] = None
+    """Directory for lock files and the status socket. [default: goreprox in XDG_RUNTIME_DIR or /run, else in the
+    temporary directory]"""
+    insecure: Annotated[bool, Parameter(group=KEYS)] = False
+    """Disable encryption and authentication of links; anyone who can reach the port can join."""
+    link_timeout_s: Annotated[Seconds, Parameter(name="--link-timeout", group=LIFETIMES)] = DEFAULT_LINK_TIMEOUT_S
+    """Silence after which a link counts as broken."""
+
+    def __post_init__(self) -> None:
+        check_name("name", self.own_name)
+        check_seconds("link-timeout", self.link_timeout_s, least=0.3)
+
+    @property
+    def own_name(self) -> str:
+        """The name of this process: the given one, else the host's."""
+        return default_name() if self.name is None else self.name
+
+    @property
+    def lock_dir(self) -> Path:
+        """The directory for lock files: the given one, else the default."""
+        return default_runtime_dir() if self.runtime_dir is None else self.runtime_dir
+
+
+@GROUP
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionConfig:
+    """Options of those that own connections of clients or to targets: of server, edge and provider."""
+
+    grace_s: Annotated[Seconds, Parameter(name="--grace", group=LIFETIMES)] = DEFAULT_GRACE_S
+    """How long connections outlive a broken link. The smaller value of the two sides counts."""
+    drain_s: Annotated[Seconds, Parameter(name="--drain", group=LIFETIMES)] = DEFAULT_DRAIN_S
+    """How long connections may take to end after SIGTERM or Ctrl-C; a second signal resets them at once."""
+    half_closed_timeout_s: Annotated[SecondsOrNever, Parameter(name="--half-closed-timeout", group=LIFETIMES)] = None
+    """Reset a half-closed connection after so long without traffic; 0: never."""
+    max_connections: Annotated[Count, Parameter(group=LIMITS)] = DEFAULT_MAX_CONNECTIONS
+    """Connections at a time. Further ones wait."""
+    memory_bytes: Annotated[Mebibytes, Parameter(name="--memory", group=LIMITS)] = DEFAULT_MEMORY_MIB * MIB
+    """Memory for data in transit, both directions together."""
+
+    def __post_init__(self) -> None:
+        check_seconds("grace", self.grace_s, least=0.1)
+        check_seconds("drain", self.drain_s, least=0)
+        if self.half_closed_timeout_s is not None:
+            check_seconds("half-closed-timeout", self.half_closed_timeout_s, least=0.1)
+        check_range("max-connections", self.max_connections, 1, MAX_CONNECTIONS)
+        least = 4 * self.max_connections * MIN_FLOOR_BYTES
+        if self.memory_bytes < least:
+            raise ConfigError(
+                f"memory {self.memory_bytes / MIB:g} MiB: {self.max_connections:,} connections need at least "
+                f"{math.ceil(least / MIB)} MiB; raise --memory or lower --max-connections"
+            )
+        if self.memory_bytes > MAX_MEMORY_BYTES:
+            raise ConfigError(
+                f"memory {self.memory_bytes / MIB:g} MiB: expected at most {MAX_MEMORY_BYTES // MIB:,} MiB"
+            )

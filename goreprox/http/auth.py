@@ -10,7 +10,7 @@ from loguru import logger
 
 from brokers import LimitedLog
 from goreprox.errors import ConfigError, StartError
-from goreprox.http.requests import Fields, Refused
+from goreprox.http.requests import Fields, Rejected
 from goreprox.http.tokens import Failures, Tokens
 from goreprox.process.files import Kind, read_file
 from goreprox.process.reloaded import Reloaded
@@ -53,7 +53,7 @@ class Auth:
         is never made to wait, however often others have failed at this address: nobody guesses 256 bits.
 
         Raises:
-            Refused: it has none, several, or one that is not known or not for this service.
+            Rejected: it has none, several, or one that is not known or not for this service.
         """
         now = self._clock()
         self._refresh()
@@ -66,16 +66,16 @@ class Auth:
         token = self._tokens.value.find(secrets[0], now=time.time()) if len(secrets) == 1 else None
         if token is None:
             if self._failures.too_many(client, now=now):
-                raise Refused(429, "too many requests without a valid token", [(b"Retry-After", b"20")])
+                raise Rejected(429, "too many requests without a valid token", [(b"Retry-After", b"20")])
             self._failures.note(client, now=now)
             what = ("no token", "a token that is not known or has expired", "several tokens")[min(len(secrets), 2)]
             asked = f"client {client} asked for {service or 'a host that is not known'}"
             self._log.say("token_refused", f"{asked} with {what}", client=client)
-            raise Refused(401, f"a valid token is required in {self.header.decode()}", self._challenge)
+            raise Rejected(401, f"a valid token is required in {self.header.decode()}", self._challenge)
         if service is not None and not token.valid_for(service):
             text = f"client {client} asked for {service} with the token {token.name}, which is not for it"
             self._log.say("token_refused", text, client=client, token=token.name)
-            raise Refused(403, "the token is not for this service")
+            raise Rejected(403, "the token is not for this service")
         return token.name, brought_by
 
     def _refresh(self) -> None:

@@ -12,7 +12,7 @@ from loguru import logger
 
 from brokers import LimitedLog
 from goreprox.endpoint import Endpoint
-from goreprox.http.commands import Answered, Connect, Discard, HalfClose, Release, ToProvider
+from goreprox.http.commands import Connect, Discard, HalfClose, LogRequest, Release, ToProvider
 from goreprox.http.provider_stream import REUSED_FOR_S, Upstream, User
 from goreprox.process.log import ACCESS, quoted
 from goreprox.protocol.budget import Budget
@@ -211,7 +211,7 @@ class Backend:
 
     # The access log.
 
-    def log(self, done: Answered) -> None:
+    def log(self, done: LogRequest) -> None:
         """Log a request."""
         backends, upstream = self._backends, self.upstream
         provider, outages = self._served_by, self._outages

@@ -12,13 +12,13 @@ from goreprox.endpoint import Endpoint
 from goreprox.http.backend import Backend, Backends, Providers
 from goreprox.http.commands import (
     Abort,
-    Answered,
     Command,
     Commands,
     Connect,
     Discard,
     Finish,
     HalfClose,
+    LogRequest,
     Release,
     Switch,
     ToClient,
@@ -27,7 +27,7 @@ from goreprox.http.commands import (
 from goreprox.http.exchange import Site
 from goreprox.http.gateway import Gateway
 from goreprox.http.provider_stream import CLOSING_S, Upstream
-from goreprox.http.write_buffer import Outgoing
+from goreprox.http.write_buffer import WriteBuffer
 from goreprox.net import sockets
 from goreprox.net.certificates import Identity
 from goreprox.net.poller import READ, WRITE
@@ -51,7 +51,7 @@ CHUNK_OVERHEAD: Final = 32
 """A part of a body grows by this where it becomes a chunk: 16 digits, two line ends, and the last chunk."""
 
 
-class Fronts:
+class ClientConnections:
     """What all HTTP clients of a process share, and a watch over those who take too long."""
 
     def __init__(self, bridges: Bridges, providers: Providers, budget: Budget) -> None:
@@ -60,7 +60,7 @@ class Fronts:
         self.providers = providers
         self.budget = budget
         self.backends = Backends(bridges, providers, budget)
-        self.live: set[Front] = set()
+        self.live: set[ClientConnection] = set()
         self.draining = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -69,38 +69,38 @@ class Fronts:
         """Clients without a stream."""
         return len(self.live) - len(self.backends.attached)
 
-    def add(self, front: "Front") -> None:
+    def add(self, client: "ClientConnection") -> None:
         """Watch a client."""
-        self.live.add(front)
+        self.live.add(client)
         if self._timer is None:
             self._timer = self.bridges.loop.call_later(SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
         self._timer = None
         now = self.bridges.clock()
-        for front in list(self.live):
-            front.look(now)
+        for client in list(self.live):
+            client.look(now)
         if self.live:
             self._timer = self.bridges.loop.call_later(SWEEP_S, self._sweep)
 
     def drain(self) -> None:
         """End whoever has no request; the others after their answers."""
         self.draining = True
-        for front in list(self.live):
-            front.drain()
+        for client in list(self.live):
+            client.drain()
 
     def providers_changed(self) -> None:
         """Let go of streams that carry nothing, at providers that are about to end."""
-        for front in list(self.live):
-            front.check_backend()
+        for client in list(self.live):
+            client.check_backend()
 
 
-class Front:
+class ClientConnection:
     """Owns a client's socket, and the stream that its requests go over."""
 
     def __init__(
         self,
-        fronts: Fronts,
+        clients: ClientConnections,
         sock: Socket,
         client: Endpoint,
         destination: Endpoint,
@@ -112,13 +112,13 @@ class Front:
 
         `certificate` is what is known of the client's, if it has shown one.
         """
-        self._fronts = fronts
-        self._bridges = fronts.bridges
+        self._clients = clients
+        self._bridges = clients.bridges
         self._sock = sock
         self._fd = sock.fileno()
         self._client = client
         self._backend = Backend(
-            fronts.backends,
+            clients.backends,
             self,
             client=client,
             destination=destination,
@@ -130,7 +130,7 @@ class Front:
             authority=str(destination),
             certificate=b"" if certificate is None else certificate.forwarded,
         )
-        self._out = Outgoing(fronts.budget)
+        self._out = WriteBuffer(clients.budget)
         self._watched = 0
         self._ending: type[Finish | Switch] | None = None
         """What is to be done when everything is written."""
@@ -140,9 +140,9 @@ class Front:
         self._pulling = False
         self._since = self._bridges.clock()
         """When it was last seen to do what it is waited for."""
-        fronts.add(self)
+        clients.add(self)
         self._update()
-        if fronts.draining:
+        if clients.draining:
             self.drain()
 
     @property
@@ -297,7 +297,7 @@ class Front:
         try:
             while (upstream := self._backend.upstream) is not None and not self._out and self._ending is None:
                 moved = upstream.stream.receive.delivered
-                if data := upstream.take(min(FEED_BYTES, self._fronts.budget.allowance(0, moved=moved))):
+                if data := upstream.take(min(FEED_BYTES, self._clients.budget.allowance(0, moved=moved))):
                     self._do(self._gateway.provider_data(data))
                 elif upstream.take_eof():
                     self._do(self._gateway.provider_eof(unsent=self._backend.unsent_request(upstream)))
@@ -329,7 +329,7 @@ class Front:
                 self._out.append(data)
             case Connect() | ToProvider() | HalfClose() | Release() | Discard():
                 self._backend.obey(command, now=self._since)
-            case Answered():
+            case LogRequest():
                 self._backend.log(command)
             case Finish() | Switch():
                 self._ending = type(command)
@@ -347,7 +347,7 @@ class Front:
         stream, ended = released
         self._unwatch()
         self._fd = -1
-        self._fronts.live.discard(self)
+        self._clients.live.discard(self)
         bridge = Bridge(self._bridges, self._sock, stream, ended)
         bridge.notice(Kind.RESET if stream.state is State.RESET else Kind.READABLE)
 
@@ -381,10 +381,10 @@ class Front:
         self._unwatch()
         self._fd = -1
         self._out.clear()
-        self._fronts.live.discard(self)
+        self._clients.live.discard(self)
         if finish:
             sockets.finish(self._sock)
         else:
             self._sock.close()
         self._backend.let_go()
-        self._fronts.providers.client_ended(self._client)
+        self._clients.providers.client_ended(self._client)

@@ -58,7 +58,7 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class LogRequest:
     """One request, for the access log; `status` is 0 if the client was reset before an answer began."""
 
     client: str
@@ -78,5 +78,5 @@ class Answered:
     """What such a response tells the client to ask for."""
 
 
-Command = Answered | Connect | ToClient | ToProvider | HalfClose | Release | Discard | Finish | Abort | Switch
+Command = LogRequest | Connect | ToClient | ToProvider | HalfClose | Release | Discard | Finish | Abort | Switch
 Commands = list[Command]

@@ -13,10 +13,10 @@ import h11
 from goreprox.config.http import HttpConfig
 from goreprox.config.routes import Routes
 from goreprox.http import requests
-from goreprox.http.commands import Answered
+from goreprox.http.commands import LogRequest
 from goreprox.http.forwarding import Forwarding, is_forwarding
-from goreprox.http.requests import Fields, Refused, with_dashes
-from goreprox.http.writer import Answer, request_head
+from goreprox.http.requests import Fields, Rejected, with_dashes
+from goreprox.http.writer import ResponseWriter, request_head
 
 _UPGRADE: Final = ("Upgrade", "-")
 _STAND_INS: Final = {
@@ -39,7 +39,7 @@ class Authenticator(Protocol):
         """Return the name of the token among `fields`, names in lower case, and which of these has brought it.
 
         Raises:
-            Refused: there is none that is for `service`; None: none at all.
+            Rejected: there is none that is for `service`; None: none at all.
         """
 
 
@@ -78,12 +78,12 @@ class Site:
 class Exchange:
     """A request with one reading, and what has become of it."""
 
-    __slots__ = ("answer", "client", "failed", "head", "heard", "request", "service", "stand_in", "token")
+    __slots__ = ("client", "failed", "head", "heard", "request", "response", "service", "stand_in", "token")
 
     def __init__(self, request: h11.Request, site: Site, address: str) -> None:
         """Know nothing of the target yet."""
         self.request = request
-        self.answer = Answer(request)
+        self.response = ResponseWriter(request)
         self.service = site.service
         self.client = site.forwarding.client_of(request, address) if site.forwarding.trusted else address
         """Its address, behind all trusted proxies."""
@@ -108,7 +108,7 @@ class Exchange:
         `address` is its client's, and `certificate` what targets are told of that one's.
 
         Raises:
-            Refused: it may not go there.
+            Rejected: it may not go there.
         """
         request = self.request
         host = requests.value_of(request, b"host") or authority
@@ -118,12 +118,12 @@ class Exchange:
         if site.auth is not None:  # first of all, lest strangers find out which hosts there are
             seen = requests.fields_of(request)
             if any(name != site.auth.header == with_dashes(name) for name, _ in seen):
-                raise Refused(400, "a field has the name of another with _ for -")
+                raise Rejected(400, "a field has the name of another with _ for -")
             self.token, brought_by = site.auth.admit(seen, service, self.client)
         if service is None:
-            raise Refused(404, "this host is not known here")
+            raise Rejected(404, "this host is not known here")
         if site.routes is not None and site.closed is not None and site.closed(address, service):
-            raise Refused(403, "this address may not come in here")
+            raise Rejected(403, "this address may not come in here")
         added = site.forwarding.fields(request, address, host=host, certificate=certificate)
         told = site.settings.host_for(self.service) or host
         fields = requests.passed_on(
@@ -131,20 +131,20 @@ class Exchange:
         )
         self.head = request_head(request, fields)
 
-    def answered(self) -> Answered:
+    def answered(self) -> LogRequest:
         """Return what the access log has of it."""
-        return answered(self.request, self.answer, client=self.client, service=self.service, token=self.token)
+        return answered(self.request, self.response, client=self.client, service=self.service, token=self.token)
 
 
 def answered(
-    request: h11.Request | None, answer: Answer, *, client: str, service: str = "", token: str | None = None
-) -> Answered:
+    request: h11.Request | None, answer: ResponseWriter, *, client: str, service: str = "", token: str | None = None
+) -> LogRequest:
     """Return what the access log has of a request, or of what could not be read as one."""
     method, host, path = b"", b"", b""
     if request is not None:
         method, path = request.method, request.target.partition(b"?")[0]
         host = requests.value_of(request, b"host") or b""
-    return Answered(
+    return LogRequest(
         client,
         service,
         token,

@@ -29,8 +29,8 @@ from goreprox.http.commands import (
 from goreprox.http.exchange import Exchange, Site, answered
 from goreprox.http.reader import Reader
 from goreprox.http.replies import Replies
-from goreprox.http.requests import Refused
-from goreprox.http.writer import Answer
+from goreprox.http.requests import Rejected
+from goreprox.http.writer import ResponseWriter
 
 _FAILURES: Final = {
     HTTPStatus.BAD_GATEWAY: "the server behind this one could not be reached, or gave no valid response",
@@ -138,7 +138,7 @@ class Gateway:
     def timed_out(self) -> Commands:
         """Give up on a head that does not end, a client without a request, or the answer to a half-closed client."""
         if self.reading_head:
-            self._answer(Refused(408, "the head of the request did not arrive in time"))
+            self._answer(Rejected(408, "the head of the request did not arrive in time"))
         elif self.half_closed:
             self._fail(504, "the target did not answer in time after the client had half-closed its connection")
         elif self.idle:
@@ -174,7 +174,7 @@ class Gateway:
         exchange = self._exchange
         if self.over:
             pass
-        elif exchange is not None and exchange.answer.begun and self._provider is not None:
+        elif exchange is not None and exchange.response.begun and self._provider is not None:
             self._provider.receive_eof()
             self._pump_answer()
         elif not self._resend(unsent):
@@ -201,8 +201,8 @@ class Gateway:
             request = self._reader.head()
             if request is not None:
                 request = requests.check(request, self._site.settings.limits, scheme=self._scheme)
-        except Refused as refused:
-            self._answer(refused, request)
+        except Rejected as rejected:
+            self._answer(rejected, request)
             return
         if request is not None:
             self._begin(request)
@@ -213,8 +213,8 @@ class Gateway:
         exchange = self._exchange = Exchange(request, self._site, self._address)
         try:
             exchange.admit(self._site, address=self._address, authority=self._authority, certificate=self._certificate)
-        except Refused as refused:
-            self._answer(refused, last=False)
+        except Rejected as rejected:
+            self._answer(rejected, last=False)
             return
         self._ask(exchange, exchange.head, fresh=False)
         self._pump_request()
@@ -256,8 +256,8 @@ class Gateway:
         reader = self._reader
         try:
             body, end = reader.body()
-        except Refused as refused:
-            self._fail(refused.status, refused.text)
+        except Rejected as rejected:
+            self._fail(rejected.status, rejected.text)
             return
         if self._provider is None:
             return
@@ -293,7 +293,7 @@ class Gateway:
                     body.append(event.data)
                     continue
                 if body:
-                    self._to_client(exchange.answer.body(b"".join(body)))
+                    self._to_client(exchange.response.body(b"".join(body)))
                     body.clear()
                 if isinstance(event, h11.InformationalResponse):
                     self._interim(event, exchange)
@@ -308,7 +308,7 @@ class Gateway:
                     return
         except h11.RemoteProtocolError as exc:
             if body:
-                self._to_client(exchange.answer.body(b"".join(body)))
+                self._to_client(exchange.response.body(b"".join(body)))
             self._fail(502, f"the target's response is malformed: {exc}")
 
     def _interim(self, event: h11.InformationalResponse, exchange: Exchange) -> None:
@@ -323,12 +323,12 @@ class Gateway:
         if chunked or event.status_code == HTTPStatus.NO_CONTENT:
             fields = _without_length(fields)
         last = self._draining or self._reader.in_body  # whoever answers early may not want the rest
-        self._to_client(exchange.answer.head(event.status_code, event.reason, fields, last=last))
+        self._to_client(exchange.response.head(event.status_code, event.reason, fields, last=last))
 
     def _end_answer(self, event: h11.EndOfMessage, exchange: Exchange) -> None:
-        self._to_client(exchange.answer.end(requests.trailers(event)))
+        self._to_client(exchange.response.end(requests.trailers(event)))
         self._log(exchange)
-        self._end_exchange(exchange.answer)
+        self._end_exchange(exchange.response)
 
     def _switch(self, event: h11.InformationalResponse, exchange: Exchange) -> None:
         provider = self._provider
@@ -340,7 +340,7 @@ class Gateway:
         if upgrade is not None:
             fields.append((b"Upgrade", upgrade))
         self._to_client(writer.interim_head(event, fields))
-        exchange.answer.status = event.status_code
+        exchange.response.status = event.status_code
         for early, command in ((provider.behind, ToClient), (self._reader.ahead, ToProvider)):
             if early:
                 self._commands.append(command(early))
@@ -354,7 +354,7 @@ class Gateway:
 
     # Ends.
 
-    def _end_exchange(self, answer: Answer) -> None:
+    def _end_exchange(self, answer: ResponseWriter) -> None:
         """The answer is whole: go on to the next request, if the client's message is whole, too."""
         provider = self._provider
         self._exchange = None
@@ -391,31 +391,31 @@ class Gateway:
         exchange = self._exchange
         assert exchange is not None
         self._discard(reset=True)
-        if exchange.answer.begun:
+        if exchange.response.begun:
             self._log(exchange, reason)
             self.over = True
             self._commands.append(Abort())
         elif (text := _FAILURES.get(HTTPStatus(status))) is not None:
-            self._answer(Refused(status, text, detail=reason), last=False)
+            self._answer(Rejected(status, text, detail=reason), last=False)
         else:
-            self._answer(Refused(status, reason), last=False)
+            self._answer(Rejected(status, reason), last=False)
 
-    def _answer(self, refused: Refused, request: h11.Request | None = None, *, last: bool = True) -> None:
+    def _answer(self, rejected: Rejected, request: h11.Request | None = None, *, last: bool = True) -> None:
         """Answer in the target's stead. Only after a sound request that is whole the connection goes on."""
         exchange = self._exchange
         if exchange is not None:
             request = exchange.request
-        answer = Answer(request) if exchange is None else exchange.answer
+        answer = ResponseWriter(request) if exchange is None else exchange.response
         last = last or self._draining or not self._reader.skip()
         accept = requests.value_of(request, b"accept") if request is not None else None
-        request_id = self._site.draw_id() if refused.detail else ""
-        text = f"{refused.text} (request {request_id})" if request_id else refused.text
-        fields, body = own_responses.body(refused.status, text, accept or b"")
-        reason = refused.status.phrase.encode()
-        self._to_client(answer.head(refused.status, reason, fields + refused.fields, last=last) + answer.body(body))
+        request_id = self._site.draw_id() if rejected.detail else ""
+        text = f"{rejected.text} (request {request_id})" if request_id else rejected.text
+        fields, body = own_responses.body(rejected.status, text, accept or b"")
+        reason = rejected.status.phrase.encode()
+        self._to_client(answer.head(rejected.status, reason, fields + rejected.fields, last=last) + answer.body(body))
         if self._site.logs or request_id:
             entry = answered(request, answer, client=self._address) if exchange is None else exchange.answered()
-            error = refused.detail or refused.text
+            error = rejected.detail or rejected.text
             self._commands.append(replace(entry, error=error, request_id=request_id))
         self._end_exchange(answer)
 

@@ -10,7 +10,7 @@ import h11
 
 from goreprox.config.http import DEFAULT_LIMITS, Limits
 from goreprox.http.chunks import Chunks
-from goreprox.http.requests import BAD_IN_HEAD, Refused, value_of
+from goreprox.http.requests import BAD_IN_HEAD, Rejected, value_of
 
 AHEAD: Final = 16 * 1024
 """Bytes of later requests that are read while one is being answered; also how the end of a client is noticed. A client
@@ -93,7 +93,7 @@ class Reader:
         """Return the next request, once its head is there.
 
         Raises:
-            Refused: it is malformed or too long; nothing else can be read.
+            Rejected: it is malformed or too long; nothing else can be read.
         """
         head, most = self._head, self._most
         while head.startswith(_BLANK):  # RFC 9112, 2.2
@@ -101,10 +101,10 @@ class Reader:
         end = head.find(_END, max(0, self._scanned - len(_END)), most)
         seen = most if end < 0 else end + len(_END)
         if BAD_IN_HEAD.search(head, max(0, self._scanned - 2), seen):
-            raise Refused(400, "the head of the request is malformed")
+            raise Rejected(400, "the head of the request is malformed")
         if end < 0:
             if len(head) >= most:
-                raise Refused(431, f"the head of the request has more than {most} bytes")
+                raise Rejected(431, f"the head of the request has more than {most} bytes")
             self._scanned = len(head)
             return None
         message = self._message = h11.Connection(h11.SERVER, max_incomplete_event_size=most)
@@ -115,7 +115,7 @@ class Reader:
         try:
             request = message.next_event()
         except h11.RemoteProtocolError as exc:
-            raise Refused(exc.error_status_hint, "the head is malformed") from exc
+            raise Rejected(exc.error_status_hint, "the head is malformed") from exc
         assert isinstance(request, h11.Request)
         chunked = value_of(request, b"transfer-encoding") is not None
         self._chunks = Chunks(max_trailer=most) if chunked else None
@@ -127,7 +127,7 @@ class Reader:
         """Return what has come of the body, and its end if it has come, too; nothing once that was returned.
 
         Raises:
-            Refused: it is malformed; nothing else can be read.
+            Rejected: it is malformed; nothing else can be read.
         """
         message = self._message
         assert message is not None
@@ -138,9 +138,9 @@ class Reader:
             while isinstance(event := message.next_event(), h11.Data):
                 parts.append(event.data)
         except h11.RemoteProtocolError as exc:
-            raise Refused(400, "the body is malformed") from exc
+            raise Rejected(400, "the body is malformed") from exc
         if self._chunks is not None and self._chunks.malformed:
-            raise Refused(400, "the body is malformed")
+            raise Rejected(400, "the body is malformed")
         end = event if isinstance(event, h11.EndOfMessage) else None
         body = b"".join(parts)
         self._left -= len(body)
@@ -152,7 +152,7 @@ class Reader:
             return False
         try:
             self.body()
-        except Refused:
+        except Rejected:
             return False
         return not self.in_body
 

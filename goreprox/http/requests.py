@@ -48,7 +48,7 @@ Fields = list[tuple[bytes, bytes]]
 Message = h11.Request | h11.Response | h11.InformationalResponse
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """The request is not passed on; the client is told why."""
 
     def __init__(self, status: int, text: str, fields: Fields | None = None, *, detail: str = "") -> None:
@@ -66,17 +66,17 @@ def check(request: h11.Request, limits: Limits = DEFAULT_LIMITS, *, scheme: byte
     `scheme` is that of the port; None: it may be another one, since a trusted proxy passes the request on.
 
     Raises:
-        Refused: it has several, or none.
+        Rejected: it has several, or none.
     """
     if request.http_version not in (b"1.0", b"1.1"):
-        raise Refused(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+        raise Rejected(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
     if len(request.headers) > limits.lines:
-        raise Refused(431, f"more than {limits.lines} header lines")
+        raise Rejected(431, f"more than {limits.lines} header lines")
     if request.method in (b"CONNECT", b"TRACE"):
-        raise Refused(405, f"{request.method.decode()} is not for this server", [_ALLOW])
+        raise Rejected(405, f"{request.method.decode()} is not for this server", [_ALLOW])
     request = _in_origin_form(request, scheme)
     if not _ORIGIN_FORM.fullmatch(request.target) and (request.method, request.target) != (b"OPTIONS", b"*"):
-        raise Refused(400, "the request target must be a path")
+        raise Rejected(400, "the request target must be a path")
     _check_fields(request)
     return request
 
@@ -85,16 +85,16 @@ def _in_origin_form(request: h11.Request, scheme: bytes | None) -> h11.Request:
     """Turn absolute form into a path and a Host: that of the target, whatever the Host says (RFC 9112, 3.2.2).
 
     Raises:
-        Refused: it is for another scheme than the port's (RFC 9110, 7.4), or the Host is malformed (RFC 9112, 3.2).
+        Rejected: it is for another scheme than the port's (RFC 9110, 7.4), or the Host is malformed (RFC 9112, 3.2).
     """
     absolute = _ABSOLUTE_FORM.fullmatch(request.target)
     if absolute is None:
         return request
     wanted, host, path = absolute.groups()
     if scheme is not None and wanted.lower() != scheme:
-        raise Refused(421, f"this port is for {scheme.decode()}:// alone")
+        raise Rejected(421, f"this port is for {scheme.decode()}:// alone")
     if (ignored := value_of(request, b"host")) and not is_host(ignored):
-        raise Refused(400, "the Host is not a host")
+        raise Rejected(400, "the Host is not a host")
     if not path.startswith(b"/"):
         path = b"*" if request.method == b"OPTIONS" and not path else b"/" + path
     fields = [(name, value) for name, value in request.headers.raw_items() if name.lower() != b"host"]
@@ -108,21 +108,21 @@ def _check_fields(request: h11.Request) -> None:
     framing = set()
     for name, value in fields_of(request):
         if name == b"host" and not is_host(value):
-            raise Refused(400, "the Host is not a host")
+            raise Rejected(400, "the Host is not a host")
         if name in (b"content-length", b"transfer-encoding"):
             framing.add(name)
         if name == b"content-length" and int(value) > MAX_LENGTH:
-            raise Refused(400, "the Content-Length is beyond any body")
+            raise Rejected(400, "the Content-Length is beyond any body")
         if b"_" in name and with_dashes(name) in _NO_DISGUISE:
-            raise Refused(400, "a field has the name of another with _ for -")
+            raise Rejected(400, "a field has the name of another with _ for -")
         if name == b"expect" and value.lower() != b"100-continue":
-            raise Refused(417, "no expectation is met here but 100-continue")
+            raise Rejected(417, "no expectation is met here but 100-continue")
     if len(framing) > 1:
-        raise Refused(400, "the body has both a Content-Length and a Transfer-Encoding")
+        raise Rejected(400, "the body has both a Content-Length and a Transfer-Encoding")
     if b"transfer-encoding" in framing and request.http_version == b"1.0":
-        raise Refused(400, "HTTP/1.0 has no Transfer-Encoding")
+        raise Rejected(400, "HTTP/1.0 has no Transfer-Encoding")
     if named & _NOT_TO_BE_NAMED:
-        raise Refused(400, "Connection names a field that is not of the connection")
+        raise Rejected(400, "Connection names a field that is not of the connection")
 
 
 def _named_by_connection(message: Message) -> set[bytes]:

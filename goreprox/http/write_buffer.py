@@ -7,7 +7,7 @@ from goreprox.net.sockets import Socket, send_some
 from goreprox.protocol.budget import Budget
 
 
-class Outgoing:
+class WriteBuffer:
     """Bytes that wait for room in a socket; the budget lends what they take."""
 
     def __init__(self, budget: Budget) -> None:

@@ -42,11 +42,11 @@ def _head(first: bytes, fields: Fields) -> bytes:
 def refusal(status: HTTPStatus, text: str) -> bytes:
     """Return a whole response to what was not even read as a request."""
     fields, body = own_responses.body(status, text, b"")
-    answer = Answer(None)
+    answer = ResponseWriter(None)
     return answer.head(status, status.phrase.encode(), fields, last=True) + answer.body(body)
 
 
-class Answer:
+class ResponseWriter:
     """An answer to one request, or to what was none: framed as whoever asked understands it (RFC 9112, 6.3)."""
 
     __slots__ = ("_bodiless", "_chunked", "_old", "begun", "body_bytes", "ends", "status")

@@ -12,7 +12,7 @@ from goreprox.config.roles import EdgeConfig, ServerConfig
 from goreprox.config.routes import Routes
 from goreprox.endpoint import Endpoint
 from goreprox.http.auth import Auth
-from goreprox.http.client import Front, Fronts
+from goreprox.http.client import ClientConnection, ClientConnections
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.http.provider_stream import Upstream
@@ -60,7 +60,7 @@ class Edge:
         self.driver = self.assignment.driver
         poller = Poller(self.driver.batch)
         self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
-        self.fronts = Fronts(self.bridges, self, self._budget)
+        self.http_clients = ClientConnections(self.bridges, self, self._budget)
         self.ends = Ends(self.driver)
         self._doors = Doors(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
         self._sites = _sites(clients, self._doors)
@@ -70,7 +70,7 @@ class Edge:
     @property
     def connections(self) -> int:
         """Client connections, and streams of HTTP clients that have gone."""
-        return len(self.bridges.connections) + self.fronts.idle + len(self.admission)
+        return len(self.bridges.connections) + self.http_clients.idle + len(self.admission)
 
     def _has_room(self) -> bool:
         most = self._max_connections
@@ -83,7 +83,9 @@ class Edge:
         listener = client.listener
         if listener.scheme.is_http:
             site = self._sites[listener]
-            Front(self.fronts, client.sock, client.address, client.destination, site, certificate=client.certificate)
+            ClientConnection(
+                self.http_clients, client.sock, client.address, client.destination, site, certificate=client.certificate
+            )
             return
         stream = Stream(
             opener=True,
@@ -116,7 +118,7 @@ class Edge:
         return peer is not None and peer.info.attributes.get(ACKS_BEFORE_EOF) is True
 
     def _providers_lost(self) -> None:
-        self.fronts.providers_changed()
+        self.http_clients.providers_changed()
 
     # The end of clients and streams.
 
@@ -144,13 +146,13 @@ class Edge:
     async def close(self, *, drain_s: float) -> int:
         """Stop accepting, wait `drain_s` for streams to end, reset the rest; return how many."""
         self.listeners.drain()
-        self.fronts.drain()
+        self.http_clients.drain()
         self.driver.drain()
         await wait_until(self._is_drained, deadline_s=drain_s)
         reset = self.connections
         self.admission.close()
-        for front in list(self.fronts.live):
-            front.abort()
+        for client in list(self.http_clients.live):
+            client.abort()
         for owner in self.bridges.connections:
             owner.abort("the edge is shutting down")
         await self.driver.goodbye(f"the {self._process} was shut down", deadline_s=1.0)
@@ -159,7 +161,7 @@ class Edge:
     def _is_drained(self) -> bool:
         """Return whether all clients have left; end those that are pending and have sent all they had."""
         self.assignment.drain("the edge is shutting down")
-        return not any((self.bridges.connections, self.fronts.live, self.admission))
+        return not any((self.bridges.connections, self.http_clients.live, self.admission))
 
     def introduce(self, member: Member) -> None:
         """Announce where clients are accepted, in the peer list."""

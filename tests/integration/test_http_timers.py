@@ -49,8 +49,8 @@ class Web(Tunnel):
     def later(self, seconds: float) -> None:
         """Put the clock forward, and let the edge look at it."""
         self.clock.now += seconds
-        for front in list(self.edge.fronts.live):
-            front.look(self.clock.now)
+        for connection in list(self.edge.http_clients.live):
+            connection.look(self.clock.now)
 
 
 @contextlib.asynccontextmanager
@@ -82,20 +82,20 @@ async def test_a_head_that_dribbles_is_answered_408() -> None:
     async with web() as it:
         client = await it.client()
         await client.send(GET[:1])
-        await eventually(lambda: it.edge.fronts.live)
-        (front,) = it.edge.fronts.live
+        await eventually(lambda: it.edge.http_clients.live)
+        (connection,) = it.edge.http_clients.live
         for size in range(2, 12):  # a byte each second
             await client.send(GET[size - 1 : size])
-            await eventually(lambda size=size: len(front._gateway._reader._head) == size)  # type: ignore[misc]
+            await eventually(lambda size=size: len(connection._gateway._reader._head) == size)  # type: ignore[misc]
             it.later((HEAD_S - SHORT_S) / 10)
         assert silent(client)
         it.clock.now += 2 * SHORT_S  # the edge looks by itself
         answer = await client.receive_all()
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"Connection: close\r\n" in answer
-        assert it.edge.fronts.live == {front}
+        assert it.edge.http_clients.live == {connection}
         it.later(LINGER_S)  # the client does not leave
-        assert not it.edge.fronts.live
+        assert not it.edge.http_clients.live
 
 
 async def test_a_head_behind_an_answer_has_its_own_time() -> None:
@@ -105,7 +105,9 @@ async def test_a_head_behind_an_answer_has_its_own_time() -> None:
         assert (await answered(client)).startswith(b"HTTP/1.1 404 ")
         it.later(IDLE_S - SHORT_S)
         await client.send(GET[:9])
-        await eventually(lambda: [front for front in it.edge.fronts.live if front._gateway.reading_head])
+        await eventually(
+            lambda: [connection for connection in it.edge.http_clients.live if connection._gateway.reading_head]
+        )
         it.later(HEAD_S - SHORT_S)
         assert silent(client)
         it.later(2 * SHORT_S)
@@ -119,7 +121,7 @@ async def test_a_client_without_a_request_is_let_go_without_a_word(first: bytes)
         await client.send(first)
         if first:
             await answered(client)
-        await eventually(lambda: it.edge.fronts.live)
+        await eventually(lambda: it.edge.http_clients.live)
         it.later(IDLE_S - SHORT_S)
         assert silent(client)
         it.later(2 * SHORT_S)
@@ -179,7 +181,7 @@ async def test_the_answer_to_a_half_closed_client_is_waited_for_as_long_as_a_tar
         await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
         assert (await head_at(client)).startswith(b"HTTP/1.1 200 ")
         it.later(CLOSING_S - SHORT_S)
-        assert len(it.edge.fronts.live) == 1
+        assert len(it.edge.http_clients.live) == 1
         await target.send(b"ok")
         assert (await client.receive_all()).endswith(b"ok")
 
@@ -227,17 +229,17 @@ async def test_a_tls_client_has_a_while_to_say_close_notify_after_ours(tmp_path:
     authority = Authority(tmp_path)
     async with web(authority) as it:
         client = await told_goodbye(it, authority)
-        assert len(it.edge.fronts.live) == 1
+        assert len(it.edge.http_clients.live) == 1
         if then == "says_something_else":
             await client.write(GET)
         it.later(LINGER_S - SHORT_S)
-        assert len(it.edge.fronts.live) == 1
+        assert len(it.edge.http_clients.live) == 1
         if then == "says_it_too":
             await client.say_goodbye()
-            await eventually(lambda: not it.edge.fronts.live)
+            await eventually(lambda: not it.edge.http_clients.live)
         else:
             it.later(2 * SHORT_S)
-            assert not it.edge.fronts.live
+            assert not it.edge.http_clients.live
 
 
 async def test_a_close_notify_without_room_is_said_once_there_is_some(
@@ -257,7 +259,7 @@ async def test_a_close_notify_without_room_is_said_once_there_is_some(
     authority = Authority(tmp_path)
     async with web(authority) as it:
         client = await told_goodbye(it, authority)
-        await eventually(lambda: all(front._lingering for front in it.edge.fronts.live))
+        await eventually(lambda: all(connection._lingering for connection in it.edge.http_clients.live))
         assert tries == 4
         await client.say_goodbye()
-        await eventually(lambda: not it.edge.fronts.live)
+        await eventually(lambda: not it.edge.http_clients.live)

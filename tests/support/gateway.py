@@ -8,13 +8,13 @@ import h11
 
 from goreprox.http.commands import (
     Abort,
-    Answered,
     Command,
     Commands,
     Connect,
     Discard,
     Finish,
     HalfClose,
+    LogRequest,
     Release,
     Switch,
     ToClient,
@@ -37,7 +37,7 @@ class Seen:
     """One for each stream."""
     others: list[Command] = field(default_factory=list)
     """Everything but bytes and what is logged."""
-    logged: list[Answered] = field(default_factory=list)
+    logged: list[LogRequest] = field(default_factory=list)
 
 
 class Talk:
@@ -97,7 +97,7 @@ class Talk:
                 case Discard():
                     self._connected = False
                     seen.others.append(command)
-                case Answered():
+                case LogRequest():
                     seen.logged.append(command)
                 case HalfClose() | Release() | Finish() | Abort() | Switch():
                     seen.others.append(command)

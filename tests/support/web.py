@@ -16,7 +16,7 @@ async def head_of(reader: asyncio.StreamReader) -> str:
 
 
 async def polite(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer every request with what it asked for."""
+    """ResponseWriter every request with what it asked for."""
     while True:
         head = await head_of(reader)
         if head.startswith("POST"):

@@ -7,7 +7,7 @@ import h11
 import pytest
 
 from goreprox.config.http import HostHeader, HttpConfig
-from goreprox.http.commands import Answered
+from goreprox.http.commands import LogRequest
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from tests.support.gateway import CLIENT, OK, Talk
@@ -107,10 +107,10 @@ def test_the_access_log_has_every_request_that_could_be_read() -> None:
     talk.client(get().replace(b"GET", b"POST")).lost()
     talk.client(get()).target(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").lost()
     failed, reset = talk.seen.logged[1:]
-    assert talk.seen.logged[0] == Answered("203.0.113.7", "web", None, "GET", "a:80", "/a", 200, 2)
+    assert talk.seen.logged[0] == LogRequest("203.0.113.7", "web", None, "GET", "a:80", "/a", 200, 2)
     assert (failed.client, failed.method, failed.status, failed.error) == (CLIENT, "POST", 502, "gone")
     assert failed.request_id.encode() in talk.seen.to_client
-    assert reset == Answered(CLIENT, "web", None, "GET", "a:80", "/a", 200, 4, error="gone")
+    assert reset == LogRequest(CLIENT, "web", None, "GET", "a:80", "/a", 200, 4, error="gone")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from goreprox.endpoint import Endpoint
-from goreprox.http.client import Front, Fronts
+from goreprox.http.client import ClientConnection, ClientConnections
 from goreprox.http.exchange import Site
 from goreprox.http.provider_stream import Upstream
 from goreprox.net import sockets
@@ -95,17 +95,17 @@ async def read_to_the_end(sock: socket.socket) -> None:
 async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_lost(end: str) -> None:
     bridges = Bridges(Poller(lambda work: work()), clock=clock, half_closed_timeout_s=None)
     providers = Providers()
-    fronts = Fronts(bridges, providers, Budget(total_bytes=64 * MIB, max_streams=16))
+    clients = ClientConnections(bridges, providers, Budget(total_bytes=64 * MIB, max_streams=16))
     ours, client = with_small_buffers()
     with client:
-        front = Front(fronts, ours, Endpoint("192.0.2.9", 1), Endpoint("192.0.2.1", 80), Site("web"))
+        connection = ClientConnection(clients, ours, Endpoint("192.0.2.9", 1), Endpoint("192.0.2.1", 80), Site("web"))
         client.send(UPGRADE)
         await eventually(lambda: providers.upstreams)
         (upstream,) = providers.upstreams
         stream = upstream.stream
         stream.receive_data(0, SWITCHING + EARLY)
         upstream.notice(Kind.READABLE)
-        assert front._out and not stream.receive.chunks and upstream._user is front
+        assert connection._out and not stream.receive.chunks and upstream._user is connection
 
         if end == "reset":
             stream.receive_reset(len(SWITCHING + EARLY), "the target was reset")
@@ -113,6 +113,6 @@ async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_
         else:
             stream.receive_abort("the provider is gone")
             upstream.notice(Kind.ABORTED)
-        assert not fronts.live and not bridges.connections
+        assert not clients.live and not bridges.connections
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(read_to_the_end(client), 30)

@@ -244,6 +244,30 @@ async def test_silence_of_a_provider_moves_no_stream_and_new_clients_go_elsewher
         assert await asyncio.wait_for(reader.readexactly(14), DEADLINE_S) == b"preferred once"
 
 
+async def test_clients_avoid_a_silent_provider_long_before_its_link_is_lost(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        preferred, spare = await made.target(greeting(b"preferred")), await made.target(greeting(b"spare"))
+        server = await made.serve("--link-timeout", "15")
+        args = ("--server", f"{HOST}:{await server.port('providers')}", "--link-timeout", "15", "--weight")
+        frozen = await made.start("provider", f"{preferred}", *args, "1000", "--name", "preferred")
+        await made.start("provider", f"{spare}", *args, "0.01", "--name", "spare")
+        await meets(server, "preferred")
+        await meets(server, "spare")
+        frozen.signal(signal.SIGSTOP)
+        waiting = served = 0
+        while served < 10:
+            reader, _ = await made.connect()
+            try:
+                assert await asyncio.wait_for(reader.readexactly(5), 1.0) == b"spare"
+            except TimeoutError:  # its Open was sent before the silence was noticed, so it may have reached a target
+                waiting += 1
+            else:
+                served += 1
+        assert waiting <= 4, "one on a machine that is quick"
+        assert not server.events("peer_down", peer="preferred")
+        frozen.signal(signal.SIGCONT)
+
+
 async def test_a_full_provider_passes_clients_on(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         small, large = await made.target(greeting(b"small")), await made.target(greeting(b"large"))

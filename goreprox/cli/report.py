@@ -17,7 +17,7 @@ from rich.text import Text
 
 from goreprox.cli.summary import summary
 from goreprox.process.log import printable
-from goreprox.status.document import BrokerStatus, Document, EndStatus, PeerStatus, StreamsStatus
+from goreprox.status.document import BrokerStatus, Document, EndedStreamStatus, PeerStatus, StreamsStatus
 
 PIPE_COLUMNS: Final = 400
 """Where nobody's screen sets the width, lines are as long as they need to be, up to this."""
@@ -150,7 +150,7 @@ def _members(broker: BrokerStatus) -> Table:
     return _table("Broker's peers", ("peer", "id", "#fabric epoch", "#outbox messages", "#outbox"), rows)
 
 
-def _ends(ends: Sequence[EndStatus]) -> Table:
+def _ends(ends: Sequence[EndedStreamStatus]) -> Table:
     rows = [
         (
             f"{datetime.fromisoformat(end['ended_at']).astimezone():%Y-%m-%d %H:%M:%S}",

@@ -9,7 +9,7 @@ from goreprox.cli.report import show, show_json
 from goreprox.config.options import Directory
 from goreprox.config.paths import runtime_dirs
 from goreprox.errors import StatusError
-from goreprox.status.document import ask_all
+from goreprox.status.query import ask_all
 
 Role = Literal["server", "edge", "broker", "provider"]
 

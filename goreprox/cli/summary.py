@@ -10,7 +10,7 @@ from typing import Final
 from rich.filesize import decimal
 
 from goreprox.columns import columns, counted
-from goreprox.status.document import ConnectionStatus, Document, EndStatus, LinkStatus, PeerStatus
+from goreprox.status.document import ConnectionStatus, Document, EndedStreamStatus, LinkStatus, PeerStatus
 
 CONNECTIONS: Final = 10
 ENDS: Final = 5
@@ -105,7 +105,7 @@ def _connections(document: Document) -> Iterator[str]:
         yield f"    and {more:,} more"
 
 
-def _ends(ends: Sequence[EndStatus]) -> Iterator[str]:
+def _ends(ends: Sequence[EndedStreamStatus]) -> Iterator[str]:
     if not ends:
         return
     yield "  ended last"

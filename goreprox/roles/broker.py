@@ -15,8 +15,8 @@ from goreprox.keys.guard import Guard
 from goreprox.keys.reach import Reach
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import LINGER_S, Closable, Lifetime
-from goreprox.status.document import answering
-from goreprox.status.snapshot import Subject
+from goreprox.status.snapshot import Source
+from goreprox.status.socket import serving
 
 
 async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict[str, int], list[Closable]]:
@@ -92,7 +92,7 @@ async def run(config: BrokerConfig) -> None:
     process = config.process
     instance = Instance.acquire(process.lock_dir, "broker", process.own_name, secrets.token_bytes(INCARNATION_BYTES))
     router, ports, ways = await open_router(config)
-    async with answering(instance, Subject(instance, ports, router=router).document):
+    async with serving(instance, Source(instance, ports, router=router).document):
         with Lifetime() as life:
             life.ready(describe(ports), **ports)
             await life.stop.wait()

@@ -27,8 +27,8 @@ from goreprox.protocol.stream import Stream
 from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
 from goreprox.roles.member import Member
-from goreprox.status.document import answering
-from goreprox.status.snapshot import Ends, Gauges, Subject
+from goreprox.status.snapshot import EndedStreams, Metrics, Source
+from goreprox.status.socket import serving
 from goreprox.tunnel.attributes import Port, ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
@@ -61,7 +61,7 @@ class Edge:
         poller = Poller(self.driver.batch)
         self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
         self.http_clients = ClientConnections(self.bridges, self, self._budget)
-        self.ends = Ends(self.driver)
+        self.ended = EndedStreams(self.driver)
         self._doors = Doors(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
         self._sites = _sites(clients, self._doors)
         self.admission = Admission(clients, poller, self._doors, has_room=self._has_room, admitted=self._admitted)
@@ -140,7 +140,7 @@ class Edge:
         stream = owner.stream
         self.assignment.ended(owner)
         reason = stream.end_reason or "done"
-        self.ends.note(stream, reason)
+        self.ended.add(stream, reason)
         logger.debug("stream {} of {} ended: {}", stream.id, stream.client, reason, event="stream_ended", reason=reason)
 
     async def close(self, *, drain_s: float) -> int:
@@ -178,13 +178,13 @@ class Edge:
             for route in self._clients.routes:
                 yield Port(route.service, scheme.value, host if "*" in route.host else route.host, port)
 
-    def gauges(self) -> Gauges:
+    def metrics(self) -> Metrics:
         """Return what the status shows of this edge (snapshot.Owner)."""
         services: dict[str, list[str]] = {}
         for listener, address in self.listeners.addresses:
             for service in self._clients.services_of(listener):
                 services.setdefault(service, []).append(str(address))
-        return Gauges(
+        return Metrics(
             services,
             self._max_connections,
             waiting_clients=self.assignment.pending,
@@ -246,13 +246,13 @@ async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
     links = member.link(config.brokers, edge.driver, config.security)
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
-    subject = Subject(member.instance, {"clients": edge.listeners.ports}, owner=edge, links=links.all)
-    async with answering(member.instance, subject.document):
+    source = Source(member.instance, {"clients": edge.listeners.ports}, owner=edge, links=links.all)
+    async with serving(member.instance, source.document):
         await (life or Lifetime()).serve(
             edge,
             links.all,
             drain_s=config.connections.drain_s,
             ready=f"{entrances(config.clients, edge.listeners.found)}, brokers at {brokers}",
             connection=links,
-            **subject.ports,
+            **source.ports,
         )

@@ -18,8 +18,8 @@ from goreprox.roles.dial import Dialer
 from goreprox.roles.loops import HOPS, Loops
 from goreprox.roles.member import Member
 from goreprox.roles.reachable import Reachable
-from goreprox.status.document import answering
-from goreprox.status.snapshot import Ends, Gauges, Subject
+from goreprox.status.snapshot import EndedStreams, Metrics, Source
+from goreprox.status.socket import serving
 from goreprox.tunnel import attributes
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.driver import Driver, wait_until
@@ -44,7 +44,7 @@ class Provider:
         self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=connections.grace_s)
         poller = Poller(self.driver.batch)
         self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
-        self.ends = Ends(self.driver)
+        self.ended = EndedStreams(self.driver)
         self.dialer = Dialer(
             config.targets,
             config.dial,
@@ -52,7 +52,7 @@ class Provider:
             self._loops,
             self._log,
             connected=self._connected,
-            failed=self.ends.note,
+            failed=self.ended.add,
         )
         self._targets = self.dialer.targets.addresses
         self._reachable = Reachable(self.driver, self._targets, self._log)
@@ -91,7 +91,7 @@ class Provider:
             f"{reason}: it is a port of the server or of an edge; give the port of the application",
             service=stream.service,
         )
-        self.ends.note(stream, reason)
+        self.ended.add(stream, reason)
         stream.refuse(Code.TARGET, reason)
 
     def _connected(self, stream: Stream, sock: Socket) -> None:
@@ -104,7 +104,7 @@ class Provider:
         stream = bridge.stream
         self._loops.discard(stream)
         reason = stream.end_reason or "done"
-        self.ends.note(stream, reason)
+        self.ended.add(stream, reason)
         logger.debug("stream {} of {} ended: {}", stream.id, stream.client, reason, event="stream_ended", reason=reason)
 
     def stream_accepted(self, peer: Peer, stream: Stream) -> None:
@@ -144,10 +144,10 @@ class Provider:
         await self.driver.goodbye("the provider was shut down", deadline_s=1.0)
         return reset
 
-    def gauges(self) -> Gauges:
+    def metrics(self) -> Metrics:
         """Return what the status shows of this provider (snapshot.Owner)."""
         services = {service: [str(address)] for service, address in self._targets.items()}
-        return Gauges(services, self._max_connections, dialing=len(self.dialer.dials))
+        return Metrics(services, self._max_connections, dialing=len(self.dialer.dials))
 
 
 async def run(config: ProviderConfig) -> None:
@@ -162,8 +162,8 @@ async def run(config: ProviderConfig) -> None:
     links = member.link(config.servers, provider.driver, config.security)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))
-    subject = Subject(member.instance, owner=provider, links=links.all)
-    async with answering(member.instance, subject.document):
+    source = Source(member.instance, owner=provider, links=links.all)
+    async with serving(member.instance, source.document):
         await Lifetime().serve(
             provider,
             links.all,

@@ -7,8 +7,8 @@ from goreprox.process.lifetime import Lifetime
 from goreprox.roles.broker import describe, open_router
 from goreprox.roles.edge import Edge, entrances
 from goreprox.roles.member import Member
-from goreprox.status.document import answering
-from goreprox.status.snapshot import Subject
+from goreprox.status.snapshot import Source
+from goreprox.status.socket import serving
 
 
 async def run(config: ServerConfig) -> None:
@@ -27,13 +27,13 @@ async def run(config: ServerConfig) -> None:
     edge.introduce(member)
     local = router.attach(member.name, member.attributes, edge.driver)
     edge.listeners.start()
-    subject = Subject(member.instance, {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)
-    async with answering(member.instance, subject.document):
+    source = Source(member.instance, {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)
+    async with serving(member.instance, source.document):
         await Lifetime().serve(
             edge,
             [local, *ways],
             drain_s=config.connections.drain_s,
             ready=f"{entrances(config.clients, edge.listeners.found)}, {describe(ports)}",
             connection=None,
-            **subject.ports,
+            **source.ports,
         )

@@ -1,7 +1,6 @@
-"""What a process says of itself, put together when it is asked and not before.
+"""Builds the status document from the counters of drivers, sessions and brokers, when it is asked for.
 
-Reads the counters of drivers, sessions and brokers and sums them up: streams are counted, and only the latest listed.
-Knows nothing of who asks and how it is shown.
+Streams are summed up, and only the latest listed, so that the document is bounded.
 """
 
 import heapq
@@ -23,7 +22,7 @@ from goreprox.status.document import (
     BrokerStatus,
     ConnectionStatus,
     Document,
-    EndStatus,
+    EndedStreamStatus,
     LinkStatus,
     MemberStatus,
     PathStatus,
@@ -37,24 +36,24 @@ from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
 
 LISTED: Final = 20
-"""Open connections that are told of; each is at most 512 bytes."""
-LAST_ENDS: Final = 20
-"""Each at most 1 KiB: two names of 64 characters, an address, and a reason of 256."""
+"""Open connections in the document; each takes at most 512 bytes."""
+LAST_ENDED: Final = 20
+"""Ended streams in the document; each takes at most 1 KiB: two names of 64 characters, an address, a reason of 256."""
 
 
-class Ends:
-    """The streams that have ended: how many, how much they moved, and the last of them one by one."""
+class EndedStreams:
+    """Sums of the streams that have ended, and the last of them."""
 
     def __init__(self, driver: Driver) -> None:
-        """Begin with none; `driver` knows the peers' names."""
+        """Take the names of peers from `driver`."""
         self.count = 0
         self.sent_bytes = 0
         self.received_bytes = 0
-        self._last: deque[tuple[float, Stream, str | None, str]] = deque(maxlen=LAST_ENDS)
+        self._last: deque[tuple[float, Stream, str | None, str]] = deque(maxlen=LAST_ENDED)
         self._driver = driver
 
-    def note(self, stream: Stream, reason: str) -> None:
-        """Count a stream that has ended, or is about to; to be called once for each."""
+    def add(self, stream: Stream, reason: str) -> None:
+        """Add a stream that has ended, or is about to; once for each."""
         peer = self._driver.peer_of(stream)
         self.count += 1
         self.sent_bytes += stream.sent_bytes
@@ -62,8 +61,8 @@ class Ends:
         self._last.append((time.time(), stream, peer.info.name.name if peer is not None else None, reason))
 
     @property
-    def last(self) -> list[EndStatus]:
-        """The last ones, oldest first."""
+    def last(self) -> list[EndedStreamStatus]:
+        """The last ones, the oldest first."""
         return [
             {
                 "ended_at": _iso(at),
@@ -78,36 +77,36 @@ class Ends:
         ]
 
 
-class Gauges(NamedTuple):
+class Metrics(NamedTuple):
     """What only an edge or a provider knows."""
 
     services: dict[str, list[str]]
-    """Where each is accepted (edge) or dialled (provider)."""
+    """The addresses where clients of each are accepted (edge), or that are dialled for it (provider)."""
     limit: int
-    """Connections at a time."""
+    """Connections at a time, at most."""
     waiting_clients: int = 0
     refused_clients: int = 0
     dialing: int = 0
 
 
 class Owner(Protocol):
-    """An edge or a provider, as far as the status needs it."""
+    """An edge or a provider."""
 
     driver: Driver
     bridges: Bridges
-    ends: Ends
+    ended: EndedStreams
 
-    def gauges(self) -> Gauges:
-        """Return what is to be told at this moment."""
+    def metrics(self) -> Metrics:
+        """Return the present values."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A process, and those parts of it that have something to tell."""
+class Source:
+    """A process, and those parts of it that the document is about."""
 
     instance: Instance
     ports: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
-    """Where it listens: for `clients`, `providers`, `edges`."""
+    """Where it listens for `clients`, `providers` and `edges`."""
     _: KW_ONLY
     owner: Owner | None = None
     router: Router | None = None
@@ -116,10 +115,10 @@ class Subject:
     started: float = field(default_factory=clock)
 
     def document(self) -> Document:
-        """Return the state of this moment; it is the caller's."""
+        """Return a new document."""
         owner = self.owner
         driver = owner.driver if owner is not None else None
-        gauges = owner.gauges() if owner is not None else Gauges({}, 0)
+        metrics = owner.metrics() if owner is not None else Metrics({}, 0)
         return {
             "format": FORMAT,
             "version": __version__,
@@ -131,29 +130,29 @@ class Subject:
             "up_s": round(clock() - self.started, 3),
             "draining": driver is not None and driver.draining,
             "ports": {who: [ports] if isinstance(ports, int) else list(ports) for who, ports in self.ports.items()},
-            "services": gauges.services,
-            "streams": _streams(owner, gauges) if owner is not None else None,
+            "services": metrics.services,
+            "streams": _streams(owner, metrics) if owner is not None else None,
             "peers": [_peer(peer) for peer in driver.peers.values() if not peer.gone] if driver is not None else [],
             "links": [_link(link) for link in self.links],
             "broker": _broker(self.router) if self.router is not None else None,
-            "ends": owner.ends.last if owner is not None else [],
+            "ends": owner.ended.last if owner is not None else [],
             "connections": _connections(owner) if owner is not None else [],
         }
 
 
-def _streams(owner: Owner, gauges: Gauges) -> StreamsStatus:
+def _streams(owner: Owner, metrics: Metrics) -> StreamsStatus:
     budget = owner.driver.budget
     live = [bridge.stream for bridge in owner.bridges.connections]
-    current = len(live) + gauges.dialing
+    current = len(live) + metrics.dialing
     return {
         "open": current,
-        "limit": gauges.limit,
-        "total": owner.ends.count + current,
-        "waiting_clients": gauges.waiting_clients,
-        "refused_clients": gauges.refused_clients,
-        "dialing": gauges.dialing,
-        "sent_bytes": owner.ends.sent_bytes + sum(stream.sent_bytes for stream in live),
-        "received_bytes": owner.ends.received_bytes + sum(stream.received_bytes for stream in live),
+        "limit": metrics.limit,
+        "total": owner.ended.count + current,
+        "waiting_clients": metrics.waiting_clients,
+        "refused_clients": metrics.refused_clients,
+        "dialing": metrics.dialing,
+        "sent_bytes": owner.ended.sent_bytes + sum(stream.sent_bytes for stream in live),
+        "received_bytes": owner.ended.received_bytes + sum(stream.received_bytes for stream in live),
         "borrowed_bytes": budget.borrowed_bytes,
         "lendable_bytes": budget.loan_bytes,
     }
@@ -196,7 +195,7 @@ def _link(link: Link) -> LinkStatus:
 
 
 def _connections(owner: Owner) -> list[ConnectionStatus]:
-    """Return some of those that are open, the latest first."""
+    """Return some of the open ones, the latest first."""
     latest = heapq.nlargest(LISTED, owner.bridges.connections, key=lambda joint: joint.began_at)
     return [_connection(owner, joint) for joint in latest]
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
-from goreprox.status.document import ask_all
+from goreprox.status.query import ask_all
 from tests.e2e.roles import (
     Client,
     answered,

@@ -365,7 +365,7 @@ async def test_a_stopped_process_is_named_and_the_other_one_shown(tmp: Path) -> 
             documents = json.loads(out)
         made.provider.signal(signal.SIGCONT)
         assert [document["role"] for document in documents] == ["server"]
-        assert err == "goreprox: provider-back.0 does not answer within 2 s; is it stopped or overloaded?\n"
+        assert err == "goreprox: provider-back.0 does not respond within 2 s; is it stopped or overloaded?\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

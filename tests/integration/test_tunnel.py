@@ -224,7 +224,7 @@ async def test_what_the_edge_does_about_a_refusal_follows_its_code(
     await happens(tunnel, await tunnel.provide(max_connections=1))
     client = await tunnel.client()
     if waits:
-        await eventually(lambda: tunnel.edge.gauges().waiting_clients == 1)
+        await eventually(lambda: tunnel.edge.metrics().waiting_clients == 1)
         await tunnel.provide()
         await tunnel.targets.accept()
     else:
@@ -302,7 +302,7 @@ async def test_beyond_the_providers_connections_clients_wait_until_one_ends(
     await tunnel.provide(max_connections=1)
     client, target = await tunnel.pair()
     waiting = [await tunnel.client() for _ in range(3)]
-    await eventually(lambda: tunnel.edge.gauges().waiting_clients == 3)
+    await eventually(lambda: tunnel.edge.metrics().waiting_clients == 3)
     assert [entry for entry in events if entry.get("event") == "no_provider"]
     await client.send(b"goes on")
     assert await target.receive(7) == b"goes on"
@@ -310,7 +310,7 @@ async def test_beyond_the_providers_connections_clients_wait_until_one_ends(
         client.half_close()
         target.half_close()
         client, target = later, await tunnel.targets.accept()
-        assert tunnel.edge.gauges().waiting_clients == 3 - number, "one for each that ends, and no more"
+        assert tunnel.edge.metrics().waiting_clients == 3 - number, "one for each that ends, and no more"
         await client.send(b"again")
         assert await target.receive(5) == b"again"
 

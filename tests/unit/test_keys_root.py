@@ -13,7 +13,7 @@ from brokers import Role
 from goreprox.config.paths import default_runtime_dir, runtime_dirs
 from goreprox.errors import StatusError
 from goreprox.keys.state import StateDir
-from goreprox.status.document import ask_all
+from goreprox.status.query import ask_all
 
 NOBODY = 65534
 ROOT = Path(__file__).parents[2]

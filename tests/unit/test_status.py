@@ -14,8 +14,11 @@ import pytest
 from loguru import logger
 
 from goreprox.errors import StatusError
-from goreprox.status import document as status
-from goreprox.status.document import FORMAT, READERS, Answers, Document, StatusSocket, ask_all
+from goreprox.status import query
+from goreprox.status import socket as status_socket
+from goreprox.status.document import FORMAT, Document
+from goreprox.status.query import Responses, ask_all
+from goreprox.status.socket import READERS, StatusSocket
 from tests.support.waiting import eventually
 
 LARGE = 4 << 20
@@ -61,7 +64,7 @@ async def answering(
         opened.close()
 
 
-async def ask(directory: Path, *, role: str | None = None, name: str | None = None) -> Answers:
+async def ask(directory: Path, *, role: str | None = None, name: str | None = None) -> Responses:
     return await asyncio.to_thread(ask_all, [directory], role=role, name=name)
 
 
@@ -91,8 +94,8 @@ def leave_stale_socket(path: Path) -> None:
 async def test_the_state_of_the_moment_is_told(directory: Path) -> None:
     names = iter(["first", "second"])
     async with answering(directory, describe=lambda: document(next(names))):
-        assert await ask(directory) == Answers([document("first")], [])
-        assert await ask(directory) == Answers([document("second")], [])
+        assert await ask(directory) == Responses([document("first")], [])
+        assert await ask(directory) == Responses([document("second")], [])
 
 
 async def test_only_its_owner_can_connect_and_nothing_is_left_behind(directory: Path) -> None:
@@ -120,7 +123,7 @@ async def test_the_socket_of_a_live_process_is_left_alone(directory: Path) -> No
             async with answering(directory, describe=lambda: document("second")):
                 pass
         assert lines == [
-            f"no status at {directory}/server-n.0.sock: another process answers there; "
+            f"no status at {directory}/server-n.0.sock: another process listens there; "
             "choose another directory with --runtime-dir"
         ]
         assert (await ask(directory)).documents == [document("first")]
@@ -152,7 +155,7 @@ async def test_a_path_too_long_for_a_socket_is_a_warning(directory: Path) -> Non
 
 
 async def test_readers_that_do_not_read_are_bounded(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "ANSWER_S", 60.0)
+    monkeypatch.setattr(status_socket, "READ_S", 60.0)
     async with answering(directory, describe=lambda: document(filler=LARGE)) as opened:
         silent = [connect(opened.path) for _ in range(READERS)]
         await eventually(lambda: len(opened._readers) == READERS)
@@ -166,7 +169,7 @@ async def test_readers_that_do_not_read_are_bounded(directory: Path, monkeypatch
 
 
 async def test_readers_that_do_not_read_are_hung_up_on(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "ANSWER_S", 0.1)
+    monkeypatch.setattr(status_socket, "READ_S", 0.1)
     async with answering(directory, describe=lambda: document(filler=LARGE)) as opened:
         with connect(opened.path) as silent:
             await eventually(lambda: opened._readers)
@@ -189,14 +192,14 @@ async def test_nonsense_is_not_even_read(directory: Path) -> None:
 async def test_a_process_that_hangs_is_named_and_the_others_are_told(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "ASK_S", 0.5)
+    monkeypatch.setattr(query, "ASK_S", 0.5)
     with socket.socket(socket.AF_UNIX) as hanging:
         hanging.bind(str(directory / "provider-stopped.3.sock"))
         hanging.listen()
         async with answering(directory):
             answers = await ask(directory)
     assert answers.documents == [document()]
-    assert answers.problems == ["provider-stopped.3 does not answer within 0.5 s; is it stopped or overloaded?"]
+    assert answers.problems == ["provider-stopped.3 does not respond within 0.5 s; is it stopped or overloaded?"]
 
 
 async def test_roles_and_names_are_selected(directory: Path) -> None:
@@ -236,9 +239,9 @@ def test_a_directory_that_cannot_be_read_is_named(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (b"", "hung up in the middle"),
-        (json.dumps(document()).encode()[:-1], "hung up in the middle"),
-        (b"\xff", "hung up in the middle"),
+        (b"", "disconnected in the middle"),
+        (json.dumps(document()).encode()[:-1], "disconnected in the middle"),
+        (b"\xff", "disconnected in the middle"),
         (b"[]", "runs another version"),
         (b'{"format": 2}', "runs another version"),
     ],
@@ -256,8 +259,8 @@ async def test_bad_answers_are_problems(directory: Path, answer: bytes, problem:
 
 
 async def test_an_endless_answer_is_cut_short(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "DOCUMENT_BYTES", 1 << 20)
-    monkeypatch.setattr(status, "ASK_S", 30.0)
+    monkeypatch.setattr(query, "DOCUMENT_BYTES", 1 << 20)
+    monkeypatch.setattr(query, "ASK_S", 30.0)
 
     async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -267,4 +270,4 @@ async def test_an_endless_answer_is_cut_short(directory: Path, monkeypatch: pyte
         writer.close()
 
     async with await asyncio.start_unix_server(say, directory / "server-n.0.sock"):
-        assert "hung up in the middle" in (await ask(directory)).problems[0]
+        assert "disconnected in the middle" in (await ask(directory)).problems[0]

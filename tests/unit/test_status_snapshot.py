@@ -13,7 +13,7 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.stream import Stream
 from goreprox.roles.provider import Provider
-from goreprox.status.snapshot import LAST_ENDS, LISTED, Ends, Subject
+from goreprox.status.snapshot import LAST_ENDED, LISTED, EndedStreams, Source
 from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
 from tests.support.sockets import HOST
@@ -43,11 +43,11 @@ def provider() -> Provider:
     return Provider(ProviderConfig(targets=(target,), servers=(Address(HOST, 2),)))
 
 
-def subject(owner: Provider | None = None, **parts: object) -> Subject:
+def source(owner: Provider | None = None, **parts: object) -> Source:
     with tempfile.TemporaryDirectory() as path:
         instance = Instance.acquire(Path(path), "provider", "near", b"\xab" * 16)
         instance.release()
-    return Subject(instance, owner=owner, **parts)  # type: ignore[arg-type]
+    return Source(instance, owner=owner, **parts)  # type: ignore[arg-type]
 
 
 def stream(peer: Peer, budget: Budget) -> Stream:
@@ -63,10 +63,10 @@ async def test_streams_are_summed_up_and_not_listed() -> None:
     (peer,) = owner.driver.peers.values()
     budget = Budget(total_bytes=1024 * MIB, max_streams=20_000)
     stream(peer, budget)
-    one = len(json.dumps(subject(owner).document()))
+    one = len(json.dumps(source(owner).document()))
     for _ in range(9_999):
         stream(peer, budget)
-    document = subject(owner).document()
+    document = source(owner).document()
     assert document["peers"][0]["streams_open"] == document["peers"][0]["streams_total"] == 10_000
     assert document["peers"][0]["sent_bytes"] == 40_000
     assert len(json.dumps(document)) < one + 100
@@ -76,7 +76,7 @@ async def test_every_way_to_a_peer_is_told_and_none_in_use_until_it_answers() ->
     owner = provider()
     owner.driver.peer_up(Way("one"), PEER)
     owner.driver.peer_up(Way("two"), PEER)
-    (peer,) = subject(owner).document()["peers"]
+    (peer,) = source(owner).document()["peers"]
     assert (peer["name"], peer["role"], peer["incarnation"]) == ("far", "edge", "0" * 8)
     assert peer["state"] == "down"
     assert peer["down_s"] is not None and peer["down_s"] >= 0
@@ -91,26 +91,26 @@ async def test_ends_are_counted_for_ever_and_the_last_ones_kept() -> None:
     driver.peer_up(Way("way"), PEER)
     (peer,) = driver.peers.values()
     budget = Budget(total_bytes=64 * MIB, max_streams=100)
-    ends = Ends(driver)
-    for index in range(LAST_ENDS + 5):
+    streams = EndedStreams(driver)
+    for index in range(LAST_ENDED + 5):
         ended = stream(peer, budget)
         ended.abort("over")
-        ends.note(ended, f"reason {index}")
-    ends.note(Stream(opener=True, service="web", client="c", budget=budget), "never assigned")
-    assert ends.count == LAST_ENDS + 6
-    assert (ends.sent_bytes, ends.received_bytes) == (4 * (LAST_ENDS + 5), 0)
-    assert len(ends.last) == LAST_ENDS
-    assert [(end["peer"], end["reason"], end["sent_bytes"]) for end in list(ends.last)[-2:]] == [
-        ("far", f"reason {LAST_ENDS + 4}", 4),
+        streams.add(ended, f"reason {index}")
+    streams.add(Stream(opener=True, service="web", client="c", budget=budget), "never assigned")
+    assert streams.count == LAST_ENDED + 6
+    assert (streams.sent_bytes, streams.received_bytes) == (4 * (LAST_ENDED + 5), 0)
+    assert len(streams.last) == LAST_ENDED
+    assert [(end["peer"], end["reason"], end["sent_bytes"]) for end in list(streams.last)[-2:]] == [
+        ("far", f"reason {LAST_ENDED + 4}", 4),
         (None, "never assigned", 0),
     ]
 
 
 async def test_draining_is_told() -> None:
     owner = provider()
-    assert subject(owner).document()["draining"] is False
+    assert source(owner).document()["draining"] is False
     owner.driver.drain()
-    assert subject(owner).document()["draining"] is True
+    assert source(owner).document()["draining"] is True
 
 
 async def test_a_broker_alone_tells_of_its_members_and_of_what_waits_for_the_slow_ones() -> None:
@@ -122,14 +122,14 @@ async def test_a_broker_alone_tells_of_its_members_and_of_what_waits_for_the_slo
     link = Link(name, {}, HOST, port, provider().driver)
     link.start()
     await eventually(lambda: len(router.peers) == 2 and link.state.name == "UP")
-    broker = subject(router=router).document()
+    broker = source(router=router).document()
     assert broker["streams"] is None
     assert (broker["peers"], broker["ends"]) == ([], [])
     sent = 0
     while not router.outboxes and sent < 5000:  # the link's loop is ours, and does not run meanwhile
         local.send(name.id, [bytes(1 << 14)])
         sent += 1
-    told = subject(router=router).document()["broker"]
+    told = source(router=router).document()["broker"]
     assert told is not None
     assert told["messages"] == sent
     assert told["dropped_messages"] == 0
@@ -139,13 +139,13 @@ async def test_a_broker_alone_tells_of_its_members_and_of_what_waits_for_the_slo
     assert 1 << 14 <= near["outbox_bytes"] < (1 << 14) + 100
     assert [member["outbox_bytes"] for member in told["members"] if member is not near] == [0]
     local.send(bytes(17), [b"to nobody"])
-    told = subject(router=router).document()["broker"]
+    told = source(router=router).document()["broker"]
     assert told is not None and told["dropped_messages"] == 1
-    (up,) = subject(links=[link]).document()["links"]
+    (up,) = source(links=[link]).document()["links"]
     assert (up["label"], up["state"], up["problem"]) == (f"{HOST}:{port}", "up", None)
     assert up["since_s"] >= 0
     await link.close(linger_s=0)
-    assert subject(links=[link]).document()["links"][0]["state"] == "down"
+    assert source(links=[link]).document()["links"][0]["state"] == "down"
     await router.close(linger_s=0)
 
 
@@ -153,12 +153,12 @@ async def test_the_documentation_has_every_field() -> None:
     owner = provider()
     owner.driver.peer_up(Way("way"), PEER)
     ended = Stream(opener=True, service="web", client="c", budget=Budget(total_bytes=MIB, max_streams=1))
-    owner.ends.note(ended, "done")
+    owner.ended.add(ended, "done")
     owner.bridges.connections.add(Waiter(ended))
     router = Router()
     local = router.attach(PeerName(Role.EDGE, "far", bytes(16)), {}, owner.driver)
     link = Link(PEER.name, {}, HOST, 1, owner.driver)
-    document = subject(owner, router=router, links=[link]).document()
+    document = source(owner, router=router, links=[link]).document()
     text = (Path(__file__).parents[2] / "docs/status.md").read_text(encoding="utf-8")
     assert [field for field in fields({**document, "ports": {}, "services": {}}) if f"`{field}`" not in text] == []
     await link.close(linger_s=0)
@@ -172,7 +172,7 @@ async def test_of_open_connections_the_latest_are_listed() -> None:
     for number in range(1000):
         made = Stream(opener=True, service="web", client=f"client {number}", budget=budget)
         owner.bridges.connections.add(Waiter(made, began_at=float(number)))
-    listed = subject(owner).document()["connections"]
+    listed = source(owner).document()["connections"]
     assert [each["client"] for each in listed] == [f"client {number}" for number in range(999, 999 - LISTED, -1)]
 
 

@@ -1,6 +1,6 @@
 """The message fabric: opaque messages between named peers, best effort, in order on a path, never blocking.
 
-It tells who is up; whatever must not be lost is the business of its users. It imports nothing from goreprox.
+It reports which peers are up. It may lose messages; its users recover. It imports nothing from goreprox.
 """
 
 from brokers.carrier import Buffer, Carrier, Receiver, Timings

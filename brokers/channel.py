@@ -1,8 +1,7 @@
 """A ZeroMQ socket on the asyncio loop, without a future per message.
 
-ZMQ_FD is edge-triggered and shared by both directions (zmq_getsockopt(3)): after every send and every message
-the events are looked at again. A drain stops at its cap and schedules its own continuation. Its end is seen in the
-events, too: the exception for an empty socket costs more than a message.
+ZMQ_FD is edge-triggered and shared by both directions (zmq_getsockopt(3)), so ZMQ_EVENTS is checked after every send
+and every message. It also tells when the socket is empty: the exception for that costs more than a message.
 """
 
 import asyncio
@@ -14,19 +13,19 @@ from zmq.utils.monitor import parse_monitor_message
 from brokers.carrier import Buffer
 
 NOBLOCK, MORE, EVENTS, POLLIN = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.EVENTS), int(zmq.POLLIN)
-"""Plain numbers: operators of enumerations cost as much as a message."""
+"""Plain integers: an operation on enum members costs as much as a message."""
 REFERENCED_BYTES = 128 * 1024
-"""Frames to send from this size on are referenced until they are sent. Smaller ones are copied: 10 us at most, and less
-than what it takes to be told by another thread that a frame is sent."""
+"""Larger frames are referenced until libzmq has sent them. Smaller ones are copied: that takes 10 us at most, less than
+the notice from another thread that a frame is no longer needed."""
 KEPT_BYTES = 16 * 1024
-"""Frames received from this size on are used where they lie, smaller ones copied."""
+"""Received frames of at least this size are used in place, smaller ones are copied."""
 DRAIN_MESSAGES = 256
 DRAIN_BYTES = 8 * 1024 * 1024
-"""Per turn of the loop: 8 MiB at 1 GB/s are 8 ms."""
+"""Read in one turn of the loop at most: 8 MiB at 1 GB/s take 8 ms."""
 
 
 class Channel:
-    """Owns a socket: reads it as long as it is open, sends without blocking."""
+    """Owns a socket: reads it until it is closed, sends without blocking."""
 
     def __init__(
         self, socket: "zmq.Socket[bytes]", receive: Callable[[list[Buffer]], None], *, authenticated: bool = False
@@ -34,14 +33,14 @@ class Channel:
         """Call `receive` with every message; its frames are immutable and may be kept."""
         self.socket = socket
         self.user_id = ""
-        """Where peers are `authenticated`: what the handshake found out about the sender of the present message."""
+        """Where peers are `authenticated`: the user id of the present message's sender, from the ZAP handler."""
         self._receive = receive
         self._authenticated = authenticated
         self._loop = asyncio.get_running_loop()
         self._scheduled = self._closed = False
         self._fd = int(socket.getsockopt(zmq.FD))
         self.on_drained: Callable[[], None] | None = None
-        """Called after each drain: room for sending may be there again."""
+        """Called after each series of messages: there may be room for sending again."""
         self.on_behind: Callable[[], None] | None = None
         """Called when a turn ends with messages left to read."""
         self._first: zmq.Frame | None = None
@@ -64,7 +63,7 @@ class Channel:
 
     @property
     def descriptor(self) -> int:
-        """Of the connection that the present message came from; libzmq may have closed it. -1: it does not say."""
+        """Of the connection that the present message came from; libzmq may have closed it. -1: unknown (ZMTP 2)."""
         assert self._first is not None
         try:
             return int(self._first.get(zmq.SRCFD))
@@ -72,16 +71,16 @@ class Channel:
             return -1
 
     def drain(self) -> None:
-        """Read now what waits, instead of in the next turn of the loop."""
+        """Read what waits now instead of in the next turn of the loop."""
         self._drain()
 
     @property
     def readable(self) -> bool:
-        """Whether a message waits."""
+        """Whether a message waits to be read."""
         return not self._closed and int(self.socket.getsockopt(EVENTS)) & POLLIN != 0
 
     def look_again(self) -> None:
-        """Read soon, if a message waits: to be called after every use of the socket, which may spend the edge."""
+        """Read soon if a message waits. Call it after every use of the socket, which may consume the edge of ZMQ_FD."""
         if self.readable:
             self._schedule()
 
@@ -117,7 +116,7 @@ class Channel:
             messages += 1
             try:
                 self._receive(frames)
-            except Exception as exc:  # noqa: BLE001 -- a fault of ours must not keep the others from being heard
+            except Exception as exc:  # noqa: BLE001 -- a fault in handling one message must not stop the others
                 self._loop.call_exception_handler({"message": "receiving a message", "exception": exc})
         if self.on_drained is not None and not self._closed:
             self.on_drained()
@@ -132,17 +131,17 @@ class Channel:
 
 
 class Monitor:
-    """What libzmq tells of the connections of a socket (zmq_socket_monitor(3)).
+    """Reports events of a socket's connections (zmq_socket_monitor(3)).
 
-    Its queue has no bound: without room, libzmq's I/O thread waits with a lock that the end of monitoring needs as
-    well: two thousand strangers in one turn of the loop made `close` wait for ever. An event takes 100 bytes.
+    The queue has no bound: if it were full, libzmq's I/O thread would wait with a lock that `close` needs, too.
+    Two thousand connections in one turn of the loop made `close` hang. An event takes 100 bytes.
     """
 
-    def __init__(self, socket: "zmq.Socket[bytes]", events: int, told: Callable[[int, int], None]) -> None:
-        """Call `told` with each of `events` and its value.
+    def __init__(self, socket: "zmq.Socket[bytes]", events: int, report: Callable[[int, int], None]) -> None:
+        """Call `report` with each of `events` and its value.
 
         Raises:
-            zmq.ZMQError: EMFILE, there are no descriptors.
+            zmq.ZMQError: EMFILE, no descriptors are left.
         """
         self._socket = socket
         own: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
@@ -154,25 +153,25 @@ class Monitor:
         except zmq.ZMQError:
             own.close(0)
             raise
-        self._told = told
+        self._report = report
         self._channel = Channel(own, self._receive)
 
     def _receive(self, frames: list[Buffer]) -> None:
         event = parse_monitor_message([bytes(frame) for frame in frames])
-        self._told(event["event"], event["value"])
+        self._report(event["event"], event["value"])
 
     def drain(self) -> None:
-        """Tell now what there is to tell, instead of in the next turn of the loop."""
+        """Report what there is now instead of in the next turn of the loop."""
         self._channel.drain()
 
     def close(self) -> None:
-        """Tell nothing more; before the socket itself is closed."""
+        """Stop reporting; call it before the socket itself is closed."""
         self._socket.disable_monitor()
         self._channel.close(0)
 
 
 def _user_id(frame: zmq.Frame) -> str:
-    """Return what a ZAP handler said of the connection that a frame came from; "" of one without a handshake."""
+    """Return the user id that the ZAP handler gave to a frame's connection; "" without a handshake."""
     try:
         return str(frame.get("User-Id"))
     except zmq.ZMQError:

@@ -1,20 +1,21 @@
-"""The TCP connections of one ROUTER: which have said hello, what they make it hold, and how to end one.
+"""The TCP connections of one ROUTER: which have said hello, how much memory they take, and how to end one.
 
-libzmq can neither end one connection nor bound the memory that one takes, but its monitor names the descriptor of each
-connection that it accepts and closes, and each message that of its own (ZMQ_SRCFD). A duplicate of a descriptor can be
-shut down (shutdown(2)): libzmq then reads an end of file, and closes the connection as after any other.
+libzmq can neither end a single connection nor bound the memory that it takes. But its monitor names the descriptor of
+each connection that it accepts and closes, and each message that of its connection (ZMQ_SRCFD). shutdown(2) on a
+duplicate of a descriptor ends one connection: libzmq reads an end of file and closes it.
 
-Why nothing else ends a connection: libzmq asserts, and so aborts the process, where a connection whose input it has
-stopped is reset and then wants to send a heartbeat, or the answer to one (`out_event` in stream_engine_base.cpp). Input
-stops where a pipe is full. So the ROUTER sends no heartbeats and its pipes have no bound; the bounds are here:
+No heartbeat or full pipe of libzmq ends a connection, on purpose: libzmq stops reading a connection whose pipe is full;
+if that connection is then reset, sending a heartbeat or the response to one fails an assertion and aborts the process
+(`out_event` in stream_engine_base.cpp). So the ROUTER sends no heartbeats, its pipes have no bound, and these apply:
 
-- 1,024 connections that have not said hello, fewer where descriptors are few, each with at most 32 KiB: 32 MiB
-- what connections have sent and nobody has read: 128 MiB each, 256 MiB together
+- connections that have not said hello: 1,024, or fewer where descriptors are few, of at most 32 KiB each: 32 MiB
+- bytes that have arrived and were not read: 128 MiB a connection, 256 MiB together
 
-Both are looked at every 50 ms where it is urgent, else every 250 ms: what arrives meanwhile comes on top.
+They are checked every 50 ms while any connection has not said hello or is read slowly, else every 250 ms. What arrives
+between two checks comes on top.
 
-One kind of connection libzmq never closes: one whose routing id a later connection has taken over, and which sends
-afterwards. Its descriptor is lost until the ROUTER is closed; `stuck` counts them.
+libzmq never closes a connection that sends after a later connection has taken over its routing id. Its descriptor is
+lost until the ROUTER is closed; `stuck` counts these.
 """
 
 import contextlib
@@ -30,9 +31,9 @@ from dataclasses import dataclass
 from brokers.carrier import Buffer
 
 GREETING_CONNECTIONS = 1024
-"""As many as there may be peers: all of them may come at once after an outage."""
+"""As many as there may be peers: all of them may connect at once after an outage."""
 GREETING_DESCRIPTORS = 8
-"""Connections without a hello, and the duplicates of their descriptors, take at most this part of all: an eighth."""
+"""Connections without a hello, and the duplicates of their descriptors, take at most an eighth of all descriptors."""
 GREETING_BYTES = 32 * 1024
 """A handshake with keys takes less than 1 KiB, a hello at most 16 KiB."""
 BACKLOG_BYTES = 128 * 1024 * 1024
@@ -41,7 +42,7 @@ BACKLOGS_BYTES = 256 * 1024 * 1024
 STUCK_S = 10.0
 """libzmq closes what was shut down within milliseconds, or never."""
 UNCOUNTED_BYTES_PER_S = 64
-"""What a connection may send beside messages: heartbeats of earlier versions are 42 bytes every 2 s."""
+"""What a connection may send besides messages: heartbeats of earlier versions are 42 bytes every 2 s."""
 CURVE_BYTES = 33
 """Command name, nonce, flags and authenticator of each frame (RFC 26)."""
 _TCP_INFO_BYTES = 136
@@ -51,7 +52,7 @@ _BYTES_RECEIVED = struct.Struct("128xQ")
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One accepted connection; `socket` is a duplicate, so that its descriptor cannot come to mean another one."""
+    """One accepted connection. `socket` has a duplicate of its descriptor, which stays ours when libzmq closes it."""
 
     socket: socket.socket
     address: str
@@ -59,24 +60,24 @@ class Connection:
     routing_id: bytes | None = None
     """Of the peer that said hello."""
     read_bytes: int = 0
-    """What arrived before the hello, and all messages that were read since, as they are on the wire."""
+    """Bytes that arrived before the hello, and those of all messages read since, as they are on the wire."""
     is_rejected: bool = False
     """Whether its peer was told that it may not be here."""
     ended_at: float | None = None
 
     def end(self) -> None:
-        """Shut it down; what was sent to it and is still here is lost."""
+        """Shut it down; what is queued for it is lost."""
         if self.ended_at is None:
             self.ended_at = time.monotonic()
-        with contextlib.suppress(OSError):  # it is closed already
+        with contextlib.suppress(OSError):  # closed already
             self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class Connections:
-    """Those of one ROUTER, by descriptor and, once they have said hello, by routing id."""
+    """The connections of one ROUTER, by descriptor and, once they have said hello, by routing id."""
 
     def __init__(self, port: int, *, secure: bool, greeting_s: float) -> None:
-        """Follow the ROUTER that listens on `port`; a connection has `greeting_s` seconds to say hello."""
+        """Track the ROUTER that listens on `port`; a connection has `greeting_s` seconds to say hello."""
         self._port = port
         self._overhead = CURVE_BYTES if secure else 0
         self._greeting_s = greeting_s
@@ -91,7 +92,7 @@ class Connections:
         return len(self._greeting)
 
     def stuck(self, now: float) -> int:
-        """Return how many connections were ended and have not been closed by libzmq."""
+        """Return how many connections were ended `STUCK_S` ago or earlier, and libzmq has not closed."""
         return sum(1 for each in self._accepted.values() if each.ended_at is not None and now - each.ended_at > STUCK_S)
 
     def accepted(self, descriptor: int, now: float) -> None:
@@ -99,14 +100,14 @@ class Connections:
         self.closed(descriptor)
         try:
             duplicate = socket.socket(fileno=os.dup(descriptor))
-        except OSError:  # closed since, or no descriptors: it is not followed, and its hello is not taken
+        except OSError:  # closed meanwhile, or no descriptors: it is not tracked, and its hello will be refused
             return
         try:
             here, there = duplicate.getsockname(), duplicate.getpeername()
         except OSError:
             duplicate.close()
             return
-        if len(here) < 2 or here[1] != self._port:  # closed since, and the number used again
+        if len(here) < 2 or here[1] != self._port:  # closed meanwhile, and the number reused
             duplicate.close()
             return
         connection = Connection(duplicate, str(there[0]).removeprefix("::ffff:"), now)
@@ -127,7 +128,7 @@ class Connections:
             del self._peers[connection.routing_id]
 
     def greeted(self, descriptor: int, routing_id: bytes) -> bool:
-        """Note a hello; the connection that had this routing id before is ended. False if it is not followed."""
+        """Note a hello, and end the connection that had this routing id before. False if it is not tracked."""
         connection = self._accepted.get(descriptor)
         if connection is None:
             return False
@@ -152,20 +153,20 @@ class Connections:
             connection.read_bytes += size + 2 if size < 256 else size + 9  # RFC 23: short and long frames
 
     def of_descriptor(self, descriptor: int) -> Connection | None:
-        """Return the connection that a message came from, if it is followed."""
+        """Return the connection with this descriptor, if it is tracked."""
         return self._accepted.get(descriptor)
 
     def of_peer(self, routing_id: bytes) -> Connection | None:
-        """Return the connection of a peer that said hello, if it is still there."""
+        """Return the connection of a peer that has said hello, if it is still open."""
         return self._peers.get(routing_id)
 
     def backlogs(self) -> Iterator[tuple[bytes, int]]:
-        """Give what each peer has sent and nobody has read yet, in bytes; 0 where the kernel does not say."""
+        """Yield the bytes that each peer has sent and nobody has read yet; 0 where the kernel does not tell (macOS)."""
         for routing_id, connection in self._peers.items():
             yield routing_id, max(0, _received_bytes(connection) - connection.read_bytes)
 
     def enforce(self, now: float, *, elapsed_s: float) -> list[tuple[str, str]]:
-        """End the connections beyond the bounds; return their addresses and why. Linear in all connections."""
+        """End the connections that exceed a bound; return their addresses and why. Linear in all connections."""
         ended: list[tuple[str, str]] = []
         for descriptor, connection in list(self._greeting.items()):
             if _received_bytes(connection) > GREETING_BYTES:
@@ -186,11 +187,11 @@ class Connections:
                 break
             total -= backlog
             connection.end()
-            ended.append((connection.address, f"{backlog >> 20} MiB of it wait to be read"))
+            ended.append((connection.address, f"{backlog >> 20} MiB from it wait to be read"))
         return ended
 
     def close(self) -> None:
-        """Let go of all duplicates; the connections are not touched."""
+        """Close all duplicates; the connections stay open."""
         for descriptor in list(self._accepted):
             self.closed(descriptor)
 
@@ -203,7 +204,7 @@ def _most_greeting() -> int:
 
 
 def _received_bytes(connection: Connection) -> int:
-    """Return how much has arrived on a connection; 0 where there is no TCP_INFO (macOS)."""
+    """Return how many bytes have arrived on a connection; 0 where there is no TCP_INFO (macOS)."""
     if not hasattr(socket, "TCP_INFO"):
         return 0
     try:

@@ -1,7 +1,7 @@
-"""What the frames of a fabric message mean.
+"""The frames of fabric messages (docs/protocol.md).
 
-To a broker: `[id of the destination, *body]`; from it: `[id of the source, *body]`. With an empty first frame
-the second is a control message in CBOR: `[kind, field, ...]`. All input is hostile.
+To a broker: `[id of the destination, *body]`; from it: `[id of the source, *body]`. After an empty first frame the
+second is a control message in CBOR: `[kind, field, ...]`. All input may be hostile.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +25,14 @@ MAX_FRAME = 2 * 1024 * 1024
 MAX_FRAMES = 130
 MAX_TEXT = 256
 REVOKED = "revoked"
-"""A reason of a Down that is compared, not only read: this peer must not come back to what it had."""
+"""A reason of a Down that programs compare: the peer's key was revoked, so what it had is not kept for it."""
 CLOSING = "closing"
-"""Another one, in a Down of the receiving peer itself: its broker is being shut down."""
+"""Another such reason, in a Down of the receiving peer itself: its broker is being shut down."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A peer introduces itself; its name is in its routing id."""
+    """A peer joins; its name is in its routing id."""
 
     version: int
     least: int
@@ -42,7 +42,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The broker's answer to a Hello, to be followed by the roster."""
+    """The broker's response to a Hello; an Up for each peer of the other role follows."""
 
     version: int
     attempt: int
@@ -51,7 +51,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """A peer of the other role is there."""
+    """A peer of the other role is up."""
 
     role: bytes
     name: str
@@ -78,22 +78,22 @@ class Announce:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """A peer's sign of life."""
+    """A peer's keep-alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """The broker's sign of life."""
+    """The broker's keep-alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """A peer goes on purpose."""
+    """A peer leaves on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The broker does not take this peer, and why."""
+    """The broker does not accept this peer, and why."""
 
     reason: str
 
@@ -111,7 +111,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def control(message: Control) -> list[Buffer]:
-    """Return the frames of a control message."""
+    """Return the frames of a control message, at most `MAX_CONTROL` bytes."""
     values = [getattr(message, field.name) for field in fields(message)]
     return [CONTROL, cbor2.dumps([_KINDS.index(type(message)), *values])]
 
@@ -130,7 +130,7 @@ def parse_control(frames: Sequence[Buffer]) -> Control:
     kind = _KINDS[item[0]]
     names = [field.name for field in fields(kind)]
     if kind is Hello:
-        item = item[: 1 + len(names)]  # a later version may say more; it is to be told so, not to be misunderstood
+        item = item[: 1 + len(names)]  # a later version may have more fields; it gets a reason, not BadMessage
     if len(item) != 1 + len(names) or not all(_CHECKS[n](v) for n, v in zip(names, item[1:], strict=True)):
         raise BadMessage(f"malformed {kind.__name__}")
     message: Control = kind(*item[1:])

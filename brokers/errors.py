@@ -1,4 +1,4 @@
-"""What can go wrong in the fabric."""
+"""Errors of the fabric."""
 
 
 class FabricError(Exception):
@@ -6,12 +6,12 @@ class FabricError(Exception):
 
 
 class BadName(FabricError):
-    """A name or routing id that no peer of ours would have."""
+    """A name or routing id that is malformed, or not that of the peer that uses it."""
 
 
 class BadMessage(FabricError):
-    """A peer sent what the fabric does not understand; the message is dropped."""
+    """A malformed message; it is dropped."""
 
 
 class BindError(FabricError, OSError):
-    """An address cannot be listened on. `errno` says why."""
+    """An address cannot be listened on; `errno` says why."""

@@ -1,4 +1,4 @@
-"""What a broker sends, as calls of a receiver."""
+"""Turning messages of a broker into calls of a receiver."""
 
 from brokers.carrier import Buffer, Carrier, Receiver
 from brokers.envelope import CLOSING, CONTROL, Control, Down, Up, Welcome, parse_control
@@ -7,10 +7,10 @@ from brokers.peers import PeerInfo, PeerName, Role
 
 
 class Inbox:
-    """Turns what a broker sends into calls of a receiver; shared by links and local peers."""
+    """Passes on peers and messages to a receiver while the broker is up; shared by links and local peers."""
 
     def __init__(self, carrier: Carrier, receiver: Receiver) -> None:
-        """Serve `receiver` on behalf of `carrier`."""
+        """Call `receiver` on behalf of `carrier`."""
         self._carrier = carrier
         self._receiver = receiver
         self.up = False
@@ -19,7 +19,7 @@ class Inbox:
         """Pass on a message; return it if it is a control message.
 
         Raises:
-            BadMessage: the broker sent nonsense.
+            BadMessage: it is malformed.
         """
         if len(frames) < 2:
             raise BadMessage(f"{len(frames)} frames, expected at least 2")

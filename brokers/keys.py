@@ -26,15 +26,15 @@ class KeyPair:
 
     @classmethod
     def generate(cls) -> "KeyPair":
-        """Draw a new pair."""
+        """Generate a new pair at random."""
         return cls(*zmq.curve_keypair())
 
     @classmethod
     def from_secret(cls, secret: bytes) -> "KeyPair":
-        """Derive the public key.
+        """Return the pair with this secret.
 
         Raises:
-            ValueError: it is no secret key; the message does not say what it is instead.
+            ValueError: it is not a secret key. The message does not quote it.
         """
         if not is_key(secret):
             raise ValueError("not a secret key")
@@ -43,25 +43,25 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a key may be: one role and name, in as many processes as it likes."""
+    """What a key is for: peers of one role and name, any number of them."""
 
     role: Role
     name: str
 
 
 class Authority(Protocol):
-    """Knows which keys are authorised, at this very moment. Called from the loop; must neither block nor raise."""
+    """Knows which keys are authorised at the moment. Called from the event loop; must neither block nor raise."""
 
     def grant(self, public_key: bytes) -> Grant | None:
-        """Return what the key may be; None if it is unknown or revoked."""
+        """Return what the key is for; None if it is unknown or revoked."""
 
     def objection(self, public_key: bytes, attributes: Mapping[str, object]) -> str | None:
-        """Return why a peer with this key may not have these attributes, or None if it may."""
+        """Return why a peer with this key may not announce these attributes, or None if it may."""
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerSecurity:
-    """A broker's own keys, and who decides about those of others."""
+    """A broker's own keys, and who decides about those of peers."""
 
     keys: KeyPair
     authority: Authority
@@ -69,7 +69,7 @@ class BrokerSecurity:
 
 @dataclass(frozen=True, slots=True)
 class LinkSecurity:
-    """A link's own keys, and those of the broker: the present one and, for a rotation, the next ones."""
+    """A link's own keys, and the broker's public keys: the present one and, for a rotation, the next ones."""
 
     keys: KeyPair
     brokers: tuple[bytes, ...]

@@ -16,7 +16,7 @@ RETRY_S: Final = 0.02
 
 
 @dataclass(slots=True)
-class _Outbox:
+class _Queue:
     messages: deque[list[Buffer]] = field(default_factory=deque)
     size: int = 0
     """Bytes of all frames."""
@@ -42,45 +42,45 @@ class Outboxes:
         self._transmit = transmit
         self._overflowed = overflowed
         self._call_later = call_later
-        self._boxes: dict[bytes, _Outbox] = {}
+        self._queues: dict[bytes, _Queue] = {}
         self._timer_runs = False
 
     def send(self, key: bytes, frames: list[Buffer]) -> None:
         """Send a message to the peer with the routing id `key`, now or when there is room."""
-        box = self._boxes.get(key)
-        if box is None:
+        queue = self._queues.get(key)
+        if queue is None:
             if self._transmit(key, frames):
                 return
-            box = self._boxes[key] = _Outbox()
+            queue = self._queues[key] = _Queue()
             self._start_timer()
-        box.messages.append(frames)
-        box.size += sum(map(len, frames))
-        if box.size > OUTBOX_BYTES or len(box.messages) > OUTBOX_MESSAGES:
-            del self._boxes[key]
-            self._overflowed(key, len(box.messages))
+        queue.messages.append(frames)
+        queue.size += sum(map(len, frames))
+        if queue.size > OUTBOX_BYTES or len(queue.messages) > OUTBOX_MESSAGES:
+            del self._queues[key]
+            self._overflowed(key, len(queue.messages))
 
     def retry(self) -> None:
         """Send what there is room for by now."""
-        if not self._boxes:
+        if not self._queues:
             return
-        for key in list(self._boxes):
-            while (box := self._boxes.get(key)) is not None and self._transmit(key, box.messages[0]):
-                box.size -= sum(map(len, box.messages.popleft()))
-                if not box.messages:
+        for key in list(self._queues):
+            while (queue := self._queues.get(key)) is not None and self._transmit(key, queue.messages[0]):
+                queue.size -= sum(map(len, queue.messages.popleft()))
+                if not queue.messages:
                     self.discard(key)
 
     def discard(self, key: bytes) -> None:
         """Drop what waits for a peer."""
-        self._boxes.pop(key, None)
+        self._queues.pop(key, None)
 
     def close(self) -> None:
         """Drop everything; nothing is sent any more."""
-        self._boxes.clear()
+        self._queues.clear()
 
     @property
     def sizes(self) -> dict[bytes, tuple[int, int]]:
         """Messages and bytes that wait, by routing id."""
-        return {key: (len(box.messages), box.size) for key, box in self._boxes.items()}
+        return {key: (len(queue.messages), queue.size) for key, queue in self._queues.items()}
 
     def _start_timer(self) -> None:
         if not self._timer_runs:
@@ -90,5 +90,5 @@ class Outboxes:
     def _on_timer(self) -> None:
         self._timer_runs = False
         self.retry()
-        if self._boxes:
+        if self._queues:
             self._start_timer()

@@ -1,4 +1,4 @@
-"""How peers are called: for people (`name`), in messages (`id`), and by ZeroMQ (the routing id)."""
+"""Peers and their names: for people (`name`), in messages (`id`), and for ZeroMQ (the routing id)."""
 
 import enum
 import re
@@ -14,7 +14,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Role(enum.Enum):
-    """On which side of the broker a peer stands; its value is the first byte of its ids."""
+    """On which side of the broker a peer is; the value is the first byte of its ids."""
 
     EDGE = b"e"
     PROVIDER = b"p"
@@ -30,7 +30,7 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class PeerName:
-    """One process. Two of one `name` are replicas, told apart by their incarnations (16 random bytes a process).
+    """One process. Several of one `name` are replicas; each has an incarnation of its own (16 random bytes).
 
     Raises:
         BadName: the name is not 1 to 64 of `A-Za-z0-9._-`, or the incarnation not 16 bytes.
@@ -52,8 +52,8 @@ class PeerName:
     def routing_id(self, nonce: bytes) -> bytes:
         """Return the ZeroMQ routing id: at most 97 of 255 bytes, never beginning with 0 (ZMQ_ROUTING_ID).
 
-        The nonce (16 bytes) is secret: ROUTER_HANDOVER lets anyone who knows a routing id take over its
-        connection, before any check of ours, and rosters show only `id`.
+        The nonce (16 bytes) is secret: ROUTER_HANDOVER lets anyone who knows a routing id take over its connection,
+        before any check of ours. The peer list has only `id`.
         """
         return self.id + nonce + self.name.encode()
 
@@ -62,21 +62,21 @@ class PeerName:
         """Return whose routing id this is.
 
         Raises:
-            BadName: nobody's.
+            BadName: it has no valid role, incarnation or name.
         """
         try:
             role = Role(routing_id[:1])
             name = routing_id[ID_BYTES + NONCE_BYTES :].decode("ascii")
         except ValueError as exc:
-            raise BadName("a routing id of no role or name") from exc
+            raise BadName("malformed routing id") from exc
         return cls(role, name, routing_id[1:ID_BYTES])
 
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """What the roster says of a peer."""
+    """An entry of the peer list."""
 
     name: PeerName
     epoch: int
-    """The broker's count of hellos: a higher one means a new life of the way to this peer."""
+    """Grows with each hello at the broker: with a higher one, messages to or from this peer may have been lost."""
     attributes: Mapping[str, object]

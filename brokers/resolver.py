@@ -1,7 +1,7 @@
-"""Names of hosts, looked up in threads that nobody waits for.
+"""Resolving host names in daemon threads, one for each lookup.
 
-The threads of asyncio's own `getaddrinfo` are few, so that six names which are never answered hold up all others, and
-they are waited for at the end of the process: up to half a minute after it was told to stop.
+asyncio's own `getaddrinfo` shares a few threads, so six lookups that hang delay all others, and the process waits for
+them when it ends, for up to half a minute.
 """
 
 import asyncio
@@ -15,14 +15,14 @@ SocketAddress = tuple[int, Any]
 
 
 async def resolve(host: str | None, port: int) -> list[SocketAddress]:
-    """Return where TCP `port` of `host` may be, the best first (RFC 6724); None is this host.
+    """Return the socket addresses of TCP `port` at `host`, the best first (RFC 6724); None is this host.
 
-    Each call has a thread while the system's resolver takes its time, even if the caller is gone: ask for one name once
-    at a time.
+    Each call has a thread until the system's resolver returns, even if the caller was cancelled: resolve a name once at
+    a time.
 
     Raises:
-        OSError: it has no address, or no name server answers; or there can be no more threads.
-        UnicodeError: no host can have this name.
+        OSError: it has no address, no name server answers, or no thread can be started.
+        UnicodeError: it is not a valid host name.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[SocketAddress]] = loop.create_future()

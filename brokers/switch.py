@@ -1,7 +1,7 @@
-"""The broker's mind: one message in, messages out. Sans-IO, no stream state.
+"""The routing of a broker: takes one message, returns messages. Sans-IO; knows nothing of streams.
 
-A peer is known by a key (its routing id, or an object for one in this process), has one role, and reaches only
-peers of the other role. Its address in messages is derived from its key, never from what it says.
+A peer is known by a key (its routing id, or an object for one in this process), has one role, and reaches only peers of
+the other role. Its id in messages is derived from its key, never from what it says.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -35,13 +35,13 @@ from brokers.presence import Presence
 Output = tuple[Hashable, list[Buffer]]
 """Key of the receiver, frames."""
 NO_HELLO = 0
-"""In place of the attempt that a Welcome answers."""
+"""The attempt of a Welcome that answers no Hello."""
 Objection = Callable[[Hashable, Mapping[str, object]], str | None]
-"""Says why the peer with this key may not have these attributes, or None if it may."""
+"""Returns why the peer with this key may not announce these attributes, or None if it may."""
 
 
 class Switch:
-    """Routes between the peers that have said hello. `max_peers` bounds the roster."""
+    """Routes between the peers that have said hello. `max_peers` bounds the peer list."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Switch:
         objection: Objection = lambda _key, _attributes: None,
         refused: Callable[[Hashable, PeerName, str], None] = lambda _key, _name, _reason: None,
     ) -> None:
-        """Start without peers; drop one that is silent for `lease_s` seconds. Tell `refused` of hellos and why not."""
+        """Start without peers, with leases of `lease_s` seconds. Call `refused` for each refused hello."""
         self._objection = objection
         self._refused = refused
         self._presence = Presence(lease_s)
@@ -67,11 +67,11 @@ class Switch:
         return list(self._peers.values())
 
     def peer(self, key: Hashable) -> PeerInfo | None:
-        """Return who is up with this key."""
+        """Return the peer with this key, if it is up."""
         return self._peers.get(key)
 
     def receive(self, key: Hashable, name: PeerName, frames: Sequence[Buffer], now: float) -> list[Output]:
-        """Take one message of the peer `name`; return what is to be sent.
+        """Take one message of the peer `name`; return the messages to send.
 
         Raises:
             BadMessage: it is dropped; the peer stays.
@@ -82,7 +82,7 @@ class Switch:
         if frames[0] == CONTROL:
             return self._control(key, name, peer, parse_control(frames), now)
         if peer is None:
-            self.dropped += 1  # of an earlier life; its Hello is on its way
+            self.dropped += 1  # of an earlier epoch; its Hello is on its way
             return []
         self._presence.renew(key, now)
         destination = bytes(frames[0])
@@ -127,9 +127,9 @@ class Switch:
         self._keys[name.id] = key
         version = min(hello.version, FABRIC_VERSION)
         welcome = (key, control(Welcome(version, hello.attempt, epoch)))
-        return [welcome, *self._roster(key, name), *self._tell(name, _up(info))]
+        return [welcome, *self._peer_list(key, name), *self._tell(name, _up(info))]
 
-    def _roster(self, key: Hashable, name: PeerName) -> list[Output]:
+    def _peer_list(self, key: Hashable, name: PeerName) -> list[Output]:
         return [(key, control(_up(other))) for other in self._peers.values() if other.name.role is name.role.other]
 
     def _refusal(self, key: Hashable, name: PeerName, hello: Hello) -> str | None:
@@ -148,7 +148,7 @@ class Switch:
         return None
 
     def lost(self, key: Hashable, reason: str) -> list[Output]:
-        """Drop a peer, if it is there; return what the others are to be told."""
+        """Remove a peer, if it is up; return what its correspondents are told."""
         peer = self._peers.pop(key, None)
         if peer is None:
             return []
@@ -157,10 +157,10 @@ class Switch:
         return self._tell(peer.name, Down(peer.name.id, peer.epoch, reason))
 
     def overflow(self, key: Hashable, now: float) -> list[Output]:
-        """Messages to a peer were dropped: begin a new life of it, so that its correspondents resume.
+        """Messages to a peer were dropped: begin a new epoch of it, so that its correspondents notice.
 
-        News of others may have been among them, of some who left, too: a Welcome, which answers no Hello, ends what it
-        knows, and it gets the roster anew.
+        Ups and Downs may have been among them. So a Welcome that answers no Hello voids what the peer knows, and it
+        gets the peer list again.
         """
         peer = self._peers.get(key)
         if peer is None:
@@ -171,14 +171,14 @@ class Switch:
             *self._tell(peer.name, _up(again)),
         ]
         welcome = (key, control(Welcome(FABRIC_VERSION, NO_HELLO, again.epoch)))
-        return [*others, welcome, *self._roster(key, peer.name)]
+        return [*others, welcome, *self._peer_list(key, peer.name)]
 
     def expired(self, now: float) -> list[Hashable]:
-        """Return the keys of the peers whose leases have expired: for `lost`."""
+        """Return the keys of the peers whose leases have expired, to be passed to `lost`."""
         return self._presence.expired(now)
 
     def renewals(self) -> list[Output]:
-        """Return a sign of life for everybody: who cannot be reached shows it when these are sent."""
+        """Return a keep-alive for every peer. Sending them shows which peers cannot be reached."""
         return [(key, control(Renewed())) for key in self._peers]
 
     def closing(self) -> list[Output]:

@@ -1,8 +1,6 @@
-"""Who may be on the fabric: CURVE's keys at the handshake, and the same key behind every message.
+"""The ZAP handler (RFC 27): accepts or rejects the keys of peers in CURVE handshakes.
 
-Whom a key belongs to is asked of an `Authority`; nothing here knows of files. libzmq falls open in two places, and both
-are shut here: without a ZAP handler it lets everybody in unless ZAP_ENFORCE_DOMAIN is set, and it lets any
-authenticated peer choose any routing id.
+It attaches the key to all messages of the connection as its user id, and `identities` compares it with the routing id.
 """
 
 import zmq
@@ -20,10 +18,10 @@ _ZAP_FRAMES = 9
 
 
 class ZapHandler:
-    """Answers libzmq's questions about keys (ZAP, RFC 27) in one context: no, unless a grant says yes."""
+    """Handles the ZAP requests of one context: a key is rejected unless the authority grants it the port's role."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", authority: Authority, log: LimitedLog) -> None:
-        """Begin to answer; must exist before the ports do."""
+        """Begin to handle requests; create it before the ports."""
         self._authority = authority
         self._log = log
         socket = context.socket(zmq.ROUTER)
@@ -33,7 +31,7 @@ class ZapHandler:
 
     def _decide(self, frames: list[Buffer]) -> None:
         if len(frames) != _ZAP_FRAMES or frames[7] != b"CURVE" or len(frames[8]) != KEY_CHARS * 4 // 5:
-            return  # only libzmq itself can ask here; without an answer its handshake fails
+            return  # only libzmq can send requests; without a response its handshake fails
         route, delimiter, version, request, domain, address, _, _, raw = (bytes(frame) for frame in frames)
         key = z85.encode(raw)
         grant = self._authority.grant(key)
@@ -45,9 +43,8 @@ class ZapHandler:
             text = f"refused {who} at the port for {port}s, from {source}: key {key.decode()}"
             self._log.say("key_refused", text, address=source, key=key.decode(), port=port)
         status = (b"200", b"OK") if allowed else (b"400", b"unknown key")
-        # The key itself is the user's id: it is what libzmq attaches to every message of this connection.
         self._channel.send([route, delimiter, version, request, *status, key if allowed else b"", b""])
 
     def close(self) -> None:
-        """Answer no more: nobody is let in from now on."""
+        """Stop: from now on all handshakes fail."""
         self._channel.close(0)

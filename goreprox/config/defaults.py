@@ -36,7 +36,7 @@ MAX_ALPN_BYTES: Final = 255  # RFC 7301, 3.1
 MAX_WORKERS: Final = 64
 MIN_WEIGHT: Final = 0.01
 MAX_WEIGHT: Final = 1000.0
-# The roster has 4 KiB for all that a peer says of itself; 1 KiB of it is for what is not the services' names.
+# The peer list has 4 KiB for the attributes of a peer; 1 KiB of it is for what is not the services' names.
 MAX_SERVICES_BYTES: Final = 3 * 1024
 MIN_HEAD_BYTES: Final = 1024
 MAX_HEAD_BYTES: Final = 256 * 1024

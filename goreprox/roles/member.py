@@ -1,4 +1,4 @@
-"""A process as a peer of others: its lock, its name, what the roster says of it, its links."""
+"""A process as a peer of others: its lock, its name, its entry in the peer list, its links."""
 
 import asyncio
 import secrets

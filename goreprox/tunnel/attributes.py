@@ -1,4 +1,4 @@
-"""What a process tells its peers of itself in the roster, and how that is read.
+"""What a process announces of itself in the peer list, and how that is read.
 
 Whatever a peer says may be false, foreign or missing: readers take what is well-formed and bounded, and nothing else.
 """
@@ -12,7 +12,7 @@ from goreprox.config.defaults import MAX_WEIGHT, MIN_WEIGHT
 
 Attributes = Mapping[str, object]
 
-# The roster takes 4 KiB of each peer, 3 KiB of it for the names of services. The rest, with heads of CBOR: protocol 14,
+# The peer list takes 4 KiB of each peer, 3 KiB of it for names of services. The rest, with heads of CBOR: protocol 14,
 # weight 16, predecessor 29, acks 17, process 17, machine 75, and either targets (809), or ports and shared (604, 264).
 MAX_TARGETS: Final = 200
 HASH_BYTES: Final = 4

@@ -24,7 +24,7 @@ PROGRESS_S = 5.0
 STALL_S = 30.0
 """Where nothing is broken, and was not for so long, whoever reads gets something in so long, if there is something."""
 LEASE_S = 12.5
-"""A silent peer leaves the roster within this: 4 s of lease, 2 s between looks, 6 s for what was late on its way."""
+"""A silent peer leaves the peer list within this: 4 s of lease, 2 s between looks, 6 s for what was late on its way."""
 EVENTS_PER_STREAM = 4
 """All streams of a process are looked at after so many events for each, which costs the same for few and many."""
 
@@ -105,7 +105,7 @@ class Oracle:
     def _watch(self) -> None:
         """Note for each pair how long no healthy way has been between them."""
         self._cluster.world.after(0.5, self._watch)
-        self._check_rosters()
+        self._check_peer_lists()
         self.look()
         self._check_expiry()
 
@@ -269,7 +269,7 @@ class Oracle:
             if now - max(last_bad, successor.started_at) > NOTICE_S:
                 raise Violation(f"{node.process.slot} keeps {peer.session.streams} of a dead {dead.process.slot}")
 
-    def _check_rosters(self) -> None:
+    def _check_peer_lists(self) -> None:
         """A broker names nobody whose loop has long been silent: leases end."""
         now = self._cluster.world.now
         processes = {node.name.id: node.process for node in (*self._cluster.nodes.values(), *self._cluster.dead)}
@@ -320,11 +320,11 @@ class Oracle:
                 peer = node.driver.peers.get(other.name.id)
                 if peer is None or len(peer.epochs) != len(brokers):
                     raise Violation(f"{node.process.slot} does not see {other.process.slot} over all brokers")
-        rosters = {broker.process.slot: {p.name.id: p.epoch for p in broker.switch.peers} for broker in brokers}
+        peer_lists = {broker.process.slot: {p.name.id: p.epoch for p in broker.switch.peers} for broker in brokers}
         for node in self._alive():
             for peer in node.driver.peers.values():
                 for carrier, epoch in peer.epochs.items():
-                    if rosters[carrier.label].get(peer.id) != epoch:
+                    if peer_lists[carrier.label].get(peer.id) != epoch:
                         raise Violation(f"{node.process.slot} sees a peer that {carrier.label} does not: {peer.info}")
 
 

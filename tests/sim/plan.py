@@ -298,7 +298,7 @@ def _run(cluster: Cluster, plan: Plan) -> None:
     deadline = world.now + cluster.grace_s + REST_S
     while world.now < deadline and not cluster.oracle.at_rest():
         world.run_until(world.now + 1.0)
-    world.run_until(world.now + 15.0)  # links come back, rosters settle
+    world.run_until(world.now + 15.0)  # links come back, peer lists settle
     cluster.oracle.check_rest()
 
 

@@ -125,7 +125,7 @@ def fairness() -> None:
     assert min(far[0]) > max(far[0]) / 2, far
 
 
-def test_a_provider_whose_loop_hangs_leaves_the_roster() -> None:
+def test_a_provider_whose_loop_hangs_leaves_the_peer_list() -> None:
     hang()
 
 
@@ -133,7 +133,7 @@ def hang() -> None:
     run(plan_of(faults=(Fault(2.0, 20.0, "hang", ("p0",)),)))
 
 
-def test_who_is_dead_for_good_leaves_the_roster() -> None:
+def test_who_is_dead_for_good_leaves_the_peer_list() -> None:
     dead_for_good()
 
 
@@ -287,8 +287,8 @@ def _let_no_lease_expire(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Presence, "expired", lambda *_: [])
 
 
-def _tell_no_roster(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Switch, "_roster", lambda *_: [])
+def _send_no_peer_list(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Switch, "_peer_list", lambda *_: [])
 
 
 def _tell_nobody_who_is_gone(patch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,7 @@ DEFECTS: list[Patch] = [
     _ignore_the_predecessor,
     _use_no_standby_path,
     _let_no_lease_expire,
-    _tell_no_roster,
+    _send_no_peer_list,
     _tell_nobody_who_is_gone,
     _let_one_stream_hog_the_path,
     _leak_the_budget,

@@ -1,4 +1,4 @@
-"""What processes say of themselves in the roster, and what is made of it when it is not true or not well-formed."""
+"""What processes announce of themselves in the peer list, and what is made of it when it is false or malformed."""
 
 import cbor2
 import pytest

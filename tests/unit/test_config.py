@@ -258,7 +258,7 @@ def test_a_weight_is_neither_nothing_nor_everything(weight: float) -> None:
         ProviderConfig(targets=(TARGET,), servers=(SERVER,), weight=weight)
 
 
-def test_names_of_services_that_the_roster_cannot_hold_are_refused() -> None:
+def test_names_of_services_too_long_for_the_peer_list_are_refused() -> None:
     targets = tuple(Target(f"{index:064}", TARGET.address) for index in range(47))
     with pytest.raises(ConfigError, match="services: their names take 3,102 bytes, expected at most 3,072"):
         ProviderConfig(targets=targets, servers=(SERVER,))

@@ -66,7 +66,7 @@ def controls(outputs: list[Output]) -> list[tuple[Hashable, Control]]:
     return [(key, parse_control(frames)) for key, frames in outputs]
 
 
-def test_a_hello_is_answered_with_welcome_and_roster_and_told_to_the_other_side() -> None:
+def test_a_hello_is_answered_with_welcome_and_peer_list_and_the_other_side_is_told() -> None:
     broker = Broker()
     assert broker.tell("e1", Hello(1, 1, 5, {})) == [("e1", Welcome(1, 5, 1))]
     assert broker.tell("e2", Hello(1, 1, 5, {})) == [("e2", Welcome(1, 5, 2))], "edges do not see edges"
@@ -264,7 +264,7 @@ def test_a_malformed_control_is_refused() -> None:
         broker.switch.receive("e1", name("e1"), [CONTROL, b"\xff"], 0.0)
 
 
-def test_the_peer_whose_outbox_overflowed_gets_the_roster_anew() -> None:
+def test_the_peer_whose_outbox_overflowed_gets_the_peer_list_again() -> None:
     broker = Broker()
     broker.hello("e1")
     broker.hello("p1")

@@ -162,7 +162,7 @@ class ClientConnection:
         elif gateway.half_closed and (self._out or self._backend.away):
             self._since = now
         elif (
-            (gateway.reading_head and waited_s >= HEAD_S)
+            (gateway.reader.in_head and waited_s >= HEAD_S)
             or (gateway.idle and waited_s >= IDLE_S)
             or (gateway.half_closed and waited_s >= CLOSING_S)
         ):
@@ -218,8 +218,8 @@ class ClientConnection:
     def _room(self) -> int:
         """Return how many bytes may be read: of a body what the stream takes, too."""
         upstream = self._backend.upstream
-        room = min(self._gateway.wanted, len(self._bridges.view))
-        if upstream is not None and self._gateway.in_body:
+        room = min(self._gateway.reader.wanted, len(self._bridges.view))
+        if upstream is not None and self._gateway.reader.in_body:
             room = min(room, upstream.room - CHUNK_OVERHEAD)
         return room
 

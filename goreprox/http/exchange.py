@@ -6,6 +6,7 @@ Knows what was asked, and neither how far it has come nor over which connections
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Final, Protocol
 
 import h11
@@ -16,7 +17,7 @@ from goreprox.http import requests
 from goreprox.http.commands import LogRequest
 from goreprox.http.forwarding import Forwarding, is_forwarding
 from goreprox.http.requests import Fields, Rejected, with_dashes
-from goreprox.http.writer import ResponseWriter, request_head
+from goreprox.http.writer import ResponseWriter, interim_head, request_head
 
 _UPGRADE: Final = ("Upgrade", "-")
 _STAND_INS: Final = {
@@ -131,13 +132,43 @@ class Exchange:
         )
         self.head = request_head(request, fields)
 
-    def answered(self) -> LogRequest:
+    # The response.
+
+    def interim(self, event: h11.InformationalResponse) -> bytes:
+        """Return the head of a 1xx response for the client; nothing for HTTP/1.0, which has none."""
+        if self.request.http_version == b"1.0":
+            return b""
+        return interim_head(event, _without_length(requests.end_to_end(event)))
+
+    def switch(self, event: h11.InformationalResponse) -> bytes:
+        """Return the head of a 101 response for the client."""
+        fields = [*requests.end_to_end(event), (b"Connection", b"upgrade")]
+        upgrade = requests.value_of(event, b"upgrade")
+        if upgrade is not None:
+            fields.append((b"Upgrade", upgrade))
+        self.response.status = event.status_code
+        return interim_head(event, fields)
+
+    def begin_response(self, event: h11.Response, *, last: bool) -> bytes:
+        """Return the head of the final response for the client, the `last` one on its connection or not."""
+        fields = requests.end_to_end(event)
+        chunked = requests.value_of(event, b"transfer-encoding") is not None
+        if chunked or event.status_code == HTTPStatus.NO_CONTENT:
+            fields = _without_length(fields)
+        return self.response.head(event.status_code, event.reason, fields, last=last)
+
+    def log(self) -> LogRequest:
         """Return what the access log has of it."""
-        return answered(self.request, self.response, client=self.client, service=self.service, token=self.token)
+        return log_request(self.request, self.response, client=self.client, service=self.service, token=self.token)
 
 
-def answered(
-    request: h11.Request | None, answer: ResponseWriter, *, client: str, service: str = "", token: str | None = None
+def _without_length(fields: Fields) -> Fields:
+    """Leave out what 1xx and 204 must not have (RFC 9110, 8.6), nor what is chunked (RFC 9112, 6.3)."""
+    return [(name, value) for name, value in fields if name.lower() != b"content-length"]
+
+
+def log_request(
+    request: h11.Request | None, response: ResponseWriter, *, client: str, service: str = "", token: str | None = None
 ) -> LogRequest:
     """Return what the access log has of a request, or of what could not be read as one."""
     method, host, path = b"", b"", b""
@@ -151,6 +182,6 @@ def answered(
         method.decode("latin-1"),
         host.decode("latin-1"),
         path.decode("latin-1"),
-        answer.status,
-        answer.body_bytes,
+        response.status,
+        response.body_bytes,
     )

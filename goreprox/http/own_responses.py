@@ -5,11 +5,23 @@ import json
 from http import HTTPStatus
 from typing import Final
 
-from goreprox.http.requests import Fields
+from goreprox.http.requests import Fields, Rejected
 
 RETRY_AFTER_S: Final = 5
 """What a 503 says: a provider that was restarted is back by then."""
+_FAILURES: Final = {
+    HTTPStatus.BAD_GATEWAY: "the server behind this one could not be reached, or gave no valid response",
+    HTTPStatus.SERVICE_UNAVAILABLE: "the server behind this one is not available at the moment",
+    HTTPStatus.GATEWAY_TIMEOUT: "the server behind this one gave no response in time",
+}
+"""What clients are told. Why it is so, with addresses and what targets have sent, is for the log alone."""
 _PAGE: Final = "<!doctype html><title>{title}</title><h1>{title}</h1><p>{text}</p>\n"
+
+
+def failure(status: int, reason: str) -> Rejected:
+    """Return what a client is told of a request that failed, and what the log has beside it."""
+    text = _FAILURES.get(HTTPStatus(status))
+    return Rejected(status, reason) if text is None else Rejected(status, text, detail=reason)
 
 
 def body(status: HTTPStatus, text: str, accept: bytes) -> tuple[Fields, bytes]:

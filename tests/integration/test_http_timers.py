@@ -86,7 +86,7 @@ async def test_a_head_that_dribbles_is_answered_408() -> None:
         (connection,) = it.edge.http_clients.live
         for size in range(2, 12):  # a byte each second
             await client.send(GET[size - 1 : size])
-            await eventually(lambda size=size: len(connection._gateway._reader._head) == size)  # type: ignore[misc]
+            await eventually(lambda size=size: len(connection._gateway.reader._head) == size)  # type: ignore[misc]
             it.later((HEAD_S - SHORT_S) / 10)
         assert silent(client)
         it.clock.now += 2 * SHORT_S  # the edge looks by itself
@@ -106,7 +106,7 @@ async def test_a_head_behind_an_answer_has_its_own_time() -> None:
         it.later(IDLE_S - SHORT_S)
         await client.send(GET[:9])
         await eventually(
-            lambda: [connection for connection in it.edge.http_clients.live if connection._gateway.reading_head]
+            lambda: [connection for connection in it.edge.http_clients.live if connection._gateway.reader.in_head]
         )
         it.later(HEAD_S - SHORT_S)
         assert silent(client)

@@ -80,13 +80,13 @@ def test_a_client_that_runs_ahead_is_read_no_further() -> None:
 
 def test_what_is_read_at_once_leaves_little_of_later_requests() -> None:
     talk = Talk()
-    assert talk.gateway.wanted == MAX_HEAD
+    assert talk.gateway.reader.wanted == MAX_HEAD
     talk.client(POST.replace(b"5", b"1000005", 1))
-    assert talk.gateway.wanted == 1_000_000 + AHEAD
+    assert talk.gateway.reader.wanted == 1_000_000 + AHEAD
     talk.client(bytes(1_000_000))
-    assert talk.gateway.wanted == MAX_HEAD
+    assert talk.gateway.reader.wanted == MAX_HEAD
     talk.target(OK).client(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-    assert talk.gateway.wanted == CHUNKED_READ
+    assert talk.gateway.reader.wanted == CHUNKED_READ
 
 
 def test_many_requests_that_are_refused_at_once_are_answered_one_after_the_other() -> None:
@@ -490,7 +490,7 @@ def test_a_head_may_be_longer_where_the_operator_says_so() -> None:
     lines = b"".join(b"X-%d: 1\r\n" % number for number in range(198))
     start = b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"Cookie: "
     fits = start + b"x" * (MAX_HEAD_BYTES - len(start) - 4) + b"\r\n\r\n"
-    assert Talk(site).gateway.wanted == MAX_HEAD_BYTES
+    assert Talk(site).gateway.reader.wanted == MAX_HEAD_BYTES
     for cut in (1, 16_384, len(fits) - 1):
         talk = Talk(site).client(fits[:cut], fits[cut:]).target(OK)
         assert talk.statuses == [200]
@@ -500,7 +500,7 @@ def test_a_head_may_be_longer_where_the_operator_says_so() -> None:
 
 def test_a_slow_head_is_408_and_a_silent_client_is_let_go() -> None:
     talk = Talk().client(GET[:-1])
-    assert talk.gateway.reading_head
+    assert talk.gateway.reader.in_head
     talk.do(talk.gateway.timed_out())
     assert talk.statuses == [408]
     assert talk.seen.others == [Finish()]

@@ -17,7 +17,7 @@ class TargetSide:
         """Parses what comes over the stream; None without one."""
 
     def ask(self, exchange: Exchange, request: bytes, *, fresh: bool) -> Replies:
-        """Send a request, its head at least, over the stream there is or, for another service or if `fresh`, a new one."""
+        """Send a request, its head at least; over a new stream for another service than before, or if `fresh`."""
         if exchange.service != self._service:
             self.discard()
         self._service = exchange.service

@@ -42,7 +42,7 @@ class Web(Tunnel):
         """With an authority the port is one for TLS."""
         scheme, tls = "http", {}
         if authority is not None:
-            scheme, tls = "https", {"tls_cert": authority.cert, "tls_key": authority.key}
+            scheme, tls = "https", {"cert": authority.cert, "key": authority.key}
         super().__init__(listeners=(Listener.parse(f"{scheme}://{HOST}:0"),), routes=(Route("here", "default"),), **tls)
         self.clock = self.edge.bridges.clock = Clock()
 

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from loguru import logger
 
+from tests.support.events import Events
+
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("fixed", unhurried, derandomize=True)
 settings.register_profile("fresh", unhurried, max_examples=1000, print_blob=True)
@@ -50,9 +52,9 @@ def warnings() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def events() -> Iterator[list[dict[str, object]]]:
+def events() -> Iterator[Events]:
     """The fields of what is logged, and the message among them."""
-    entries: list[dict[str, object]] = []
+    entries: Events = []
     sink = logger.add(
         lambda message: entries.append({**message.record["extra"], "message": message.record["message"]}),
         level="DEBUG",

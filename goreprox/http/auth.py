@@ -82,10 +82,11 @@ class Auth:
         """Read the file again if it has changed, so that a revocation counts at once."""
         try:
             if self._tokens.refresh():
-                logger.info("auth-tokens {}: read again, {} tokens", self._path, len(self._tokens.value))
+                text = "auth-tokens {}: read again, {} tokens"
+                logger.bind(event="tokens_read").info(text, self._path, len(self._tokens.value))
         except ConfigError as exc:
             self._tokens.value = Tokens()  # fail closed: a revoked token must not come back
-            logger.error("{}; until it is repaired no token is valid", exc)
+            logger.bind(event="tokens_unreadable").error("{}; until it is repaired no token is valid", exc)
 
 
 def _secret(value: bytes) -> bytes | None:

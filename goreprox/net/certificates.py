@@ -65,9 +65,9 @@ class Certificates:
         """Return the context for a handshake: with what the files hold now, or held when they were last sound."""
         try:
             if self._contexts.refresh():
-                logger.info("tls-cert {}: read again", self._cert)
+                logger.bind(event="certificate_read").info("tls-cert {}: read again", self._cert)
         except ConfigError as exc:
-            logger.warning("{}; the certificate that was read before stays in use", exc)
+            logger.bind(event="certificate_kept").warning("{}; the certificate that was read before stays in use", exc)
         self._look_at_expiry()
         return self._contexts.value[scheme]
 

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.events import matching
 from tests.support.processes import Handler, Process, Tunnel, nothing_yet
 from tests.support.relay import Relay
 from tests.support.sockets import HOST, reset_now
@@ -344,7 +345,7 @@ class Chaos:
 
     def _check_log(self, slot: str, process: Process) -> None:
         wrong = [entry for entry in process.log if "Traceback" in str(entry.get("message", ""))]
-        wrong += [entry for entry in process.log if "protocol error" in str(entry.get("message", ""))]
+        wrong += matching(process.log, "peer_failed")
         self.report.violations.extend(f"{slot}: {entry}" for entry in wrong)
 
     async def _leave(self) -> None:

@@ -103,7 +103,3 @@ async def secured(tmp: Path, handler: Handler = echo, *args: str) -> AsyncIterat
         await made.target(handler)
         await made.serve(*args)
         yield made
-
-
-async def said(process: Process, text: str) -> None:
-    await eventually(lambda: process.said(text), f"said: {text}")

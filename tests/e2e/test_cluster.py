@@ -22,6 +22,7 @@ from tests.e2e.roles import (
     start_edge,
     start_provider,
 )
+from tests.support.events import Entry, matching
 from tests.support.processes import Process, Tunnel, nothing_yet
 from tests.support.sockets import HOST
 from tests.support.traffic import block, echo
@@ -218,10 +219,8 @@ async def is_reset(client: Client) -> bool:
     return False
 
 
-def when(process: Process, text: str) -> list[float]:
-    """Return the times of the log lines that hold `text`."""
-    found = [entry for entry in process.log if text in str(entry.get("message", ""))]
-    return [datetime.fromisoformat(str(entry["time"])).timestamp() for entry in found]
+def when(entry: Entry) -> float:
+    return datetime.fromisoformat(str(entry["time"])).timestamp()
 
 
 async def kill_providers(tmp_path: Path) -> None:
@@ -256,13 +255,16 @@ async def kill_providers(tmp_path: Path) -> None:
         await returns.wait()
         await add("returns", "1")
         assert await asyncio.gather(*map(is_reset, buried)) == [True] * 10
-        (proved,) = when(edge, "died and was restarted")
-        ends = "ended: the process that owned the connection died"
-        await eventually(lambda: edge.count(ends) == 10, "all are logged")
-        assert max(when(edge, ends)) - proved < 1.0
+        (proved,) = matching(edge.log, "peer_restarted")
+        await eventually(lambda: edge.events("stream_ended") == 10, "all are logged")
+        ends = matching(edge.log, "stream_ended")
+        (died,) = {entry["reason"] for entry in ends}
+        assert max(map(when, ends)) - when(proved) < 1.0
         assert await asyncio.gather(*map(is_reset, abandoned)) == [True] * 5
         assert time.monotonic() - gone_at >= 2.0
-        await eventually(lambda: edge.count("ended: no path to the peer for 2 s") == 5, "all are logged")
+        await eventually(lambda: edge.events("stream_ended") == 15, "all are logged")
+        (lost,) = {entry["reason"] for entry in matching(edge.log, "stream_ended")[10:]}
+        assert lost != died and "2 s" in str(lost)
         for client in untouched:
             await answered(client, b"untouched")
 

@@ -16,7 +16,7 @@ import pytest
 
 from goreprox.config.addresses import Address
 from goreprox.keys.join import Join
-from tests.e2e.secured import Secured, number, said, secured
+from tests.e2e.secured import Secured, number, secured
 from tests.support.sockets import HOST
 from tests.support.traffic import echo
 from tests.support.waiting import eventually
@@ -100,7 +100,7 @@ async def test_a_server_without_an_address_says_that_its_name_may_have_to_be_rep
     async with it._stack:
         server = await it.start("server", "--listen", f"{HOST}:0", "--providers", ":0", "--state-dir", str(it.state))
         await server.ready()
-        await eventually(lambda: bool(server.said("restart the server with --address HOST")), "the log says so")
+        assert "--address" in await server.logged("host_assumed")
 
 
 @pytest.mark.parametrize("way", ["flag", "variable", "file flag", "file variable", "configuration"])
@@ -152,19 +152,19 @@ async def test_an_unknown_key_is_refused_on_both_sides_in_one_line_and_gets_in_o
         away = tmp_path / "default.toml"
         file.rename(away)
         provider = await it.provide(connect=False)
-        await said(provider, "does not know our key, or no longer, or not for this port; retrying")
-        await said(it.server, "refused an unknown or revoked key at the port for providers")
+        await provider.logged("link_down", cause="unknown key")
+        await it.server.logged("key_refused", port="provider")
         away.rename(file)
         await eventually(lambda: provider.events("peer_up"), "provider connected")
         await it.transfers()
-        assert len([entry for entry in provider.log if "does not know our key" in str(entry)]) == 1
+        assert provider.events("link_down", cause="unknown key") == 1
 
 
 async def test_a_providers_key_does_not_work_on_the_edges_port(tmp_path: Path) -> None:
     async with secured(tmp_path) as it:
         provider = await it.provide(connect=False, server=it.edges)
-        await said(provider, "does not know our key")
-        await said(it.server, "refused provider default at the port for edges")
+        await provider.logged("link_down", cause="unknown key")
+        assert "default" in await it.server.logged("key_refused", port="edge")
         assert not provider.events("link_up")
 
 
@@ -172,7 +172,9 @@ async def test_a_service_that_the_key_does_not_allow_is_refused_on_both_sides(tm
     async with secured(tmp_path) as it:
         await it.keys("add", "laptop", "--services", "web")
         provider = await it.provide(connect=False, join="laptop")
-        await said(provider, "refuses: the key laptop does not allow the service default")
+        refusal = await provider.logged("link_down", cause="refused")
+        assert "laptop" in refusal and "default" in refusal
+        await it.server.logged("peer_refused", peer="default")
         file = it.state / "authorized" / "laptop.toml"
         file.write_text(file.read_text().replace('"web"', '"default"'))
         await eventually(lambda: provider.events("peer_up"), "provider connected")
@@ -187,22 +189,22 @@ async def test_an_impostor_gets_no_provider(tmp_path: Path) -> None:
         await it.serve(providers=port, state=tmp_path / "impostor")
         (tmp_path / "impostor/authorized/default.toml").write_bytes((it.state / "authorized/default.toml").read_bytes())
         provider = await it.provide(connect=False)
-        await said(provider, "has another key than we expect; get a new join string from it")
-        await eventually(lambda: it.server.events("handshake_failed", cause="server key"), "it says why")
+        await provider.logged("link_down", cause="other key")
+        await it.server.logged("handshake_failed", cause="server key")
         assert not provider.events("link_up")
 
 
 async def test_plaintext_and_keys_do_not_meet_and_both_sides_say_so(tmp_path: Path) -> None:
     async with secured(tmp_path) as it:
         plain = await it.provide("--insecure", join=None, connect=False)
-        await said(plain, "wants keys; get a join string from it")
-        await eventually(lambda: it.server.events("handshake_failed", cause="keys"), "it says why")
+        await plain.logged("link_down", cause="keys")
+        await it.server.logged("handshake_failed", cause="keys")
         assert not plain.events("link_up")
 
         open_server = await it.start("server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", "--insecure")
         provider = await it.provide(connect=False, server=number((await open_server.ready())["providers"]))
-        await said(provider, "has no keys; start it with keys")
-        await eventually(lambda: open_server.events("handshake_failed", cause="keys"), "it says why")
+        assert "--insecure" in await provider.logged("link_down", cause="no keys")
+        await open_server.logged("handshake_failed", cause="keys")
         assert not provider.events("link_up")
 
 
@@ -227,7 +229,7 @@ async def test_revoking_ends_a_live_provider_and_its_streams_within_two_seconds(
         assert await is_reset(reader)
         await ended.wait()
         await eventually(lambda: it.server.events("peer_revoked", peer="default"), "the server says so")
-        await said(it.provider, "does not know our key, or no longer")
+        await it.provider.logged("link_down", cause="unknown key")
 
 
 async def test_a_rotation_breaks_no_connection(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from httpx import AsyncClient
 
+from tests.support.events import matching, message
 from tests.support.processes import Handler, Process, Tunnel, nothing_yet
 from tests.support.programs import output_of, program
 from tests.support.sockets import HOST, reset_now
@@ -185,7 +186,7 @@ async def test_only_clients_with_a_certificate_of_ours_come_in(tmp_path: Path) -
         known = await client(made, authority.trusting(name="alice.test"))
         await known.write(b"hello")
         assert await known.read() == b"hello"
-        await eventually(lambda: bool(made.server.said("has the certificate of alice.test")), "the log says so")
+        assert "alice.test" in await made.server.logged("client_certificate")
         warned = [entry for entry in made.server.log if entry.get("event") == "tls_failed"]
         assert warned
 
@@ -214,7 +215,7 @@ async def test_a_client_that_does_not_shake_hands_counts_as_a_connection(tmp_pat
     authority = Authority(tmp_path)
     async with tls_tunnel(tmp_path, echo, authority, "--max-connections", "1") as made:
         _, silent = await made.connect()
-        await eventually(lambda: made.server.said("1 connections are open: new ones wait"), "it counts")
+        await made.server.logged("full")
         waiting = asyncio.create_task(client(made, authority.trusting()), name="second client")
         silent.transport.abort()
         second = await waiting
@@ -433,7 +434,7 @@ async def test_a_new_certificate_is_for_new_clients_and_a_damaged_one_for_none(t
         authority.renew()
         assert await shown() != before
         await ask(old)
-        complaints = [str(entry["message"]) for entry in made.server.log if "stays in use" in str(entry)]
+        complaints = [message(entry) for entry in matching(made.server.log, "certificate_kept")]
         assert len(complaints) == 1
         assert "not a private key in PEM form" in complaints[0]
         made.server.signal(signal.SIGTERM)

@@ -22,6 +22,7 @@ from brokers import (
 from brokers.envelope import Hello, Refused, Welcome, control, parse_control
 from brokers.link import LinkState
 from brokers.outboxes import OUTBOX_BYTES, OUTBOX_MESSAGES
+from tests.support.events import Events, logged, matching, message
 from tests.support.fabric import FAST, PATIENT, STEADY, Fabric, Recorder, name, receive
 from tests.support.sockets import HOST, closed_port
 from tests.support.waiting import eventually
@@ -351,7 +352,7 @@ async def test_a_server_that_does_not_greet_gives_way_to_the_next_address(
 
 
 async def test_an_unknown_name_is_told_once_and_tried_again(
-    fabric: Fabric, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:
     tries = 0
 
@@ -365,38 +366,36 @@ async def test_an_unknown_name_is_told_once_and_tried_again(
     monkeypatch.setattr("brokers.link.resolve", failing)
     _, recorder = fabric.link_to("no.test", fabric.ports[Role.PROVIDER], name(Role.PROVIDER))
     await eventually(lambda: recorder.ups == 1)
-    assert len([line for line in warnings if "no.test" in line]) == 1
+    (entry,) = matching(events, "link_down")
+    assert entry["cause"] == "unresolved" and "no.test" in message(entry)
 
 
 # -- the ill-disposed
 
 
-async def test_a_version_mismatch_is_told_on_both_sides(fabric: Fabric, warnings: list[str]) -> None:
+async def test_a_version_mismatch_is_told_on_both_sides(fabric: Fabric, events: Events) -> None:
     dealer = fabric.raw(Role.PROVIDER, name(Role.PROVIDER, "newer").routing_id(os.urandom(16)))
     dealer.send_multipart(control(Hello(9, 8, 1, {})))
     refused = parse_control(await receive(dealer))
     assert isinstance(refused, Refused)
     assert "newer speaks fabric versions 8 to 9, this broker 1 to 1" in refused.reason
-    said = f"refused provider newer from {HOST}: newer speaks fabric versions 8 to 9"
-    assert any(said in line for line in warnings)
+    assert matching(events, "peer_refused", peer="newer", address=HOST, reason=refused.reason)
     assert fabric.router.peers == []
 
 
-async def test_a_link_that_is_refused_says_why(fabric: Fabric, warnings: list[str]) -> None:
+async def test_a_link_that_is_refused_says_why(fabric: Fabric, events: Events) -> None:
     broker, port = fabric.broker()
     link, recorder = fabric.link_to(HOST, port, name(Role.PROVIDER))
     routing_id, *_ = await receive(broker)
     broker.send_multipart([routing_id, *control(Refused("versions 8 to 9 here"))])
-    await eventually(lambda: any("versions 8 to 9 here" in line for line in warnings))
+    await logged(events, "link_down", cause="refused", reason="versions 8 to 9 here")
     assert recorder.ups == 0
     assert link.state is LinkState.GREETING, "it goes on asking"
 
 
-async def test_a_peer_at_the_port_for_the_other_role_is_told_so(fabric: Fabric, warnings: list[str]) -> None:
+async def test_a_peer_at_the_port_for_the_other_role_is_told_so(fabric: Fabric, events: Events) -> None:
     fabric.link_to(HOST, fabric.ports[Role.EDGE], name(Role.PROVIDER, "astray"))
-    await eventually(
-        lambda: any("refuses: provider astray is on the port for edges; retrying" in line for line in warnings)
-    )
+    await logged(events, "link_down", cause="refused", reason="provider astray is on the port for edges")
 
 
 async def test_a_flood_of_garbage_costs_nobody_else_anything(warnings: list[str]) -> None:
@@ -575,9 +574,9 @@ async def test_closing_twice_is_harmless(fabric: Fabric) -> None:
     await link.close(linger_s=0)
 
 
-async def test_a_name_that_no_host_can_have_is_told_like_an_unknown_one(fabric: Fabric, warnings: list[str]) -> None:
+async def test_a_name_that_no_host_can_have_is_told_like_an_unknown_one(fabric: Fabric, events: Events) -> None:
     fabric.link_to("a" * 64 + ".test", 1, name(Role.PROVIDER))
-    await eventually(lambda: any("a" * 64 in line for line in warnings))
+    assert "a" * 64 in await logged(events, "link_down", cause="unresolved")
 
 
 async def test_a_link_comes_back_after_garbage_on_its_connection(fabric: Fabric) -> None:
@@ -588,12 +587,12 @@ async def test_a_link_comes_back_after_garbage_on_its_connection(fabric: Fabric)
         relay.inject(b"\x07garbage" * 9)
 
 
-async def test_a_refusal_is_told_even_after_the_server_was_out_of_reach(fabric: Fabric, warnings: list[str]) -> None:
+async def test_a_refusal_is_told_even_after_the_server_was_out_of_reach(fabric: Fabric, events: Events) -> None:
     broker = fabric.socket(zmq.ROUTER)
     with closed_port() as port:
         fabric.link_to(HOST, port, name(Role.PROVIDER))
-        await eventually(lambda: any("cannot reach the server" in line for line in warnings))
+        await logged(events, "link_down", cause="unreached")
         broker.bind(f"tcp://{HOST}:{port}")
     routing_id, *_ = await receive(broker)
     broker.send_multipart([routing_id, *control(Refused("versions 8 to 9 here"))])
-    await eventually(lambda: any("versions 8 to 9 here" in line for line in warnings))
+    await logged(events, "link_down", cause="refused", reason="versions 8 to 9 here")

@@ -25,6 +25,7 @@ from goreprox.keys.guard import Guard
 from goreprox.keys.join import Join
 from goreprox.keys.reach import Reach
 from goreprox.keys.state import StateDir
+from tests.support.events import Events, logged
 from tests.support.fabric import Fabric, Recorder, name, receive
 from tests.support.sockets import HOST, abort, stop_accepting
 from tests.support.waiting import eventually
@@ -87,10 +88,6 @@ class Guarded(Fabric):
 async def guarded() -> AsyncIterator[Guarded]:
     async with Guarded() as guarded:
         yield guarded
-
-
-def said(warnings: list[str], text: str) -> Callable[[], bool]:
-    return lambda: any(text in line for line in warnings)
 
 
 async def works(guarded: Guarded, at_provider: Recorder, text: bytes) -> None:
@@ -161,12 +158,12 @@ async def test_authorised_peers_talk_and_nothing_of_it_is_readable_on_the_wire(g
 
 
 async def test_a_key_that_is_unknown_is_refused_at_the_handshake_and_comes_in_once_it_is_authorised(
-    guarded: Guarded, warnings: list[str]
+    guarded: Guarded, events: Events
 ) -> None:
     del guarded.keys.grants[guarded.provider_keys.keys.public]
     link, recorder = guarded.link(guarded.provider, security=guarded.provider_keys)
-    await eventually(said(warnings, "does not know our key"))
-    await eventually(said(warnings, "refused an unknown or revoked key at the port for providers, from 127.0.0.1"))
+    await logged(events, "link_down", cause="unknown key")
+    await logged(events, "key_refused", port="provider", address=HOST)
     assert recorder.ups == 0 and link.state is LinkState.DOWN and not guarded.router.peers
     guarded.keys.grants[guarded.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
     await eventually(lambda: recorder.ups == 1)
@@ -194,32 +191,32 @@ async def test_without_a_decision_nobody_is_let_in(guarded: Guarded) -> None:
 
 @pytest.mark.parametrize("role", Role)
 async def test_a_key_of_one_role_does_not_work_on_the_port_of_the_other(
-    guarded: Guarded, role: Role, warnings: list[str]
+    guarded: Guarded, role: Role, events: Events
 ) -> None:
     keys = guarded.keys.add(role.other, "mallory")
     _link, recorder = guarded.link(name(role, "mallory"), security=keys)
-    await eventually(said(warnings, f"refused {role.other} mallory at the port for {role}s"))
-    await eventually(said(warnings, "does not know our key"))
+    assert "mallory" in await logged(events, "key_refused", port=str(role), address=HOST)
+    await logged(events, "link_down", cause="unknown key")
     assert recorder.ups == 0 and not guarded.router.peers
 
 
-async def test_a_key_is_good_for_its_own_name_only(guarded: Guarded, warnings: list[str]) -> None:
+async def test_a_key_is_good_for_its_own_name_only(guarded: Guarded, events: Events) -> None:
     at_edge, at_provider = await guarded.up()
     _link, recorder = guarded.link(name(Role.PROVIDER, "web"), security=guarded.keys.add(Role.PROVIDER, "laptop"))
-    await eventually(said(warnings, "the key of provider laptop is not for provider web"))
-    await eventually(said(warnings, "refuses: the key of provider laptop is not for provider web"))
+    await logged(events, "message_dropped", reason="the key of provider laptop is not for provider web")
+    await logged(events, "link_down", reason="the key of provider laptop is not for provider web")
     assert recorder.ups == 0 and len(at_edge.peers) == 1
     await works(guarded, at_provider, b"still here")
 
 
 async def test_a_service_that_the_key_does_not_allow_is_refused_at_hello_and_at_announce(
-    guarded: Guarded, warnings: list[str]
+    guarded: Guarded, events: Events
 ) -> None:
     at_edge, _ = await guarded.up()
     _link, recorder = guarded.link(
         name(Role.PROVIDER, "web"), security=guarded.provider_keys, attributes={"services": ["default", "ssh"]}
     )
-    await eventually(said(warnings, "refuses: this key may not offer ssh"))
+    await logged(events, "link_down", cause="refused", reason="this key may not offer ssh")
     assert recorder.ups == 0 and len(at_edge.peers) == 1
 
     guarded.provider_link.announce({"services": ["ssh"]})
@@ -242,14 +239,14 @@ async def test_a_round_trip_of_a_second_is_not_too_slow_for_a_handshake(host: st
 # -- revocation
 
 
-async def test_revoking_ends_a_live_peer_at_once_and_for_good(guarded: Guarded, warnings: list[str]) -> None:
+async def test_revoking_ends_a_live_peer_at_once_and_for_good(guarded: Guarded, events: Events) -> None:
     at_edge, at_provider = await guarded.up()
     del guarded.keys.grants[guarded.provider_keys.keys.public]
     guarded.router.reauthorise()
     await eventually(lambda: at_edge.gone == [(guarded.provider.id, "revoked")])
     await eventually(lambda: at_provider.downs == ["revoked"])
-    await eventually(said(warnings, "refuses: the key of provider web is not authorised"))
-    await eventually(said(warnings, "does not know our key"))
+    await logged(events, "link_down", cause="refused")
+    await logged(events, "link_down", cause="unknown key")
     assert guarded.provider_link.state is LinkState.DOWN and at_provider.ups == 1
 
     guarded.keys.grants[guarded.provider_keys.keys.public] = Grant(Role.PROVIDER, "web")
@@ -277,7 +274,7 @@ async def test_a_revoked_peer_that_ignores_it_is_not_heard_and_loses_its_connect
 
 
 async def test_a_key_whose_rights_shrink_loses_its_peers_only_if_they_use_them(
-    guarded: Guarded, warnings: list[str]
+    guarded: Guarded, events: Events
 ) -> None:
     guarded.keys.services = {"default", "ssh"}
     at_edge, _ = await guarded.up()
@@ -287,40 +284,38 @@ async def test_a_key_whose_rights_shrink_loses_its_peers_only_if_they_use_them(
     guarded.keys.services = {"default"}
     guarded.router.reauthorise()
     await eventually(lambda: at_edge.gone == [(ssh.id, "revoked")])
-    await eventually(said(warnings, "refuses: this key may not offer ssh"))
+    await logged(events, "link_down", cause="refused", reason="this key may not offer ssh")
     assert guarded.provider.id in at_edge.peers
 
 
 # -- impostors
 
 
-async def test_a_server_with_another_key_is_not_believed(guarded: Guarded, warnings: list[str]) -> None:
+async def test_a_server_with_another_key_is_not_believed(guarded: Guarded, events: Events) -> None:
     wrong = LinkSecurity(guarded.provider_keys.keys, (KeyPair.generate().public,))
     link, recorder = guarded.link(guarded.provider, security=wrong)
-    await eventually(said(warnings, "has another key than we expect"))
-    await eventually(said(warnings, "the peer expects another server key"))
+    await logged(events, "link_down", cause="other key")
+    await logged(events, "handshake_failed", cause="server key")
     assert recorder.ups == 0 and link.state is LinkState.DOWN and not guarded.router.peers
 
 
-async def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(guarded: Guarded, warnings: list[str]) -> None:
+async def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(guarded: Guarded, events: Events) -> None:
     _link, recorder = guarded.link(guarded.provider)
-    await eventually(said(warnings, "wants keys; get a join string"))
-    await eventually(said(warnings, "the peer has no keys and this broker has, or the reverse"))
+    await logged(events, "link_down", cause="keys")
+    await logged(events, "handshake_failed", cause="keys")
     assert recorder.ups == 0 and not guarded.router.peers
 
 
-async def test_a_peer_with_keys_is_not_content_with_a_broker_without(guarded: Guarded, warnings: list[str]) -> None:
+async def test_a_peer_with_keys_is_not_content_with_a_broker_without(guarded: Guarded, events: Events) -> None:
     plain = Fabric(STEADY)
     async with plain.stack:
         _link, recorder = plain.link(guarded.provider, security=guarded.provider_keys)
-        await eventually(said(warnings, "has no keys; start it with keys"))
-        await eventually(said(warnings, "the peer has no keys and this broker has, or the reverse"))
+        await logged(events, "link_down", cause="no keys")
+        await logged(events, "handshake_failed", cause="keys")
         assert recorder.ups == 0 and not plain.router.peers
 
 
-async def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(
-    guarded: Guarded, warnings: list[str]
-) -> None:
+async def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(guarded: Guarded, events: Events) -> None:
     nonce = os.urandom(NONCE_BYTES)
     guarded.edge_link, at_edge = guarded.link(guarded.edge, security=guarded.edge_keys)
     victim = guarded.keyed(Role.PROVIDER, guarded.provider.routing_id(nonce), guarded.provider_keys)
@@ -334,7 +329,7 @@ async def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(
     mallory.send_multipart(control(Hello(1, 1, 2, {"by": "mallory"})))
     refusal = parse_control(await receive(mallory))
     assert refusal == Refused("the key of provider mallory is not for provider web")
-    await eventually(said(warnings, "the key of provider mallory is not for provider web"))
+    await logged(events, "message_dropped", reason="the key of provider mallory is not for provider web")
     await eventually(lambda: guarded.provider.id not in at_edge.peers)
     assert not at_edge.messages and all(not peer.attributes for peer in at_edge.seen)
 
@@ -343,7 +338,7 @@ async def test_anothers_routing_id_with_a_key_of_ones_own_reaches_nothing(
 
 
 async def test_links_that_know_the_next_key_survive_a_rotation_and_take_the_old_one_no_more(
-    guarded: Guarded, warnings: list[str]
+    guarded: Guarded, events: Events
 ) -> None:
     following = KeyPair.generate()
     keys = guarded.provider_keys.keys
@@ -357,12 +352,12 @@ async def test_links_that_know_the_next_key_survive_a_rotation_and_take_the_old_
     assert ports == guarded.ports
 
     _old, at_old = guarded.link(name(Role.PROVIDER), security=LinkSecurity(keys, (SERVER.public,)))
-    await eventually(said(warnings, "the peer expects another server key"))
+    await logged(events, "handshake_failed", cause="server key")
     assert at_old.ups == 0
 
     await guarded.router.rekey(SERVER)  # as somebody would who has stolen the old key
     await eventually(lambda: at_old.ups == 1)
-    await eventually(said(warnings, "has another key than we expect"))
+    await logged(events, "link_down", cause="other key")
     assert (at_edge.ups, at_provider.ups) == (2, 2)
 
 
@@ -544,7 +539,7 @@ async def test_what_the_state_directory_says_counts_while_the_server_runs(tmp_pa
 
 @pytest.mark.parametrize("damaged", ["reach.toml", "join/laptop.join", "authorized/other.toml"])
 async def test_a_server_with_keys_starts_whatever_became_of_what_it_tells_people(
-    tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch, damaged: str
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch, damaged: str
 ) -> None:
     state = StateDir(tmp_path / "state")
     laptop = Join.parse(state.add(Role.PROVIDER, "laptop", None).read_text())
@@ -558,7 +553,7 @@ async def test_a_server_with_keys_starts_whatever_became_of_what_it_tells_people
         it.stack.push_async_callback(guard.close, linger_s=0)
         _, recorder = it.link(name(Role.PROVIDER, "laptop"), security=laptop.security)
         await eventually(lambda: recorder.ups == 1)
-    assert [line for line in warnings if damaged in line and "new join strings may contain an outdated address" in line]
+    assert damaged in await logged(events, "reach")
 
 
 async def test_a_directory_that_several_brokers_only_look_at_is_not_written(
@@ -577,7 +572,7 @@ async def test_a_directory_that_several_brokers_only_look_at_is_not_written(
     assert not warnings
 
 
-async def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, warnings: list[str]) -> None:
+async def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, events: Events) -> None:
     guard = Guard(tmp_path / "state")
     it = Fabric(STEADY, guard.security)
     async with asyncio.timeout(100), it.stack:
@@ -588,9 +583,9 @@ async def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Pa
         _, recorder = it.link(name(Role.PROVIDER, "default"), security=join.security)
         await eventually(lambda: recorder.ups == 1)
         guard._watcher.look = lambda: 1 // 0  # type: ignore[method-assign, assignment, return-value]
-        await eventually(said(warnings, "cannot watch the keys any more"))
+        await logged(events, "keys_unwatched")
         await eventually(lambda: recorder.downs == ["revoked"])
-        await eventually(said(warnings, "does not know our key"))
+        await logged(events, "link_down", cause="unknown key")
 
 
 async def ended(raw: socket.socket) -> bool:
@@ -603,7 +598,7 @@ async def ended(raw: socket.socket) -> bool:
     return True
 
 
-async def test_a_recorded_handshake_is_worth_nothing(guarded: Guarded, warnings: list[str]) -> None:
+async def test_a_recorded_handshake_is_worth_nothing(guarded: Guarded, events: Events) -> None:
     guarded.edge_link, at_edge = guarded.link(guarded.edge, security=guarded.edge_keys)
     async with relay(guarded.ports[Role.PROVIDER]) as (port, said_by_provider, _):
         link, at_provider = guarded.link(guarded.provider, port=port, security=guarded.provider_keys)
@@ -616,7 +611,7 @@ async def test_a_recorded_handshake_is_worth_nothing(guarded: Guarded, warnings:
     with socket.create_connection((HOST, guarded.ports[Role.PROVIDER])) as raw:
         raw.sendall(recorded)
         assert await ended(raw)
-    await eventually(said(warnings, "a handshake at the port for providers failed"))
+    await logged(events, "handshake_failed")
     assert len(at_edge.messages) == 1 and not at_edge.peers
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import hashlib
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -14,6 +16,7 @@ from goreprox.net.poller import WRITE
 from goreprox.process.clock import clock
 from goreprox.roles.provider import Provider
 from goreprox.tunnel.bridge import Bridge
+from tests.support.events import Events, logged, matching
 from tests.support.sockets import HOST
 from tests.support.tunnel import DEADLINE_S, KIB, MIB, End, Tunnel
 from tests.support.waiting import Level, eventually
@@ -159,16 +162,14 @@ def nobodys_port() -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
-async def test_a_refusing_target_resets_the_client_and_the_provider_says_why(
-    tunnel: Tunnel, warnings: list[str]
-) -> None:
+async def test_a_refusing_target_resets_the_client_and_the_provider_says_why(tunnel: Tunnel, events: Events) -> None:
     with nobodys_port() as port:
         provider = await tunnel.provide(port=port)
         client = await tunnel.client()
         await client.send(b"hello?")
         assert await client.receive_to_reset() == b""
         await tunnel.at_rest(provider)
-    assert any(f"cannot reach the target {HOST}:{port}" in line and "refused" in line for line in warnings)
+    assert os.strerror(errno.ECONNREFUSED) in await logged(events, "target_failed", target=f"{HOST}:{port}")
 
 
 async def test_what_one_provider_refuses_another_serves_with_the_early_bytes(tunnel: Tunnel) -> None:
@@ -279,21 +280,21 @@ async def test_a_client_that_waited_for_the_grace_in_vain_is_reset() -> None:
 # -- limits
 
 
-async def test_beyond_the_servers_connections_clients_wait_until_one_ends(warnings: list[str]) -> None:
+async def test_beyond_the_servers_connections_clients_wait_until_one_ends(events: Events) -> None:
     async with Tunnel(max_connections=2) as tunnel:
         await tunnel.provide()
         pairs = [await tunnel.pair() for _ in range(2)]
         third, fourth = await tunnel.client(), await tunnel.client()
         for client in (third, fourth):
             await client.send(b"patient")
-        await eventually(lambda: warnings)
+        await logged(events, "full")
         assert len(tunnel.edge.bridges.connections) == 2
         assert tunnel.targets.nobody_waits
         for (client, target), _ in zip(pairs, (third, fourth), strict=True):
             client.reset()
             assert await target.receive_to_reset() == b""
             assert await (await tunnel.targets.accept()).receive(7) == b"patient"
-        assert [line for line in warnings if "connections are open" in line] == warnings[:1]
+        assert len(matching(events, "full")) == 1
 
 
 async def test_beyond_the_providers_connections_clients_wait_until_one_ends(

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+from tests.support.events import Events, logged, matching
 from tests.support.relay import Relay
 from tests.support.sockets import HOST, abort, stop_accepting
 from tests.support.waiting import DEADLINE_S, eventually
@@ -37,7 +38,7 @@ class Process:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self.log: list[dict[str, object]] = []
+        self.log: Events = []
         self._reader = asyncio.create_task(self._read(), name="log reader")
 
     @classmethod
@@ -82,18 +83,13 @@ class Process:
         """Read the log again."""
         self._reader = asyncio.create_task(self._read(), name="log reader")
 
-    def said(self, text: str) -> bool:
-        """Whether a log message holds `text`."""
-        return self.count(text) > 0
-
-    def count(self, text: str) -> int:
-        """Return how many log messages hold `text`."""
-        return sum(text in str(entry.get("message", "")) for entry in self.log)
-
     def events(self, event: str, **fields: object) -> int:
         """Return how many log lines are of this event and have these fields."""
-        wanted = {"event": event, **fields}
-        return sum(all(entry.get(key) == value for key, value in wanted.items()) for entry in self.log)
+        return len(matching(self.log, event, **fields))
+
+    async def logged(self, event: str, **fields: object) -> str:
+        """Wait for a log line of this event with these fields; return the message of the first."""
+        return await logged(self.log, event, **fields)
 
     async def ready(self) -> dict[str, object]:
         """Wait until it listens, and connects if it has anything to connect to; return the line that says so."""

@@ -8,7 +8,7 @@ import json as json_
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import App, Parameter
 
@@ -25,6 +25,9 @@ from goreprox.keys.guard import assumption, command_line
 from goreprox.keys.join import FILE
 from goreprox.keys.state import Authorized, StateDir
 from goreprox.process.files import become_owner, read_file
+
+if TYPE_CHECKING:
+    from cyclopts.completion import CompletionContext
 
 ANY: Final = "any"
 OF_UNIT: Final = Path("/var/lib/goreprox")
@@ -52,6 +55,12 @@ app: Final = App(
 app.config = (sources.read_state_dir,)
 
 
+def _names(context: "CompletionContext") -> list[str]:
+    """Return the names of all keys, for completion in a shell."""
+    return [key.name for key in _state(context["state_dir"].value).all()]
+
+
+_Name = Annotated[str, Parameter(completer=_names)]
 _Services = Annotated[str | None, Parameter(group=KEYS, metavar="A,B")]
 _Json = Annotated[bool, Parameter(group=KEYS, negative="")]
 
@@ -132,7 +141,7 @@ def list_(*, json: _Json = False, state_dir: StateOption = None) -> None:
 @app.command(
     help_epilogue=example("goreprox keys show laptop", "goreprox keys show laptop --state-dir /var/lib/goreprox")
 )
-def show(name: str, /, *, state_dir: StateOption = None) -> None:
+def show(name: _Name, /, *, state_dir: StateOption = None) -> None:
     """Show one key, and on a terminal the command to run on the other machine.
 
     Parameters
@@ -156,7 +165,7 @@ def show(name: str, /, *, state_dir: StateOption = None) -> None:
     help_epilogue=example("goreprox keys set laptop --services web,ssh", "goreprox keys set laptop --services any"),
 )
 def set_(
-    name: str, /, *, services: Annotated[str, Parameter(group=KEYS, metavar="A,B")], state_dir: StateOption = None
+    name: _Name, /, *, services: Annotated[str, Parameter(group=KEYS, metavar="A,B")], state_dir: StateOption = None
 ) -> None:
     """Change which services a key may offer, or open as an edge; it counts within a second.
 
@@ -177,7 +186,7 @@ def set_(
 @app.command(
     help_epilogue=example("goreprox keys revoke laptop", "goreprox keys revoke laptop --state-dir /var/lib/goreprox")
 )
-def revoke(name: str, /, *, state_dir: StateOption = None) -> None:
+def revoke(name: _Name, /, *, state_dir: StateOption = None) -> None:
     """Revoke a key, and remove its files.
 
     A connected peer is disconnected within a second, and its connections are reset.

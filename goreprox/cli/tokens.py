@@ -90,7 +90,7 @@ def new(
 @app.command(
     name="list",
     help_epilogue=example(
-        "goreprox token list --auth-tokens tokens.toml", "GOREPROX_AUTH_TOKENS=tokens.toml goreprox token list"
+        "goreprox token list --auth-tokens tokens.toml", "goreprox token list --auth-tokens /etc/goreprox/tokens.toml"
     ),
 )
 def list_(*, auth_tokens: _File) -> None:
@@ -103,7 +103,7 @@ def list_(*, auth_tokens: _File) -> None:
 @app.command(
     help_epilogue=example(
         "goreprox token revoke alice --auth-tokens tokens.toml",
-        "GOREPROX_AUTH_TOKENS=tokens.toml goreprox token revoke alice",
+        "goreprox token revoke alice --auth-tokens /etc/goreprox/tokens.toml",
     )
 )
 def revoke(name: str, /, *, auth_tokens: _File) -> None:

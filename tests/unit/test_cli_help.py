@@ -52,7 +52,7 @@ def options(command: tuple[str, ...]) -> list[str]:
     return [argument.name for argument in found.assemble_argument_collection() if argument.name.startswith("--")]
 
 
-@pytest.mark.parametrize("command", [c for c in HELPFUL if c and c[0] not in ("keys", "token")], ids=" ".join)
+@pytest.mark.parametrize("command", [c for c in HELPFUL if c], ids=" ".join)
 def test_each_command_ends_its_help_with_examples_that_are_understood(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
@@ -97,3 +97,18 @@ def test_a_standard_file_that_the_caller_closed_ends_no_command_in_a_traceback(
     done = subprocess.run(["/bin/sh", "-c", line], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_names_of_keys_are_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GOREPROX_STATE_DIR", str(tmp_path / "state"))
+    assert shown(capsys, "__complete", "keys", "show", "").split() == ["begin"], "there is no state directory"
+    for name in ("laptop", "phone"):
+        assert cli.main(["keys", "add", name]) == 0
+    for command in ("show", "set", "revoke"):
+        capsys.readouterr()
+        assert shown(capsys, "__complete", "keys", command, "").split() == ["begin", "laptop", "phone"]
+    monkeypatch.delenv("GOREPROX_STATE_DIR")
+    option = ("--state-dir", str(tmp_path / "state"))
+    assert shown(capsys, "__complete", "keys", "revoke", *option, "").split() == ["begin", "laptop", "phone"]

@@ -5,9 +5,11 @@ and every message. It also tells when the socket is empty: the exception for tha
 """
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 -- else at the end, which waits for libzmq in a thread
 from collections.abc import Callable, Sequence
 
 import zmq
+import zmq.utils.garbage
 from zmq.utils.monitor import parse_monitor_message
 
 from brokers.carrier import Buffer

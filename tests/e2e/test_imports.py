@@ -1,0 +1,117 @@
+"""A role that is ready has imported all that it will ever need: it can do without the files of Python."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from goreprox.cli import main as cli
+from tests.e2e.roles import whole
+from tests.support.processes import Process, Tunnel, nothing_yet
+from tests.support.relay import Relay
+from tests.support.sockets import HOST
+from tests.support.tls import Authority, Client
+from tests.support.traffic import echo
+from tests.support.waiting import DEADLINE_S, eventually
+
+PROGRAM = Path(__file__).parents[1] / "support/imports.py"
+PAGE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+async def start(made: Tunnel, *arguments: str) -> Process:
+    """Start a role whose imports are noted from `ready` on."""
+    started = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", str(PROGRAM), *arguments),
+        *("--log-json", "--log-level", "debug", "--runtime-dir", str(made.tmp / "run")),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=made.tmp,
+    )
+    process = Process(started)
+    made._stack.push_async_callback(process.stop)
+    await process.ready()
+    return process
+
+
+async def imported(process: Process) -> list[str]:
+    """Stop a role; return what it has imported since it was ready."""
+    process.signal(signal.SIGTERM)
+    assert process.process.stdout is not None
+    modules = await asyncio.wait_for(process.process.stdout.read(), DEADLINE_S)
+    assert await process.wait() == 0
+    return list(json.loads(modules))
+
+
+async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while await reader.readuntil(b"\r\n\r\n"):
+        writer.write(PAGE)
+
+
+async def get(made: Tunnel, port: int) -> None:
+    reader, writer = await made.connect(port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), DEADLINE_S)).endswith(b"ok")
+    writer.close()
+
+
+async def test_a_server_and_a_provider_import_nothing_once_they_are_ready(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    async with nothing_yet(tmp_path) as made:
+        raw, web = await made.target(echo), await made.target(page)
+        server = await start(
+            made,
+            *("server", "--listen", f"{HOST}:0=raw", "--listen", f"http://{HOST}:0=web"),
+            *("--listen", f"https://{HOST}:0=web", *authority.options),
+            *("--providers", f"{HOST}:0", "--state-dir", str(tmp_path / "state")),
+        )
+        clients = (await server.ready())["clients"]
+        assert isinstance(clients, list)
+        relay = Relay(await server.port("providers"))
+        await relay.start()
+        made._stack.push_async_callback(relay.stop)
+        provider = await start(
+            made,
+            *("provider", f"raw=localhost:{raw}", f"web={web}", "--server", f"localhost:{relay.port}"),
+            *("--join-file", str(tmp_path / "state/join/default.join")),
+        )
+        await whole(made, clients[0])
+        await get(made, clients[1])
+        reader, writer = await made.connect(clients[2])
+        secure = await Client(reader, writer, authority.trusting()).shake_hands()
+        await secure.write(b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")
+        assert (await secure.read_all()).endswith(b"ok")
+        writer.close()
+        relay.cut()
+        await eventually(lambda: server.events("peer_up") > 1, "the link is back")
+        await whole(made, clients[0])
+        status = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "goreprox", "status", "--json", "--runtime-dir", str(tmp_path / "run")],
+            capture_output=True,
+            check=True,
+        )
+        assert len(json.loads(status.stdout)) == 2
+        assert not await imported(provider)
+        assert not await imported(server)
+
+
+async def test_a_broker_and_an_edge_import_nothing_once_they_are_ready(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target, state = await made.target(echo), str(tmp_path / "state")
+        broker = await start(made, "broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0", "--state-dir", state)
+        for role in ("edge", "provider"):
+            assert cli.main(["keys", "add", f"new-{role}", "--role", role, "--state-dir", state]) == 0
+        edges, providers = [await broker.port(kind) for kind in ("edges", "providers")]
+        join = {role: str(tmp_path / f"state/join/new-{role}.join") for role in ("edge", "provider")}
+        edge = await start(
+            made, "edge", "--listen", f"{HOST}:0", "--broker", f"{HOST}:{edges}", "--join-file", join["edge"]
+        )
+        provider = await start(
+            made, "provider", str(target), "--server", f"{HOST}:{providers}", "--join-file", join["provider"]
+        )
+        await whole(made, await edge.port("clients"))
+        for process in (provider, edge, broker):
+            assert not await imported(process)

@@ -1,10 +1,13 @@
 """Which provider gets a stream: the one with the fewest streams for its weight. Sans-IO: `now` is an argument, seconds.
 
-Some are taken only if there is nobody else: first those whose path is silent, for what they get waits; then those whose
-target failed: 1 s, then twice as long after each failure that no accepted stream comes before; then those that owe more
-answers than they have streams. One that has said that it is full gets a stream for each that ends, and in each second
-twice as many as in the one before, until it says so again. It knows nothing of sessions; whether a provider is there
-and takes streams, its user knows.
+Three kinds of provider are avoided as long as there is another one:
+
+- whose path is stalled, because a stream would wait there;
+- whose target failed: for 1 s, and twice as long after each further failure without a success in between;
+- that owes responses to more Opens than it has accepted streams.
+
+A provider that has refused because it is full gets one stream for each that ends there, and twice as many each second,
+until it refuses again.
 """
 
 import random
@@ -15,37 +18,36 @@ from typing import NamedTuple
 BACKOFF_MIN_S = 1.0
 BACKOFF_MAX_S = 30.0
 FORGET_S = 30.0
-"""A failure is forgotten when nothing came of it so long after its backoff. This also bounds what is remembered: the
-failures of a minute, at most one a provider and service."""
-
+"""A failure is forgotten this long after its backoff. This also bounds memory: to the failures of a minute, at most one
+a provider and service."""
 
 UNANSWERED = 32
-"""So many streams that it has not answered may a provider have, and as many again as it has accepted: one that never
-answers holds no more clients than this, whatever its weight, as long as another answers."""
+"""A provider may have this many unanswered Opens, and one more for each stream that it has accepted. So one that never
+responds holds no more clients than this, whatever its weight, as long as another responds."""
 FULL_S = 1.0
-"""One that was full is tried again after this."""
+"""A full provider is tried again after this."""
 FULL_MOST = 1024
-"""One that took so many within a second is not full any more."""
+"""A provider that may get this many streams in a second is no longer full."""
 
 
 class Candidate(NamedTuple):
-    """A provider that could take a stream."""
+    """A provider that accepts streams."""
 
     id: bytes
     streams: int
-    """Open at it now."""
+    """The number of its streams."""
     weight: float
-    """Its share; more than 0."""
+    """Its share of streams, more than 0."""
     unanswered: int = 0
-    """Of its streams, those that it has neither accepted nor refused."""
+    """The number of streams that it has neither accepted nor refused."""
     stalled: bool = False
-    """Whether its path is silent."""
+    """Whether its path has not responded to a probe."""
     drawn: bool = False
-    """Whether it is here because it was drawn by weight, of very many: then its weight does not count among equals."""
+    """Whether it was drawn by weight, of very many, so that its weight must not count again among equals."""
 
     @property
     def owes(self) -> bool:
-        """Whether it has more to answer than anybody who does would have."""
+        """Whether it has more unanswered streams than a provider that responds would have."""
         return self.unanswered > UNANSWERED + self.streams - self.unanswered
 
 
@@ -57,16 +59,16 @@ class _Backoff:
 
 @dataclass(slots=True)
 class _Room:
-    """What a provider that was full may get."""
+    """What a full provider may get."""
 
     until: float
-    """Then there is more."""
+    """When it may get more."""
     streams: int = 0
     refill: int = 1
 
 
 class Balancer:
-    """Remembers failures, by provider and service: one target of a provider may fail while others are well."""
+    """Chooses among candidates; remembers failures by provider and service, as each service has a target of its own."""
 
     def __init__(self, rng: random.Random) -> None:
         """Break ties with `rng`."""
@@ -77,7 +79,7 @@ class Balancer:
     def choose(self, service: str, candidates: Sequence[Candidate], now: float) -> bytes | None:
         """Return the id of the best candidate, or None if there is none.
 
-        Ties are broken at random, by weight: without a stream anywhere, all are equal in load but not in size.
+        Ties are broken at random, by weight: without any stream all have the same load, but not the same size.
         """
         if self._rooms:
             candidates = [each for each in candidates if self._has_room(each.id, now)]
@@ -102,15 +104,15 @@ class Balancer:
 
     @property
     def any_full(self) -> bool:
-        """Whether a provider has said that it is full, and has not been tried successfully since."""
+        """Whether a provider is full, as far as is known."""
         return bool(self._rooms)
 
     def full(self, provider: bytes, now: float) -> None:
-        """Note that a provider has all the streams that it may have."""
+        """Note that a provider has refused a stream because it is full."""
         self._rooms[provider] = _Room(now + FULL_S)
 
     def ended(self, provider: bytes) -> bool:
-        """Note that a stream of a provider has ended; return whether it was full."""
+        """Note that a stream of a provider has ended; return whether the provider was full."""
         room = self._rooms.get(provider)
         if room is not None:
             room.streams += 1
@@ -137,7 +139,7 @@ class Balancer:
         return backoff is not None and now < backoff.until
 
     def failed(self, provider: bytes, service: str, now: float) -> None:
-        """Note that a provider did not reach its target. Streams refused during a backoff do not prolong it."""
+        """Note that a provider did not reach its target. A failure during a backoff does not prolong it."""
         self._backoffs = {key: each for key, each in self._backoffs.items() if now < each.until + FORGET_S}
         before = self._backoffs.get((provider, service))
         if before is None:
@@ -153,5 +155,5 @@ class Balancer:
 
 
 def _preferably(candidates: Sequence[Candidate], wanted: Callable[[Candidate], bool]) -> Sequence[Candidate]:
-    """Return those that are wanted, or all if none is."""
+    """Return the wanted candidates, or all if none is wanted."""
     return [each for each in candidates if wanted(each)] or candidates

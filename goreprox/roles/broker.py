@@ -1,4 +1,4 @@
-"""The broker: a switch between edges and providers, in a server or a process of its own; it has no state to lose."""
+"""The broker: passes messages between edges and providers, in a server or a process of its own. It keeps no state."""
 
 import errno
 import os
@@ -20,12 +20,12 @@ from goreprox.status.socket import serving
 
 
 async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict[str, int], list[Closable]]:
-    """Listen for providers and, where it is asked for, for edges.
+    """Listen for providers and, if configured, for edges.
 
-    Return the broker, its ports by option, and what is to be closed at the end, in this order.
+    Return the router, its ports by option, and what is to be closed at the end, in this order.
 
     Raises:
-        StartError: a port cannot be had, or the keys' directory not be used.
+        StartError: a port is not available, or the state directory cannot be used.
     """
     guard = None if config.state_dir is None else Guard(config.state_dir)
     router = Router(
@@ -59,7 +59,7 @@ async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict
 
 
 def _reach(config: BrokerConfig | ServerConfig, ports: dict[str, int]) -> Reach:
-    """Return where peers reach us, with the ports that we have got."""
+    """Return the addresses for join strings, with the ports that the system has assigned."""
     edges = config.edges or Address(config.peers.providers.host, EDGE_PORT)
     return Reach(
         config.peers.addresses,
@@ -79,15 +79,15 @@ def _advice(code: int | None, option: str) -> str:
 
 
 def describe(ports: dict[str, int]) -> str:
-    """Tell people which port is for whom."""
+    """Describe, for log lines, which port is for whom."""
     return ", ".join(f"{option} on {port}" for option, port in ports.items())
 
 
 async def run(config: BrokerConfig) -> None:
-    """Be a broker until a signal ends it, at once: its peers go on over other brokers, or wait for the next one.
+    """Run a broker until a signal ends it. It does not drain: peers continue over other brokers, or wait for a new one.
 
     Raises:
-        StartError: a port cannot be had, or the runtime directory not be used.
+        StartError: a port is not available, or a directory cannot be used.
     """
     process = config.process
     instance = Instance.acquire(process.lock_dir, "broker", process.own_name, secrets.token_bytes(INCARNATION_BYTES))

@@ -1,7 +1,8 @@
-"""Recognises targets that lead back here, such as the server's own port: clients are our own connections then.
+"""Detects targets that lead back to this provider, such as the server's own port for clients.
 
-The edge tells of each client both ends of its connection. Where these are the two ends of one of ours, the stream comes
-from it, one hop further. Machines may share private addresses, so one match may be chance; a chain of them is not.
+An edge sends both addresses of each client's connection. Where they are those of one of our connections to a target,
+the stream came through it, one hop further. Private addresses are not unique, so one match may be chance; a chain is
+not. A loop through several replicas is detected only once a chain stays in one process.
 """
 
 from typing import Final
@@ -10,31 +11,32 @@ from goreprox.endpoint import Endpoint
 from goreprox.protocol.stream import Stream
 
 HOPS: Final = 8
-"""So many in a row are a loop. With 1,000 connections to an address that clients of the edge come to, too, from one of
-28,000 ports each, chance makes them once in 10^11 clients."""
-_Ends = tuple[str, str]
+"""A chain of this length is a loop. With 1,000 connections to an address where clients of the edge connect, too, each
+from one of 28,000 ports, chance makes such a chain once in 10^11 clients."""
+_Addresses = tuple[str, str]
+"""Of a connection: the near and the far one."""
 
 
 class Loops:
-    """Knows the two ends of each connection to a target, and how many hops it has come."""
+    """The connections to targets, and the number of hops to each."""
 
     def __init__(self) -> None:
-        self._hops: dict[_Ends, int] = {}
-        self._ends: dict[Stream, _Ends] = {}
+        self._hops: dict[_Addresses, int] = {}
+        self._addresses: dict[Stream, _Addresses] = {}
 
     def hops(self, stream: Stream) -> int:
-        """Return how many of our connections in a row a stream has come by."""
+        """Return through how many of our connections in a row a stream came."""
         return self._hops.get((stream.client, stream.destination), 0)
 
     def add(self, stream: Stream, near: tuple[str, int], far: tuple[str, int]) -> None:
-        """Note the connection that is made for a stream, in place of an earlier one; to be discarded."""
+        """Add the connection that is made for a stream, in place of an earlier one, until it is discarded."""
         hops = self.hops(stream) + 1
         self.discard(stream)
-        ends = self._ends[stream] = str(Endpoint(*near)), str(Endpoint(*far))
-        self._hops[ends] = hops
+        addresses = self._addresses[stream] = str(Endpoint(*near)), str(Endpoint(*far))
+        self._hops[addresses] = hops
 
     def discard(self, stream: Stream) -> None:
-        """Forget the connection of a stream."""
-        ends = self._ends.pop(stream, None)
-        if ends is not None:
-            self._hops.pop(ends, None)
+        """Remove the connection of a stream, if it has one."""
+        addresses = self._addresses.pop(stream, None)
+        if addresses is not None:
+            self._hops.pop(addresses, None)

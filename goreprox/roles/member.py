@@ -1,4 +1,4 @@
-"""A process as a peer of others: its lock, its name, its entry in the peer list, its links."""
+"""An edge or a provider as a peer: its lock, its name, its entry in the peer list, its links."""
 
 import asyncio
 import secrets
@@ -22,13 +22,13 @@ class Links:
         self.changed: Callable[[], None] = lambda: None
 
     def link_changed(self) -> None:
-        """Note that one of them is up or down, or for another reason than before."""
+        """Note that a link came up or went down, or has another problem."""
         if any(link.up for link in self.all):
             self.up.set()
         self.changed()
 
     def describe(self) -> str:
-        """Say which are up, and what keeps the others down."""
+        """Describe which links are up, and why the others are not."""
         up = ", ".join(link.label for link in self.all if link.up)
         down = ", ".join(
             f"{link.label} ({link.problem})" if link.problem else link.label for link in self.all if not link.up
@@ -37,12 +37,12 @@ class Links:
 
 
 class Member:
-    """One incarnation of an edge or a provider; `instance` is to be released at its clean end."""
+    """One life of an edge or a provider. At its clean end `instance` is released."""
 
     def __init__(
         self, config: ProcessConfig, what: str, role: Role, *, services: Sequence[str], weight: float | None = None
     ) -> None:
-        """Lock a slot of `what` (server, edge, provider) and become a new peer of `role`.
+        """Lock a slot for the process `what` (server, edge, provider), as a new peer of `role`.
 
         Raises:
             StartError: the runtime directory cannot be used.
@@ -62,7 +62,7 @@ class Member:
         self._timings = Timings(link_timeout_s=config.link_timeout_s)
 
     def link(self, addresses: Sequence[Address], receiver: Receiver, security: LinkSecurity | None) -> Links:
-        """Begin to connect to every broker at `addresses`, in plaintext unless there is `security`."""
+        """Start a link to each of the brokers at `addresses`, in plaintext unless there is `security`."""
         links = Links()
         links.all = [
             Link(

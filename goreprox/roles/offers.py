@@ -1,7 +1,4 @@
-"""Which providers offer which service: an index, so that a change costs what has changed, and a choice not everybody.
-
-Knows peers and their streams' numbers; who of them is best, the balancer knows.
-"""
+"""An index of the services that providers offer, so that an update or a choice does not look at all providers."""
 
 import itertools
 import random
@@ -13,28 +10,28 @@ from goreprox.tunnel.attributes import targets_of, weight_of
 from goreprox.tunnel.peer import Peer
 
 SAMPLE: Final = 32
-"""Of more providers than these, so many are compared, drawn by weight: the best of them is nearly the best of all."""
+"""Of more providers than this, a sample is compared, drawn by weight: its best is nearly the best of all."""
 
 
 class _Service:
-    """Who is there for one service."""
+    """The providers of one service."""
 
     __slots__ = ("_peers", "_weights", "known", "peers")
 
     def __init__(self) -> None:
         self.peers: dict[bytes, Peer] = {}
-        """Those that take streams."""
+        """Those that accept streams."""
         self.known: set[bytes] = set()
-        """Those that offer it, be they out of reach."""
+        """Those that offer it, reachable or not."""
         self._peers: list[Peer] = []
         self._weights: list[float] = []
 
     def changed(self) -> None:
-        """Draw from others next time."""
+        """Drop the prepared sample: providers or weights have changed."""
         self._peers = []
 
     def sample(self, rng: random.Random) -> Sequence[Peer]:
-        """Return all, or some of many, drawn by weight: the same one perhaps several times."""
+        """Return all, or of very many a sample by weight, in which one may occur several times."""
         if len(self.peers) <= SAMPLE:
             return list(self.peers.values())
         if not self._peers:
@@ -44,32 +41,32 @@ class _Service:
 
 
 class Change(NamedTuple):
-    """What an update has brought about, as services."""
+    """The services that an update concerns."""
 
     gained: frozenset[str]
-    """It takes streams for these: others than before, or all of them in a new epoch of its session."""
+    """The provider accepts streams for these: new ones, or all of them in a new epoch of its session."""
     lost: frozenset[str]
-    """It no longer takes streams for these."""
+    """It no longer accepts streams for these."""
     gone: frozenset[str]
     """It no longer offers these."""
 
 
 class Offers:
-    """Is told of each change of a peer."""
+    """The index; `update` is called at each change of a provider."""
 
     def __init__(self, rng: random.Random) -> None:
-        """Draw with `rng`."""
+        """Draw samples with `rng`."""
         self._rng = rng
         self._services: dict[str, _Service] = {}
         self._offered: dict[bytes, frozenset[str]] = {}
-        """What each peer that is known offers."""
+        """The services that each known provider offers."""
         self._available: dict[bytes, frozenset[str]] = {}
-        """Of those that take streams."""
+        """Of those that accept streams."""
         self._epochs: dict[bytes, int] = {}
-        """Theirs: between two of them nobody was served."""
+        """Epochs of their sessions: no stream was served between two of them."""
 
     def update(self, peer: Peer) -> Change:
-        """Take note of a peer as it is now."""
+        """Take over the present state of a provider."""
         offered: frozenset[str] = frozenset() if peer.gone else frozenset(peer.services)
         available: frozenset[str] = offered if peer.available else frozenset()
         offered_before = self._swap(self._offered, peer.id, offered)
@@ -104,21 +101,21 @@ class Offers:
 
     @property
     def known(self) -> Collection[str]:
-        """What is offered, be it by providers out of reach."""
+        """The services that a provider offers, reachable or not."""
         return self._services.keys()
 
     def known_for(self, service: str) -> Collection[bytes]:
-        """Return who offers a service, be they out of reach."""
+        """Return the ids of those that offer a service, reachable or not."""
         found = self._services.get(service)
         return found.known if found is not None else ()
 
     def available(self, service: str) -> Collection[Peer]:
-        """Return who takes streams for a service."""
+        """Return the providers that accept streams for a service."""
         found = self._services.get(service)
         return found.peers.values() if found is not None else ()
 
     def candidates(self, service: str, *, without: Collection[bytes]) -> list[Candidate]:
-        """Return who could take a stream, but for some; of very many only a sample."""
+        """Return the candidates for a stream of a service, of very many a sample."""
         found = self._services.get(service)
         if found is None:
             return []
@@ -129,7 +126,7 @@ class Offers:
         return chosen
 
     def differing(self, service: str) -> list[Peer]:
-        """Return two providers of a service whose targets differ, if there are; of very many a sample is looked at."""
+        """Return two providers of a service whose targets differ, or none; of very many only a sample is compared."""
         first: tuple[Peer, bytes] | None = None
         found = self._services.get(service)
         for peer in found.sample(self._rng) if found is not None else ():

@@ -1,10 +1,8 @@
-"""Tells people where clients reach what a provider offers, as far as edges say, and what is odd about it."""
+"""Logs where clients reach the services of a provider, as its edges announce, and warns of mistakes in their names."""
 
 import asyncio
 from collections.abc import Mapping
 from typing import Final
-
-from loguru import logger
 
 from brokers import LimitedLog
 from goreprox.config.addresses import Address
@@ -14,33 +12,33 @@ from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
 
 SETTLE_S: Final = 1.0
-"""Edges come one by one, over several brokers: wait so long before saying what is missing among them."""
+"""Edges come one by one, over several brokers: checks wait this long after a change."""
 
 
 class Reachable:
-    """Looks at the edges, a moment after they have changed."""
+    """Compares what edges announce with what is offered here."""
 
     def __init__(self, driver: Driver, targets: Mapping[str, Address], log: LimitedLog) -> None:
-        """Know what is offered: the target of each service."""
+        """Check the edges of `driver` for the services of `targets`."""
         self._driver = driver
         self._targets = targets
         self._log = log
-        self._told: dict[bytes, frozenset[tuple[str, str]]] = {}
-        """What was said of each edge that is there."""
+        self._logged: dict[bytes, frozenset[tuple[str, str]]] = {}
+        """Services and URLs that were logged, by edge."""
         self._shared: set[str] = set()
         self._look: asyncio.TimerHandle | None = None
 
     def changed(self) -> None:
-        """Note that an edge has come, has gone, or says something else."""
+        """Check again, once all is settled: an edge came up, went down, or announces something else."""
         if self._look is None:
             self._look = asyncio.get_running_loop().call_later(SETTLE_S, self._look_at_edges)
 
     def _look_at_edges(self) -> None:
         self._look = None
         edges = [peer for peer in self._driver.peers.values() if peer.session.established and not peer.gone]
-        self._told = {edge.id: self._told.get(edge.id, frozenset()) for edge in edges}
+        self._logged = {edge.id: self._logged.get(edge.id, frozenset()) for edge in edges}
         for edge in edges:
-            self._tell(edge)
+            self._log_addresses(edge)
         heard = {service for edge in edges for service in edge.services}
         for service in self._targets:
             if edges and service not in heard:
@@ -52,21 +50,22 @@ class Reachable:
                 )
         shared = {service for edge in edges for service in shared_of(edge.info.attributes)} & self._targets.keys()
         for service in shared - self._shared:
-            logger.bind(event="shared_service", service=service).warning(
-                "clients of the service {} are shared with another provider, whose target is another one than {}; if "
-                "these are different applications, give each a service of its own: goreprox provider NAME=TARGET",
-                service,
-                self._targets[service],
+            self._log.say(
+                "shared_service",
+                f"clients of the service {service} are shared with another provider, whose target differs from "
+                f"{self._targets[service]}; if these are different applications, give each a service of its own: "
+                "goreprox provider NAME=TARGET",
+                service=service,
             )
         self._shared = shared
 
-    def _tell(self, edge: Peer) -> None:
+    def _log_addresses(self, edge: Peer) -> None:
         host = self._host(edge)
         found = {
             (port.service, port.url(host)) for port in ports_of(edge.info.attributes) if port.service in self._targets
         }
-        new = found - self._told[edge.id]
-        self._told[edge.id] = frozenset(found)
+        new = found - self._logged[edge.id]
+        self._logged[edge.id] = frozenset(found)
         for service in sorted({service for service, _ in new}):
             where = ", ".join(sorted(quoted(url) for name, url in new if name == service))
             self._log.say(
@@ -78,7 +77,7 @@ class Reachable:
             )
 
     def _host(self, edge: Peer) -> str:
-        """Return where an edge is that listens on all its addresses: a server where its broker is."""
+        """Return the host of an edge that listens on all its addresses; a server's is where our link leads."""
         if process_of(edge.info.attributes) == "server" and edge.epochs:
             return next(iter(edge.epochs)).label.rpartition(":")[0].strip("[]")
         return machine_of(edge.info.attributes) or edge.info.name.name

@@ -12,10 +12,10 @@ from goreprox.status.socket import serving
 
 
 async def run(config: ServerConfig) -> None:
-    """Be a server until a signal ends it.
+    """Run a server until a signal ends it.
 
     Raises:
-        StartError: a port cannot be had, or the runtime directory not be used.
+        StartError: a port is not available, or a directory or a file cannot be used.
     """
     member = Member(config.process, "server", Role.EDGE, services=config.clients.services)
     edge = Edge(config)

@@ -1,9 +1,12 @@
-"""Several edge processes on the same ports, under one parent that restarts a crashed one and passes signals on.
+"""Several edge processes on the same ports, under a parent that restarts a crashed one and passes signals on.
 
-The parent carries no traffic. A worker's standard input brings its job, then a byte for each signal of the parent,
-and ends when the parent does, however it does. (The signals themselves would come twice to a worker where a
-supervisor sends them to all processes of a service.) Its standard output says that it is ready, or why it cannot
-start. Each worker has a lock and an incarnation of its own: so the successor of a killed one proves its death.
+The parent carries no traffic. A worker reads its job from standard input, then a byte for each signal of the parent,
+and the end of file when the parent ends, however it does. (Signals themselves would reach a worker twice where a
+supervisor sends them to all processes of a service.) A worker writes to standard output that it is ready, or why it
+cannot start. It has a lock and an incarnation of its own, so that the successor of a killed one proves its death.
+
+Not by `multiprocessing`, because its spawn method keeps another process (the resource tracker), imports the main module
+again in each worker, and starts workers in the parent's process group, whose signals they must not get.
 """
 
 import asyncio
@@ -28,18 +31,18 @@ from goreprox.roles.edge import run as run_edge
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
 STABLE_S = 10.0
-"""A worker that lived so long is restarted without delay again."""
+"""After a worker has lived this long, the backoff begins anew."""
 _CODE: Final = "import sys; sys.path[:] = {path!r}; from goreprox.roles.workers import main; sys.exit(main())"
-"""`-m` would look for modules in the working directory first, where the parent may not."""
+"""Not `-m`, which searches the working directory first, where the parent may not."""
 _STDIN: Final = 0
 _STDOUT: Final = 1
 _SIZE_BYTES: Final = 4
 _STOP: Final = b"s"
-_HURRY: Final = b"h"
+_FORCE: Final = b"h"
 
 
 class Job(NamedTuple):
-    """What a worker is told to do."""
+    """What a worker is to do; sent as a pickle."""
 
     config: EdgeConfig
     number: int
@@ -48,10 +51,10 @@ class Job(NamedTuple):
 
 
 async def run(config: EdgeConfig, *, log_level: str, log_json: bool) -> None:
-    """Be the parent of `config.workers` edges until a signal has ended them all.
+    """Run `config.workers` edges until a signal has ended them all.
 
     Raises:
-        StartError: one of them cannot start; none is left then.
+        StartError: one of them cannot start; the others were ended.
     """
     worker = dataclasses.replace(config, workers=1, clients=dataclasses.replace(config.clients, reuse_port=True))
     parent = Parent([Job(worker, number, log_level, log_json) for number in range(config.workers)])
@@ -70,7 +73,6 @@ class Parent(Lifetime):
     """Keeps one process running for each job, until it is told to stop."""
 
     def __init__(self, jobs: list[Job]) -> None:
-        """Start nothing yet."""
         super().__init__()
         self.jobs = jobs
         self.error: str | None = None
@@ -82,19 +84,19 @@ class Parent(Lifetime):
     def _signalled(self) -> None:
         super()._signalled()
         for process in self._processes.values():
-            _tell(process, _HURRY if self.hurried else _STOP)
+            _send(process, _FORCE if self.hurried else _STOP)
 
     async def keep(self, job: Job) -> None:
-        """Run a worker, and another one whenever it ends."""
+        """Run a worker, and restart it whenever it ends."""
         pause_s = BACKOFF_MIN_S
         while not self.stop.is_set():
             began = self._loop.time()
-            end = await self._run(job)
+            how = await self._run(job)
             if self.stop.is_set():
                 break
             if self._loop.time() - began > STABLE_S:
                 pause_s = BACKOFF_MIN_S
-            logger.bind(event="worker_ended", worker=job.number).warning("{}; restarting in {:g} s", end, pause_s)
+            logger.bind(event="worker_ended", worker=job.number).warning("{}; restarting in {:g} s", how, pause_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self.stop.wait()
@@ -110,9 +112,9 @@ class Parent(Lifetime):
             return f"cannot be started: {exc.strerror}"
         self._processes[job.number] = process
         data = pickle.dumps(job)
-        _tell(process, len(data).to_bytes(_SIZE_BYTES, "big") + data)
+        _send(process, len(data).to_bytes(_SIZE_BYTES, "big") + data)
         if self.stop.is_set():  # since we began to start it
-            _tell(process, _HURRY if self.hurried else _STOP)
+            _send(process, _FORCE if self.hurried else _STOP)
         assert process.stdout is not None
         if report := await process.stdout.readline():
             self._reported(job, process.pid, **json.loads(report))
@@ -138,17 +140,16 @@ class Parent(Lifetime):
                 self.ready(f"{found}, {len(self.jobs)} workers", clients=clients, workers=len(self.jobs))
 
 
-def _tell(process: Process, data: bytes) -> None:
+def _send(process: Process, data: bytes) -> None:
     assert process.stdin is not None
     process.stdin.write(data)
 
 
 class Worker(Lifetime):
-    """A lifetime of which the parent is the master: its end, too, is a signal. Signals from elsewhere only stop."""
+    """A lifetime that the parent controls: its end, too, is a signal. Signals from elsewhere only stop."""
 
     def __enter__(self) -> "Worker":
-        """Listen to the parent, too."""
-        self._loop.add_reader(_STDIN, self._told)
+        self._loop.add_reader(_STDIN, self._received)
         super().__enter__()
         return self
 
@@ -159,30 +160,30 @@ class Worker(Lifetime):
     def _signalled(self) -> None:
         self.stop.set()
 
-    def _told(self) -> None:
-        said = os.read(_STDIN, 64)
+    def _received(self) -> None:
+        data = os.read(_STDIN, 64)
         self.stop.set()
-        if _HURRY in said:
+        if _FORCE in data:
             self._hurry.set()
-        if not said:
+        if not data:
             self._loop.remove_reader(_STDIN)
 
     def ready(self, text: str, **ports: object) -> None:
-        """Tell the parent."""
+        """Tell the parent that this worker is ready."""
         self._extend_no_more()
         _report(**ports)
 
     def tell(self, text: str) -> None:
-        """Leave the supervisor to the parent."""
+        """Do nothing: the parent talks to the supervisor."""
 
 
 def _report(**values: object) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the parent is gone: standard input will say so
+    with contextlib.suppress(BrokenPipeError):  # the parent has ended: so has standard input
         os.write(_STDOUT, json.dumps(values).encode() + b"\n")
 
 
 def _read_job() -> Job | None:
-    """Read the job and not a byte more; None if the parent is gone."""
+    """Read the job and no byte more; None if the parent has ended."""
     size, data = _SIZE_BYTES, b""
     while len(data) < size:
         more = os.read(_STDIN, size - len(data))
@@ -200,7 +201,7 @@ async def _work(config: EdgeConfig) -> None:
 
 
 def main() -> int:
-    """Be a worker."""
+    """Run a worker."""
     job = _read_job()
     if job is None:
         return 0

@@ -174,7 +174,7 @@ async def test_a_service_that_the_key_does_not_allow_is_refused_on_both_sides(tm
         provider = await it.provide(connect=False, join="laptop")
         refusal = await provider.logged("link_down", cause="refused")
         assert "laptop" in refusal and "default" in refusal
-        await it.server.logged("peer_refused", peer="default")
+        await it.server.logged("peer_refused", peer="laptop")
         file = it.state / "authorized" / "laptop.toml"
         file.write_text(file.read_text().replace('"web"', '"default"'))
         await eventually(lambda: provider.events("peer_up"), "provider connected")

@@ -182,64 +182,67 @@ async def test_a_peer_that_comes_back_takes_over_its_half_dead_connection() -> N
         assert recorder.gone == []
 
 
-async def test_a_silent_network_is_noticed_on_both_sides_and_overcome(fabric: Fabric) -> None:
-    recorder, provider = Recorder(), name(Role.PROVIDER)
-    fabric.router.attach(name(Role.EDGE), {}, recorder)
-    relay = await fabric.relay(Role.PROVIDER)
-    _, at_provider = fabric.link(provider, port=relay.port)
-    await eventually(lambda: recorder.peers and at_provider.peers)
-    epoch = recorder.seen[-1].epoch
-    relay.flowing.clear()
-    relay.forget()
-    await eventually(
-        lambda: at_provider.ups == 2 and recorder.seen[-1].epoch > epoch, deadline_s=2 * FAST.link_timeout_s
-    )
+async def test_a_silent_network_is_noticed_on_both_sides_and_overcome() -> None:
+    async with Fabric(FAST) as fabric:
+        recorder, provider = Recorder(), name(Role.PROVIDER)
+        fabric.router.attach(name(Role.EDGE), {}, recorder)
+        relay = await fabric.relay(Role.PROVIDER)
+        _, at_provider = fabric.link(provider, port=relay.port)
+        await eventually(lambda: recorder.peers and at_provider.peers)
+        epoch = recorder.seen[-1].epoch
+        relay.flowing.clear()
+        relay.forget()
+        await eventually(
+            lambda: at_provider.ups == 2 and recorder.seen[-1].epoch > epoch, deadline_s=2 * FAST.link_timeout_s
+        )
 
 
-async def test_a_peer_whose_process_hangs_expires_though_zeromq_answers_for_it(fabric: Fabric) -> None:
-    recorder, provider = Recorder(), name(Role.PROVIDER)
-    fabric.router.attach(name(Role.EDGE), {}, recorder)
-    frozen = fabric.raw(Role.PROVIDER, provider.routing_id(os.urandom(16)))
-    frozen.send_multipart(control(Hello(1, 1, 1, {})))
-    await eventually(lambda: recorder.peers)
-    await eventually(lambda: recorder.gone == [(provider.id, "expired")], deadline_s=2 * FAST.link_timeout_s)
+async def test_a_peer_whose_process_hangs_expires_though_zeromq_answers_for_it() -> None:
+    async with Fabric(FAST) as fabric:
+        recorder, provider = Recorder(), name(Role.PROVIDER)
+        fabric.router.attach(name(Role.EDGE), {}, recorder)
+        frozen = fabric.raw(Role.PROVIDER, provider.routing_id(os.urandom(16)))
+        frozen.send_multipart(control(Hello(1, 1, 1, {})))
+        await eventually(lambda: recorder.peers)
+        await eventually(lambda: recorder.gone == [(provider.id, "expired")], deadline_s=2 * FAST.link_timeout_s)
 
 
-async def test_a_broker_that_hangs_is_left_and_found_again(fabric: Fabric) -> None:
-    broker, port = fabric.broker()
-    _, at_provider = fabric.link_to(HOST, port, name(Role.PROVIDER))
+async def test_a_broker_that_hangs_is_left_and_found_again() -> None:
+    async with Fabric(FAST) as fabric:
+        broker, port = fabric.broker()
+        _, at_provider = fabric.link_to(HOST, port, name(Role.PROVIDER))
 
-    async def welcome() -> None:
-        latest: list[tuple[bytes, Hello]] = []
+        async def welcome() -> None:
+            latest: list[tuple[bytes, Hello]] = []
 
-        def poll() -> bool:
-            with contextlib.suppress(zmq.Again):
-                while True:
-                    routing_id, *frames = broker.recv_multipart(zmq.NOBLOCK)
-                    message = parse_control(frames)
-                    if isinstance(message, Hello):
-                        latest.append((routing_id, message))
-            return bool(latest)
+            def poll() -> bool:
+                with contextlib.suppress(zmq.Again):
+                    while True:
+                        routing_id, *frames = broker.recv_multipart(zmq.NOBLOCK)
+                        message = parse_control(frames)
+                        if isinstance(message, Hello):
+                            latest.append((routing_id, message))
+                return bool(latest)
 
-        await eventually(poll)
-        routing_id, hello = latest[-1]
-        broker.send_multipart([routing_id, *control(Welcome(1, hello.attempt, 1))])
+            await eventually(poll)
+            routing_id, hello = latest[-1]
+            broker.send_multipart([routing_id, *control(Welcome(1, hello.attempt, 1))])
 
-    await welcome()
-    await eventually(lambda: at_provider.ups == 1)
-    await eventually(lambda: at_provider.downs == ["the broker is silent"], deadline_s=3 * FAST.link_timeout_s)
-    await welcome()
-    await eventually(lambda: at_provider.ups == 2)
+        await welcome()
+        await eventually(lambda: at_provider.ups == 1)
+        await eventually(lambda: at_provider.downs == ["the broker is silent"], deadline_s=3 * FAST.link_timeout_s)
+        await welcome()
+        await eventually(lambda: at_provider.ups == 2)
 
 
 async def test_a_broker_that_is_restarted_at_the_same_port_is_found_again(fabric: Fabric) -> None:
-    first = Router(timings=FAST)
+    first = Router(timings=PATIENT)
     port = first.bind(Role.PROVIDER, HOST, 0)
     _, at_provider = fabric.link_to(HOST, port, name(Role.PROVIDER))
     await eventually(lambda: at_provider.ups == 1)
     await first.close(linger_s=0)
     await eventually(lambda: len(at_provider.downs) == 1)
-    second = Router(timings=FAST)
+    second = Router(timings=PATIENT)
     fabric.stack.push_async_callback(second.close, linger_s=0)
     assert second.bind(Role.PROVIDER, HOST, port) == port
     await eventually(lambda: at_provider.ups == 2)
@@ -499,7 +502,7 @@ async def test_an_outbox_is_bounded_by_messages_and_by_bytes_each_alone(size: in
 
 
 async def test_a_port_in_use_is_an_error_that_says_so(fabric: Fabric) -> None:
-    router = Router(timings=FAST)
+    router = Router(timings=PATIENT)
     try:
         with pytest.raises(BindError) as caught:
             router.bind(Role.PROVIDER, HOST, fabric.ports[Role.PROVIDER])
@@ -516,7 +519,7 @@ async def test_a_router_listens_where_it_is_told(fabric: Fabric, host: str | Non
 
     if host in (None, "::1") and not socket.has_ipv6:
         pytest.skip("no IPv6 here")
-    router = Router(timings=FAST)
+    router = Router(timings=PATIENT)
     fabric.stack.push_async_callback(router.close, linger_s=0)
     port = router.bind(Role.PROVIDER, host, 0)
     for address in {"::1"} if host == "::1" else {HOST} if host else {HOST, "::1"}:

@@ -26,14 +26,12 @@ from goreprox.keys.join import Join
 from goreprox.keys.reach import Reach
 from goreprox.keys.state import StateDir
 from tests.support.events import Events, logged
-from tests.support.fabric import Fabric, Recorder, name, receive
+from tests.support.fabric import PATIENT, Fabric, Recorder, name, receive
 from tests.support.sockets import HOST, abort, stop_accepting
 from tests.support.waiting import eventually
 
 SERVER = KeyPair.generate()
 HALF_OPEN = 300
-STEADY = Timings(reconnect_min_s=0.02, reconnect_max_s=0.1)
-"""Quick to come again; but no machine is to be so slow that links are lost without a cause."""
 MIB = 1024 * 1024
 
 
@@ -62,7 +60,7 @@ class Keys:
 class Guarded(Fabric):
     """A fabric with keys, an edge on it, and a provider named web."""
 
-    def __init__(self, timings: Timings = STEADY) -> None:
+    def __init__(self, timings: Timings = PATIENT) -> None:
         self.keys = Keys()
         super().__init__(timings, BrokerSecurity(SERVER, self.keys))
         self.edge, self.provider = name(Role.EDGE, "front"), name(Role.PROVIDER)
@@ -307,7 +305,7 @@ async def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(guarded: Gua
 
 
 async def test_a_peer_with_keys_is_not_content_with_a_broker_without(guarded: Guarded, events: Events) -> None:
-    plain = Fabric(STEADY)
+    plain = Fabric(PATIENT)
     async with plain.stack:
         _link, recorder = plain.link(guarded.provider, security=guarded.provider_keys)
         await logged(events, "link_down", cause="no keys")
@@ -412,12 +410,12 @@ async def test_a_rotation_without_descriptors_puts_nobody_out_and_succeeds_once_
     async with contextlib.AsyncExitStack() as stack:
         keys, following = Keys(), KeyPair.generate()
         security = LinkSecurity(keys.add(Role.PROVIDER, "web").keys, (SERVER.public, following.public))
-        router = Router(timings=STEADY, security=BrokerSecurity(SERVER, keys))
+        router = Router(timings=PATIENT, security=BrokerSecurity(SERVER, keys))
         stack.push_async_callback(router.close, linger_s=0)
         port = router.bind(Role.PROVIDER, host, 0)
         edge, provider, at_edge, at_provider = name(Role.EDGE), name(Role.PROVIDER), Recorder(), Recorder()
         local = router.attach(edge, {}, at_edge)
-        link = Link(provider, {}, HOST, port, at_provider, timings=STEADY, security=security)
+        link = Link(provider, {}, HOST, port, at_provider, timings=PATIENT, security=security)
         stack.push_async_callback(link.close, linger_s=0)
         link.start()
         await eventually(lambda: at_edge.peers and at_provider.peers)
@@ -495,7 +493,7 @@ async def test_neither_an_older_protocol_nor_another_mechanism_is_a_way_around_k
     guarded: Guarded, handshake: Callable[[bytes], bytes], until: bytes
 ) -> None:
     greeting = handshake(guarded.provider.routing_id(os.urandom(NONCE_BYTES)))
-    plain = Fabric(STEADY)
+    plain = Fabric(PATIENT)
     async with plain.stack:  # where there are no keys, the newer protocol is a way in
         raw = await say_hello(plain, greeting, until)
         if handshake is null:
@@ -513,7 +511,7 @@ async def test_neither_an_older_protocol_nor_another_mechanism_is_a_way_around_k
 async def test_what_the_state_directory_says_counts_while_the_server_runs(tmp_path: Path) -> None:
     guard = Guard(tmp_path / "state")
     state = StateDir(tmp_path / "state")
-    it = Fabric(STEADY, guard.security)
+    it = Fabric(PATIENT, guard.security)
     async with asyncio.timeout(100), it.stack:
         guard.start(it.router, Reach(providers=Address(HOST, it.ports[Role.PROVIDER])))
         it.stack.push_async_callback(guard.close, linger_s=0)
@@ -547,7 +545,7 @@ async def test_a_server_with_keys_starts_whatever_became_of_what_it_tells_people
     (state.directory / damaged).chmod(0o600)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     guard = Guard(state.directory)
-    it = Fabric(STEADY, guard.security)
+    it = Fabric(PATIENT, guard.security)
     async with asyncio.timeout(100), it.stack:
         guard.start(it.router, Reach())
         it.stack.push_async_callback(guard.close, linger_s=0)
@@ -564,7 +562,7 @@ async def test_a_directory_that_several_brokers_only_look_at_is_not_written(
     monkeypatch.setattr(StateDir, "is_read_only", True)  # permissions do not keep root out
     before = sorted(state.directory.rglob("*"))
     guard = Guard(state.directory)
-    it = Fabric(STEADY, guard.security)
+    it = Fabric(PATIENT, guard.security)
     async with asyncio.timeout(100), it.stack:
         guard.start(it.router, Reach((Address("h", 0),)))
         await guard.close(linger_s=0)
@@ -574,7 +572,7 @@ async def test_a_directory_that_several_brokers_only_look_at_is_not_written(
 
 async def test_if_the_watch_on_keys_fails_nobody_is_let_in_or_stays(tmp_path: Path, events: Events) -> None:
     guard = Guard(tmp_path / "state")
-    it = Fabric(STEADY, guard.security)
+    it = Fabric(PATIENT, guard.security)
     async with asyncio.timeout(100), it.stack:
         guard.start(it.router, Reach())
         it.stack.push_async_callback(guard.close, linger_s=0)

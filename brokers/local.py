@@ -13,12 +13,19 @@ from brokers.peers import PeerName
 class LocalPeer:
     """The carrier of such a peer (brokers.Carrier); `Router.attach` makes one."""
 
-    def __init__(self, name: PeerName, receiver: Receiver, route: "Callable[[LocalPeer, list[Buffer]], None]") -> None:
-        """Call `route` with each message for the broker."""
+    def __init__(
+        self,
+        name: PeerName,
+        receiver: Receiver,
+        *,
+        route: "Callable[[LocalPeer, list[Buffer]], None]",
+        address_of: Callable[[bytes], str | None],
+    ) -> None:
+        """Call `route` with each message for the broker; `address_of` a peer's id is its network address, if known."""
         self.label = "embedded broker"
         self.name = name
         self._route = route
-        self._inbox = Inbox(self, receiver)
+        self._inbox = Inbox(self, receiver, address_of=address_of)
         self._queue: deque[list[Buffer]] = deque()
         self._loop = asyncio.get_running_loop()
 

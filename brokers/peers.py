@@ -80,3 +80,5 @@ class PeerInfo:
     epoch: int
     """Grows with each hello at the broker: with a higher one, messages to or from this peer may have been lost."""
     attributes: Mapping[str, object]
+    address: str | None = None
+    """Of the peer's connection, as text; known in the broker's own process only."""

@@ -150,7 +150,12 @@ class Router:
 
     def attach(self, name: PeerName, attributes: Mapping[str, object], receiver: Receiver) -> LocalPeer:
         """Add a peer of this process; its receiver is called from the next turn of the loop on."""
-        peer = LocalPeer(name, receiver, self._route_local)
+
+        def address_of(peer_id: bytes) -> str | None:
+            key = self._switch.key(peer_id)
+            return _address(self._ports[key[:1]].connections.of_peer(key)) if isinstance(key, bytes) else None
+
+        peer = LocalPeer(name, receiver, route=self._route_local, address_of=address_of)
         self._local.append(peer)
         self._route_local(peer, control(Hello(FABRIC_VERSION, FABRIC_VERSION_LEAST, 0, attributes)))
         return peer

@@ -70,6 +70,10 @@ class Switch:
         """Return the peer with this key, if it is up."""
         return self._peers.get(key)
 
+    def key(self, peer_id: bytes) -> Hashable | None:
+        """Return the key of the peer with this id, if it is up."""
+        return self._keys.get(peer_id)
+
     def receive(self, key: Hashable, name: PeerName, frames: Sequence[Buffer], now: float) -> list[Output]:
         """Take one message of the peer `name`; return the messages to send.
 

@@ -47,12 +47,13 @@ class Peer:
 
     @property
     def title(self) -> str:
-        """Its process, name, machine if that has another name, and id, for log lines."""
+        """Its process, name, machine if that has another name, network address if known, and id, for log lines."""
         name, attributes = self.info.name, self.info.attributes
         process = process_of(attributes) or str(name.role)
         machine = machine_of(attributes)
         where = f" on {machine}" if machine not in (None, name.name) else ""
-        return f"{process} {name.name}{where} ({name.incarnation.hex()[:8]})"
+        at = f" at {self.info.address}" if self.info.address is not None else ""
+        return f"{process} {name.name}{where}{at} ({name.incarnation.hex()[:8]})"
 
     @property
     def available(self) -> bool:

@@ -49,7 +49,7 @@ def log_lost(peer: Peer, reason: str) -> None:
 
 def log_notice(peer: Peer, notice: Notice) -> None:
     """Log what a session says of itself."""
-    session, log = peer.session, logger.bind(peer=peer.info.name.name)
+    session, log = peer.session, logger.bind(peer=peer.info.name.name, address=peer.info.address)
     match notice.kind:
         case Kind.ESTABLISHED if not session.counters.outages:
             log.bind(event="peer_up").info("connected to {}", peer.title)

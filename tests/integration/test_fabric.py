@@ -83,6 +83,8 @@ async def test_an_embedded_peer_is_like_any_other(fabric: Fabric) -> None:
     assert at_edge.ups == 0, "nobody is called from within his own call"
     link, at_provider = fabric.link(provider)
     await eventually(lambda: at_edge.peers and at_provider.peers)
+    assert at_edge.peers[provider.id].address == HOST
+    assert at_provider.peers[edge.id].address is None
     assert link.send(edge.id, [b"echo", b"x" * MIB])
     await eventually(lambda: at_provider.messages)
     assert at_provider.messages == [(edge.id, [b"echo", b"x" * MIB])]

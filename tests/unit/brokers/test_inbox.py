@@ -69,6 +69,14 @@ def test_peers_and_their_messages_are_passed_on_after_the_welcome() -> None:
     ]
 
 
+def test_a_peer_has_its_network_address_where_that_is_known() -> None:
+    receiver = Listening()
+    box = Inbox(NoCarrier(), receiver, address_of={PEER.id: "192.0.2.7"}.get)
+    for message in (WELCOME, UP):
+        box.receive(control(message))
+    assert receiver.told == ["up", PeerInfo(PEER, 7, {"grace_s": 60}, "192.0.2.7")]
+
+
 def test_nothing_is_passed_on_before_the_welcome_or_after_the_loss() -> None:
     box, told = inbox()
     later: list[list[Buffer]] = [control(UP), control(Down(PEER.id, 7, "left")), [PEER.id, b"x"]]

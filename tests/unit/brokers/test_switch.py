@@ -295,6 +295,8 @@ def test_the_peer_of_a_key_is_known_while_it_is_up() -> None:
     epoch = broker.hello("e1", {"grace_s": 60})
     assert broker.switch.peer("e1") == PeerInfo(name("e1"), epoch, {"grace_s": 60})
     assert broker.switch.peer("e2") is None
+    assert broker.switch.key(name("e1").id) == "e1"
+    assert broker.switch.key(name("e2").id) is None
 
 
 def test_attributes_that_a_key_does_not_allow_are_refused_at_hello_and_at_announce() -> None:

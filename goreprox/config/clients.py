@@ -120,7 +120,7 @@ class TlsConfig:
 
 
 def _rules(option: str) -> Parameter:
-    return several(functools.partial(Rule.parse, option), "[PLACE=]CIDR")
+    return several(functools.partial(Rule.parse, option), "[SCOPE=]CIDR")
 
 
 @GROUP
@@ -142,7 +142,7 @@ class ClientConfig:
     ] = ()
     """Service of HTTP requests for this host; HOST is a name, *.NAME or *. May be repeated."""
     allow: Annotated[tuple[Rule, ...], _rules("allow"), Parameter(group=LIMITS)] = ()
-    """Networks of clients that may connect; PLACE is a service or a port. May be repeated. [default: all]"""
+    """Networks of clients that may connect; SCOPE is a service or a port. May be repeated. [default: all]"""
     deny: Annotated[tuple[Rule, ...], _rules("deny"), Parameter(group=LIMITS)] = ()
     """Networks of clients that are rejected, even if allowed. May be repeated."""
     max_connections_per_address: Annotated[
@@ -215,14 +215,14 @@ class ClientConfig:
         return (listener.service,)
 
 
-def _check_rules(option: str, rules: Sequence[Rule], places: Sequence[str]) -> None:
+def _check_rules(option: str, rules: Sequence[Rule], scopes: Sequence[str]) -> None:
     if len(rules) > MAX_RULES:
         raise ConfigError(f"{option}: expected at most {MAX_RULES} of them, got {len(rules)}")
     for rule in rules:
-        if rule.place is not None and rule.place not in places:
+        if rule.scope is not None and rule.scope not in scopes:
             raise ConfigError(
-                f"{option} {rule.place}={rule.network}: no client can come in there; "
-                f"services and ports are {', '.join(places)}"
+                f"{option} {rule.scope}={rule.network}: no client can connect there; "
+                f"services and ports are {', '.join(scopes)}"
             )
 
 

@@ -14,27 +14,27 @@ LOOPBACK: Final = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Clients from a network, at one place, which is a service or a port, or (None) at all."""
+    """Clients from a network, in one scope: a service or a port, or (None) everywhere."""
 
-    place: str | None
+    scope: str | None
     network: Network
 
     @classmethod
     def parse(cls, option: str, text: str) -> Self:
-        """Read `[PLACE=]CIDR`, like `192.0.2.0/24`, `web=2001:db8::/32`, or `8080=192.0.2.1`.
+        """Read `[SCOPE=]CIDR`, like `192.0.2.0/24`, `web=2001:db8::/32`, or `8080=192.0.2.1`.
 
         Raises:
             ConfigError: it is none of these.
         """
-        place, separator, network = text.rpartition("=")
+        scope, separator, network = text.rpartition("=")
         try:
-            return cls(place if separator else None, ipaddress.ip_network(network))
+            return cls(scope if separator else None, ipaddress.ip_network(network))
         except ValueError as exc:
             raise ConfigError(f"{option} {text!r}: {exc}; write a network like 192.0.2.0/24, or one address") from exc
 
-    def covers(self, client: IP, places: Iterable[str]) -> bool:
-        """Whether it is about a client at one of these places."""
-        return (self.place is None or self.place in places) and client in self.network
+    def covers(self, client: IP, scopes: Iterable[str]) -> bool:
+        """Return whether it applies to a client in one of these scopes."""
+        return (self.scope is None or self.scope in scopes) and client in self.network
 
 
 def parse_network(option: str, text: str) -> Network:
@@ -44,6 +44,6 @@ def parse_network(option: str, text: str) -> Network:
         ConfigError: it is none.
     """
     rule = Rule.parse(option, text)
-    if rule.place is not None:
-        raise ConfigError(f"{option} {rule.place}={rule.network}: it is the same for all services")
+    if rule.scope is not None:
+        raise ConfigError(f"{option} {rule.scope}={rule.network}: it is the same for all services")
     return rule.network

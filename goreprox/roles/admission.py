@@ -18,7 +18,7 @@ from goreprox.config.clients import ClientConfig
 from goreprox.endpoint import Endpoint, ip_of
 from goreprox.http.writer import refusal
 from goreprox.net import sockets
-from goreprox.net.access import Doors
+from goreprox.net.access import Access
 from goreprox.net.certificates import Certificates, Identity, reason
 from goreprox.net.handshakes import Handshakes
 from goreprox.net.listeners import Listeners
@@ -50,7 +50,7 @@ class Admission:
         self,
         clients: ClientConfig,
         poller: Poller,
-        doors: Doors,
+        access: Access,
         *,
         has_room: Callable[[], bool],
         admitted: Callable[[Client], None],
@@ -63,7 +63,7 @@ class Admission:
             StartError: an address cannot be listened on, or a certificate not be used.
         """
         self._clients = clients
-        self._doors = doors
+        self._access = access
         self._admitted = admitted
         self._certificates = None
         tls = clients.tls
@@ -89,16 +89,16 @@ class Admission:
             sock.close()
             return
         rules = self._clients.proxy_protocol_from
-        if rules and any(rule.covers(ip_of(peer.host), self._places(listener)) for rule in rules):
+        if rules and any(rule.covers(ip_of(peer.host), self._scopes(listener)) for rule in rules):
             self._proxies.hear(sock, peer, destination, listener)
         else:
             self._identified(sock, peer, destination, listener)
 
     def _identified(self, sock: socket.socket, address: Endpoint, destination: Endpoint, listener: Listener) -> None:
         """Apply the access rules to a client whose address is known."""
-        places = self._places(listener)
-        if self._doors.guarded and not self._doors.enter(address.host, *places):
-            text = f"rejected client {address}: {self._doors.objection(address.host, *places)}"
+        scopes = self._scopes(listener)
+        if self._access.is_restricted and not self._access.admit(address.host, *scopes):
+            text = f"rejected client {address}: {self._access.objection(address.host, *scopes)}"
             self._log.say("client_denied", text, client=str(address))
             sock.close()  # which resets it
         elif listener.scheme.is_tls:
@@ -106,7 +106,7 @@ class Admission:
         else:
             self._admitted(Client(sock, address, destination, listener))
 
-    def _places(self, listener: Listener) -> tuple[str, str]:
+    def _scopes(self, listener: Listener) -> tuple[str, str]:
         """Return what rules may name: the port, and the service unless the request decides about that."""
         routed = listener.scheme.is_http and self._clients.routes
         return str(listener.address.port), "" if routed else listener.service
@@ -133,14 +133,14 @@ class Admission:
         why = reason(exc)
         logger.debug("no TLS with client {}: {}", address, why, event="tls_ended")
         if not isinstance(exc, ConnectionError):
-            self._doors.refused += 1
+            self._access.rejected += 1
             self._log.say("tls_failed", f"the TLS handshake with client {address} failed: {why}")
         self.leave(address)
 
     def leave(self, address: Endpoint) -> None:
         """Note that a client has left: there is room for another one."""
-        if self._doors.guarded:
-            self._doors.leave(address.host)
+        if self._access.is_restricted:
+            self._access.release(address.host)
         self.listeners.start()
 
     def close(self) -> None:

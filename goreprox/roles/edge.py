@@ -16,7 +16,7 @@ from goreprox.http.client import ClientConnection, ClientConnections
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.http.provider_stream import Upstream
-from goreprox.net.access import Doors
+from goreprox.net.access import Access
 from goreprox.net.poller import Poller
 from goreprox.process.clock import clock
 from goreprox.process.lifetime import Lifetime
@@ -62,9 +62,9 @@ class Edge:
         self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
         self.http_clients = ClientConnections(self.bridges, self, self._budget)
         self.ended = EndedStreams(self.driver)
-        self._doors = Doors(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
-        self._sites = _sites(clients, self._doors)
-        self.admission = Admission(clients, poller, self._doors, has_room=self._has_room, admitted=self._admitted)
+        self._access = Access(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
+        self._sites = _sites(clients, self._access)
+        self.admission = Admission(clients, poller, self._access, has_room=self._has_room, admitted=self._admitted)
         self.listeners = self.admission.listeners
 
     @property
@@ -188,7 +188,7 @@ class Edge:
             services,
             self._max_connections,
             waiting_clients=self.assignment.pending,
-            refused_clients=self._doors.refused,
+            refused_clients=self._access.rejected,
         )
 
 
@@ -202,7 +202,7 @@ def entrances(clients: ClientConfig, found: Iterable[tuple[Listener, int]]) -> s
     return f"clients on {', '.join(dict.fromkeys(places))}"
 
 
-def _sites(clients: ClientConfig, doors: Doors) -> dict[Listener, Site]:
+def _sites(clients: ClientConfig, access: Access) -> dict[Listener, Site]:
     """Return what each HTTP listener needs to know to serve its clients.
 
     Raises:
@@ -219,7 +219,7 @@ def _sites(clients: ClientConfig, doors: Doors) -> dict[Listener, Site]:
                 "tokens arrive unencrypted on {}; listen with https://", ", ".join(exposed)
             )
     routes = Routes(clients.routes) if clients.routes else None
-    closed = doors.closed_to if doors.has_rules else None
+    closed = access.denies if access.has_rules else None
     return {
         listener: Site(
             listener.service,

@@ -243,7 +243,7 @@ def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path:
         (["provider", "1", "--join", "http://x@h"], "join string: expected goreprox://"),
         (["provider", "1", "--join-file", "none"], "join-file none: No such file or directory"),
         (["server", "--insecure", "--allow", "example.org"], "allow 'example.org': "),
-        (["server", "--insecure", "--deny", "web=::/0"], "deny web=::/0: no client can come in there; services"),
+        (["server", "--insecure", "--deny", "web=::/0"], "deny web=::/0: no client can connect there; services"),
         (["server", "--insecure", "--max-connections-per-address", "-1"], "max-connections-per-address -1: expected 1"),
         (["keys", "add", "a/b"], "name 'a/b': expected 1 to 64"),
         (["keys", "add", "a", "--services", "x y"], "service 'x y': expected 1 to 64"),

@@ -7,7 +7,7 @@ from goreprox.config.routes import Route, Routes
 from goreprox.errors import ConfigError
 from goreprox.http.commands import Connect
 from goreprox.http.exchange import Site
-from goreprox.net.access import Doors
+from goreprox.net.access import Access
 from tests.support.gateway import CLIENT, OK, Talk
 
 ROUTES = Routes(map(Route.parse, ["example.org=exact", "*.example.org=below", "*.a.example.org=deeper", "[::1]=six"]))
@@ -60,7 +60,7 @@ def test_an_unknown_host_is_404_and_the_connection_goes_on() -> None:
 
 
 def test_an_address_that_may_not_come_for_a_service_is_403() -> None:
-    doors = Doors(deny=[Rule.parse("deny", f"below={CLIENT}")])
-    talk = Talk(Site("default", routes=ROUTES, closed=doors.closed_to))
+    access = Access(deny=[Rule.parse("deny", f"below={CLIENT}")])
+    talk = Talk(Site("default", routes=ROUTES, closed=access.denies))
     talk.client(get(b"a.example.org")).client(get(b"example.org")).target(OK)
     assert talk.statuses == [403, 200]

@@ -1,15 +1,21 @@
-"""The sockets of HTTP clients: each drives a gateway, and does what it says, with streams by its backend.
+"""The sockets of HTTP clients: each drives a gateway, and obeys its commands, those for streams by its backend.
 
-Knows sockets and the poller; what the bytes mean, the gateway knows. A client that reads slowly stops its target, and
-a target that reads slowly its client: nothing is read that there is no room for.
+A client that reads slowly stops its target, and a target that reads slowly its client: nothing is read that there is no
+room for. A connection, as long as this module owns it:
+
+    SERVING --the last response--> FINISHING --all is written--> LINGERING --the client's end of file--> CLOSED
+                                             --TLS has no room for close_notify--> CLOSING --room--> LINGERING
+            --protocols switched--> SWITCHING --all is written--> CLOSED, joined with its stream
+    any     --reset by either side--> CLOSED
 """
 
-import asyncio
+import enum
 import socket
 from typing import Final, assert_never
 
 from goreprox.endpoint import Endpoint
-from goreprox.http.backend import Backend, Backends, Providers
+from goreprox.http.backend import Backend
+from goreprox.http.clients import ClientConnections
 from goreprox.http.commands import (
     Abort,
     Command,
@@ -32,67 +38,50 @@ from goreprox.net import sockets
 from goreprox.net.certificates import Identity
 from goreprox.net.poller import READ, WRITE
 from goreprox.net.sockets import Socket
-from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import KIB
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
-from goreprox.tunnel.bridge import Bridge, Bridges
+from goreprox.tunnel.bridge import Bridge
 
 HEAD_S: Final = 10.0
-"""From the first byte of a head to its last."""
+"""Timeout from the first byte of a header section to its last."""
 IDLE_S: Final = 75.0
-"""Without a request."""
+"""Timeout of a connection without a request."""
 LINGER_S: Final = 2.0
-"""After its last answer a client has so long to end its side. RST before would take the answer away from it."""
-SWEEP_S: Final = 1.0
+"""Timeout for the client's end of file after the last response: RST before would take the response away from it."""
 FEED_BYTES: Final = 256 * KIB
-"""Of an answer, turned over at once."""
+"""Bytes of a response that are passed on at once."""
 CHUNK_OVERHEAD: Final = 32
-"""A part of a body grows by this where it becomes a chunk: 16 digits, two line ends, and the last chunk."""
+"""Bytes by which a part of a body grows where it becomes a chunk: 16 digits, two line ends, and the last chunk."""
 
 
-class ClientConnections:
-    """What all HTTP clients of a process share, and a watch over those who take too long."""
+class Phase(enum.Enum):
+    """The state of a client's connection."""
 
-    def __init__(self, bridges: Bridges, providers: Providers, budget: Budget) -> None:
-        """Serve clients on the running loop."""
-        self.bridges = bridges
-        self.providers = providers
-        self.budget = budget
-        self.backends = Backends(bridges, providers, budget)
-        self.live: set[ClientConnection] = set()
-        self.draining = False
-        self._timer: asyncio.TimerHandle | None = None
+    SERVING = enum.auto()
+    """Requests are read, and responses written."""
+    FINISHING = enum.auto()
+    """The last response is being written."""
+    SWITCHING = enum.auto()
+    """It has left HTTP; what was written before goes out."""
+    CLOSING = enum.auto()
+    """Shutting down waits for room in the socket, as TLS has something to say then."""
+    LINGERING = enum.auto()
+    """It was shut down; the client's end of file is awaited, and what comes before it is ignored."""
+    CLOSED = enum.auto()
+    """The socket is no longer ours."""
 
-    @property
-    def idle(self) -> int:
-        """Clients without a stream."""
-        return len(self.live) - len(self.backends.attached)
 
-    def add(self, client: "ClientConnection") -> None:
-        """Watch a client."""
-        self.live.add(client)
-        if self._timer is None:
-            self._timer = self.bridges.loop.call_later(SWEEP_S, self._sweep)
-
-    def _sweep(self) -> None:
-        self._timer = None
-        now = self.bridges.clock()
-        for client in list(self.live):
-            client.look(now)
-        if self.live:
-            self._timer = self.bridges.loop.call_later(SWEEP_S, self._sweep)
-
-    def drain(self) -> None:
-        """End whoever has no request; the others after their answers."""
-        self.draining = True
-        for client in list(self.live):
-            client.drain()
-
-    def providers_changed(self) -> None:
-        """Let go of streams that carry nothing, at providers that are about to end."""
-        for client in list(self.live):
-            client.check_backend()
+_EVENTS: Final = {
+    Phase.SERVING: READ | WRITE,
+    Phase.FINISHING: WRITE,
+    Phase.SWITCHING: WRITE,
+    Phase.CLOSING: WRITE,
+    Phase.LINGERING: READ,
+    Phase.CLOSED: 0,
+}
+"""What a socket is polled for: of SERVING READ only while there is room for what would be read. WRITE only while bytes
+are waiting, but in CLOSING."""
 
 
 class ClientConnection:
@@ -108,17 +97,14 @@ class ClientConnection:
         *,
         certificate: Identity | None = None,
     ) -> None:
-        """Take over `sock`, prepared, of a client who came to `destination`, and begin to read it.
-
-        `certificate` is what is known of the client's, if it has shown one.
-        """
+        """Take over the prepared socket of a client that connected to `destination`, and begin to read it."""
         self._clients = clients
         self._bridges = clients.bridges
         self._sock = sock
         self._fd = sock.fileno()
         self._client = client
         self._backend = Backend(
-            clients.backends,
+            clients,
             self,
             client=client,
             destination=destination,
@@ -131,15 +117,12 @@ class ClientConnection:
             certificate=b"" if certificate is None else certificate.forwarded,
         )
         self._out = WriteBuffer(clients.budget)
+        self._phase = Phase.SERVING
         self._watched = 0
-        self._ending: type[Finish | Switch] | None = None
-        """What is to be done when everything is written."""
-        self._parting = False
-        """Its end waits for room in the socket, as TLS has something to say at it."""
-        self._lingering = False
         self._pulling = False
+        """Whether `_pull` is running: what it does may call it again."""
         self._since = self._bridges.clock()
-        """When it was last seen to do what it is waited for."""
+        """When timeouts began to run."""
         clients.add(self)
         self._update()
         if clients.draining:
@@ -148,15 +131,15 @@ class ClientConnection:
     @property
     def open(self) -> bool:
         """Whether the socket is still ours."""
-        return self._fd >= 0
+        return self._phase is not Phase.CLOSED
 
     # What others tell.
 
-    def look(self, now: float) -> None:
-        """End it if it takes too long."""
+    def check(self, now: float) -> None:
+        """End the connection if it takes too long."""
         gateway = self._gateway
         waited_s = now - self._since
-        if self._lingering:
+        if self._phase is Phase.LINGERING:
             if waited_s >= LINGER_S:
                 self._close(finish=True)
         elif gateway.half_closed and (self._out or self._backend.away):
@@ -174,36 +157,36 @@ class ClientConnection:
         self._backend.check(self._bridges.clock())
 
     def drain(self) -> None:
-        """Answer what was asked, and end."""
+        """End the connection after the response that is due, if one is."""
         self._do(self._gateway.drain())
 
     def abort(self) -> None:
-        """Reset the client, and what it was doing."""
+        """Reset the connection, and the stream of its request."""
         if self.open:
             self._close()
 
     def failed(self, reason: str) -> None:
-        """Take note that the client's socket was reset."""
+        """Take note that the client has reset the connection."""
         self.abort()
 
     # What the stream tells (upstream.User).
 
     def readable(self) -> None:
-        """The target has said something."""
+        """Pass on what the target has sent."""
         self._pull()
 
     def writable(self) -> None:
-        """There is room for more of the request."""
+        """Read more of the request: there is room."""
         self._settle()
         self._update()
 
     def lost(self, upstream: Upstream, status: int, reason: str, *, again: bool) -> None:
-        """The stream is over before its time."""
+        """Try again, or tell the client, that the stream of its request is over."""
         if upstream is self._backend.upstream:
             unsent = self._backend.unsent_request(upstream) if again else None
             self._backend.detach()
-            if self._ending is Switch:
-                self.abort()  # it has left HTTP, and so has nobody to be joined with
+            if self._phase is Phase.SWITCHING:
+                self.abort()  # there is nothing to join it with
             else:
                 self._do(self._gateway.provider_lost(status, reason, again=again, unsent=unsent))
 
@@ -216,7 +199,7 @@ class ClientConnection:
             self._read()
 
     def _room(self) -> int:
-        """Return how many bytes may be read: of a body what the stream takes, too."""
+        """Return how many bytes may be read: of a body no more than the stream takes."""
         upstream = self._backend.upstream
         room = min(self._gateway.reader.wanted, len(self._bridges.view))
         if upstream is not None and self._gateway.reader.in_body:
@@ -225,7 +208,8 @@ class ClientConnection:
 
     def _read(self) -> None:
         view = self._bridges.view
-        room = len(view) if self._lingering else self._room()
+        lingering = self._phase is Phase.LINGERING
+        room = len(view) if lingering else self._room()
         if room <= 0:
             self._update()
             return
@@ -236,7 +220,7 @@ class ClientConnection:
         except OSError:
             self.abort()
             return
-        if self._lingering:
+        if lingering:
             if not count:
                 self._close(finish=True)
         elif count:
@@ -255,7 +239,7 @@ class ClientConnection:
     # To the client.
 
     def _flush(self) -> None:
-        """Give the socket what it takes."""
+        """Write as much as the socket takes."""
         try:
             self._out.send(self._sock)
         except OSError:
@@ -266,36 +250,36 @@ class ClientConnection:
         self._pull()
 
     def _settle(self) -> None:
-        """Do what was to be done once everything is written."""
-        if self._out or self._lingering or not self.open:
+        """Go on to the next phase once everything is written."""
+        if self._out:
             return
-        if self._ending is Finish:
-            self._linger()
-        elif self._ending is Switch and (upstream := self._backend.upstream) is not None and upstream.settled:
+        if self._phase is Phase.FINISHING or self._phase is Phase.CLOSING:
+            self._shut_down()
+        elif self._phase is Phase.SWITCHING and (upstream := self._backend.upstream) is not None and upstream.settled:
             self._hand_over()
 
-    def _linger(self) -> None:
+    def _shut_down(self) -> None:
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
-            self._parting = True
+            self._phase = Phase.CLOSING
             return
         except OSError:
             self.abort()
             return
         self._backend.let_go()
-        self._parting, self._lingering = False, True
+        self._phase = Phase.LINGERING
         self._since = self._bridges.clock()
 
     # From the provider.
 
     def _pull(self) -> None:
-        """Turn over what the target says, as long as the client takes it."""
+        """Pass on what the target sends, as long as the client takes it."""
         if self._pulling:
             return
         self._pulling = True
         try:
-            while (upstream := self._backend.upstream) is not None and not self._out and self._ending is None:
+            while self._phase is Phase.SERVING and not self._out and (upstream := self._backend.upstream) is not None:
                 moved = upstream.stream.receive.delivered
                 if data := upstream.take(min(FEED_BYTES, self._clients.budget.allowance(0, moved=moved))):
                     self._do(self._gateway.provider_data(data))
@@ -310,7 +294,7 @@ class ClientConnection:
     # What the gateway wants.
 
     def _do(self, commands: Commands) -> None:
-        """Do it, in order."""
+        """Obey the gateway's commands, in order."""
         if commands:
             self._since = self._bridges.clock()
         for command in commands:
@@ -332,56 +316,58 @@ class ClientConnection:
             case LogRequest():
                 self._backend.log(command)
             case Finish() | Switch():
-                self._ending = type(command)
+                if self.open:
+                    self._phase = Phase.FINISHING if isinstance(command, Finish) else Phase.SWITCHING
             case Abort():
                 self.abort()
             case _:
                 assert_never(command)
 
     def _hand_over(self) -> None:
-        """Join socket and stream: they have left HTTP."""
+        """Join socket and stream byte by byte."""
         released = self._backend.release()
         if released is None:
             self._close()
             return
         stream, ended = released
-        self._unwatch()
-        self._fd = -1
-        self._clients.live.discard(self)
+        self._let_go()
         bridge = Bridge(self._bridges, self._sock, stream, ended)
         bridge.notice(Kind.RESET if stream.state is State.RESET else Kind.READABLE)
 
     # Ends.
 
     def _update(self) -> None:
-        """Poll for what there is to do."""
+        """Poll the socket for what the phase needs."""
         if not self.open:
             return
-        reading = self._lingering or (self._ending is None and self._gateway.reading and self._room() > 0)
-        events = (READ if reading else 0) | (WRITE if self._out or self._parting else 0)
-        watched, self._watched = self._watched, events
-        self._bridges.poller.change(self._fd, watched, events, self._ready)
-        if reading:
+        events = _EVENTS[self._phase]
+        if self._phase is Phase.SERVING and not (self._gateway.reading and self._room() > 0):
+            events &= ~READ
+        if not self._out and self._phase is not Phase.CLOSING:
+            events &= ~WRITE
+        before, self._watched = self._watched, events
+        self._bridges.poller.change(self._fd, before, events, self._ready)
+        if events & READ:
             self._bridges.unwatch(self._fd)
         else:
             self._bridges.watch(self._fd, self)
 
-    def _unwatch(self) -> None:
-        if self._watched:
-            self._watched = 0
-            self._bridges.poller.forget(self._fd)
+    def _let_go(self) -> None:
+        """Poll the socket no longer, and leave it to others."""
+        self._phase = Phase.CLOSED
+        self._bridges.poller.change(self._fd, self._watched, 0, self._ready)
         self._bridges.unwatch(self._fd)
+        self._watched = 0
+        self._clients.live.discard(self)
 
     def _close(self, *, finish: bool = False) -> None:
-        """Let go of the socket: with RST, unless it is finished."""
+        """Close the socket: with RST, unless it is finished."""
         if not self.open:
             return
         for command in self._gateway.client_lost():
             self._obey(command)
-        self._unwatch()
-        self._fd = -1
+        self._let_go()
         self._out.clear()
-        self._clients.live.discard(self)
         if finish:
             sockets.finish(self._sock)
         else:

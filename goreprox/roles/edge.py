@@ -12,7 +12,8 @@ from goreprox.config.roles import EdgeConfig, ServerConfig
 from goreprox.config.routes import Routes
 from goreprox.endpoint import Endpoint
 from goreprox.http.auth import Auth
-from goreprox.http.client import ClientConnection, ClientConnections
+from goreprox.http.client import ClientConnection
+from goreprox.http.clients import ClientConnections
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.http.provider_stream import Upstream

@@ -9,7 +9,7 @@ import pytest
 
 from goreprox.config.addresses import Listener
 from goreprox.config.routes import Route
-from goreprox.http.client import HEAD_S, IDLE_S, LINGER_S
+from goreprox.http.client import HEAD_S, IDLE_S, LINGER_S, ClientConnection, Phase
 from goreprox.http.provider_stream import CLOSING_S, REUSED_FOR_S
 from goreprox.net.tls import TlsSocket
 from goreprox.process.clock import clock
@@ -50,7 +50,12 @@ class Web(Tunnel):
         """Put the clock forward, and let the edge look at it."""
         self.clock.now += seconds
         for connection in list(self.edge.http_clients.live):
-            connection.look(self.clock.now)
+            connection.check(self.clock.now)
+
+    @property
+    def connections(self) -> list[ClientConnection]:
+        """Those of clients."""
+        return [each for each in self.edge.http_clients.live if isinstance(each, ClientConnection)]
 
 
 @contextlib.asynccontextmanager
@@ -83,7 +88,7 @@ async def test_a_head_that_dribbles_is_answered_408() -> None:
         client = await it.client()
         await client.send(GET[:1])
         await eventually(lambda: it.edge.http_clients.live)
-        (connection,) = it.edge.http_clients.live
+        (connection,) = it.connections
         for size in range(2, 12):  # a byte each second
             await client.send(GET[size - 1 : size])
             await eventually(lambda size=size: len(connection._gateway.reader._head) == size)  # type: ignore[misc]
@@ -105,9 +110,7 @@ async def test_a_head_behind_an_answer_has_its_own_time() -> None:
         assert (await answered(client)).startswith(b"HTTP/1.1 404 ")
         it.later(IDLE_S - SHORT_S)
         await client.send(GET[:9])
-        await eventually(
-            lambda: [connection for connection in it.edge.http_clients.live if connection._gateway.reader.in_head]
-        )
+        await eventually(lambda: any(connection._gateway.reader.in_head for connection in it.connections))
         it.later(HEAD_S - SHORT_S)
         assert silent(client)
         it.later(2 * SHORT_S)
@@ -259,7 +262,7 @@ async def test_a_close_notify_without_room_is_said_once_there_is_some(
     authority = Authority(tmp_path)
     async with web(authority) as it:
         client = await told_goodbye(it, authority)
-        await eventually(lambda: all(connection._lingering for connection in it.edge.http_clients.live))
+        await eventually(lambda: all(connection._phase is Phase.LINGERING for connection in it.connections))
         assert tries == 4
         await client.say_goodbye()
         await eventually(lambda: not it.edge.http_clients.live)

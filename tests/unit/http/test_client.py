@@ -6,7 +6,8 @@ import socket
 import pytest
 
 from goreprox.endpoint import Endpoint
-from goreprox.http.client import ClientConnection, ClientConnections
+from goreprox.http.client import ClientConnection
+from goreprox.http.clients import ClientConnections
 from goreprox.http.exchange import Site
 from goreprox.http.provider_stream import Upstream
 from goreprox.net import sockets

@@ -1,0 +1,104 @@
+"""What the HTTP clients of a process share, and what they need of the edge."""
+
+import asyncio
+from typing import Final, Protocol
+
+from brokers import LimitedLog
+from goreprox.endpoint import Endpoint
+from goreprox.http.access_log import REJECTED_LINES
+from goreprox.http.provider_stream import Upstream
+from goreprox.protocol.budget import Budget
+from goreprox.protocol.stream import Stream
+from goreprox.tunnel.bridge import Bridge, Bridges
+from goreprox.tunnel.connections import Connections
+
+SWEEP_S: Final = 1.0
+"""The interval at which timeouts are checked."""
+
+
+class Providers(Protocol):
+    """The edge, as far as HTTP needs it."""
+
+    def connect(self, upstream: Upstream) -> None:
+        """Open its stream at a provider, now or when one comes."""
+
+    def reusable(self, stream: Stream) -> bool:
+        """Whether the provider of a stream is there, and takes requests."""
+
+    def provider_of(self, stream: Stream) -> tuple[str | None, int | None]:
+        """Return the name of a stream's provider and how many outages there were so far, if it has one."""
+
+    def tells_delivery(self, stream: Stream) -> bool:
+        """Whether the provider of a stream has acknowledged all it delivered before it told of an end or a reset."""
+
+    def upstream_ended(self, upstream: Upstream) -> None:
+        """A stream is over."""
+
+    def client_ended(self, client: Endpoint) -> None:
+        """A client is gone."""
+
+    def bridge_ended(self, client: Endpoint, bridge: Bridge) -> None:
+        """A client that had left HTTP is gone, and its stream is over."""
+
+
+class Client(Protocol):
+    """A client's connection."""
+
+    def check(self, now: float) -> None:
+        """End the connection if it takes too long."""
+
+    def check_backend(self) -> None:
+        """Let go of a stream that will carry no other request."""
+
+    def drain(self) -> None:
+        """End the connection after the response that is due, if one is."""
+
+    def abort(self) -> None:
+        """Reset the connection, and the stream of its request."""
+
+
+class ClientConnections:
+    """What the HTTP clients of a process share; it checks their timeouts."""
+
+    def __init__(self, bridges: Bridges, providers: Providers, budget: Budget) -> None:
+        """Serve clients on the running loop, with streams at these providers."""
+        self.bridges = bridges
+        self.providers = providers
+        self.budget = budget
+        self.attached = Connections[Upstream]()
+        """The streams of clients that are still there."""
+        self.rejected = LimitedLog(burst=REJECTED_LINES)
+        """Writes the lines of the access log for requests that reach no provider."""
+        self.live: set[Client] = set()
+        self.draining = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> int:
+        """How many clients have no stream."""
+        return len(self.live) - len(self.attached)
+
+    def add(self, client: Client) -> None:
+        """Check a client's timeouts from now on."""
+        self.live.add(client)
+        if self._timer is None:
+            self._timer = self.bridges.loop.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self.bridges.clock()
+        for client in list(self.live):
+            client.check(now)
+        if self.live:
+            self._timer = self.bridges.loop.call_later(SWEEP_S, self._sweep)
+
+    def drain(self) -> None:
+        """End clients without a request now, the others after their responses."""
+        self.draining = True
+        for client in list(self.live):
+            client.drain()
+
+    def providers_changed(self) -> None:
+        """Let go of idle streams at providers that are about to end."""
+        for client in list(self.live):
+            client.check_backend()

@@ -1,4 +1,4 @@
-"""Keys at work in a broker's process: who is let in, kept up to date as the state directory changes."""
+"""The keys of a running broker: keeps its router current as the state directory changes."""
 
 import asyncio
 import sys
@@ -17,13 +17,13 @@ from goreprox.process.files import read_file
 
 
 class Guard:
-    """Gives a router its security, and tells it when that changes. Belongs to one event loop."""
+    """Tells a router which keys are authorised, and when that changes. Belongs to one event loop."""
 
     def __init__(self, state_dir: Path) -> None:
-        """Read the state directory; the first time it is made, and the server's keys are drawn.
+        """Read the state directory. The first time, create it and the server's keys.
 
         Raises:
-            StartError: it cannot be used.
+            StartError: the directory cannot be used.
         """
         self._state = StateDir(state_dir)
         self._is_first = not self._state.was_started
@@ -34,17 +34,17 @@ class Guard:
 
     @property
     def security(self) -> BrokerSecurity:
-        """What a router is made with."""
+        """The keys that the router begins with."""
         return BrokerSecurity(self._watcher.server_keys.present, self._watcher)
 
     def start(self, router: Router, reach: Reach) -> None:
-        """Keep `router` up to date from now on, and `reach` in the state directory.
+        """Keep `router` current from now on, and store `reach` in the state directory.
 
-        At the first start also make a key for a first provider, unless there are keys, and on a terminal print how to
-        use what is there.
+        With a new directory also create a key for a first provider; at the first start print, on a terminal, the
+        commands to run on other machines.
 
         Raises:
-            StartError: it cannot be written.
+            StartError: the new directory cannot be written.
         """
 
         async def rekeyed(keys: ServerKeys) -> None:
@@ -61,7 +61,7 @@ class Guard:
             logger.bind(event="reach").warning("{}; new join strings may contain an outdated address", exc)
 
     def _introduce(self, reach: Reach) -> None:
-        """Remember where peers reach us, and at a first start say what they are to do; nobody needs it to go on."""
+        """Store the addresses of this server, and help at a first start; without it the server runs, too."""
         if self._state.is_read_only:
             return
         if not reach.given:
@@ -85,7 +85,7 @@ class Guard:
                     sys.stdout.write(f"{command_line(path, key.role)}\n")
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Let nobody in whom nobody could put out again."""
+        """Fail closed: without the watcher keys cannot be revoked, so disconnect every peer."""
         if not task.cancelled():
             logger.bind(event="keys_unwatched").opt(exception=task.exception()).critical(
                 "cannot watch the keys any more, so none could be revoked: disconnecting all peers"
@@ -95,22 +95,22 @@ class Guard:
             self._router.reauthorise()
 
     async def close(self, *, linger_s: float) -> None:
-        """Look no more; what was found last still counts."""
+        """Stop watching; the keys read last stay authorised."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
 
 def command_line(path: Path, role: Role) -> str:
-    """Give the line to run where the peer is to be. It holds the secret: it is for terminals only."""
+    """Return the command to run on the peer's machine. It contains the secret: for terminals only, never for a log."""
     what = "provider 3000" if role is Role.PROVIDER else "edge"
     hint = "on the private machine, with your service's port for 3000" if role is Role.PROVIDER else "on the edge"
     return f"{hint}:\n  goreprox {what} --join '{read_file(path, FILE).strip()}'"
 
 
 def assumption(host: str) -> str:
-    """Say that join strings name this machine by a name that others may not know."""
+    """Explain that join strings contain a host name which other machines may not be able to resolve."""
     return (
-        f"join strings name {host}, this machine's own name: if others know it by another, restart the server with "
-        "--address HOST, or give peers that address by --server (edges: --broker)"
+        f"join strings contain this machine's name, {host}; if others cannot resolve it, restart the server "
+        "with --address HOST, or give them its address by --server (edges: --broker)"
     )

@@ -1,4 +1,4 @@
-"""Join strings: all that a peer needs to know of its server, and its own secret, in one line to paste.
+"""Join strings: the addresses and keys of a server and the secret key of one peer, in one line to paste.
 
     goreprox://PAYLOAD@HOST:9887,[2001:db8::1]:9887
 
@@ -7,8 +7,8 @@ PAYLOAD is base64url (RFC 4648, section 5, without padding) of
     version (1 byte, 1), role (1 byte), secret key (32), number of server keys (1 byte), server keys (32 each),
     name (1 to 64 bytes), checksum (4 bytes)
 
-The checksum (BLAKE2b) is over the version, the rest of the payload and the text of the addresses: so a line that was
-cut off anywhere is told apart from one that is merely not authorised. It protects from accidents, not from people.
+The checksum (BLAKE2b) covers the rest of the payload and the text of the addresses, so that a line that was cut off is
+told apart from one that is not authorised. It detects accidents, not attacks.
 """
 
 import base64
@@ -29,7 +29,7 @@ from goreprox.process.files import Kind
 SCHEME: Final = "goreprox://"
 VERSION: Final = 1
 MAX_CHARS: Final = 65_536
-"""64 addresses of 260 characters, and a payload far below 1,000, with room to spare."""
+"""64 addresses of 260 characters, and a payload of less than 1,000; the rest is margin."""
 FILE: Final = Kind("the join string of a server", secret=True, sign=SCHEME, piped=True)
 KEY_BYTES: Final = 32
 CHECKSUM_BYTES: Final = 4
@@ -39,22 +39,22 @@ _HEAD_BYTES: Final = 3 + KEY_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """What a join string says. Its representation shows no secret; `text` is the secret."""
+    """The content of a join string. Its `repr` shows no secret; its `text` is secret."""
 
     role: Role
     name: str
     keys: KeyPair
     server_keys: tuple[bytes, ...]
-    """Public keys that the server may have, in Z85: the present one, then the next."""
+    """Public keys of the server in Z85: the present one, then the next."""
     addresses: tuple[Address, ...]
 
     @property
     def security(self) -> LinkSecurity:
-        """What links need of it."""
+        """The keys for links."""
         return LinkSecurity(self.keys, self.server_keys)
 
     def with_server_keys(self, keys: tuple[bytes, ...]) -> Self:
-        """Return the same for a server with other keys."""
+        """Return a copy with other server keys."""
         return replace(self, server_keys=keys)
 
     @property
@@ -76,10 +76,10 @@ class Join:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a join string. White space does not matter: it comes from lines that were wrapped as they were copied.
+        """Read a join string, ignoring white space, which comes from lines that were wrapped when copied.
 
         Raises:
-            ConfigError: it is none, is not whole, or is of another version. The message holds nothing of it.
+            ConfigError: it is malformed, truncated, or of another version. The message contains nothing of it.
         """
         text = "".join(text.split())
         if not text.startswith(SCHEME) or len(text) > MAX_CHARS:
@@ -98,7 +98,7 @@ class Join:
 
     @classmethod
     def _read(cls, body: bytes, addresses: str) -> Self:
-        """Read what is whole, but may still have been made by somebody else than us."""
+        """Read a payload whose checksum is right, though another program may have made it."""
         count = body[_HEAD_BYTES - 1]
         rest = body[_HEAD_BYTES:]
         if not 1 <= count <= MAX_SERVER_KEYS or len(rest) <= count * KEY_BYTES or addresses.count(",") >= MAX_ENDPOINTS:

@@ -1,7 +1,7 @@
-"""The addresses at which peers reach a server, as its join strings name them.
+"""The addresses of a server that its join strings contain.
 
-The server writes them to `reach.toml` in its state directory at each start, so that `goreprox keys add` knows its
-ports and the address that `--address` gave, on any later day and without a running server.
+The server stores them in `reach.toml` in its state directory at each start, so that `goreprox keys add` knows the ports
+and the address given by `--address`, also while no server runs.
 """
 
 import socket
@@ -16,19 +16,19 @@ from goreprox.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What `--address` gave, and where the server listens for peers."""
+    """The addresses given by `--address`, and those where the server listens for peers."""
 
     given: tuple[Address, ...] = ()
-    """Hosts with the port for providers, which a port forwarding may have changed, or SAME_PORT."""
+    """Hosts, each with the port for providers as seen from outside, or SAME_PORT."""
     providers: Address = PROVIDERS
     edges: Address = EDGES
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what `text` gave.
+        """Read the content of `reach.toml`.
 
         Raises:
-            ValueError: it did not.
+            ValueError: it is malformed.
         """
         document = tomllib.loads(text)
         try:
@@ -48,11 +48,11 @@ class Reach:
 
     @property
     def assumed_host(self) -> str | None:
-        """The name of this machine, if join strings name it for want of a better one: others may not know it."""
+        """The name of this machine, if join strings contain it for lack of a configured address."""
         return own_host() if not self.given and self.providers.host in WILDCARDS else None
 
     def addresses(self, role: Role) -> tuple[Address, ...]:
-        """Return what join strings for `role` name."""
+        """Return the addresses for join strings of `role`."""
         if role is Role.PROVIDER:
             return self._named(self.providers)
         return tuple(Address(address.host, self.edges.port) for address in self._named(self.edges))
@@ -65,8 +65,8 @@ class Reach:
 
 
 def own_host() -> str:
-    """Give the name by which others may know this machine; whether they do, it cannot know."""
+    """Return the name of this machine, which other machines may or may not be able to resolve."""
     try:
         return str(Address.parse(f"{socket.gethostname()}:1").host)
-    except ConfigError:  # no name that a resolver would take
+    except ConfigError:  # not a valid host name
         return "localhost"

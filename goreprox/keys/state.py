@@ -1,15 +1,17 @@
-"""The state directory of a server: its own keys, whom it knows, and what to give to whom.
+"""The state directory of a server: its own keys, the authorised keys of peers, and their join strings.
 
     server.key              secret keys: the present one, and the next, which `rotate` puts in its place
-    reach.toml              the addresses that join strings name (goreprox.keys.reach)
+    reach.toml              the addresses for join strings (goreprox.keys.reach)
     authorized/NAME.toml    one for each key: public key, role, name, services
-    join/NAME.join          its join string, for whoever is to be NAME; may be removed once it has been handed over
+    join/NAME.join          its join string; may be removed once it has been handed over
 
-Several brokers that are to be one share copies of this directory. All writing is atomic and one at a time.
+Brokers that share peers have copies of this directory. Each change is atomic, and one at a time. Files are written
+whole: all of them are ours, and too short to need an editor that keeps comments.
 """
 
 import contextlib
 import datetime
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -26,25 +28,25 @@ from goreprox.keys.reach import Reach
 from goreprox.process.files import Kind, locked, prepare_directory, read_file, sync_directory, write_secret
 
 MAX_KEYS: Final = 10_000
-"""Files in `authorized`; all are looked at once a second."""
+"""Files in `authorized`, at most; all are looked at twice a second."""
 MAX_SERVICES: Final = 256
 SERVER_KEY: Final = Kind("the secret keys of a server", secret=True)
 AUTHORIZED: Final = Kind("an authorised key")
 REACH: Final = Kind("the address of a server")
 FIRST: Final = "default"
-"""The name for which a server makes a key at its first start."""
+"""The name of the key that a server creates at its first start."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerKeys:
-    """The keys of a server: the present ones, and those that a rotation puts in their place."""
+    """The keys of a server: the present pair, and the one that a rotation puts in its place."""
 
     present: KeyPair
     following: KeyPair
 
     @property
     def public(self) -> tuple[bytes, bytes]:
-        """What join strings say of them."""
+        """The public keys, for join strings."""
         return self.present.public, self.following.public
 
     @property
@@ -54,10 +56,10 @@ class ServerKeys:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what `text` gave.
+        """Read the content of `server.key`.
 
         Raises:
-            ValueError: it did not; the message shows nothing of it.
+            ValueError: it is malformed; the message contains nothing of it.
         """
         try:
             document = tomllib.loads(text)
@@ -69,19 +71,19 @@ class ServerKeys:
 
 @dataclass(frozen=True, slots=True)
 class Authorized:
-    """One key that is authorised, and what it allows."""
+    """An authorised key, and what it allows."""
 
     public: bytes
     role: Role
     name: str
     services: tuple[str, ...] | None
-    """What it may offer, or open as an edge; None: anything."""
+    """The services that a provider may offer, or an edge open; None: all."""
     created: str
-    """When, in UTC (ISO 8601); for people."""
+    """The time in UTC (ISO 8601); informational."""
 
     @property
     def grant(self) -> Grant:
-        """What the fabric is to know of it."""
+        """The part that the fabric checks."""
         return Grant(self.role, self.name)
 
     @property
@@ -89,7 +91,7 @@ class Authorized:
         """The content of its file."""
         lines = [f'key = "{self.public.decode()}"', f'role = "{self.role!s}"', f'name = "{self.name}"']
         if self.services is not None:
-            lines.append(f"services = {list(self.services)}".replace("'", '"'))
+            lines.append(f"services = {json.dumps(self.services)}")  # names are plain, so JSON is TOML
         return "\n".join([*lines, f'created = "{self.created}"', ""])
 
     @classmethod
@@ -133,13 +135,13 @@ class Authorized:
 
 
 class StateDir:
-    """A state directory. Its methods raise StartError where the directory cannot be used."""
+    """A state directory. All methods raise StartError where it cannot be used."""
 
     def __init__(self, directory: Path, *, shown: Path | None = None) -> None:
-        """Use `directory`; it is made if it is missing. Messages and users are `shown` another path to it, if given.
+        """Use `directory`, created if it is missing. If `shown` is given, messages show that path instead.
 
         Raises:
-            StartError: it cannot be made, or others may change it.
+            StartError: it cannot be created, or other users may write to it.
         """
         self.directory: Final = directory
         self.shown: Final = directory if shown is None else shown
@@ -152,7 +154,7 @@ class StateDir:
                 prepare_directory(path)
 
     def server_keys(self) -> ServerKeys:
-        """Return the server's keys; the first time they are drawn."""
+        """Return the server's keys, created the first time."""
         with self._explained():
             with contextlib.suppress(FileExistsError):
                 if not self.server_key.exists():
@@ -166,7 +168,7 @@ class StateDir:
                 ) from exc
 
     def reach(self) -> Reach:
-        """Return where peers reach the server, as of its last start; before the first one, the defaults.
+        """Return the addresses stored at the last start of the server; before the first one, the defaults.
 
         Raises:
             StartError: the file is malformed.
@@ -180,9 +182,9 @@ class StateDir:
                 raise StartError(f"{self._reach}: {exc}; remove it and restart the server") from exc
 
     def remember(self, reach: Reach) -> list[str]:
-        """Keep where peers reach the server; return the names whose join strings were renewed.
+        """Store the addresses of the server; return the names whose join strings were renewed.
 
-        Those are the ones that named what was kept before. Whoever has an earlier copy needs the new one.
+        Those are the ones that had the previous addresses. Copies handed out before have to be replaced.
         """
         with self._explained(), locked(self.directory):
             old = self.reach()
@@ -200,7 +202,7 @@ class StateDir:
 
     @property
     def is_read_only(self) -> bool:
-        """Whether keys are managed elsewhere, and this is for looking only: a volume that several brokers share."""
+        """Whether keys are managed elsewhere, as on a volume that several brokers share."""
         return not os.access(self.directory, os.W_OK)
 
     @property
@@ -238,9 +240,9 @@ class StateDir:
     def add(
         self, role: Role, name: str, services: Sequence[str] | None, addresses: Sequence[Address] | None = None
     ) -> Path:
-        """Authorise a new key of `name`; return where its join string is.
+        """Create and authorise a key of `name`; return the path of its join string.
 
-        The join string names `addresses`, or those at which the server is reached.
+        The join string contains `addresses`, by default those stored by the server.
 
         Raises:
             ConfigError: the name has a key, or is malformed; or a service is.
@@ -254,7 +256,7 @@ class StateDir:
                 raise ConfigError(f"key {name}: it exists; revoke it first, or choose another name")
             if sum(1 for _ in self.authorized.glob("*.toml")) >= MAX_KEYS:
                 raise ConfigError(f"key {name}: there are {MAX_KEYS} keys already; revoke one")
-            # First what is handed out, then what makes it count: interrupted in between, nothing is authorised.
+            # The join string first: interrupted in between, nothing is authorised.
             known = self.server_keys().public
             named = self.reach().addresses(role) if addresses is None else tuple(addresses)
             write_secret(join, Join(role, name, keys, known, named).text + "\n", replace=True)
@@ -262,7 +264,7 @@ class StateDir:
         return join
 
     def allow(self, name: str, services: Sequence[str] | None) -> Authorized:
-        """Let the key of `name` offer, or open, these services (None: any) from now on; return it.
+        """Allow the key of `name` these services from now on (None: all); return it.
 
         Raises:
             ConfigError: there is none, or a service is malformed.
@@ -274,7 +276,7 @@ class StateDir:
         return key
 
     def revoke(self, name: str) -> None:
-        """Authorise the key of `name` no more, and forget its join string.
+        """Remove the key of `name` and its join string.
 
         Raises:
             ConfigError: there is none.
@@ -288,22 +290,22 @@ class StateDir:
             self.join_file(name).unlink(missing_ok=True)
 
     def rotate(self) -> list[Path]:
-        """Put the next server keys in the place of the present ones; return the join strings that were renewed.
+        """Replace the present server keys by the next ones; return the paths of the renewed join strings.
 
-        Peers whose join strings are older than this rotation go on; those older than two rotations do not.
+        Peers with join strings from before this rotation can still connect; those from before two rotations cannot.
         """
         with self._explained(), locked(self.directory):
             old = self.server_keys()
             new = ServerKeys(old.following, KeyPair.generate())
             joins = {path: _read_join(path) for path in sorted(self.join.glob("*.join"))}
-            # The key first: interrupted here, all join strings still work, as they name the key that is present now.
+            # The key first: interrupted after it, all join strings still contain the present key.
             write_secret(self.server_key, new.text, replace=True)
             for path, join in joins.items():
                 write_secret(path, join.with_server_keys(new.public).text + "\n", replace=True)
         return list(joins)
 
     def join_file(self, name: str) -> Path:
-        """Return where the join string of `name` is, if it is there still."""
+        """Return the path of the join string of `name`, which may have been removed."""
         return self.join / f"{name}.join"
 
     def _authorized(self, name: str) -> Path:
@@ -322,10 +324,10 @@ class StateDir:
 
 
 def _checked(services: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Accept at most MAX_SERVICES names.
+    """Check the names of services.
 
     Raises:
-        ConfigError: there are more, or one is malformed.
+        ConfigError: there are more than MAX_SERVICES, or one is malformed.
     """
     if services is None:
         return None

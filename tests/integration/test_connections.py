@@ -39,7 +39,7 @@ def hello(dealer: "zmq.Socket[bytes]") -> None:
 
 
 @pytest.mark.parametrize("secure", [False, True])
-async def test_what_waits_to_be_read_is_known_to_the_byte(secure: bool) -> None:
+async def test_unread_bytes_are_counted_exactly(secure: bool) -> None:
     server = KeyPair.generate()
     async with Fabric(PATIENT, BrokerSecurity(server, Anybody()) if secure else None) as it:
         heard = Recorder()
@@ -80,7 +80,7 @@ async def is_ended(raw: socket.socket) -> bool:
 GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 
 
-async def test_a_stranger_who_announces_megabytes_is_ended_after_kilobytes() -> None:
+async def test_a_connection_that_announces_megabytes_before_its_hello_is_ended() -> None:
     async with Fabric(PATIENT) as fabric:
         raw = stranger(fabric, GREETING + b"\x06" + (2_000_000).to_bytes(8, "big"))  # a long command
         for _ in range(64):
@@ -91,7 +91,7 @@ async def test_a_stranger_who_announces_megabytes_is_ended_after_kilobytes() -> 
         assert await is_ended(raw)
 
 
-async def test_a_stranger_who_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_without_a_hello_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brokers.port.GREETING_S", 0.2)
     async with Fabric(PATIENT) as fabric:
         assert await is_ended(stranger(fabric, b""))
@@ -102,7 +102,7 @@ async def test_a_stranger_who_says_nothing_is_ended(monkeypatch: pytest.MonkeyPa
         monitor.close(linger=0)
 
 
-async def test_of_too_many_strangers_the_oldest_is_ended_and_a_peer_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_connections_without_a_hello_keep_no_peer_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "GREETING_CONNECTIONS", 8)
     async with Fabric(PATIENT) as fabric:
         strangers = [stranger(fabric, GREETING) for _ in range(24)]
@@ -117,7 +117,7 @@ async def test_of_too_many_strangers_the_oldest_is_ended_and_a_peer_gets_in(monk
 
 
 @pytest.mark.parametrize("bound", ["BACKLOG_BYTES", "BACKLOGS_BYTES"])
-async def test_a_peer_that_fills_memory_loses_its_connection_and_nobody_else_does(
+async def test_a_peer_with_too_many_unread_bytes_is_disconnected_alone(
     monkeypatch: pytest.MonkeyPatch, bound: str, warnings: list[str]
 ) -> None:
     monkeypatch.setattr(bounds, bound, MIB)
@@ -148,7 +148,7 @@ async def test_a_peer_that_fills_memory_loses_its_connection_and_nobody_else_doe
         assert recorder.downs == []
 
 
-def test_a_connection_that_was_ended_and_does_not_close_is_counted_until_it_does() -> None:
+def test_a_stuck_connection_is_counted_until_it_closes() -> None:
     with socket.create_server((HOST, 0)) as listening:
         port = listening.getsockname()[1]
         connections = bounds.Connections(port, secure=False, greeting_s=1.0)
@@ -162,7 +162,7 @@ def test_a_connection_that_was_ended_and_does_not_close_is_counted_until_it_does
         connections.close()
 
 
-async def test_a_socket_that_holds_too_many_of_them_is_replaced_and_links_come_again(
+async def test_a_socket_with_too_many_stuck_connections_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with Fabric(PATIENT) as fabric:

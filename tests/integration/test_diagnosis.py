@@ -121,7 +121,7 @@ def causes(events: Events) -> set[object]:
         (hang_up, "other protocol"),
     ],
 )
-async def test_what_is_no_broker_is_called_that_and_never_a_matter_of_keys(
+async def test_another_protocol_at_the_port_is_not_reported_as_a_wrong_key(
     handler: Handler, cause: str, with_keys: bool, events: Events
 ) -> None:
     async with listening(handler) as port, linked(port, keyed() if with_keys else None) as link:
@@ -134,7 +134,7 @@ async def test_what_is_no_broker_is_called_that_and_never_a_matter_of_keys(
         assert causes(events) == {cause}
 
 
-async def test_a_broker_with_another_key_is_told_from_everything_else(events: Events) -> None:
+async def test_a_broker_with_another_key_is_reported_as_that(events: Events) -> None:
     keys = KeyPair.generate()
     router = Router(timings=STEADY, security=BrokerSecurity(KeyPair.generate(), Everybody(keys)))
     try:
@@ -146,7 +146,7 @@ async def test_a_broker_with_another_key_is_told_from_everything_else(events: Ev
         await router.close(linger_s=0)
 
 
-async def test_a_link_that_comes_up_after_a_diagnosis_has_no_problem_any_more(events: Events) -> None:
+async def test_a_link_that_comes_up_has_no_problem_any_more(events: Events) -> None:
     keys, server = KeyPair.generate(), KeyPair.generate()
     with closed_port() as port:
         async with linked(port, LinkSecurity(keys, (server.public,))) as link:
@@ -162,7 +162,7 @@ async def test_a_link_that_comes_up_after_a_diagnosis_has_no_problem_any_more(ev
 
 
 @pytest.mark.parametrize(("role", "option"), [(Role.PROVIDER, "--server HOST"), (Role.EDGE, "--broker HOST")])
-async def test_a_name_that_cannot_be_resolved_says_which_option_names_another(
+async def test_an_unresolved_name_is_reported_with_the_option_to_change_it(
     role: Role, option: str, events: Events
 ) -> None:
     async with linked(9887, keyed(), role, host="a..b"):
@@ -170,7 +170,7 @@ async def test_a_name_that_cannot_be_resolved_says_which_option_names_another(
         assert option in str(down(events, "unresolved")[0]["message"])
 
 
-async def test_what_keeps_a_link_down_is_logged_once_and_again_after_minutes(
+async def test_the_problem_of_a_link_is_logged_once_and_repeated_after_minutes(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -191,5 +191,5 @@ async def test_what_keeps_a_link_down_is_logged_once_and_again_after_minutes(
     assert len(events) < 20, "what a broker makes us say is bounded"
 
 
-def test_the_ports_that_messages_name_are_the_defaults() -> None:
+def test_the_ports_in_messages_are_the_defaults() -> None:
     assert USUAL_PORTS == {Role.PROVIDER: PROVIDER_PORT, Role.EDGE: EDGE_PORT}

@@ -34,7 +34,7 @@ MIB = 1024 * 1024
 # -- being there, and talking
 
 
-async def test_peers_of_both_sides_learn_of_each_other_with_attributes(fabric: Fabric) -> None:
+async def test_peers_of_both_roles_learn_of_each_other_with_attributes(fabric: Fabric) -> None:
     edge, provider = name(Role.EDGE, "front"), name(Role.PROVIDER)
     _, at_edge = fabric.link(edge, attributes={"grace_s": 60})
     await eventually(lambda: at_edge.ups == 1)
@@ -50,7 +50,7 @@ async def test_peers_of_both_sides_learn_of_each_other_with_attributes(fabric: F
     assert at_edge.peers[provider.id].epoch == epoch
 
 
-async def test_messages_pass_both_ways_whole_and_in_order(fabric: Fabric) -> None:
+async def test_messages_arrive_whole_and_in_order_in_both_directions(fabric: Fabric) -> None:
     edge, provider = name(Role.EDGE), name(Role.PROVIDER)
     at, at_edge = fabric.link(edge)
     far, at_provider = fabric.link(provider)
@@ -64,7 +64,7 @@ async def test_messages_pass_both_ways_whole_and_in_order(fabric: Fabric) -> Non
     assert at_edge.messages == [(provider.id, frames) for frames in sent]
 
 
-async def test_a_thousand_messages_at_once_all_arrive(fabric: Fabric) -> None:
+async def test_a_burst_of_messages_arrives_completely(fabric: Fabric) -> None:
     edge, provider = name(Role.EDGE), name(Role.PROVIDER)
     recorder = Recorder()
     fabric.router.attach(edge, {}, recorder)
@@ -76,7 +76,7 @@ async def test_a_thousand_messages_at_once_all_arrive(fabric: Fabric) -> None:
     assert recorder.messages == [(provider.id, frames) for frames in sent]
 
 
-async def test_an_embedded_peer_is_like_any_other(fabric: Fabric) -> None:
+async def test_an_embedded_peer_behaves_like_a_remote_one(fabric: Fabric) -> None:
     edge, provider = name(Role.EDGE), name(Role.PROVIDER)
     at_edge = Recorder(on_message=lambda carrier, peer_id, frames: carrier.send(peer_id, frames))
     local = fabric.router.attach(edge, {"grace_s": 60}, at_edge)
@@ -95,7 +95,7 @@ async def test_an_embedded_peer_is_like_any_other(fabric: Fabric) -> None:
     await eventually(lambda: at_provider.gone == [(edge.id, "left")])
 
 
-async def test_two_processes_of_one_name_both_live(fabric: Fabric) -> None:
+async def test_two_processes_of_one_name_are_two_peers(fabric: Fabric) -> None:
     recorder = Recorder()
     local = fabric.router.attach(name(Role.EDGE), {}, recorder)
     twins = [name(Role.PROVIDER, "same") for _ in range(2)]
@@ -125,7 +125,7 @@ async def test_peers_of_one_role_neither_see_nor_reach_each_other(fabric: Fabric
 # -- links that break
 
 
-async def test_a_cut_link_comes_back_with_a_new_epoch(fabric: Fabric) -> None:
+async def test_a_reset_link_reconnects_with_a_new_epoch(fabric: Fabric) -> None:
     recorder, provider = Recorder(), name(Role.PROVIDER)
     local = fabric.router.attach(name(Role.EDGE), {}, recorder)
     relay = await fabric.relay(Role.PROVIDER)
@@ -145,7 +145,7 @@ async def test_a_cut_link_comes_back_with_a_new_epoch(fabric: Fabric) -> None:
         await cut_and_wait(lives)
 
 
-async def test_the_loss_of_a_peer_is_known_long_before_its_lease_is_over() -> None:
+async def test_a_closed_connection_is_noticed_long_before_the_lease_expires() -> None:
     async with Fabric(Timings(link_timeout_s=6.0, reconnect_max_s=0.2)) as fabric:
         recorder, provider = Recorder(), name(Role.PROVIDER)
         fabric.router.attach(name(Role.EDGE), {}, recorder)
@@ -160,7 +160,7 @@ async def test_the_loss_of_a_peer_is_known_long_before_its_lease_is_over() -> No
         await eventually(lambda: provider.id in recorder.peers)
 
 
-async def test_a_peer_that_comes_back_takes_over_its_half_dead_connection() -> None:
+async def test_a_peer_that_reconnects_replaces_its_half_open_connection() -> None:
     async with Fabric(PATIENT) as fabric:
         recorder, provider = Recorder(), name(Role.PROVIDER)
         local = fabric.router.attach(name(Role.EDGE), {}, recorder)
@@ -184,7 +184,7 @@ async def test_a_peer_that_comes_back_takes_over_its_half_dead_connection() -> N
         assert recorder.gone == []
 
 
-async def test_a_silent_network_is_noticed_on_both_sides_and_overcome() -> None:
+async def test_a_silent_network_is_noticed_on_both_sides_and_the_link_reconnects() -> None:
     async with Fabric(FAST) as fabric:
         recorder, provider = Recorder(), name(Role.PROVIDER)
         fabric.router.attach(name(Role.EDGE), {}, recorder)
@@ -199,7 +199,7 @@ async def test_a_silent_network_is_noticed_on_both_sides_and_overcome() -> None:
         )
 
 
-async def test_a_peer_whose_process_hangs_expires_though_zeromq_answers_for_it() -> None:
+async def test_the_lease_of_a_hanging_process_expires() -> None:
     async with Fabric(FAST) as fabric:
         recorder, provider = Recorder(), name(Role.PROVIDER)
         fabric.router.attach(name(Role.EDGE), {}, recorder)
@@ -209,7 +209,7 @@ async def test_a_peer_whose_process_hangs_expires_though_zeromq_answers_for_it()
         await eventually(lambda: recorder.gone == [(provider.id, "expired")], deadline_s=2 * FAST.link_timeout_s)
 
 
-async def test_a_broker_that_hangs_is_left_and_found_again() -> None:
+async def test_a_link_reconnects_to_a_broker_that_hung() -> None:
     async with Fabric(FAST) as fabric:
         broker, port = fabric.broker()
         _, at_provider = fabric.link_to(HOST, port, name(Role.PROVIDER))
@@ -237,7 +237,7 @@ async def test_a_broker_that_hangs_is_left_and_found_again() -> None:
         await eventually(lambda: at_provider.ups == 2)
 
 
-async def test_a_broker_that_is_restarted_at_the_same_port_is_found_again(fabric: Fabric) -> None:
+async def test_a_link_reconnects_to_a_restarted_broker(fabric: Fabric) -> None:
     first = Router(timings=PATIENT)
     port = first.bind(Role.PROVIDER, HOST, 0)
     _, at_provider = fabric.link_to(HOST, port, name(Role.PROVIDER))
@@ -250,7 +250,7 @@ async def test_a_broker_that_is_restarted_at_the_same_port_is_found_again(fabric
     await eventually(lambda: at_provider.ups == 2)
 
 
-async def test_a_broker_that_is_shut_down_says_so(events: list[dict[str, object]], warnings: list[str]) -> None:
+async def test_a_clean_stop_of_a_broker_is_no_warning(events: list[dict[str, object]], warnings: list[str]) -> None:
     async with Fabric(STEADY) as fabric:
         broker = Router(timings=STEADY)
         ports = {role: broker.bind(role, HOST, 0) for role in Role}
@@ -265,7 +265,7 @@ async def test_a_broker_that_is_shut_down_says_so(events: list[dict[str, object]
         assert not [line for line in warnings if "lost" in line]
 
 
-def test_a_broker_closes_though_thousands_of_strangers_came_and_went_meanwhile() -> None:
+def test_a_broker_closes_after_thousands_of_short_connections() -> None:
     strangers = """
 import asyncio, socket
 from brokers import Role, Router
@@ -285,9 +285,7 @@ asyncio.run(main())
 # -- names of hosts
 
 
-async def test_a_name_that_hangs_while_it_is_resolved_holds_up_nobody_else(
-    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lookup_that_hangs_delays_no_other_link(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = asyncio.Event()
 
     async def slow(host: str, port: int) -> list[SocketAddress]:
@@ -305,7 +303,7 @@ async def test_a_name_that_hangs_while_it_is_resolved_holds_up_nobody_else(
     await eventually(lambda: at_slow.ups == 1)
 
 
-async def test_a_link_that_is_back_is_kept_though_a_name_server_is_still_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_link_that_is_up_again_does_not_wait_for_a_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Fabric(STEADY) as fabric:
         relay = await fabric.relay(Role.PROVIDER)
         _, recorder = fabric.link(name(Role.PROVIDER), port=relay.port)
@@ -332,7 +330,7 @@ async def two_addresses(_: str, port: int) -> list[SocketAddress]:
     return [(socket.AF_INET, (address, port)) for address in (NOWHERE, HOST)]
 
 
-async def test_an_address_that_does_not_answer_gives_way_to_the_next(
+async def test_the_next_address_is_tried_if_one_does_not_respond(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("brokers.link.resolve", two_addresses)
@@ -340,7 +338,7 @@ async def test_an_address_that_does_not_answer_gives_way_to_the_next(
     await eventually(lambda: recorder.ups == 1)
 
 
-async def test_a_server_that_does_not_greet_gives_way_to_the_next_address(
+async def test_the_next_address_is_tried_if_a_broker_sends_no_welcome(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging, port = fabric.socket(zmq.ROUTER), fabric.ports[Role.PROVIDER]
@@ -356,7 +354,7 @@ async def test_a_server_that_does_not_greet_gives_way_to_the_next_address(
     assert recorder.downs == []
 
 
-async def test_an_unknown_name_is_told_once_and_tried_again(
+async def test_an_unknown_name_is_logged_once_and_resolved_again(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:
     tries = 0
@@ -378,7 +376,7 @@ async def test_an_unknown_name_is_told_once_and_tried_again(
 # -- the ill-disposed
 
 
-async def test_a_version_mismatch_is_told_on_both_sides(fabric: Fabric, events: Events) -> None:
+async def test_a_version_mismatch_is_reported_on_both_sides(fabric: Fabric, events: Events) -> None:
     dealer = fabric.raw(Role.PROVIDER, name(Role.PROVIDER, "newer").routing_id(os.urandom(16)))
     dealer.send_multipart(control(Hello(9, 8, 1, {})))
     refused = parse_control(await receive(dealer))
@@ -388,7 +386,7 @@ async def test_a_version_mismatch_is_told_on_both_sides(fabric: Fabric, events: 
     assert fabric.router.peers == []
 
 
-async def test_a_link_that_is_refused_says_why(fabric: Fabric, events: Events) -> None:
+async def test_a_refused_link_logs_the_reason(fabric: Fabric, events: Events) -> None:
     broker, port = fabric.broker()
     link, recorder = fabric.link_to(HOST, port, name(Role.PROVIDER))
     routing_id, *_ = await receive(broker)
@@ -398,12 +396,12 @@ async def test_a_link_that_is_refused_says_why(fabric: Fabric, events: Events) -
     assert link.state is LinkState.GREETING, "it goes on asking"
 
 
-async def test_a_peer_at_the_port_for_the_other_role_is_told_so(fabric: Fabric, events: Events) -> None:
+async def test_a_peer_at_the_port_for_the_other_role_is_refused(fabric: Fabric, events: Events) -> None:
     fabric.link_to(HOST, fabric.ports[Role.EDGE], name(Role.PROVIDER, "astray"))
     await logged(events, "link_down", cause="refused", reason="provider astray is on the port for edges")
 
 
-async def test_a_flood_of_garbage_costs_nobody_else_anything(warnings: list[str]) -> None:
+async def test_a_flood_of_garbage_does_not_affect_other_peers(warnings: list[str]) -> None:
     async with Fabric(PATIENT) as fabric:
         recorder, provider = Recorder(), name(Role.PROVIDER)
         local = fabric.router.attach(name(Role.EDGE), {}, recorder)
@@ -439,7 +437,7 @@ async def test_a_flood_of_garbage_costs_nobody_else_anything(warnings: list[str]
         assert len(warnings) <= 64
 
 
-async def test_a_frame_beyond_the_limit_costs_its_sender_the_connection() -> None:
+async def test_an_oversized_frame_ends_its_connection() -> None:
     async with Fabric(PATIENT) as fabric:
         recorder, good = Recorder(), name(Role.PROVIDER)
         local = fabric.router.attach(name(Role.EDGE), {}, recorder)
@@ -456,7 +454,7 @@ async def test_a_frame_beyond_the_limit_costs_its_sender_the_connection() -> Non
 # -- the slow
 
 
-async def test_one_slow_peer_overflows_alone_and_comes_back_in_a_new_epoch() -> None:
+async def test_a_slow_peer_overflows_without_affecting_others() -> None:
     async with Fabric(PATIENT) as fabric:
         recorder, quick, slow = Recorder(), name(Role.PROVIDER), name(Role.PROVIDER, "slow")
         local = fabric.router.attach(name(Role.EDGE), {}, recorder)
@@ -480,7 +478,7 @@ async def test_one_slow_peer_overflows_alone_and_comes_back_in_a_new_epoch() -> 
 
 
 @pytest.mark.parametrize(("size", "most_messages"), [(1000, OUTBOX_MESSAGES), (64 * 1024, OUTBOX_BYTES // (64 * 1024))])
-async def test_an_outbox_is_bounded_by_messages_and_by_bytes_each_alone(size: int, most_messages: int) -> None:
+async def test_an_outbox_is_bounded_by_messages_and_by_bytes(size: int, most_messages: int) -> None:
     burst = 20
     async with Fabric(PATIENT) as fabric:
         recorder, slow = Recorder(), name(Role.PROVIDER, "slow")
@@ -503,7 +501,7 @@ async def test_an_outbox_is_bounded_by_messages_and_by_bytes_each_alone(size: in
 # -- ports, and the end
 
 
-async def test_a_port_in_use_is_an_error_that_says_so(fabric: Fabric) -> None:
+async def test_a_port_in_use_raises_bind_error(fabric: Fabric) -> None:
     router = Router(timings=PATIENT)
     try:
         with pytest.raises(BindError) as caught:
@@ -517,7 +515,7 @@ async def test_a_port_in_use_is_an_error_that_says_so(fabric: Fabric) -> None:
 
 
 @pytest.mark.parametrize("host", [None, HOST, "::1", "localhost"])
-async def test_a_router_listens_where_it_is_told(fabric: Fabric, host: str | None) -> None:
+async def test_a_router_listens_on_the_given_address(fabric: Fabric, host: str | None) -> None:
 
     if host in (None, "::1") and not socket.has_ipv6:
         pytest.skip("no IPv6 here")
@@ -529,7 +527,7 @@ async def test_a_router_listens_where_it_is_told(fabric: Fabric, host: str | Non
         await eventually(lambda recorder=recorder: recorder.ups == 1)  # type: ignore[misc]
 
 
-async def test_the_port_stays_bound_whatever_happens_to_peers(fabric: Fabric) -> None:
+async def test_a_port_stays_open_when_a_peer_leaves(fabric: Fabric) -> None:
     link, recorder = fabric.link(name(Role.PROVIDER))
     await eventually(lambda: recorder.ups == 1)
     await fabric.close(link, linger_s=0)
@@ -537,7 +535,7 @@ async def test_the_port_stays_bound_whatever_happens_to_peers(fabric: Fabric) ->
     await eventually(lambda: other.ups == 1)
 
 
-async def test_a_link_that_closes_says_so_after_its_last_message(fabric: Fabric) -> None:
+async def test_a_closing_link_leaves_after_its_last_message(fabric: Fabric) -> None:
     recorder, provider = Recorder(), name(Role.PROVIDER)
     fabric.router.attach(name(Role.EDGE), {}, recorder)
     link, at_provider = fabric.link(provider)
@@ -552,7 +550,7 @@ async def test_a_link_that_closes_says_so_after_its_last_message(fabric: Fabric)
     assert not link.send(provider.id, [b"x"])
 
 
-async def test_closing_waits_for_nobody_beyond_the_linger(fabric: Fabric) -> None:
+async def test_closing_takes_no_longer_than_the_linger(fabric: Fabric) -> None:
     relay = await fabric.relay(Role.PROVIDER)
     link, recorder = fabric.link(name(Role.PROVIDER), port=relay.port)
     fabric.router.attach(name(Role.EDGE), {}, Recorder())
@@ -564,7 +562,7 @@ async def test_closing_waits_for_nobody_beyond_the_linger(fabric: Fabric) -> Non
         await fabric.close(link, linger_s=0.2)
 
 
-async def test_a_link_to_nobody_closes_at_once(fabric: Fabric) -> None:
+async def test_a_link_that_is_down_closes_at_once(fabric: Fabric) -> None:
     with socket.socket() as taken:  # bound and not listening: it refuses
         taken.bind((HOST, 0))
         link, recorder = fabric.link_to(HOST, taken.getsockname()[1], name(Role.PROVIDER))
@@ -579,12 +577,12 @@ async def test_closing_twice_is_harmless(fabric: Fabric) -> None:
     await link.close(linger_s=0)
 
 
-async def test_a_name_that_no_host_can_have_is_told_like_an_unknown_one(fabric: Fabric, events: Events) -> None:
+async def test_an_invalid_host_name_is_logged_like_an_unknown_one(fabric: Fabric, events: Events) -> None:
     fabric.link_to("a" * 64 + ".test", 1, name(Role.PROVIDER))
     assert "a" * 64 in await logged(events, "link_down", cause="unresolved")
 
 
-async def test_a_link_comes_back_after_garbage_on_its_connection(fabric: Fabric) -> None:
+async def test_a_link_reconnects_after_garbage_on_its_connection(fabric: Fabric) -> None:
     relay = await fabric.relay(Role.PROVIDER)
     _, recorder = fabric.link(name(Role.PROVIDER), port=relay.port)
     for times in (1, 2):
@@ -592,7 +590,7 @@ async def test_a_link_comes_back_after_garbage_on_its_connection(fabric: Fabric)
         relay.inject(b"\x07garbage" * 9)
 
 
-async def test_a_refusal_is_told_even_after_the_server_was_out_of_reach(fabric: Fabric, events: Events) -> None:
+async def test_a_refusal_is_logged_after_the_server_was_unreachable(fabric: Fabric, events: Events) -> None:
     broker = fabric.socket(zmq.ROUTER)
     with closed_port() as port:
         fabric.link_to(HOST, port, name(Role.PROVIDER))

@@ -44,12 +44,12 @@ GOLDEN: list[tuple[Control, str]] = [
 
 
 @pytest.mark.parametrize(("message", "vector"), GOLDEN, ids=lambda value: type(value).__name__)
-def test_a_control_is_these_very_bytes(message: Control, vector: str) -> None:
+def test_a_control_message_has_exactly_these_bytes(message: Control, vector: str) -> None:
     assert control(message) == [CONTROL, bytes.fromhex(vector)]
     assert parse_control([CONTROL, bytes.fromhex(vector)]) == message
 
 
-def test_every_kind_of_control_has_its_vector() -> None:
+def test_every_control_message_has_a_golden_vector() -> None:
     assert {type(message) for message, _ in GOLDEN} == set(Control.__args__)
 
 
@@ -87,13 +87,13 @@ def test_every_kind_of_control_has_its_vector() -> None:
         "d81c 82 04 d81d 00",  # a value that contains itself
     ],
 )
-def test_anything_else_is_refused(vector: str) -> None:
+def test_malformed_control_messages_are_rejected(vector: str) -> None:
     with pytest.raises(BadMessage):
         parse_control([CONTROL, bytes.fromhex(vector)])
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_control_has_one_frame_behind_its_address(count: int) -> None:
+def test_a_control_message_has_exactly_two_frames(count: int) -> None:
     with pytest.raises(BadMessage, match=f"of {count} frames"):
         parse_control([CONTROL, b"\x81\x05", b""][:count])
 
@@ -123,7 +123,7 @@ def test_attributes_may_be_nested() -> None:
 
 
 @given(st.binary(max_size=64))
-def test_noise_is_refused_or_understood_but_never_breaks_anything(noise: bytes) -> None:
+def test_random_bytes_are_rejected_or_parsed(noise: bytes) -> None:
     try:
         message = parse_control([CONTROL, noise])
     except BadMessage:
@@ -131,7 +131,7 @@ def test_noise_is_refused_or_understood_but_never_breaks_anything(noise: bytes) 
     assert parse_control(control(message)) == message
 
 
-def test_bytes_behind_the_control_are_refused() -> None:
+def test_bytes_after_a_control_message_are_rejected() -> None:
     with pytest.raises(BadMessage):
         parse_control([CONTROL, bytes.fromhex("8105 00")])
 

@@ -32,7 +32,7 @@ def routing_id(number: int) -> bytes:
     return PeerName(Role.PROVIDER, "web", number.to_bytes(16)).routing_id(NONCE)
 
 
-def test_without_an_authority_a_peer_is_who_its_routing_id_says() -> None:
+def test_without_an_authority_a_routing_id_is_believed() -> None:
     identities = Identities(None, is_up=lambda _: True)
     assert identities.identify(Role.PROVIDER, WEB_ID, "") == WEB
     assert identities.objection(WEB_ID, {"anything": 1}) is None
@@ -68,7 +68,7 @@ def test_the_authority_decides_about_attributes_of_remote_peers_only() -> None:
     assert identities.objection(object(), {"services": []}) is None
 
 
-def test_peers_whose_key_or_attributes_are_no_longer_allowed_are_named_once() -> None:
+def test_peers_that_are_no_longer_allowed_are_reported_once() -> None:
     keys = Keys()
     identities = Identities(keys, is_up=lambda _: True)
     first, second, third = (routing_id(number) for number in range(3))
@@ -84,7 +84,7 @@ def test_peers_whose_key_or_attributes_are_no_longer_allowed_are_named_once() ->
     assert list(identities.revoked(announced.get)) == [] and not identities.known
 
 
-def test_what_is_known_of_peers_that_are_not_up_is_bounded() -> None:
+def test_routing_ids_of_peers_that_are_not_up_are_bounded() -> None:
     up = {routing_id(1)}
     identities = Identities(None, is_up=up.__contains__)
     for number in range(KNOWN + 1):

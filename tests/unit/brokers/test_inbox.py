@@ -91,7 +91,7 @@ def test_nothing_is_passed_on_before_the_welcome_or_after_the_loss() -> None:
     assert told == ["up", "the connection was lost"]
 
 
-def test_that_the_broker_is_being_shut_down_is_not_for_the_receiver() -> None:
+def test_a_closing_broker_is_not_reported_as_a_peer() -> None:
     box, told = inbox()
     box.receive(control(WELCOME))
     message = Down(b"p" + bytes(16), 1, CLOSING)
@@ -99,7 +99,7 @@ def test_that_the_broker_is_being_shut_down_is_not_for_the_receiver() -> None:
     assert told == ["up"]
 
 
-def test_a_welcome_that_answers_no_hello_ends_what_was_known() -> None:
+def test_a_welcome_that_answers_no_hello_voids_the_peer_list() -> None:
     box, told = inbox()
     for _ in range(2):
         box.receive(control(Welcome(FABRIC_VERSION, NO_HELLO, 1)))

@@ -32,7 +32,7 @@ def lines() -> Iterator[Lines]:
     logger.remove(sink)
 
 
-def test_each_text_is_said_once_a_period(lines: Lines) -> None:
+def test_each_text_is_logged_once_a_period(lines: Lines) -> None:
     clock = Clock()
     log = LimitedLog(clock=clock)
     for _ in range(2):
@@ -48,7 +48,7 @@ def test_each_text_is_said_once_a_period(lines: Lines) -> None:
     ]
 
 
-def test_different_texts_are_few_and_each_is_said_or_counted(lines: Lines) -> None:
+def test_different_texts_beyond_the_burst_are_counted(lines: Lines) -> None:
     clock = Clock()
     log = LimitedLog(clock=clock)
     for number in range(1000):
@@ -60,7 +60,7 @@ def test_different_texts_are_few_and_each_is_said_or_counted(lines: Lines) -> No
     assert {level for level, _, _ in lines} == {"INFO"}
 
 
-def test_kinds_do_not_silence_each_other(lines: Lines) -> None:
+def test_events_are_limited_independently(lines: Lines) -> None:
     log = LimitedLog(clock=Clock())
     for number in range(BURST + 1):
         log.say("refused", f"client {number}")
@@ -68,7 +68,7 @@ def test_kinds_do_not_silence_each_other(lines: Lines) -> None:
     assert lines[-1][1] == "x"
 
 
-def test_nothing_is_summed_up_where_all_was_said(lines: Lines) -> None:
+def test_there_is_no_summary_if_every_line_was_logged(lines: Lines) -> None:
     clock = Clock()
     log = LimitedLog(clock=clock)
     for _ in range(2):
@@ -90,7 +90,7 @@ def test_without_a_summary_texts_are_repeated_each_period_and_not_counted(lines:
     assert [text for _, text, _ in lines] == ["a", "b", "a"]
 
 
-def test_after_a_reset_everything_is_said_again(lines: Lines) -> None:
+def test_after_a_reset_everything_is_logged_again(lines: Lines) -> None:
     log = LimitedLog(clock=Clock())
     for _ in range(2):
         log.say("refused", "a")
@@ -103,7 +103,7 @@ def test_after_a_reset_everything_is_said_again(lines: Lines) -> None:
     ]
 
 
-async def test_the_rest_is_summed_up_though_nothing_more_comes(lines: Lines) -> None:
+async def test_the_summary_is_logged_at_the_end_of_the_period_by_itself(lines: Lines) -> None:
     log = LimitedLog(period_s=0.05, clock=asyncio.get_running_loop().time)
     for _ in range(3):
         log.say("refused", "a")

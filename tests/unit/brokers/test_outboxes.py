@@ -89,7 +89,7 @@ def test_a_queue_may_be_dropped_while_another_is_sent() -> None:
     assert not pipes.outboxes.sizes
 
 
-def test_what_is_discarded_is_not_sent() -> None:
+def test_discarded_messages_are_not_sent() -> None:
     pipes = Pipes()
     pipes.full = {b"a", b"b"}
     for key in (b"a", b"b"):

@@ -10,7 +10,7 @@ NONCE = bytes(range(100, 100 + NONCE_BYTES))
 
 
 @pytest.mark.parametrize("role", Role)
-def test_the_other_role_is_the_one_that_peers_of_this_one_talk_to(role: Role) -> None:
+def test_each_role_is_the_other_of_its_other(role: Role) -> None:
     assert role.other is not role
     assert role.other.other is role
 
@@ -29,7 +29,7 @@ def test_the_routing_id_keeps_its_form() -> None:
 
 @pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("text", ["a", "A-z_0.9", "x" * 64])
-def test_a_name_comes_back_from_its_routing_id(role: Role, text: str) -> None:
+def test_a_routing_id_yields_the_name_that_made_it(role: Role, text: str) -> None:
     name = PeerName(role, text, INCARNATION)
     routing_id = name.routing_id(NONCE)
     assert PeerName.from_routing_id(routing_id) == name
@@ -38,13 +38,13 @@ def test_a_name_comes_back_from_its_routing_id(role: Role, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x" * 65, "a b", "a/b", "ä", "a\n", "\0", "٣"])
-def test_a_bad_name_is_refused(text: str) -> None:
+def test_an_invalid_name_is_rejected(text: str) -> None:
     with pytest.raises(BadName, match="expected 1 to 64"):
         PeerName(Role.EDGE, text, INCARNATION)
 
 
 @pytest.mark.parametrize("length", [0, 15, 17])
-def test_an_incarnation_of_another_length_is_refused(length: int) -> None:
+def test_an_incarnation_of_another_length_is_rejected(length: int) -> None:
     with pytest.raises(BadName, match=f"incarnation of {length} bytes, expected 16"):
         PeerName(Role.EDGE, "web", bytes(length))
 
@@ -63,6 +63,6 @@ def test_an_incarnation_of_another_length_is_refused(length: int) -> None:
         b"e" + INCARNATION[:15],
     ],
 )
-def test_a_routing_id_of_nobody_is_refused(routing_id: bytes) -> None:
+def test_a_malformed_routing_id_is_rejected(routing_id: bytes) -> None:
     with pytest.raises(BadName):
         PeerName.from_routing_id(routing_id)

@@ -3,7 +3,7 @@
 from brokers.presence import Presence
 
 
-def test_every_entry_begins_a_higher_epoch() -> None:
+def test_every_new_lease_has_a_higher_epoch() -> None:
     presence = Presence(6.0)
     epochs = [presence.enter(key, 0.0) for key in ("a", "b", "a")]
     presence.leave("a")
@@ -18,7 +18,7 @@ def test_a_silent_peer_expires_after_its_lease_and_not_before() -> None:
     assert presence.expired(16.001) == ["a"]
 
 
-def test_a_sign_of_life_renews_the_lease() -> None:
+def test_a_renewed_lease_lasts_longer() -> None:
     presence = Presence(6.0)
     presence.enter("a", 10.0)
     presence.enter("b", 10.0)
@@ -26,7 +26,7 @@ def test_a_sign_of_life_renews_the_lease() -> None:
     assert presence.expired(17.0) == ["b"]
 
 
-def test_who_has_left_does_not_expire() -> None:
+def test_a_lease_that_was_ended_does_not_expire() -> None:
     presence = Presence(6.0)
     presence.enter("a", 10.0)
     presence.leave("a")

@@ -12,12 +12,12 @@ from tests.support.sockets import HOST
 MANY = 40
 
 
-async def test_an_address_is_its_own_name() -> None:
+async def test_an_address_resolves_to_itself() -> None:
     assert await resolve(HOST, 80) == [(socket.AF_INET, (HOST, 80))]
 
 
 @pytest.mark.parametrize("host", ["no.invalid", "a" * 64 + ".test"])
-async def test_a_name_that_has_no_address_is_the_callers_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_or_invalid_name_raises_in_the_caller(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lookup = socket.getaddrinfo
 
     def unknown(host: str, port: int, **options: int) -> object:
@@ -30,7 +30,7 @@ async def test_a_name_that_has_no_address_is_the_callers_error(host: str, monkey
         await resolve(host, 80)
 
 
-async def test_without_threads_a_name_has_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thread_that_cannot_start_raises_oserror(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -39,7 +39,7 @@ async def test_without_threads_a_name_has_no_address(monkeypatch: pytest.MonkeyP
         await resolve(HOST, 80)
 
 
-def test_names_that_nobody_answers_hold_up_neither_others_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lookups_that_hang_delay_neither_others_nor_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     answered, outwaited = threading.Event(), []
     lookup = socket.getaddrinfo
 

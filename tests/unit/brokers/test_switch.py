@@ -66,7 +66,7 @@ def controls(outputs: list[Output]) -> list[tuple[Hashable, Control]]:
     return [(key, parse_control(frames)) for key, frames in outputs]
 
 
-def test_a_hello_is_answered_with_welcome_and_peer_list_and_the_other_side_is_told() -> None:
+def test_a_hello_gets_welcome_and_peer_list_and_is_announced_to_the_other_role() -> None:
     broker = Broker()
     assert broker.tell("e1", Hello(1, 1, 5, {})) == [("e1", Welcome(1, 5, 1))]
     assert broker.tell("e2", Hello(1, 1, 5, {})) == [("e2", Welcome(1, 5, 2))], "edges do not see edges"
@@ -93,7 +93,7 @@ def test_a_second_hello_begins_a_new_epoch() -> None:
     assert len(broker.switch.peers) == 2
 
 
-def test_a_message_goes_to_its_destination_and_says_whom_it_is_from() -> None:
+def test_a_message_is_forwarded_with_its_source() -> None:
     broker = Broker()
     broker.hello("e1")
     broker.hello("p1")
@@ -102,7 +102,7 @@ def test_a_message_goes_to_its_destination_and_says_whom_it_is_from() -> None:
     assert (broker.switch.messages, broker.switch.dropped) == (2, 0)
 
 
-def test_nobody_is_heard_before_its_hello() -> None:
+def test_messages_before_the_hello_are_dropped() -> None:
     broker = Broker()
     broker.hello("p1")
     assert broker.send("e1", "p1", b"early") == []
@@ -111,7 +111,7 @@ def test_nobody_is_heard_before_its_hello() -> None:
     assert broker.switch.dropped == 1
 
 
-def test_a_message_for_nobody_is_dropped_and_counted() -> None:
+def test_a_message_to_an_unknown_peer_is_dropped_and_counted() -> None:
     broker = Broker()
     broker.hello("e1")
     assert broker.send("e1", "p1", b"x") == []
@@ -135,7 +135,7 @@ def test_the_number_of_frames_is_bounded(count: int) -> None:
         broker.switch.receive("e1", name("e1"), [name("p1").id] * count, 0.0)
 
 
-def test_new_attributes_are_told_with_the_same_epoch() -> None:
+def test_new_attributes_are_announced_with_the_same_epoch() -> None:
     broker = Broker()
     broker.hello("e1")
     epoch = broker.hello("p1")
@@ -143,7 +143,7 @@ def test_new_attributes_are_told_with_the_same_epoch() -> None:
     assert broker.switch.peers[1].attributes == {"draining": True}
 
 
-def test_who_leaves_is_gone_for_the_other_side() -> None:
+def test_a_peer_that_leaves_is_announced_as_down() -> None:
     broker = Broker()
     broker.hello("e1")
     broker.hello("e2")
@@ -154,7 +154,7 @@ def test_who_leaves_is_gone_for_the_other_side() -> None:
     assert broker.send("p1", "e1", b"x") == []
 
 
-def test_a_lost_peer_is_told_once() -> None:
+def test_a_lost_peer_is_announced_once() -> None:
     broker = Broker()
     broker.hello("e1")
     epoch = broker.hello("p1")
@@ -162,14 +162,14 @@ def test_a_lost_peer_is_told_once() -> None:
     assert broker.switch.lost("p1", "lost") == []
 
 
-def test_who_comes_back_after_a_loss_has_a_higher_epoch() -> None:
+def test_a_peer_that_returns_has_a_higher_epoch() -> None:
     broker = Broker()
     first = broker.hello("p1")
     broker.switch.lost("p1", "lost")
     assert broker.hello("p1") > first
 
 
-def test_silence_ends_a_peer_and_any_message_renews_it() -> None:
+def test_any_message_renews_a_lease_and_silence_ends_it() -> None:
     broker = Broker()
     for key in ("e1", "p1", "p2", "p3"):
         broker.hello(key)
@@ -182,7 +182,7 @@ def test_silence_ends_a_peer_and_any_message_renews_it() -> None:
     assert [peer.name for peer in broker.switch.peers] == [name("e1"), name("p1"), name("p2")]
 
 
-def test_everybody_is_told_that_the_broker_is_being_shut_down() -> None:
+def test_closing_is_announced_to_every_peer() -> None:
     broker = Broker()
     epochs = {key: broker.hello(key) for key in ("e1", "p1")}
     assert controls(broker.switch.closing()) == [
@@ -190,14 +190,14 @@ def test_everybody_is_told_that_the_broker_is_being_shut_down() -> None:
     ]
 
 
-def test_everybody_gets_signs_of_life() -> None:
+def test_every_peer_gets_keep_alives() -> None:
     broker = Broker()
     broker.hello("e1")
     broker.hello("p1")
     assert controls(broker.switch.renewals()) == [("e1", Renewed()), ("p1", Renewed())]
 
 
-def test_an_overflow_begins_a_new_life_of_the_peer_for_the_others() -> None:
+def test_an_overflow_begins_a_new_epoch_of_the_peer() -> None:
     broker = Broker()
     broker.hello("e1")
     epoch = broker.hello("p1", {"grace_s": 60})
@@ -210,7 +210,7 @@ def test_an_overflow_begins_a_new_life_of_the_peer_for_the_others() -> None:
 
 
 @pytest.mark.parametrize(("version", "least"), [(0, 0), (3, 2)])
-def test_versions_that_do_not_meet_are_refused_with_both_named(version: int, least: int) -> None:
+def test_incompatible_versions_are_refused_and_both_are_named(version: int, least: int) -> None:
     broker = Broker()
     ((key, refused),) = broker.tell("p1", Hello(version, least, 1, {}))
     assert key == "p1"
@@ -221,11 +221,11 @@ def test_versions_that_do_not_meet_are_refused_with_both_named(version: int, lea
     assert broker.switch.peers == []
 
 
-def test_a_later_version_that_understands_ours_speaks_ours() -> None:
+def test_a_later_version_that_speaks_ours_gets_ours() -> None:
     assert Broker().tell("p1", Hello(2, 1, 1, {})) == [("p1", Welcome(1, 1, 1))]
 
 
-def test_one_incarnation_has_one_connection_and_the_first_one_stays() -> None:
+def test_a_second_connection_of_an_incarnation_is_refused() -> None:
     broker = Broker()
     broker.hello("e1")
     broker.hello("p1")
@@ -236,7 +236,7 @@ def test_one_incarnation_has_one_connection_and_the_first_one_stays() -> None:
     broker.hello("p1/again")
 
 
-def test_the_number_of_peers_is_bounded_but_who_is_there_may_come_again() -> None:
+def test_peers_are_bounded_but_known_ones_may_reconnect() -> None:
     broker = Broker(max_peers=2)
     broker.hello("e1")
     broker.hello("p1")
@@ -249,7 +249,7 @@ def test_the_number_of_peers_is_bounded_but_who_is_there_may_come_again() -> Non
 
 
 @pytest.mark.parametrize("message", [Welcome(1, 1, 1), up("p1", 1), Down(b"p", 1, "lost"), Renewed(), Refused("no")])
-def test_what_only_brokers_say_is_refused_from_peers(message: Control) -> None:
+def test_messages_of_brokers_are_rejected_from_peers(message: Control) -> None:
     broker = Broker()
     broker.hello("e1")
     with pytest.raises(BadMessage, match="is for peers"):
@@ -257,7 +257,7 @@ def test_what_only_brokers_say_is_refused_from_peers(message: Control) -> None:
     assert len(broker.switch.peers) == 1, "it costs the peer this message only"
 
 
-def test_a_malformed_control_is_refused() -> None:
+def test_a_malformed_control_message_raises() -> None:
     broker = Broker()
     broker.hello("e1")
     with pytest.raises(BadMessage):
@@ -272,7 +272,7 @@ def test_the_peer_whose_outbox_overflowed_gets_the_peer_list_again() -> None:
     assert told == [Welcome(FABRIC_VERSION, NO_HELLO, 3), up("e1", 1)]
 
 
-def test_a_broker_that_slept_does_not_expire_who_could_not_be_heard() -> None:
+def test_leases_do_not_expire_while_the_broker_is_suspended() -> None:
     broker = Broker()
     broker.hello("e1", now=0.0)
     assert broker.switch.expired(1.0) == []
@@ -280,7 +280,7 @@ def test_a_broker_that_slept_does_not_expire_who_could_not_be_heard() -> None:
     assert len(broker.switch.peers) == 1
 
 
-def test_nothing_is_kept_of_a_connection_that_is_gone() -> None:
+def test_nothing_is_kept_of_a_lost_peer() -> None:
     broker = Broker()
     broker.hello("e1")
     broker.switch.lost("e1", "gone")

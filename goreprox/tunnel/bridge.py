@@ -6,8 +6,9 @@ The socket, as long as the bridge owns it:
 
     OPEN --end of file read--> READ_CLOSED --shut down--> CLOSED, with FIN
          --shut down--> WRITE_CLOSED --end of file read--> CLOSED, with FIN
-    any  --reset by its peer--> FAILED --what came before has been passed on--> CLOSED
-    any  --the stream was reset, and what came before is sent, or was aborted--> CLOSED, with RST
+    any  --reset by its peer--> FAILED --what came before is passed on--> CLOSED
+    any  --the stream was reset--> RESETTING --what came before is sent--> CLOSED, with RST
+    any  --the stream was aborted--> CLOSED, with RST
 
 `RESET_LINGER_S` bounds how long what came before a reset may wait without moving on.
 """
@@ -44,6 +45,8 @@ class Phase(enum.IntEnum):
     """Its end of file was read."""
     WRITE_CLOSED = enum.auto()
     """It was shut down for writing."""
+    RESETTING = enum.auto()
+    """The stream was reset; bytes from before that are still to be sent."""
     FAILED = enum.auto()
     """It was reset by its peer; bytes from before that are still to be passed on."""
     CLOSED = enum.auto()
@@ -52,7 +55,7 @@ class Phase(enum.IntEnum):
     """The stream is over, too."""
 
 
-WRITE_CLOSED, FAILED, CLOSED = Phase.WRITE_CLOSED, Phase.FAILED, Phase.CLOSED
+WRITE_CLOSED, RESETTING, FAILED, CLOSED = Phase.WRITE_CLOSED, Phase.RESETTING, Phase.FAILED, Phase.CLOSED
 """Looked up once: an attribute of an enum costs ten times as much as a global."""
 
 
@@ -155,6 +158,7 @@ class Bridge:
         elif kind is Kind.RESET and not self.open:
             self.stream.finish_reset()  # both ends of file had passed here before the peer's socket was reset
         elif kind is Kind.RESET:
+            self._phase = RESETTING
             self._reset_by = self._bridges.clock() + RESET_LINGER_S
             self._pause()
             if self._watched & WRITE:
@@ -291,14 +295,14 @@ class Bridge:
         except OSError as exc:
             self.failed(exc.strerror or str(exc))
             return
-        if stream.state is RESET:
+        if self._phase is RESETTING:
             self._reset_when_sent()
-        elif receive.eof and receive.eof_ready:
+        elif receive.eof and receive.eof_ready and stream.state is not RESET:
             self._shut_down()
 
     def _wait_writable(self) -> None:
         self._watch(self._watched | WRITE)
-        if self.stream.state is State.RESET:
+        if self._phase is RESETTING:
             self._reset_later()
 
     def _shut_down(self) -> None:

@@ -54,15 +54,21 @@ def read_all(far: socket.socket) -> int:
     return count
 
 
-async def test_a_reset_does_not_overtake_what_the_kernel_still_has_to_send() -> None:
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_reset_does_not_overtake_what_the_kernel_still_has_to_send(*, together: bool) -> None:
     size = 60 * KIB
     peer, stream = accepted()
     ours, far = pair()
     bridge = Bridge(bridges(Clock()), ours, stream, lambda _: None)
-    peer.say(Data(1, 0, bytes(15 * KIB)), *(Data(1, i * 15 * KIB, bytes(15 * KIB)) for i in range(1, 4)))
-    bridge.notice(Kind.READABLE)
-    assert not stream.receive.chunks, "the kernel has all of it"
-    peer.say(Reset(1, size, "there"))
+    data = [Data(1, i * 15 * KIB, bytes(15 * KIB)) for i in range(4)]
+    if together:  # both are applied before the first is noticed
+        peer.say(*data, Reset(1, size, "there"))
+        bridge.notice(Kind.READABLE)
+    else:
+        peer.say(*data)
+        bridge.notice(Kind.READABLE)
+        assert not stream.receive.chunks, "the kernel has all of it"
+        peer.say(Reset(1, size, "there"))
     bridge.notice(Kind.RESET)
     count = await asyncio.to_thread(read_all, far)
     await eventually(lambda: not bridge.open)

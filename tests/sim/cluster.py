@@ -148,11 +148,13 @@ class Cluster:
             for module in [module for name, module in sys.modules.items() if name.startswith("goreprox.")]:
                 if getattr(module, "clock", None) is _CLOCK:
                     stack.enter_context(patch.object(module, "clock", self._clock))
-            logger.disable("goreprox")
+            for package in ("goreprox", "brokers"):
+                logger.disable(package)
             try:
                 yield
             finally:
-                logger.enable("goreprox")
+                for package in ("goreprox", "brokers"):
+                    logger.enable(package)
                 random.setstate(dice)
                 for node in self.nodes.values():
                     node.process.kill()

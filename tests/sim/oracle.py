@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from brokers import Role
+from goreprox.protocol.limits import RESET_LINGER_S
 from goreprox.protocol.state import State
 from tests.sim.tcp import Far
 from tests.sim.world import Process, Violation
@@ -48,9 +49,7 @@ class Oracle:
     # Which ends are allowed.
 
     def judge(self, client: "Client", far: Far, other: Far | None) -> None:
-        """A reset needs a reason in what was done to the cluster."""
-        if other is not None and (other.did_reset or other.was_reset):
-            return
+        """Check that what was done to the cluster explains why we reset a far side."""
         if any(node is not None and self._ended(node) for node in (client.edge, client.provider)):
             return
         assert client.edge is not None
@@ -60,6 +59,11 @@ class Oracle:
                 return
         elif self._nobody_left(client):
             return
+        if other is not None and other.was_reset:
+            return
+        if other is not None and other.did_reset:
+            self._check_delivery_before_reset(far, other)
+            return
         why = {
             bridge.stream.end_reason
             for node in (client.edge, client.provider)
@@ -68,6 +72,16 @@ class Oracle:
             if bridge._sock is far.sock
         }
         raise Violation(f"{far.who} was reset after {far.read} bytes, and nobody did that: {why}")
+
+    def _check_delivery_before_reset(self, far: Far, other: Far) -> None:
+        """Check that a reset discards bytes before it only if they have waited long enough."""
+        assert far.sock is not None
+        waited_s = self._cluster.world.now - other.reset_at
+        if far.sock.out_arrived < other.written and waited_s < RESET_LINGER_S:
+            raise Violation(
+                f"{far.who} was reset after {far.sock.out_arrived} bytes, {other.who} wrote {other.written} before "
+                f"its reset {waited_s:.3f} s ago"
+            )
 
     def _ended(self, node: "Node") -> bool:
         """Whether a process is dead, or has waited for its connections as long as it was to."""

@@ -21,6 +21,8 @@ from typing import Any
 from tests.sim.world import Process, Selector, Violation, World
 
 KIB = 1024
+PROMPT_S = 0.01
+"""A far side that reads sooner drains the send queue by its reads, which saves an event for each write."""
 _TEXT = random.Random(0).randbytes(1 << 20)
 _TEXT = _TEXT + _TEXT
 
@@ -140,12 +142,15 @@ class Far:
 
     # Reading.
 
-    def read_later(self, transit_s: float) -> None:
-        """Read once something has arrived, which is at least `transit_s` away."""
+    def read_later(self) -> None:
+        """Read after the pause, at the earliest when something has arrived."""
+        assert self.sock is not None
+        pause_s, transit_s = 0.0002 if self.hurried else self.program.read_pause, self.sock.transit_s
         if not self._read_timer:
             self._read_timer = True
-            pause_s = 0.0002 if self.hurried else self.program.read_pause
             self.world.after(max(pause_s, transit_s), self.read_some)
+        if pause_s > PROMPT_S and transit_s > 0:
+            self.sock.drain_later()
 
     def read_some(self) -> None:
         self._read_timer = False
@@ -161,9 +166,8 @@ class Far:
             self.read += count
             if self.program.per_read is not None:
                 self.write_later()
-        transit_s = sock.transit_s
-        if transit_s > 0 or (self.read < sock.out_arrived and count > 0):
-            self.read_later(transit_s)
+        if sock.transit_s > 0 or (self.read < sock.out_arrived and count > 0):
+            self.read_later()
         elif self.read == sock.out_arrived:
             self._read_end(sock)
 
@@ -208,6 +212,7 @@ class SimSocket:
         """Bytes that reached the far side's buffer."""
         self._drained_at = 0.0
         """Until when the network has carried what it could."""
+        self._drain_timer = False
         self.our_fin = self.our_rst = self.closed = False
 
     # The far side and the kernel between.
@@ -248,6 +253,18 @@ class SimSocket:
             self._drained_at += count / self.net.rate
         else:
             self._drained_at = now
+
+    def drain_later(self) -> None:
+        """Drain as soon as the network has carried what it can, for far sides that read much later."""
+        if not self._drain_timer:
+            self._drain_timer = True
+            self.net.world.after(self.transit_s, self._drain_on_time)
+
+    def _drain_on_time(self) -> None:
+        self._drain_timer = False
+        self.drain()
+        if self.transit_s > 0:
+            self.drain_later()
 
     @property
     def failed(self) -> bool:
@@ -339,7 +356,7 @@ class SimSocket:
             part = buffer[: before + room - self.out]
             self._verify(far, part)
             self.out += len(part)
-        far.read_later(self.transit_s)
+        far.read_later()
         return self.out - before
 
     def _verify(self, far: Far, part: bytes | memoryview) -> None:
@@ -361,7 +378,7 @@ class SimSocket:
         """Let the far side read an end, after what is queued before it."""
         assert self.far is not None
         self.drain()
-        self.far.read_later(self.transit_s)
+        self.far.read_later()
 
     def close(self) -> None:
         if self.closed:

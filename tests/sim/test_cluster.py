@@ -9,6 +9,7 @@ import pytest
 from brokers.envelope import Down
 from brokers.presence import Presence
 from brokers.switch import Switch
+from goreprox.net import sockets
 from goreprox.protocol.events import Ack, Code, Data, Open, Resume
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.multiplexer import Multiplexer
@@ -321,6 +322,10 @@ def _end_with_fin(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Bridge, "_close", lambda self, **_: original(self, finish=True))
 
 
+def _reset_ahead_of_the_send_queue(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(sockets, "unsent_bytes", lambda _: 0)
+
+
 def _tell_nobody_of_room(patch: pytest.MonkeyPatch) -> None:
     def receive_ack(self: Multiplexer, event: Ack) -> None:
         if stream := self.find(event.stream):
@@ -348,6 +353,7 @@ DEFECTS: list[Patch] = [
     _leak_the_budget,
     _count_the_window_for_what_was_promised,
     _end_with_fin,
+    _reset_ahead_of_the_send_queue,
     _tell_nobody_of_room,
     _wait_too_long,
 ]

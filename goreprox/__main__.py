@@ -1,15 +1,15 @@
-"""The `goreprox` command from its first moment on; imports little, so that Ctrl-C is handled while the rest loads."""
+"""Entry point of the `goreprox` command. Imports little, so that Ctrl-C is handled while the rest is loaded."""
 
 import os
 import sys
 from collections.abc import Sequence
 
 INTERRUPTED = 130
-"""What a shell reports for SIGINT."""
+"""The exit code that shells report for SIGINT."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command, and return its exit code; see `goreprox.cli.main.main`."""
+    """Run the command and return its exit code; see `goreprox.cli.main.main`."""
     try:
         _open_standard_streams()
         from goreprox.cli.main import main as run  # noqa: PLC0415 -- takes long
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Let streams that are closed (`>&-`) lead nowhere, before a socket or a file gets their descriptors."""
+    """Open closed standard streams (`>&-`) on /dev/null, so that no socket or file gets their descriptors."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free

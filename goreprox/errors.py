@@ -1,6 +1,6 @@
-"""What can keep Goreprox from running, as a user is told of it: in one line, without a traceback.
+"""Errors that end a command: one line for the user, without a traceback.
 
-Knows only messages and exit codes. A message names the thing, the cause and the next step:
+A message names the thing, the cause and the next step:
 `listen 0.0.0.0:8080: the port is in use; stop the other program or choose another port with --listen`.
 """
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class GoreproxError(Exception):
-    """Whatever ends a command; `str()` of it is the one line that the user sees."""
+    """An error that ends a command; `str()` of it is the line that the user sees."""
 
     exit_code: ClassVar[int] = 1
 
@@ -21,19 +21,19 @@ class ConfigError(GoreproxError):
 
 
 class StartError(GoreproxError):
-    """The configuration is sound, but this machine cannot do what it asks for."""
+    """The configuration is valid, but this machine cannot do what it asks for."""
 
     exit_code: ClassVar[int] = 1
 
 
 class StatusError(GoreproxError):
-    """A running process was asked for its status in vain, or there is none."""
+    """A running process did not return its status, or there is none."""
 
     exit_code: ClassVar[int] = 1
 
 
 def advice(exc: OSError, option: str) -> str:
-    """Say what to do about a directory, the value of `option`, that cannot be written."""
+    """Return what to do about a directory, the value of `option`, that cannot be written to."""
     match exc.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return f"free some space, or name another with {option}"

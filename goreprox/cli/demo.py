@@ -1,6 +1,6 @@
-"""`goreprox demo`: a download that survives its tunnel.
+"""The command `demo`: a download that survives the loss of its link, again and again.
 
-A server, a provider and a target run as processes of their own; a relay between the first two cuts their link.
+Server, provider and target are processes of their own; a relay between the first two cuts their link.
 """
 
 import asyncio
@@ -59,13 +59,13 @@ def demo(
 
 
 def _content(size: int) -> Iterator[bytes]:
-    """The same pseudo-random bytes in every process, 1 MiB at a time."""
+    """Yield the same pseudo-random bytes in every process, 1 MiB at a time."""
     for index in range(0, size, MIB):
         yield hashlib.shake_128(b"goreprox demo %d" % index).digest(min(MIB, size - index))
 
 
 async def target() -> None:
-    """Serve a page, and `/SIZE`: so many bytes. Print the port; end with standard input."""
+    """Serve a page, and SIZE bytes at `/SIZE`. Print the port; run until standard input is closed."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -87,7 +87,7 @@ async def target() -> None:
 
 
 class _Link:
-    """The cable between provider and server: a relay that can be cut and mended."""
+    """The link between provider and server: a relay that can be cut."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
@@ -124,7 +124,7 @@ class _Link:
         writer.close()
 
     async def outage(self) -> None:
-        """Reset the link and let nobody in for a moment."""
+        """Reset the link, and refuse connections for `OUTAGE_S`."""
         self.cut_now = True
         for writer in list(self._writers):
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
@@ -153,7 +153,7 @@ async def _process(*args: str, stdin: int = asyncio.subprocess.DEVNULL) -> Async
 
 
 async def _ready(process: asyncio.subprocess.Process) -> dict[str, object]:
-    """Return what the line of its log says that tells that a process is ready."""
+    """Return the fields of the log line `ready` of a process."""
     assert process.stderr is not None
     lines: list[str] = []
     with contextlib.suppress(TimeoutError):
@@ -164,11 +164,11 @@ async def _ready(process: asyncio.subprocess.Process) -> dict[str, object]:
                     entry = json.loads(line)
                     if isinstance(entry, dict) and entry.get("event") == "ready":
                         return entry
-    raise StartError(f"the demo could not start a process: {' '.join(lines) or 'it said nothing'}")
+    raise StartError(f"the demo could not start a process: {' '.join(lines) or 'its log is empty'}")
 
 
 def _port(ready: dict[str, object], kind: str) -> int:
-    """Return a port of the line that says that a server is ready."""
+    """Return the first port of a kind in the fields of `ready`."""
     found = ready[kind]
     port = found[0] if isinstance(found, list) else found
     assert isinstance(port, int)
@@ -186,15 +186,15 @@ async def _fetch(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.St
     writer.write(f"GET /{path} HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n".encode())
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200"):
-        raise StartError(f"the demo's page answered {head[:40]!r}")
+        raise StartError(f"the demo's page: unexpected response {head[:40]!r}")
     return reader, writer
 
 
 async def run(*, keep: bool, size_bytes: int, cuts: int) -> None:
-    """Show it.
+    """Run the processes, and download through them.
 
     Raises:
-        StartError: something could not be started, or the download was not what the target sent.
+        StartError: a process could not be started, or the download is not what the target sent.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     async with contextlib.AsyncExitStack() as stack:

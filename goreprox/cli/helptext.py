@@ -1,4 +1,4 @@
-"""What `--help` looks like: each option on a line of its own, what it does below it, at most 80 columns."""
+"""The layout of `--help`: each option on its own line, its description below, at most 80 columns."""
 
 import textwrap
 from typing import TYPE_CHECKING, Final
@@ -13,12 +13,12 @@ _COMMAND_COLUMNS: Final = 14
 
 
 def example(*lines: str) -> str:
-    """Return the end of a command's help: `lines` to copy."""
+    """Return the end of a command's help: command lines to copy."""
     return "\n".join(("Examples:", *(f"  {line}" for line in lines)))
 
 
 class Formatter:
-    """Writes help without boxes, so that it can be read on any terminal and searched."""
+    """Formats help without boxes, so that it can be read on any terminal and searched."""
 
     def __call__(self, console: "Console", options: "ConsoleOptions", panel: "HelpPanel") -> None:
         """Print one group of options or of commands."""
@@ -28,11 +28,11 @@ class Formatter:
             _print(console, "", f"{panel.title}:", *lines)
 
     def render_usage(self, console: "Console", options: "ConsoleOptions", usage: object) -> None:
-        """Print how the command is called."""
+        """Print the usage line."""
         _print(console, f"Usage: {str(usage).removeprefix('Usage:').strip()}")
 
     def render_description(self, console: "Console", options: "ConsoleOptions", description: "RenderableType") -> None:
-        """Print what the command does."""
+        """Print the description of the command."""
         _print(console, "", *_wrapped(_plain(description), ""))
 
 
@@ -73,7 +73,7 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 
 def _plain(text: object) -> str:
-    """Return a rich renderable as the text that it shows."""
+    """Return the plain text of a rich renderable."""
     if text is None:
         return ""
     renderable = getattr(text, "primary_renderable", text)

@@ -1,7 +1,6 @@
-"""The command `goreprox keys`: whom the server knows. It works on the state directory, whether a server runs or not.
+"""The command `keys`: which peers a server authorises. It changes the state directory, whether a server runs or not.
 
-A join string is a secret. `add` prints it, for a file or a pipe on the other side; `list` does not, and `show` only on
-a terminal.
+A join string is a secret: `add` prints it, `list` does not, and `show` only on a terminal.
 """
 
 import json as json_
@@ -14,8 +13,8 @@ from cyclopts import App, Parameter
 
 from brokers import Role
 from goreprox.cli.app import sources
+from goreprox.cli.columns import columns
 from goreprox.cli.helptext import example
-from goreprox.columns import columns
 from goreprox.config.addresses import Address, check_dialable
 from goreprox.config.names import parse_services
 from goreprox.config.options import KEYS, Directory
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 ANY: Final = "any"
 OF_UNIT: Final = Path("/var/lib/goreprox")
-"""Where the unit for systemd has the keys: root's default where root has none."""
+"""The state directory of the systemd unit: the default of root, unless root has keys of its own."""
 StateOption = Annotated[
     Directory,
     Parameter(
@@ -89,7 +88,7 @@ def add(
     Parameters
     ----------
     name
-        Its name; several processes of one name are replicas.
+        Its name; several processes with one name are replicas.
     role
         What it may be.
     services
@@ -97,7 +96,7 @@ def add(
     address
         Where it reaches this server. May be repeated. [default: as the server was told by --address]
     json
-        Print a JSON object: what `list --json` shows, the addresses, and the join string.
+        Print a JSON object: that of `list --json`, the addresses, and the join string.
     """
     state = _state(state_dir, make=True)
     reach = state.reach()
@@ -167,7 +166,7 @@ def show(name: _Name, /, *, state_dir: StateOption = None) -> None:
 def set_(
     name: _Name, /, *, services: Annotated[str, Parameter(group=KEYS, metavar="A,B")], state_dir: StateOption = None
 ) -> None:
-    """Change which services a key may offer, or open as an edge; it counts within a second.
+    """Change which services a key may offer, or open as an edge. It takes effect within a second.
 
     A connected peer that announces others is disconnected, and its connections are reset.
 
@@ -202,19 +201,18 @@ def revoke(name: _Name, /, *, state_dir: StateOption = None) -> None:
 
 @app.command(help_epilogue=example("goreprox keys rotate", "goreprox keys show laptop     # for its new join string"))
 def rotate(*, state_dir: StateOption = None) -> None:
-    """Replace the server's key by its next one. Links reconnect, connections go on."""
+    """Replace the server's key by its next one. Links reconnect, connections continue."""
     state = _state(state_dir)
     renewed = state.rotate()
     count = f"{len(renewed)} join string{'' if len(renewed) == 1 else 's'}"
     print(f"the server uses its next key; {count} in {state.shown / 'join'} renewed")
-    print("peers with older join strings go on until the next rotation; give them the new ones before it")
+    print("peers with older join strings stay connected until the next rotation; give them the new ones before it")
 
 
 def _state(directory: Path | None, *, make: bool = False) -> StateDir:
-    """Use a server's directory, or `make` it: whoever lists, revokes or rotates elsewhere has the wrong one.
+    """Open the state directory of a server, or `make` it; to list, revoke or rotate keys of a new one is a mistake.
 
-    Root works in it as its owner: the user that a unit of systemd made up for the server, for instance. Modules are to
-    be imported before: that user may not be able to read them.
+    Root changes to the owner of the directory, for instance the dynamic user of a systemd unit.
     """
     path = directory or default_state_dir()
     if not directory and os.geteuid() == 0 and not (path / "server.key").exists() and (OF_UNIT / "server.key").exists():
@@ -239,7 +237,7 @@ def _join_file(state: StateDir, key: Authorized) -> str | None:
 
 
 def _document(state: StateDir, key: Authorized) -> dict[str, object]:
-    """Return what JSON says of a key; nothing of it is secret."""
+    """Return the JSON of a key, which has no secret."""
     return {
         "name": key.name,
         "role": str(key.role),

@@ -8,7 +8,7 @@ from typing import Any
 from loguru import logger
 
 from goreprox.cli.app import sources
-from goreprox.cli.options import FileOptions, LogOptions
+from goreprox.cli.options import StartOptions
 from goreprox.config.addresses import Address
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.process.log import configure
@@ -16,19 +16,20 @@ from goreprox.process.log import configure
 Config = ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig
 
 
-def launch(config: Config, log: LogOptions, file: FileOptions) -> None:
+def launch(config: Config, start: StartOptions) -> None:
     """Run the role that `config` is of, to its end."""
-    configure(log.log_level, as_json=log.log_json)
+    configure(start.log_level, as_json=start.log_json)
+    file = start.file.config
     for line in sources.unknown_variables():
         logger.bind(event="unknown_variable").warning("{}", line)
-    if file.config is not None:
-        logger.bind(event="config", file=str(file.config)).info("options are read from {}", file.config.resolve())
+    if file is not None:
+        logger.bind(event="config", file=str(file)).info("options are read from {}", file.resolve())
     exposed = [str(address) for address in _links(config) if not address.is_loopback]
     if config.process.insecure and exposed:
         logger.bind(event="insecure", addresses=exposed).warning(
             "--insecure: links on {} are plaintext; anyone who can reach that port can join", ", ".join(exposed)
         )
-    role = _role(config, log)
+    role = _role(config, start)
     raise_file_limit()
     asyncio.run(role)
 
@@ -44,7 +45,7 @@ def _links(config: Config) -> list[Address]:
             return [config.peers.providers, *([] if config.edges is None else [config.edges])]
 
 
-def _role(config: Config, log: LogOptions) -> Coroutine[Any, Any, None]:
+def _role(config: Config, start: StartOptions) -> Coroutine[Any, Any, None]:
     """Import the role that `config` is of, and no other: each is loaded as a whole before it is ready."""
     match config:
         case ServerConfig():
@@ -66,7 +67,7 @@ def _role(config: Config, log: LogOptions) -> Coroutine[Any, Any, None]:
         case EdgeConfig():
             from goreprox.roles.workers import run as run_workers
 
-            return run_workers(config, log_level=log.log_level, log_json=log.log_json)
+            return run_workers(config, log_level=start.log_level, log_json=start.log_json)
 
 
 def raise_file_limit() -> None:

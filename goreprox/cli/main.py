@@ -35,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _cannot_write(exc: OSError) -> int:
-    """Say that the standard output takes nothing.
+    """Report that standard output cannot be written.
 
     Raises:
-        OSError: it was something else; our own files and sockets say more where they are used.
+        OSError: it is another error.
     """
     if exc.filename is not None or exc.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO):
         raise exc

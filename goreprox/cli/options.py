@@ -1,6 +1,6 @@
 """Options that are for the command line alone: they say where others come from, and how to log."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
@@ -28,9 +28,10 @@ class FileOptions:
 
 @GROUP
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogOptions:
-    """Options of every role about its log."""
+class StartOptions:
+    """Options of every role, which say how it starts."""
 
+    file: FileOptions = field(default_factory=FileOptions)
     log_level: Annotated[Level, one(_level, "LEVEL"), Parameter(group=PROCESS, show_choices=False)] = "info"
     """Log this and above: trace, debug, info, warning or error."""
     log_json: Annotated[bool, Parameter(group=PROCESS)] = False

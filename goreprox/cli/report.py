@@ -1,7 +1,6 @@
-"""Status documents for people, as tables, and for programs, as JSON.
+"""Prints status documents: for people as lines or tables, for programs as JSON.
 
-Knows the documents alone. Names and reasons in them come from other machines: what could steer a terminal is
-escaped.
+Names and reasons in them come from other machines, so sequences that control a terminal are escaped.
 """
 
 import json
@@ -20,7 +19,7 @@ from goreprox.process.log import printable
 from goreprox.status.document import BrokerStatus, Document, EndedStreamStatus, PeerStatus, StreamsStatus
 
 PIPE_COLUMNS: Final = 400
-"""Where nobody's screen sets the width, lines are as long as they need to be, up to this."""
+"""The width of lines that go to no terminal."""
 _STYLES: Final = {"up": "green", "in use": "green", "down": "red", "failed": "red", "draining": "yellow"}
 
 

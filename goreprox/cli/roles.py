@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from goreprox.cli.joining import keys_directory, membership
-from goreprox.cli.options import FileOptions, JoinOptions, LogOptions, StateDir
+from goreprox.cli.options import JoinOptions, StartOptions, StateDir
 from goreprox.config.addresses import EDGES, Address, Target
 from goreprox.config.clients import ClientConfig
 from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
@@ -38,8 +38,7 @@ def server(
     clients: ClientConfig | None = None,
     connections: ConnectionConfig | None = None,
     process: ProcessConfig | None = None,
-    log: LogOptions | None = None,
-    file: FileOptions | None = None,
+    start: StartOptions | None = None,
 ) -> None:
     """Run on the public machine: accept clients and pass them on to providers.
 
@@ -59,7 +58,7 @@ def server(
         edges=edges,
         state_dir=keys_directory(process, state_dir),
     )
-    _launch(config, log, file)
+    _launch(config, start)
 
 
 def edge(
@@ -70,8 +69,7 @@ def edge(
     clients: ClientConfig | None = None,
     connections: ConnectionConfig | None = None,
     process: ProcessConfig | None = None,
-    log: LogOptions | None = None,
-    file: FileOptions | None = None,
+    start: StartOptions | None = None,
 ) -> None:
     """Accept clients and pass them on to providers over brokers elsewhere.
 
@@ -93,7 +91,7 @@ def edge(
         clients=clients or ClientConfig(),
         workers=workers,
     )
-    _launch(config, log, file)
+    _launch(config, start)
 
 
 def broker(
@@ -102,8 +100,7 @@ def broker(
     state_dir: StateDir = None,
     peers: PeerConfig | None = None,
     process: ProcessConfig | None = None,
-    log: LogOptions | None = None,
-    file: FileOptions | None = None,
+    start: StartOptions | None = None,
 ) -> None:
     """Connect edges and providers with each other. It keeps no state, and there can be several.
 
@@ -119,7 +116,7 @@ def broker(
         edges=edges,
         state_dir=keys_directory(process, state_dir),
     )
-    _launch(config, log, file)
+    _launch(config, start)
 
 
 def provider(
@@ -131,8 +128,7 @@ def provider(
     dial: DialConfig | None = None,
     connections: ConnectionConfig | None = None,
     process: ProcessConfig | None = None,
-    log: LogOptions | None = None,
-    file: FileOptions | None = None,
+    start: StartOptions | None = None,
 ) -> None:
     """Run on the private machine: expose local TCP servers through a server.
 
@@ -161,10 +157,10 @@ def provider(
         dial=dial or DialConfig(),
         weight=weight,
     )
-    _launch(config, log, file)
+    _launch(config, start)
 
 
-def _launch(config: "Config", log: LogOptions | None, file: FileOptions | None) -> None:
+def _launch(config: "Config", start: StartOptions | None) -> None:
     from goreprox.cli.launch import launch
 
-    launch(config, log or LogOptions(), file or FileOptions())
+    launch(config, start or StartOptions())

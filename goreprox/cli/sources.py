@@ -1,4 +1,4 @@
-"""Where options come from beside flags: the environment and a TOML file. Both know every option by its flag's name."""
+"""Sources of options besides flags: environment variables and a TOML file."""
 
 import difflib
 import os
@@ -23,16 +23,16 @@ PREFIX: Final = "GOREPROX_"
 
 
 class Sources:
-    """Fills what flags left open. The flag wins over the variable, over the file, over the default."""
+    """Fills in options. Flags take precedence over variables, these over the file, and that over defaults."""
 
     def __init__(self, app: App, commands: Sequence[str]) -> None:
-        """Serve `commands` of `app`; the file's tables have their names."""
+        """The file has options of these `commands`, at its top level and in tables with their names."""
         self._app = app
         self._commands: Final = commands
         self.all: Final = (Env(PREFIX, command=False, show=False), self.read_file)
 
     def keys(self, command: str) -> dict[str, bool]:
-        """Return the keys that a command has in the file, and whether each takes a list."""
+        """Return the keys of a command in the file, and whether each takes a list."""
         arguments = self._app[command].assemble_argument_collection()
         return {
             argument.name.removeprefix("--"): argument.token_count()[1]
@@ -41,7 +41,7 @@ class Sources:
         }
 
     def unknown_variables(self) -> Iterator[str]:
-        """Yield what to tell the user of variables that look like options and are none."""
+        """Yield a warning for each variable that begins with GOREPROX_ and is no option."""
         given = sorted(name for name in os.environ if name.startswith(PREFIX))
         keys = self._keys_of_any({name.removeprefix(PREFIX).lower().replace("_", "-") for name in given})
         known = {f"{PREFIX}{key.upper().replace('-', '_')}" for key in (*keys, "config")}
@@ -51,7 +51,7 @@ class Sources:
                 yield f"{name} is not an option and is ignored{f'; did you mean {nearest[0]}?' if nearest else ''}"
 
     def _keys_of_any(self, wanted: Set[str]) -> dict[str, bool]:
-        """Return the keys of as many commands as it takes to find the wanted ones: others are not loaded for it."""
+        """Return the keys of commands until all that are wanted are found; other commands are not imported."""
         known: dict[str, bool] = {}
         for command in self._commands:
             if wanted <= known.keys():
@@ -60,7 +60,7 @@ class Sources:
         return known
 
     def read_file(self, command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
-        """Fill from the file what flags and variables left open; the command's table wins over the top."""
+        """Fill in options from the file. The command's table takes precedence over the top level."""
         if not commands or commands[0] not in self._commands:
             return
         given = next((argument for argument in arguments if "--config" in argument.names and argument.tokens), None)
@@ -81,9 +81,10 @@ class Sources:
         Dict({command: values}, source=str(path))(command_app, commands, arguments)
 
     def read_state_dir(self, command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
-        """Let `goreprox keys` work on the directory that the file names for a server; nothing else there is for it.
+        """Fill in the state directory of `goreprox keys` from the file; it takes no other option from there.
 
-        Variables are not for it either: GOREPROX_NAME, which names this process, must not say whose key is revoked.
+        Nor does it take other options from variables: GOREPROX_NAME, the name of a process, must not be the name of a
+        key to revoke.
         """
         given = os.environ.get(f"{PREFIX}CONFIG")
         path = Path(given).expanduser() if given else DEFAULT_FILE
@@ -97,13 +98,13 @@ class Sources:
 
 
 def forget_empty_variables() -> None:
-    """Let a variable without content be as if it were not there, as `NAME=${OTHER}` in a file of variables makes it."""
+    """Unset variables that are empty, as `NAME=${OTHER}` in an environment file may make them."""
     for name in [name for name, value in os.environ.items() if name.startswith(PREFIX) and not value.strip()]:
         del os.environ[name]
 
 
 def _load(path: Path, *, given: bool) -> dict[str, Any]:
-    """Read the file; whoever has `given` its name may have named a pipe."""
+    """Read the file, which may be a pipe if its name was `given`."""
     kind = Kind("the options of goreprox in TOML", encoding="utf-8", most_bytes=MAX_BYTES, piped=given)
     try:
         return tomllib.loads(read_file(path, kind))
@@ -116,10 +117,10 @@ def _load(path: Path, *, given: bool) -> dict[str, Any]:
 
 
 def _check(table: dict[str, Any], known: dict[str, bool], path: Path, where: str, also: Iterable[str] = ()) -> None:
-    """Accept options that are known, `also` naming what else would have been, with values of the right form.
+    """Require keys that are `known`, with values of the right form. `also` are further names to suggest.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: a key is unknown, or its value is a table.
     """
     for key, value in table.items():
         if key not in known:

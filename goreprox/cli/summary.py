@@ -1,6 +1,6 @@
-"""A status document in a few lines of 80 columns, what is asked for most first: which service, by whom, since when.
+"""Summarises a status document in a few lines of 80 columns, the most wanted first: services, and who serves them.
 
-Knows the documents alone. What came from other machines is made harmless by whoever prints it.
+Text from other machines is not escaped here, but where it is printed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,8 @@ from typing import Final
 
 from rich.filesize import decimal
 
-from goreprox.columns import columns, counted
+from goreprox.cli.columns import columns
+from goreprox.process.log import counted
 from goreprox.status.document import ConnectionStatus, Document, EndedStreamStatus, LinkStatus, PeerStatus
 
 CONNECTIONS: Final = 10

@@ -1,4 +1,4 @@
-"""The command `goreprox token`: who may send requests to an HTTP listener. It works on a file."""
+"""The command `token`: which tokens HTTP requests may carry. It changes a file that servers reread."""
 
 import datetime
 import errno
@@ -10,8 +10,8 @@ from typing import Annotated, Final
 
 from cyclopts import App, Parameter
 
+from goreprox.cli.columns import columns
 from goreprox.cli.helptext import example
-from goreprox.columns import columns
 from goreprox.config import units
 from goreprox.config.names import check_name, parse_services
 from goreprox.config.options import KEYS
@@ -65,8 +65,8 @@ def new(
     services
         The services that it is for, separated by commas. [default: all]
     expires
-        When it ends: a date like 2030-01-01 or 2030-01-01T12:00+01:00, UTC unless a zone is given, or a time from now
-        like 30d or 12h. [default: never]
+        When it expires: a date like 2030-01-01 or 2030-01-01T12:00+01:00, UTC unless a zone is given, or a time from
+        now like 30d or 12h. [default: never]
     """
     check_name("token", name)
     wanted = None if services is None else parse_services(services)
@@ -82,7 +82,7 @@ def new(
     try:
         print(value, flush=True)
     except OSError:
-        _change(auth_tokens, lambda text: tokens.without(text, name))  # nobody will ever see it
+        _change(auth_tokens, lambda text: tokens.without(text, name))  # nobody will ever know it
         raise
     print(f"made the token {name}; {path} keeps its hash", file=sys.stderr)
 
@@ -94,7 +94,7 @@ def new(
     ),
 )
 def list_(*, auth_tokens: _File) -> None:
-    """Show all tokens: their names, their services and when they end."""
+    """Show all tokens: their names, services and expiry."""
     rows = [("NAME", "SERVICES", "EXPIRES")]
     rows += [(token.name, _services(token), _expiry(token)) for token in auth.read(auth_tokens.expanduser())]
     print(columns(rows))
@@ -119,10 +119,10 @@ def revoke(name: str, /, *, auth_tokens: _File) -> None:
 
 
 def _end(text: str) -> datetime.datetime:
-    """Return when a token ends, in UTC.
+    """Return when a token expires, in UTC.
 
     Raises:
-        ConfigError: it is neither a date nor a time from now, or lies in the past.
+        ConfigError: it is neither a date nor a time from now, or is in the past.
     """
     now = datetime.datetime.now(datetime.UTC)
     try:
@@ -141,7 +141,7 @@ def _end(text: str) -> datetime.datetime:
 
 
 def _change(file: Path, change: Callable[[str], str]) -> Path:
-    """Give a file of tokens, or none, another text; return its path."""
+    """Change the text of a file of tokens, which may not exist; return its path."""
     path = file.expanduser().resolve()  # a link stays one, and its file is what servers read
     try:
         with locked(path.parent):

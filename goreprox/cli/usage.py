@@ -1,7 +1,4 @@
-"""What is wrong with a command line, in one line: the option, the value, what was expected, and what to do.
-
-Says in our words what cyclopts found.
-"""
+"""Errors of cyclopts as one line: the option, its value, what was expected, and what to do."""
 
 from typing import get_args
 
@@ -17,7 +14,7 @@ from cyclopts import (
 
 
 def explain(exc: CycloptsError) -> str:
-    """Return the line that the user sees."""
+    """Return the line for the user."""
     match exc:
         case CoercionError(token=Token() as token):
             return f"{_where(exc, token)} {token.value!r}: {_expected(exc)}"
@@ -38,7 +35,7 @@ def explain(exc: CycloptsError) -> str:
 
 
 def _where(exc: CoercionError, token: Token) -> str:
-    """Name the option as it was written: a flag, a variable, or a key of a file."""
+    """Return the option as the user wrote it: a flag, a variable, or a key of the file."""
     if token.source == "env":
         return f"variable {token.keyword}"
     if token.source not in ("cli", ""):
@@ -49,7 +46,7 @@ def _where(exc: CoercionError, token: Token) -> str:
 
 
 def _bare(keyword: str) -> str:
-    """Give the name of a key that cyclopts shows as `[key]`."""
+    """Return the name of a key, which cyclopts shows as `[key]`."""
     return keyword.replace("][", ".").strip("[]")
 
 

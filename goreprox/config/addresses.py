@@ -1,4 +1,4 @@
-"""Addresses that are listened on, connected to and exposed, and what is spoken there."""
+"""Addresses to listen on, to connect to and to expose, and the protocol that is spoken there."""
 
 import enum
 import ipaddress
@@ -23,7 +23,7 @@ _ADDRESS_FORMS: Final = "write PORT, :PORT, HOST:PORT or [IPV6]:PORT"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A host, or None for all interfaces, and a port (0: any free one, for what is listened on)."""
+    """A host, or None for all interfaces, and a port; 0 is any free port to listen on."""
 
     host: str | None
     port: int
@@ -48,7 +48,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine alone; a name other than `localhost` is taken for another."""
+        """Whether only this machine can reach it; of names, only `localhost` counts."""
         if self.host is None or self.host == "localhost":
             return self.host is not None
         try:
@@ -57,7 +57,7 @@ class Address:
             return False
 
     def overlaps(self, other: "Address") -> bool:
-        """Whether listening on both would be listening twice; names are not resolved for this."""
+        """Return whether one cannot listen on both; names are not resolved."""
         if not self.port or self.port != other.port:
             return False
         if self.host == other.host:
@@ -72,22 +72,22 @@ class Address:
 
 PROVIDERS: Final = Address(None, PROVIDER_PORT)
 EDGES: Final = Address(None, EDGE_PORT)
-"""Where peers are accepted unless told otherwise."""
+"""Where providers and edges are accepted by default."""
 
 
 class Scheme(enum.Enum):
-    """What clients speak."""
+    """The protocol of clients."""
 
     TCP = "tcp"
-    """Anything: bytes are passed on as they are."""
+    """Any protocol: bytes are passed on unchanged."""
     HTTP = "http"
     TLS = "tls"
-    """Anything, in TLS, which ends here."""
+    """Any protocol in TLS, which is terminated here."""
     HTTPS = "https"
 
     @property
     def is_http(self) -> bool:
-        """Whether requests are understood."""
+        """Whether requests are parsed."""
         return self in (Scheme.HTTP, Scheme.HTTPS)
 
     @property
@@ -98,7 +98,7 @@ class Scheme(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address on which clients are accepted, what they speak, and the service they are routed to."""
+    """An address to accept clients on, their protocol, and the service that they are for."""
 
     address: Address
     service: str = DEFAULT_SERVICE
@@ -133,12 +133,12 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A service offered, and the address of the local TCP server that gives it."""
+    """A service that is offered, and the address of its TCP server."""
 
     service: str
     address: Address
     tls: bool = False
-    """Whether it speaks TLS only."""
+    """Whether to connect with TLS."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -172,15 +172,16 @@ class Target:
 
 
 class ProxyVersion(enum.Enum):
-    """How a header is written."""
+    """The form of PROXY protocol headers."""
 
     V1 = "v1"
     """A line of text."""
     V2 = "v2"
+    """Binary."""
 
 
 def check_dialable(option: str, address: Address) -> None:
-    """Accept what others can connect to.
+    """Require an address that can be connected to.
 
     Raises:
         ConfigError: host or port is missing.
@@ -215,7 +216,7 @@ def _bad_address(text: str, cause: str) -> ConfigError:
 
 
 def _families(host: str | None) -> set[int]:
-    """Give the versions of IP that a host can mean: both, unless it is an address."""
+    """Return the versions of IP that a host can have: both, unless it is an address."""
     try:
         return {ipaddress.ip_address(host or "").version}
     except ValueError:

@@ -23,10 +23,10 @@ from goreprox.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class HostHeader:
-    """What targets get as Host, whatever the client has sent."""
+    """The Host field of requests to targets, whatever the client has sent."""
 
     service: str | None
-    """Whose targets; None: those of all services that no other names."""
+    """The service of these targets; None: all services that have no Host of their own."""
     host: str
 
     @classmethod
@@ -34,7 +34,7 @@ class HostHeader:
         """Read `[SERVICE=]NAME`.
 
         Raises:
-            ConfigError: it is no host.
+            ConfigError: the host is malformed.
         """
         service, separator, host = text.rpartition("=")
         if not host.isascii() or not is_host(host.encode()):
@@ -89,7 +89,7 @@ class HttpConfig:
                 raise ConfigError(f"host-header {service or 'for all services'}: given twice; once is enough")
 
     def check_services(self, known: Sequence[str]) -> None:
-        """See that each service that is named can be asked for.
+        """Require that clients can ask for each service that is named.
 
         Raises:
             ConfigError: one cannot.
@@ -102,7 +102,7 @@ class HttpConfig:
                 )
 
     def host_for(self, service: str) -> bytes | None:
-        """Return what targets of a service get as Host; None: what the client has sent."""
+        """Return the Host for targets of a service; None: that of the client."""
         if not self.hosts:
             return None
         hosts = {each.service: each.host for each in self.hosts}

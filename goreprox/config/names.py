@@ -10,7 +10,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
 def check_name(what: str, name: str) -> None:
-    """Accept 1 to 64 of `A-Z a-z 0-9 . _ -`, not beginning with a dot or a dash: it may become a file's name.
+    """Accept 1 to 64 of `A-Z a-z 0-9 . _ -`, neither `.` nor `-` first, since names become file names.
 
     Raises:
         ConfigError: it is anything else.
@@ -22,19 +22,19 @@ def check_name(what: str, name: str) -> None:
 
 
 def parse_services(text: str) -> list[str]:
-    """Return the names of services in a list with commas.
+    """Return the names of services in a text, which are separated by commas.
 
     Raises:
-        ConfigError: one of them is none, or there is not one.
+        ConfigError: one is malformed, or there is none.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ConfigError("services: expected at least one name, or no such option for all services")
+        raise ConfigError("services: expected at least one name; leave the option out for all services")
     for name in names:
         check_name("service", name)
     return names
 
 
 def default_name() -> str:
-    """Give the host's name, every character that a name may not hold replaced by `-`."""
+    """Return the host's name, with `-` in place of characters that names cannot have."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", os.uname().nodename).lstrip(".-")[:64] or "unnamed"

@@ -1,4 +1,4 @@
-"""Default directories; nothing is created here."""
+"""Default directories. Nothing is created."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ from goreprox.errors import ConfigError
 
 
 def default_runtime_dir() -> Path:
-    """Give the place for what must not outlive a reboot; nothing is created."""
+    """Return the directory for files that do not outlive a reboot."""
     xdg = os.environ.get("XDG_RUNTIME_DIR", "")
     if Path(xdg).is_absolute():
         return Path(xdg) / "goreprox"
@@ -18,15 +18,15 @@ def default_runtime_dir() -> Path:
 
 
 def runtime_dirs(run: Path = Path("/run")) -> list[Path]:
-    """Give the directories where processes of this machine may be: the default one, and those that systemd makes."""
+    """Return the directories where processes of this machine may be: the default, and those that systemd creates."""
     return list(dict.fromkeys((default_runtime_dir(), *filter(Path.is_dir, sorted(run.glob("goreprox*"))))))
 
 
 def default_state_dir() -> Path:
-    """Give the directory that systemd made for us, or else the user's own; nothing is created.
+    """Return the state directory: the one that systemd has created, else the user's own.
 
     Raises:
-        ConfigError: the user has none.
+        ConfigError: the user has no home directory.
     """
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]  # several may be listed (systemd.exec(5))
     if Path(given).is_absolute():

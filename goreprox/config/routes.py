@@ -1,4 +1,4 @@
-"""Which service a host is: an exact name, then `*.example.com`, then `*`; and what a Host is."""
+"""Services by the host of a request: exact names come first, then `*.example.com`, then `*`."""
 
 import re
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ _PORT: Final = re.compile(rb":[0-9]*\Z")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A host, or a pattern of hosts, and its service."""
+    """The service of a host, or of a pattern of hosts."""
 
     host: str
     """In lower case; `*.example.com` is every name below example.com, `*` every host."""
@@ -27,7 +27,7 @@ class Route:
         """Read `HOST=SERVICE`.
 
         Raises:
-            ConfigError: the host is none.
+            ConfigError: the host is malformed.
         """
         host, separator, service = text.partition("=")
         if not separator or not _PATTERN.fullmatch(host.lower()):
@@ -36,14 +36,13 @@ class Route:
 
 
 class Routes:
-    """All routes of a process."""
+    """Finds the service of a host."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        """Know these."""
         self._services = {route.host.encode(): route.service for route in routes}
 
     def find(self, host: bytes) -> str | None:
-        """Return the service of a request's Host, whose port and case do not count; None: it is not known here."""
+        """Return the service of a Host field, ignoring its port and case; None if there is none."""
         name = _PORT.sub(b"", host).lower().removesuffix(b".")
         if (found := self._services.get(name)) is not None:
             return found
@@ -55,6 +54,6 @@ class Routes:
 
 
 def is_host(value: bytes) -> bool:
-    """Whether a value is a host, with or without a port."""
+    """Return whether the value of a Host field is valid, with or without a port."""
     match = HOST.fullmatch(value)
     return match is not None and int(match[2] or 0) <= MAX_PORT

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: `90`, `60s`, `1h30m`; `256`, `256MiB`, `1.5GiB`."""
+"""Durations and sizes as text: `90`, `60s`, `1h30m`; `256`, `256MiB`, `1.5GiB`."""
 
 import re
 from typing import Final

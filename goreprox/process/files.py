@@ -1,7 +1,7 @@
-"""Files that are believed: nobody but us and root can have written them, and nobody else can read what is secret.
+"""Files that can be trusted: only this user and root can have written them, and no other can read secrets.
 
 Every file and directory that decides anything (keys, join strings, tokens, certificates, configuration, locks) is
-opened here, and checked by its descriptor, so that what was checked is what is read. Knows nothing of what is in them.
+opened here, and checked by its descriptor, so that what was checked is what is read.
 """
 
 import contextlib
@@ -27,29 +27,29 @@ _KUBERNETES_LINK: Final = "..data"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a file should be."""
+    """What a file is expected to be."""
 
     what: str
-    """With its article, for messages."""
+    """A noun with its article, for messages."""
     secret: bool = False
-    """Whether nobody else may read it."""
+    """Whether other users must not be able to read it."""
     sign: str = ""
-    """A text that is in every file of this kind."""
+    """A text that every file of this kind contains."""
     encoding: str = "ascii"
     most_bytes: int = MAX_BYTES
     piped: bool = False
-    """Whether it may be a pipe, which is waited for."""
+    """Whether it may be a pipe, which may block."""
 
 
 def prepare_directory(path: Path, option: str = "--state-dir", *, follow: bool = True) -> None:
-    """Make a directory (mode 0700) if it is missing; accept it only if it is ours and closed to the writing of others.
+    """Create a directory (mode 0700) if it is missing; require that it is ours and that no other user may write to it.
 
-    Without `follow` it must be no link but one of root's, which systemd makes for a user that it makes up: where others
-    may make files, they may have made that.
+    Without `follow` it must not be a symbolic link, which others may have created where they may create files, except
+    one of root, as systemd creates for a dynamic user.
 
     Raises:
         StartError: it is not; the message has the command that repairs it.
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,11 +69,11 @@ def prepare_directory(path: Path, option: str = "--state-dir", *, follow: bool =
 
 
 def become_owner(directory: Path) -> Path:
-    """Let root go on as the owner of a directory, for the rest of this process; return the directory to use instead.
+    """Change from root to the owner of a directory, until the process ends; return the path to use instead.
 
-    So what is written is the owner's, and links that he put there lead to nothing that he could not change himself. The
-    directory becomes the working directory: its owner may not be able to reach it from the root (/var/lib/private of
-    systemd is root's alone). Others than root change nothing.
+    So files that are written belong to the owner, and symbolic links that the owner has put there lead to nothing that
+    the owner could not change anyway. The directory becomes the working directory, since its owner may not be able to
+    reach it from the root (systemd's /var/lib/private is closed to others). Does nothing unless this user is root.
     """
     if os.geteuid() != 0:
         return directory
@@ -95,7 +95,7 @@ def become_owner(directory: Path) -> Path:
 
 
 def read_file(path: Path, kind: Kind) -> str:
-    """Return the text of a file that can be believed.
+    """Return the text of a file that can be trusted.
 
     Raises:
         StartError: it cannot be, or is not of that kind; the message has the command that repairs it.
@@ -107,7 +107,7 @@ def read_file(path: Path, kind: Kind) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path, kind: Kind) -> Iterator[tuple[int, str]]:
-    """Keep a file open that can be believed; give its descriptor and its text.
+    """Keep a file open that can be trusted; yield its descriptor and its text.
 
     Raises:
         StartError: it cannot be, or is not of that kind; the message has the command that repairs it.
@@ -161,10 +161,10 @@ def _check_mode(path: Path, status: os.stat_result, kind: Kind) -> None:
 
 
 def _is_mounted_secret(path: Path) -> bool:
-    """Whether systemd or a container engine keeps the file for us alone, whatever its owner and mode look like.
+    """Return whether systemd or a container engine protects the file, whatever its owner and mode.
 
-    systemd keeps credentials in a closed directory, with an access control list that looks like open modes. Docker
-    mounts secrets into a directory of root's, and these may be files of another user on the host.
+    systemd keeps credentials in a directory that is closed to others, with an access control list that looks like an
+    open mode. Docker mounts secrets, which may belong to another user of the host, into a directory of root.
     """
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if directory is not None and path.parent == Path(directory):
@@ -176,21 +176,21 @@ def _is_mounted_secret(path: Path) -> bool:
 
 
 def _is_kubernetes(path: Path) -> bool:
-    """Whether the file is in a volume that Kubernetes made of a Secret: by default all in the container may read it."""
+    """Return whether the file is in a volume of a Kubernetes Secret, which by default all in the container may read."""
     link = path.parent / _KUBERNETES_LINK
     return link.is_symlink() and link.lstat().st_uid == _ROOT
 
 
 def write_secret(path: Path, text: str, *, replace: bool = False, like: os.stat_result | None = None) -> None:
-    """Write a file such that it is there whole or not at all, also after a power cut.
+    """Write a file atomically, even if the power fails.
 
-    It is ours alone (mode 0600), or has the owner and the mode of what it is `like`.
+    Only this user can access it (mode 0600), unless it gets the owner and the mode of another file: `like`.
 
     Raises:
-        FileExistsError: it is there already, and not to be replaced.
+        FileExistsError: it exists, and is not to be replaced.
         OSError: it cannot be written.
     """
-    # Not mkstemp, which goes to the directory by way of the root, where its owner may not pass (`become_owner`).
+    # Not mkstemp, which makes the path absolute: the owner may not be able to reach it so (`become_owner`).
     temporary = path.parent / f".new-{secrets.token_hex(8)}"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -211,10 +211,10 @@ def write_secret(path: Path, text: str, *, replace: bool = False, like: os.stat_
 
 
 def overwrite(path: Path, text: str) -> bool:
-    """Write a file where it is, for a disk without room for another one; return whether it was long enough for that.
+    """Overwrite a file in place, for a disk that is full; return False if the file is too short for that.
 
-    Its end is filled with line feeds in the same write, so that a reader in between finds nothing of what was there.
-    Unlike with `write_secret` a power cut may leave a mixture of both.
+    The rest is filled with line feeds in the same write, so that no reader sees the old end. Unlike `write_secret` it
+    may leave a mixture of old and new if the power fails.
     """
     with path.open("r+b", buffering=0) as file:
         old, new = os.fstat(file.fileno()).st_size, text.encode("ascii")
@@ -228,7 +228,7 @@ def overwrite(path: Path, text: str) -> bool:
 
 
 def sync_directory(path: Path) -> None:
-    """Make what was renamed or removed in a directory survive a power cut."""
+    """Make renamed and removed files of a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -238,7 +238,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the only one who changes a directory; others wait."""
+    """Hold the lock of a directory, for which other processes that change it wait."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

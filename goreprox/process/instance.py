@@ -1,18 +1,17 @@
-"""Proof of death: a locked file by which a process learns that the one before it is gone.
+"""Proof of death: a locked file by which a process learns that its predecessor is dead.
 
-Every process locks (`flock`) a file and writes its incarnation into it. The kernel drops the lock when the
-process ends, however it ends. So whoever finds the lock free and an incarnation inside knows for certain that
-this one is dead, and may say so: its streams need not wait for the grace. A lock that is held proves nothing.
-That holds after a clean end, too, whose goodbye may have reached nobody.
+Every process locks (`flock`) a file and writes its incarnation into it. The kernel releases the lock when the process
+ends, however it ends. So a process that finds the lock free and an incarnation inside knows for certain that this one
+is dead, and may announce it: its streams need not wait for the grace. A lock that is held proves nothing. This holds
+after a clean end, too, whose goodbye may not have arrived.
 
     lock    content        what it means
     held    anything       alive (or a child of it is): try the next slot
     free    incarnation    dead: the predecessor
     free    empty          never used
-    free    anything else  not ours to interpret: as empty
+    free    anything else  not written by us: treated as empty
 
-There is one file for each role, name and slot; several live processes of one name hold slots 0, 1, 2 and so
-on. Knows files only; what an incarnation is for, the session knows.
+There is one file for each role, name and slot; several live processes of one name hold slots 0, 1, 2 and so on.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ _CONTENT: Final = re.compile(rb"([0-9a-f]{32})\n")
 
 
 class Instance:
-    """A held lock. Keep it for the life of the process."""
+    """A lock that is held, as long as the process lives."""
 
     def __init__(
         self, fd: int, path: Path, *, role: str, name: str, incarnation: bytes, predecessor: bytes | None
@@ -42,21 +41,21 @@ class Instance:
         self.name: Final = name
         self.incarnation: Final = incarnation
         self.predecessor: Final = predecessor
-        """The incarnation of the process that held this slot before, if one did."""
+        """The incarnation of the process that held this slot before; None if there was none."""
 
     @classmethod
     def acquire(cls, runtime_dir: Path, role: str, name: str, incarnation: bytes) -> Self:
-        """Lock the first free slot of `role` and `name`, and leave `incarnation` (16 bytes) in it.
+        """Lock the first free slot of `role` and `name`, and write `incarnation` (16 bytes) into it.
 
-        The directory is made if it is missing (mode 0700). `role` and `name` become part of a file name.
+        The directory is created if it is missing (mode 0700). `role` and `name` become part of a file name.
 
         Raises:
-            StartError: the directory cannot be used, is another user's or open to others, or all slots are
-            taken.
+            StartError: the directory cannot be used, belongs to another user or is open to others, or all slots are
+                taken.
         """
         assert len(incarnation) == INCARNATION_BYTES
         try:
-            # The temporary folder is everybody's: somebody else may have made ours, or a link to another, before us.
+            # In the temporary directory another user may have created ours, or a symbolic link, before.
             prepare_directory(runtime_dir, "--runtime-dir", follow=False)
             for slot in range(MAX_SLOTS):
                 path = runtime_dir / f"{role}-{name}.{slot}"
@@ -71,14 +70,14 @@ class Instance:
         raise StartError(f"name {name}: {MAX_SLOTS} processes of that name run here already; choose another name")
 
     def release(self) -> None:
-        """Drop the lock, as the end of the process does. Again: no effect."""
+        """Release the lock, as the end of the process does. Idempotent."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             os.close(fd)
 
 
 def _lock(path: Path) -> int | None:
-    """Open and lock `path`, or give None where somebody else holds the lock."""
+    """Open and lock `path`; return None if another process holds the lock."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -91,7 +90,7 @@ def _lock(path: Path) -> int | None:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # removed between opening and locking: the lock is on a file that nobody will find
+        os.close(fd)  # removed between opening and locking: nobody will find this file
 
 
 def _is_still(path: Path, fd: int) -> bool:
@@ -101,9 +100,9 @@ def _is_still(path: Path, fd: int) -> bool:
 
 
 def _exchange(fd: int, incarnation: bytes) -> bytes | None:
-    """Put our incarnation into the locked file and give the one that was there."""
-    # One byte more than expected shows that there is more. Killed between the two writes, we leave ours and a
-    # tail of garbage: garbage again, never a wrong incarnation.
+    """Write our incarnation into the locked file; return the one that it had."""
+    # Reads one byte more than expected, to see whether there is more. If the process is killed between the two writes,
+    # its incarnation is followed by garbage: then it is ignored, and never taken for another one.
     match = _CONTENT.fullmatch(os.pread(fd, 2 * INCARNATION_BYTES + 2, 0))
     os.pwrite(fd, incarnation.hex().encode() + b"\n", 0)
     os.ftruncate(fd, 2 * INCARNATION_BYTES + 1)

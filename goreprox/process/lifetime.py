@@ -1,4 +1,4 @@
-"""The life of a process, from ready to its last signal: the first ends it politely, the second at once."""
+"""The life of a process, from ready to its last signal: the first drains connections, the second resets them."""
 
 import asyncio
 import contextlib
@@ -10,50 +10,51 @@ from typing import Any, Protocol, Self
 
 from loguru import logger
 
+from goreprox.process.log import counted
+
 LINGER_S = 1.0
-"""What is queued for others has so long to go out, unless a second signal comes."""
+"""How long queued messages may take to be sent, unless there is a second signal."""
 EXTEND_S = 60.0
-"""A supervisor gives us so much longer to start, again and again: a server may be away for as long as it likes."""
+"""How much longer a supervisor waits for `ready`. It is asked again in time: a server may be away for any time."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class End(Protocol):
-    """What owns connections: an edge or a provider."""
+class Owner(Protocol):
+    """The owner of connections: an edge or a provider."""
 
     @property
     def connections(self) -> int:
-        """How many there are at this moment."""
+        """How many are open."""
 
     async def close(self, *, drain_s: float) -> int:
-        """Take no new connections, let those that are here end for `drain_s`, reset the rest; return how many."""
+        """Accept no more connections, wait `drain_s` for those that are open, reset the rest; return how many."""
 
 
 class Closable(Protocol):
-    """A way to other processes."""
+    """A link or a router: what carries messages to other processes."""
 
     async def close(self, *, linger_s: float) -> None:
-        """Leave; what is queued has `linger_s` seconds to go out."""
+        """Close; queued messages have `linger_s` seconds to be sent."""
 
 
 class Connection(Protocol):
-    """What a process is of no use without: its ways to brokers."""
+    """What a process needs before it is ready: a link to a broker."""
 
     up: asyncio.Event
-    """Set once there has been one."""
+    """Set once a link has been up."""
     changed: Callable[[], None]
-    """Called whenever there is something else to `describe`."""
+    """Called when the text of `describe` changes."""
 
     def describe(self) -> str:
-        """Say what is there and what is not, and why, in one line."""
+        """Return which links are up, which are not and why, in one line."""
 
 
 class Lifetime:
-    """SIGTERM and SIGINT as events of the loop, while in this context. SIGHUP, which ends other programs, is a line."""
+    """Turns SIGTERM and SIGINT into events while in this context. SIGHUP, which ends programs by default, is logged."""
 
     def __init__(self) -> None:
-        """Belong to the running loop."""
         self.stop = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._force = asyncio.Event()
         self._extension: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -69,25 +70,25 @@ class Lifetime:
             self._loop.remove_signal_handler(number)
 
     def _signalled(self) -> None:
-        (self._hurry if self.stop.is_set() else self.stop).set()
+        (self._force if self.stop.is_set() else self.stop).set()
 
     @property
-    def hurried(self) -> bool:
-        """Whether the second signal has come."""
-        return self._hurry.is_set()
+    def forced(self) -> bool:
+        """Whether there was a second signal."""
+        return self._force.is_set()
 
     def start(self, text: str, **ports: object) -> None:
-        """Say that all is done but what others have to do."""
+        """Log that the process has started, and waits for others."""
         logger.bind(event="starting", **ports).info("{}", text)
         self.wait_for_ready(text)
 
     def wait_for_ready(self, text: str) -> None:
-        """Let a supervisor wait until `ready`, however long, and know for what."""
+        """Make a supervisor wait until `ready`, however long, and tell it for what."""
         self.tell(f"STATUS={text}\nEXTEND_TIMEOUT_USEC={round(EXTEND_S * 1e6)}")
         self._extension = self._loop.call_later(EXTEND_S / 2, self.wait_for_ready, text)
 
     def ready(self, text: str, **ports: object) -> None:
-        """Say that all is up, for people in `text`, for programs in `ports`, and to a supervisor."""
+        """Log that the process is of use now, with its `ports`, and tell a supervisor."""
         self._extend_no_more()
         logger.bind(event="ready", **ports).info("ready: {}", text)
         self.tell("READY=1")
@@ -98,31 +99,31 @@ class Lifetime:
 
     async def serve(
         self,
-        end: End,
-        ways: Sequence[Closable],
+        owner: Owner,
+        links: Sequence[Closable],
         *,
         drain_s: float,
         ready: str,
         connection: Connection | None = None,
         **ports: object,
     ) -> None:
-        """Be ready, once there is a `connection`, until a signal comes; then close the end, then its ways to others."""
+        """Be ready, once there is a `connection`, until a signal; then close `owner`, then its links."""
         with self:
             if connection is not None:
                 await self._connect(connection, **ports)
             if not self.stop.is_set():
                 self.ready(ready, **ports)
             await self.stop.wait()
-            connections = end.connections
-            _say_how_long(connections, drain_s)
-            reset = await self.unless_hurried(end.close(drain_s=drain_s))
+            connections = owner.connections
+            _log_drain(connections, drain_s)
+            reset = await self.unless_forced(owner.close(drain_s=drain_s))
             if connections:
-                _say_how_many(end.connections if reset is None else reset)
-            for way in ways:
-                await way.close(linger_s=0.0 if self.hurried else LINGER_S)
+                _log_drained(owner.connections if reset is None else reset)
+            for link in links:
+                await link.close(linger_s=0.0 if self.forced else LINGER_S)
 
     async def _connect(self, connection: Connection, **ports: object) -> None:
-        """Wait until there is a connection, or a signal; tell a supervisor how it is doing, then and later."""
+        """Wait for a connection or a signal; tell a supervisor about the links, now and whenever they change."""
         self.start(connection.describe(), **ports)
         connection.changed = lambda: self.tell(f"STATUS={connection.describe()}")
         waits = [asyncio.create_task(event.wait(), name="start") for event in (connection.up, self.stop)]
@@ -131,16 +132,16 @@ class Lifetime:
             task.cancel()
 
     def tell(self, text: str) -> None:
-        """Tell a supervisor that wants to know (sd_notify(3)), one assignment a line."""
+        """Notify the supervisor, if there is one (sd_notify(3)); `text` has one assignment a line."""
         if address := os.environ.get("NOTIFY_SOCKET"):
             _notify(address, text)
 
-    async def unless_hurried(self, work: Coroutine[Any, Any, int]) -> int | None:
-        """Return what `work` does; drop it when the second signal comes, and return None."""
+    async def unless_forced(self, work: Coroutine[Any, Any, int]) -> int | None:
+        """Return the result of `work`; at a second signal cancel it, and return None."""
         task = asyncio.create_task(work, name="shutdown")
-        hurry = asyncio.create_task(self._hurry.wait(), name="second signal")
-        await asyncio.wait((task, hurry), return_when=asyncio.FIRST_COMPLETED)
-        for pending in (task, hurry):
+        forced = asyncio.create_task(self._force.wait(), name="second signal")
+        await asyncio.wait((task, forced), return_when=asyncio.FIRST_COMPLETED)
+        for pending in (task, forced):
             pending.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             return await task
@@ -149,21 +150,21 @@ class Lifetime:
 
 def _hung_up() -> None:
     logger.bind(event="hangup").info(
-        "SIGHUP: there is no reload; tokens, certificates and keys are reread whenever their files change"
+        "SIGHUP ignored: there is no reload; tokens, certificates and keys are reread when their files change"
     )
 
 
-def _say_how_long(connections: int, drain_s: float) -> None:
+def _log_drain(connections: int, drain_s: float) -> None:
     text = "no connections are open"
     if connections:
-        has = "1 connection has" if connections == 1 else f"{connections} connections have"
-        text = f"{has} {drain_s:g} s to end; a second Ctrl-C or SIGTERM resets at once"
+        open_ = f"{counted(connections, 'connection')} {'has' if connections == 1 else 'have'}"
+        text = f"{open_} {drain_s:g} s to end; a second Ctrl-C or SIGTERM resets at once"
     logger.bind(event="draining", connections=connections).info("shutting down: {}", text)
 
 
-def _say_how_many(reset: int) -> None:
+def _log_drained(reset: int) -> None:
     if reset:
-        text = "1 connection was reset" if reset == 1 else f"{reset} connections were reset"
+        text = f"{counted(reset, 'connection')} {'was' if reset == 1 else 'were'} reset"
         logger.bind(event="drained", reset=reset).warning("{}", text)
     else:
         logger.bind(event="drained", reset=0).info("all connections have ended")

@@ -1,12 +1,10 @@
-"""What log lines look like: one line each on standard error, for people or as JSON.
+"""The format of log lines: one line each on standard error, for people or as JSON.
 
-Modules that do IO log through loguru and bind what a line is about (`logger.bind(peer=...)`); this one only shows it.
-The text says all that people need, so a terminal shows nothing else (but the access log, whose text would be a table);
-fields are for programs. Never payloads: whoever logs a value answers for it. Tracebacks show no values of variables.
+Modules that do IO log through loguru and bind fields (`logger.bind(event=…, peer=…)`). The text has all that people
+need, so a terminal shows no fields (except those of the access log); programs and tests rely on fields, never on the
+text. Payloads are never logged, and tracebacks show no values of variables. The secrets of join strings are hidden.
 
-No line shows the secret of a join string, wherever one was given by mistake.
-
-Whatever comes from outside is cut and escaped: a line has at most `MAX_MESSAGE` characters of text, `MAX_VALUE` of each
+Text from outside is truncated and escaped: a line has at most `MAX_MESSAGE` characters of text, `MAX_VALUE` of each
 field and `MAX_EXCEPTION` of a traceback.
 """
 
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from loguru import Message
 
 ACCESS: Final = "access"
-"""The event of lines of the access log."""
+"""The `event` of lines of the access log."""
 LISTED: Final = 16
 MAX_MESSAGE: Final = 2048
 MAX_VALUE: Final = 512
@@ -37,13 +35,13 @@ MAX_EXCEPTION: Final = 16_384
 MAX_QUOTED: Final = 200
 _COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 _JOIN_STRING: Final = re.compile(r"(goreprox:/{1,2})[\w-]{8}((?!goreprox:/)([\w=\\-]|\s+(?=\S)))*", re.IGNORECASE)
-"""Its secret is all up to the @, also where blanks or line breaks, escaped or not, came into it."""
+"""The secret is everything up to the @, even if it was broken by white space, escaped or not."""
 _DIM: Final = "\x1b[2m"
 _PLAIN: Final = "\x1b[0m"
 
 
 class Entry(NamedTuple):
-    """A line before it has a form."""
+    """A line that is not formatted yet."""
 
     time: datetime.datetime
     level: str
@@ -51,11 +49,11 @@ class Entry(NamedTuple):
     module: str | None
     fields: Mapping[str, object]
     exception: str = ""
-    """A traceback; empty: there is none."""
+    """A traceback; empty if there is none."""
 
 
 class _Sink:
-    """Where loguru brings its messages; it calls `stop` at the end of the process."""
+    """The sink of loguru, which calls `stop` when the process ends."""
 
     def __init__(self, writer: LogWriter, line: Callable[[Entry], str]) -> None:
         self._writer = writer
@@ -81,15 +79,15 @@ class _Sink:
 
 
 def configure(level: str, *, as_json: bool) -> None:
-    """Send everything from `level` on to standard error, and to nowhere else.
+    """Send lines of `level` and above to standard error, and nowhere else.
 
-    Colours appear on a terminal that can show them, and not where `NO_COLOR` is set. What libraries say through
-    `logging` (asyncio: an exception that nobody caught) or `warnings` goes the same way.
+    There are colours on a terminal that can show them, unless `NO_COLOR` is set. Lines of libraries that use `logging`
+    (as asyncio does for an exception that was not caught) or `warnings` are formatted alike.
     """
     line = _json_line if as_json else _terminal_line if sys.stderr.isatty() else _text_line
 
     def lost(lines: int) -> str:
-        text = f"{lines} log lines were lost, since nothing took them"
+        text = f"{lines} log lines were lost: they could not be written"
         fields = {"event": "log_lost", "lines": lines}
         return line(Entry(datetime.datetime.now().astimezone(), "ERROR", text, __name__, fields))
 
@@ -103,7 +101,7 @@ def configure(level: str, *, as_json: bool) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line to standard error behind what was logged, for a process that ends; wait at most `FLUSH_S`."""
+    """Write a line to standard error after all that was logged; wait for it, at most `FLUSH_S`."""
     writer = _writer_to(sys.stderr)
     writer.write(redacted(f"{text}\n"))
     writer.flush()
@@ -121,24 +119,29 @@ class _FromLogging(logging.Handler):
         named.opt(exception=record.exc_info).log(record.levelname, "{}", record.getMessage())
 
 
+def counted(number: int, noun: str) -> str:
+    """Return `1 stream`, or `3 streams`."""
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def listing(names: Collection[str]) -> str:
-    """Return names for a log line: sorted, each cut, and of very many only the first."""
+    """Return names for a log line: sorted, each truncated, and at most `LISTED` of them."""
     shown = ", ".join(quoted(name) for name in sorted(names)[:LISTED])
     return shown if len(names) <= LISTED else f"{shown} and {len(names) - LISTED} more"
 
 
 def redacted(text: str) -> str:
-    """Hide the secret of every join string in a text, however it came there."""
+    """Return a text with the secret of every join string in it hidden."""
     return _JOIN_STRING.sub(r"\1…", text)
 
 
 def quoted(text: str, most: int = MAX_QUOTED) -> str:
-    """Return what comes from outside as a part of a line: printable, and at most about `most` characters."""
+    """Return text from outside for use in a line: printable, and about `most` characters at most."""
     return _cut(printable(text[: most + 1]), most)
 
 
 def printable(text: str) -> str:
-    """Keep one message one line, and a terminal safe from escape sequences in it."""
+    """Escape all that is not printable: line feeds, and sequences that control a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -147,7 +150,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _json_line(entry: Entry) -> str:
-    """Make one flat JSON object; what was bound can hide neither the time nor the level nor the message."""
+    """Return a flat JSON object; bound fields cannot replace the time, the level or the message."""
     document: dict[str, object] = {
         "time": _time(entry, "T"),
         "level": entry.level.lower(),
@@ -176,7 +179,7 @@ def _text_line(entry: Entry) -> str:
 
 
 def _terminal_line(entry: Entry) -> str:
-    """Show the text, and only of which worker of several it is."""
+    """Return the text, with the number of the worker if there are several."""
     worker = f"worker {entry.fields['worker']}: " if "worker" in entry.fields else ""
     fields = {key: value for key, value in entry.fields.items() if key not in ("event", "worker")}
     table = _words(fields) if entry.fields.get("event") == ACCESS else ""
@@ -197,14 +200,14 @@ def _words(fields: Mapping[str, object]) -> str:
 
 
 def _word(value: object) -> str:
-    """Return a value as one word; a list as its items with commas."""
+    """Return a value as one word, a list as its items separated by commas."""
     items = value if isinstance(value, list | tuple) else [value]
     text = _cut(",".join(map(str, items)), MAX_VALUE)
     return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
 
 
 def _tail(exception: str) -> str:
-    """Return the end of a traceback, which says what happened."""
+    """Return the end of a traceback, which has the error."""
     return exception if len(exception) <= MAX_EXCEPTION else f"…{exception[-MAX_EXCEPTION:]}"
 
 

@@ -1,8 +1,8 @@
-"""Lines to a stream that may stall, written by a thread: whoever logs never waits.
+"""Writes log lines from a thread of its own, so that a stream that stalls blocks nothing else.
 
-A reader that stopped (`| less`, a stuck log driver) or a disk that hangs blocks the thread alone. What it has not taken
-is queued up to `MAX_QUEUED_BYTES`; what comes beyond is dropped, counted, and reported once lines get through again.
-Nothing is made non-blocking: a standard stream is shared with other processes.
+A reader that stopped (`| less`, a stuck log driver) or a disk that hangs blocks that thread only. Lines are queued up
+to `MAX_QUEUED_BYTES`; further ones are dropped and counted, and their number is logged once lines are written again.
+The stream is not made non-blocking: a standard stream is shared with other processes.
 """
 
 import contextlib
@@ -17,21 +17,21 @@ MAX_QUEUED_BYTES: Final = 1 << 20
 """Some 5,000 lines. With Python's overhead (at most 100 bytes a line, lines having at least 50) 3 MiB of memory."""
 _BATCH_BYTES: Final = 1 << 16
 FLUSH_S: Final = 1.0
-"""How long the end of the process waits for lines to get through."""
+"""How long a process that ends waits for its lines to be written."""
 
 
 class LogWriter:
-    """Writes lines in their order. All methods may be called from any thread, and in a forked child."""
+    """Writes lines in order. All methods may be called from any thread, and in a forked child."""
 
     def __init__(self, stream: TextIO) -> None:
         self.lost_line: Callable[[int], str] = "{} lines were lost\n".format
-        """Makes the line that reports how many were lost."""
+        """Makes the line that says how many were lost."""
         self._write = _writer(stream)
-        self._start_anew()
-        os.register_at_fork(after_in_child=self._start_anew)
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
 
-    def _start_anew(self) -> None:
-        """Have nothing queued and no thread: a forked child has only the thread that forked."""
+    def _reset(self) -> None:
+        """Forget the queue and the thread: a forked child has only the thread that forked."""
         self._changed = threading.Condition()
         self._lines: deque[bytes] = deque()
         self._queued_bytes = 0
@@ -39,7 +39,7 @@ class LogWriter:
         self._thread: threading.Thread | None = None
 
     def write(self, line: str) -> None:
-        """Queue a line, which ends with a line feed, or drop it."""
+        """Queue a line that ends with a line feed; drop it if the queue is full."""
         data = line.encode(errors="backslashreplace")
         with self._changed:
             if self._queued_bytes + len(data) > MAX_QUEUED_BYTES:
@@ -52,7 +52,7 @@ class LogWriter:
                 self._thread.start()
 
     def flush(self, deadline_s: float = FLUSH_S) -> bool:
-        """Wait until all has been written; return whether it was."""
+        """Wait until all lines are written; return whether they are."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._queued_bytes, deadline_s)
 
@@ -81,7 +81,7 @@ class LogWriter:
                 self._changed.notify_all()
 
     def _written(self, data: bytes) -> bool:
-        """Write all of it, however long that takes; return whether the stream took it."""
+        """Write all of `data`, however long that takes; return False if it cannot be written."""
         rest = memoryview(data)
         try:
             while rest:
@@ -95,7 +95,7 @@ class LogWriter:
 
 
 def _writer(stream: TextIO) -> Callable[[memoryview], int]:
-    """Return what writes to a stream and says how many bytes it took."""
+    """Return a function that writes to a stream and returns the number of bytes written."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):  # no file, but something in memory

@@ -84,7 +84,7 @@ class Parent(Lifetime):
     def _signalled(self) -> None:
         super()._signalled()
         for process in self._processes.values():
-            _send(process, _FORCE if self.hurried else _STOP)
+            _send(process, _FORCE if self.forced else _STOP)
 
     async def keep(self, job: Job) -> None:
         """Run a worker, and restart it whenever it ends."""
@@ -114,7 +114,7 @@ class Parent(Lifetime):
         data = pickle.dumps(job)
         _send(process, len(data).to_bytes(_SIZE_BYTES, "big") + data)
         if self.stop.is_set():  # since we began to start it
-            _send(process, _FORCE if self.hurried else _STOP)
+            _send(process, _FORCE if self.forced else _STOP)
         assert process.stdout is not None
         if report := await process.stdout.readline():
             self._reported(job, process.pid, **json.loads(report))
@@ -164,7 +164,7 @@ class Worker(Lifetime):
         data = os.read(_STDIN, 64)
         self.stop.set()
         if _FORCE in data:
-            self._hurry.set()
+            self._force.set()
         if not data:
             self._loop.remove_reader(_STDIN)
 

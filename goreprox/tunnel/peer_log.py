@@ -3,7 +3,7 @@
 from loguru import logger
 
 from brokers import PeerInfo
-from goreprox.columns import counted
+from goreprox.process.log import counted
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.protocol.notices import Kind, Notice
 from goreprox.tunnel.peer import Peer

@@ -1,4 +1,4 @@
-"""Small things that people read: rows as lines with columns, numbers with their noun."""
+"""Aligned columns."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,3 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """Return `1 stream`, or `3 streams`."""
-    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"

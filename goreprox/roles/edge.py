@@ -21,7 +21,7 @@ from goreprox.net.access import Access
 from goreprox.net.poller import Poller
 from goreprox.process.clock import clock
 from goreprox.process.lifetime import Lifetime
-from goreprox.process.log import listing
+from goreprox.process.log import counted, listing
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.protocol.stream import Stream
@@ -77,7 +77,9 @@ class Edge:
         most = self._max_connections
         if self.connections < most:
             return True
-        self._log.say("full", f"{most} connections are open: new ones wait; raise --max-connections")
+        self._log.say(
+            "full", f"the limit of {counted(most, 'connection')} is reached: new clients wait; raise --max-connections"
+        )
         return False
 
     def _admitted(self, client: Client) -> None:

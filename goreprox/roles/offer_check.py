@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Collection
 from typing import Final
 
-from loguru import logger
-
 from brokers import LimitedLog
 from goreprox.process.log import listing
 from goreprox.roles.offers import Offers
@@ -41,10 +39,11 @@ class OfferCheck:
             self._unknown.discard(service)
         elif offered and service not in self._unknown:
             self._unknown.add(service)
-            logger.bind(event="unknown_service", service=service).warning(
-                "no provider offers the service {}, which has a port; offered: {}; is one of the names misspelt?",
-                service,
-                listing(offered),
+            self._log.say(
+                "unknown_service",
+                f"no provider offers the service {service}, which has a port; offered: {listing(offered)}; is one "
+                "of the names misspelt?",
+                service=service,
             )
 
     def changed(self, services: Collection[str]) -> None:

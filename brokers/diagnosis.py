@@ -252,7 +252,7 @@ class Diagnosis:
 
     def not_understood(self, error: BadMessage) -> None:
         """Note that the broker sent a message that no broker would send."""
-        self._report("nonsense", f"{self._at} sends malformed messages: {error}")
+        self._report("malformed", f"{self._at} sends malformed messages: {error}")
 
     def _report(self, cause: str, text: str, **fields: str) -> None:
         """Log what keeps the link down: once until it is up again, but now and then if it stays so."""

@@ -216,7 +216,7 @@ class Link:
 
     @property
     def _is_silent(self) -> bool:
-        """Whether the connection shows no sign of life and is to be replaced."""
+        """Whether nothing has arrived for so long that the connection is to be replaced."""
         return self._loop.time() - self._heard_at > self._timings.link_timeout_s
 
     async def _connect(self) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 import zmq
-from loguru import logger
 
 from brokers.carrier import Buffer, Receiver, Timings
 from brokers.connections import Connection
@@ -122,8 +121,8 @@ class Router:
         """
         assert self._keys is not None, "there are no keys to replace"
         self._keys = keys
-        for port in list(self._ports.values()):
-            if port.keys != keys:
+        for role in list(self._ports):
+            while (port := self._ports[role]).keys != self._keys:  # a replacement under way may still have the old ones
                 await self._reopen(port)
         self._probe()
 
@@ -243,13 +242,12 @@ class Router:
         return True
 
     def _overflowed(self, key: bytes, messages: int) -> None:
-        """Let the correspondents of a peer know that messages to it were dropped."""
+        """Tell the correspondents of a peer that messages to it were dropped."""
         peer = self._switch.peer(key)
         address = _address(self._ports[key[:1]].connections.of_peer(key))
         who = "a peer" if peer is None else f"{peer.name.role} {peer.name.name}"
-        logger.bind(event="peer_overflow", messages=messages, address=address).warning(
-            "{}{} is too slow: dropped {} messages to it", who, _from(address), messages
-        )
+        text = f"{who}{_from(address)} is too slow: dropped {messages} messages to it"
+        self._log.say("peer_overflow", text, messages=messages, address=address)
         self._dispatch(self._switch.overflow(key, self._loop.time()))
 
     def _enforce_soon(self) -> None:
@@ -274,11 +272,10 @@ class Router:
 
     async def _replace(self, port: Port) -> None:
         """Get back the descriptors that libzmq has lost (see `connections`)."""
-        logger.bind(event="port_reopened", port=str(port.role)).warning(
-            "{} connections of {}s do not close: replacing the socket, peers have to connect again",
-            STUCK_CONNECTIONS,
-            port.role,
+        text = (
+            f"{STUCK_CONNECTIONS} connections of {port.role}s do not close: replacing the socket, all have to reconnect"
         )
+        self._log.say("port_reopened", text, port=str(port.role))
         try:
             await self._reopen(port)
         except BindError as exc:
@@ -288,8 +285,8 @@ class Router:
         self._probe()
 
     def _probe(self) -> None:
-        """Send a sign of life to every remote peer; those that cannot be reached count as lost."""
-        self._dispatch([output for output in self._switch.renewals() if not isinstance(output[0], LocalPeer)])
+        """Send a keep-alive to every remote peer; those that cannot be reached count as lost."""
+        self._dispatch(_to_remote(self._switch.renewals()))
 
     def _renew(self) -> None:
         """Renew leases, and end those that have expired."""
@@ -309,7 +306,7 @@ class Router:
         if self._closed:
             return
         self._closed = True
-        self._dispatch([output for output in self._switch.closing() if not isinstance(output[0], LocalPeer)])
+        self._dispatch(_to_remote(self._switch.closing()))
         self._renewing.cancel()
         self._enforcing.cancel()
         self._prober.close()
@@ -335,13 +332,17 @@ class Router:
 
     @property
     def backlogs(self) -> dict[bytes, int]:
-        """Bytes that have arrived from peers and were not read yet, about, by the peers' ids; where the kernel says."""
+        """How many bytes have arrived and were not read yet, about, by the peers' ids; 0 if the kernel does not tell."""
         return {key[:ID_BYTES]: size for port in self._ports.values() for key, size in port.connections.backlogs()}
 
     @property
     def outboxes(self) -> dict[bytes, tuple[int, int]]:
         """Messages and bytes that wait for slow peers, by the peers' ids."""
         return {key[:ID_BYTES]: sizes for key, sizes in self._outboxes.sizes.items()}
+
+
+def _to_remote(outputs: Sequence[Output]) -> list[Output]:
+    return [output for output in outputs if not isinstance(output[0], LocalPeer)]
 
 
 def _address(connection: Connection | None) -> str | None:

@@ -80,7 +80,7 @@ class ConnectionConfig:
     max_connections: Annotated[Count, Parameter(group=LIMITS)] = DEFAULT_MAX_CONNECTIONS
     """Connections at a time. Further ones wait."""
     memory_bytes: Annotated[Mebibytes, Parameter(name="--memory", group=LIMITS)] = DEFAULT_MEMORY_MIB * MIB
-    """Memory for data in transit, both directions together."""
+    """Memory for data in transit, both directions together, without that of TLS."""
 
     def __post_init__(self) -> None:
         check_seconds("grace", self.grace_s, least=0.1)

@@ -1,1 +1,1 @@
-"""Sockets of clients and targets; knows no stream."""
+"""Sockets of clients and targets: listening, access rules, TLS, the PROXY protocol, readiness."""

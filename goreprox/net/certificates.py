@@ -1,7 +1,4 @@
-"""What TLS clients are shown and must have: certificates from files, read again whenever these have changed.
-
-Knows files and what OpenSSL says of them; neither sockets nor connections.
-"""
+"""Certificates for TLS, from files that are read again whenever they change."""
 
 import contextlib
 import datetime
@@ -24,13 +21,13 @@ from goreprox.process.files import Kind, opened
 from goreprox.process.reloaded import Reloaded
 
 _HTTP_ALPN: Final = ("http/1.1",)
-"""What is offered to HTTP clients that ask (RFC 7301); HTTP/2 is not."""
+"""Offered to HTTP clients that ask (RFC 7301); HTTP/2 is not."""
 DAY_S: Final = 86_400.0
 WARN_S: Final = 14 * DAY_S
-"""So long before a certificate expires, warnings begin; whoever renews it earlier sees none."""
+"""How long before its expiry a certificate is warned of; one that is renewed earlier never is."""
 WARN_AGAIN_S: Final = DAY_S
 _LARGE: Final = 4 << 20
-"""Bytes of a bundle with all public authorities, ten times over."""
+"""Bytes of ten bundles with all public authorities."""
 _CERT: Final = Kind("a certificate in PEM form", sign="CERTIFICATE-----", encoding="latin-1", most_bytes=_LARGE)
 _CLIENT_CA: Final = _CERT
 _KEY: Final = Kind("a private key in PEM form", secret=True, sign="PRIVATE KEY-----", encoding="latin-1")
@@ -39,7 +36,7 @@ _UTC_TIME: Final = 0x17
 
 
 class Certificates:
-    """Gives each handshake its context. Connections keep theirs when the files change."""
+    """Has the context for each handshake. Connections keep theirs when the files change."""
 
     def __init__(self, cert: Path, key: Path, client_ca: Path | None, *, alpn: Sequence[str] = ()) -> None:
         """Read the certificate and its chain, its private key, and those who sign clients' certificates, if any.
@@ -52,7 +49,7 @@ class Certificates:
         self._cert, self._key, self._client_ca = cert, key, client_ca
         self._alpn = {Scheme.HTTPS: _HTTP_ALPN, Scheme.TLS: tuple(alpn)}
         self._expires_at = self._warn_at = math.inf
-        """When it expires, and when to speak of that; in seconds since 1970."""
+        """When the certificate expires, and when to warn of that; seconds since 1970."""
         files = [path for path in (cert, key, client_ca) if path is not None]
         self._contexts = Reloaded[dict[Scheme, ssl.SSLContext]](lambda: files, lambda _: self._read(), {})
         try:
@@ -62,7 +59,7 @@ class Certificates:
         self._look_at_expiry()
 
     def context(self, scheme: Scheme) -> ssl.SSLContext:
-        """Return the context for a handshake: with what the files hold now, or held when they were last sound."""
+        """Return the context for a handshake, of the files as they are now or, if they cannot be used, were last."""
         try:
             if self._contexts.refresh():
                 logger.bind(event="certificate_read").info("tls-cert {}: read again", self._cert)
@@ -110,7 +107,7 @@ class Certificates:
         if protocols := self._alpn[scheme]:
             context.set_alpn_protocols(protocols)
         for descriptor in (cert, key):
-            os.lseek(descriptor, 0, os.SEEK_SET)  # some systems share the offset with whoever opens it by its number
+            os.lseek(descriptor, 0, os.SEEK_SET)  # on some systems opening it by its number shares the offset
         try:
             context.load_cert_chain(f"/dev/fd/{cert}", f"/dev/fd/{key}", password=self._no_password)
         except OSError as exc:
@@ -128,7 +125,7 @@ class Certificates:
         raise ConfigError(f"tls-key {self._key}: it has a passphrase; write it without one, readable for you alone")
 
     def _warn(self) -> None:
-        """Say that the certificate has expired, or when it will."""
+        """Warn that the certificate has expired, or when it will."""
         self._warn_at = time.time() + WARN_AGAIN_S
         date = datetime.datetime.fromtimestamp(self._expires_at, datetime.UTC).isoformat(" ", "minutes")
         if self._expires_at <= time.time():
@@ -169,7 +166,7 @@ def _trust(context: ssl.SSLContext, what: str, pem: str) -> None:
 
 @contextlib.contextmanager
 def _opened(option: str, path: Path, kind: Kind) -> Iterator[tuple[int, str]]:
-    """Keep a file open; give its descriptor and its text.
+    """Keep a file open; yield its descriptor and its text.
 
     Raises:
         ConfigError: it cannot be used.
@@ -221,7 +218,7 @@ def _not_after(der: bytes) -> float:
 
 
 def reason(exc: OSError) -> str:
-    """Return in words what OpenSSL, or the system, objects to."""
+    """Describe an error of OpenSSL or of the system."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"its certificate does not count: {exc.verify_message}"
     if isinstance(exc, ssl.SSLError) and exc.reason:
@@ -231,16 +228,16 @@ def reason(exc: OSError) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a certificate says of who has it."""
+    """What a certificate says about its owner."""
 
     name: str | None
     """The first alternative name, else the common name (RFC 9525)."""
     forwarded: bytes
-    """For X-Forwarded-Client-Cert, in the form that Envoy has made common."""
+    """For X-Forwarded-Client-Cert, in the form of Envoy."""
 
     @classmethod
     def of(cls, certificate: object, der: bytes) -> Self:
-        """Read what `getpeercert` gives, and hash the certificate itself."""
+        """Read what `getpeercert` returns, and hash the certificate itself."""
         parts, name = [f"Hash={hashlib.sha256(der).hexdigest()}"], None
         match certificate:
             case {"subject": subject}:
@@ -260,7 +257,7 @@ _SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUni
 
 
 def _quoted(value: str) -> str:
-    """Quote what is not plain; control characters, which no field may hold, become spaces."""
+    """Quote a value unless it is plain; control characters, which no field may hold, become spaces."""
     value = re.sub(r"[\x00-\x1f\x7f]", " ", value)
     plain = re.fullmatch(r"[A-Za-z0-9._:/@*-]*", value)
     return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,8 +1,7 @@
-"""TLS handshakes with clients and targets: each ends with a socket that speaks TLS, or with a peer that is refused.
+"""TLS handshakes with clients and targets: each ends with a socket that speaks TLS, or the peer is rejected.
 
-Knows sockets and the poller; what follows a handshake is not its matter. Meanwhile a client counts as a connection, and
-nothing of it has reached anybody else. What it may say is bounded by OpenSSL: 128 KiB for its first message, 100 KiB
-for its certificates (SSL_CTX_set_max_cert_list).
+During a handshake a client counts as a connection, and nothing of it reaches anybody else. OpenSSL bounds what it may
+send: 128 KiB for its first message, 100 KiB for its certificates (SSL_CTX_set_max_cert_list).
 """
 
 import asyncio
@@ -20,7 +19,7 @@ from goreprox.net.poller import READ, WRITE, Poller
 from goreprox.net.tls import TlsSocket
 
 HANDSHAKE_S: Final = 10.0
-"""A client has so long: a lost segment is sent again three times by then."""
+"""Timeout of a client's handshake: a lost segment is sent again three times by then."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,13 +28,13 @@ class _Handshake:
     admit: Callable[[TlsSocket], None]
     lose: Callable[[OSError], None]
     plaintext: bytes
-    """What a client is told that speaks HTTP where TLS is expected."""
+    """Sent to a client that speaks HTTP instead of TLS."""
     events: int = READ
-    """For what the poller watches."""
+    """What the poller watches the socket for."""
 
 
 class Handshakes:
-    """Owns the sockets of peers whose handshake goes on."""
+    """Owns the sockets of peers during their handshakes."""
 
     def __init__(self, poller: Poller, *, timeout_s: float = HANDSHAKE_S) -> None:
         """Belong to the running loop."""
@@ -57,10 +56,11 @@ class Handshakes:
         host: str | None = None,
         plaintext: bytes = b"",
     ) -> Callable[[], None]:
-        """Take over a prepared socket. In the end `admit` takes it over, or `lose` is told why the peer is gone.
+        """Take over a prepared socket; return a function that cancels the handshake.
 
-        That is ConnectionError if it left, or we do; anything else was refused. `host` is the name of a server, to
-        which we are the client; `plaintext` is what a client is told that speaks HTTP. Return what ends it early.
+        At its end `admit` takes the socket over, or `lose` gets the reason: ConnectionError if the peer left or we are
+        shutting down, anything else if the peer was rejected. With a `host` the peer is the server of that name.
+        `plaintext` is sent to a client that speaks HTTP instead of TLS.
         """
         shaking = _Handshake(TlsSocket(sock, context, self._poller, host=host), admit, lose, plaintext)
         late = TimeoutError(errno.ETIMEDOUT, f"not done within {self._timeout_s:g} s")
@@ -75,7 +75,7 @@ class Handshakes:
             self._reset(shaking, ConnectionAbortedError(errno.ECONNABORTED, "nobody waits for it"))
 
     def close(self) -> None:
-        """Reset them all."""
+        """Reset all of them."""
         for shaking in list(self._timers):
             self._reset(shaking, ConnectionAbortedError(errno.ECONNABORTED, "the edge is shutting down"))
 
@@ -98,7 +98,7 @@ class Handshakes:
         self._poller.change(shaking.tls.fileno(), before, shaking.events, functools.partial(self._ready, shaking))
 
     def _refuse(self, shaking: _Handshake, why: ssl.SSLError) -> None:
-        """End the connection after the alert that says why, if there is one."""
+        """Close the connection after the alert that OpenSSL has made, if any."""
         self._let_go(shaking)
         with contextlib.suppress(OSError):
             if why.reason == "HTTP_REQUEST":

@@ -1,4 +1,4 @@
-"""The sockets on which clients are accepted. Whom the edge has no room for waits in the kernel's backlog."""
+"""The sockets on which clients are accepted. Clients beyond the limit wait in the kernel's backlog."""
 
 import asyncio
 import contextlib
@@ -15,19 +15,19 @@ from goreprox.net import sockets
 from goreprox.net.poller import READ, Poller
 
 ACCEPTS = 16
-"""Connections accepted in one turn of the loop, per socket: provider and target begin with these while others are
+"""Connections accepted per socket in one turn of the loop: provider and target begin to serve these while others are
 accepted."""
 BACKLOG = 1024
 FD_PAUSE_S = 0.5
-"""Without file descriptors accepting pauses so long, unless a connection ends before."""
+"""How long accepting pauses when there are no file descriptors, unless a connection ends earlier."""
 _NO_FDS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Welcome = Callable[[socket.socket, Endpoint, Listener], None]
-"""Takes over a client's socket; its address and where it came in."""
+"""Takes over a client's socket, with its address and the listener that accepted it."""
 
 
 class Listeners:
-    """Owns the listening sockets. Accepts as long as there is room."""
+    """Owns the listening sockets, and accepts clients while there is room for them."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Listeners:
         welcome: Welcome,
         has_room: Callable[[], bool],
     ) -> None:
-        """Listen on all addresses; `start` begins to accept. With `reuse_port` other processes may listen there, too.
+        """Listen on all addresses; `start` begins to accept. With `reuse_port` other processes may do so, too.
 
         Raises:
             StartError: an address cannot be listened on.
@@ -51,7 +51,7 @@ class Listeners:
         self._closed = False
         self._log = LimitedLog()
         self._retry: asyncio.TimerHandle | None = None
-        """When to accept again after there were no file descriptors."""
+        """Ends the pause for want of file descriptors."""
         self._sockets: list[tuple[socket.socket, Listener]] = []
         try:
             for listener in listeners:
@@ -63,21 +63,21 @@ class Listeners:
 
     @property
     def ports(self) -> list[int]:
-        """Where clients are accepted, in the order of the configuration."""
+        """The ports, in the order of the configuration."""
         return list(dict.fromkeys(sock.getsockname()[1] for sock, _ in self._sockets))
 
     @property
     def found(self) -> list[tuple[Listener, int]]:
-        """The listeners and their ports."""
+        """The listeners, each with the port of its socket."""
         return [(listener, sock.getsockname()[1]) for sock, listener in self._sockets]
 
     @property
     def addresses(self) -> list[tuple[Listener, Endpoint]]:
-        """Where clients are accepted, as long as they are."""
+        """The listeners, each with the address of its socket; empty once they are closed."""
         return [(listener, Endpoint(*sock.getsockname()[:2])) for sock, listener in self._sockets]
 
     def start(self) -> None:
-        """Accept, for the first time or again: there is room."""
+        """Accept clients, or accept them again: there is room."""
         if not self._accepting and not self._closed:
             self._accepting = True
             for sock, listener in self._sockets:
@@ -90,7 +90,7 @@ class Listeners:
                 self._poller.forget(sock.fileno())
 
     def drain(self) -> None:
-        """Accept whoever is in a backlog, whom the kernel would reset, and close."""
+        """Accept the clients in the backlogs, which the kernel would reset, and close."""
         for sock, listener in self._sockets:
             try:
                 self._accept(sock, listener, BACKLOG)
@@ -99,7 +99,7 @@ class Listeners:
         self.close()
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Close the listening sockets."""
         self._pause()
         self._closed = True
         if self._retry is not None:
@@ -121,7 +121,7 @@ class Listeners:
                 sockets.keep_spare_descriptors(listening)
                 sock, address = listening.accept()
             except ConnectionAbortedError:
-                continue  # others may wait behind it
+                continue  # others may be waiting behind this one
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:

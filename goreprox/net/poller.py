@@ -1,4 +1,4 @@
-"""Readiness of all sockets of a process: asyncio watches one descriptor, and one callback serves all that are ready.
+"""The readiness of all sockets of a process: asyncio watches one descriptor, one callback serves all that are ready.
 
 What asyncio does for each socket of its own (a handle, a context, an exception where no reader was before) costs as
 much as a read; and only who serves them all knows when the last one is served.
@@ -12,28 +12,28 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class Poller:
-    """Level-triggered: whoever does not read or write is called again."""
+    """Level-triggered: a callback that does not read or write is called again."""
 
     def __init__(self, batch: Callable[[Callable[[], None]], None]) -> None:
-        """Belong to the running loop. Everybody who is ready is served inside one call of `batch`."""
+        """Belong to the running loop. All callbacks of a turn run inside one call of `batch`."""
         self._loop = asyncio.get_running_loop()
         self._batch = batch
         self._selector = selectors.DefaultSelector()
         self._holding: set[int] = set()
-        """Descriptors at which there is something to read that the kernel knows nothing of."""
+        """Descriptors with data to read that the kernel knows nothing of, as it is decrypted already."""
         self._awaited: set[int] = set()
         """Those of them that are watched for READ."""
         self._due: asyncio.Handle | None = None
         self._loop.add_reader(self._selector.fileno(), self._dispatch)
 
     def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
-        """Call `ready(events)` whenever `fd`, not watched so far, is ready for `events`: READ, WRITE or both."""
+        """Call `ready(events)` whenever `fd` is ready for `events`, READ, WRITE or both; it must not be watched yet."""
         self._selector.register(fd, events, ready)
         if fd in self._holding:
             self._await(fd, events)
 
     def change(self, fd: int, before: int, events: int, ready: Callable[[int], None]) -> None:
-        """Watch `fd`, watched for the events `before` so far, for `events` instead; 0 for not at all."""
+        """Watch `fd`, so far watched for the events `before`, for `events` instead; 0 is none."""
         if not events:
             if before:
                 self.forget(fd)
@@ -45,12 +45,12 @@ class Poller:
                 self._await(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Watch `fd` no longer; to be done before it is closed. A call that is due in this turn still comes."""
+        """Stop watching `fd`, before it is closed. A call that is due in this turn is still made."""
         self._selector.unregister(fd)
         self._awaited.discard(fd)
 
     def hold(self, fd: int, *, holds: bool) -> None:
-        """Count `fd` as readable, whatever the kernel says, or no longer; the latter before it is closed, too."""
+        """Treat `fd` as readable, whatever the kernel says, or no longer; the latter before it is closed, too."""
         if holds:
             self._holding.add(fd)
             key = self._selector.get_map().get(fd)
@@ -85,7 +85,7 @@ class Poller:
         for key, events in ready:
             try:
                 key.data(events)
-            except Exception as exc:  # noqa: BLE001 -- a fault of ours must not keep the others from being served
+            except Exception as exc:  # noqa: BLE001 -- a bug in one callback must not stop the others
                 self._loop.call_exception_handler({"message": f"serving {key.data}", "exception": exc})
         if self._awaited:
             self._dispatch_soon()

@@ -1,4 +1,4 @@
-"""Connections of proxies until it is known whose they are: each begins with a header of the PROXY protocol.
+"""Connections from proxies until their header of the PROXY protocol is read.
 
 Knows their sockets; what a header is, `proxy_protocol` knows. Nothing behind the header is read, so whoever serves the
 client finds its bytes in the socket.
@@ -18,10 +18,10 @@ from goreprox.net.poller import READ, Poller
 from goreprox.net.proxy_protocol import MAX_BYTES, Malformed, read
 
 HEADER_S: Final = 10.0
-"""A proxy has so long for its header: a lost segment is sent again three times by then."""
+"""Timeout of a header: a lost segment is sent again three times by then."""
 
 Welcome = Callable[[socket.socket, Endpoint, Endpoint, Listener], None]
-"""Takes over a client's socket; its address, the one that it came to, and where it came in."""
+"""Takes over a client's socket, with its address, the one it connected to, and the listener that accepted it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,16 +31,16 @@ class _Arrival:
     destination: Endpoint
     listener: Listener
     head: bytearray
-    """What was read of the header."""
+    """What was read of the header so far."""
 
 
 class Proxies:
-    """Owns the sockets of connections whose header is still to come. Memory: at most `MAX_BYTES` each."""
+    """Owns the sockets of connections whose header is awaited. Memory: at most `MAX_BYTES` each."""
 
     def __init__(
         self, poller: Poller, *, welcome: Welcome, left: Callable[[], None], timeout_s: float = HEADER_S
     ) -> None:
-        """Belong to the running loop. `left` is called whenever there is one less."""
+        """Belong to the running loop. `left` is called whenever one of the connections is gone from here."""
         self._poller = poller
         self._welcome = welcome
         self._left = left
@@ -53,14 +53,14 @@ class Proxies:
         return len(self._timers)
 
     def hear(self, sock: socket.socket, proxy: Endpoint, destination: Endpoint, listener: Listener) -> None:
-        """Take over the socket of a proxy, and hear whose connection it is."""
+        """Take over the socket of a proxy, and read its header."""
         arrival = _Arrival(sock, proxy, destination, listener, bytearray())
         late = f"it did not come within {self._timeout_s:g} s"
         self._timers[arrival] = self._loop.call_later(self._timeout_s, self._refuse, arrival, late)
         self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, arrival))
 
     def close(self) -> None:
-        """Reset them all."""
+        """Reset all of them."""
         for arrival in list(self._timers):
             self._let_go(arrival)
             arrival.sock.close()
@@ -82,7 +82,7 @@ class Proxies:
             self._refuse(arrival, str(exc))
             return
         if not ahead:
-            self._drop(arrival)  # it has left: so balancers look whether we are there
+            self._drop(arrival)  # it has left: a health check of a balancer
         elif header is not None:
             self._let_go(arrival)
             self._welcome(sock, *(header.ends or (arrival.proxy, arrival.destination)), arrival.listener)

@@ -1,8 +1,8 @@
-"""Headers of the PROXY protocol, versions 1 and 2: written and read. Pure: knows bytes, neither sockets nor time.
+"""Headers of the PROXY protocol, versions 1 and 2: written and read. Sans-IO.
 
-The header is the first that a proxy says on a connection: whose connection it passes on. The rules are those of
-haproxy.org/download/3.0/doc/proxy-protocol.txt. A receiver must not guess whether there is one, so what is no header
-raises here, and never passes for the first bytes of a client.
+The header is what a proxy sends first on a connection: whose connection it passes on. The rules are those of
+haproxy.org/download/3.0/doc/proxy-protocol.txt. A receiver must not guess whether there is one, so anything else
+raises, and is never taken for the first bytes of a client.
 """
 
 import ipaddress
@@ -15,8 +15,8 @@ from goreprox.config.addresses import ProxyVersion
 from goreprox.endpoint import MAX_PORT, Endpoint
 
 MAX_BYTES: Final = 4096
-"""Of a header. Senders should keep it within the least segment, 536 bytes, but names of certificates and of clouds come
-on top. Version 2 can announce 65,551."""
+"""The longest header. Senders should keep it within the smallest segment, 536 bytes, but names of certificates and of
+clouds come on top. Version 2 can announce 65,551."""
 _V1_MAX_BYTES: Final = 107
 _V1_BEGIN: Final = b"PROXY "
 _PORT: Final = rb"(0|[1-9][0-9]{0,4})"
@@ -27,7 +27,7 @@ _V1: Final = re.compile(
 _SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 _V2_HEAD: Final = struct.Struct("!12sBBH")
 _LOCAL, _PROXY = 0x20, 0x21
-"""The version, 2, and the command."""
+"""Version 2, and the command."""
 _UNSPEC, _TCP4, _TCP6 = 0x00, 0x11, 0x21
 """Family and transport."""
 _MAX_FAMILY, _MAX_TRANSPORT = 3, 2
@@ -36,21 +36,21 @@ _ADDRESSES: Final = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s
 
 
 class Malformed(Exception):
-    """A connection does not begin with a header; the message says why not."""
+    """A connection does not begin with a header; the message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header that was read."""
+    """A header as it was read."""
 
     size: int
-    """Bytes that it has."""
+    """Bytes of the header."""
     ends: tuple[Endpoint, Endpoint] | None
-    """The client, and the destination it came to. None: it is the proxy's own connection, or of an unknown kind."""
+    """The client, and where it connected to. None: it is the proxy's own connection, or of an unknown kind."""
 
 
 def write(version: ProxyVersion, client: Endpoint | None, destination: Endpoint | None) -> bytes:
-    """Return the header for a client who came to `destination`.
+    """Return the header for a client that connected to `destination`.
 
     It says that the connection is of an unknown kind if one of them is unknown, or they differ in their version of IP.
     """
@@ -66,10 +66,10 @@ def write(version: ProxyVersion, client: Endpoint | None, destination: Endpoint 
 
 
 def read(data: bytes) -> Header | None:
-    """Return the header that a connection's first bytes begin with; None: it has more bytes than these.
+    """Return the header at the start of `data`; None if it is longer than that.
 
     Raises:
-        Malformed: they are no header's, or one's that is longer than `MAX_BYTES`.
+        Malformed: there is none, or one that is longer than `MAX_BYTES`.
     """
     if _SIGNATURE.startswith(data[: len(_SIGNATURE)]):
         return _read_v2(data)

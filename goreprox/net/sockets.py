@@ -1,4 +1,4 @@
-"""What we ask of TCP sockets, on Linux and macOS."""
+"""How TCP sockets are prepared, used and closed, on Linux and macOS."""
 
 import contextlib
 import errno
@@ -18,15 +18,15 @@ from goreprox.protocol.events import Buffer
 
 KEEPALIVE_IDLE_S = 60
 UNSENT_BYTES = 128 * 1024
-"""More than this the kernel does not take beyond what is on its way (TCP_NOTSENT_LOWAT): what a stopped reader is sent
-stays small, and counts as delivered only when it nearly is. Downloads are no slower for it."""
+"""How much the kernel takes beyond what is in flight (TCP_NOTSENT_LOWAT): so a reader that stopped takes little memory,
+and bytes count as delivered only when they nearly are. Downloads are no slower for it."""
 SEND_CHUNKS = 64
 """Buffers in one sendmsg; IOV_MAX is 1024."""
 SPARE_DESCRIPTORS = 32
-"""Never used for clients and targets: links that come back, names and files need some. libzmq tries again without
-pause, on a whole core, while it has none for a connection that waits to be accepted."""
+"""Never used for clients and targets: links that reconnect, names and files need some. Without one for a connection
+that waits to be accepted, libzmq tries again without a pause, on a whole core."""
 STRANGERS_DESCRIPTORS = 2048
-"""Of connections without a hello, or an eighth of all descriptors: the bounds of `brokers.connections`."""
+"""For connections to a broker before their hello, or an eighth of all descriptors (`brokers.connections`)."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _FINISH_ON_CLOSE = struct.pack("ii", 0, 0)
 _KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", 0x10)
@@ -36,7 +36,7 @@ _SO_NWRITE = 0x1024
 
 
 class Socket(Protocol):
-    """What is asked of the sockets of clients and targets: those of TCP, and those that put TLS between."""
+    """What bridges and HTTP use of the sockets of clients and targets, with TLS or without."""
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -48,23 +48,23 @@ class Socket(Protocol):
         """Set an option."""
 
     def recv_into(self, view: memoryview, most: int, /) -> int:
-        """Read at most so many bytes; return how many, 0 at the end of file."""
+        """Read at most `most` bytes; return how many, 0 at the end of file."""
 
     def send(self, data: Buffer, /) -> int:
-        """Send bytes; return how many. The rest, or all after BlockingIOError, is to be given again, as it was."""
+        """Send bytes; return how many. Give the rest, or all after BlockingIOError, again unchanged."""
 
     def sendmsg(self, buffers: Iterable[Buffer], /) -> int:
         """Send bytes of several buffers, as `send` does."""
 
     def shutdown(self, how: int, /) -> None:
-        """Half-close; after BlockingIOError again, once the socket is writable."""
+        """Half-close; after BlockingIOError call it again once the socket is writable."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the socket: with RST, unless `finish` was called."""
 
 
 def prepare(sock: socket.socket) -> None:
-    """Make a TCP socket ours: non-blocking, without delay, with keepalive, and such that its death is a reset.
+    """Prepare a TCP socket: non-blocking, without delay, with keepalive, and such that its death is a reset.
 
     SO_LINGER(1, 0) makes close, and the kernel at the death of the process, send RST: without it `kill -9`
     would look like a clean end to the other side. `finish` takes it back.
@@ -78,12 +78,12 @@ def prepare(sock: socket.socket) -> None:
 
 
 def adopt(sock: socket.socket) -> None:
-    """Make a socket ours that was accepted from a prepared one: it has inherited all but being non-blocking."""
+    """Prepare a socket that a prepared one has accepted: it has inherited all but being non-blocking."""
     sock.setblocking(False)
 
 
 def spare_descriptors(most: int) -> int:
-    """Return how many of `most` descriptors clients leave alone: those that strangers can take are among them."""
+    """Return how many of `most` descriptors are not for clients; those that strangers can take are among them."""
     return SPARE_DESCRIPTORS + min(STRANGERS_DESCRIPTORS, most // 8)
 
 
@@ -106,7 +106,7 @@ def keep_spare_descriptors(listening: socket.socket) -> None:
 
 
 def finish(sock: Socket) -> None:
-    """Close a socket that has ended well in both directions; what is queued still goes out."""
+    """Close a socket after both ends of file; what is queued still goes out."""
     with contextlib.suppress(OSError):  # the other side may have reset it meanwhile
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
     sock.close()
@@ -137,7 +137,7 @@ def unsent_bytes(sock: Socket) -> int:
 
 
 def errors_among(fds: list[int]) -> list[int]:
-    """Return those sockets that have failed. A socket that nobody reads shows its reset only here."""
+    """Return the sockets that have failed. The reset of a socket that is not read shows only here."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, 0)

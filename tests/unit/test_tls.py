@@ -16,7 +16,7 @@ from goreprox.config.addresses import Scheme
 from goreprox.net.certificates import Certificates, reason
 from goreprox.net.handshakes import Handshakes
 from goreprox.net.poller import READ, WRITE, Poller
-from goreprox.net.tls import RECORD_BYTES, TEXT_BYTES, TlsSocket
+from goreprox.net.tls import PLAINTEXT_BYTES, RECORD_BYTES, TlsSocket
 from tests.support.tls import NAME, Authority
 from tests.support.waiting import eventually
 
@@ -128,7 +128,7 @@ async def test_text_is_whole_however_records_arrive_and_text_is_read(
             with contextlib.suppress(BlockingIOError):
                 records = records[client.sock.send(records[:split]) :]
             continue
-        assert len(ours._text) <= 2 * RECORD_BYTES
+        assert len(ours._plaintext) <= 2 * RECORD_BYTES
         if not count:
             break
         got += view[:count]
@@ -154,11 +154,11 @@ async def test_small_buffers_share_a_record_and_what_went_out_before_a_reset_is_
     cut = ours._sock = _Cut(fileno=ours._sock.detach())
     cut.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
     cut.sends_left = 1
-    assert ours.sendmsg([b"a", b"b", TEXT[: TEXT_BYTES - 2], b"c"]) == TEXT_BYTES
+    assert ours.sendmsg([b"a", b"b", TEXT[: PLAINTEXT_BYTES - 2], b"c"]) == PLAINTEXT_BYTES
     with pytest.raises(ConnectionResetError):
         ours.sendmsg([b"c"])
     client.pump()
-    assert client.tls.read(TEXT_BYTES) == b"ab" + TEXT[: TEXT_BYTES - 2]
+    assert client.tls.read(PLAINTEXT_BYTES) == b"ab" + TEXT[: PLAINTEXT_BYTES - 2]
     assert client.read() == b""
     ours.close()
     client.sock.close()
@@ -207,7 +207,7 @@ async def test_close_notify_waits_for_room_and_the_other_direction_goes_on(autho
     ours, client = await Edge(authority).meet()
     while True:
         try:
-            ours.send(TEXT[:TEXT_BYTES])
+            ours.send(TEXT[:PLAINTEXT_BYTES])
         except BlockingIOError:
             break
     client.sock.send(client.encrypted(b"still coming"))
@@ -224,7 +224,7 @@ async def test_close_notify_waits_for_room_and_the_other_direction_goes_on(autho
     total = 0
     while data := client.read():
         total += len(data)
-    assert total % TEXT_BYTES == 0
+    assert total % PLAINTEXT_BYTES == 0
     assert client.tls.read(1) == b""  # close_notify
     client.sock.close()
     ours.close()

@@ -243,29 +243,34 @@ class Oracle:
             if peer.session.failed is not None:
                 raise Violation(f"{slot}: {peer.info.name.name} broke the protocol: {peer.session.failed}")
             streams |= {id(stream): stream for stream in peer.session.streams.values()}
-        borrowed = held = promised = 0
+        borrowed = held = lent = expected = 0
         floor = driver.budget.floor_bytes
         for stream in streams.values():
             send, receive = stream.send, stream.receive
             borrowed += send._borrowed + receive._borrowed
-            held += send.end - send.acked
+            kept = sum(map(len, send._unacked)) + sum(map(len, send._unsent))
+            waiting = sum(map(len, receive.chunks))
+            held += kept + waiting
             if stream.state is State.CLOSED:
                 continue
-            held += receive.received - receive.delivered
-            promised += max(send.end - send.acked - floor, 0)
-            if stream.state is not State.RESETTING:  # its window is void: what still arrives is let go
-                promised += max(receive.limit - receive.delivered - floor, 0)
+            lent += max(kept - floor, 0)
+            if stream.state is not State.RESETTING:  # its window is void: what still arrives is dropped
+                window = receive.limit - receive.received
+                expected += window
+                lent += max(waiting + window - floor, 0)
             if receive.received > receive.limit:
                 raise Violation(f"{slot}: {stream} holds more than its window")
             if send.sent > send.limit:
                 raise Violation(f"{slot}: {stream} sent more than the peer's window")
         budget = driver.budget
-        if promised > budget.borrowed_bytes:
-            raise Violation(f"{slot}: has promised {promised} bytes of loans, {budget.borrowed_bytes} are lent")
+        if lent > budget.borrowed_bytes:
+            raise Violation(
+                f"{slot}: streams hold or expect {lent} bytes beyond floors, {budget.borrowed_bytes} are lent"
+            )
         if borrowed != budget.borrowed_bytes:
             raise Violation(f"{slot}: streams have borrowed {borrowed} bytes, {budget.borrowed_bytes} are lent")
-        if held > self._cluster.memory:
-            raise Violation(f"{slot}: holds {held} bytes of {self._cluster.memory}")
+        if held + expected > self._cluster.memory:
+            raise Violation(f"{slot}: holds {held} bytes and expects {expected}, of {self._cluster.memory}")
         self._check_buried(node)
 
     def _check_buried(self, node: "Node") -> None:

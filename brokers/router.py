@@ -272,9 +272,7 @@ class Router:
 
     async def _replace(self, port: Port) -> None:
         """Get back the descriptors that libzmq has lost (see `connections`)."""
-        text = (
-            f"{STUCK_CONNECTIONS} connections of {port.role}s do not close: replacing the socket, all have to reconnect"
-        )
+        text = f"{STUCK_CONNECTIONS} connections of {port.role}s do not close: replacing the socket, so all reconnect"
         self._log.say("port_reopened", text, port=str(port.role))
         try:
             await self._reopen(port)
@@ -332,7 +330,7 @@ class Router:
 
     @property
     def backlogs(self) -> dict[bytes, int]:
-        """How many bytes have arrived and were not read yet, about, by the peers' ids; 0 if the kernel does not tell."""
+        """About how many bytes have arrived and were not read yet, by the peers' ids; 0 if the kernel does not tell."""
         return {key[:ID_BYTES]: size for port in self._ports.values() for key, size in port.connections.backlogs()}
 
     @property

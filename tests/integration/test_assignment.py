@@ -68,7 +68,9 @@ def said(*services: str) -> dict[str, object]:
     return {"protocol": [1, 1], "services": list(services)}
 
 
-async def test_a_flood_of_announcements_looks_at_no_client_of_other_services(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flood_of_announcements_tries_no_pending_stream_of_other_services(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     side = Side()
     tried = 0
     plain = side.assignment._assign
@@ -99,7 +101,7 @@ async def test_a_flood_of_announcements_looks_at_no_client_of_other_services(mon
     assert tried <= 4001
 
 
-async def test_idle_http_clients_are_looked_at_when_a_provider_is_lost_and_only_then() -> None:
+async def test_idle_http_clients_are_checked_only_when_a_provider_is_lost() -> None:
     side = Side()
     peer = side.provider("web")
     for number in range(100):

@@ -23,11 +23,11 @@ def chosen(balancer: Balancer, candidates: list[Candidate], *, now: float = 0.0,
     return {balancer.choose("s", candidates, now) for _ in range(count)}
 
 
-def test_nobody_is_chosen_of_nobody(balancer: Balancer) -> None:
+def test_no_provider_is_chosen_without_candidates(balancer: Balancer) -> None:
     assert balancer.choose("s", [], 0) is None
 
 
-def test_the_one_with_the_fewest_streams_is_chosen(balancer: Balancer) -> None:
+def test_the_provider_with_the_fewest_streams_is_chosen(balancer: Balancer) -> None:
     assert chosen(balancer, [Candidate(A, 2, 1.0), Candidate(B, 1, 1.0), Candidate(C, 3, 1.0)]) == {B}
 
 
@@ -46,20 +46,20 @@ def test_short_streams_are_shared_by_weight_though_all_providers_are_idle(balanc
     assert 2700 < counts[A] < 3300  # 3,000 expected, standard deviation 27
 
 
-def test_one_that_failed_is_avoided_for_a_while_though_it_is_idle(balancer: Balancer) -> None:
+def test_a_failed_provider_is_avoided_during_its_backoff_though_it_is_idle(balancer: Balancer) -> None:
     balancer.failed(A, "s", 10.0)
     both = [Candidate(A, 0, 1.0), Candidate(B, 9, 1.0)]
     assert chosen(balancer, both, now=10 + BACKOFF_MIN_S - 0.01) == {B}
     assert chosen(balancer, both, now=10 + BACKOFF_MIN_S) == {A}
 
 
-def test_if_all_failed_all_are_candidates(balancer: Balancer) -> None:
+def test_all_providers_are_candidates_if_all_have_failed(balancer: Balancer) -> None:
     balancer.failed(A, "s", 10.0)
     balancer.failed(B, "s", 10.0)
     assert chosen(balancer, idle(A, B), now=10.5) == {A, B}
 
 
-def test_a_failure_is_one_of_a_service_not_of_a_provider(balancer: Balancer) -> None:
+def test_a_failure_counts_for_one_service_of_a_provider(balancer: Balancer) -> None:
     balancer.failed(A, "s", 10.0)
     assert balancer.choose("other", [Candidate(A, 0, 1.0), Candidate(B, 1, 1.0)], 10.0) == A
 
@@ -97,7 +97,7 @@ def test_old_failures_are_forgotten(balancer: Balancer) -> None:
     assert len(balancer._backoffs) <= BACKOFF_MIN_S + FORGET_S + 1
 
 
-def test_a_silent_path_gets_nothing_while_another_is_heard(balancer: Balancer) -> None:
+def test_a_provider_with_a_stalled_path_is_avoided_while_another_responds(balancer: Balancer) -> None:
     silent, busy = Candidate(A, 0, 1000.0, stalled=True), Candidate(B, 500, 1.0)
     assert chosen(balancer, [silent, busy]) == {B}
     balancer.failed(B, "s", 0.0)
@@ -105,7 +105,9 @@ def test_a_silent_path_gets_nothing_while_another_is_heard(balancer: Balancer) -
     assert chosen(balancer, [silent]) == {A}
 
 
-def test_a_provider_that_never_answers_holds_a_bounded_number_whatever_its_weight(balancer: Balancer) -> None:
+def test_a_provider_that_never_responds_holds_a_bounded_number_of_streams_whatever_its_weight(
+    balancer: Balancer,
+) -> None:
     held = streams = 0
     for _ in range(10_000):
         silent = Candidate(A, held, 1000.0, unanswered=held)
@@ -117,11 +119,11 @@ def test_a_provider_that_never_answers_holds_a_bounded_number_whatever_its_weigh
     assert held <= UNANSWERED + 1
 
 
-def test_one_that_answers_may_owe_as_many_as_it_has(balancer: Balancer) -> None:
+def test_unanswered_streams_are_allowed_in_proportion_to_accepted_ones(balancer: Balancer) -> None:
     assert chosen(balancer, [Candidate(A, 200, 100.0, unanswered=100), Candidate(B, 3, 1.0)]) == {A}
 
 
-def test_one_that_is_full_gets_one_stream_for_each_that_ends(balancer: Balancer) -> None:
+def test_a_full_provider_gets_one_stream_for_each_that_ends(balancer: Balancer) -> None:
     balancer.full(A, 10.0)
     assert balancer.choose("s", idle(A), 10.0) is None
     assert chosen(balancer, [Candidate(A, 0, 1000.0), Candidate(B, 9, 1.0)], now=10.0) == {B}
@@ -131,7 +133,7 @@ def test_one_that_is_full_gets_one_stream_for_each_that_ends(balancer: Balancer)
     assert not balancer.ended(B), "who was never full is none of its business"
 
 
-def test_one_that_was_full_is_tried_again_with_twice_as_many_each_second(balancer: Balancer) -> None:
+def test_a_full_provider_is_tried_again_with_twice_as_many_streams_each_second(balancer: Balancer) -> None:
     balancer.full(A, 0.0)
     given = [sum(balancer.choose("s", idle(A), second) is not None for _ in range(3000)) for second in range(1, 12)]
     assert given[:6] == [1, 2, 4, 8, 16, 32]

@@ -1,4 +1,4 @@
-"""Dials to targets that are not there, or not where their name says first."""
+"""Dials: several addresses, targets that cannot be reached, handshakes, name lookups."""
 
 import asyncio
 import errno
@@ -73,7 +73,7 @@ async def dial(monkeypatch: pytest.MonkeyPatch, *where: tuple[str, int], host: s
     return asked.outcome
 
 
-async def test_a_connection_to_itself_is_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_socket_connected_to_itself_counts_as_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare: Callable[[socket.socket], Any] = sockets.prepare
 
     def as_the_kernel_may_choose(sock: socket.socket) -> None:
@@ -101,14 +101,14 @@ async def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.Mon
             sock.close()
 
 
-async def test_of_a_thousand_addresses_the_first_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_first_of_a_thousand_addresses_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     with closed_port() as port:
         (reason,) = await dial(monkeypatch, *[(HOST, port)] * 1000)
     assert "refused" in str(reason)
 
 
 @pytest.mark.parametrize("host", [HOST, "127.0.0.2"])
-async def test_a_refusal_at_the_default_host_says_how_to_reach_what_listens_on_ipv6_alone(
+async def test_a_refusal_at_the_default_host_suggests_localhost_for_ipv6_targets(
     monkeypatch: pytest.MonkeyPatch, warnings: list[str], host: str
 ) -> None:
     with closed_port() as port:
@@ -143,7 +143,7 @@ async def test_a_dial_that_timed_out_ends_the_handshake_with_the_second_address(
                 sock.recv(1 << 16)
 
 
-async def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_dials_share_one_lookup_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     answered, lookups = asyncio.Event(), 0
 

@@ -1,4 +1,4 @@
-"""Which files are believed: every one that decides anything, by its owner and its mode, and by what is in it."""
+"""Which files are accepted: by owner, mode and content, every file that decides anything."""
 
 import os
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [SECRET, OPEN])
-def test_a_file_of_another_user_is_not_believed(path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
+def test_a_file_of_another_user_is_rejected(path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
     assert read_file(path, kind) == "text"
     owner = give_away(path, monkeypatch)
     with pytest.raises(StartError, match=f"{path}: belongs to user {owner}, who could change it; expected {kind.what}"):
@@ -64,21 +64,23 @@ def test_a_file_of_another_user_is_not_believed(path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("kind", [SECRET, OPEN])
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_file_that_others_may_change_is_not_believed(path: Path, kind: Kind, mode: int) -> None:
+def test_a_file_that_others_may_write_is_rejected(path: Path, kind: Kind, mode: int) -> None:
     path.chmod(mode)
     with pytest.raises(StartError, match=f"{path}: others may write to it; chmod go-w {path}$"):
         read_file(path, kind)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o444])
-def test_a_secret_of_ours_is_for_us_alone(path: Path, mode: int) -> None:
+def test_a_secret_of_ours_is_rejected_if_others_may_read_it(path: Path, mode: int) -> None:
     path.chmod(mode)
     assert read_file(path, OPEN) == "text"
     with pytest.raises(StartError, match=f"{path}: others may read it; chmod 600 {path}$"):
         read_file(path, SECRET)
 
 
-def test_root_may_give_a_secret_to_our_group_but_not_to_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_of_root_may_be_readable_for_our_group_but_not_for_all(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     of_root(path, monkeypatch, 0o640)
     assert read_file(path, SECRET) == "text"
     path.chmod(0o644)
@@ -118,7 +120,7 @@ def test_a_secret_in_a_volume_of_kubernetes_is_read(path: Path, monkeypatch: pyt
         read_file(path, SECRET)
 
 
-def test_no_mode_is_advised_for_what_is_something_else_entirely(path: Path) -> None:
+def test_no_chmod_is_advised_for_a_file_of_the_wrong_kind(path: Path) -> None:
     path.write_text("root:x:0:0:root:/root:/bin/bash\n")
     path.chmod(0o644)
     with pytest.raises(StartError) as caught:
@@ -126,7 +128,7 @@ def test_no_mode_is_advised_for_what_is_something_else_entirely(path: Path) -> N
     assert str(caught.value) == f"{path}: not the join string of a server; name the right file"
 
 
-def test_a_pipe_is_waited_for_only_where_one_may_be(path: Path) -> None:
+def test_a_pipe_is_read_only_where_one_is_allowed(path: Path) -> None:
     pipe = path.with_name("pipe")
     os.mkfifo(pipe, 0o600)
     with pytest.raises(StartError, match="not a regular file, expected a rule"):
@@ -213,7 +215,7 @@ READERS = [
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("how", ["owner", "mode"])
-def test_every_file_that_decides_anything_is_checked(
+def test_every_file_that_decides_anything_is_checked_for_owner_and_mode(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -237,7 +239,7 @@ def test_every_file_that_decides_anything_is_checked(
     assert ("belongs to user " if how == "owner" else "others may write to it; chmod go-w ") in said
 
 
-def test_a_running_server_authorises_nobody_by_a_file_of_another_user(
+def test_a_running_server_ignores_a_key_file_of_another_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     state = StateDir(tmp_path / "state")

@@ -1,4 +1,4 @@
-"""Join strings: whatever goes in comes out, whatever is damaged is told apart, and nothing shows the secret."""
+"""Join strings: parsing restores them, damage is detected, and nothing shows the secret."""
 
 import base64
 import hashlib
@@ -26,17 +26,17 @@ JOIN = Join(Role.PROVIDER, "laptop", KEYS, SERVERS, (Address("tunnel.example.org
     hosts=st.lists(st.sampled_from(["a.example", "192.0.2.1", "::1", "x-1.example.org"]), min_size=1, max_size=64),
     port=st.integers(1, 65535),
 )
-def test_what_is_written_is_read_again(role: Role, name: str, servers: int, hosts: list[str], port: int) -> None:
+def test_parsing_restores_what_was_written(role: Role, name: str, servers: int, hosts: list[str], port: int) -> None:
     addresses = tuple(Address(host, port) for host in hosts)
     join = Join(role, name, KEYS, (SERVERS * 4)[:servers], addresses)
     assert Join.parse(f"  {join.text}\n") == join
 
 
-def test_the_text_can_stand_in_urls_shells_and_toml_as_it_is() -> None:
+def test_a_join_string_needs_no_quoting_in_urls_shells_and_toml() -> None:
     assert re.fullmatch(r"goreprox://[A-Za-z0-9_-]+@tunnel\.example\.org:9887,\[2001:db8::1\]:1234", JOIN.text)
 
 
-def test_every_truncation_is_told_apart() -> None:
+def test_every_truncated_join_string_is_reported_as_such() -> None:
     text = JOIN.text
     for end in range(len(text)):
         with pytest.raises(ConfigError, match=r"join string: (it is not whole|expected goreprox://)"):
@@ -47,7 +47,7 @@ def test_every_truncation_is_told_apart() -> None:
 
 
 @given(position=st.integers(0, len(JOIN.text) - 1), letter=st.characters(codec="ascii"))
-def test_a_letter_that_was_changed_is_noticed_and_no_error_shows_the_secret(position: int, letter: str) -> None:
+def test_a_changed_letter_is_detected_and_no_error_shows_the_secret(position: int, letter: str) -> None:
     text = JOIN.text[:position] + letter + JOIN.text[position + 1 :]
     try:
         join = Join.parse(text)
@@ -66,7 +66,7 @@ def assert_silent(exc: BaseException) -> None:
     assert KEYS.secret.decode() not in shown
 
 
-def test_a_later_version_is_named() -> None:
+def test_a_join_string_of_a_later_version_is_reported_as_such() -> None:
     body = b"\x02" + bytes(100)
     payload = base64.urlsafe_b64encode(body).rstrip(b"=").decode()
     with pytest.raises(ConfigError, match="it is of version 2, expected 1; upgrade the older side"):
@@ -91,7 +91,7 @@ def test_no_representation_shows_the_secret() -> None:
     ],
     ids=["role", "no-server-key", "too-many-server-keys", "no-name", "bad-name", "not-ascii", "address", "addresses"],
 )
-def test_what_is_whole_but_wrong_is_refused(body: bytes, addresses: str) -> None:
+def test_a_malformed_join_string_with_a_right_checksum_is_rejected(body: bytes, addresses: str) -> None:
     body = b"\x01" + body
     checksum = hashlib.blake2b(body + b"@" + addresses.encode(), digest_size=4).digest()
     payload = base64.urlsafe_b64encode(body + checksum).rstrip(b"=").decode()

@@ -1,4 +1,4 @@
-"""Which addresses join strings name: what the server was told, or else what it knows of itself."""
+"""Which addresses join strings contain."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def named(path: Path) -> str:
         (("a:0", "[::1]:1"), "127.0.0.1:9900", "a:9900,[::1]:1", "a:9988,[::1]:9988"),
     ],
 )
-def test_join_strings_name_the_given_address_or_the_one_listened_on(
+def test_join_strings_contain_the_given_address_or_the_listening_one(
     state: StateDir, given: tuple[str, ...], listening: str, providers: str, edges: str
 ) -> None:
     state.remember(Reach(tuple(map(Address.parse, given)), Address.parse(listening), Address(None, 9988)))
@@ -44,7 +44,7 @@ def test_join_strings_name_the_given_address_or_the_one_listened_on(
     assert (reach.assumed_host is not None) == ("OWN" in providers)
 
 
-def test_a_new_address_renews_the_join_strings_that_named_the_old_one_and_no_others(state: StateDir) -> None:
+def test_a_new_address_renews_only_join_strings_that_had_the_old_one(state: StateDir) -> None:
     before_first_start = state.add(Role.PROVIDER, "early", None)
     own = state.add(Role.PROVIDER, "own", None, [Address("other.example.org", 1)])
     edge = state.add(Role.EDGE, "edge", None)
@@ -61,7 +61,7 @@ def test_a_new_address_renews_the_join_strings_that_named_the_old_one_and_no_oth
 
 
 @pytest.mark.parametrize("text", ["", "x", "address = 1", 'address = ["a"]\nproviders = "1"\nedges = "2"', "[[["])
-def test_a_damaged_file_is_named_with_the_way_out(state: StateDir, text: str) -> None:
+def test_a_damaged_address_file_is_reported_with_the_remedy(state: StateDir, text: str) -> None:
     (state.directory / "reach.toml").write_text(text)
     with pytest.raises(StartError, match=r"reach\.toml: .*; remove it and restart the server"):
         state.reach()

@@ -1,4 +1,4 @@
-"""Root works on the keys of a server that runs as somebody else, as under systemd's DynamicUser."""
+"""Root manages the keys of a server that runs as another user, as under systemd's DynamicUser."""
 
 import os
 import stat
@@ -69,7 +69,7 @@ def test_root_reads_and_adds_as_the_owner_of_the_directory(theirs: Path) -> None
 
 
 @as_root
-def test_a_link_that_the_owner_put_there_leads_root_nowhere(theirs: Path, tmp_path: Path) -> None:
+def test_root_follows_no_link_that_the_owner_could_not_follow(theirs: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     (theirs / "join/default.join").unlink()
@@ -81,7 +81,7 @@ def test_a_link_that_the_owner_put_there_leads_root_nowhere(theirs: Path, tmp_pa
 
 
 @as_root
-def test_others_are_told_to_be_root(theirs: Path) -> None:
+def test_other_users_are_told_to_run_the_command_as_root(theirs: Path) -> None:
     with tempfile.TemporaryDirectory() as everybodys:
         Path(everybodys).chmod(0o755)
         link = Path(everybodys) / "goreprox"
@@ -98,7 +98,7 @@ def test_others_are_told_to_be_root(theirs: Path) -> None:
 
 
 @as_root
-def test_root_finds_the_keys_of_the_unit_without_being_told_where_they_are(
+def test_root_finds_the_keys_of_the_systemd_unit(
     theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = (
@@ -126,7 +126,7 @@ def test_root_finds_the_keys_of_the_unit_without_being_told_where_they_are(
     assert "mine" in done.stdout and "default" not in done.stdout
 
 
-def test_the_status_is_asked_in_the_directories_of_the_units_too(tmp_path: Path) -> None:
+def test_status_also_asks_processes_of_systemd_units(tmp_path: Path) -> None:
     for name in ("goreprox-server", "goreprox-provider", "other"):
         (tmp_path / name).mkdir()
     (tmp_path / "goreprox.pid").write_text("")
@@ -137,7 +137,7 @@ def test_the_status_is_asked_in_the_directories_of_the_units_too(tmp_path: Path)
     ]
 
 
-def test_directories_of_other_users_are_named_where_nobody_else_answers(
+def test_status_names_directories_of_other_users_if_no_process_responds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def iterdir(self: Path) -> object:

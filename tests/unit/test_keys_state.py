@@ -1,4 +1,4 @@
-"""The state directory: what is written, with which permissions, and what is refused."""
+"""The state directory: its files, their modes, and what is rejected; and how changes are noticed."""
 
 import asyncio
 import errno
@@ -44,7 +44,7 @@ def mode(path: Path) -> int:
 # -- files
 
 
-def test_all_that_is_made_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_created_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         state = StateDir(tmp_path / "state")
@@ -58,7 +58,7 @@ def test_all_that_is_made_is_for_its_owner_alone_whatever_the_umask(tmp_path: Pa
 
 
 @pytest.mark.parametrize("what", ["", "authorized", "join"])
-def test_a_directory_that_others_may_change_is_refused_with_the_command_that_repairs_it(
+def test_a_directory_that_others_may_write_is_rejected_with_the_chmod_that_repairs_it(
     state: StateDir, what: str
 ) -> None:
     path = state.directory / what
@@ -69,7 +69,7 @@ def test_a_directory_that_others_may_change_is_refused_with_the_command_that_rep
     StateDir(state.directory)
 
 
-def test_a_secret_that_others_may_read_is_refused_with_the_command_that_repairs_it(state: StateDir) -> None:
+def test_a_secret_that_others_may_read_is_rejected_with_the_chmod_that_repairs_it(state: StateDir) -> None:
     state.server_keys()
     state.server_key.chmod(0o640)
     with pytest.raises(StartError, match=f"others may read it; chmod 600 {state.server_key}$"):
@@ -97,7 +97,7 @@ def test_a_secret_may_come_through_a_pipe(tmp_path: Path) -> None:
     writer.join()
 
 
-def test_what_is_no_text_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_join_string_is_rejected(tmp_path: Path) -> None:
     for content in (b"\xff\xfe", b"x" * (MAX_BYTES + 1), b"root:x:0:0"):
         (tmp_path / "file").write_bytes(content)
         (tmp_path / "file").chmod(0o600)
@@ -121,13 +121,13 @@ def fail(_descriptor: int) -> None:
     raise OSError(5, "the disk is broken")
 
 
-def test_a_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+def test_an_error_names_the_directory_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match=r"file/state: not a directory; name another with --state-dir"):
         StateDir(tmp_path / "file" / "state")
 
 
-def test_where_the_state_is_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/u")
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
@@ -148,7 +148,7 @@ def test_a_server_keeps_its_keys(state: StateDir) -> None:
     assert keys.present.secret.decode() not in repr(keys)
 
 
-def test_damaged_server_keys_are_refused_and_not_shown(state: StateDir) -> None:
+def test_damaged_server_keys_are_rejected_and_not_shown(state: StateDir) -> None:
     secret = state.server_keys().present.secret.decode()
     for text in (f'present = "{secret}"', f'present = "{secret}"\nnext = 3', f'present = {secret}"', ""):
         write_secret(state.server_key, text, replace=True)
@@ -177,14 +177,14 @@ def test_a_name_has_one_key(state: StateDir) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "ä", "x" * 65])
-def test_names_that_are_no_names_make_no_files(state: StateDir, name: str) -> None:
+def test_a_malformed_name_creates_no_file(state: StateDir, name: str) -> None:
     for call in (lambda: state.add(Role.EDGE, name, None, HERE), lambda: state.revoke(name), lambda: state.key(name)):
         with pytest.raises(ConfigError, match="expected 1 to 64 of"):
             call()
     assert not list(state.directory.rglob("*.toml"))
 
 
-def test_a_revoked_key_is_gone_with_its_join_string(state: StateDir) -> None:
+def test_revoking_removes_the_key_and_its_join_string(state: StateDir) -> None:
     join = state.add(Role.EDGE, "front", None, HERE)
     state.revoke("front")
     assert not state.all() and not join.exists()
@@ -193,7 +193,7 @@ def test_a_revoked_key_is_gone_with_its_join_string(state: StateDir) -> None:
             call("front")
 
 
-def test_a_rotation_puts_the_next_key_in_place_and_renews_the_join_strings_that_are_here(state: StateDir) -> None:
+def test_a_rotation_makes_the_next_key_the_present_one_and_renews_join_strings(state: StateDir) -> None:
     handed_over = state.add(Role.PROVIDER, "away", None, HERE)
     old = Join.parse(handed_over.read_text())
     handed_over.unlink()
@@ -208,7 +208,7 @@ def test_a_rotation_puts_the_next_key_in_place_and_renews_the_join_strings_that_
     assert state.server_keys().present.public not in old.server_keys  # two are not
 
 
-def test_a_join_string_that_is_damaged_stops_a_rotation_before_it_begins(state: StateDir) -> None:
+def test_a_damaged_join_string_stops_a_rotation_before_anything_changes(state: StateDir) -> None:
     write_secret(state.add(Role.PROVIDER, "here", None, HERE), "goreprox://", replace=True)
     before = state.server_keys()
     with pytest.raises(ConfigError, match=r"here\.join: "):
@@ -241,7 +241,9 @@ KEY = KeyPair.generate().public.decode()
     ],
     ids=range(13),  # a key is another one in each worker
 )
-def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: StateDir, text: str, lines: list[str]) -> None:
+def test_a_malformed_key_file_authorises_nobody_and_leaves_other_keys_valid(
+    state: StateDir, text: str, lines: list[str]
+) -> None:
     state.add(Role.PROVIDER, "good", None, HERE)
     (state.authorized / "bad.toml").write_text(text)
     watcher = Watcher(state)
@@ -252,7 +254,7 @@ def test_a_malformed_file_authorises_nobody_and_keeps_nobody_out(state: StateDir
         state.all()
 
 
-def test_what_a_key_may_offer(state: StateDir) -> None:
+def test_which_services_a_provider_key_may_offer(state: StateDir) -> None:
     state.add(Role.PROVIDER, "some", ["web", "ssh"], HERE)
     state.add(Role.PROVIDER, "any", None, HERE)
     state.add(Role.PROVIDER, "none", [], HERE)
@@ -268,7 +270,7 @@ def test_what_a_key_may_offer(state: StateDir) -> None:
     assert watcher.objection(KEY.encode(), {}) == "its key is not authorised"
 
 
-def test_what_an_edge_may_ask_for(state: StateDir) -> None:
+def test_which_services_an_edge_key_may_open(state: StateDir) -> None:
     granted = "w" * 64
     state.add(Role.EDGE, "some", ["web", granted], HERE)
     state.add(Role.EDGE, "any", None, HERE)
@@ -288,7 +290,9 @@ def test_what_an_edge_may_ask_for(state: StateDir) -> None:
         assert "does not allow the service" in str(watcher.objection(some, {"services": ["web", more]}))
 
 
-async def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state: StateDir, lines: list[str]) -> None:
+async def test_the_watcher_notices_added_changed_and_revoked_keys_and_rotations(
+    state: StateDir, lines: list[str]
+) -> None:
     changes = 0
     keys: list[ServerKeys] = []
 
@@ -322,7 +326,7 @@ async def test_a_watcher_notices_what_is_added_revoked_changed_and_rotated(state
     task.cancel()
 
 
-async def test_new_keys_without_a_port_for_them_are_tried_again_and_the_watch_goes_on(
+async def test_a_failed_switch_to_new_server_keys_is_retried_and_watching_continues(
     state: StateDir, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("goreprox.keys.authority.LOOK_S", 0.01)
@@ -351,7 +355,7 @@ async def test_new_keys_without_a_port_for_them_are_tried_again_and_the_watch_go
 
 
 @pytest.mark.parametrize("odd", ["directory", "loop"])
-def test_what_is_no_file_to_read_authorises_nobody_and_keeps_no_revocation_from_counting(
+def test_an_unreadable_key_file_authorises_nobody_and_delays_no_revocation(
     state: StateDir, odd: str, lines: list[str]
 ) -> None:
     for name in ("laptop", "good"):
@@ -371,7 +375,7 @@ def test_what_is_no_file_to_read_authorises_nobody_and_keeps_no_revocation_from_
     assert any("odd.toml: " in line and "this key is not authorised" in line for line in lines)
 
 
-def test_a_directory_that_is_gone_authorises_nobody_one_that_cannot_be_read_keeps_everybody(
+def test_a_missing_directory_authorises_nobody_and_an_unreadable_one_changes_nothing(
     state: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state.add(Role.PROVIDER, "laptop", None, HERE)

@@ -1,4 +1,4 @@
-"""The index of who offers what: what a change and a choice cost is counted, not timed."""
+"""The index of offered services: the cost of an update and of a choice is counted, not timed."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def ids(offers: Offers, service: str, *without: Peer) -> set[bytes]:
     return {each.id for each in offers.candidates(service, without={peer.id for peer in without})}
 
 
-def test_an_update_tells_what_is_gained_and_lost(offers: Offers) -> None:
+def test_an_update_returns_the_services_gained_and_lost(offers: Offers) -> None:
     peer = provider(["a", "b"])
     assert offers.update(peer) == ({"a", "b"}, set(), set())
     assert offers.update(peer) == (set(), set(), set()), "nothing has changed"
@@ -47,7 +47,7 @@ def test_an_update_tells_what_is_gained_and_lost(offers: Offers) -> None:
     assert (ids(offers, "a"), ids(offers, "b"), set(offers.known)) == (set(), {peer.id}, {"b", "c"})
 
 
-def test_one_that_drains_or_is_out_of_reach_is_known_and_gets_nothing(offers: Offers) -> None:
+def test_a_draining_or_unreachable_provider_is_known_and_no_candidate(offers: Offers) -> None:
     draining, away = provider(["a"]), provider(["a"])
     for peer in (draining, away):
         offers.update(peer)
@@ -58,7 +58,7 @@ def test_one_that_drains_or_is_out_of_reach_is_known_and_gets_nothing(offers: Of
     assert not ids(offers, "a") and set(offers.known_for("a")) == {draining.id, away.id}
 
 
-def test_one_that_said_goodbye_offers_nothing(offers: Offers) -> None:
+def test_a_provider_that_said_goodbye_offers_nothing(offers: Offers) -> None:
     peer = provider(["a"])
     offers.update(peer)
     peer.gone = True
@@ -66,7 +66,7 @@ def test_one_that_said_goodbye_offers_nothing(offers: Offers) -> None:
     assert not offers.known and not offers._services, "nothing of it is kept"
 
 
-def test_in_a_new_epoch_all_is_gained_again(offers: Offers) -> None:
+def test_all_services_are_gained_again_in_a_new_epoch(offers: Offers) -> None:
     """Between two epochs it took no streams, so somebody may wait for each of its services."""
     peer = provider(["a"])
     offers.update(peer)
@@ -74,16 +74,14 @@ def test_in_a_new_epoch_all_is_gained_again(offers: Offers) -> None:
     assert offers.update(peer).gained == {"a"}
 
 
-def test_who_has_refused_is_left_out(offers: Offers) -> None:
+def test_providers_that_have_refused_are_no_candidates(offers: Offers) -> None:
     peers = [provider(["a"]) for _ in range(3)]
     for peer in peers:
         offers.update(peer)
     assert ids(offers, "a", peers[0]) == {peers[1].id, peers[2].id}
 
 
-def test_a_choice_looks_at_a_bounded_number_however_many_there_are(
-    offers: Offers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_choice_looks_at_a_bounded_number_of_providers(offers: Offers, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at = 0
     plain = module._candidates
 
@@ -100,7 +98,7 @@ def test_a_choice_looks_at_a_bounded_number_however_many_there_are(
     assert looked_at <= 100 * SAMPLE
 
 
-def test_of_many_all_get_their_turn_and_the_heavy_one_its_share(offers: Offers) -> None:
+def test_sampling_reaches_all_of_many_providers_by_weight(offers: Offers) -> None:
     light = [provider(["a"]) for _ in range(100)]
     heavy = provider(["a"], weight=100.0)
     for peer in (*light, heavy):
@@ -115,7 +113,7 @@ def test_of_many_all_get_their_turn_and_the_heavy_one_its_share(offers: Offers) 
     assert sum(counts[peer.id] > 0 for peer in light) > 90
 
 
-def test_all_are_looked_at_where_a_sample_has_refused(offers: Offers) -> None:
+def test_all_providers_are_candidates_if_the_whole_sample_has_refused(offers: Offers) -> None:
     peers = [provider(["a"], weight=1000.0) for _ in range(2 * SAMPLE)]
     last = provider(["a"], weight=0.01)
     for peer in (*peers, last):

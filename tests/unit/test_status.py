@@ -1,4 +1,4 @@
-"""The socket that answers and the side that asks, with real sockets in a real directory."""
+"""Serving the status and asking for it, with real sockets in a real directory."""
 
 import asyncio
 import contextlib
@@ -91,14 +91,14 @@ def leave_stale_socket(path: Path) -> None:
         sock.listen()
 
 
-async def test_the_state_of_the_moment_is_told(directory: Path) -> None:
+async def test_each_reader_gets_the_present_document(directory: Path) -> None:
     names = iter(["first", "second"])
     async with answering(directory, describe=lambda: document(next(names))):
         assert await ask(directory) == Responses([document("first")], [])
         assert await ask(directory) == Responses([document("second")], [])
 
 
-async def test_only_its_owner_can_connect_and_nothing_is_left_behind(directory: Path) -> None:
+async def test_only_the_owner_can_connect_and_the_socket_is_removed_at_the_end(directory: Path) -> None:
     mask = os.umask(0)
     try:
         async with answering(directory) as opened:
@@ -137,7 +137,7 @@ async def test_a_successor_keeps_its_socket_when_the_predecessor_closes_late(dir
             assert (await ask(directory)).documents == [document("second")]
 
 
-async def test_a_file_of_that_name_is_left_alone(directory: Path) -> None:
+async def test_a_regular_file_of_that_name_is_left_alone(directory: Path) -> None:
     (directory / "server-n.0.sock").write_text("precious")
     with warnings() as lines:
         async with answering(directory):
@@ -146,7 +146,7 @@ async def test_a_file_of_that_name_is_left_alone(directory: Path) -> None:
     assert (directory / "server-n.0.sock").read_text() == "precious"
 
 
-async def test_a_path_too_long_for_a_socket_is_a_warning(directory: Path) -> None:
+async def test_a_path_too_long_for_a_socket_is_logged_as_a_warning(directory: Path) -> None:
     with warnings() as lines:
         async with answering(directory, "server-" + "n" * 110 + ".0"):
             pass
@@ -154,7 +154,9 @@ async def test_a_path_too_long_for_a_socket_is_a_warning(directory: Path) -> Non
     assert "path too long; choose another directory with --runtime-dir" in lines[0]
 
 
-async def test_readers_that_do_not_read_are_bounded(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_readers_that_do_not_read_is_bounded(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(status_socket, "READ_S", 60.0)
     async with answering(directory, describe=lambda: document(filler=LARGE)) as opened:
         silent = [connect(opened.path) for _ in range(READERS)]
@@ -168,7 +170,7 @@ async def test_readers_that_do_not_read_are_bounded(directory: Path, monkeypatch
             sock.close()
 
 
-async def test_readers_that_do_not_read_are_hung_up_on(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_readers_that_do_not_read_are_disconnected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_socket, "READ_S", 0.1)
     async with answering(directory, describe=lambda: document(filler=LARGE)) as opened:
         with connect(opened.path) as silent:
@@ -178,7 +180,7 @@ async def test_readers_that_do_not_read_are_hung_up_on(directory: Path, monkeypa
             assert 0 < len(received) < LARGE
 
 
-async def test_nonsense_is_not_even_read(directory: Path) -> None:
+async def test_bytes_from_a_reader_are_never_read(directory: Path) -> None:
     async with answering(directory) as opened:
         for _ in range(3 * READERS):
             with connect(opened.path) as sock, contextlib.suppress(ConnectionResetError):
@@ -189,7 +191,7 @@ async def test_nonsense_is_not_even_read(directory: Path) -> None:
         assert (await ask(directory)).documents == [document()]
 
 
-async def test_a_process_that_hangs_is_named_and_the_others_are_told(
+async def test_a_process_that_hangs_is_reported_beside_the_documents_of_the_others(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(query, "ASK_S", 0.5)
@@ -202,7 +204,7 @@ async def test_a_process_that_hangs_is_named_and_the_others_are_told(
     assert answers.problems == ["provider-stopped.3 does not respond within 0.5 s; is it stopped or overloaded?"]
 
 
-async def test_roles_and_names_are_selected(directory: Path) -> None:
+async def test_processes_are_selected_by_role_and_name(directory: Path) -> None:
     async with (
         answering(directory, "server-a.b-c.0", lambda: document("1")),
         answering(directory, "server-x.0", lambda: document("2")),
@@ -222,7 +224,7 @@ async def test_roles_and_names_are_selected(directory: Path) -> None:
             await names("edge", "x")
 
 
-def test_where_only_dead_processes_were_nothing_runs(directory: Path) -> None:
+def test_sockets_of_dead_processes_count_as_no_process(directory: Path) -> None:
     leave_stale_socket(directory / "server-n.0.sock")
     with pytest.raises(StatusError, match=f"no process runs in {directory}; start one, or .* --runtime-dir"):
         ask_all([directory])
@@ -230,7 +232,7 @@ def test_where_only_dead_processes_were_nothing_runs(directory: Path) -> None:
         ask_all([directory / "missing"])
 
 
-def test_a_directory_that_cannot_be_read_is_named(directory: Path) -> None:
+def test_an_error_names_the_directory_that_cannot_be_read(directory: Path) -> None:
     (directory / "file").touch()
     with pytest.raises(StatusError, match="file: Not a directory; name another with --runtime-dir"):
         ask_all([directory / "file"])
@@ -246,7 +248,7 @@ def test_a_directory_that_cannot_be_read_is_named(directory: Path) -> None:
         (b'{"format": 2}', "runs another version"),
     ],
 )
-async def test_bad_answers_are_problems(directory: Path, answer: bytes, problem: str) -> None:
+async def test_malformed_documents_are_reported_as_problems(directory: Path, answer: bytes, problem: str) -> None:
     async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
         writer.close()
@@ -258,7 +260,7 @@ async def test_bad_answers_are_problems(directory: Path, answer: bytes, problem:
     assert answers.problems[0].startswith(f"server-n.0 {problem}")
 
 
-async def test_an_endless_answer_is_cut_short(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_document_is_cut_off(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query, "DOCUMENT_BYTES", 1 << 20)
     monkeypatch.setattr(query, "ASK_S", 30.0)
 

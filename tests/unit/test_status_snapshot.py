@@ -1,4 +1,4 @@
-"""What goes into the document: sums that do not grow with what they count."""
+"""The content of the status document, which does not grow with the number of streams."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def stream(peer: Peer, budget: Budget) -> Stream:
     return made
 
 
-async def test_streams_are_summed_up_and_not_listed() -> None:
+async def test_the_document_sums_streams_up_and_does_not_grow_with_them() -> None:
     owner = provider()
     owner.driver.peer_up(Way("way"), PEER)
     (peer,) = owner.driver.peers.values()
@@ -72,7 +72,7 @@ async def test_streams_are_summed_up_and_not_listed() -> None:
     assert len(json.dumps(document)) < one + 100
 
 
-async def test_every_way_to_a_peer_is_told_and_none_in_use_until_it_answers() -> None:
+async def test_all_paths_to_a_peer_are_listed_and_none_is_in_use_until_it_responds() -> None:
     owner = provider()
     owner.driver.peer_up(Way("one"), PEER)
     owner.driver.peer_up(Way("two"), PEER)
@@ -86,7 +86,7 @@ async def test_every_way_to_a_peer_is_told_and_none_in_use_until_it_answers() ->
     ]
 
 
-async def test_ends_are_counted_for_ever_and_the_last_ones_kept() -> None:
+async def test_ended_streams_are_counted_and_only_the_last_ones_kept() -> None:
     driver = provider().driver
     driver.peer_up(Way("way"), PEER)
     (peer,) = driver.peers.values()
@@ -106,14 +106,14 @@ async def test_ends_are_counted_for_ever_and_the_last_ones_kept() -> None:
     ]
 
 
-async def test_draining_is_told() -> None:
+async def test_the_document_says_whether_the_process_is_draining() -> None:
     owner = provider()
     assert source(owner).document()["draining"] is False
     owner.driver.drain()
     assert source(owner).document()["draining"] is True
 
 
-async def test_a_broker_alone_tells_of_its_members_and_of_what_waits_for_the_slow_ones() -> None:
+async def test_a_broker_lists_its_peers_and_what_waits_for_slow_ones() -> None:
     router = Router()
     port = router.bind(Role.PROVIDER, HOST, 0)
     driver = Driver(provider(), role=Role.EDGE, budget=Budget(total_bytes=MIB, max_streams=1), grace_s=1)
@@ -166,7 +166,7 @@ async def test_the_documentation_has_every_field() -> None:
     await router.close(linger_s=0)
 
 
-async def test_of_open_connections_the_latest_are_listed() -> None:
+async def test_the_latest_open_connections_are_listed() -> None:
     owner = provider()
     budget = Budget(total_bytes=1024 * MIB, max_streams=1000)
     for number in range(1000):

@@ -45,11 +45,11 @@ def demo(
     Parameters
     ----------
     size
-        How much to download.
+        Download so much.
     cuts
-        How often to cut the link.
+        Cut the link so often.
     keep
-        Leave it running afterwards, until Ctrl-C.
+        Keep it running afterwards, until Ctrl-C.
     """
     if not MIB <= size <= 65_536 * MIB:
         raise ConfigError(f"size {size / MIB:g}: expected 1 to 65536 MiB")

@@ -37,7 +37,7 @@ StateOption = Annotated[
         group=KEYS,
         env_var="GOREPROX_STATE_DIR",
         show_env_var=False,
-        help="Directory of the server's keys. [default: as the server's]",
+        help="Use the keys in this directory. [default: that of a server]",
     ),
 ]
 
@@ -90,11 +90,11 @@ def add(
     name
         Its name; several processes with one name are replicas.
     role
-        What it may be.
+        Authorise it for this role.
     services
-        The services that it may offer, or open as an edge, separated by commas. [default: any]
+        Allow these services, to offer or, as an edge, to open, separated by commas. [default: any]
     address
-        Where it reaches this server. May be repeated. [default: as the server was told by --address]
+        Put this address of the server into the join string. May be repeated. [default: that of server --address]
     json
         Print a JSON object: that of `list --json`, the addresses, and the join string.
     """
@@ -175,7 +175,7 @@ def set_(
     name
         Whose key.
     services
-        The services that it may offer, or open as an edge, separated by commas; `any` allows all.
+        Allow these services, to offer or, as an edge, to open, separated by commas; `any` allows all.
     """
     state = _state(state_dir)
     key = state.allow(name, None if services == ANY else parse_services(services))

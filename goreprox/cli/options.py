@@ -1,4 +1,4 @@
-"""Options that are for the command line alone: they say where others come from, and how to log."""
+"""Options that are no part of a configuration: how a role starts, and where its keys come from."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
@@ -41,19 +41,19 @@ class StartOptions:
 @GROUP
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinOptions:
-    """Options of those that join a server or broker: of edge and provider."""
+    """Options of roles that join a server or broker: edge and provider."""
 
     join: Annotated[str | None, Parameter(group=KEYS, metavar="STRING")] = None
-    """The join string that the server or `goreprox keys add` printed. Other users of this machine can see it in the
-    list of processes: prefer --join-file."""
+    """Join with this string, which the server or `goreprox keys add` printed. Other users of this machine can see it in
+    the list of processes: prefer --join-file."""
     join_file: Annotated[File, Parameter(group=KEYS)] = None
-    """File with the join string."""
+    """Read the join string from this file."""
 
 
 StateDir = Annotated[
     Directory,
     Parameter(
         group=KEYS,
-        help="Directory of the keys. [default: STATE_DIRECTORY, else goreprox in XDG_STATE_HOME or ~/.local/state]",
+        help="Keep keys in this directory. [default: STATE_DIRECTORY, else goreprox in XDG_STATE_HOME or ~/.local/state]",
     ),
 ]

@@ -32,9 +32,9 @@ _Edges = Annotated[Port, Parameter(group=ADDRESSES)]
 
 def server(
     *,
+    peers: PeerConfig | None = None,
     edges: Annotated[_Edges | None, Parameter(show_default=False)] = None,
     state_dir: StateDir = None,
-    peers: PeerConfig | None = None,
     clients: ClientConfig | None = None,
     connections: ConnectionConfig | None = None,
     process: ProcessConfig | None = None,
@@ -76,9 +76,9 @@ def edge(
     Parameters
     ----------
     broker
-        A broker and its port for edges, 9888 by default. May be repeated. [default: as the join string says]
+        Connect to this broker, by default to port 9888. May be repeated. [default: as the join string says]
     workers
-        Processes that share the ports. Limits of connections and memory are for each of them.
+        Run so many processes that share the ports. Limits of connections and memory are for each of them.
     """
     member = membership("edge", process or ProcessConfig(), broker, join)
     if not member.addresses:
@@ -96,9 +96,9 @@ def edge(
 
 def broker(
     *,
+    peers: PeerConfig | None = None,
     edges: _Edges = EDGES,
     state_dir: StateDir = None,
-    peers: PeerConfig | None = None,
     process: ProcessConfig | None = None,
     start: StartOptions | None = None,
 ) -> None:
@@ -135,13 +135,12 @@ def provider(
     Parameters
     ----------
     target
-        [SERVICE=][tls://][HOST:]PORT of a TCP server to expose; tls:// if it speaks TLS only. The service is `default`
-        and the host 127.0.0.1 if not given. May be repeated. Required.
+        Expose this TCP server: [SERVICE=][tls://][HOST:]PORT, with tls:// if it speaks TLS only. By default the
+        service is `default` and the host 127.0.0.1. May be repeated. Required.
     server
-        A server or broker and its port for providers, 9887 by default. May be repeated. [default: as the join string
-        says]
+        Connect to this server or broker, by default to port 9887. May be repeated. [default: as the join string says]
     weight
-        Share of new connections beside other providers of the same service, 0.01 to 1000.
+        Get this share of new connections, relative to other providers of the service, 0.01 to 1000.
     """
     if not target:
         raise ConfigError("target: none is given; say what to expose, like `goreprox provider 3000 --join-file FILE`")

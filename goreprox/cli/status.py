@@ -30,13 +30,13 @@ def status(
     json
         Print a JSON array, one object per process, as docs/status.md describes.
     verbose
-        Show all there is, as tables, in the words of docs/architecture.md.
+        Show everything, as tables, in the terms of docs/architecture.md.
     name
-        Only processes of this name.
+        Show only processes with this name.
     role
-        Only processes of this role.
+        Show only processes of this role.
     runtime_dir
-        Directory of their lock files. [default: as theirs, and /run/goreprox*]
+        Look for processes in this directory. [default: that of roles, and /run/goreprox*]
     """
     answers = ask_all([runtime_dir] if runtime_dir else runtime_dirs(), role=role, name=name)
     if json:

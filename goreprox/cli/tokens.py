@@ -37,7 +37,7 @@ _File = Annotated[
         env_var="GOREPROX_AUTH_TOKENS",
         show_env_var=False,
         metavar="FILE",
-        help="The file of tokens; `goreprox token new` creates it.",
+        help="Use this file of tokens; `goreprox token new` creates it.",
     ),
 ]
 
@@ -61,11 +61,11 @@ def new(
     Parameters
     ----------
     name
-        Whose token: what logs say.
+        Its name, which is logged with requests.
     services
-        The services that it is for, separated by commas. [default: all]
+        Allow these services only, separated by commas. [default: all]
     expires
-        When it expires: a date like 2030-01-01 or 2030-01-01T12:00+01:00, UTC unless a zone is given, or a time from
+        Let it expire at a date like 2030-01-01 or 2030-01-01T12:00+01:00, UTC unless a zone is given, or a time from
         now like 30d or 12h. [default: never]
     """
     check_name("token", name)

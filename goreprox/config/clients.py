@@ -41,11 +41,11 @@ class TokenConfig:
     file: Annotated[File, Parameter(name="--auth-tokens", group=KEYS)] = None
     """Require a token from this file with each HTTP request; `goreprox token new` makes them."""
     header: Annotated[str, Parameter(name="--auth-header", group=KEYS, metavar="NAME")] = DEFAULT_AUTH_HEADER
-    """HTTP header that carries the token."""
+    """Expect the token in this HTTP header."""
     exempt_ports: Annotated[
         tuple[int, ...], several(units.count, "PORT"), Parameter(name="--without-tokens", group=KEYS)
     ] = ()
-    """Port of a tcp:// or tls:// listener beside --auth-tokens whose clients need none. May be repeated."""
+    """Let clients of this tcp:// or tls:// port connect without a token. May be repeated."""
 
     def __post_init__(self) -> None:
         if not _FIELD_NAME.fullmatch(self.header) or self.header.lower() in _NO_AUTH_HEADERS:
@@ -57,10 +57,10 @@ class TokenConfig:
                 raise ConfigError(f"without-tokens {port}: there are no --auth-tokens that a port could be without")
 
     def check(self, listeners: Sequence[Listener]) -> None:
-        """Accept listeners that can check tokens, or are exempt one by one, lest one be forgotten.
+        """Require that each listener can check tokens, or that its port is exempt.
 
         Raises:
-            ConfigError: one is neither.
+            ConfigError: one cannot, or an exempt port does not exist.
         """
         raw = {listener.address.port: listener for listener in listeners if not listener.scheme.is_http}
         for port in self.exempt_ports:
@@ -81,13 +81,13 @@ class TlsConfig:
     """Options of TLS with clients."""
 
     cert: Annotated[File, Parameter(name="--tls-cert", group=KEYS)] = None
-    """PEM file with the certificate for tls:// and https:// and its chain. Reread when it changes."""
+    """Use this certificate and its chain for tls:// and https://; PEM, reread when it changes."""
     key: Annotated[File, Parameter(name="--tls-key", group=KEYS)] = None
-    """PEM file with the certificate's private key."""
+    """Use this private key of the certificate; PEM, reread when it changes."""
     client_ca: Annotated[File, Parameter(name="--tls-client-ca", group=KEYS)] = None
-    """PEM file of CA certificates; clients without a certificate signed by one of them are rejected."""
+    """Reject TLS clients without a certificate signed by one of these CAs; PEM, reread when it changes."""
     alpn: Annotated[tuple[str, ...], several(str, "PROTOCOL"), Parameter(name="--tls-alpn", group=KEYS)] = ()
-    """Protocol that tls:// ports agree on with clients (ALPN), like h2 for gRPC. May be repeated. [default: none]"""
+    """Offer this protocol at tls:// ports (ALPN), like h2 for gRPC. May be repeated. [default: none]"""
 
     def __post_init__(self) -> None:
         for protocol in self.alpn:
@@ -96,10 +96,10 @@ class TlsConfig:
         check_distinct("tls-alpn", self.alpn)
 
     def check(self, listeners: Sequence[Listener]) -> None:
-        """Accept listeners that need what there is, no more and no less.
+        """Require that listeners have the files that they need, and need those that there are.
 
         Raises:
-            ConfigError: one has no certificate, or a file is for none.
+            ConfigError: a file is missing, or is for no listener.
         """
         given = {"tls-cert": self.cert, "tls-key": self.key}
         wanting = next((listener for listener in listeners if listener.scheme.is_tls), None)
@@ -126,7 +126,7 @@ def _rules(option: str) -> Parameter:
 @GROUP
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """Where clients connect, which of them are admitted, and what is spoken with them."""
+    """Options of listeners: addresses, routes, access rules, HTTP, tokens and TLS."""
 
     listeners: Annotated[
         tuple[Listener, ...],
@@ -136,28 +136,28 @@ class ClientConfig:
     """Accept clients here, for this service. SCHEME is tcp (default) or http, or, with TLS, tls or https. May be
     repeated. [default: 8080]"""
     reuse_port: Annotated[bool, Parameter(group=ADDRESSES)] = False
-    """Let other processes with this option listen on the same ports."""
+    """Share the ports with other processes that have this option."""
     routes: Annotated[
         tuple[Route, ...], several(Route.parse, "HOST=SERVICE"), Parameter(name="--route", group=ADDRESSES)
     ] = ()
-    """Service of HTTP requests for this host; HOST is a name, *.NAME or *. May be repeated."""
+    """Route HTTP requests for this host to a service; HOST is a name, *.NAME or *. May be repeated."""
     allow: Annotated[tuple[Rule, ...], _rules("allow"), Parameter(group=LIMITS)] = ()
-    """Networks of clients that may connect; SCOPE is a service or a port. May be repeated. [default: all]"""
+    """Admit clients from this network only; SCOPE is a service or a port. May be repeated. [default: all]"""
     deny: Annotated[tuple[Rule, ...], _rules("deny"), Parameter(group=LIMITS)] = ()
-    """Networks of clients that are rejected, even if allowed. May be repeated."""
+    """Reject clients from this network, even if allowed. May be repeated."""
     max_connections_per_address: Annotated[
         Count | None, Parameter(group=LIMITS, metavar="NUMBER", show_default=False)
     ] = None
-    """Connections at a time from one client address, in each process; 0: any number.
-    [default: a quarter of --max-connections; any number from this machine]"""
+    """Limit connections at a time from one client address, in each process; 0: no limit.
+    [default: a quarter of --max-connections; no limit for this machine]"""
     trusted_proxies: Annotated[
         tuple[Network, ...],
         several(functools.partial(parse_network, "trusted-proxies"), "CIDR"),
         Parameter(group=LIMITS),
     ] = ()
-    """Networks of proxies whose X-Forwarded-For and Forwarded are believed. May be repeated."""
+    """Trust X-Forwarded-For and Forwarded from proxies in this network. May be repeated."""
     proxy_protocol_from: Annotated[tuple[Rule, ...], _rules("proxy-protocol-from"), Parameter(group=LIMITS)] = ()
-    """Networks of proxies whose connections begin with a PROXY protocol header. May be repeated."""
+    """Expect a PROXY protocol header from proxies in this network. May be repeated."""
     http: HttpConfig = field(default_factory=HttpConfig)
     tokens: TokenConfig = field(default_factory=TokenConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
@@ -209,7 +209,7 @@ class ClientConfig:
         return tuple(dict.fromkeys(name for listener in self.listeners for name in self.services_of(listener)))
 
     def services_of(self, listener: Listener) -> tuple[str, ...]:
-        """Return what clients can ask for at a listener."""
+        """Return the services that clients can ask for at a listener."""
         if listener.scheme.is_http and self.routes:
             return tuple(dict.fromkeys(route.service for route in self.routes))
         return (listener.service,)

@@ -50,9 +50,9 @@ class Limits:
     """How long the header section of a request may be."""
 
     head_bytes: Annotated[Count, Parameter(name="--max-header-bytes", group=LIMITS)] = DEFAULT_HEAD_BYTES
-    """Bytes that the header section of an HTTP request may have, 1024 to 262144."""
+    """Limit the bytes of the header section of HTTP requests, 1024 to 262144."""
     lines: Annotated[Count, Parameter(name="--max-header-lines", group=LIMITS)] = DEFAULT_HEAD_LINES
-    """Header lines that an HTTP request may have, 10 to 1000."""
+    """Limit the header lines of HTTP requests, 10 to 1000."""
 
     def __post_init__(self) -> None:
         check_range("max-header-bytes", self.head_bytes, MIN_HEAD_BYTES, MAX_HEAD_BYTES)
@@ -68,15 +68,15 @@ class HttpConfig:
     """Options of all HTTP listeners of a process."""
 
     queue_timeout_s: Annotated[Seconds, Parameter(name="--queue-timeout", group=LIFETIMES)] = DEFAULT_QUEUE_TIMEOUT_S
-    """How long an HTTP request waits for a provider."""
+    """Answer an HTTP request with 503 after so long without a provider."""
     via: Annotated[bool, Parameter(group=PROCESS)] = False
-    """Add Via to HTTP requests. Targets may then no longer compress their responses, as nginx by default."""
+    """Add Via to HTTP requests. Many targets, nginx by default, then no longer compress their responses."""
     hosts: Annotated[
         tuple[HostHeader, ...],
         several(HostHeader.parse, "[SERVICE=]NAME"),
         Parameter(name="--host-header", group=ADDRESSES),
     ] = ()
-    """Host that targets get in HTTP requests. May be repeated. [default: as the client sent it]"""
+    """Replace the Host of HTTP requests to targets. May be repeated. [default: as the client sent it]"""
     limits: Limits = field(default_factory=Limits)
     access_log: Annotated[bool, Parameter(group=PROCESS)] = True
     """Log each HTTP request."""

@@ -42,14 +42,14 @@ class ProcessConfig:
     """Options of every role."""
 
     name: Annotated[str | None, Parameter(group=PROCESS, metavar="NAME")] = None
-    """Name shown to the other side; processes of one name are replicas. [default: this host's name]"""
+    """Set the name that the other side shows; processes with one name are replicas. [default: this host's name]"""
     runtime_dir: Annotated[Directory, Parameter(group=PROCESS)] = None
-    """Directory for lock files and the status socket. [default: goreprox in XDG_RUNTIME_DIR or /run, else in the
-    temporary directory]"""
+    """Keep lock files and the status socket in this directory. [default: goreprox in XDG_RUNTIME_DIR or /run, else in
+    the temporary directory]"""
     insecure: Annotated[bool, Parameter(group=KEYS)] = False
     """Disable encryption and authentication of links; anyone who can reach the port can join."""
     link_timeout_s: Annotated[Seconds, Parameter(name="--link-timeout", group=LIFETIMES)] = DEFAULT_LINK_TIMEOUT_S
-    """Silence after which a link counts as broken."""
+    """Take a link for broken after so long without a message."""
 
     def __post_init__(self) -> None:
         check_name("name", self.own_name)
@@ -69,18 +69,18 @@ class ProcessConfig:
 @GROUP
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionConfig:
-    """Options of those that own connections of clients or to targets: of server, edge and provider."""
+    """Options of roles that own connections of clients or to targets: server, edge and provider."""
 
     grace_s: Annotated[Seconds, Parameter(name="--grace", group=LIFETIMES)] = DEFAULT_GRACE_S
-    """How long connections outlive a broken link. The smaller value of the two sides counts."""
+    """Keep connections for so long while the link is down. The smaller value of the two sides counts."""
     drain_s: Annotated[Seconds, Parameter(name="--drain", group=LIFETIMES)] = DEFAULT_DRAIN_S
-    """How long connections may take to end after SIGTERM or Ctrl-C; a second signal resets them at once."""
+    """Let connections end for so long after SIGTERM or Ctrl-C; a second signal resets them at once."""
     half_closed_timeout_s: Annotated[SecondsOrNever, Parameter(name="--half-closed-timeout", group=LIFETIMES)] = None
-    """Reset a half-closed connection after so long without traffic; 0: never."""
+    """Reset half-closed connections after so long without traffic; 0: never."""
     max_connections: Annotated[Count, Parameter(group=LIMITS)] = DEFAULT_MAX_CONNECTIONS
-    """Connections at a time. Further ones wait."""
+    """Limit connections at a time; further ones wait."""
     memory_bytes: Annotated[Mebibytes, Parameter(name="--memory", group=LIMITS)] = DEFAULT_MEMORY_MIB * MIB
-    """Memory for data in transit, both directions together, without that of TLS."""
+    """Limit the memory for data in transit, both directions together, without that of TLS."""
 
     def __post_init__(self) -> None:
         check_seconds("grace", self.grace_s, least=0.1)

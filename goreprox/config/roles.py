@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @GROUP
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConfig:
-    """Options of those that accept peers: of server and broker."""
+    """Options of roles that accept peers: server and broker."""
 
     providers: Annotated[Port, Parameter(group=ADDRESSES)] = PROVIDERS
     """Accept providers here."""
@@ -62,10 +62,10 @@ class PeerConfig:
         several(functools.partial(Address.parse, default_port=SAME_PORT), "HOST[:PORT]"),
         Parameter(name="--address", group=ADDRESSES),
     ] = ()
-    """The public address of this machine, which join strings name. It is remembered. May be repeated. [default: this
-    machine's name]"""
+    """Put this address of the machine into join strings. It is remembered. May be repeated. [default: this machine's
+    name]"""
     max_peers: Annotated[Count, Parameter(group=LIMITS)] = DEFAULT_MAX_PEERS
-    """Providers and edges at a time."""
+    """Limit providers and edges at a time."""
 
     def __post_init__(self) -> None:
         check_range("max-peers", self.max_peers, 1, MAX_PEERS)
@@ -84,15 +84,15 @@ class DialConfig:
     """How a provider connects to its targets."""
 
     timeout_s: Annotated[Seconds, Parameter(name="--dial-timeout", group=LIFETIMES)] = DEFAULT_DIAL_TIMEOUT_S
-    """How long connecting to the target may take."""
+    """Give up connecting to a target after so long."""
     proxy_protocol: Annotated[
         ProxyVersion | None,
         one(lambda text: ProxyVersion(choice("v1", "v2")(text)), "VERSION", show_default=False),
         Parameter(group=ADDRESSES),
     ] = None
-    """Tell targets the client's address by a PROXY protocol header before its first byte."""
+    """Send targets the client's address in a PROXY protocol header."""
     ca: Annotated[File, Parameter(name="--target-ca", group=KEYS)] = None
-    """PEM file of CA certificates that sign those of tls:// targets. [default: those of the system]"""
+    """Trust these CAs for tls:// targets; PEM, reread when it changes. [default: those of the system]"""
     insecure: Annotated[bool, Parameter(name="--target-insecure", group=KEYS)] = False
     """Accept any certificate of tls:// targets."""
 
@@ -100,10 +100,10 @@ class DialConfig:
         check_seconds("dial-timeout", self.timeout_s, least=0.1)
 
     def check(self, targets: Sequence[Target]) -> None:
-        """Accept targets for which what is said of TLS is meant.
+        """Require that options of TLS are for a target, and do not contradict each other.
 
         Raises:
-            ConfigError: it is meant for none, or contradicts itself.
+            ConfigError: they are for none, or do.
         """
         for option, given in (("target-ca", self.ca is not None), ("target-insecure", self.insecure)):
             if given and not any(target.tls for target in targets):
@@ -124,7 +124,7 @@ class ServerConfig:
     peers: PeerConfig = field(default_factory=PeerConfig)
     edges: Address | None = None
     state_dir: Path | None = None
-    """Where the keys are; None: links without keys."""
+    """The directory of the keys; None: links without keys."""
 
     def __post_init__(self) -> None:
         ports = [*self.clients.ports, ("providers", self.peers.providers)]
@@ -158,7 +158,7 @@ class BrokerConfig:
     peers: PeerConfig = field(default_factory=PeerConfig)
     edges: Address = EDGES
     state_dir: Path | None = None
-    """Where the keys are; None: links without keys."""
+    """The directory of the keys; None: links without keys."""
 
     def __post_init__(self) -> None:
         check_ports([("providers", self.peers.providers), ("edges", self.edges)])

@@ -54,6 +54,6 @@ StateDir = Annotated[
     Directory,
     Parameter(
         group=KEYS,
-        help="Keep keys in this directory. [default: STATE_DIRECTORY, else goreprox in XDG_STATE_HOME or ~/.local/state]",
+        help="Keep keys here. [default: STATE_DIRECTORY, else goreprox in XDG_STATE_HOME or ~/.local/state]",
     ),
 ]

@@ -1,6 +1,6 @@
-"""The way of a client into an edge: accepted, its PROXY header read, access rules, TLS, in this order.
+"""Admits clients to an edge: accept, PROXY header, access rules, TLS, in this order.
 
-Whoever does not pass a step is reset.
+A client that does not pass a step is reset.
 """
 
 import functools
@@ -77,11 +77,11 @@ class Admission:
         self._log = LimitedLog()
 
     def __len__(self) -> int:
-        """Return how many clients are on their way in."""
+        """Return the number of clients that are not admitted yet."""
         return len(self._proxies) + len(self._handshakes)
 
     def _accepted(self, sock: socket.socket, peer: Endpoint, listener: Listener) -> None:
-        """Let a client go on, or the PROXY header of a proxy say who it is."""
+        """Identify a client by its address, or by the PROXY header if it is a proxy."""
         try:
             sockets.adopt(sock)
             destination = Endpoint(*sock.getsockname()[:2])
@@ -144,6 +144,6 @@ class Admission:
         self.listeners.start()
 
     def close(self) -> None:
-        """Reset all that are on their way in."""
+        """Reset all clients that are not admitted yet."""
         self._proxies.close()
         self._handshakes.close()

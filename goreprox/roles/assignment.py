@@ -108,7 +108,7 @@ class Assignment:
     def _add_pending(self, owner: StreamOwner) -> None:
         queue, service = self._queue_of(owner), owner.stream.service
         if not queue:
-            why = "has room for more" if self._offers.available(service) else "is there"
+            why = "has room for more" if self._offers.available(service) else "is connected"
             text = f"no provider of {service} {why}: clients wait up to {queue.timeout_s:g} s"
             self._log.say("no_provider", text, service=service)
         queue.add(owner)

@@ -98,4 +98,4 @@ async def run(config: BrokerConfig) -> None:
             await life.stop.wait()
             logger.bind(event="stopping").info("shutting down")
             for way in ways:
-                await way.close(linger_s=LINGER_S)  # peers are told
+                await way.close(linger_s=LINGER_S)  # until peers have the reason

@@ -86,7 +86,7 @@ class Dialer:
         connected: Callable[[Stream, Socket], None],
         failed: Callable[[Stream, str], None],
     ) -> None:
-        """`connected` takes over the stream and the target's socket; `failed` is told why a stream has ended instead.
+        """`connected` takes over the stream and the target's socket; `failed` is called for one that has ended.
 
         Raises:
             StartError: the file of `--target-ca` cannot be used.
@@ -135,7 +135,7 @@ class _Dial:
         """Those to be tried after it."""
         self._next_address: asyncio.TimerHandle | None = None
         timeout_s = dialer.config.timeout_s
-        self._deadline = self._loop.call_later(timeout_s, self._refuse, f"no answer within {timeout_s:g} s")
+        self._deadline = self._loop.call_later(timeout_s, self._refuse, f"no response within {timeout_s:g} s")
         self._cancels: list[Callable[[], object]] = [self._deadline.cancel]
         """What ends each step that was begun; no effect on those that are done."""
         stream.owner = self

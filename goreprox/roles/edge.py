@@ -106,7 +106,7 @@ class Edge:
         self.assignment.connect(owner)
 
     def reusable(self, stream: Stream) -> bool:
-        """Whether the provider of a stream is there, and accepts requests."""
+        """Return whether the provider of a stream is reachable and accepts streams."""
         peer = self.driver.peer_of(stream)
         return peer is not None and peer.available
 

@@ -24,7 +24,7 @@ class OfferCheck:
         self._services = services
         self._log = LimitedLog()
         self._unknown: set[str] = set()
-        """Services that nobody offers, which was logged."""
+        """Services that no provider offers, which was logged."""
         self._shared: dict[str, None] = {}
         """Services whose providers have different targets, which was logged."""
         self._changed: set[str] = set()

@@ -15,7 +15,7 @@ class PendingQueue:
     def __init__(
         self, *, timeout_s: float, clock: Callable[[], float], expired: Callable[[StreamOwner, str], None]
     ) -> None:
-        """Measure `timeout_s` by `clock`, in seconds; `expired` is told which stream was removed by it, and why."""
+        """Measure `timeout_s` by `clock`; `expired` is called with each stream that timed out, and the reason."""
         self.timeout_s = timeout_s
         self._expired = expired
         self._clock = clock

@@ -1,4 +1,4 @@
-"""The provider: dials the target for every stream that an edge opens."""
+"""The provider: connects each stream that an edge opens to the target of its service."""
 
 from loguru import logger
 
@@ -77,7 +77,7 @@ class Provider:
         self._log.say(
             "service_denied",
             f"refused {peer.title}: it opened a stream of the service {service}, which it has not announced, so that "
-            "its key was not checked for it; no edge of ours does so: if it goes on, revoke its key",
+            "its key was not checked for it; no edge of ours does so: if it happens again, revoke its key",
             peer=peer.info.name.name,
             service=service,
         )

@@ -39,13 +39,13 @@ class Reachable:
         self._logged = {edge.id: self._logged.get(edge.id, frozenset()) for edge in edges}
         for edge in edges:
             self._log_addresses(edge)
-        heard = {service for edge in edges for service in edge.services}
+        listened = {service for edge in edges for service in edge.services}
         for service in self._targets:
-            if edges and service not in heard:
+            if edges and service not in listened:
                 self._log.say(
                     "not_listened",
-                    f"no edge listens for the service {service}: it gets no clients; listened for: {listing(heard)}; "
-                    "is one of the names misspelt?",
+                    f"no edge listens for the service {service}: it gets no clients; listened for: "
+                    f"{listing(listened)}; is one of the names misspelt?",
                     service=service,
                 )
         shared = {service for edge in edges for service in shared_of(edge.info.attributes)} & self._targets.keys()

@@ -70,7 +70,7 @@ async def run(config: EdgeConfig, *, log_level: str, log_json: bool) -> None:
 
 
 class Parent(Lifetime):
-    """Keeps one process running for each job, until it is told to stop."""
+    """Keeps one process running for each job, until it is to stop."""
 
     def __init__(self, jobs: list[Job]) -> None:
         super().__init__()

@@ -348,7 +348,7 @@ async def test_a_target_whose_certificate_does_not_count_gets_nothing(
 
 @pytest.mark.parametrize(
     ("greeting", "options", "cause"),
-    [(b"", ("--dial-timeout", "0.5"), "no answer within 0.5 s"), (b"220 this is no TLS\r\n", (), "TLS: ")],
+    [(b"", ("--dial-timeout", "0.5"), "no response within 0.5 s"), (b"220 this is no TLS\r\n", (), "TLS: ")],
     ids=["says nothing", "says something else"],
 )
 async def test_a_target_that_does_not_speak_tls_is_a_target_that_cannot_be_reached(

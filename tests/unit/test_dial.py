@@ -134,7 +134,7 @@ async def test_a_dial_that_timed_out_ends_the_handshake_with_the_second_address(
         asked = Asked()
         dialer(monkeypatch, asked, first.getsockname(), silent.getsockname(), tls=True).dial(asked)
         await eventually(lambda: asked.outcome)
-        assert asked.outcome == ["target example.org:80: no answer within 2 s"]
+        assert asked.outcome == ["target example.org:80: no response within 2 s"]
         sock, _ = silent.accept()
         with sock:
             sock.settimeout(DIAL_TIMEOUT_S)

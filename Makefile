@@ -35,7 +35,7 @@ release: tagged dist
 	$(BIN)/twine upload dist/*
 
 tagged:
-	@git describe --exact-match --match 'v*' && test -z "$$(git status --porcelain)" || \
+	@git describe --exact-match --tags --match 'v*' && test -z "$$(git status --porcelain)" || \
 		{ echo 'check out a commit with a tag such as v1.2.3, and nothing else' >&2; exit 1; }
 
 # The file of all options, from their declarations.

@@ -58,7 +58,7 @@ def test_a_target_may_speak_tls(started: Started) -> None:
     assert config.dial.insecure
 
 
-def test_flag_wins_over_variable_over_table_over_top_level(
+def test_flags_take_precedence_over_variables_tables_and_the_top_level(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "goreprox.toml"
@@ -213,7 +213,7 @@ def test_a_provider_can_be_configured_by_its_file_alone(started: Started, tmp_pa
         ("grace = 'soon'", "goreprox.toml: grace 'soon': expected seconds, or a time like 500ms, 60s, 5m or 1h30m"),
     ],
 )
-def test_a_bad_file_is_refused_by_name(
+def test_an_invalid_file_is_rejected_with_its_name(
     started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
 ) -> None:
     (tmp_path / "goreprox.toml").write_text(content)
@@ -224,7 +224,7 @@ def test_a_bad_file_is_refused_by_name(
     assert started.config is None
 
 
-def test_keys_of_other_commands_may_stand_at_the_top(started: Started, tmp_path: Path) -> None:
+def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_path: Path) -> None:
     (tmp_path / "goreprox.toml").write_text("dial-timeout = 3\nsize = 4\ngrace = 11")
     assert server(started).connections.grace_s == 11
 
@@ -358,7 +358,7 @@ def test_plaintext_beyond_loopback_warns_in_one_line(
 
 @pytest.mark.parametrize("text", ["INFO", "Info", "warn", "WARN", "WARNING", "warning"])
 @pytest.mark.parametrize("where", ["flag", "variable", "file"])
-def test_levels_are_taken_in_any_case(
+def test_log_levels_are_accepted_in_any_case(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, where: str
 ) -> None:
     if where == "variable":
@@ -377,7 +377,7 @@ def test_levels_are_taken_in_any_case(
     assert "at warning" in error
 
 
-def test_an_empty_variable_names_no_file(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_is_no_file_name(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOREPROX_CONFIG", "")
     assert server(started) == ServerConfig(process=INSECURE)
 
@@ -389,7 +389,7 @@ class Full(io.StringIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_standard_output_that_takes_nothing_is_one_line_and_no_token_is_left(
+def test_an_unwritable_standard_output_is_one_line_and_leaves_no_token(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdout", Full())
@@ -409,7 +409,7 @@ def joined(tmp_path: Path, name: str = "laptop", role: str = "provider") -> tupl
     return path, Join.parse(path.read_text())
 
 
-def test_a_join_string_comes_by_flag_file_and_variable_and_says_all_there_is(
+def test_a_join_string_may_be_a_flag_a_file_or_a_variable_and_is_all_a_provider_needs(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, join = joined(tmp_path)
@@ -436,7 +436,7 @@ def test_a_join_string_comes_by_flag_file_and_variable_and_says_all_there_is(
     assert started.config.servers == (Address("other", 1),) and started.config.security == join.security
 
 
-def test_an_edge_joins_by_a_key_for_edges(started: Started, tmp_path: Path) -> None:
+def test_an_edge_joins_with_a_key_for_edges(started: Started, tmp_path: Path) -> None:
     path, join = joined(tmp_path, "front", "edge")
     assert cli.main(["edge", "--join-file", str(path)]) == 0
     assert started.config.brokers == (Address("tunnel.example.org", 9888),)
@@ -458,7 +458,7 @@ def test_a_join_string_is_for_one_role_and_name(
     assert capsys.readouterr().err == f"goreprox: {message}\n"
 
 
-def test_a_join_file_that_others_may_read_is_refused(
+def test_a_join_file_that_others_can_read_is_rejected(
     started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, _ = joined(tmp_path)
@@ -484,7 +484,7 @@ def test_no_error_shows_a_join_string(
 
 
 @pytest.mark.parametrize("command", ["server", "broker"])
-def test_keys_are_on_by_default_and_their_directory_can_be_named(
+def test_keys_are_used_by_default_and_their_directory_can_be_chosen(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     def state_dir(*flags: str) -> Path | None:
@@ -501,7 +501,7 @@ def test_keys_are_on_by_default_and_their_directory_can_be_named(
     assert state_dir("--insecure") is None
 
 
-def test_keys_work_on_the_directory_of_the_server_and_heed_no_other_variable(
+def test_keys_uses_the_state_directory_of_the_server_and_ignores_other_variables(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     joined(tmp_path)
@@ -532,7 +532,7 @@ def test_keys_work_on_the_directory_of_the_server_and_heed_no_other_variable(
     assert "key none: there is none" in capsys.readouterr().err
 
 
-def test_the_commands_show_whom_the_server_knows_and_no_secret(
+def test_keys_commands_show_authorised_peers_and_no_secret(
     started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["keys", "add", "laptop", "--services", "web, ssh"]) == 0
@@ -559,9 +559,7 @@ def test_help_shows_defaults_and_units(capsys: pytest.CaptureFixture[str]) -> No
         assert part in shown
 
 
-def test_keys_are_shown_and_made_for_programs(
-    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_keys_prints_json_for_programs(started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["keys", "add", "laptop", "--services", "web,ssh", "--address", "h", "--json"]) == 0
     added = json.loads(capsys.readouterr().out)
     path = tmp_path / "state/join/laptop.join"
@@ -584,7 +582,7 @@ def test_keys_are_shown_and_made_for_programs(
     assert (shown[0]["services"], shown[0]["join_file"]) == (None, None)
 
 
-def test_the_services_of_a_key_can_be_changed_and_nothing_else_of_it_changes(
+def test_keys_set_changes_the_services_of_a_key_and_nothing_else(
     started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["keys", "add", "laptop", "--services", "web"]) == 0
@@ -606,20 +604,20 @@ def test_the_services_of_a_key_can_be_changed_and_nothing_else_of_it_changes(
         assert message in capsys.readouterr().err
 
 
-def test_windows_gets_a_clear_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_windows_is_not_supported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert cli.main(["--version"]) == 1
     assert "Windows is not supported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_the_commands(shell: Any) -> None:
+def test_completion_scripts_have_commands_and_options(shell: Any) -> None:
     script = app.generate_completion(shell=shell)
     assert "provider" in script
     assert "grace" in script
 
 
-def test_version_and_help_load_no_networking() -> None:
+def test_version_and_help_import_no_networking() -> None:
     code = (
         "import sys; from goreprox.cli.main import main; main(['--version']); main(['server', '--help']);"
         "print(sorted({'zmq', 'asyncio', 'cbor2', 'loguru'} & set(sys.modules)))"
@@ -629,7 +627,7 @@ def test_version_and_help_load_no_networking() -> None:
     assert shown.endswith("[]\n")
 
 
-def test_the_document_names_every_option_in_its_three_spellings() -> None:
+def test_the_document_has_every_option_as_flag_variable_and_key() -> None:
     document = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         for key in sources.keys(command):
@@ -659,7 +657,7 @@ def test_a_new_token_is_printed_once_and_its_hash_is_kept(tmp_path: Path, capsys
     assert path.read_text() == text
 
 
-def test_a_file_of_tokens_keeps_its_links_and_its_mode(tmp_path: Path) -> None:
+def test_a_token_file_keeps_its_symbolic_links_and_its_mode(tmp_path: Path) -> None:
     path, link = tmp_path / "tokens.toml", tmp_path / "link"
     link.symlink_to(path)
     for command in ("new", "revoke"):
@@ -707,7 +705,7 @@ def test_tokens_are_listed_without_hashes_and_revoked_one_by_one(
 
 
 @pytest.mark.parametrize("form", ['[tokens]\nbob.sha256 = "{0}"\n', 'tokens = {{ bob = {{ sha256 = "{0}" }} }}\n'])
-def test_a_token_that_is_no_table_of_its_own_is_left_to_its_author(
+def test_a_token_that_is_not_a_table_of_its_own_is_not_edited(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     path = tmp_path / "tokens.toml"
@@ -718,7 +716,7 @@ def test_a_token_that_is_no_table_of_its_own_is_left_to_its_author(
     assert path.read_text() == before
 
 
-def test_a_token_is_revoked_on_a_full_disk_but_none_is_made(
+def test_on_a_full_disk_tokens_are_revoked_but_not_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "tokens"

@@ -177,7 +177,7 @@ CASES: Final[list[Case]] = [
 @pytest.mark.parametrize(
     ("arguments", "files", "variables", "message"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_each_mistake_gets_one_line_that_says_what_to_do(  # noqa: PLR0917 -- fixtures, and a row of the table
+def test_each_mistake_is_reported_in_one_line_that_says_what_to_do(  # noqa: PLR0917 -- fixtures, and a row of the table
     started: Started,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -200,7 +200,7 @@ def test_each_mistake_gets_one_line_that_says_what_to_do(  # noqa: PLR0917 -- fi
     assert started.config is None
 
 
-def test_a_join_string_may_be_wrapped_anywhere_by_whoever_copied_it(started: Started, tmp_path: Path) -> None:
+def test_a_join_string_may_have_line_breaks_anywhere(started: Started, tmp_path: Path) -> None:
     text = StateDir(tmp_path / "state").add(Role.PROVIDER, "laptop", None).read_text().strip()
     for place in range(1, len(text), 7):
         started.config = None
@@ -209,7 +209,7 @@ def test_a_join_string_may_be_wrapped_anywhere_by_whoever_copied_it(started: Sta
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_called_so(
+def test_a_full_disk_is_reported_as_such(
     started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
 ) -> None:
     def full(*_: object) -> int:
@@ -223,7 +223,7 @@ def test_a_full_disk_is_called_so(
     assert "None" not in error and "writable" not in error
 
 
-def test_an_unknown_variable_is_warned_of_and_one_without_content_is_as_if_it_were_not_there(
+def test_unknown_variables_are_logged_and_empty_ones_are_unset(
     started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["broker"]) == 0
@@ -262,7 +262,7 @@ def test_an_empty_variable_does_not_put_keys_into_the_working_directory(
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
-def test_no_option_that_is_a_number_is_left_to_a_converter_that_rounds() -> None:
+def test_no_numeric_option_is_rounded() -> None:
     apps = [app[command] for command in COMMANDS]
     apps += [app[group][command] for group in ("keys", "token") for command in app[group] if command[0] != "-"]
     for each in apps:

@@ -29,7 +29,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("command", HELPFUL, ids=" ".join)
 @pytest.mark.parametrize("columns", [80, 200, 40])
-def test_no_line_of_help_is_broken_and_the_rule_for_variables_is_said_once(
+def test_help_fits_80_columns_and_explains_variables_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], columns: int
 ) -> None:
     monkeypatch.setattr(app, "console", Console(width=columns))
@@ -53,7 +53,7 @@ def options(command: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("command", [c for c in HELPFUL if c], ids=" ".join)
-def test_each_command_ends_its_help_with_examples_that_are_understood(
+def test_help_of_each_command_ends_with_examples_that_parse(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(app, "console", Console(width=COLUMNS))
@@ -64,13 +64,13 @@ def test_each_command_ends_its_help_with_examples_that_are_understood(
         app.parse_args(words[words.index("goreprox") + 1 :], exit_on_error=False, print_error=False)
 
 
-def test_the_commands_of_a_first_start_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_for_a_first_start_are_listed_first(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, "--help")
     order = ["server", "provider", "keys", "status", "demo", "edge", "broker", "token"]
     assert re.findall(rf"^  ({'|'.join(order)})\b", text, re.MULTILINE) == order
 
 
-def test_help_and_version_are_found_in_every_usual_spelling(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_have_every_usual_spelling(capsys: pytest.CaptureFixture[str]) -> None:
     for version in ("--version", "-V", "version"):
         assert shown(capsys, version).strip() == __version__
     assert shown(capsys) == shown(capsys, "help") == shown(capsys, "--help") == shown(capsys, "-h")
@@ -79,7 +79,7 @@ def test_help_and_version_are_found_in_every_usual_spelling(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_is_printed_and_changes_no_file(
+def test_completion_scripts_are_printed_and_no_file_is_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -90,9 +90,7 @@ def test_completion_is_printed_and_changes_no_file(
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("command", ["--help", "version", "keys add KEY --state-dir DIR"])
-def test_a_standard_file_that_the_caller_closed_ends_no_command_in_a_traceback(
-    tmp_path: Path, command: str, closed: str
-) -> None:
+def test_closed_standard_streams_cause_no_traceback(tmp_path: Path, command: str, closed: str) -> None:
     line = f"{shlex.quote(sys.executable)} -m goreprox {command.replace('DIR', shlex.quote(str(tmp_path)))} {closed}"
     done = subprocess.run(["/bin/sh", "-c", line], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -112,6 +112,6 @@ def test_no_log_line_shows_a_join_string(as_json: bool) -> None:
     assert not holds_secret(output.getvalue()), output.getvalue()
 
 
-def test_what_is_no_join_string_is_shown_as_it_is() -> None:
+def test_other_text_is_not_redacted() -> None:
     for text in ("leave goreprox:// out; write HOST:PORT", "expected goreprox://…@HOST:PORT; `goreprox keys add`"):
         assert redacted(text) == text

@@ -60,7 +60,7 @@ def test_an_address_has_four_forms(text: str, host: str | None, port: int) -> No
         ("8080:3000", "8080 is a number and no host"),
     ],
 )
-def test_a_bad_address_is_refused_with_its_cause(text: str, cause: str) -> None:
+def test_an_invalid_address_is_rejected_with_the_cause(text: str, cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
         Address.parse(text)
 
@@ -75,7 +75,7 @@ def test_a_default_port_makes_the_port_optional() -> None:
     st.one_of(st.none(), st.ip_addresses().map(str), st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z])?", fullmatch=True)),
     st.integers(0, 65535),
 )
-def test_an_address_reads_back_as_it_is_written(host: str | None, port: int) -> None:
+def test_the_text_of_an_address_parses_to_the_same_address(host: str | None, port: int) -> None:
     assert Address.parse(str(Address(host, port))) == Address(host, port)
 
 
@@ -110,13 +110,13 @@ def test_a_listener_and_a_target_may_name_a_service() -> None:
     assert Target.parse("ssh=host:22") == Target("ssh", Address("host", 22))
 
 
-def test_a_listener_of_an_unknown_scheme_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_scheme_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="'ftp' is not known; write one of tcp://, http://, tls://, https://"):
         Listener.parse("ftp://8080")
 
 
 @pytest.mark.parametrize("text", ["8080=", "8080=a b", "8080=a=b"])
-def test_a_listener_with_a_bad_service_is_refused(text: str) -> None:
+def test_a_listener_with_an_invalid_service_is_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="service"):
         Listener.parse(text)
 
@@ -128,12 +128,12 @@ def test_a_target_needs_a_name_and_a_port(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a" * 65, "a b", "a/b", "ä", "a\n"])
-def test_a_bad_name_is_refused(name: str) -> None:
+def test_an_invalid_name_is_rejected(name: str) -> None:
     with pytest.raises(ConfigError, match="expected 1 to 64 of"):
         check_name("name", name)
 
 
-def test_the_default_name_is_a_name() -> None:
+def test_the_default_name_is_valid() -> None:
     check_name("name", default_name())
 
 
@@ -153,19 +153,19 @@ def test_the_default_name_is_a_name() -> None:
         ("name", ""),
     ],
 )
-def test_a_value_out_of_its_range_is_refused(option: str, value: float) -> None:
+def test_a_value_out_of_range_is_rejected(option: str, value: float) -> None:
     arguments: dict[str, Any] = {option: value}
     with pytest.raises(ConfigError, match=f"^{option.removesuffix('_s').removesuffix('_bytes').replace('_', '-')} "):
         configured(ServerConfig, **arguments)
 
 
-def test_memory_too_small_for_the_floors_names_the_minimum() -> None:
+def test_memory_too_small_for_all_reservations_is_rejected_with_the_minimum() -> None:
     with pytest.raises(ConfigError, match="10,000 connections need at least 79 MiB"):
         ConnectionConfig(memory_bytes=78 * MIB)
     assert ConnectionConfig(memory_bytes=79 * MIB).memory_bytes // (4 * 10_000) >= 2048
 
 
-def test_listening_twice_on_one_address_is_refused() -> None:
+def test_listening_twice_on_one_address_is_rejected() -> None:
     twice = (Listener.parse("8080=a"), Listener.parse("8080=b"))
     with pytest.raises(ConfigError, match="listen :8080 and listen :8080: one port for two"):
         ClientConfig(listeners=twice)
@@ -253,7 +253,7 @@ def test_a_broker_bounds_its_peers(peers: int) -> None:
 
 
 @pytest.mark.parametrize("weight", [0, 0.001, 1001, float("nan"), float("inf")])
-def test_a_weight_is_neither_nothing_nor_everything(weight: float) -> None:
+def test_a_weight_out_of_range_is_rejected(weight: float) -> None:
     with pytest.raises(ConfigError, match=r"weight .*: expected 0.01 to 1,000"):
         ProviderConfig(targets=(TARGET,), servers=(SERVER,), weight=weight)
 

@@ -72,11 +72,11 @@ def _written(option: Option) -> str:
     return "\n".join([*lines, f"#{option.key} = {option.value}", ""])
 
 
-def test_the_example_is_what_the_declarations_say() -> None:
+def test_the_example_file_is_generated_from_the_declarations() -> None:
     assert FILE.read_text(encoding="utf-8") == text(), "write it anew: see this module's first lines"
 
 
-def test_it_changes_nothing_as_it_is_and_each_of_its_options_is_taken(
+def test_the_example_file_changes_nothing_and_each_of_its_options_is_accepted(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = FILE.read_text(encoding="utf-8")

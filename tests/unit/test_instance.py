@@ -44,7 +44,7 @@ def acquire(directory: Path, incarnation: bytes, name: str = "n") -> Instance:
     return Instance.acquire(directory, "provider", name, incarnation)
 
 
-def test_the_first_has_no_predecessor(tmp_path: Path) -> None:
+def test_the_first_process_has_no_predecessor(tmp_path: Path) -> None:
     instance = acquire(tmp_path / "new", A)
     assert instance.predecessor is None
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
@@ -52,7 +52,7 @@ def test_the_first_has_no_predecessor(tmp_path: Path) -> None:
     instance.release()
 
 
-def test_a_killed_process_is_named_by_its_successor(tmp_path: Path) -> None:
+def test_a_killed_process_is_the_predecessor_of_the_next(tmp_path: Path) -> None:
     with holder(tmp_path, A) as process:
         process.kill()
         process.wait()
@@ -61,7 +61,7 @@ def test_a_killed_process_is_named_by_its_successor(tmp_path: Path) -> None:
         instance.release()
 
 
-def test_so_is_one_that_ended_cleanly_as_its_goodbye_may_have_reached_nobody(tmp_path: Path) -> None:
+def test_a_process_that_ended_cleanly_is_a_predecessor_too(tmp_path: Path) -> None:
     with holder(tmp_path, A) as process:
         process.communicate()
         assert process.returncode == 0
@@ -70,7 +70,7 @@ def test_so_is_one_that_ended_cleanly_as_its_goodbye_may_have_reached_nobody(tmp
         instance.release()
 
 
-def test_replicas_take_slots_of_their_own_and_are_not_taken_for_dead(tmp_path: Path) -> None:
+def test_replicas_have_slots_of_their_own_and_do_not_count_as_dead(tmp_path: Path) -> None:
     with holder(tmp_path, A) as first, holder(tmp_path, B):
         third = acquire(tmp_path, C)
         assert (third.path.name, third.predecessor) == ("provider-n.2", None)
@@ -82,7 +82,7 @@ def test_replicas_take_slots_of_their_own_and_are_not_taken_for_dead(tmp_path: P
         successor.release()
 
 
-def test_other_names_and_roles_are_others(tmp_path: Path) -> None:
+def test_other_names_and_roles_have_other_locks(tmp_path: Path) -> None:
     with holder(tmp_path, A) as process:
         process.kill()
         process.wait()
@@ -93,7 +93,7 @@ def test_other_names_and_roles_are_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"x", b"\xff" * 33, A.hex().encode(), A.hex().encode() + b"\nmore", b"z" * 9999])
-def test_garbage_is_no_predecessor_and_is_replaced(tmp_path: Path, content: bytes) -> None:
+def test_a_file_with_garbage_has_no_predecessor_and_is_overwritten(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "provider-n.0").write_bytes(content)
     instance = acquire(tmp_path, B)
     assert instance.predecessor is None
@@ -102,7 +102,7 @@ def test_garbage_is_no_predecessor_and_is_replaced(tmp_path: Path, content: byte
     instance.release()
 
 
-def test_a_removed_file_does_no_harm(tmp_path: Path) -> None:
+def test_a_lock_file_may_be_removed(tmp_path: Path) -> None:
     first = acquire(tmp_path, A)
     first.path.unlink()
     second = acquire(tmp_path, B)
@@ -112,13 +112,13 @@ def test_a_removed_file_does_no_harm(tmp_path: Path) -> None:
     second.release()
 
 
-def test_a_directory_open_to_others_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_others_can_write_to_is_rejected(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(StartError, match="others may write to it; chmod 700"):
         acquire(tmp_path, A)
 
 
-def test_a_link_or_a_file_instead_of_the_directory_is_refused(tmp_path: Path) -> None:
+def test_a_symbolic_link_or_a_file_in_place_of_the_directory_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(StartError, match="not a directory"):
@@ -129,9 +129,7 @@ def test_a_link_or_a_file_instead_of_the_directory_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make links of root's")
-def test_a_link_of_roots_to_the_directory_is_followed_by_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_symbolic_link_of_root_to_the_directory_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = 65534
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -143,7 +141,7 @@ def test_a_link_of_roots_to_the_directory_is_followed_by_others(
         prepare_directory(tmp_path / "link", "--runtime-dir", follow=False)
 
 
-def test_a_link_instead_of_the_file_is_refused(tmp_path: Path) -> None:
+def test_a_symbolic_link_in_place_of_the_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "provider-n.0").symlink_to(tmp_path / "precious")
     with pytest.raises(StartError, match="--runtime-dir"):
@@ -151,7 +149,7 @@ def test_a_link_instead_of_the_file_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_somebody_elses_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_another_user_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = tmp_path.stat().st_uid
     monkeypatch.setattr("os.geteuid", lambda: owner + 1)
     with pytest.raises(StartError, match=f"belongs to user {owner}"):

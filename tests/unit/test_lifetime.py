@@ -41,7 +41,7 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sock
         yield sock
 
 
-async def test_a_supervisor_waits_however_long_until_there_is_a_connection_and_hears_what_it_waits_for(
+async def test_a_supervisor_is_made_to_wait_until_there_is_a_connection_and_told_why(
     supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("goreprox.process.lifetime.EXTEND_S", 0.02)
@@ -69,7 +69,7 @@ async def test_a_supervisor_waits_however_long_until_there_is_a_connection_and_h
     await serving
 
 
-async def test_a_signal_ends_what_was_never_ready() -> None:
+async def test_a_signal_ends_a_process_that_was_never_ready() -> None:
     life, uplink = Lifetime(), Uplink()
     serving = asyncio.create_task(life.serve(Owner(), [], drain_s=0, ready="here", connection=uplink))
     life.stop.set()
@@ -78,7 +78,7 @@ async def test_a_signal_ends_what_was_never_ready() -> None:
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-async def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+async def test_systemd_is_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
     if abstract and not Path("/proc/net/unix").exists():
         pytest.skip("abstract addresses are Linux's")
     address = f"@goreprox-{os.getpid()}-{os.urandom(8).hex()}" if abstract else str(tmp_path / "notify")
@@ -90,7 +90,7 @@ async def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert supervisor.recv(64) == b"READY=1"
 
 
-async def test_a_supervisor_that_cannot_be_told_is_a_warning(
+async def test_a_supervisor_that_cannot_be_notified_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))

@@ -43,25 +43,25 @@ def configured(level: str, *, as_json: bool, stream: Stream | None = None) -> St
     return stream
 
 
-def test_a_line_shows_level_message_and_what_was_bound() -> None:
+def test_a_line_has_level_message_and_bound_fields() -> None:
     stderr = configured("info", as_json=False)
     logger.bind(peer="a b", port=80).info("{} <b> {{x}}", "up")
     assert stderr.getvalue().endswith(' INFO    up <b> {x} peer="a b" port=80\n')
 
 
-def test_the_time_has_its_zone() -> None:
+def test_times_have_a_time_zone() -> None:
     stderr = configured("info", as_json=False)
     logger.info("x")
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d INFO ", stderr.getvalue())
 
 
-def test_a_list_is_one_word_and_what_is_absent_is_left_out() -> None:
+def test_lists_are_one_word_and_missing_values_are_left_out() -> None:
     stderr = configured("info", as_json=False)
     logger.bind(clients=[1, 2], token=None).info("x")
     assert stderr.getvalue().endswith(" x clients=1,2\n")
 
 
-def test_a_terminal_shows_the_text_alone_which_says_it_all_and_which_worker() -> None:
+def test_a_terminal_shows_the_message_and_the_worker_but_no_fields() -> None:
     stderr = configured("info", as_json=False, stream=Terminal())
     logger.bind(event="ready", clients=[1, 2], worker=1).info("ready: clients on 1, 2")
     assert "INFO" in (line := stderr.getvalue())
@@ -69,7 +69,7 @@ def test_a_terminal_shows_the_text_alone_which_says_it_all_and_which_worker() ->
 
 
 @pytest.mark.parametrize("form", ["json", "text", "terminal"])
-def test_whatever_is_logged_a_line_is_bounded(form: str) -> None:
+def test_lines_are_bounded_whatever_is_logged(form: str) -> None:
     stderr = configured("info", as_json=form == "json", stream=Terminal() if form == "terminal" else Stream())
     evil = '"\x1b\U000e0001' * 100_000
     try:
@@ -81,13 +81,13 @@ def test_whatever_is_logged_a_line_is_bounded(form: str) -> None:
     assert "\x1b[2J" not in text
 
 
-def test_what_is_quoted_from_outside_is_printable_and_cut() -> None:
+def test_quoted_text_is_printable_and_truncated() -> None:
     assert quoted("a/é") == "a/é"
     assert quoted("\x1b" * 1000, 8) == r"\x1b\x1b…"
     assert quoted("abc", 2) == "ab…"
 
 
-def test_a_message_stays_one_line_and_free_of_escape_sequences() -> None:
+def test_messages_are_one_line_without_escape_sequences() -> None:
     stderr = configured("info", as_json=False)
     logger.bind(reason="x\n\x1b[2J").warning("a\nb\x1b[31m é")
     assert stderr.getvalue().count("\n") == 1
@@ -121,7 +121,7 @@ def test_a_traceback_shows_no_values(as_json: bool) -> None:
     assert "s3cr3t" not in stderr.getvalue()
 
 
-def test_a_warning_of_python_is_a_line_like_all_else() -> None:
+def test_warnings_of_python_are_logged() -> None:
     stderr = configured("info", as_json=True)
     with warnings_module.catch_warnings():
         warnings_module.simplefilter("default")
@@ -134,7 +134,7 @@ def test_a_warning_of_python_is_a_line_like_all_else() -> None:
     assert "DeprecationWarning: old" in entry["message"]
 
 
-async def test_an_exception_that_asyncio_tells_of_is_logged_like_all_else() -> None:
+async def test_exceptions_reported_by_asyncio_are_logged() -> None:
     stderr = configured("info", as_json=True)
     asyncio.get_running_loop().call_soon(lambda: 1 / 0)
     await asyncio.sleep(0)
@@ -145,7 +145,7 @@ async def test_an_exception_that_asyncio_tells_of_is_logged_like_all_else() -> N
     assert entry["exception"].endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_a_listing_of_names_from_strangers_is_bounded() -> None:
+def test_a_list_of_names_is_bounded() -> None:
     assert listing({"b", "a"}) == "a, b"
     assert listing([f"{index:02}" for index in range(LISTED + 3)]) == (
         ", ".join(f"{index:02}" for index in range(LISTED)) + " and 3 more"
@@ -162,7 +162,7 @@ def test_lower_levels_are_left_out() -> None:
     ("no_color", "term", "coloured"),
     [("", "xterm", True), ("1", "xterm", False), ("", "dumb", False), ("", None, False)],
 )
-def test_colours_appear_on_a_terminal_unless_unwanted(
+def test_a_terminal_has_colours_unless_no_color_is_set(
     monkeypatch: pytest.MonkeyPatch, no_color: str, term: str | None, coloured: bool
 ) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)

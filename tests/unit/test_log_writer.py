@@ -36,7 +36,7 @@ def read_until(reader: int, end: bytes) -> bytes:
     return data
 
 
-def test_lines_come_whole_and_in_their_order() -> None:
+def test_lines_are_written_whole_and_in_order() -> None:
     with pipe() as (reader, stream):
         log = LogWriter(stream)
         for number in range(100):
@@ -45,7 +45,7 @@ def test_lines_come_whole_and_in_their_order() -> None:
         assert read_until(reader, b"99 ").decode().splitlines()[:99] == [f"{number} é" for number in range(99)]
 
 
-def test_a_stalled_reader_stalls_nobody_and_hears_how_many_lines_it_has_missed() -> None:
+def test_a_stalled_reader_blocks_nobody_and_learns_how_many_lines_were_lost() -> None:
     with pipe() as (reader, stream):
         log = LogWriter(stream)
         log.lost_line = "lost {}\n".format
@@ -68,7 +68,7 @@ def test_a_stalled_reader_stalls_nobody_and_hears_how_many_lines_it_has_missed()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")  # noqa: PTH110
-def test_a_full_disk_loses_lines_and_does_nothing_else() -> None:
+def test_a_full_disk_only_loses_lines() -> None:
     with open("/dev/full", "w") as stream:  # noqa: PTH123
         log = LogWriter(stream)
         for _ in range(1000):
@@ -76,7 +76,7 @@ def test_a_full_disk_loses_lines_and_does_nothing_else() -> None:
         assert log.flush(30)
 
 
-def test_a_line_that_was_cut_off_by_a_full_disk_does_not_spoil_the_next_one() -> None:
+def test_a_line_cut_off_by_a_full_disk_ends_before_the_next_one() -> None:
     taken: list[bytes] = []
     full = [4]  # bytes that still fit
 
@@ -100,7 +100,7 @@ def test_a_line_that_was_cut_off_by_a_full_disk_does_not_spoil_the_next_one() ->
     assert b"".join(taken) == b"firs\nsecond\nlost 1\n"
 
 
-def test_a_stream_that_another_process_made_non_blocking_is_waited_for() -> None:
+def test_a_non_blocking_stream_is_waited_for() -> None:
     with pipe() as (reader, stream):
         os.set_blocking(stream.fileno(), False)
         log = LogWriter(stream)
@@ -110,7 +110,7 @@ def test_a_stream_that_another_process_made_non_blocking_is_waited_for() -> None
         assert read_until(reader, b"last\n") == LINE.encode() * 2000 + b"last\n"
 
 
-def test_a_reader_that_has_gone_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     with pipe() as (reader, stream):
         os.close(reader)
         log = LogWriter(stream)
@@ -131,7 +131,7 @@ def test_a_forked_child_writes_lines_of_its_own() -> None:
         assert read_until(reader, b"child\n") == b"parent\nchild\n"
 
 
-def test_the_end_waits_a_bounded_time() -> None:
+def test_a_flush_waits_a_bounded_time() -> None:
     with pipe() as (_, stream):
         log = LogWriter(stream)
         for _ in range(KERNEL_BYTES // len(LINE)):

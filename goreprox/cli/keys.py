@@ -15,9 +15,10 @@ from brokers import Role
 from goreprox.cli.app import sources
 from goreprox.cli.columns import columns
 from goreprox.cli.helptext import example
+from goreprox.cli.options import StateDir as StateDirOption
 from goreprox.config.addresses import Address, check_dialable
 from goreprox.config.names import parse_services
-from goreprox.config.options import KEYS, Directory
+from goreprox.config.options import KEYS
 from goreprox.config.paths import default_state_dir
 from goreprox.errors import ConfigError
 from goreprox.keys.guard import assumption, command_line
@@ -31,10 +32,9 @@ if TYPE_CHECKING:
 ANY: Final = "any"
 OF_UNIT: Final = Path("/var/lib/goreprox")
 """The state directory of the systemd unit: the default of root, unless root has keys of its own."""
-StateOption = Annotated[
-    Directory,
+_StateDir = Annotated[
+    StateDirOption,
     Parameter(
-        group=KEYS,
         env_var="GOREPROX_STATE_DIR",
         show_env_var=False,
         help="Use the keys in this directory. [default: that of a server]",
@@ -79,7 +79,7 @@ def add(
     services: _Services = None,
     address: Annotated[list[str] | None, Parameter(group=KEYS, negative="", metavar="HOST[:PORT]")] = None,
     json: _Json = False,
-    state_dir: StateOption = None,
+    state_dir: _StateDir = None,
 ) -> None:
     """Authorise one more provider or edge, and print its join string.
 
@@ -117,7 +117,7 @@ def add(
 
 
 @app.command(name="list", help_epilogue=example("goreprox keys list", "sudo goreprox keys list --json"))
-def list_(*, json: _Json = False, state_dir: StateOption = None) -> None:
+def list_(*, json: _Json = False, state_dir: _StateDir = None) -> None:
     """Show all authorised keys.
 
     Parameters
@@ -140,7 +140,7 @@ def list_(*, json: _Json = False, state_dir: StateOption = None) -> None:
 @app.command(
     help_epilogue=example("goreprox keys show laptop", "goreprox keys show laptop --state-dir /var/lib/goreprox")
 )
-def show(name: _Name, /, *, state_dir: StateOption = None) -> None:
+def show(name: _Name, /, *, state_dir: _StateDir = None) -> None:
     """Show one key, and on a terminal the command to run on the other machine.
 
     Parameters
@@ -164,7 +164,7 @@ def show(name: _Name, /, *, state_dir: StateOption = None) -> None:
     help_epilogue=example("goreprox keys set laptop --services web,ssh", "goreprox keys set laptop --services any"),
 )
 def set_(
-    name: _Name, /, *, services: Annotated[str, Parameter(group=KEYS, metavar="A,B")], state_dir: StateOption = None
+    name: _Name, /, *, services: Annotated[str, Parameter(group=KEYS, metavar="A,B")], state_dir: _StateDir = None
 ) -> None:
     """Change which services a key may offer, or open as an edge. It takes effect within a second.
 
@@ -185,7 +185,7 @@ def set_(
 @app.command(
     help_epilogue=example("goreprox keys revoke laptop", "goreprox keys revoke laptop --state-dir /var/lib/goreprox")
 )
-def revoke(name: _Name, /, *, state_dir: StateOption = None) -> None:
+def revoke(name: _Name, /, *, state_dir: _StateDir = None) -> None:
     """Revoke a key, and remove its files.
 
     A connected peer is disconnected within a second, and its connections are reset.
@@ -200,7 +200,7 @@ def revoke(name: _Name, /, *, state_dir: StateOption = None) -> None:
 
 
 @app.command(help_epilogue=example("goreprox keys rotate", "goreprox keys show laptop     # for its new join string"))
-def rotate(*, state_dir: StateOption = None) -> None:
+def rotate(*, state_dir: _StateDir = None) -> None:
     """Replace the server's key by its next one. Links reconnect, connections continue."""
     state = _state(state_dir)
     renewed = state.rotate()

@@ -12,7 +12,7 @@ from goreprox.cli.joining import keys_directory, membership
 from goreprox.cli.options import JoinOptions, StartOptions, StateDir
 from goreprox.config.addresses import EDGES, Address, Target
 from goreprox.config.clients import ClientConfig
-from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
+from goreprox.config.defaults import DEFAULT_WEIGHT, DEFAULT_WORKERS, EDGE_PORT, PROVIDER_PORT
 from goreprox.config.options import ADDRESSES, LIMITS, Count, Number, Port, several
 from goreprox.config.process import ConnectionConfig, ProcessConfig
 from goreprox.config.roles import BrokerConfig, DialConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
@@ -64,7 +64,7 @@ def server(
 def edge(
     *,
     broker: Annotated[tuple[Address, ...], _remotes(EDGE_PORT), Parameter(group=ADDRESSES)] = (),
-    workers: Annotated[Count, Parameter(group=LIMITS)] = 1,
+    workers: Annotated[Count, Parameter(group=LIMITS)] = DEFAULT_WORKERS,
     join: JoinOptions | None = None,
     clients: ClientConfig | None = None,
     connections: ConnectionConfig | None = None,
@@ -123,7 +123,7 @@ def provider(
     target: Annotated[tuple[Target, ...], several(Target.parse, "TARGET"), Parameter(group=ADDRESSES)] = (),
     *,
     server: Annotated[tuple[Address, ...], _remotes(PROVIDER_PORT), Parameter(group=ADDRESSES)] = (),
-    weight: Annotated[Number, Parameter(group=LIMITS)] = 1,
+    weight: Annotated[Number, Parameter(group=LIMITS)] = DEFAULT_WEIGHT,
     join: JoinOptions | None = None,
     dial: DialConfig | None = None,
     connections: ConnectionConfig | None = None,

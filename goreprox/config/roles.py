@@ -22,6 +22,8 @@ from goreprox.config.clients import ClientConfig
 from goreprox.config.defaults import (
     DEFAULT_DIAL_TIMEOUT_S,
     DEFAULT_MAX_PEERS,
+    DEFAULT_WEIGHT,
+    DEFAULT_WORKERS,
     MAX_ENDPOINTS,
     MAX_PEERS,
     MAX_WEIGHT,
@@ -141,7 +143,7 @@ class EdgeConfig:
     process: ProcessConfig = field(default_factory=ProcessConfig)
     connections: ConnectionConfig = field(default_factory=ConnectionConfig)
     clients: ClientConfig = field(default_factory=ClientConfig)
-    workers: int = 1
+    workers: int = DEFAULT_WORKERS
 
     def __post_init__(self) -> None:
         _check_remotes("broker", self.brokers)
@@ -175,7 +177,7 @@ class ProviderConfig:
     process: ProcessConfig = field(default_factory=ProcessConfig)
     connections: ConnectionConfig = field(default_factory=ConnectionConfig)
     dial: DialConfig = field(default_factory=DialConfig)
-    weight: float = 1
+    weight: float = DEFAULT_WEIGHT
 
     def __post_init__(self) -> None:
         check_count("target", len(self.targets))

@@ -1,7 +1,6 @@
 """Connections from proxies until their header of the PROXY protocol is read.
 
-Knows their sockets; what a header is, `proxy_protocol` knows. Nothing behind the header is read, so whoever serves the
-client finds its bytes in the socket.
+Nothing behind the header is read: the bytes of the client stay in the socket.
 """
 
 import asyncio

@@ -1,1 +1,1 @@
-"""HTTP/1.1 at the edge: requests are understood, checked, and each one is given to a provider."""
+"""HTTP/1.1 at the edge: requests are parsed and checked, and each goes to a provider."""

@@ -1,4 +1,4 @@
-"""Authentication of requests: the file of tokens, read again whenever it has changed; what is logged of failures."""
+"""Authentication of requests by tokens, whose file is read again whenever it changes; failures are logged."""
 
 import base64
 import time
@@ -19,14 +19,14 @@ MAX_BYTES: Final = 1 << 20
 """1,000 tokens of 1 KiB each."""
 _FILE: Final = Kind("a file of tokens", encoding="utf-8", most_bytes=MAX_BYTES)
 _AUTHORIZATION: Final = b"authorization"
-"""May bring a token where the field for it is missing, as Bearer or Basic, which programs and browsers know."""
+"""The field that may carry a token in place of ours, as Bearer or Basic, which programs and browsers support."""
 
 
 class Auth:
-    """Decides about requests by the header that names a token."""
+    """Accepts requests with a valid token."""
 
     def __init__(self, path: Path, header: str, *, clock: Callable[[], float]) -> None:
-        """Read the tokens of `path`, which requests bring in `header`.
+        """Read the tokens of `path`, which requests carry in `header`.
 
         Raises:
             StartError: the file cannot be used; the message says why.
@@ -47,7 +47,7 @@ class Auth:
             raise StartError(str(exc)) from exc
 
     def admit(self, fields: Fields, service: str | None, client: str) -> tuple[str, bytes]:
-        """Return the name of the token that a request for `service` came with, and of the field that has brought it.
+        """Return the name of the token of a request for `service`, and that of the field that carries it.
 
         `fields` have names in lower case, `client` is an address. Without a service any token does. One that is valid
         is never made to wait, however often others have failed at this address: nobody guesses 256 bits.

@@ -16,7 +16,7 @@ ForBackend = Connect | ToProvider | HalfClose | Release | Discard
 
 
 class Backend:
-    """One client's. It has a stream (`upstream`) from a request until that is of no more use."""
+    """Owns the stream (`upstream`) of one client while there is one."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Backend:
         destination: Endpoint,
         certificate: str | None,
     ) -> None:
-        """Serve `user`, whose streams are those of `client`, who came to `destination` and has shown `certificate`."""
+        """Serve `user`, the connection of `client` to `destination`; `certificate` is a name in the client's."""
         self.upstream: Upstream | None = None
         self._clients = clients
         self._user = user
@@ -37,18 +37,18 @@ class Backend:
 
     @property
     def away(self) -> bool:
-        """Whether the stream has a provider that is out of reach, or about to end."""
+        """Whether the stream's provider is out of reach or draining."""
         if self.upstream is None:
             return False
         providers, stream = self._clients.providers, self.upstream.stream
         return providers.provider_of(stream)[0] is not None and not providers.reusable(stream)
 
     def unsent_request(self, upstream: Upstream) -> bytes | None:
-        """Return the present request, if its target has closed the connection before a byte of it was written there."""
+        """Return the present request, if the target closed its connection before a byte of it was written there."""
         return upstream.unsent_request if self._clients.providers.tells_delivery(upstream.stream) else None
 
     def obey(self, command: ForBackend, *, now: float) -> None:
-        """Do what the gateway wants of the stream, on behalf of what came at `now`."""
+        """Obey a command for the stream; `now` is when the client or target sent what led to it."""
         upstream = self.upstream
         match command:
             case Connect(service, fresh):
@@ -94,7 +94,7 @@ class Backend:
     # Ends.
 
     def check(self, now: float) -> None:
-        """Let go of a stream that will carry no other request."""
+        """End an idle stream that will carry no other request."""
         upstream = self.upstream
         if upstream is None or upstream.idle_since is None:
             return
@@ -103,12 +103,12 @@ class Backend:
             self.discard(reset=False)
 
     def let_go(self) -> None:
-        """Let go of the stream: well, if it carries nothing."""
+        """End the stream: with a reset if it carries a request."""
         if self.upstream is not None:
             self.discard(reset=self.upstream.idle_since is None)
 
     def discard(self, *, reset: bool) -> None:
-        """Let go of the stream: well, or with a reset."""
+        """End the stream: with its end of file or a reset."""
         upstream = self.detach()
         if upstream is not None:
             if reset:
@@ -117,7 +117,7 @@ class Backend:
                 upstream.finish()
 
     def detach(self) -> Upstream | None:
-        """Give the stream away, or forget it; return it."""
+        """Give up the stream; return it."""
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             self._clients.attached.remove(upstream)
@@ -125,7 +125,7 @@ class Backend:
         return upstream
 
     def release(self) -> tuple[Stream, Callable[[Bridge], None]] | None:
-        """Give the stream to a bridge, which calls what is returned with it at its end; None: it is over already."""
+        """Give the stream to a bridge, and the function to call at its end; None if the stream is over already."""
         upstream = self.detach()
         if upstream is None or upstream.stream.state is State.CLOSED:
             return None

@@ -1,4 +1,4 @@
-"""Chunked bodies (RFC 9112, 7.1) as they come, looked at before h11 has them. Pure: bytes in, bytes out.
+"""Chunked bodies (RFC 9112, 7.1), checked as they arrive, before h11 has them. Sans-IO.
 
 h11 decodes them, and is lenient about what others read differently: sizes of 20 digits, trailers that end with LF. It
 also waits without end for the CR LF of a line that ended with LF.
@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 MAX_LINE: Final = 4096
-"""Bytes of a chunk's size and its extensions, which are thrown away."""
+"""Bytes of a line with a chunk's size and its extensions, which are dropped."""
 MAX_SIZE: Final = (1 << 63) - 1
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n")
@@ -25,27 +25,27 @@ class _Part(enum.Enum):
 
 
 class Chunks:
-    """One body. What is sound of it is passed on; `malformed` once something was not."""
+    """Checks one body; `malformed` once something in it was."""
 
     __slots__ = ("_left", "_lenient", "_line", "_most", "_part", "_trailer", "malformed")
 
     def __init__(self, *, max_trailer: int, lenient: bool = False) -> None:
-        """Begin a body with at most `max_trailer` bytes of trailer. If `lenient`, LF alone ends a line, too."""
+        """Begin a body with at most `max_trailer` bytes of trailers. If `lenient`, LF alone ends a line, too."""
         self._lenient = lenient
         self._most = max_trailer
         self._part = _Part.SIZE
         self._line = bytearray()
-        """What has come of a line that has not ended."""
+        """What has arrived of a line that has not ended."""
         self._left = 0
-        """Bytes of the present chunk that have not come."""
+        """Bytes of the present chunk that have not arrived."""
         self._trailer = 0
         self.malformed = False
 
     def take(self, data: bytes) -> bytes:
-        """Return what is sound of the bytes that follow, each line ended with CR LF, and all of them behind the end."""
+        """Return the well-formed part of the next bytes, with CR LF after each line, and all that is behind the end."""
         position = 0
         fixes: list[int] = []
-        """Where a CR is missing."""
+        """The places where a CR is missing."""
         while position < len(data) and self._part is not _Part.OVER:
             if self._part is _Part.DATA:
                 count = min(self._left, len(data) - position)
@@ -54,11 +54,11 @@ class Chunks:
                 if self._left:
                     break
                 self._part = _Part.DATA_END
-                if data.startswith(b"\r\n", position):  # as good as always
+                if data.startswith(b"\r\n", position):  # nearly always
                     position += 2
                     self._part = _Part.SIZE
                 continue
-            if self._part is _Part.SIZE and not self._line:  # as good as always, too
+            if self._part is _Part.SIZE and not self._line:  # nearly always, too
                 size = _SIZE.match(data, position, position + MAX_LINE)
                 if size is not None and self._begin(size):
                     position = size.end()
@@ -78,7 +78,7 @@ class Chunks:
         return data
 
     def _possible(self) -> bool:
-        """Whether the line is, or may become, what is due."""
+        """Whether the line is, or may become, what has to follow."""
         line = self._line
         if self._part is _Part.DATA_END:
             return b"\r\n".startswith(line)
@@ -87,7 +87,7 @@ class Chunks:
         return len(line) <= MAX_LINE
 
     def _end_line(self) -> bool:
-        """Go on to what follows the line; return whether it is sound."""
+        """End a line; return whether it is well-formed."""
         line, self._line = self._line, bytearray()
         if self._part is _Part.DATA_END:
             self._part = _Part.SIZE
@@ -102,7 +102,7 @@ class Chunks:
         return size is not None and self._begin(size)
 
     def _begin(self, size: re.Match[bytes]) -> bool:
-        """Begin a chunk; return whether there may be one of that size."""
+        """Begin a chunk; return whether its size is allowed."""
         length = int(size[1], 16)
         if length > MAX_SIZE:
             return False

@@ -1,11 +1,11 @@
-"""What a gateway wants done, in order, by whoever has the sockets."""
+"""The commands of a gateway, to be obeyed in order by the owner of the sockets."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Have a stream to a provider of `service` for what follows: one that was released, unless it is to be `fresh`."""
+    """Open a stream to a provider of `service`, or reuse a released one unless it is to be `fresh`."""
 
     service: str
     fresh: bool
@@ -13,58 +13,58 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class ToClient:
-    """Bytes for the client."""
+    """Send bytes to the client."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ToProvider:
-    """Bytes for the provider."""
+    """Send bytes over the stream."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class HalfClose:
-    """Tell the target that nothing follows the request that it is answering: the client has half-closed or left."""
+    """Half-close the target's connection: the client has half-closed its own, or left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The exchange is over; the stream may carry another one."""
+    """Keep the stream for another exchange; this one is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """The stream is of no more use: end it well, or, if something on it is unfinished, with a reset."""
+    """End the stream: with its end of file or, if something on it is unfinished, with a reset."""
 
     reset: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """End the client's connection once it has all that was written."""
+    """End the client's connection once everything is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Reset the client's connection now: what it got is not whole, and must not look so."""
+    """Reset the client's connection now: its response is truncated, and must not look whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """Join client and stream byte by byte from here on: they have left HTTP. Follows what is still to be written."""
+    """Join client and stream byte by byte once everything is written: they have left HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:
-    """One request, for the access log; `status` is 0 if the client was reset before an answer began."""
+    """Log a request; `status` is 0 if the client was reset before a response began."""
 
     client: str
-    """Its address, behind all trusted proxies."""
+    """The client's address, behind all trusted proxies."""
     service: str
-    """What it was for."""
+    """Empty if none was found."""
     token: str | None
     method: str
     host: str
@@ -73,9 +73,9 @@ class LogRequest:
     status: int
     body_bytes: int
     error: str = ""
-    """Why the response is ours, or the client was reset. Not for clients: they may be anybody."""
+    """Why the response is ours, or the client was reset. Not to be told to clients."""
     request_id: str = ""
-    """What such a response tells the client to ask for."""
+    """The id that such a response contains."""
 
 
 Command = LogRequest | Connect | ToClient | ToProvider | HalfClose | Release | Discard | Finish | Abort | Switch

@@ -1,7 +1,4 @@
-"""One request and its answer: who asks, for which service, and what the target is sent. Pure.
-
-Knows what was asked, and neither how far it has come nor over which connections.
-"""
+"""One request and its response: who asks, for which service, what the target is sent and the client gets. Sans-IO."""
 
 import secrets
 from collections.abc import Callable
@@ -27,17 +24,17 @@ _STAND_INS: Final = {
     for head in (False, True)
     for upgrade in (False, True)
 }
-"""What h11 has to know of a request to read its answer: whether it is HEAD, and whether it may leave HTTP."""
+"""What h11 has to know of a request to parse the response: whether it is HEAD, and whether it may leave HTTP."""
 
 
 class Authenticator(Protocol):
-    """Knows the tokens."""
+    """Knows the valid tokens."""
 
     header: bytes
-    """The field that brings one, in lower case."""
+    """The field that carries a token, in lower case."""
 
     def admit(self, fields: Fields, service: str | None, client: str) -> tuple[str, bytes]:
-        """Return the name of the token among `fields`, names in lower case, and which of these has brought it.
+        """Return the name of the token in `fields`, names in lower case, and which of these carries it.
 
         Raises:
             Rejected: there is none that is for `service`; None: none at all.
@@ -50,25 +47,25 @@ def _draw_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What is the same for all clients of a listener."""
+    """What HTTP needs to know of a listener."""
 
     service: str
     auth: Authenticator | None = None
-    """None: whoever comes may come in."""
+    """None: no authentication."""
     forwarding: Forwarding = field(default_factory=Forwarding)
     routes: Routes | None = None
     """None: every request is for `service`."""
     closed: Callable[[str, str], bool] | None = None
-    """Whether an address is kept from a service; None: nobody is."""
+    """Whether access rules deny a service to an address; None: there are none for services."""
     settings: HttpConfig = field(default_factory=HttpConfig)
     logs: bool = False
-    """Whether the access log has its requests."""
+    """Whether requests are logged."""
     draw_id: Callable[[], str] = _draw_id
-    """Makes the id of a request that fails."""
+    """Makes the ids of requests that fail."""
 
     @property
     def secret(self) -> bytes | None:
-        """The field that is not for targets."""
+        """The field of tokens, which is not for targets."""
         return None if self.auth is None else self.auth.header
 
     def drops(self, name: bytes) -> bool:
@@ -77,26 +74,25 @@ class Site:
 
 
 class Exchange:
-    """A request with one reading, and what has become of it."""
+    """A checked request, and the state of its response."""
 
     __slots__ = ("client", "failed", "head", "heard", "request", "response", "service", "stand_in", "token")
 
     def __init__(self, request: h11.Request, site: Site, address: str) -> None:
-        """Know nothing of the target yet."""
         self.request = request
         self.response = ResponseWriter(request)
         self.service = site.service
         self.client = site.forwarding.client_of(request, address) if site.forwarding.trusted else address
-        """Its address, behind all trusted proxies."""
+        """The client's address, behind all trusted proxies."""
         self.token: str | None = None
         self.head = b""
-        """As the target gets it."""
+        """The header section for the target."""
         self.stand_in = _STAND_INS[request.method == b"HEAD", requests.upgrade_of(request) is not None]
-        """What h11 is told of it."""
+        """What h11 is told about the request."""
         self.heard = False
-        """Whether the target has said anything."""
+        """Whether the target has sent anything."""
         self.failed: tuple[int, str] | None = None
-        """How the first try ended, if this is the second."""
+        """Status and reason of the first attempt's failure, if this is the second."""
 
     @property
     def repeatable(self) -> bool:
@@ -104,19 +100,20 @@ class Exchange:
         return self.request.method in requests.SAFE and not requests.has_body(self.request)
 
     def admit(self, site: Site, *, address: str, authority: bytes, certificate: bytes = b"") -> None:
-        """Find out where the request goes to; `authority` is for it if it names no host.
+        """Find the service of the request, and write the header section for its target.
 
-        `address` is its client's, and `certificate` what targets are told of that one's.
+        `authority` takes the place of a missing host, `address` is the client's, and `certificate` is what targets are
+        told about the client's certificate.
 
         Raises:
-            Rejected: it may not go there.
+            Rejected: there is no such service for this client.
         """
         request = self.request
         host = requests.value_of(request, b"host") or authority
         service = site.service if site.routes is None else site.routes.find(host)
         self.service = service or ""
         brought_by = b""
-        if site.auth is not None:  # first of all, lest strangers find out which hosts there are
+        if site.auth is not None:  # first of all, so that strangers do not learn which hosts there are
             seen = requests.fields_of(request)
             if any(name != site.auth.header == with_dashes(name) for name, _ in seen):
                 raise Rejected(400, "a field has the name of another with _ for -")
@@ -158,7 +155,7 @@ class Exchange:
         return self.response.head(event.status_code, event.reason, fields, last=last)
 
     def log(self) -> LogRequest:
-        """Return what the access log has of it."""
+        """Return the command that logs the request."""
         return log_request(self.request, self.response, client=self.client, service=self.service, token=self.token)
 
 
@@ -170,7 +167,7 @@ def _without_length(fields: Fields) -> Fields:
 def log_request(
     request: h11.Request | None, response: ResponseWriter, *, client: str, service: str = "", token: str | None = None
 ) -> LogRequest:
-    """Return what the access log has of a request, or of what could not be read as one."""
+    """Return the command that logs a request, or what could not be read as one."""
     method, host, path = b"", b"", b""
     if request is not None:
         method, path = request.method, request.target.partition(b"?")[0]

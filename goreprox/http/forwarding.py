@@ -1,4 +1,4 @@
-"""What a target is told of the client: X-Forwarded-For, -Proto, -Host and -Client-Cert, Forwarded (RFC 7239), Via.
+"""What a target is told about the client: X-Forwarded-For, -Proto, -Host and -Client-Cert, Forwarded (RFC 7239), Via.
 
 A client can write anything into these fields, so what it wrote is dropped, unless it is a proxy that is trusted: then
 our part is added to its own. Pure functions of a request and addresses.
@@ -27,15 +27,15 @@ def is_forwarding(name: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """Whom to believe, and how clients come."""
+    """Which proxies to believe, and the scheme of a listener."""
 
     trusted: tuple[Network, ...] = ()
     proto: bytes = b"http"
     via: bool = False
-    """Whether we are named in Via (RFC 9110, 7.6.3)."""
+    """Whether to add Via (RFC 9110, 7.6.3)."""
 
     def trusts(self, address: str) -> bool:
-        """Whether what an address says of its own clients is believed."""
+        """Whether to believe what an address says about its clients."""
         return any(ip_of(address) in network for network in self.trusted)
 
     def client_of(self, request: h11.Request, peer: str) -> str:
@@ -50,7 +50,7 @@ class Forwarding:
         return client
 
     def fields(self, request: h11.Request, peer: str, *, host: bytes, certificate: bytes = b"") -> Fields:
-        """Return the fields for the target of a request that came from `peer`, who has shown `certificate`."""
+        """Return the fields for the target of a request from `peer`; `certificate` describes the client's."""
         node = f'"[{peer}]"' if ":" in peer else peer
         ours = {
             _FOR: peer.encode(),
@@ -74,7 +74,7 @@ class Forwarding:
 
 
 def _without_port(hop: str) -> str:
-    """Return the address of a hop; some proxies add the port, to IPv6 addresses behind brackets."""
+    """Return the address of a hop without the port that some proxies add, to IPv6 addresses behind brackets."""
     if hop.startswith("["):
         return hop[1:].partition("]")[0]
     address, _, port = hop.rpartition(":")

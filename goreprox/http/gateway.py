@@ -171,13 +171,11 @@ class Gateway:
         except Rejected as rejected:
             self._respond(rejected, request)
             return
-        if request is not None:
-            self._begin(Exchange(request, self._site, self._address))
-        elif self._ended:
-            self._finish()
-
-    def _begin(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+        if request is None:
+            if self._ended:
+                self._finish()
+            return
+        exchange = self._exchange = Exchange(request, self._site, self._address)
         try:
             exchange.admit(self._site, address=self._address, authority=self._authority, certificate=self._certificate)
         except Rejected as rejected:

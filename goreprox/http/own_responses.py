@@ -1,4 +1,4 @@
-"""Answers of our own, where there is none of a target: text, JSON or a small page, as the client asks."""
+"""Responses of our own, where a target gives none: text, JSON or a small page, as the client accepts."""
 
 import html
 import json
@@ -8,13 +8,13 @@ from typing import Final
 from goreprox.http.requests import Fields, Rejected
 
 RETRY_AFTER_S: Final = 5
-"""What a 503 says: a provider that was restarted is back by then."""
+"""Retry-After of a 503, by which a provider that was restarted is back."""
 _FAILURES: Final = {
     HTTPStatus.BAD_GATEWAY: "the server behind this one could not be reached, or gave no valid response",
     HTTPStatus.SERVICE_UNAVAILABLE: "the server behind this one is not available at the moment",
     HTTPStatus.GATEWAY_TIMEOUT: "the server behind this one gave no response in time",
 }
-"""What clients are told. Why it is so, with addresses and what targets have sent, is for the log alone."""
+"""What clients are told. The reason, with addresses and what targets have sent, is for the log alone."""
 _PAGE: Final = "<!doctype html><title>{title}</title><h1>{title}</h1><p>{text}</p>\n"
 
 
@@ -25,7 +25,7 @@ def failure(status: int, reason: str) -> Rejected:
 
 
 def body(status: HTTPStatus, text: str, accept: bytes) -> tuple[Fields, bytes]:
-    """Return header fields and body of an answer, of the kind that `accept` names first."""
+    """Return header fields and body of a response, of the type that `accept` names first."""
     accept = accept.lower()
     places = {kind: accept.find(kind) for kind in (b"application/json", b"text/html", b"text/plain")}
     kind = min((kind for kind, place in places.items() if place >= 0), key=places.__getitem__, default=b"text/plain")

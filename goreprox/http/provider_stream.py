@@ -1,6 +1,6 @@
-"""One stream to a provider, as the HTTP side uses it: bytes out whenever, bytes in when asked, and an end.
+"""One stream to a provider that carries one request after the other.
 
-Knows streams and not HTTP. It outlives the exchange that it was opened for, and for a moment the client.
+It may outlive the client for a moment, while its end is passed on.
 """
 
 import asyncio
@@ -14,31 +14,29 @@ from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 
 CLOSING_S: Final = 5.0
-"""A target that was told that no more comes has so long to end its side, too."""
+"""Timeout for the target's end of file after ours."""
 REUSED_FOR_S: Final = 4.0
-"""A stream that idles for longer carries no other request: many servers close such a connection after 5 s, and a
-request that meets the close is lost. A fresh one costs a dial beside the target, no round trip."""
-
-
+"""A stream that is idle for longer carries no other request: many servers close such a connection after 5 s, and a
+request that meets the close is lost. A new one takes a dial at the provider, no round trip of the link."""
 RESEND_BYTES: Final = 64 * KIB
-"""Of a request that is sent again, at most: copied, it waits beside `--memory` for the fresh stream's window."""
+"""The longest request that is sent again: it is copied, and waits beside `--memory` for the new stream's window."""
 
 
 class User(Protocol):
-    """Whoever sends a request over the stream."""
+    """Sends requests over the stream."""
 
     def readable(self) -> None:
-        """The target has said something, or has ended its side."""
+        """Take note that the target has sent something, or its end."""
 
     def writable(self) -> None:
-        """There is room for more."""
+        """Take note that the stream has room for more."""
 
     def lost(self, upstream: "Upstream", status: int, reason: str, *, again: bool) -> None:
-        """The stream is over, and what was on it is lost."""
+        """Take note that the stream is over, and what was on it is lost; `again` if another provider may do better."""
 
 
 class Upstream:
-    """Owner of the stream (driver.Driver passes its notices on). `on_end` is called once."""
+    """Owns a stream (tunnel.connections.StreamOwner). `on_end` is called once it is over."""
 
     def __init__(
         self,
@@ -48,11 +46,11 @@ class Upstream:
         clock: Callable[[], float],
         on_end: "Callable[[Upstream], None]",
     ) -> None:
-        """Belong to `user` until one of them lets go."""
+        """Serve `user` until one of the two lets go."""
         self.stream = stream
         self.began_at = clock()
         self.idle_since: float | None = None
-        """Since when it carries no request."""
+        """When the last request on it was over; None while it carries one."""
         self._user: User | None = user
         self._clock = clock
         self._on_end = on_end
@@ -60,31 +58,31 @@ class Upstream:
         self._begins = 0
         """The offset of the present request."""
         self._half_closing = False
-        """Whether the end of file is to follow what was written."""
+        """Whether the end of file follows what was written."""
         self._ended = False
         self._timer: asyncio.TimerHandle | None = None
         stream.owner = self
 
-    # What the user does.
+    # For the user.
 
     @property
     def room(self) -> int:
-        """Bytes that the stream takes now; 0 while earlier ones wait."""
+        """Bytes that the stream accepts now; 0 while earlier ones wait here."""
         return 0 if self._pending else self.stream.room
 
     @property
     def settled(self) -> bool:
-        """Whether all that was written is with the stream."""
+        """Whether the stream has all that was written."""
         return not self._pending
 
     def begin(self) -> None:
-        """Take note that what is written next is another request."""
+        """Begin another request with what is written next."""
         self.idle_since = None
         self._begins = self.stream.send.end + sum(map(len, self._pending))
 
     @property
     def unsent_request(self) -> bytes | None:
-        """What was written of the present request, unless the target has acknowledged some of it, or it is long."""
+        """What was written of the present request, unless its target has got some of it, or it is too long."""
         send = self.stream.send
         size = send.end + sum(map(len, self._pending)) - self._begins
         if send.acked > self._begins or size > RESEND_BYTES:
@@ -92,7 +90,7 @@ class Upstream:
         return send.since(self._begins) + b"".join(self._pending)
 
     def write(self, data: bytes) -> None:
-        """Send bytes; what is beyond `room` waits here."""
+        """Send bytes; those beyond `room` wait here."""
         self._pending.append(data)
         self._send()
 
@@ -102,7 +100,7 @@ class Upstream:
         self._send()
 
     def take(self, most: int) -> bytes:
-        """Return what the target has said, up to `most` bytes; b"" for nothing."""
+        """Return up to `most` bytes that the target has sent; b"" if there are none."""
         chunks = self.stream.receive.chunks
         if not chunks:
             return b""
@@ -111,20 +109,20 @@ class Upstream:
         return data
 
     def take_eof(self) -> bool:
-        """Return whether the target has ended its side, after its last byte; to be told once."""
+        """Return, once, that the target has ended its side and everything before that was taken."""
         if not self.stream.receive.eof_ready or self.stream.state is State.CLOSED:
             return False
         self.stream.deliver_eof(now=self._clock())
         return True
 
     def release(self) -> Stream:
-        """Give the stream to another owner."""
+        """Give the stream to another owner; it has all that was written."""
         self._user = None
         self._ended = True
         return self.stream
 
     def finish(self) -> None:
-        """Let go of the stream: what was written still arrives, then its end."""
+        """End the stream: what was written still arrives, then the end of file."""
         self._user = None
         if self.stream.state in (State.OPENING, State.OPEN) and not self._pending:
             if not self.stream.send.eof:
@@ -137,23 +135,23 @@ class Upstream:
         self._end_if_over()
 
     def reset(self, reason: str) -> None:
-        """Let go of the stream, and reset the target's connection."""
+        """End the stream, and reset the target's connection."""
         self._user = None
         self._pending.clear()
         self.stream.abort(reason)
         self._end_if_over()
 
-    # What the edge does.
+    # For the edge and the driver.
 
     def abort(self, reason: str, *, status: int = 502) -> None:
-        """End the stream: no provider takes it, or we are leaving."""
+        """End the stream: no provider accepts it, or the edge is shutting down."""
         user, self._user = self._user, None
         self.reset(reason)
         if user is not None:
             user.lost(self, status, reason, again=False)
 
     def notice(self, kind: Kind) -> None:
-        """Do what the session says of our stream."""
+        """Do what the session says about the stream."""
         user = self._user
         if kind is Kind.WRITABLE:
             self._send()
@@ -171,7 +169,7 @@ class Upstream:
         self._end_if_over()
 
     def finish_reset(self) -> None:
-        """Once what came before a reset is taken, the stream is over."""
+        """End a stream that was reset, once the user has taken what came before."""
         if self.stream.state is not State.RESET or (self._user is not None and self.stream.receive.chunks):
             return
         user, self._user = self._user, None
@@ -181,7 +179,7 @@ class Upstream:
         self._end_if_over()
 
     def _why(self) -> tuple[int, str]:
-        """Say what a client is to be told of a stream that was aborted."""
+        """Return status and reason for a stream that was aborted."""
         epochs = self.stream.host.epochs if self.stream.host is not None else None
         if epochs is not None and epochs.lost_at is not None and self._clock() - epochs.lost_at >= epochs.grace_s:
             return 504, f"the provider was out of reach for {epochs.grace_s:g} s"

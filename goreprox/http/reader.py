@@ -1,7 +1,7 @@
-"""What an HTTP client sends: heads, each looked at before h11 sees it, and bodies. Pure: bytes in, messages out.
+"""Parses what an HTTP client sends: heads, checked before h11 has them, and bodies. Sans-IO.
 
-h11 parses, by a new connection for each request. What it puts up with, and others read otherwise, is refused before h11
-has it where it can only be seen in the bytes: in heads here, in chunked bodies by `chunks`.
+h11 parses, with a new connection for each request. What h11 accepts, others read differently, and only the bytes show,
+is rejected before h11 has it: in heads here, in chunked bodies by `chunks`.
 """
 
 from typing import Final
@@ -13,34 +13,33 @@ from goreprox.http.chunks import Chunks
 from goreprox.http.requests import BAD_IN_HEAD, Rejected, value_of
 
 AHEAD: Final = 16 * 1024
-"""Bytes of later requests that are read while one is being answered; also how the end of a client is noticed. A client
-without a stream does not use its two floors, 13 KiB with default limits."""
+"""Bytes of later requests that are read before a response is whole, and by which the end of a client is noticed. They
+fit into the two reservations, 13 KiB by default, that a client without a stream does not use."""
 CHUNKED_READ: Final = 64 * 1024
-"""Bytes of a chunked body that are read at once, since nobody knows how many of them are of later requests."""
+"""Bytes of a chunked body that are read at once: any number of them may be of later requests."""
 _END: Final = b"\r\n\r\n"
 _BLANK: Final = b"\r\n"
 _LAST: Final = (h11.SEND_BODY, h11.MUST_CLOSE, h11.ERROR)
-"""The states of a client after which no other request can be read."""
+"""States of h11 after which no other request can be read."""
 
 
 class Reader:
-    """One client's bytes. A request is read by `head`, then `body` until its end; `advance` lets go of it."""
+    """Parses one client's bytes: a request by `head`, then `body` until its end; `advance` goes on to the next."""
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
-        """Begin with nothing read."""
         self._most = limits.head_bytes
         self._head = bytearray()
         self._scanned = 0
         self._message: h11.Connection | None = None
-        """Of the request whose head was read."""
+        """Parses the request whose head is complete."""
         self._chunks: Chunks | None = None
-        """Looks at its body, if that is chunked."""
+        """Checks its body, if that is chunked."""
         self._left = 0
-        """Bytes of its body that have not come, if their number is known."""
+        """Bytes of its body that have not arrived, if its length is known."""
 
     @property
     def empty(self) -> bool:
-        """Whether there is no request, not even the first byte of one."""
+        """Whether not even the first byte of a request is here."""
         return self._message is None and not self._head
 
     @property
@@ -50,12 +49,12 @@ class Reader:
 
     @property
     def in_body(self) -> bool:
-        """Whether a body has not ended, though it may be empty so far."""
+        """Whether the request's end has not been read, which it may be before an empty body, too."""
         return self._message is not None and self._message.their_state is h11.SEND_BODY
 
     @property
     def full(self) -> bool:
-        """Whether enough was read of later requests."""
+        """Whether enough of later requests was read."""
         return self._message is not None and not self.in_body and len(self.ahead) >= AHEAD
 
     @property
@@ -67,7 +66,7 @@ class Reader:
 
     @property
     def chunked(self) -> bool:
-        """Whether the body of the request comes in chunks."""
+        """Whether the body of the request is chunked."""
         return self._chunks is not None
 
     @property
@@ -124,7 +123,7 @@ class Reader:
         return request
 
     def body(self) -> tuple[bytes, h11.EndOfMessage | None]:
-        """Return what has come of the body, and its end if it has come, too; nothing once that was returned.
+        """Return what has arrived of the body, and its end if that has; nothing after its end.
 
         Raises:
             Rejected: it is malformed; nothing else can be read.
@@ -147,7 +146,7 @@ class Reader:
         return body, end
 
     def skip(self) -> bool:
-        """Whether what is left of the request is here, and skipped; else it is not known where the next one begins."""
+        """Skip the rest of the request; return whether all of it is here: else the next one cannot be found."""
         if self._message is None:
             return False
         try:
@@ -157,7 +156,7 @@ class Reader:
         return not self.in_body
 
     def advance(self) -> bool:
-        """Let go of the request, and return whether another one may follow."""
+        """Go on to the next request; return whether one may follow."""
         message = self._message
         if message is None or message.their_state in _LAST:
             return False

@@ -1,8 +1,8 @@
-"""What a target sends: heads and bodies, parsed by h11. Pure: bytes in, events out.
+"""Parses what a target sends, by h11. Sans-IO.
 
-What others serve and h11 does not, or not always, is repaired here before h11 has it: blank lines before a head
-(RFC 9112, 2.2), a length beside a coding, which wins (6.3), lines of chunks that end with LF. What nobody could make
-sense of is refused at once, since a client waits.
+What other proxies accept and h11 does not, or not always, is repaired before h11 has it: blank lines before a head
+(RFC 9112, 2.2), a length beside a coding, which wins (6.3), chunk lines that end with LF. What cannot become a response
+is rejected at once, since a client waits.
 """
 
 import re
@@ -14,7 +14,7 @@ from goreprox.http.chunks import Chunks
 from goreprox.http.requests import fields_of
 
 MAX_HEAD: Final = 64 * 1024
-"""Bytes of a head, and of the trailer of a chunked body."""
+"""Bytes of a head, and of the trailers of a chunked body."""
 _START: Final = b"HTTP/"
 _END: Final = re.compile(rb"\n\r?\n")
 _BLANK: Final = re.compile(rb"(?:\r?\n)*")
@@ -23,24 +23,24 @@ END: Final = h11.EndOfMessage()
 
 
 class Replies:
-    """The responses of one stream, one after the other; `ask` before each."""
+    """Parses the responses of one stream, one after the other; call `ask` before each."""
 
     def __init__(self) -> None:
         self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         self._raw = bytearray()
-        """What has come, and h11 does not have."""
+        """What has arrived, and h11 does not have yet."""
         self._scanned = 0
         self._chunks: Chunks | None = None
-        """Looks at the body of the present response, if it is chunked."""
+        """Checks the body of the present response, if it is chunked."""
         self._doubtful = False
-        """Whether others may see the end of the response elsewhere."""
+        """Whether another parser may see the end of the response elsewhere."""
 
     def ask(self, stand_in: h11.Request) -> None:
-        """Expect the response to a request, of which h11 knows this much."""
+        """Expect the response to a request; h11 gets the stand-in."""
         self._parser.send(stand_in)
 
     def asked(self) -> None:
-        """Take note that the request has been sent to its end."""
+        """Take note that the whole request has been sent."""
         self._parser.send(END)
 
     @property
@@ -50,24 +50,24 @@ class Replies:
 
     @property
     def asking(self) -> bool:
-        """Whether the request has not been sent to its end."""
+        """Whether a part of the request has not been sent."""
         return self._parser.our_state is h11.SEND_BODY
 
     @property
     def reusable(self) -> bool:
-        """Whether request and response are over, and nothing else has come, not even an end of file."""
+        """Whether both messages are whole, and nothing follows, not even an end of file."""
         parser = self._parser
         over = parser.our_state is h11.DONE and parser.their_state is h11.DONE
         return over and not self._doubtful and not self._raw and parser.trailing_data == (b"", False)
 
     def start_next(self) -> None:
-        """Be ready for another request."""
+        """Prepare for another request."""
         self._chunks = None
         self._parser.start_next_cycle()
 
     @property
     def behind(self) -> bytes:
-        """What came behind a response that switched protocols."""
+        """What arrived behind a response that switched protocols."""
         return self._parser.trailing_data[0] + bytes(self._raw)
 
     def receive(self, data: bytes) -> None:
@@ -84,7 +84,7 @@ class Replies:
         self._parser.receive_data(b"")
 
     def next_event(self) -> h11.Event | None:
-        """Return what comes next, or None for nothing yet.
+        """Return the next event, or None if there is none yet.
 
         Raises:
             h11.RemoteProtocolError: it is malformed.
@@ -111,7 +111,7 @@ class Replies:
             self._chunks = Chunks(max_trailer=MAX_HEAD, lenient=True)
 
     def _feed(self) -> bool:
-        """Give h11 what it may have now; return whether there was something."""
+        """Give h11 the next bytes; return whether there were any."""
         state = self._parser.their_state
         if state in (h11.IDLE, h11.SEND_RESPONSE):
             data = self._head()
@@ -131,7 +131,7 @@ class Replies:
             self._parser.receive_data(data)
 
     def _head(self) -> bytes:
-        """Take a whole head."""
+        """Take a whole head, or nothing."""
         raw = self._raw
         if raw.startswith((b"\r\n", b"\n")) and (blank := _BLANK.match(raw)):
             del raw[: blank.end()]

@@ -1,8 +1,8 @@
-"""What a request must look like to be passed on, and what of it is. Pure functions: no connection, no state.
+"""Which requests are passed on, and which of their fields. Pure functions.
 
-h11 parses; this refuses what h11 puts up with. Two parsers that read one message differently are how requests are
-smuggled (RFC 9112, 11.2), so what has two readings is refused, and what is passed on is written anew from what was
-parsed, never copied.
+h11 parses, and accepts more than is safe. Requests are smuggled past parsers that read one message differently
+(RFC 9112, 11.2): so what has two readings is rejected, and what is passed on is written anew from what was parsed,
+never copied.
 """
 
 import re
@@ -16,22 +16,22 @@ from goreprox.config.http import DEFAULT_LIMITS, Limits
 from goreprox.config.routes import is_host
 
 MAX_LENGTH: Final = (1 << 63) - 1
-"""What a Content-Length may say: others count in signed integers of 64 bits."""
+"""The largest Content-Length: other parsers use signed integers of 64 bits."""
 BAD_IN_HEAD: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n|\n[ \t]")
-"""Control characters, a CR or LF alone, a folded line: h11 takes some of each, and others read them otherwise."""
+"""Control characters, a CR or LF alone, folded lines: h11 accepts some of each, others read them differently."""
 _BAD_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _ORIGIN_FORM: Final = re.compile(rb"/[^#]*")
 _ABSOLUTE_FORM: Final = re.compile(rb"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PROTOCOL: Final = re.compile(rb"%b(?:/%b)?" % (_TOKEN, _TOKEN))
 _NO_UPGRADE: Final = (b"h2c", b"http", b"tls")
-"""Protocols that would be spoken past our checks."""
+"""Protocols that would bypass our checks."""
 HOP_BY_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade", b"http2-settings")
 )
-"""RFC 9110, 7.6.1: of this connection only. What `Connection` names goes with them."""
+"""Fields of one connection only (RFC 9110, 7.6.1), besides those that `Connection` names."""
 _NO_DISGUISE: Final = frozenset((b"host", b"content-length", b"expect")) | HOP_BY_HOP
-"""Fields that no other may pass for where `_` is read as `-`, as CGI and many servers do."""
+"""Fields that no other may be taken for where `_` is read as `-`, as CGI and many servers do."""
 _ALLOW: Final = (b"Allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH")
 _NOT_TO_BE_NAMED: Final = frozenset((b"host", b"content-length"))
 _NO_TRAILERS: Final = HOP_BY_HOP | frozenset(
@@ -41,7 +41,7 @@ _NO_TRAILERS: Final = HOP_BY_HOP | frozenset(
         *(b"range", b"age", b"date", b"expires", b"location", b"retry-after", b"vary", b"warning"),
     )
 )
-"""RFC 9110, 6.5.1: fields that frame, route, authenticate or modify, and that are too late in a trailer."""
+"""Fields that frame, route, authenticate or modify, and are too late in trailers (RFC 9110, 6.5.1)."""
 SAFE: Final = (b"GET", b"HEAD", b"OPTIONS")
 
 Fields = list[tuple[bytes, bytes]]
@@ -49,10 +49,10 @@ Message = h11.Request | h11.Response | h11.InformationalResponse
 
 
 class Rejected(Exception):
-    """The request is not passed on; the client is told why."""
+    """A request is not passed on; the client is told why."""
 
     def __init__(self, status: int, text: str, fields: Fields | None = None, *, detail: str = "") -> None:
-        """Answer with `status`, one sentence, and further header fields; `detail` is for the log only."""
+        """Respond with `status`, one sentence and further header fields; `detail` is for the log alone."""
         super().__init__(text)
         self.detail = detail
         self.status = HTTPStatus(status)
@@ -61,9 +61,9 @@ class Rejected(Exception):
 
 
 def check(request: h11.Request, limits: Limits = DEFAULT_LIMITS, *, scheme: bytes | None = None) -> h11.Request:
-    """Let a request pass that has one reading only; return it in origin form.
+    """Return a request that has one reading only, in origin form.
 
-    `scheme` is that of the port; None: it may be another one, since a trusted proxy passes the request on.
+    `scheme` is the port's; None allows any, since a trusted proxy passes the request on.
 
     Raises:
         Rejected: it has several, or none.
@@ -82,7 +82,7 @@ def check(request: h11.Request, limits: Limits = DEFAULT_LIMITS, *, scheme: byte
 
 
 def _in_origin_form(request: h11.Request, scheme: bytes | None) -> h11.Request:
-    """Turn absolute form into a path and a Host: that of the target, whatever the Host says (RFC 9112, 3.2.2).
+    """Convert absolute form into a path and a Host; a received Host is ignored (RFC 9112, 3.2.2).
 
     Raises:
         Rejected: it is for another scheme than the port's (RFC 9110, 7.4), or the Host is malformed (RFC 9112, 3.2).
@@ -135,36 +135,36 @@ def _named_by_connection(message: Message) -> set[bytes]:
 
 
 def keeps_alive(request: h11.Request) -> bool:
-    """Whether another request may follow (RFC 9112, 9.3); HTTP/1.0 is not asked for it."""
+    """Whether another request may follow (RFC 9112, 9.3); never with HTTP/1.0."""
     return request.http_version == b"1.1" and b"close" not in _named_by_connection(request)
 
 
 def fields_of(message: Message) -> Fields:
-    """Return the fields, their names in lower case.
+    """Return the fields, names in lower case.
 
-    Whoever goes through `headers` itself waits four times as long for h11.
+    Iterating over `headers` itself takes four times as long.
     """
     return [(name.lower(), value) for name, value in message.headers.raw_items()]
 
 
 def value_of(message: Message, wanted: bytes) -> bytes | None:
-    """Return the value of the first field of a name in lower case."""
+    """Return the value of the first field of this name, given in lower case."""
     return next((value for name, value in message.headers.raw_items() if name.lower() == wanted), None)
 
 
 def end_to_end(message: Message) -> Fields:
-    """Return the fields that are not of the connection they came over, their names as they were written."""
+    """Return the fields without those of one connection only, names as they were written."""
     gone = HOP_BY_HOP | _named_by_connection(message)
     return [(name, value) for name, value in message.headers.raw_items() if name.lower() not in gone]
 
 
 def with_dashes(name: bytes) -> bytes:
-    """Return a name in lower case, as those have it who read `_` as `-`."""
+    """Return a name in lower case, with `_` read as `-`."""
     return name.lower().replace(b"_", b"-")
 
 
 def upgrade_of(request: h11.Request) -> bytes | None:
-    """Return the protocols, one of which a request wants to go on with, if it may go on with each of them."""
+    """Return the protocols that a request offers to switch to, if all of them are allowed."""
     if value_of(request, b"upgrade") is None or request.http_version != b"1.1":
         return None
     if b"upgrade" not in _named_by_connection(request):
@@ -177,7 +177,7 @@ def upgrade_of(request: h11.Request) -> bytes | None:
 
 
 def passed_on(request: h11.Request, *, host: bytes, dropped: Callable[[bytes], bool], added: Fields) -> Fields:
-    """Return the fields as the target gets them: for `host`, without `dropped` ones, with those `added`."""
+    """Return the fields for the target: with this `host`, without `dropped` ones, with those `added`."""
     kept = [(name, value) for name, value in end_to_end(request) if not dropped(name) and name.lower() != b"host"]
     fields = [(b"Host", host), *kept, *added]
     if value_of(request, b"transfer-encoding") is not None:
@@ -190,7 +190,7 @@ def passed_on(request: h11.Request, *, host: bytes, dropped: Callable[[bytes], b
 
 
 def trailers(end: h11.EndOfMessage, *, dropped: Callable[[bytes], bool] = lambda _: False) -> Fields:
-    """Return the fields of a trailer that may come so late, without those whose names are `dropped`."""
+    """Return the trailers that are allowed, without those whose names are `dropped`."""
     return [
         (name, value)
         for name, value in end.headers
@@ -199,6 +199,6 @@ def trailers(end: h11.EndOfMessage, *, dropped: Callable[[bytes], bool] = lambda
 
 
 def has_body(request: h11.Request) -> bool:
-    """Whether a body may follow the head."""
+    """Whether the request may have a body."""
     length = value_of(request, b"content-length")
     return value_of(request, b"transfer-encoding") is not None or (length is not None and int(length) > 0)

@@ -1,4 +1,4 @@
-"""Who may send requests: named tokens, of which only hashes are kept. Pure: no file, no clock; `now` is an argument.
+"""Named tokens, of which only hashes are kept, and the rate limit for failures. Sans-IO; `now` is an argument.
 
 A token is 32 random bytes, so that its SHA-256 alone tells nothing and needs neither salt nor many rounds.
 """
@@ -23,9 +23,9 @@ from goreprox.errors import ConfigError
 MAX_TOKENS: Final = 1000
 """All are compared with each request: 0.2 ms."""
 FAILURES: Final = 20
-"""A client address may fail so often at once, and after it once a second."""
+"""How often a client address may fail at once; after that, once a second."""
 MAX_ADDRESSES: Final = 10_000
-"""That are remembered for their failures, 200 bytes each; the one whose last failure is longest ago is forgotten."""
+"""Addresses whose failures are counted, 200 bytes each; the one that failed least recently is forgotten first."""
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _KEYS: Final = {"sha256", "services", "expires"}
 
@@ -37,12 +37,12 @@ class Token:
     name: str
     digest: bytes
     services: frozenset[str] | None
-    """That it is for; None: all."""
+    """The services that it is valid for; None: all."""
     expires: float
     """Seconds since 1970, exclusive."""
 
     def valid_for(self, service: str) -> bool:
-        """Whether it is for a service."""
+        """Whether it is valid for a service."""
         return self.services is None or service in self.services
 
 
@@ -50,7 +50,6 @@ class Tokens:
     """All tokens of a file."""
 
     def __init__(self, tokens: Sequence[Token] = ()) -> None:
-        """Know these."""
         self._tokens = tuple(tokens)
 
     def __len__(self) -> int:
@@ -61,7 +60,7 @@ class Tokens:
 
     @property
     def names(self) -> set[str]:
-        """Of all tokens, expired ones, too."""
+        """The names of all tokens, expired ones, too."""
         return {token.name for token in self._tokens}
 
     @classmethod
@@ -83,7 +82,7 @@ class Tokens:
         return cls([_token(name, table) for name, table in tables.items()])
 
     def find(self, value: bytes, *, now: float) -> Token | None:
-        """Return the token that `value` is, unless it has expired.
+        """Return the token with this value, unless it has expired.
 
         Takes the same time whatever `value` is: all hashes are compared, each in constant time.
         """
@@ -114,7 +113,7 @@ def _token(name: str, table: Mapping[str, Any]) -> Token:
 
 
 def draw(name: str, services: Sequence[str] | None, expires: datetime.datetime | None) -> tuple[str, str]:
-    """Make a token; return it, and the table that knows it."""
+    """Make a token; return its value, and its table for the file."""
     value = secrets.token_urlsafe(32)
     lines = [f'[tokens."{name}"]', f'sha256 = "{hashlib.sha256(value.encode()).hexdigest()}"']
     if services is not None:
@@ -125,7 +124,7 @@ def draw(name: str, services: Sequence[str] | None, expires: datetime.datetime |
 
 
 def without(text: str, name: str) -> str:
-    """Return a file without the table of a token; all else in it, comments included, stays as it is.
+    """Return the text of a file without the table of a token; all else, comments included, is unchanged.
 
     Raises:
         ConfigError: it is no file of tokens, there is no such token, or its table is not one block.
@@ -137,7 +136,7 @@ def without(text: str, name: str) -> str:
     starts = [number for number, line in enumerate(lines) if line.lstrip().startswith("[")]
     for start, end in itertools.pairwise([*starts, len(lines)]):
         rest = "".join(lines[:start] + lines[end:])
-        # What a block is, TOML knows: it is the right one if the others are left.
+        # It is the right block if parsing shows that all other tokens are left.
         if name in lines[start] and _are(wanted, rest):
             return rest
     raise ConfigError(f"token {name}: it is not a table of its own; remove it by hand")
@@ -151,10 +150,9 @@ def _are(tokens: Mapping[str, Token], text: str) -> bool:
 
 
 class Failures:
-    """How often client addresses have failed: a bucket each (for IPv6: each /64) that empties by one a second."""
+    """Counts failures of client addresses (IPv6: of each /64), in a leaky bucket each that loses one a second."""
 
     def __init__(self) -> None:
-        """Remember nobody."""
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def _level(self, key: str, now: float) -> float:
@@ -162,7 +160,7 @@ class Failures:
         return max(0.0, level - (now - at))
 
     def too_many(self, address: str, *, now: float) -> bool:
-        """Whether an address has to wait."""
+        """Whether an address is rate-limited."""
         return bool(self._levels) and self._level(client_network(ip_of(address)), now) > FAILURES - 1
 
     def note(self, address: str, *, now: float) -> None:

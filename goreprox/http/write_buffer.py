@@ -1,4 +1,4 @@
-"""What an HTTP client is still to get. Knows its socket, and not what the bytes mean."""
+"""What is still to be written to an HTTP client."""
 
 import contextlib
 from collections import deque
@@ -8,24 +8,23 @@ from goreprox.protocol.budget import Budget
 
 
 class WriteBuffer:
-    """Bytes that wait for room in a socket; the budget lends what they take."""
+    """Bytes that wait for room in a socket; they count in the budget."""
 
     def __init__(self, budget: Budget) -> None:
-        """Have nothing to send."""
         self._budget = budget
         self._chunks: deque[bytes] = deque()
         self._held = 0
-        """What the budget has lent."""
+        """Bytes borrowed from the budget."""
 
     def __bool__(self) -> bool:
         return bool(self._chunks)
 
     def append(self, data: bytes) -> None:
-        """Send these bytes, not empty, after all others."""
+        """Add bytes, not empty, behind all others."""
         self._chunks.append(data)
 
     def send(self, sock: Socket) -> None:
-        """Give the socket what it takes.
+        """Write as much as the socket takes.
 
         Raises:
             OSError: the client is gone.
@@ -41,7 +40,7 @@ class WriteBuffer:
             self._held = self._budget.account(held=self._held, holding=sum(map(len, chunks)))
 
     def clear(self) -> None:
-        """Send nothing of it any more."""
+        """Drop everything."""
         self._chunks.clear()
         self._held = self._budget.account(held=self._held, holding=0)
 

@@ -1,7 +1,7 @@
-"""What is written of a request and of its answer. Pure: no connection, no state but how far an answer is.
+"""Writes requests and responses from what was parsed. Sans-IO.
 
-h11 parses, and is not asked to write: it would check again what it has just parsed, at twice the cost of all else.
-So fields come here only from h11 or from our own hands, and bodies in the lengths that h11 has counted.
+h11 parses but does not write: it would check again what it has just parsed, at twice the cost of everything else. So
+fields are only those of h11 or our own, and bodies have the lengths that h11 has counted.
 """
 
 from http import HTTPStatus
@@ -21,7 +21,7 @@ def request_head(request: h11.Request, fields: Fields) -> bytes:
 
 
 def interim_head(event: h11.InformationalResponse, fields: Fields) -> bytes:
-    """Return the head of a 1xx answer that is passed on with these fields."""
+    """Return the head of a 1xx response that is passed on with these fields."""
     return _head(b"HTTP/1.1 %d %b" % (event.status_code, event.reason), fields)
 
 
@@ -40,31 +40,30 @@ def _head(first: bytes, fields: Fields) -> bytes:
 
 
 def refusal(status: HTTPStatus, text: str) -> bytes:
-    """Return a whole response to what was not even read as a request."""
+    """Return a whole response to what cannot be read as a request."""
     fields, body = own_responses.body(status, text, b"")
     answer = ResponseWriter(None)
     return answer.head(status, status.phrase.encode(), fields, last=True) + answer.body(body)
 
 
 class ResponseWriter:
-    """An answer to one request, or to what was none: framed as whoever asked understands it (RFC 9112, 6.3)."""
+    """Writes the response to one request, or to what cannot be read as one, framed for its client (RFC 9112, 6.3)."""
 
     __slots__ = ("_bodiless", "_chunked", "_old", "begun", "body_bytes", "ends", "status")
 
     def __init__(self, request: h11.Request | None) -> None:
-        """Have nothing written."""
         self._bodiless = request is not None and request.method == b"HEAD"
         self._old = request is not None and request.http_version == b"1.0"
         self._chunked = False
         self.ends = request is None or not keeps_alive(request)
-        """Whether the connection ends with it."""
+        """Whether the connection ends with the response."""
         self.begun = False
-        """Whether its head is written; that of an interim answer does not count."""
+        """Whether the final response's head is written."""
         self.status = 0
         self.body_bytes = 0
 
     def head(self, status: int, reason: bytes, fields: Fields, *, last: bool) -> bytes:
-        """Return its head; the connection ends with it if it is the `last` or its end cannot be shown otherwise."""
+        """Return the head; the connection ends with the response if it is the `last`, or only that shows its end."""
         framing: Fields = []
         self.ends = self.ends or last
         self._bodiless = self._bodiless or status in _BODILESS
@@ -81,12 +80,12 @@ class ResponseWriter:
         return _head(b"HTTP/1.1 %d %b" % (status, reason), fields + framing)
 
     def body(self, data: bytes) -> bytes:
-        """Return a part of its body, not empty."""
+        """Return a part of the body, not empty."""
         if self._bodiless:
             return b""
         self.body_bytes += len(data)
         return chunk(data) if self._chunked else data
 
     def end(self, trailers: Fields) -> bytes:
-        """Return its end; trailers are for chunked bodies only."""
+        """Return the end of the body; trailers are for chunked ones only."""
         return last_chunk(trailers) if self._chunked and not self._bodiless else b""

@@ -1,7 +1,7 @@
 """The readiness of all sockets of a process: asyncio watches one descriptor, one callback serves all that are ready.
 
-What asyncio does for each socket (a handle, a context, an exception where no reader was before) costs as much as a read,
-and it does not tell when the last one of a turn has been served.
+What asyncio does for each socket (a handle, a context, an exception where no reader was before) costs as much as a
+read, and it does not tell when the last one of a turn has been served.
 """
 
 import asyncio

@@ -86,7 +86,7 @@ class Auth:
                 logger.bind(event="tokens_read").info(text, self._path, len(self._tokens.value))
         except ConfigError as exc:
             self._tokens.value = Tokens()  # fail closed: a revoked token must not come back
-            logger.bind(event="tokens_unreadable").error("{}; until it is repaired no token is valid", exc)
+            self._log.say("tokens_unreadable", f"{exc}; until it is repaired no token is valid", "ERROR")
 
 
 def _secret(value: bytes) -> bytes | None:

@@ -6,7 +6,6 @@ every peer.
 """
 
 import asyncio
-import errno
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -17,12 +16,10 @@ from brokers import BindError, Grant, LimitedLog, Role
 from goreprox.errors import GoreproxError, StartError
 from goreprox.keys.state import MAX_KEYS, SERVER_KEY, Authorized, ServerKeys, StateDir
 from goreprox.process.files import read_file
-from goreprox.process.reloaded import Reloaded
+from goreprox.process.reloaded import Reloaded, is_transient
 
 LOOK_S: Final = 0.5
 """Interval of looking for changes, so that each counts within a second."""
-_TRANSIENT: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
-"""Errors that say nothing about a file; any other is the fault of that file alone."""
 
 
 class Watcher:
@@ -121,7 +118,7 @@ class Watcher:
             except FileNotFoundError:  # removed since
                 continue
             except OSError as exc:
-                if exc.errno in _TRANSIENT:
+                if is_transient(exc):  # any other error is the fault of this file alone
                     raise
                 why = f"{path}: {exc.strerror}"
             except StartError as exc:  # names the file

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 from loguru import logger
 
+from brokers import LimitedLog
 from goreprox.config.addresses import Scheme
 from goreprox.errors import ConfigError, StartError
 from goreprox.process.files import Kind, opened
@@ -50,6 +51,7 @@ class Certificates:
         self._alpn = {Scheme.HTTPS: _HTTP_ALPN, Scheme.TLS: tuple(alpn)}
         self._expires_at = self._warn_at = math.inf
         """When the certificate expires, and when to warn of that; seconds since 1970."""
+        self._log = LimitedLog()
         files = [path for path in (cert, key, client_ca) if path is not None]
         self._contexts = Reloaded[dict[Scheme, ssl.SSLContext]](lambda: files, lambda _: self._read(), {})
         try:
@@ -64,7 +66,7 @@ class Certificates:
             if self._contexts.refresh():
                 logger.bind(event="certificate_read").info("tls-cert {}: read again", self._cert)
         except ConfigError as exc:
-            logger.bind(event="certificate_kept").warning("{}; the certificate that was read before stays in use", exc)
+            self._log.say("certificate_kept", f"{exc}; the certificate that was read before stays in use")
         self._look_at_expiry()
         return self._contexts.value[scheme]
 

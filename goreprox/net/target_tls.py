@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loguru import logger
 
+from brokers import LimitedLog
 from goreprox.config.addresses import Target
 from goreprox.errors import ConfigError, StartError
 from goreprox.net.certificates import target_context
@@ -32,6 +33,7 @@ class TargetTls:
         self._hosts = {target.service: str(target.address.host) for target in targets if target.tls}
         self._handshakes = Handshakes(poller, timeout_s=timeout_s)
         self._ca = ca
+        self._log = LimitedLog()
         files = [] if ca is None else [ca]
         self._context = Reloaded[ssl.SSLContext | None](
             lambda: files, lambda _: target_context(ca, insecure=insecure), None
@@ -59,6 +61,6 @@ class TargetTls:
             if self._context.refresh():
                 logger.bind(event="target_ca").info("target-ca {}: read again", self._ca)
         except ConfigError as exc:
-            logger.bind(event="target_ca").warning("{}; keeping the certificates read before", exc)
+            self._log.say("target_ca", f"{exc}; keeping the certificates read before")
         assert self._context.value is not None
         return self._handshakes.begin(sock, self._context.value, admit=admit, lose=lose, host=self._hosts[service])

@@ -1,12 +1,14 @@
 """A value read from files, and read again when one of them has changed."""
 
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from goreprox.errors import GoreproxError
 
 T = TypeVar("T")
+_TRANSIENT: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 _Signature = tuple[int, ...] | None
 
 
@@ -24,7 +26,8 @@ class Reloaded(Generic[T]):
         """Read the files if they have changed; return whether they had. On an error the value stays as it is.
 
         Raises:
-            GoreproxError: they hold something else than they should; they are read again once they have changed.
+            GoreproxError: they are not what they should be. They are read again once they have changed, or by the next
+                call if the cause is transient.
             OSError: they cannot be read; the next call tries again.
         """
         paths = self._paths()
@@ -33,11 +36,17 @@ class Reloaded(Generic[T]):
             return False
         try:
             self.value = self._read(paths)
-        except GoreproxError:
-            self._seen = seen
+        except GoreproxError as exc:
+            if not is_transient(exc.__cause__):
+                self._seen = seen
             raise
         self._seen = seen
         return True
+
+
+def is_transient(exc: BaseException | None) -> bool:
+    """Return whether an error says nothing about a file, such as that no descriptor is left."""
+    return isinstance(exc, OSError) and exc.errno in _TRANSIENT
 
 
 def _signature(path: Path) -> _Signature:

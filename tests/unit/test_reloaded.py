@@ -18,12 +18,16 @@ class Numbers:
         self.path = path
         self.reads = 0
         self.fails_with: int | None = None
+        self.explains = False
         self.number = Reloaded(lambda: [path], self._read, 0)
 
     def _read(self, paths: Sequence[Path]) -> int:
         self.reads += 1
         if self.fails_with is not None:
-            raise OSError(self.fails_with, os.strerror(self.fails_with))
+            error = OSError(self.fails_with, os.strerror(self.fails_with))
+            if self.explains:
+                raise ConfigError("cannot be read") from error
+            raise error
         try:
             return int(paths[0].read_text())
         except ValueError as exc:
@@ -61,16 +65,26 @@ def test_a_malformed_file_leaves_the_value_and_is_read_again_once_it_has_changed
     assert numbers.number.refresh() and numbers.number.value == 2
 
 
-def test_a_file_that_cannot_be_read_leaves_the_value_and_is_tried_again(numbers: Numbers) -> None:
+@pytest.mark.parametrize("explains", [False, True])
+def test_a_file_that_cannot_be_read_at_the_moment_leaves_the_value_and_is_tried_again(
+    numbers: Numbers, explains: bool
+) -> None:
     numbers.number.refresh()
     numbers.write("2")
-    numbers.fails_with = errno.EMFILE
+    numbers.fails_with, numbers.explains = errno.EMFILE, explains
     for _ in range(2):
-        with pytest.raises(OSError, match="Too many open files"):
+        with pytest.raises((OSError, ConfigError)):
             numbers.number.refresh()
     assert (numbers.number.value, numbers.reads) == (1, 3)
     numbers.fails_with = None
     assert numbers.number.refresh() and numbers.number.value == 2
+
+
+def test_a_file_that_may_not_be_read_is_read_again_once_it_has_changed(numbers: Numbers) -> None:
+    numbers.fails_with, numbers.explains = errno.EACCES, True
+    with pytest.raises(ConfigError):
+        numbers.number.refresh()
+    assert not numbers.number.refresh() and numbers.reads == 1
 
 
 def test_a_change_of_the_mode_alone_is_a_change(numbers: Numbers) -> None:

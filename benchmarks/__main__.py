@@ -1,7 +1,7 @@
-"""The command line: what is there, what is left out, how long it will take; then the rounds and the report.
+"""The command line: print what is measured and for how long, run the rounds, write the report.
 
 python -m benchmarks --quick          two minutes, one round
-python -m benchmarks --docs docs      all of it; writes docs/benchmarks.md and what belongs to it
+python -m benchmarks --docs docs      everything; writes docs/benchmarks.md and its files
 """
 
 import contextlib
@@ -77,7 +77,7 @@ def main(
     Parameters
     ----------
     quick
-        One short round, less of the peers: figures to look at, not to quote.
+        One short round, with fewer peers: not for publication.
     rounds
         How many rounds. [default: 5, or 1 if quick]
     sides
@@ -85,11 +85,11 @@ def main(
     groups
         Measure only these, like `--groups web bulk`. [default: all]
     peers
-        Folder with further programs, before those on PATH.
+        Folder with more programs, which win over those on PATH.
     docs
         Folder of benchmarks.md, into which the results are written. [default: only print them]
     redraw
-        Measure nothing: show the results in this JSON file, and write them to `docs` if that is given.
+        Measure nothing: show the results of this JSON file, and write them to `docs` if given.
     """
     console = Console()
     if not console.is_terminal:
@@ -126,7 +126,7 @@ def main(
 
 
 def _measure(console: Console, plan: Plan, results: report.Results, docs: Path | None) -> None:
-    """Measure round after round; an interrupt leaves the rounds before it."""
+    """Measure round after round; an interrupt keeps the finished rounds."""
     steps = plan.steps()
     console.print(
         f"{plan.rounds} × {len(steps)} measurements, about {math.ceil(plan.estimate_s() / 60)} minutes; "
@@ -190,7 +190,7 @@ def _chosen(what: str, there: Iterable[T], key: Callable[[T], str], wanted: list
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started ends with us
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what we started ends, too
     try:
         cyclopts.run(main)
     except BenchmarkError as error:

@@ -1,9 +1,9 @@
-"""What Python and ZeroMQ can carry at most: a relay with nothing of what goreprox promises.
+"""What Python and ZeroMQ can carry at most: a relay without any of goreprox's promises.
 
 `python -m benchmarks.bare server PORT LINK` and `python -m benchmarks.bare provider TARGET LINK`: ports of loopback.
 It moves bytes in the way that goreprox does (raw sockets on the loop, one message a turn, large payloads as frames of
 their own) and nothing else: no resume, acknowledgement, scheduling, memory budget, authentication, limit or log.
-What goreprox has less than this is what its promises cost.
+The difference to goreprox is the cost of its promises.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What each tunnel makes of a TCP connection: `python -m benchmarks.behaviour [--peers DIR]` prints a table.
 
-Both ends are sockets of this process, so each answer is what a kernel said: bytes, an end of file, a reset, or nothing
-within `WAIT_S`.
+Both ends are sockets of this process, so each result is what the kernel reports: bytes, an end of file, a reset, or
+nothing within `WAIT_S`.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from benchmarks.sides import Kind, Side
 from benchmarks.targets import Target
 
 WAIT_S: Final = 10.0
-"""What has not come by then does not come."""
+"""What has not arrived by then counts as lost."""
 OUTAGE_S: Final = 1.0
 TIMES: Final = 5
-"""Each side is asked each question so often, started afresh: the answer may be a race."""
+"""How often each check is run, with the side started anew: the result may be a race."""
 TOKEN_BYTES: Final = 8
 TEXT: Final = bytes(range(256)) * 256
-"""64 KiB: no more than a kernel takes of who writes before anybody reads."""
+"""64 KiB: no more than a kernel buffers before anybody reads."""
 BANNER: Final = b"220 ready\r\n"
 
 
@@ -68,10 +68,10 @@ class Far:
             sock.close()
 
     def greet_until_readable(self, client: socket.socket) -> None:
-        """Say `BANNER` to everybody who comes until `client` has something to read.
+        """Send `BANNER` on every connection until `client` has something to read.
 
         Raises:
-            TimeoutError: nothing came, to nobody.
+            TimeoutError: nothing arrived.
         """
         with contextlib.ExitStack() as greeted:
             while client not in (ready := select.select([client, self._listener], [], [], WAIT_S)[0]):
@@ -92,7 +92,7 @@ class Far:
                 yield Pair(client, target)
 
     def answers(self, port: int) -> bool:
-        """Say whether the side at `port` leads here by now."""
+        """Return whether the side at `port` leads here by now."""
         with contextlib.suppress(OSError), self.pair(port) as pair:
             pair.target.sendall(b"!")
             return pair.client.recv(1) == b"!"
@@ -146,7 +146,7 @@ def _ends_with_reset(sock: socket.socket) -> bool:
 
 
 def client_half_closes(place: Place) -> bool:
-    """After the client's end of file the target can still answer."""
+    """After the client's end of file the target can still respond."""
     with place.pair() as pair:
         pair.client.sendall(TEXT)
         pair.client.shutdown(socket.SHUT_WR)
@@ -182,7 +182,7 @@ def target_resets(place: Place) -> bool:
 
 
 def target_speaks_first(place: Place) -> bool:
-    """A client that says nothing reads what the target says."""
+    """A silent client reads what the target sends first."""
     with socket.create_connection((HOST, place.port), timeout=WAIT_S) as client:
         place.far.greet_until_readable(client)
         return _read(client, len(BANNER)) == BANNER
@@ -196,7 +196,7 @@ def client_waits(place: Place) -> bool:
 
 
 def connection_survives(place: Place) -> bool:
-    """A connection goes on after the link was reset, and both directions with it."""
+    """A connection continues in both directions after the link was reset."""
     with place.pair() as pair:
         place.link.cut(OUTAGE_S)
         pair.client.sendall(b"?")
@@ -217,7 +217,7 @@ CHECKS: Final[dict[str, Callable[[Place], bool]]] = {
 
 
 def holds(check: Callable[[Place], bool], side: Side, folder: Path) -> bool:
-    """Start `side` afresh, with a relay between its halves, and return whether `check` holds.
+    """Start `side` anew, with a relay between its halves, and return whether `check` holds.
 
     Raises:
         BenchmarkError: it did not start.
@@ -239,7 +239,7 @@ def main(*, peers: Path | None = None) -> None:
     Parameters
     ----------
     peers
-        Folder with further programs, before those on PATH.
+        Folder with more programs, which win over those on PATH.
     """
     if peers is not None:
         prefer(peers)

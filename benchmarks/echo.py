@@ -1,6 +1,6 @@
 """A target for what nginx cannot do: `python -m benchmarks.echo PORT`.
 
-The first byte of a connection says what it is for: `E` echoes every byte, `S` takes bytes and now and then writes how
+The first byte of a connection selects a mode: `E` echoes every byte; `S` consumes bytes and reports now and then how
 many there were so far, as 8 bytes, big-endian.
 """
 
@@ -19,7 +19,7 @@ class _Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         sock: socket.socket = self.request
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(OSError):  # the other side may go at any time
+        with contextlib.suppress(OSError):  # the other side may leave at any time
             kind = sock.recv(1)
             if kind == b"E":
                 while data := sock.recv(65536):

@@ -1,4 +1,4 @@
-"""What is measured together, while one side runs in one place: each group starts every side afresh."""
+"""What is measured together, while one side runs in one place: each group starts every side anew."""
 
 import contextlib
 import subprocess
@@ -51,7 +51,7 @@ QUICK: Final = Settings(
 
 @dataclass
 class Run:
-    """One side running for one group, and what was found."""
+    """One side running for one group, and its results."""
 
     side: Side
     stand: Stand
@@ -179,7 +179,7 @@ def _cut(run: Run) -> None:
 
 
 def idle_streams(settings: Settings, descriptors: int) -> int:
-    """Return how many idle streams there are to be; some tunnels need two descriptors for each."""
+    """Return the number of idle streams; some tunnels need two descriptors for each."""
     return min(settings.idle_count, descriptors // 2 - 500)
 
 
@@ -273,9 +273,9 @@ GROUPS: Final = (
 def measure(
     group: Group, side: Side, *, targets: Targets, settings: Settings, folder: Path, descriptors: int
 ) -> tuple[dict[str, float], list[str]]:
-    """Start `side`, measure the rows of `group`, end it. Return figures by row, and what there is to say of them.
+    """Start `side`, measure the rows of `group`, end it. Return figures by row, and notes.
 
-    A side that fails has no figures for what it did not do; the notes say why.
+    A side that fails has no figures for the rest; the notes say why.
     """
     target = targets.echo if group.echo else targets.web
     values: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What is done to a side, and how it is timed. Knows a port of loopback, not what is behind it."""
+"""What is done to a side, and how it is timed."""
 
 import re
 import selectors
@@ -13,7 +13,7 @@ from typing import Final
 from benchmarks.local import HOST, BenchmarkError, find
 from benchmarks.targets import LARGE_BYTES, SMALL_BYTES
 
-TIMEOUT_S: Final = 15.0  # without an answer for so long a side has failed
+TIMEOUT_S: Final = 15.0  # a side that does not respond for so long has failed
 GET: Final = b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_LARGE: Final = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD: Final = b"HEAD /small HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -84,7 +84,7 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 def first_bytes(port: int, *, count: int) -> list[float]:
-    """Return the times, in ms, from a new connection's first step to the first byte of an answer."""
+    """Return the times, in ms, from a new connection's first step to the first byte of a response."""
     times: list[float] = []
     for _ in range(count):
         began = time.perf_counter()
@@ -97,7 +97,7 @@ def first_bytes(port: int, *, count: int) -> list[float]:
 
 
 def large(port: int) -> socket.socket:
-    """Return a connection on which more comes than anybody reads."""
+    """Return a connection with a download that nobody reads."""
     sock = connect(port)
     sock.sendall(GET_LARGE * PIPELINED)
     return sock
@@ -174,7 +174,7 @@ def upload(port: int, *, warm_up_s: float, seconds: float) -> tuple[int, float]:
 
 
 def stall(sock: socket.socket, back_at: float) -> float | None:
-    """Return the seconds from `back_at` (`time.monotonic`) to an answer of the echo, or None if the stream is lost."""
+    """Return the seconds from `back_at` (`time.monotonic`) to a response of the echo, or None if the stream is lost."""
     try:
         sock.sendall(b"x")
         if not sock.recv(1):
@@ -185,7 +185,7 @@ def stall(sock: socket.socket, back_at: float) -> float | None:
 
 
 def idle(port: int, count: int) -> list[socket.socket]:
-    """Open streams that are proved to reach the target, and then say nothing. The caller hangs up."""
+    """Open streams that reach the target, then stay silent. The caller closes them."""
     socks: list[socket.socket] = []
     try:
         while len(socks) < count:

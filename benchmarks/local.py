@@ -1,4 +1,4 @@
-"""What everything here needs of this machine: ports of loopback, programs, descriptors. Standard library only."""
+"""Ports of loopback, programs and descriptors of this machine. Standard library only."""
 
 import contextlib
 import os

@@ -26,7 +26,7 @@ COLUMNS: Final = 78
 ROWS: Final = 7
 TYPING_S, PAUSE_S, END_S = 0.07, 0.6, 6.0
 SETTLED_S: Final = 0.02
-"""A screen is whole when nothing was written for so long."""
+"""A screen is complete when nothing was written for so long."""
 
 CELL, LINE, MARGIN, BAR_OF_WINDOW = 9.0, 24, 22, 38
 WIDTH: Final = COLUMNS * CELL + 2 * MARGIN
@@ -39,7 +39,7 @@ COLORS: Final = {
     "f92672": "#4aa8ff",
     "729c1f": "#7bd88f",
 }
-"""For the colours of rich, as pyte calls them: what is missing of a bar, what is there, and all of it last."""
+"""By pyte's names for the colours of rich. The last three: the rest of a bar, its filled part, and a full bar."""
 STROKES: Final = {"━": (0.0, 1.0), "╸": (0.0, 0.5), "╺": (0.5, 1.0)}
 """Where the parts of the bar begin and end in their cells: they are drawn, since fonts leave gaps."""
 

@@ -1,4 +1,4 @@
-"""Programs that a measurement starts: how they end, what CPU time and memory they took."""
+"""Programs that a measurement starts, and the CPU time and memory that they took."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ class Processes:
     def start(self, *command: str) -> None:
         """Start a program."""
         log = self.folder / f"{len(self._running)}-{Path(command[0]).name}.log"
-        # A variable or a file of whoever runs this must not change what is measured.
+        # Variables and files of the user must not change what is measured.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GOREPROX_")}
         if self.first_start is None:
             self.first_start = time.monotonic()
@@ -45,7 +45,7 @@ class Processes:
         self._running.append((process, log))
 
     def check(self) -> None:
-        """Raise BenchmarkError, with its last words, if one has ended."""
+        """Raise BenchmarkError, with its last output, if one has ended."""
         for process, log in self._running:
             if process.poll() is not None:
                 lines = log.read_text(errors="replace").split("\n")

@@ -1,4 +1,4 @@
-"""A path in user space: TCP in, the same TCP out, later, not faster than it may, or cut.
+"""A path in user space: relays TCP with a delay, a limited rate, and cuts.
 
 `python -m benchmarks.relay LISTEN HOST:PORT DELAY_MS MBIT` relays from port LISTEN of loopback; MBIT 0 is no limit.
 It models a link of one delay each way and one rate each way, shared by all connections, without loss:
@@ -7,10 +7,10 @@ It models a link of one delay each way and one rate each way, shared by all conn
 - bytes leave one after the other at the rate (a queue, first in first out), and arrive a delay later;
 - one connection has at most 5 ms, or 64 KiB, in that queue; the rest waits in its sender, as congestion control has it.
 
-It does not model loss and slow start: peers that open connections of their own get them at full speed at once.
+It does not model loss and slow start: sides that open new connections get full speed at once.
 
-On standard input it takes `cut SECONDS`: reset all connections, listen no more, and listen again after so long; then
-it prints the moment (`time.monotonic`, in s) at which it could be reached again. It ends with its standard input.
+On standard input it takes `cut SECONDS`: reset all connections, stop listening, and listen again after so long; then
+it prints the time (`time.monotonic`, in s) at which it could be reached again. It ends with its standard input.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Line:
 
 
 class End(asyncio.BufferedProtocol):
-    """One socket. What it reads goes over its line to the other end."""
+    """One socket. What it reads is sent over its line to the other end."""
 
     def __init__(self, relay: "Relay", line: Line, opens_at: float) -> None:
         self.relay = relay
@@ -103,7 +103,7 @@ class End(asyncio.BufferedProtocol):
         self._schedule()
 
     def deliver(self) -> None:
-        """Give the other socket what has arrived; read on, or stop reading."""
+        """Write what has arrived to the other socket; continue or stop reading."""
         self.timer = None
         other, now = self.other, time.monotonic()
         while self.queued and self.queued[0][0] <= now:

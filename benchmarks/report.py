@@ -1,4 +1,4 @@
-"""Results as JSON, as tables for a terminal and for docs/benchmarks.md, and as charts. Measures nothing."""
+"""Results as JSON, as tables for a terminal and for docs/benchmarks.md, and as charts."""
 
 import json
 import platform
@@ -23,7 +23,7 @@ SAYS: Final = {True: "holds", False: "**does not hold**", None: "not measured"}
 
 @dataclass
 class Results:
-    """Everything that one run found; what the JSON file holds."""
+    """The results of one run, as in the JSON file."""
 
     command: str
     began: str
@@ -61,7 +61,7 @@ class Results:
 
 
 def machine() -> dict[str, str]:
-    """Say what this machine is."""
+    """Describe this machine."""
     found = {"system": f"{platform.system()} {platform.release().split('-')[0]}", "Python": platform.python_version()}
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -182,7 +182,7 @@ def markdown(results: Results, charts: Iterable[str]) -> str:
 
 
 def _merged(notes: list[str]) -> Iterator[str]:
-    """Give each note once, with how often it was made."""
+    """Return each note once, with its count."""
     for note in dict.fromkeys(notes):
         times = notes.count(note)
         yield note if times == 1 else f"{note} ({times} times)"
@@ -230,5 +230,5 @@ def _summary(results: Results, row: Row, party: Party) -> float | None:
 
 
 def command_line() -> str:
-    """Return how this program was called; where things are on this machine is nobody's concern."""
+    """Return how this program was called, without paths of this machine."""
     return " ".join(("python -m benchmarks", *("DIR" if Path(word).is_absolute() else word for word in sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""The figures: what each is, and the floor and the goal that it has to reach. Knows no way to measure them."""
+"""The figures: what each is, and the floor and the goal that it has to reach."""
 
 from dataclasses import dataclass
 from typing import Final, Literal

@@ -69,9 +69,9 @@ class Stand:
     port: int = 0
     """Where clients connect. A side without a program of its own sets it."""
     started_s: float = 0.0
-    """From the first program's start to the first answer through all of them."""
+    """From the start of the first program to the first response through all of them."""
     providers: int = 1
-    """How many providers goreprox is to have."""
+    """How many providers goreprox has."""
 
     def over_path(self, address: Address, *, port: int = 0) -> Address:
         """Give the address by which another program reaches `address`."""
@@ -86,7 +86,7 @@ class Stand:
         wait_for_listener(*address, self.processes.check)
 
     def wait_until_ready(self) -> None:
-        """Wait for the first answer from the target."""
+        """Wait for the first response of the target."""
         began = self.processes.first_start or time.monotonic()
         while not self.target.answers(self.port):
             self.processes.check()
@@ -98,7 +98,7 @@ class Stand:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the compared."""
+    """One side of the comparison."""
 
     key: str
     title: str
@@ -112,7 +112,7 @@ class Side:
     long_paths: bool = True
     """Whether it is also measured where only the path matters, not the processes."""
     http: bool = False
-    """Whether it understands HTTP, and so nothing else."""
+    """Whether it speaks HTTP, and nothing else."""
 
     @property
     def missing(self) -> list[str]:
@@ -129,7 +129,7 @@ class Side:
         path: tuple[float, float] | None = None,
         providers: int = 1,
     ) -> Iterator[tuple[Stand, Link | None]]:
-        """Start it in an own folder in `folder`, and end it. `path`, as in a Group: over this link.
+        """Start it in a folder of its own in `folder`, and end it. `path`, as in a Group: over this link.
 
         Raises:
             BenchmarkError: it does not start.
@@ -153,7 +153,7 @@ class Side:
 
 
 def direct(stand: Stand) -> None:
-    """Start nothing: the target itself."""
+    """Start nothing: clients connect to the target."""
     _, stand.port = stand.over_path((HOST, stand.target.port))
 
 
@@ -186,7 +186,7 @@ def ssh(stand: Stand) -> None:
 
 
 def bare(stand: Stand) -> None:
-    """Start what is left of goreprox without its promises."""
+    """Start the bare relay."""
     link = free_port()
     stand.start(sys.executable, "-m", "benchmarks.bare", "server", str(stand.port), str(link))
     stand.start(sys.executable, "-m", "benchmarks.bare", "provider", str(stand.target.port), str(link))

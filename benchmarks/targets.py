@@ -1,4 +1,4 @@
-"""What is exposed: nginx with a small and a large file, and our own server for echo and uploads."""
+"""What is exposed: nginx with a small and a large file, and our server for echo and uploads."""
 
 import contextlib
 import socket
@@ -29,7 +29,7 @@ server {{ {listen} root {folder}/www; }} }}
 
 @dataclass(frozen=True)
 class Target:
-    """A server to expose, and how to find out whether it answers at a port."""
+    """A server to expose, and how to check that it responds at a port."""
 
     port: int
     answers: Callable[[int], bool]

@@ -32,7 +32,7 @@ class Verdict:
     """What is compared with the bound's number: a ratio, a difference or the value; None: not measured."""
     holds: bool | None
     where: str = ""
-    """Which tunnel it was that came nearest, or was ahead."""
+    """The tunnel that came nearest, or was ahead."""
 
 
 def summary(row: Row, values: list[float | None]) -> float | None:

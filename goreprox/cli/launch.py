@@ -3,7 +3,6 @@
 import asyncio
 import resource
 from collections.abc import Coroutine
-from typing import Any
 
 from loguru import logger
 
@@ -45,7 +44,7 @@ def _links(config: Config) -> list[Address]:
             return [config.peers.providers, *([] if config.edges is None else [config.edges])]
 
 
-def _role(config: Config, start: StartOptions) -> Coroutine[Any, Any, None]:
+def _role(config: Config, start: StartOptions) -> Coroutine[object, object, None]:
     """Import the role that `config` is of, and no other: each is loaded as a whole before it is ready."""
     match config:
         case ServerConfig():

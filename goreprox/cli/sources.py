@@ -5,7 +5,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cyclopts import App
 from cyclopts.config import Dict, Env
@@ -103,7 +103,7 @@ def forget_empty_variables() -> None:
         del os.environ[name]
 
 
-def _load(path: Path, *, given: bool) -> dict[str, Any]:
+def _load(path: Path, *, given: bool) -> dict[str, object]:
     """Read the file, which may be a pipe if its name was `given`."""
     kind = Kind("the options of goreprox in TOML", encoding="utf-8", most_bytes=MAX_BYTES, piped=given)
     try:
@@ -116,7 +116,7 @@ def _load(path: Path, *, given: bool) -> dict[str, Any]:
         raise ConfigError(f"file {path}: {exc}; see docs/configuration.md for its form") from exc
 
 
-def _check(table: dict[str, Any], known: dict[str, bool], path: Path, where: str, also: Iterable[str] = ()) -> None:
+def _check(table: dict[str, object], known: dict[str, bool], path: Path, where: str, also: Iterable[str] = ()) -> None:
     """Require keys that are `known`, with values of the right form. `also` are further names to suggest.
 
     Raises:

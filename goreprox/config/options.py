@@ -7,7 +7,7 @@ section of `--help` it is, the default is the default, and the docstring the hel
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, TypeVar
 
 from cyclopts import Group, Parameter, Token
 
@@ -24,12 +24,14 @@ PROCESS: Final = Group("Process", sort_key=5)
 GROUP: Final = Parameter(name="*")
 """Decorates a group: its options have no prefix."""
 
-Default = bool | str | Callable[[Any], str]  # Any: as cyclopts has it, a value of the option
-"""Whether `--help` shows an option's default, or how."""
+_T = TypeVar("_T")
 
 
-def one(parse: Callable[[str], object], metavar: str, show_default: Default = True) -> Parameter:
-    """Declare an option of one value; `parse` raises ValueError with what it expected, or ConfigError."""
+def one(parse: Callable[[str], _T], metavar: str, show_default: bool | str | Callable[[_T], str] = True) -> Parameter:
+    """Declare an option of one value; `parse` raises ValueError with what it expected, or ConfigError.
+
+    `show_default` is the text of the default in `--help`, or a function that returns it, or whether there is any.
+    """
 
     def convert(_: object, tokens: Sequence[Token]) -> object:
         return parse(tokens[0].value)

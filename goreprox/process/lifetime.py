@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from loguru import logger
 
@@ -136,7 +136,7 @@ class Lifetime:
         if address := os.environ.get("NOTIFY_SOCKET"):
             _notify(address, text)
 
-    async def unless_forced(self, work: Coroutine[Any, Any, int]) -> int | None:
+    async def unless_forced(self, work: Coroutine[object, object, int]) -> int | None:
         """Return the result of `work`; at a second signal cancel it, and return None."""
         task = asyncio.create_task(work, name="shutdown")
         forced = asyncio.create_task(self._force.wait(), name="second signal")

@@ -94,7 +94,6 @@ class Multiplexer:
             return
         outbox = self._outbox
         if urgent:
-            outbox.acks.pop(stream.id, None)
             outbox.say(Ack(stream.id, *stream.receive.take_ack()))
             self._finish_if_done(stream)
         else:
@@ -126,7 +125,7 @@ class Multiplexer:
 
     def stream_closed(self, stream: Stream, last_word: Refuse | Abort | None) -> None:
         """Forget a stream, but not its last word."""
-        if last_word is not None and stream.id in self.streams:
+        if last_word is not None:
             self._endings.last_words[stream.id] = last_word
             if self.epochs.phase is ESTABLISHED:
                 self._outbox.say(last_word)
@@ -158,10 +157,9 @@ class Multiplexer:
         Raises:
             RemoteProtocolError: it was never opened.
         """
-        stream = self.streams.get(stream_id)
-        if stream is None and stream_id >= self.next_id:
+        if stream_id >= self.next_id:
             raise RemoteProtocolError(f"stream {stream_id} was never opened")
-        return stream
+        return self.streams.get(stream_id)
 
     def receive_data(self, event: Data) -> None:
         """Take bytes."""
@@ -244,9 +242,8 @@ class Multiplexer:
             self.notices.append(Notice(Kind.CLOSED if well else Kind.ABORTED, stream, event.reason))
 
     def reset_arrived(self, stream_id: int) -> None:
-        """Note that the peer has a stream's last event."""
-        stream = self.streams.get(stream_id)
-        if stream is not None and stream.state is State.RESETTING:
+        """Note that the peer has a stream's last event; all but those in state RESETTING are forgotten already."""
+        if stream := self.streams.get(stream_id):
             self._finish(stream)
 
     # Resuming.

@@ -148,7 +148,7 @@ class Session:
 
     def _end_epoch(self, now: float, *, pause: bool = False) -> None:
         """Drop all that belongs to the epoch in progress."""
-        epochs, multiplexer = self.epochs, self.multiplexer
+        epochs = self.epochs
         if epochs.phase is ESTABLISHED:
             self.counters.outages += 1
         if pause:
@@ -156,8 +156,7 @@ class Session:
         else:
             epochs.end(now)
         self._outbox.clear()
-        multiplexer.resumption = Resumption()
-        multiplexer.give_up_unsent()
+        self.multiplexer.give_up_unsent()
         self._outbox.wake()
 
     def _begin_epoch(self) -> None:
@@ -167,7 +166,6 @@ class Session:
             self._outbox.control.append(Drain())
         if self._goodbye is not None:
             self._outbox.control.append(Goodbye(self._goodbye))
-        self._outbox.wake()
 
     # Time.
 
@@ -243,7 +241,7 @@ class Session:
 
     def receive(self, path_id: object, frames: Sequence[Buffer], now: float) -> None:
         """Take one message. A peer that breaks the protocol loses its streams; nothing is raised."""
-        if self.failed is not None or path_id not in self.epochs:
+        if path_id not in self.epochs:
             return
         try:
             _, batch = wire.decode(frames)
@@ -274,7 +272,7 @@ class Session:
                     receive_data(event)
                 else:
                     self._dispatch(event, path, now)
-        if self._outbox.control or self._outbox.streams or path.ack_due(now):
+        if self._outbox.streams or path.ack_due(now):
             self._outbox.wake()
 
     def _path_of(self, path_id: object, batch: Batch, now: float) -> Path | None:

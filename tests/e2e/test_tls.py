@@ -346,6 +346,30 @@ async def test_a_target_whose_certificate_does_not_count_gets_nothing(
     assert not any(reached)
 
 
+async def test_a_changed_target_ca_is_used_from_the_next_connection_on(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    authority, other = Authority(tmp_path), Authority(tmp_path / "other")
+    trusted = tmp_path / "trusted.pem"
+
+    def trust(content: bytes) -> None:
+        (tmp_path / "new.pem").write_bytes(content)
+        (tmp_path / "new.pem").replace(trusted)
+
+    async with tls_target(echo, authority) as port, nothing_yet(tmp_path) as made:
+        await made.serve()
+        trust(other.ca_file.read_bytes())
+        provider = await offer(made, f"tls://{HOST}:{port}", "--target-ca", str(trusted))
+        reader, _ = await made.connect()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), DEADLINE_S)
+        for content in (authority.ca_file.read_bytes(), b"nonsense"):
+            trust(content)
+            reader, writer = await made.connect()
+            writer.write(b"word")
+            assert await asyncio.wait_for(reader.readexactly(4), DEADLINE_S) == b"word"
+        await eventually(lambda: provider.events("target_ca") == 2, "it was read again, then kept")
+
+
 @pytest.mark.parametrize(
     ("greeting", "options", "cause"),
     [(b"", ("--dial-timeout", "0.5"), "no response within 0.5 s"), (b"220 this is no TLS\r\n", (), "TLS: ")],

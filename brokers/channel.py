@@ -7,6 +7,7 @@ and every message. It also tells when the socket is empty: the exception for tha
 import asyncio
 import concurrent.futures.thread  # noqa: F401 -- else at the end, which waits for libzmq in a thread
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import zmq
 import zmq.utils.garbage
@@ -16,13 +17,13 @@ from brokers.carrier import Buffer
 
 NOBLOCK, MORE, EVENTS, POLLIN = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.EVENTS), int(zmq.POLLIN)
 """Plain integers: an operation on enum members costs as much as a message."""
-REFERENCED_BYTES = 128 * 1024
+REFERENCED_BYTES: Final = 128 * 1024
 """Larger frames are referenced until libzmq has sent them. Smaller ones are copied: that takes 10 us at most, less than
 the notice from another thread that a frame is no longer needed."""
-KEPT_BYTES = 16 * 1024
+KEPT_BYTES: Final = 16 * 1024
 """Received frames of at least this size are used in place, smaller ones are copied."""
-DRAIN_MESSAGES = 256
-DRAIN_BYTES = 8 * 1024 * 1024
+DRAIN_MESSAGES: Final = 256
+DRAIN_BYTES: Final = 8 * 1024 * 1024
 """Read in one turn of the loop at most: 8 MiB at 1 GB/s take 8 ms."""
 
 

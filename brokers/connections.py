@@ -27,26 +27,27 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from brokers.carrier import Buffer
 
-GREETING_CONNECTIONS = 1024
+GREETING_CONNECTIONS: Final = 1024
 """As many as there may be peers: all of them may connect at once after an outage."""
-GREETING_DESCRIPTORS = 8
+GREETING_DESCRIPTORS: Final = 8
 """Connections without a hello, and the duplicates of their descriptors, take at most an eighth of all descriptors."""
-GREETING_BYTES = 32 * 1024
+GREETING_BYTES: Final = 32 * 1024
 """A handshake with keys takes less than 1 KiB, a hello at most 16 KiB."""
-BACKLOG_BYTES = 128 * 1024 * 1024
+BACKLOG_BYTES: Final = 128 * 1024 * 1024
 """Of one connection: four sessions that keep 32 MiB in flight."""
-BACKLOGS_BYTES = 256 * 1024 * 1024
-STUCK_S = 10.0
+BACKLOGS_BYTES: Final = 256 * 1024 * 1024
+STUCK_S: Final = 10.0
 """libzmq closes what was shut down within milliseconds, or never."""
-UNCOUNTED_BYTES_PER_S = 64
+UNCOUNTED_BYTES_PER_S: Final = 64
 """What a connection may send besides messages: heartbeats of earlier versions are 42 bytes every 2 s."""
-CURVE_BYTES = 33
+CURVE_BYTES: Final = 33
 """Command name, nonce, flags and authenticator of each frame (RFC 26)."""
-_TCP_INFO_BYTES = 136
-_BYTES_RECEIVED = struct.Struct("128xQ")
+_TCP_INFO_BYTES: Final = 136
+_BYTES_RECEIVED: Final = struct.Struct("128xQ")
 """tcpi_bytes_received in struct tcp_info (linux/tcp.h, since Linux 4.1)."""
 
 

@@ -6,7 +6,7 @@ second is a control message in CBOR: `[kind, field, ...]`. All input may be host
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Final
 
 import cbor2
 
@@ -14,19 +14,19 @@ from brokers.carrier import Buffer
 from brokers.cbor import decode_cbor
 from brokers.errors import BadMessage
 
-FABRIC_VERSION = 1
-FABRIC_VERSION_LEAST = 1
-CONTROL = b""
+FABRIC_VERSION: Final = 1
+FABRIC_VERSION_LEAST: Final = 1
+CONTROL: Final = b""
 """The first frame of a control message."""
-MAX_CONTROL = 16 * 1024
-MAX_ATTRIBUTES = 4 * 1024
-MAX_DEPTH = 6
-MAX_FRAME = 2 * 1024 * 1024
-MAX_FRAMES = 130
-MAX_TEXT = 256
-REVOKED = "revoked"
+MAX_CONTROL: Final = 16 * 1024
+MAX_ATTRIBUTES: Final = 4 * 1024
+MAX_DEPTH: Final = 6
+MAX_FRAME: Final = 2 * 1024 * 1024
+MAX_FRAMES: Final = 130
+MAX_TEXT: Final = 256
+REVOKED: Final = "revoked"
 """A reason of a Down that programs compare: the peer's key was revoked, so what it had is not kept for it."""
-CLOSING = "closing"
+CLOSING: Final = "closing"
 """Another such reason, in a Down of the receiving peer itself: its broker is being shut down."""
 
 
@@ -99,8 +99,8 @@ class Refused:
 
 
 Control = Hello | Welcome | Up | Down | Announce | Renew | Renewed | Leave | Refused
-_KINDS: tuple[type[Any], ...] = (Hello, Welcome, Up, Down, Announce, Renew, Renewed, Leave, Refused)
-_CHECKS: dict[str, Callable[[Any], bool]] = {
+_KINDS: Final[tuple[type[Control], ...]] = (Hello, Welcome, Up, Down, Announce, Renew, Renewed, Leave, Refused)
+_CHECKS: Final[dict[str, Callable[[object], bool]]] = {
     **dict.fromkeys(("version", "least", "attempt", "epoch"), lambda v: type(v) is int and 0 <= v < 2**63),
     **dict.fromkeys(("name", "reason"), lambda v: type(v) is str and len(v) <= MAX_TEXT),
     **dict.fromkeys(("role", "incarnation", "peer_id"), lambda v: type(v) is bytes and len(v) <= 32),
@@ -111,7 +111,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def control(message: Control) -> list[Buffer]:
-    """Return the frames of a control message, at most `MAX_CONTROL` bytes."""
+    """Return the frames of a control message."""
     values = [getattr(message, field.name) for field in fields(message)]
     return [CONTROL, cbor2.dumps([_KINDS.index(type(message)), *values])]
 
@@ -130,7 +130,7 @@ def parse_control(frames: Sequence[Buffer]) -> Control:
     kind = _KINDS[item[0]]
     names = [field.name for field in fields(kind)]
     if kind is Hello:
-        item = item[: 1 + len(names)]  # a later version may have more fields; it gets a reason, not BadMessage
+        item = item[: 1 + len(names)]  # one of a later version may have more fields: it is refused with a reason
     if len(item) != 1 + len(names) or not all(_CHECKS[n](v) for n, v in zip(names, item[1:], strict=True)):
         raise BadMessage(f"malformed {kind.__name__}")
     message: Control = kind(*item[1:])

@@ -6,14 +6,14 @@ Keys are Z85 texts of 40 bytes, as libzmq takes them (zmq_curve(7)).
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import zmq
 from zmq.utils import z85
 
 from brokers.peers import Role
 
-KEY_CHARS = 40
+KEY_CHARS: Final = 40
 """32 bytes in Z85."""
 
 

@@ -4,13 +4,14 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from brokers.errors import BadName
 
-INCARNATION_BYTES = 16
-NONCE_BYTES = 16
-ID_BYTES = 1 + INCARNATION_BYTES
-NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+INCARNATION_BYTES: Final = 16
+NONCE_BYTES: Final = 16
+ID_BYTES: Final = 1 + INCARNATION_BYTES
+NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Role(enum.Enum):

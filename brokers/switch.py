@@ -6,6 +6,7 @@ the other role. Its id in messages is derived from its key, never from what it s
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from brokers.carrier import Buffer
 from brokers.envelope import (
@@ -34,7 +35,7 @@ from brokers.presence import Presence
 
 Output = tuple[Hashable, list[Buffer]]
 """Key of the receiver, frames."""
-NO_HELLO = 0
+NO_HELLO: Final = 0
 """The attempt of a Welcome that answers no Hello."""
 Objection = Callable[[Hashable, Mapping[str, object]], str | None]
 """Returns why the peer with this key may not announce these attributes, or None if it may."""

@@ -3,6 +3,8 @@
 It attaches the key to all messages of the connection as its user id, and `identities` compares it with the routing id.
 """
 
+from typing import Final
+
 import zmq
 from zmq.utils import z85
 
@@ -12,8 +14,8 @@ from brokers.keys import KEY_CHARS, Authority
 from brokers.limited_log import LimitedLog
 from brokers.peers import Role
 
-ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-_ZAP_FRAMES = 9
+ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
+_ZAP_FRAMES: Final = 9
 """Route, delimiter, version, request, domain, address, routing id, mechanism, key (RFC 27, behind a ROUTER)."""
 
 

@@ -5,6 +5,7 @@ Neither is timed: a busy machine is not a bug.
 
 import asyncio
 import functools
+import gc
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -40,6 +41,19 @@ def _bounded(test: Callable[..., Awaitable[None]], deadline_s: float) -> Callabl
             await test(**fixtures)
 
     return bounded
+
+
+def pytest_collection_finish() -> None:
+    """Leave what lasts as long as the tests out of the collections between them."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Have a socket that is left open fail the test that left it: first set up, this is torn down last."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

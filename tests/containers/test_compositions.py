@@ -68,7 +68,7 @@ def fetch(container: Container, url: str) -> str:
     return "" if code else output.decode()
 
 
-def test_the_whole_topology_shows_its_page(engine: docker.DockerClient) -> None:
+def test_the_composition_of_all_roles_serves_its_page(engine: docker.DockerClient) -> None:
     with Composition("compose.yaml") as project:
         edge = project.container(engine, "edge-1")
         eventually(lambda: "It works" in fetch(edge, "http://localhost:8080/"), "the page is there")
@@ -98,7 +98,7 @@ def test_the_whole_topology_shows_its_page(engine: docker.DockerClient) -> None:
         eventually(healthy, "its health is checked")
 
 
-def test_a_server_and_a_provider_beside_another_service(engine: docker.DockerClient) -> None:
+def test_the_composition_of_a_provider_beside_another_service_serves_its_page(engine: docker.DockerClient) -> None:
     with Composition("compose.server.yaml", GOREPROX_HOST="server", **ANY_PORT) as project:
         server = project.container(engine, "server")
         join = "/var/lib/goreprox/join/default.join"

@@ -55,14 +55,14 @@ def for_a_while(begin: Callable[[], object], end: Callable[[], object], outage_s
     end()
 
 
-def test_a_network_link_that_is_down_for_as_long_as_the_grace() -> None:
+def test_connections_survive_a_network_link_that_is_down_for_as_long_as_the_grace() -> None:
     def fault(hosts: Cluster) -> None:
         hosts.inside("provider-1", f"ip link set $I down; sleep {GRACE_S}; ip link set $I up")
 
     survive(fault)
 
 
-def test_hosts_that_are_disconnected_and_come_back() -> None:
+def test_connections_survive_hosts_that_are_disconnected_and_return() -> None:
     def fault(hosts: Cluster) -> None:
         for n, name in enumerate(("provider-1", "edge-1", "broker-1"), 1):
             for_a_while(lambda: hosts.cut(name), lambda: hosts.mend(name))  # noqa: B023 -- called here
@@ -71,7 +71,7 @@ def test_hosts_that_are_disconnected_and_come_back() -> None:
     survive(fault, outages=3)
 
 
-def test_hosts_that_come_back_with_other_addresses() -> None:
+def test_connections_survive_hosts_that_return_with_other_addresses() -> None:
     def fault(hosts: Cluster) -> None:
         for n, name in enumerate(("provider-1", "broker-1"), 1):
             before = hosts.address(name)
@@ -85,7 +85,7 @@ def test_hosts_that_come_back_with_other_addresses() -> None:
     survive(fault, outages=2)
 
 
-def test_hosts_that_sleep() -> None:
+def test_connections_survive_hosts_that_sleep() -> None:
     def fault(hosts: Cluster) -> None:
         for n, name in enumerate(("broker-1", "provider-1"), 1):
             for_a_while(lambda: hosts.pause(name), hosts.hosts[name].unpause)  # noqa: B023 -- called here
@@ -94,7 +94,7 @@ def test_hosts_that_sleep() -> None:
     survive(fault, outages=2)
 
 
-def test_a_broker_that_is_killed_and_started() -> None:
+def test_connections_survive_a_killed_and_restarted_broker() -> None:
     def fault(hosts: Cluster) -> None:
         for_a_while(hosts.hosts["broker-1"].kill, hosts.hosts["broker-1"].start, 2)
 
@@ -102,7 +102,7 @@ def test_a_broker_that_is_killed_and_started() -> None:
 
 
 @pytest.mark.parametrize(("percent", "bytes_per_s", "lasting_s"), [(5, 100_000, 15), (30, 1000, 30)])
-def test_packets_that_are_lost(percent: int, bytes_per_s: int, lasting_s: float) -> None:
+def test_connections_survive_packet_loss(percent: int, bytes_per_s: int, lasting_s: float) -> None:
     """Of each direction so many, at random."""
 
     def fault(hosts: Cluster) -> None:
@@ -119,7 +119,7 @@ def test_packets_that_are_lost(percent: int, bytes_per_s: int, lasting_s: float)
     survive(fault, f"--bytes-per-s={bytes_per_s}", outages=0)
 
 
-def test_a_slow_link() -> None:
+def test_connections_survive_a_slow_link() -> None:
     """2 Mbit/s in each direction carry at most 250,000 bytes a second; twice as much is there to be sent."""
     lasting_s = 15.0
 
@@ -132,7 +132,7 @@ def test_a_slow_link() -> None:
     assert report["up"] > 0.3 * 250_000 * lasting_s and report["down"] > 0.3 * 250_000 * lasting_s, report
 
 
-def test_name_servers_that_hang_while_the_link_comes_back() -> None:
+def test_links_return_while_name_servers_hang() -> None:
     def fault(hosts: Cluster) -> None:
         for name in ("provider-1", "edge-1"):
             hosts.inside(name, HANG)
@@ -141,7 +141,7 @@ def test_name_servers_that_hang_while_the_link_comes_back() -> None:
     survive(fault)
 
 
-def test_the_name_of_a_stopped_broker_stalls_nobody() -> None:
+def test_the_unresolvable_name_of_a_stopped_broker_delays_no_other_link() -> None:
     """Its name takes long to fail, which is what a name server does that cannot reach another one."""
 
     def fault(hosts: Cluster) -> None:

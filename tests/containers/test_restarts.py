@@ -9,7 +9,7 @@ from tests.containers.cluster import STOP_S, cluster, eventually
 pytestmark = pytest.mark.timeout(600)
 
 
-def test_all_hosts_are_restarted_one_after_another_under_load() -> None:
+def test_restarting_all_hosts_one_after_another_breaks_no_connection() -> None:
     with cluster(brokers=2, edges=2, providers=2) as hosts:
         clients = [hosts.traffic("short", edge=f"edge-{n}") for n in (1, 2)]
         for kind in ("broker", "edge", "provider"):

@@ -84,7 +84,7 @@ async def ports_of(broker: Process) -> tuple[int, int]:
     return await broker.port("providers"), await broker.port("edges")
 
 
-async def test_a_broker_killed_five_times_costs_no_byte_and_no_connection(tmp_path: Path) -> None:
+async def test_killing_a_broker_five_times_loses_no_byte_and_no_connection(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(echo)
         broker = await start_broker(made)
@@ -166,7 +166,7 @@ async def lose_a_broker(how: signal.Signals) -> float:
         return took_s
 
 
-async def test_of_two_brokers_one_killed_and_one_frozen_are_replaced_by_the_other_within_three_seconds() -> None:
+async def test_a_killed_or_frozen_broker_is_replaced_by_the_second_within_three_seconds() -> None:
     took_s: list[float] = []
     for _ in range(2):  # a busy machine may need a second try
         took_s = await asyncio.gather(*(lose_a_broker(how) for how in (signal.SIGKILL, signal.SIGSTOP)))
@@ -297,7 +297,7 @@ async def freeze_a_provider_under_load(tmp_path: Path) -> None:
             await each.end()
 
 
-async def test_a_provider_that_is_killed_or_frozen_costs_its_own_streams_and_bounded_memory(tmp_path: Path) -> None:
+async def test_a_killed_or_frozen_provider_loses_only_its_own_streams_and_memory_stays_bounded(tmp_path: Path) -> None:
     cases = (freeze_a_provider, kill_providers, freeze_a_provider_under_load)
     for case in cases:
         (tmp_path / case.__name__).mkdir()

@@ -18,7 +18,7 @@ def command(*arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_a_cut_download_survives_and_says_so(encoding: str) -> None:
+def test_a_download_survives_cuts_and_the_demo_reports_it(encoding: str) -> None:
     shown = subprocess.run(
         command("--size", "32", "--cuts", "2"),
         cwd=ROOT,
@@ -39,7 +39,7 @@ def test_a_cut_download_survives_and_says_so(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_on_a_terminal_it_shows_a_bar_whatever_its_encoding(encoding: str) -> None:
+def test_a_progress_bar_is_shown_on_terminals_of_any_encoding(encoding: str) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "TERM": "xterm"}
     arguments = command("--size", "8", "--cuts", "1")
@@ -56,7 +56,7 @@ def test_on_a_terminal_it_shows_a_bar_whatever_its_encoding(encoding: str) -> No
     assert ("✂" in text) is (encoding == "utf-8")
 
 
-def test_kept_running_it_ends_with_ctrl_c_and_leaves_no_process_behind() -> None:
+def test_ctrl_c_ends_a_demo_that_keeps_running_and_leaves_no_process() -> None:
     arguments = command("--size", "1", "--cuts", "0", "--keep")
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:

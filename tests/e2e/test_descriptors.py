@@ -95,7 +95,7 @@ async def go_on_after_a_cut(made: Tunnel, clients: list[Client]) -> None:
         await ask(client, b"after the cut")
 
 
-async def test_a_server_out_of_descriptors_lets_clients_wait_and_keeps_its_links(tmp_path: Path) -> None:
+async def test_a_server_without_descriptors_queues_clients_and_keeps_its_links(tmp_path: Path) -> None:
     async with tunnel(tmp_path, echo) as made:
         limit(made.server)
         queue = Queue(made)
@@ -116,7 +116,7 @@ async def test_a_server_out_of_descriptors_lets_clients_wait_and_keeps_its_links
         await made.server.logged("no_descriptors")
 
 
-async def test_a_provider_out_of_descriptors_refuses_dials_says_why_and_recovers(tmp_path: Path) -> None:
+async def test_a_provider_without_descriptors_refuses_streams_logs_why_and_recovers(tmp_path: Path) -> None:
     async with tunnel(tmp_path, echo) as made:
         limit(made.provider)
         queue = Queue(made)
@@ -142,7 +142,7 @@ async def test_a_provider_out_of_descriptors_refuses_dials_says_why_and_recovers
         assert queue.reset == refused
 
 
-async def test_strangers_who_keep_the_port_for_providers_full_keep_no_provider_out(tmp_path: Path) -> None:
+async def test_strangers_that_fill_the_provider_port_do_not_keep_providers_out(tmp_path: Path) -> None:
     """With clients at the limit, too: the number of strangers is bounded, and they have a share of their own."""
     async with tunnel(tmp_path, echo) as made:
         limit(made.server)

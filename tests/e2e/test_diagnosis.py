@@ -13,9 +13,7 @@ from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "http"])
-async def test_a_target_that_is_the_servers_own_port_is_refused_and_takes_no_more_connections(
-    tmp_path: Path, scheme: str
-) -> None:
+async def test_a_target_that_is_the_servers_own_port_is_refused_without_a_loop(tmp_path: Path, scheme: str) -> None:
     async with nothing_yet(tmp_path) as made:
         made.scheme = scheme
         await made.serve()
@@ -31,7 +29,9 @@ async def test_a_target_that_is_the_servers_own_port_is_refused_and_takes_no_mor
         assert provider.events("stream_ended") < 20, "a few hops, not all the connections there are"
 
 
-async def test_two_providers_of_one_service_with_different_targets_are_told_at_all_three(tmp_path: Path) -> None:
+async def test_providers_that_share_a_service_with_different_targets_are_reported_by_all_three_processes(
+    tmp_path: Path,
+) -> None:
     async with tunnel(tmp_path, echo) as made:
         first = made.provider
         again = await made.provide()
@@ -43,7 +43,7 @@ async def test_two_providers_of_one_service_with_different_targets_are_told_at_a
             await eventually(lambda p=process: p.events("shared_service", service="default"), "all say so")  # type: ignore[misc]
 
 
-async def test_a_provider_says_where_clients_reach_what_it_offers(tmp_path: Path) -> None:
+async def test_a_provider_logs_the_addresses_at_which_clients_reach_its_services(tmp_path: Path) -> None:
     async with tunnel(tmp_path, echo) as made:
         url = f"tcp://{HOST}:{made.port}"
         said = {"level": "info", "service": "default", "at": url}
@@ -55,7 +55,7 @@ def warnings(process: Process) -> list[object]:
 
 
 @pytest.mark.parametrize("ends", ["server", "provider"])
-async def test_a_clean_end_is_one_line_at_the_other_side_and_no_warning(tmp_path: Path, ends: str) -> None:
+async def test_a_clean_shutdown_is_one_line_without_a_warning_at_the_peer(tmp_path: Path, ends: str) -> None:
     async with tunnel(tmp_path, echo) as made:
         ending, other = (made.server, made.provider) if ends == "server" else (made.provider, made.server)
         before = len(warnings(other))
@@ -73,7 +73,7 @@ async def test_a_clean_end_is_one_line_at_the_other_side_and_no_warning(tmp_path
         assert len(warnings(other)) == before + len([e for e in other.log if e.get("event") == "link_down"])
 
 
-async def test_a_service_that_nobody_offers_is_told_before_a_client_comes(tmp_path: Path) -> None:
+async def test_a_service_without_providers_is_reported_before_a_client_connects(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         await made.target(echo)
         await made.serve("--listen", f"{HOST}:0=nope")

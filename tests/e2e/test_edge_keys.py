@@ -106,7 +106,7 @@ def denied(provider: Process, service: str = "secret") -> int:
     return provider.events("service_denied", peer="partner", service=service)
 
 
-async def test_an_edge_opens_what_it_announced_and_a_provider_refuses_the_rest_and_says_so(tmp_path: Path) -> None:
+async def test_a_provider_refuses_and_logs_streams_of_services_that_the_edge_did_not_announce(tmp_path: Path) -> None:
     async with two_services(tmp_path) as (it, provider):
         await it.keys("add", "partner", "--role", "edge", "--services", "web")
         async with hostile(it, "partner", ["web"]) as edge:
@@ -121,7 +121,7 @@ async def test_an_edge_opens_what_it_announced_and_a_provider_refuses_the_rest_a
             assert denied(provider) == 1, "the log is bounded"
 
 
-async def test_an_edge_that_names_more_than_its_key_allows_or_nothing_at_all_does_not_get_in(tmp_path: Path) -> None:
+async def test_an_edge_that_announces_more_than_its_key_allows_or_nothing_is_refused(tmp_path: Path) -> None:
     async with two_services(tmp_path) as (it, provider):
         await it.keys("add", "partner", "--role", "edge", "--services", "web")
         seen = provider.events("peer_up")
@@ -132,7 +132,7 @@ async def test_an_edge_that_names_more_than_its_key_allows_or_nothing_at_all_doe
         assert provider.events("peer_up") == seen
 
 
-async def test_a_key_for_any_service_opens_all_with_and_without_a_list(tmp_path: Path) -> None:
+async def test_an_unrestricted_key_opens_every_service_with_or_without_a_list(tmp_path: Path) -> None:
     async with two_services(tmp_path) as (it, provider):
         await it.keys("add", "partner", "--role", "edge")
         for services in (None, SERVICES):
@@ -143,7 +143,7 @@ async def test_a_key_for_any_service_opens_all_with_and_without_a_list(tmp_path:
         assert not denied(provider)
 
 
-async def test_what_an_edge_announces_later_counts_for_new_streams_alone(tmp_path: Path) -> None:
+async def test_a_later_announcement_of_an_edge_applies_to_new_streams_only(tmp_path: Path) -> None:
     async with two_services(tmp_path) as (it, provider):
         await it.keys("add", "partner", "--role", "edge", "--services", "web,secret")
         async with hostile(it, "partner", SERVICES) as edge:
@@ -161,7 +161,7 @@ async def test_what_an_edge_announces_later_counts_for_new_streams_alone(tmp_pat
                     pass
 
 
-async def test_narrowing_a_key_ends_its_edge_which_gets_in_again_with_less(tmp_path: Path) -> None:
+async def test_restricting_a_key_disconnects_its_edge_which_reconnects_with_fewer_services(tmp_path: Path) -> None:
     async with two_services(tmp_path) as (it, provider):
         await it.keys("add", "partner", "--role", "edge", "--services", "web,secret")
         wide, ports = await honest(it, "partner", *SERVICES)

@@ -24,7 +24,7 @@ async def clients_of(made: Tunnel, edge: Process, count: int) -> list[Client]:
     return clients
 
 
-async def test_a_killed_edge_costs_its_own_clients_and_its_successor_resets_their_targets(tmp_path: Path) -> None:
+async def test_a_killed_edge_loses_only_its_own_clients_and_its_successor_resets_their_targets(tmp_path: Path) -> None:
     outcomes: Counter[str] = Counter()
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,7 +60,7 @@ async def test_a_killed_edge_costs_its_own_clients_and_its_successor_resets_thei
 
 
 @pytest.mark.parametrize("role", ["edge", "server"])
-async def test_a_frozen_edge_or_server_goes_on_where_it_was(tmp_path: Path, role: str) -> None:
+async def test_a_frozen_edge_or_server_resumes_where_it_stopped(tmp_path: Path, role: str) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(echo)
         if role == "edge":
@@ -87,7 +87,7 @@ async def test_a_frozen_edge_or_server_goes_on_where_it_was(tmp_path: Path, role
             await answered(client, b"still here")
 
 
-async def test_an_edge_and_a_whole_broker_that_are_cut_off_break_nothing(tmp_path: Path) -> None:
+async def test_cutting_off_an_edge_or_a_whole_broker_breaks_no_connection(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(echo)
         broker = await start_broker(made)

@@ -64,7 +64,7 @@ async def http_tunnel(
 
 
 @pytest.mark.programs
-async def test_curl_and_nginx_speak_all_of_http_1_1(tmp_path: Path) -> None:
+async def test_curl_and_nginx_use_every_feature_of_http_1_1(tmp_path: Path) -> None:
     (tmp_path / "page").write_text("a page\n")
     big = b"".join(block(index) for index in range(64)).hex()  # 8 MiB
     (tmp_path / "big").write_text(big)
@@ -85,7 +85,7 @@ async def test_curl_and_nginx_speak_all_of_http_1_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.programs
-async def test_nginx_compresses_behind_us_as_it_does_in_front_unless_it_is_told_of_us(tmp_path: Path) -> None:
+async def test_nginx_compresses_as_without_a_proxy_unless_it_sees_a_via_header(tmp_path: Path) -> None:
     (tmp_path / "page").write_text("a page\n" * 1000)
     async with nginx(tmp_path, tmp_path) as port:
         for options, compressed in ((), True), (("--via",), False):
@@ -96,7 +96,7 @@ async def test_nginx_compresses_behind_us_as_it_does_in_front_unless_it_is_told_
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path: Path, scheme: str) -> None:
+async def test_httpx_and_aiohttp_stream_bodies_both_ways_through_outages(tmp_path: Path, scheme: str) -> None:
     """One after the other, as httpx does, which reads nothing before its body is sent; and at once, as aiohttp does."""
     blocks = 128  # 8 MiB, as chunks
     authority = Authority(tmp_path)
@@ -156,7 +156,7 @@ async def test_httpx_and_aiohttp_stream_bodies_both_ways_through_breaks(tmp_path
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_a_websocket_outlives_a_break(tmp_path: Path, scheme: str) -> None:
+async def test_a_websocket_survives_an_outage(tmp_path: Path, scheme: str) -> None:
     authority = Authority(tmp_path)
     options, context = (authority.options, authority.trusting()) if scheme == "https" else ((), None)
 
@@ -196,7 +196,7 @@ async def test_a_websocket_outlives_a_break(tmp_path: Path, scheme: str) -> None
 # -- providers come and go
 
 
-async def test_the_only_provider_is_killed_and_replaced_under_fifty_clients(tmp_path: Path) -> None:
+async def test_the_only_provider_is_killed_and_replaced_while_fifty_clients_send_requests(tmp_path: Path) -> None:
     """Ten each: in a POST, in a GET without an answer byte, in an answer; twenty between requests."""
     held: list[str] = []
     replaced = False
@@ -248,7 +248,7 @@ async def test_the_only_provider_is_killed_and_replaced_under_fifty_clients(tmp_
         assert sorted(held) == ["GET /begun"] * 10 + ["GET /hold"] * 10 + ["POST /hold"] * 10
 
 
-async def test_a_provider_drains_and_is_replaced_between_requests(tmp_path: Path) -> None:
+async def test_a_draining_provider_is_replaced_between_requests(tmp_path: Path) -> None:
     async with http_tunnel(tmp_path, polite) as made:
         reader, writer = await made.connect()
         writer.write(GET)
@@ -263,7 +263,7 @@ async def test_a_provider_drains_and_is_replaced_between_requests(tmp_path: Path
         assert await answer(reader) == (200, b"/")
 
 
-async def test_without_a_provider_or_a_target_the_client_is_told_so(tmp_path: Path) -> None:
+async def test_a_missing_provider_or_target_is_a_gateway_error(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         await made.target(polite)
         made.scheme = "http"
@@ -285,7 +285,7 @@ async def test_without_a_provider_or_a_target_the_client_is_told_so(tmp_path: Pa
         assert await answer(reader) == (200, b"/")
 
 
-async def test_a_provider_that_stays_away_is_504_after_the_grace(tmp_path: Path) -> None:
+async def test_a_provider_that_does_not_return_is_504_after_the_grace(tmp_path: Path) -> None:
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -313,7 +313,7 @@ def access(made: Tunnel) -> list[dict[str, object]]:
     return logged(made, "access")
 
 
-async def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_survived(tmp_path: Path) -> None:
+async def test_the_access_log_records_client_request_and_survived_outages(tmp_path: Path) -> None:
     go_on = asyncio.Event()
 
     async def in_two_parts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -347,7 +347,7 @@ async def test_the_access_log_says_who_asked_for_what_and_whether_an_outage_was_
 # -- who may come in, and where to
 
 
-async def test_hosts_lead_to_services(tmp_path: Path) -> None:
+async def test_the_host_header_selects_the_service(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         made.scheme = "http"
         await made.target(polite)
@@ -361,7 +361,7 @@ async def test_hosts_lead_to_services(tmp_path: Path) -> None:
         assert statuses == [200, 503, 404, 200]
 
 
-async def test_a_token_made_by_the_command_lets_in_until_it_is_removed(tmp_path: Path) -> None:
+async def test_a_token_of_the_tokens_command_is_valid_until_it_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     argv = (sys.executable, "-m", "goreprox", "token", "new", "alice", "--auth-tokens", str(path))
     token = (await output_of(*argv)).strip()
@@ -383,7 +383,7 @@ async def test_a_token_made_by_the_command_lets_in_until_it_is_removed(tmp_path:
 # -- ends
 
 
-async def test_a_truncated_answer_ends_with_a_reset(tmp_path: Path) -> None:
+async def test_a_truncated_response_ends_with_a_reset(tmp_path: Path) -> None:
     async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await head_of(reader)
         framing = {"/a": b"Content-Length: 90\r\n", "/b": b"Transfer-Encoding: chunked\r\n"}[head.split(" ")[1]]
@@ -408,7 +408,7 @@ async def reads_little(port: int, buffer: int) -> socket.socket:
     return sock
 
 
-async def test_an_answer_goes_on_while_its_request_does(tmp_path: Path) -> None:
+async def test_a_response_is_streamed_while_its_request_is_still_sent(tmp_path: Path) -> None:
     size = 8 << 20
 
     async def answer_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -441,7 +441,7 @@ async def test_an_answer_goes_on_while_its_request_does(tmp_path: Path) -> None:
                         await asyncio.sleep(0.01)  # a client that reads a little slower than the target writes
 
 
-async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_lost(tmp_path: Path) -> None:
+async def test_a_client_that_does_not_read_is_reset_when_its_upgraded_stream_is_lost(tmp_path: Path) -> None:
     lost = asyncio.Event()
 
     async def switch_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -465,7 +465,7 @@ async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_
                 await asyncio.wait_for(read_to_the_end(), DEADLINE_S)
 
 
-async def test_events_arrive_one_by_one_and_a_client_that_leaves_is_noticed(tmp_path: Path) -> None:
+async def test_server_sent_events_arrive_one_by_one_and_a_disconnect_is_noticed(tmp_path: Path) -> None:
     left = asyncio.Event()
     said = asyncio.Event()
 
@@ -499,7 +499,7 @@ async def test_events_arrive_one_by_one_and_a_client_that_leaves_is_noticed(tmp_
 @pytest.mark.parametrize("how", ["closes", "resets"])
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"])
 @pytest.mark.parametrize("request_", [GET, POST])
-async def test_a_client_that_leaves_while_nothing_comes_frees_its_place_and_its_target(
+async def test_a_client_that_disconnects_during_silence_frees_its_connection_and_its_target(
     tmp_path: Path, how: str, said: bytes, request_: bytes
 ) -> None:
     """As with long polling, or events that are rare."""
@@ -533,7 +533,7 @@ async def test_a_client_that_leaves_while_nothing_comes_frees_its_place_and_its_
         assert await answer(reader) == (200, b"ok")
 
 
-async def test_a_slow_reader_stops_its_target_and_nobody_else(tmp_path: Path) -> None:
+async def test_a_slow_reader_stalls_only_its_own_target(tmp_path: Path) -> None:
     sent = 0
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -561,7 +561,7 @@ async def test_a_slow_reader_stops_its_target_and_nobody_else(tmp_path: Path) ->
         assert await answer(reader) == (200, b"ok")
 
 
-async def test_a_server_that_ends_answers_first(tmp_path: Path) -> None:
+async def test_a_server_that_shuts_down_finishes_responses_first(tmp_path: Path) -> None:
     release = asyncio.Event()
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -586,7 +586,7 @@ async def test_a_server_that_ends_answers_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.programs
-async def test_nginx_sees_the_requests_that_we_saw_and_no_others(tmp_path: Path) -> None:
+async def test_nginx_sees_exactly_the_requests_that_the_gateway_saw(tmp_path: Path) -> None:
     """Whatever a client tries to hide in a body, in a head that has two readings, or behind either."""
     hidden = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
     head = b"POST /page HTTP/1.1\r\nHost: a\r\n"

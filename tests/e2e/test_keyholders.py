@@ -168,7 +168,7 @@ class Victims:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("role", list(Role))
-async def test_whatever_ends_a_busy_peer_ends_nobody_else(tmp_path: Path, role: Role) -> None:
+async def test_ending_a_busy_peer_in_any_way_affects_no_other_peer(tmp_path: Path, role: Role) -> None:
     actions: list[Callable[[Victims], Awaitable[None]]] = [
         Victims.revoke,
         *([Victims.narrow] if role is Role.PROVIDER else []),
@@ -324,7 +324,7 @@ async def half_a_message(hostile: Hostile, *, fin: bool) -> None:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("role", list(Role))
-async def test_whatever_a_hostile_key_holder_does_the_server_serves_the_others(tmp_path: Path, role: Role) -> None:
+async def test_the_server_serves_others_whatever_a_hostile_key_holder_does(tmp_path: Path, role: Role) -> None:
     async with secured(tmp_path, echo) as it:
         seen = await witness(it)
         await it.keys("add", "hostile", "--role", str(role), "--services", "default")

@@ -82,7 +82,7 @@ async def together(work: Iterator[Coroutine[object, object, None]]) -> None:
 
 
 @pytest.mark.parametrize("keys", HANDSHAKE_BYTES)
-async def test_a_handshake_may_end_at_any_byte_in_both_roles(tmp_path: Path, keys: str) -> None:
+async def test_a_handshake_cut_at_any_byte_is_survived_in_both_roles(tmp_path: Path, keys: str) -> None:
     async with serving(tmp_path, keys) as (made, port, joined):
         cuts = deque(
             (direction, limit, rst)
@@ -104,7 +104,7 @@ async def test_a_handshake_may_end_at_any_byte_in_both_roles(tmp_path: Path, key
                 await cutter.stop()
 
 
-async def test_a_hostile_server_ends_no_provider(tmp_path: Path) -> None:
+async def test_a_hostile_server_does_not_crash_a_provider(tmp_path: Path) -> None:
     async with serving(tmp_path) as (made, port, _):
         loop = asyncio.get_running_loop()
         plays: deque[tuple[list[bytes], bytes | None, bool, float]] = deque()
@@ -133,7 +133,7 @@ async def test_a_hostile_server_ends_no_provider(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keys", HANDSHAKE_BYTES)
-async def test_strangers_end_no_server(tmp_path: Path, keys: str) -> None:
+async def test_strangers_do_not_crash_a_server(tmp_path: Path, keys: str) -> None:
     async with serving(tmp_path, keys) as (made, port, joined):
         provider = await provide(made, [port], *joined)
         await eventually(lambda: provider.events("peer_up"), "the provider is connected")
@@ -157,7 +157,7 @@ async def test_strangers_end_no_server(tmp_path: Path, keys: str) -> None:
         await serves(made, made.server, provider)
 
 
-async def test_no_peer_can_claim_the_id_that_the_next_nameless_one_gets(tmp_path: Path) -> None:
+async def test_no_peer_can_claim_the_routing_id_that_libzmq_assigns_next(tmp_path: Path) -> None:
 
     async def serves_after(made: Tunnel, port: int) -> None:
         provider = await provide(made, [port])

@@ -75,7 +75,7 @@ async def stall(sock: socket.socket, port: int, read: int) -> None:
         pytest.param(100, 5 << 20, 256, (), 256, id="100 with grown windows"),  # and with all options left alone
     ],
 )
-async def test_clients_that_stop_reading_neither_fill_the_memory_nor_stop_another_one(
+async def test_clients_that_stop_reading_neither_exhaust_memory_nor_stall_others(
     *, tmp_path: Path, stalled: int, read: int, memory_mib: int, options: tuple[str, ...], blocks: int
 ) -> None:
     sent = 0
@@ -149,7 +149,7 @@ async def settled(made: Tunnel, *, idle: dict[Process, int]) -> dict[Process, in
 
 
 @pytest.mark.timeout(LOAD_S)
-async def test_many_short_connections_leave_nothing_behind(tmp_path: Path) -> None:
+async def test_many_short_connections_leak_neither_memory_nor_descriptors(tmp_path: Path) -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readexactly(20)
         writer.write(b"a small response")

@@ -124,7 +124,7 @@ async def there_and_back(sock: socket.socket, blocks: int) -> None:
     assert got.digest() == sent.digest()
 
 
-async def test_idle_streams_cost_little_and_busy_ones_go_on_beside_them(tmp_path: Path) -> None:
+async def test_idle_streams_use_little_memory_and_do_not_slow_busy_ones(tmp_path: Path) -> None:
     options = ("--max-connections", "12000")
     async with echoing(tmp_path, *options) as (made, providers):
         processes = [made.server, *providers]
@@ -153,7 +153,7 @@ async def test_idle_streams_cost_little_and_busy_ones_go_on_beside_them(tmp_path
             assert process.peak_rss_kib < before[process] + IDLE * IDLE_KIB + 256 * MIB_KIB
 
 
-async def test_a_frozen_provider_stops_its_own_streams_alone_and_fills_no_memory(tmp_path: Path) -> None:
+async def test_a_frozen_provider_stalls_only_its_own_streams_and_memory_stays_bounded(tmp_path: Path) -> None:
     options = ("--memory", "32", "--max-connections", "1000", "--grace", str(LOAD_S))
     async with echoing(tmp_path, *options, providers=2) as (made, providers):
         frozen = providers[0]
@@ -169,7 +169,7 @@ async def test_a_frozen_provider_stops_its_own_streams_alone_and_fills_no_memory
         await asyncio.wait_for(asyncio.gather(*transfers), WAIT_S)
 
 
-async def test_with_the_budget_used_up_every_stream_keeps_its_floor_and_goes_on(tmp_path: Path) -> None:
+async def test_every_stream_keeps_its_reservation_when_the_memory_budget_is_used_up(tmp_path: Path) -> None:
     """Streams that are not read hold what they may be lent; each of the others still gets everything through."""
     stopped, going = 20, 100
     options = ("--memory", "8", "--max-connections", "500")

@@ -66,7 +66,7 @@ async def serving(tmp: Path, role: str) -> AsyncIterator[tuple[Tunnel, Process, 
 
 
 @pytest.mark.parametrize("role", ["server", "workers"])
-async def test_a_log_that_nobody_reads_stalls_no_traffic_takes_little_memory_and_delays_no_end(
+async def test_an_unread_log_stalls_no_traffic_takes_little_memory_and_delays_no_shutdown(
     tmp_path: Path, role: str
 ) -> None:
     async with serving(tmp_path, role) as (made, process, port):
@@ -81,7 +81,7 @@ async def test_a_log_that_nobody_reads_stalls_no_traffic_takes_little_memory_and
         assert process.process.returncode == 0
 
 
-async def test_who_reads_the_log_again_is_told_how_many_lines_are_missing(tmp_path: Path) -> None:
+async def test_a_log_that_is_read_again_says_how_many_lines_are_missing(tmp_path: Path) -> None:
     async with serving(tmp_path, "server") as (made, process, port):
         await process.stop_reading()
         await request_often(made, port)
@@ -122,7 +122,7 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-W", "error", "-m", "goreprox", *args]
 
 
-def test_an_error_that_nobody_reads_ends_the_process_all_the_same(tmp_path: Path) -> None:
+def test_a_fatal_error_ends_the_process_though_nobody_reads_stderr(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as taken, full_pipe() as stderr:
         where = f"{HOST}:{taken.getsockname()[1]}"
         args = command("server", "--insecure", "--listen", where, "--providers", f"{HOST}:0")
@@ -134,7 +134,7 @@ SERVER = ("server", "--insecure", "--listen", f"{HOST}:0", "--providers", f"{HOS
 
 
 @pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
-def test_a_server_serves_whatever_its_standard_streams_are(tmp_path: Path, closing: str) -> None:
+def test_a_server_works_whatever_its_standard_streams_are(tmp_path: Path, closing: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
         supervisor.bind(str(tmp_path / "notify"))
         supervisor.settimeout(DEADLINE_S)
@@ -155,7 +155,7 @@ def test_a_server_serves_whatever_its_standard_streams_are(tmp_path: Path, closi
 @pytest.mark.parametrize(
     ("args", "code"), [(("--help",), 0), (("--version",), 0), (("status", "--runtime-dir", "run"), 1), (("-x",), 2)]
 )
-def test_commands_end_as_ever_when_standard_streams_are_closed(
+def test_commands_exit_as_usual_when_standard_streams_are_closed(
     tmp_path: Path, closing: str, args: tuple[str, ...], code: int
 ) -> None:
     shell = ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", *command(*args)]
@@ -165,7 +165,7 @@ def test_commands_end_as_ever_when_standard_streams_are_closed(
 
 
 @pytest.mark.parametrize("args", [("-x",), ("status", "--runtime-dir", "run")])
-def test_errors_that_cannot_be_written_have_their_exit_code(tmp_path: Path, args: tuple[str, ...]) -> None:
+def test_an_error_that_cannot_be_written_keeps_its_exit_code(tmp_path: Path, args: tuple[str, ...]) -> None:
     shell = ["/bin/sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command(*args)]
     ended = subprocess.run(shell, cwd=tmp_path, timeout=DEADLINE_S, check=False)
     assert ended.returncode == (2 if args == ("-x",) else 1)
@@ -225,7 +225,7 @@ async def garbage(port: int) -> None:
         await asyncio.gather(*(once() for _ in range(BATCH)))
 
 
-async def test_strangers_cannot_fill_the_disk_with_log(tmp_path: Path) -> None:
+async def test_strangers_cannot_fill_the_disk_through_the_log(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         (tmp_path / "tokens").write_text("")
         ports = {}

@@ -111,7 +111,7 @@ async def test_a_gibibyte_each_way_and_200_idle_connections_survive_50_faults(tm
             writer.close()
 
 
-async def test_a_link_that_falls_silent_is_noticed_and_replaced(tmp_path: Path) -> None:
+async def test_a_silent_link_is_detected_and_replaced(tmp_path: Path) -> None:
     timeout = ("--link-timeout", "1.5")
     async with tunnel(tmp_path, echo, server=timeout, provider=timeout) as made:
         reader, writer = await made.connect()
@@ -146,7 +146,7 @@ async def test_an_outage_of_a_full_minute_is_survived(tmp_path: Path) -> None:
         writer.close()
 
 
-async def test_an_outage_beyond_the_grace_ends_in_resets_on_both_sides(tmp_path: Path) -> None:
+async def test_an_outage_longer_than_the_grace_resets_both_sides(tmp_path: Path) -> None:
     target_saw: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -171,7 +171,7 @@ async def test_an_outage_beyond_the_grace_ends_in_resets_on_both_sides(tmp_path:
 
 
 @pytest.mark.parametrize("unheard", ["a second signal", "no link"])
-async def test_a_successor_ends_the_streams_of_a_process_whose_goodbye_was_not_heard(
+async def test_a_restarted_process_ends_streams_of_its_predecessor_whose_goodbye_was_lost(
     tmp_path: Path, unheard: str
 ) -> None:
     grace = ("--grace", "3600")
@@ -195,7 +195,7 @@ async def test_a_successor_ends_the_streams_of_a_process_whose_goodbye_was_not_h
             await asyncio.wait_for(reader.read(), DEADLINE_S)
 
 
-async def test_a_link_of_1_mbit_carries_bulk_and_chatter_without_reconnecting(tmp_path: Path) -> None:
+async def test_a_1_mbit_link_carries_bulk_and_interactive_traffic_without_reconnecting(tmp_path: Path) -> None:
     async with tunnel(tmp_path, both_ways) as made:
         made.relay.bytes_per_s = 125_000
         connections = made.relay.connections

@@ -29,7 +29,7 @@ def curl(*args: str) -> tuple[str, ...]:
     return (program("curl"), "--disable", "--silent", "--show-error", "--fail", "--noproxy", "*", *args)
 
 
-async def test_curl_asks_nginx_twice_on_one_connection(tmp_path: Path) -> None:
+async def test_curl_sends_two_requests_on_one_connection_to_nginx(tmp_path: Path) -> None:
     (tmp_path / "page").write_text("a page\n")
     async with nginx(tmp_path, tmp_path) as port, tunnel_to(tmp_path, port) as made:
         url = f"http://{HOST}:{made.port}/page"
@@ -37,7 +37,7 @@ async def test_curl_asks_nginx_twice_on_one_connection(tmp_path: Path) -> None:
         assert printed == "a page\n1\na page\n0\n"
 
 
-async def test_curl_reads_a_chunked_body_of_nginx(tmp_path: Path) -> None:
+async def test_curl_reads_a_chunked_response_of_nginx(tmp_path: Path) -> None:
     body = b"".join(block(index) for index in range(16)).hex()  # 2 MiB
     (tmp_path / "body").write_text(body)
     async with nginx(tmp_path, tmp_path) as port, tunnel_to(tmp_path, port) as made:
@@ -115,7 +115,7 @@ async def test_a_websocket_survives_a_cut(tmp_path: Path) -> None:
             assert len(connections) == 1
 
 
-async def test_ssh_runs_a_command_and_passes_on_its_exit_code(tmp_path: Path) -> None:
+async def test_ssh_runs_a_command_and_returns_its_exit_code(tmp_path: Path) -> None:
     async with sshd(tmp_path) as server, tunnel_to(tmp_path, server.port) as made:
         ssh = (program("ssh"), *server.options, "-p", str(made.port), f"{server.user}@{HOST}")
         assert await output_of(*ssh, "echo from the other side") == "from the other side\n"
@@ -144,7 +144,7 @@ async def test_scp_survives_a_cut(tmp_path: Path, direction: str) -> None:
         assert copy.read_bytes() == content
 
 
-async def test_redis_answers_and_a_waiting_client_survives_a_cut(tmp_path: Path) -> None:
+async def test_redis_replies_and_a_blocked_client_survives_a_cut(tmp_path: Path) -> None:
     async with redis(tmp_path) as port, tunnel_to(tmp_path, port) as made:
         cli = (program("redis-cli"), "-h", HOST, "-p")
         through, direct = (*cli, str(made.port)), (*cli, str(port))

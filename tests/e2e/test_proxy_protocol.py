@@ -70,7 +70,7 @@ async def provide(made: Tunnel, *targets: str, args: tuple[str, ...] = ()) -> No
     await eventually(lambda: process.events("peer_up"), "provider connected")
 
 
-async def test_targets_are_told_of_the_client_before_its_first_byte(tmp_path: Path) -> None:
+async def test_targets_receive_the_clients_address_before_its_first_byte(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         headers: list[bytes] = []
         target = await made.target(told(headers))
@@ -87,7 +87,7 @@ async def test_targets_are_told_of_the_client_before_its_first_byte(tmp_path: Pa
             assert await until_end(reader) == b"bytes"
 
 
-async def test_a_client_behind_a_trusted_proxy_counts_as_itself(tmp_path: Path) -> None:
+async def test_limits_apply_to_the_client_behind_a_trusted_proxy(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         headers: list[bytes] = []
         target = await made.target(told(headers))
@@ -131,7 +131,9 @@ async def test_a_client_behind_a_trusted_proxy_counts_as_itself(tmp_path: Path) 
             assert await until_end(stream) == expected
 
 
-async def test_an_http_client_behind_a_trusted_proxy_is_forwarded_and_logged_as_itself(tmp_path: Path) -> None:
+async def test_an_http_client_behind_a_trusted_proxy_is_forwarded_and_logged_with_its_own_address(
+    tmp_path: Path,
+) -> None:
     async def show(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + head)
@@ -154,7 +156,7 @@ async def test_an_http_client_behind_a_trusted_proxy_is_forwarded_and_logged_as_
         assert access["client"] == "198.51.100.7"
 
 
-async def test_a_server_that_ends_waits_for_headers_that_are_on_their_way(tmp_path: Path) -> None:
+async def test_a_server_that_shuts_down_waits_for_pending_proxy_headers(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         headers: list[bytes] = []
         target = await made.target(told(headers))
@@ -179,7 +181,7 @@ def _refuses(port: int) -> bool:
 
 @pytest.mark.programs
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_haproxy_before_and_nginx_behind_understand_it(tmp_path: Path, version: str) -> None:
+async def test_haproxy_in_front_and_nginx_behind_interoperate(tmp_path: Path, version: str) -> None:
     send = "send-proxy" if version == "v1" else "send-proxy-v2"
     (tmp_path / "page").write_text("a page\n")
     async with nginx(tmp_path, tmp_path, behind=f"{HOST}/32") as target, nothing_yet(tmp_path) as made:

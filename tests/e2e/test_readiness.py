@@ -11,9 +11,7 @@ from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("role", ["provider", "edge"])
-async def test_a_process_whose_broker_is_away_goes_on_trying_and_is_ready_once_it_is_welcomed(
-    tmp_path: Path, role: str
-) -> None:
+async def test_a_process_retries_until_its_broker_is_up_and_is_ready_only_then(tmp_path: Path, role: str) -> None:
     async with nothing_yet(tmp_path) as made:
         await made.target(echo)
         with closed_port() as port:

@@ -43,7 +43,7 @@ def section(name: str) -> str:
     return README.split(f"\n## {name}\n")[1].split("\n## ")[0]
 
 
-def test_every_command_of_the_readme_is_in_a_section_that_is_tried() -> None:
+def test_every_command_in_the_readme_is_in_a_tested_section() -> None:
     assert sum(len(commands(section(name))) for name in SECTIONS) == len(commands(README)) > 0
     assert README.count("```sh ") * 2 == README.count("```")
 
@@ -148,7 +148,7 @@ class Machines:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-async def test_the_sequence_works_as_it_is_printed(tmp_path: Path, name: str) -> None:
+async def test_the_commands_of_a_section_work_as_printed(tmp_path: Path, name: str) -> None:
     async with nothing_yet(tmp_path) as made:
         machines = Machines(tmp_path, made)
         machines.targets = {"web": await made.target(page), "ssh": await made.target(greeting)}

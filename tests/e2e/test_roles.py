@@ -50,7 +50,7 @@ def silent_port() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
-async def test_edges_and_providers_meet_at_a_broker(tmp_path: Path) -> None:
+async def test_edges_and_providers_find_each_other_through_a_broker(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(echo)
         broker = await start_broker(made)
@@ -64,7 +64,7 @@ async def test_edges_and_providers_meet_at_a_broker(tmp_path: Path) -> None:
         assert await broker.wait() == 0
 
 
-async def test_streams_go_on_over_the_other_broker_and_a_broker_that_returns_is_used_again(tmp_path: Path) -> None:
+async def test_streams_continue_over_the_second_broker_and_a_restarted_broker_is_used_again(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(echo)
         brokers = [await start_broker(made) for _ in range(2)]
@@ -91,7 +91,7 @@ async def test_streams_go_on_over_the_other_broker_and_a_broker_that_returns_is_
         await answered(await made.connect(port), b"new again")
 
 
-async def test_a_further_edge_joins_a_server_that_lets_it(tmp_path: Path) -> None:
+async def test_an_additional_edge_can_join_a_server(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         await made.target(echo)
         server = await made.serve("--edges", ANY)
@@ -101,7 +101,7 @@ async def test_a_further_edge_joins_a_server_that_lets_it(tmp_path: Path) -> Non
         await whole(made, await edge.port("clients"))
 
 
-async def test_every_port_leads_to_its_service(tmp_path: Path) -> None:
+async def test_every_port_reaches_its_own_service(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         targets = {name: await made.target(greeting(name.encode())) for name in ("web", "ssh")}
         server = await made.start("server", "--listen", f"{ANY}=web", "--listen", f"{ANY}=ssh", "--providers", ANY)
@@ -112,7 +112,7 @@ async def test_every_port_leads_to_its_service(tmp_path: Path) -> None:
         assert [await greeted(made, port) for port in clients] == [b"web", b"ssh"]
 
 
-async def test_a_service_that_nobody_offers_holds_its_clients_and_both_sides_say_so(tmp_path: Path) -> None:
+async def test_clients_of_a_service_without_providers_wait_and_both_sides_log_it(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(greeting(b"late"))
         broker = await start_broker(made)
@@ -127,7 +127,7 @@ async def test_a_service_that_nobody_offers_holds_its_clients_and_both_sides_say
         assert not right.events("not_listened")
 
 
-async def test_a_service_whose_provider_is_out_of_reach_is_not_called_misspelt(tmp_path: Path) -> None:
+async def test_a_service_with_an_unreachable_provider_is_not_reported_as_misspelt(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(greeting(b"back"))
         broker = await start_broker(made)
@@ -146,7 +146,7 @@ async def test_a_service_whose_provider_is_out_of_reach_is_not_called_misspelt(t
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (3, 1, 1, 1)])
-async def test_clients_are_spread_by_weight(tmp_path: Path, weights: tuple[int, ...]) -> None:
+async def test_clients_are_distributed_by_weight(tmp_path: Path, weights: tuple[int, ...]) -> None:
     async with nothing_yet(tmp_path) as made:
         broker = await start_broker(made)
         edge = await start_edge(made, broker)
@@ -164,7 +164,7 @@ async def test_clients_are_spread_by_weight(tmp_path: Path, weights: tuple[int, 
 
 
 @pytest.mark.parametrize("port", [closed_port, silent_port])
-async def test_a_client_moves_on_from_a_provider_without_target_with_its_early_bytes(
+async def test_a_client_is_moved_with_its_early_bytes_from_a_provider_whose_target_is_down(
     tmp_path: Path, port: Callable[[], AbstractContextManager[int]]
 ) -> None:
     with port() as bad:
@@ -225,7 +225,7 @@ async def test_a_target_that_recovers_is_used_again(tmp_path: Path) -> None:
                     await asyncio.sleep(0.1)
 
 
-async def test_silence_of_a_provider_moves_no_stream_and_new_clients_go_elsewhere(tmp_path: Path) -> None:
+async def test_a_silent_provider_keeps_its_streams_and_new_clients_go_elsewhere(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         preferred, spare = await made.target(greeting(b"preferred")), await made.target(greeting(b"spare"))
         server = await made.serve("--link-timeout", "1")
@@ -243,7 +243,7 @@ async def test_silence_of_a_provider_moves_no_stream_and_new_clients_go_elsewher
         assert await asyncio.wait_for(reader.readexactly(14), DEADLINE_S) == b"preferred once"
 
 
-async def test_clients_avoid_a_silent_provider_long_before_its_link_is_lost(tmp_path: Path) -> None:
+async def test_new_clients_avoid_a_silent_provider_long_before_its_link_is_lost(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         preferred, spare = await made.target(greeting(b"preferred")), await made.target(greeting(b"spare"))
         server = await made.serve("--link-timeout", "15")
@@ -267,7 +267,7 @@ async def test_clients_avoid_a_silent_provider_long_before_its_link_is_lost(tmp_
         frozen.signal(signal.SIGCONT)
 
 
-async def test_a_full_provider_passes_clients_on(tmp_path: Path) -> None:
+async def test_clients_of_a_full_provider_are_given_to_another(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         small, large = await made.target(greeting(b"small")), await made.target(greeting(b"large"))
         server = await made.serve()
@@ -286,7 +286,7 @@ async def test_a_full_provider_passes_clients_on(tmp_path: Path) -> None:
             pass
 
 
-async def test_providers_are_replaced_without_one_failed_client(tmp_path: Path) -> None:
+async def test_providers_are_replaced_without_a_failed_client(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(greeting(b"served"))
         broker = await start_broker(made)
@@ -313,7 +313,7 @@ async def test_providers_are_replaced_without_one_failed_client(tmp_path: Path) 
         assert set(served) == {b"served"}
 
 
-async def test_a_client_on_its_way_to_a_draining_provider_gets_the_next_one(tmp_path: Path) -> None:
+async def test_a_client_assigned_to_a_draining_provider_is_given_to_the_next(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         await made.target(greeting(b"served"))
         server = await made.serve("--max-connections", "1")
@@ -329,7 +329,7 @@ async def test_a_client_on_its_way_to_a_draining_provider_gets_the_next_one(tmp_
         assert await client == b"served"
 
 
-async def test_a_draining_edge_serves_whoever_is_in_its_backlog(tmp_path: Path) -> None:
+async def test_a_draining_edge_serves_the_clients_in_its_backlog(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         await made.target(greeting(b"served"))
         server = await made.serve()
@@ -417,7 +417,7 @@ async def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> 
                 await made.connect(port)
 
 
-def test_workers_that_cannot_start_end_with_one_line(tmp_path: Path) -> None:
+def test_workers_that_cannot_start_exit_with_one_line(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
         ended = goreprox("edge", "--listen", f"{HOST}:{port}", "--broker", HOST, "--workers", "3", cwd=tmp_path)
@@ -433,7 +433,7 @@ def goreprox(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("option", ["--providers", "--edges"])
-def test_a_broker_whose_port_is_taken_says_so(tmp_path: Path, option: str) -> None:
+def test_a_broker_whose_port_is_in_use_reports_it(tmp_path: Path, option: str) -> None:
     with socket.create_server((HOST, 0)) as taken:
         where = f"{HOST}:{taken.getsockname()[1]}"
         other = "--edges" if option == "--providers" else "--providers"

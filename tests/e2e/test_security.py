@@ -47,7 +47,7 @@ async def is_reset(reader: asyncio.StreamReader) -> bool:
 # -- the two lines that are all it takes
 
 
-async def test_a_server_and_the_join_string_it_made_are_all_it_takes_and_no_secret_is_shown(tmp_path: Path) -> None:
+async def test_a_server_and_its_join_string_suffice_and_no_secret_is_shown(tmp_path: Path) -> None:
     async with secured(tmp_path) as it:
         join = Join.parse(it.join_file("default").read_text())
         assert [address.port for address in join.addresses] == [it.providers]
@@ -67,7 +67,7 @@ async def test_a_server_and_the_join_string_it_made_are_all_it_takes_and_no_secr
 
 
 @pytest.mark.parametrize("first", ["server", "keys add"])
-async def test_what_the_first_start_prints_on_a_terminal_works_when_it_is_pasted(tmp_path: Path, first: str) -> None:
+async def test_the_command_printed_at_the_first_start_works_when_pasted(tmp_path: Path, first: str) -> None:
     it = Secured(tmp_path)
     async with it._stack:
         if first == "keys add":
@@ -95,7 +95,7 @@ async def test_what_the_first_start_prints_on_a_terminal_works_when_it_is_pasted
         assert added.addresses == (Address(HOST, await server.port("providers")),)
 
 
-async def test_a_server_without_an_address_says_that_its_name_may_have_to_be_replaced(tmp_path: Path) -> None:
+async def test_a_server_without_an_address_tells_how_to_give_one(tmp_path: Path) -> None:
     it = Secured(tmp_path)
     async with it._stack:
         server = await it.start("server", "--listen", f"{HOST}:0", "--providers", ":0", "--state-dir", str(it.state))
@@ -124,7 +124,7 @@ async def test_a_join_string_is_read_wherever_it_may_be_given(tmp_path: Path, wa
         await it.transfers()
 
 
-async def test_broker_and_edge_of_their_own_join_with_their_keys(tmp_path: Path) -> None:
+async def test_a_standalone_broker_and_an_edge_connect_with_keys(tmp_path: Path) -> None:
     it = Secured(tmp_path)
     async with it._stack:
         await it.target(echo)
@@ -144,9 +144,7 @@ async def test_broker_and_edge_of_their_own_join_with_their_keys(tmp_path: Path)
 # -- who does not get in
 
 
-async def test_an_unknown_key_is_refused_on_both_sides_in_one_line_and_gets_in_once_it_is_authorised(
-    tmp_path: Path,
-) -> None:
+async def test_an_unknown_key_is_logged_once_on_both_sides_and_accepted_once_authorised(tmp_path: Path) -> None:
     async with secured(tmp_path) as it:
         file = it.state / "authorized" / "default.toml"
         away = tmp_path / "default.toml"
@@ -160,7 +158,7 @@ async def test_an_unknown_key_is_refused_on_both_sides_in_one_line_and_gets_in_o
         assert provider.events("link_down", cause="unknown key") == 1
 
 
-async def test_a_providers_key_does_not_work_on_the_edges_port(tmp_path: Path) -> None:
+async def test_a_provider_key_does_not_work_at_the_port_for_edges(tmp_path: Path) -> None:
     async with secured(tmp_path) as it:
         provider = await it.provide(connect=False, server=it.edges)
         await provider.logged("link_down", cause="unknown key")
@@ -168,7 +166,7 @@ async def test_a_providers_key_does_not_work_on_the_edges_port(tmp_path: Path) -
         assert not provider.events("link_up")
 
 
-async def test_a_service_that_the_key_does_not_allow_is_refused_on_both_sides(tmp_path: Path) -> None:
+async def test_a_service_that_the_key_does_not_allow_is_refused_and_logged_on_both_sides(tmp_path: Path) -> None:
     async with secured(tmp_path) as it:
         await it.keys("add", "laptop", "--services", "web")
         provider = await it.provide(connect=False, join="laptop")
@@ -194,7 +192,7 @@ async def test_an_impostor_gets_no_provider(tmp_path: Path) -> None:
         assert not provider.events("link_up")
 
 
-async def test_plaintext_and_keys_do_not_meet_and_both_sides_say_so(tmp_path: Path) -> None:
+async def test_peers_with_and_without_keys_do_not_connect_and_both_sides_log_why(tmp_path: Path) -> None:
     async with secured(tmp_path) as it:
         plain = await it.provide("--insecure", join=None, connect=False)
         await plain.logged("link_down", cause="keys")
@@ -330,7 +328,7 @@ async def test_half_open_connections_and_random_bytes_on_every_port_disturb_no_s
         assert len(it.server.log) < 100_000
 
 
-async def test_clients_that_may_not_come_in_are_reset(tmp_path: Path) -> None:
+async def test_clients_denied_by_access_rules_are_reset(tmp_path: Path) -> None:
     async with secured(tmp_path, echo, "--deny", "127.0.0.2", "--max-connections-per-address", "2") as it:
         await it.provide()
         held = [await it.connect() for _ in range(2)]

@@ -8,7 +8,7 @@ SEED = 1
 SECONDS = 12.0
 
 
-async def test_strangers_and_key_holders_cost_honest_streams_nothing(tmp_path: Path) -> None:
+async def test_honest_streams_are_unaffected_by_hostile_strangers_and_key_holders(tmp_path: Path) -> None:
     report = await besiege(tmp_path, SEED, seconds=SECONDS)
     assert not report.violations, f"python -m tests.e2e.siege {SEED}: {report.violations}"
     assert report.faults.total() >= 10 and report.streams > 10 and report.bytes_checked > 1 << 20

@@ -84,7 +84,7 @@ async def until(tmp: Path, condition: Callable[[Told], bool]) -> Told:
     return now
 
 
-async def test_both_ends_agree_on_streams_bytes_epochs_and_paths(tmp: Path) -> None:
+async def test_the_status_of_both_ends_agrees_on_streams_bytes_epochs_and_paths(tmp: Path) -> None:
     async with tunnel(tmp, echo, server=("--name", "front"), provider=("--name", "back")) as made:
         clients = [await made.connect() for _ in range(3)]
         for reader, writer in clients:
@@ -130,7 +130,7 @@ async def test_both_ends_agree_on_streams_bytes_epochs_and_paths(tmp: Path) -> N
         assert server["ends"][0]["client"] == provider["ends"][0]["client"]
 
 
-async def test_outages_and_what_was_sent_again_are_counted(tmp: Path) -> None:
+async def test_outages_and_resent_bytes_are_counted(tmp: Path) -> None:
     async def endless(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             writer.write(bytes(64 * KIB))
@@ -158,7 +158,7 @@ async def test_outages_and_what_was_sent_again_are_counted(tmp: Path) -> None:
         reading.cancel()
 
 
-async def test_a_peer_out_of_reach_is_down_and_its_streams_are_kept(tmp: Path) -> None:
+async def test_an_unreachable_peer_is_shown_as_down_and_its_streams_are_kept(tmp: Path) -> None:
     async with tunnel(tmp, echo) as made:
         reader, writer = await made.connect()
         writer.write(b"x")
@@ -173,7 +173,7 @@ async def test_a_peer_out_of_reach_is_down_and_its_streams_are_kept(tmp: Path) -
         assert now["provider"]["links"][0]["state"] == "down"
 
 
-async def test_the_last_ends_have_their_reasons(tmp: Path) -> None:
+async def test_the_last_ended_streams_are_listed_with_their_reasons(tmp: Path) -> None:
     async with tunnel(tmp, echo, provider=("--name", "back")) as made:
         reader, writer = await made.connect()
         writer.write(b"x")
@@ -194,7 +194,7 @@ async def test_the_last_ends_have_their_reasons(tmp: Path) -> None:
         assert now["provider"]["ends"] == []
 
 
-async def test_a_target_that_refuses_is_the_reason_at_both_ends(tmp: Path) -> None:
+async def test_a_refusing_target_is_the_reason_shown_at_both_ends(tmp: Path) -> None:
     made = Tunnel(tmp)
     async with made._stack:
         await made.serve()
@@ -208,7 +208,7 @@ async def test_a_target_that_refuses_is_the_reason_at_both_ends(tmp: Path) -> No
             assert (process["streams"]["open"], process["streams"]["total"]) == (0, 1)
 
 
-async def test_clients_that_wait_are_counted(tmp: Path) -> None:
+async def test_waiting_clients_are_counted(tmp: Path) -> None:
     made = Tunnel(tmp)
     async with made._stack:
         await made.serve()
@@ -219,7 +219,7 @@ async def test_clients_that_wait_are_counted(tmp: Path) -> None:
         assert now["server"]["peers"] == []
 
 
-async def test_every_role_answers_and_one_of_two_brokers_is_in_use(tmp: Path) -> None:
+async def test_every_role_reports_its_status_and_one_of_two_brokers_is_in_use(tmp: Path) -> None:
     made = Tunnel(tmp)
     async with made._stack:
         await made.target(echo)
@@ -290,7 +290,7 @@ def shared_port(made: Tunnel) -> int:
     return int(sock.getsockname()[1])
 
 
-async def test_a_pipe_gets_tables_without_colours_and_a_terminal_with(tmp: Path) -> None:
+async def test_tables_have_colours_on_a_terminal_and_none_in_a_pipe(tmp: Path) -> None:
     async with tunnel(tmp, echo, server=("--name", "front"), provider=("--name", "back")) as made:
         short = [line.split() for line in (await answered(tmp)).splitlines()]
         assert any(line[:2] == ["server", "front:"] for line in short)
@@ -327,7 +327,7 @@ async def on_a_terminal(tmp: Path) -> str:
     return b"".join(chunks).decode()
 
 
-async def test_where_nothing_runs_one_line_says_where_it_looked(tmp: Path) -> None:
+async def test_without_a_process_one_line_names_the_directories_that_were_searched(tmp: Path) -> None:
     code, out, err = await status(tmp)
     assert (code, out) == (1, "")
     assert err.count("\n") == 1
@@ -354,7 +354,7 @@ async def test_a_killed_process_is_not_shown_and_its_successor_takes_over_the_so
         assert list((tmp / "run").glob("*.sock")) == []
 
 
-async def test_a_stopped_process_is_named_and_the_other_one_shown(tmp: Path) -> None:
+async def test_a_stopped_process_is_named_and_the_others_are_shown(tmp: Path) -> None:
     async with tunnel(tmp, echo, provider=("--name", "back")) as made:
         made.provider.signal(signal.SIGSTOP)
         documents: list[dict[str, Any]] = []
@@ -369,7 +369,7 @@ async def test_a_stopped_process_is_named_and_the_other_one_shown(tmp: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-async def test_the_status_is_in_the_file_system_alone_and_not_for_others(tmp: Path) -> None:
+async def test_the_status_socket_is_in_the_file_system_and_private_to_its_owner(tmp: Path) -> None:
     made = Tunnel(tmp)
     async with made._stack:
         server = await made.serve()

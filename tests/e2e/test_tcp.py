@@ -84,7 +84,7 @@ async def test_reset_of_the_client_arrives_as_a_reset_after_its_bytes(tmp_path: 
         assert await asyncio.wait_for(outcome, DEADLINE_S) in (b"last words", b"")
 
 
-async def test_bytes_before_a_reset_arrive_though_the_window_was_full(tmp_path: Path) -> None:
+async def test_bytes_before_a_reset_arrive_even_if_the_window_was_full(tmp_path: Path) -> None:
     blocks = 8  # of 64 KiB, more than a window is at first
     outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -125,7 +125,7 @@ async def test_reset_of_the_target_arrives_as_a_reset_after_its_bytes(tmp_path: 
         writer.close()
 
 
-async def test_a_refusing_target_resets_the_client_and_the_provider_says_why(tmp_path: Path) -> None:
+async def test_a_refusing_target_resets_the_client_and_the_provider_logs_why(tmp_path: Path) -> None:
     made = Tunnel(tmp_path)
     async with made._stack:
         await made.target(echo)
@@ -139,7 +139,7 @@ async def test_a_refusing_target_resets_the_client_and_the_provider_says_why(tmp
         assert os.strerror(errno.ECONNREFUSED) in reason
 
 
-async def test_a_client_that_is_early_waits_and_is_served_with_its_early_bytes(tmp_path: Path) -> None:
+async def test_an_early_client_waits_for_a_provider_and_keeps_its_early_bytes(tmp_path: Path) -> None:
     made = Tunnel(tmp_path)
     async with made._stack:
         await made.target(echo)
@@ -165,7 +165,7 @@ async def test_a_client_without_provider_is_reset_after_the_grace(tmp_path: Path
         writer.close()
 
 
-async def test_a_stopped_reader_stops_its_writer_and_nobody_else(tmp_path: Path) -> None:
+async def test_a_stopped_reader_stalls_only_its_own_writer(tmp_path: Path) -> None:
     written = 0
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -229,7 +229,7 @@ async def test_half_closed_timeout_resets_silent_half_closed_streams(tmp_path: P
 
 
 @pytest.mark.parametrize("which", ["server", "provider"])
-async def test_drain_lets_streams_end_then_exits_cleanly(tmp_path: Path, which: str) -> None:
+async def test_a_draining_process_lets_streams_end_then_exits_cleanly(tmp_path: Path, which: str) -> None:
     async with tunnel(tmp_path, echo) as made:
         reader, writer = await made.connect()
         writer.write(b"1")
@@ -270,7 +270,7 @@ async def test_streams_left_after_the_drain_are_reset(tmp_path: Path, which: str
         writer.close()
 
 
-async def test_what_waits_for_a_provider_and_has_said_all_does_not_hold_up_the_end(tmp_path: Path) -> None:
+async def test_a_waiting_client_that_half_closed_does_not_delay_the_shutdown(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         await made.serve("--drain", "600")
         finished, waiting = [await made.connect() for _ in range(2)]
@@ -289,9 +289,7 @@ async def test_what_waits_for_a_provider_and_has_said_all_does_not_hold_up_the_e
 
 
 @pytest.mark.parametrize("which", ["server", "provider"])
-async def test_the_end_says_how_many_connections_it_waits_for_and_how_many_were_reset(
-    tmp_path: Path, which: str
-) -> None:
+async def test_the_shutdown_log_counts_open_and_reset_connections(tmp_path: Path, which: str) -> None:
     async with tunnel(tmp_path, echo) as made:
         process = made.server if which == "server" else made.provider
         clients = [await made.connect() for _ in range(3)]
@@ -315,7 +313,7 @@ def events(process: Process, field: str) -> list[tuple[object, object]]:
 
 
 @pytest.mark.parametrize("which", ["server", "provider"])
-async def test_a_hangup_ends_nothing(tmp_path: Path, which: str) -> None:
+async def test_sighup_ends_nothing(tmp_path: Path, which: str) -> None:
     async with tunnel(tmp_path, echo) as made:
         process = made.server if which == "server" else made.provider
         reader, writer = await made.connect()
@@ -326,7 +324,7 @@ async def test_a_hangup_ends_nothing(tmp_path: Path, which: str) -> None:
         writer.close()
 
 
-async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+async def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     async with tunnel(tmp_path, echo) as made:
         reader, writer = await made.connect()
         writer.write(b"1")
@@ -341,7 +339,7 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["server", "provider"])
-async def test_a_killed_process_leaves_resets_and_its_successor_resets_the_other_side_at_once(
+async def test_a_killed_process_resets_its_sockets_and_its_successor_resets_the_peers_at_once(
     tmp_path: Path, which: str
 ) -> None:
     target_saw: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -376,7 +374,7 @@ async def test_a_killed_process_leaves_resets_and_its_successor_resets_the_other
         writer.close()
 
 
-async def test_two_providers_share_new_streams_and_a_lost_one_costs_only_its_own(tmp_path: Path) -> None:
+async def test_two_providers_share_new_streams_and_a_lost_one_loses_only_its_own(tmp_path: Path) -> None:
     async with tunnel(tmp_path, echo) as made:
         first = made.provider
         second = await made.provide()

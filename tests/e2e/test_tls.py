@@ -46,7 +46,7 @@ async def client(made: Tunnel, context: ssl.SSLContext) -> Client:
     return await Client(*await made.connect(), context).shake_hands()
 
 
-async def test_each_end_of_a_tls_connection_passes_through_as_what_it_is(tmp_path: Path) -> None:
+async def test_every_way_of_ending_a_tls_connection_is_passed_through(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     seen: dict[bytes, str] = {}
 
@@ -107,7 +107,7 @@ async def test_each_end_of_a_tls_connection_passes_through_as_what_it_is(tmp_pat
             await reset.read()
 
 
-async def test_twenty_mebibytes_go_both_ways_through_a_cut_and_a_reader_that_waits(tmp_path: Path) -> None:
+async def test_20_mib_arrive_both_ways_over_tls_despite_a_cut_and_a_slow_reader(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
 
     async def exchange(made: Tunnel, context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
@@ -147,7 +147,7 @@ async def test_twenty_mebibytes_go_both_ways_through_a_cut_and_a_reader_that_wai
         assert made.relay.connections > before
 
 
-async def test_only_clients_with_a_certificate_of_ours_come_in(tmp_path: Path) -> None:
+async def test_only_clients_with_a_trusted_certificate_are_accepted(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     (tmp_path / "other").mkdir()
     stranger = Authority(tmp_path / "other")
@@ -191,7 +191,7 @@ async def test_only_clients_with_a_certificate_of_ours_come_in(tmp_path: Path) -
         assert warned
 
 
-async def test_a_proxy_says_whose_connection_it_is_before_the_handshake(tmp_path: Path) -> None:
+async def test_a_proxy_protocol_header_precedes_the_tls_handshake(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     heads: list[str] = []
 
@@ -211,7 +211,7 @@ async def test_a_proxy_says_whose_connection_it_is_before_the_handshake(tmp_path
     assert "\r\nX-Forwarded-Host: 192.0.2.2:443\r\n" in heads[0]
 
 
-async def test_a_client_that_does_not_shake_hands_counts_as_a_connection(tmp_path: Path) -> None:
+async def test_a_client_without_a_tls_handshake_counts_as_a_connection(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with tls_tunnel(tmp_path, echo, authority, "--max-connections", "1") as made:
         _, silent = await made.connect()
@@ -224,7 +224,7 @@ async def test_a_client_that_does_not_shake_hands_counts_as_a_connection(tmp_pat
         assert not any(entry.get("event") == "tls_failed" for entry in made.server.log)  # it left by itself
 
 
-async def test_a_tls_port_agrees_on_the_protocols_that_it_is_to(tmp_path: Path) -> None:
+async def test_a_tls_port_negotiates_the_configured_alpn_protocols(tmp_path: Path) -> None:
     """As gRPC clients demand, which speak HTTP/2 with the target."""
     authority = Authority(tmp_path)
 
@@ -242,7 +242,7 @@ async def test_a_tls_port_agrees_on_the_protocols_that_it_is_to(tmp_path: Path) 
         assert [await agreed(made, *each) for each in (("h2",), ("x", "h2"), ("y",))] == ["h2", "h2", None]
 
 
-async def test_http_at_an_https_port_is_told_so_and_at_a_tls_port_is_not(tmp_path: Path) -> None:
+async def test_plain_http_gets_an_error_page_at_an_https_port_but_not_at_a_tls_port(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     for scheme, told in (("https", True), ("tls", False)):
         async with tls_tunnel(tmp_path, polite, authority, scheme=scheme) as made:
@@ -292,7 +292,7 @@ async def offer(made: Tunnel, target: str, *options: str) -> Process:
 
 
 @pytest.mark.parametrize("how", ["--target-ca", "--target-insecure"])
-async def test_a_target_that_speaks_tls_is_reached_through_breaks(tmp_path: Path, how: str) -> None:
+async def test_a_tls_target_is_reached_through_outages(tmp_path: Path, how: str) -> None:
     authority = Authority(tmp_path)
     options = (how, str(authority.ca_file)) if how == "--target-ca" else (how,)
     async with tls_target(echo, authority) as port, nothing_yet(tmp_path) as made:
@@ -324,7 +324,7 @@ async def test_a_target_that_speaks_tls_is_reached_through_breaks(tmp_path: Path
     ],
     ids=["signed by a stranger", "for another name"],
 )
-async def test_a_target_whose_certificate_does_not_count_gets_nothing(
+async def test_a_target_with_an_untrusted_certificate_receives_nothing(
     tmp_path: Path, host: str, trusted: bool, cause: str
 ) -> None:
     authority = Authority(tmp_path)
@@ -375,7 +375,7 @@ async def test_a_changed_target_ca_is_used_from_the_next_connection_on(tmp_path:
     [(b"", ("--dial-timeout", "0.5"), "no response within 0.5 s"), (b"220 this is no TLS\r\n", (), "TLS: ")],
     ids=["says nothing", "says something else"],
 )
-async def test_a_target_that_does_not_speak_tls_is_a_target_that_cannot_be_reached(
+async def test_a_target_without_tls_is_reported_as_unreachable(
     tmp_path: Path, greeting: bytes, options: tuple[str, ...], cause: str
 ) -> None:
     async def target(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -395,7 +395,7 @@ async def test_a_target_that_does_not_speak_tls_is_a_target_that_cannot_be_reach
 
 
 @pytest.mark.programs
-async def test_curl_and_httpx_speak_https_and_the_target_is_told_so(tmp_path: Path) -> None:
+async def test_curl_and_httpx_use_https_and_the_target_learns_it(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     heads: list[str] = []
 
@@ -431,7 +431,7 @@ async def test_curl_and_httpx_speak_https_and_the_target_is_told_so(tmp_path: Pa
     assert logged == ["alice.test"] * 2 + ["bob.test"] * 3
 
 
-async def test_a_new_certificate_is_for_new_clients_and_a_damaged_one_for_none(tmp_path: Path) -> None:
+async def test_a_new_certificate_is_used_for_new_clients_and_a_damaged_one_is_ignored(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
 
     async def ask(connected: Client) -> None:
@@ -467,7 +467,7 @@ async def test_a_new_certificate_is_for_new_clients_and_a_damaged_one_for_none(t
         assert await made.server.wait() == 0
 
 
-async def test_tokens_in_plaintext_are_a_warning_and_in_tls_are_none(tmp_path: Path) -> None:
+async def test_tokens_cause_a_warning_in_plaintext_and_none_over_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     (tmp_path / "tokens.toml").write_text("")
     async with nothing_yet(tmp_path) as made:

@@ -68,7 +68,7 @@ class Crowd:
         self._over = True
 
 
-async def test_a_rolling_restart_of_providers_and_brokers_fails_no_client(tmp_path: Path) -> None:
+async def test_a_rolling_restart_of_providers_and_brokers_breaks_no_client(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(serve)
         brokers = list(await asyncio.gather(start_broker(made), start_broker(made)))
@@ -122,7 +122,7 @@ NEXT_SESSION: Versions = ((2, 3), (1, 2))
 NEXT_FABRIC: Versions = ((1, 2), (2, 3))
 
 
-async def test_adjacent_versions_work_together_in_every_pair_of_roles(tmp_path: Path) -> None:
+async def test_adjacent_versions_interoperate_in_every_pair_of_roles(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         brokers = await asyncio.gather(*(start_broker(made, versions=each) for each in (OURS, BOTH)))
         edges = await asyncio.gather(*(start_edge(made, *brokers, versions=each) for each in (OURS, BOTH)))
@@ -145,7 +145,7 @@ async def test_adjacent_versions_work_together_in_every_pair_of_roles(tmp_path: 
             assert await greeted(made, await edge.port("clients")) in (b"ours", b"next")
 
 
-async def test_versions_without_a_common_one_are_refused_with_a_line_on_both_sides(tmp_path: Path) -> None:
+async def test_peers_without_a_common_version_are_refused_and_both_sides_log_it(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(greeting(b"ours"))
         broker, late_broker = await asyncio.gather(start_broker(made), start_broker(made, versions=NEXT_FABRIC))

@@ -23,7 +23,7 @@ WHOLE = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nsome"
 
 @pytest.mark.parametrize("request_", [CHUNKED, LENGTH, WHOLE], ids=["chunks", "a length", "a whole request"])
 @pytest.mark.parametrize("how", ["reset", "half-closed"])
-async def test_a_target_whose_client_breaks_off_is_reset_and_is_not_told_an_end(request_: bytes, how: str) -> None:
+async def test_a_target_is_reset_without_an_end_of_file_when_its_client_breaks_off(request_: bytes, how: str) -> None:
     async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
         await tunnel.provide()
         client = await tunnel.client()
@@ -84,9 +84,7 @@ async def closes_as_it_comes(
 
 @pytest.mark.parametrize("how", ["closed", "reset"])
 @pytest.mark.parametrize("rest", [b"", b"4\r\nmore\r\n0\r\n\r\n"], ids=["whole", "begun"])
-async def test_a_request_that_meets_the_end_of_an_idle_target_is_sent_again_whatever_it_is(
-    rest: bytes, how: str
-) -> None:
+async def test_any_request_that_meets_the_close_of_an_idle_target_is_resent(rest: bytes, how: str) -> None:
     async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide(more=TELLING)
         client, target = await kept_alive(tunnel)
@@ -103,7 +101,7 @@ async def test_a_request_that_meets_the_end_of_an_idle_target_is_sent_again_what
         assert (await received(target, b"\r\n\r\n")).startswith(b"GET / ")
 
 
-async def test_a_request_is_sent_again_once() -> None:
+async def test_a_request_is_resent_only_once() -> None:
     async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide(more=TELLING)
         client, target = await kept_alive(tunnel)
@@ -115,7 +113,7 @@ async def test_a_request_is_sent_again_once() -> None:
 
 
 @pytest.mark.parametrize("how", ["closed", "reset"])
-async def test_a_request_is_not_sent_again_where_the_provider_does_not_say_what_it_has_delivered(how: str) -> None:
+async def test_a_request_is_not_resent_when_the_provider_does_not_report_deliveries(how: str) -> None:
     """As one of an earlier release."""
     async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide()
@@ -127,7 +125,7 @@ async def test_a_request_is_not_sent_again_where_the_provider_does_not_say_what_
 
 @pytest.mark.parametrize("how", ["closed", "reset"])
 @pytest.mark.parametrize("read", [True, False], ids=["read", "not read"])
-async def test_a_request_that_was_written_to_its_target_is_not_sent_again(read: bool, how: str) -> None:
+async def test_a_request_written_to_its_target_is_not_resent(read: bool, how: str) -> None:
     async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide(more=TELLING)
         client, target = await kept_alive(tunnel)

@@ -83,7 +83,7 @@ async def answered(end: End) -> bytes:
     return data
 
 
-async def test_a_head_that_dribbles_is_answered_408() -> None:
+async def test_a_slow_header_section_is_408() -> None:
     async with web() as it:
         client = await it.client()
         await client.send(GET[:1])
@@ -103,7 +103,7 @@ async def test_a_head_that_dribbles_is_answered_408() -> None:
         assert not it.edge.http_clients.live
 
 
-async def test_a_head_behind_an_answer_has_its_own_time() -> None:
+async def test_a_header_section_after_a_response_has_a_timeout_of_its_own() -> None:
     async with web() as it:
         client = await it.client()
         await client.send(ELSEWHERE)
@@ -118,7 +118,7 @@ async def test_a_head_behind_an_answer_has_its_own_time() -> None:
 
 
 @pytest.mark.parametrize("first", [b"", ELSEWHERE])
-async def test_a_client_without_a_request_is_let_go_without_a_word(first: bytes) -> None:
+async def test_an_idle_client_is_closed_without_a_response(first: bytes) -> None:
     async with web() as it:
         client = await it.client()
         await client.send(first)
@@ -131,7 +131,7 @@ async def test_a_client_without_a_request_is_let_go_without_a_word(first: bytes)
         assert await client.receive_all() == b""
 
 
-async def test_a_stream_is_used_again_for_a_while_and_then_given_up() -> None:
+async def test_an_idle_stream_is_reused_until_its_timeout() -> None:
     async with web() as it:
         await it.provide()
         client = await it.client()
@@ -176,7 +176,7 @@ async def half_closed(it: Web) -> tuple[End, End]:
     return client, target
 
 
-async def test_the_answer_to_a_half_closed_client_is_waited_for_as_long_as_a_target_takes_to_leave() -> None:
+async def test_a_half_closed_client_waits_for_its_response_until_the_closing_timeout() -> None:
     async with web() as it:
         provider = await it.provide()
         client, target = await half_closed(it)
@@ -194,7 +194,7 @@ async def test_the_answer_to_a_half_closed_client_is_waited_for_as_long_as_a_tar
         await eventually(lambda: not provider.bridges.connections)
 
 
-async def test_an_outage_does_not_count_as_the_silence_of_a_half_closed_clients_target() -> None:
+async def test_an_outage_does_not_count_towards_the_timeout_of_a_half_closed_client() -> None:
     async with web() as it:
         await it.provide()
         client, target = await half_closed(it)
@@ -228,7 +228,7 @@ async def told_goodbye(it: Web, authority: Authority) -> Client:
 
 
 @pytest.mark.parametrize("then", ["says_it_too", "says_something_else", "says_nothing"])
-async def test_a_tls_client_has_a_while_to_say_close_notify_after_ours(tmp_path: Path, then: str) -> None:
+async def test_a_tls_client_has_time_to_send_close_notify_after_ours(tmp_path: Path, then: str) -> None:
     authority = Authority(tmp_path)
     async with web(authority) as it:
         client = await told_goodbye(it, authority)
@@ -245,9 +245,7 @@ async def test_a_tls_client_has_a_while_to_say_close_notify_after_ours(tmp_path:
             assert not it.edge.http_clients.live
 
 
-async def test_a_close_notify_without_room_is_said_once_there_is_some(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_close_notify_is_sent_once_the_socket_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutdown = TlsSocket.shutdown
     tries = 0
 

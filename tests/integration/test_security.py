@@ -188,7 +188,7 @@ async def test_without_a_zap_handler_all_handshakes_fail(guarded: Guarded) -> No
 
 
 @pytest.mark.parametrize("role", Role)
-async def test_a_key_of_one_role_does_not_work_on_the_port_of_the_other(
+async def test_a_key_of_one_role_does_not_work_at_the_port_of_the_other(
     guarded: Guarded, role: Role, events: Events
 ) -> None:
     keys = guarded.keys.add(role.other, "mallory")
@@ -207,7 +207,7 @@ async def test_a_key_is_valid_for_its_own_name_only(guarded: Guarded, events: Ev
     await works(guarded, at_provider, b"still here")
 
 
-async def test_a_service_that_the_key_does_not_allow_is_refused_at_hello_and_at_announce(
+async def test_a_service_that_the_key_does_not_allow_is_refused_in_hello_and_in_announcements(
     guarded: Guarded, events: Events
 ) -> None:
     at_edge, _ = await guarded.up()
@@ -224,7 +224,7 @@ async def test_a_service_that_the_key_does_not_allow_is_refused_at_hello_and_at_
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_a_round_trip_of_a_second_is_not_too_slow_for_a_handshake(host: str) -> None:
+async def test_a_handshake_succeeds_over_a_round_trip_of_a_second(host: str) -> None:
     # Where the name has two addresses, the other one must not be tried while this one is about to answer.
     async with (
         Guarded(Timings()) as guarded,
@@ -400,9 +400,7 @@ def without_descriptors() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("host", [None, HOST])
-async def test_a_rotation_without_descriptors_disconnects_nobody_and_can_be_repeated(
-    host: str | None,
-) -> None:
+async def test_a_rotation_without_descriptors_disconnects_nobody_and_can_be_repeated(host: str | None) -> None:
     async with contextlib.AsyncExitStack() as stack:
         keys, following = Keys(), KeyPair.generate()
         security = LinkSecurity(keys.add(Role.PROVIDER, "web").keys, (SERVER.public, following.public))

@@ -35,7 +35,9 @@ WHO = pytest.mark.parametrize("who", ["client", "target"])
 
 
 @WHO
-async def test_half_close_comes_after_the_bytes_and_leaves_the_other_direction_open(tunnel: Tunnel, who: str) -> None:
+async def test_a_half_close_arrives_after_the_bytes_and_leaves_the_other_direction_open(
+    tunnel: Tunnel, who: str
+) -> None:
     provider = await tunnel.provide()
     one, other = both_ways(await tunnel.pair(), who)
     await one.send(b"question")
@@ -50,7 +52,7 @@ async def test_half_close_comes_after_the_bytes_and_leaves_the_other_direction_o
 
 
 @WHO
-async def test_half_close_during_an_outage_arrives_after_it(tunnel: Tunnel, who: str) -> None:
+async def test_a_half_close_during_an_outage_arrives_after_it(tunnel: Tunnel, who: str) -> None:
     provider = await tunnel.provide()
     one, other = both_ways(await tunnel.pair(), who)
     await one.send(b"before")
@@ -70,7 +72,7 @@ async def test_half_close_during_an_outage_arrives_after_it(tunnel: Tunnel, who:
 
 
 @WHO
-async def test_a_reset_comes_after_the_bytes_before_it(tunnel: Tunnel, who: str) -> None:
+async def test_a_reset_arrives_after_the_bytes_before_it(tunnel: Tunnel, who: str) -> None:
     provider = await tunnel.provide()
     one, other = both_ways(await tunnel.pair(), who)
     await one.send(b"last words")
@@ -80,7 +82,7 @@ async def test_a_reset_comes_after_the_bytes_before_it(tunnel: Tunnel, who: str)
 
 
 @WHO
-async def test_an_answer_to_unread_bytes_arrives_before_the_reset_that_they_cause(tunnel: Tunnel, who: str) -> None:
+async def test_a_response_arrives_before_the_reset_that_unread_bytes_cause(tunnel: Tunnel, who: str) -> None:
     answer = b"413 enough" * 500
     provider = await tunnel.provide()
     one, other = both_ways(await tunnel.pair(), who)
@@ -96,7 +98,7 @@ async def test_an_answer_to_unread_bytes_arrives_before_the_reset_that_they_caus
 
 
 @WHO
-async def test_a_reset_after_the_others_half_close_is_still_a_reset(tunnel: Tunnel, who: str) -> None:
+async def test_a_reset_after_a_half_close_of_the_peer_is_still_a_reset(tunnel: Tunnel, who: str) -> None:
     provider = await tunnel.provide()
     one, other = both_ways(await tunnel.pair(), who)
     other.half_close()
@@ -109,7 +111,7 @@ async def test_a_reset_after_the_others_half_close_is_still_a_reset(tunnel: Tunn
 # -- who speaks, who reads
 
 
-async def test_a_server_that_speaks_first_is_heard_by_a_silent_client(tunnel: Tunnel) -> None:
+async def test_a_silent_client_receives_what_the_target_sends_first(tunnel: Tunnel) -> None:
     await tunnel.provide()
     (peer,) = tunnel.edge.driver.peers.values()
     await eventually(lambda: peer.session.deadline() is None)  # nothing but the new stream makes it talk
@@ -121,7 +123,7 @@ async def test_a_server_that_speaks_first_is_heard_by_a_silent_client(tunnel: Tu
 
 
 @WHO
-async def test_a_slow_reader_stops_its_writer_and_nobody_else_and_gets_every_byte(who: str) -> None:
+async def test_a_slow_reader_stalls_only_its_own_writer_and_gets_every_byte(who: str) -> None:
     async with Tunnel(memory_bytes=4 * MIB, max_connections=64) as tunnel:
         small: dict[str, Any] = {"memory_bytes": 4 * MIB, "max_connections": 64}
         await tunnel.provide(**small)
@@ -162,7 +164,7 @@ def nobodys_port() -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
-async def test_a_refusing_target_resets_the_client_and_the_provider_says_why(tunnel: Tunnel, events: Events) -> None:
+async def test_a_refusing_target_resets_the_client_and_the_provider_logs_why(tunnel: Tunnel, events: Events) -> None:
     with nobodys_port() as port:
         provider = await tunnel.provide(port=port)
         client = await tunnel.client()
@@ -172,7 +174,7 @@ async def test_a_refusing_target_resets_the_client_and_the_provider_says_why(tun
     assert os.strerror(errno.ECONNREFUSED) in await logged(events, "target_failed", target=f"{HOST}:{port}")
 
 
-async def test_what_one_provider_refuses_another_serves_with_the_early_bytes(tunnel: Tunnel) -> None:
+async def test_a_stream_refused_by_one_provider_is_served_by_another_with_its_early_bytes(tunnel: Tunnel) -> None:
     with nobodys_port() as port:
         await tunnel.provide(port=port)
         await tunnel.provide()
@@ -219,7 +221,7 @@ async def _drains(_: Tunnel, provider: Provider) -> None:
         (_drains, False, True),
     ],
 )
-async def test_what_the_edge_does_about_a_refusal_follows_its_code(
+async def test_the_edge_handles_a_refusal_by_its_code(
     tunnel: Tunnel, happens: Callable[[Tunnel, Provider], Awaitable[None]], avoided: bool, waits: bool
 ) -> None:
     await happens(tunnel, await tunnel.provide(max_connections=1))
@@ -250,7 +252,7 @@ async def test_an_early_client_is_served_with_its_early_bytes_and_its_half_close
     await tunnel.at_rest(provider)
 
 
-async def test_waiting_clients_are_all_served_but_those_that_left(tunnel: Tunnel) -> None:
+async def test_all_waiting_clients_are_served_except_those_that_left(tunnel: Tunnel) -> None:
     clients = [await tunnel.client() for _ in range(50)]
     for index, client in enumerate(clients):
         await client.send(b"%02d" % index)
@@ -269,7 +271,7 @@ async def test_waiting_clients_are_all_served_but_those_that_left(tunnel: Tunnel
     assert tunnel.targets.nobody_waits
 
 
-async def test_a_client_that_waited_for_the_grace_in_vain_is_reset() -> None:
+async def test_a_client_without_a_provider_is_reset_after_the_grace() -> None:
     async with Tunnel(grace_s=0.3) as tunnel:
         client = await tunnel.client()
         await client.send(b"is anybody there?")
@@ -280,7 +282,7 @@ async def test_a_client_that_waited_for_the_grace_in_vain_is_reset() -> None:
 # -- limits
 
 
-async def test_beyond_the_servers_connections_clients_wait_until_one_ends(events: Events) -> None:
+async def test_clients_beyond_the_servers_limit_wait_until_a_connection_ends(events: Events) -> None:
     async with Tunnel(max_connections=2) as tunnel:
         await tunnel.provide()
         pairs = [await tunnel.pair() for _ in range(2)]
@@ -297,7 +299,7 @@ async def test_beyond_the_servers_connections_clients_wait_until_one_ends(events
         assert len(matching(events, "full")) == 1
 
 
-async def test_beyond_the_providers_connections_clients_wait_until_one_ends(
+async def test_clients_beyond_the_providers_limit_wait_until_a_connection_ends(
     tunnel: Tunnel, events: list[dict[str, object]]
 ) -> None:
     await tunnel.provide(max_connections=1)
@@ -319,7 +321,7 @@ async def test_beyond_the_providers_connections_clients_wait_until_one_ends(
 # -- drain
 
 
-async def test_a_draining_provider_ends_its_streams_well_and_new_clients_go_elsewhere(tunnel: Tunnel) -> None:
+async def test_a_draining_provider_finishes_its_streams_and_new_clients_go_elsewhere(tunnel: Tunnel) -> None:
     leaving = await tunnel.provide()
     client, target = await tunnel.pair()
     closing = asyncio.create_task(leaving.close(drain_s=DEADLINE_S), name="drain")
@@ -343,7 +345,7 @@ async def test_a_draining_provider_ends_its_streams_well_and_new_clients_go_else
     await asyncio.wait_for(closing, DEADLINE_S)
 
 
-async def test_a_draining_server_accepts_nobody_and_ends_its_streams_well(tunnel: Tunnel) -> None:
+async def test_a_draining_server_accepts_no_client_and_finishes_its_streams(tunnel: Tunnel) -> None:
     await tunnel.provide()
     client, target = await tunnel.pair()
     port = tunnel.edge.listeners.ports[0]
@@ -362,7 +364,7 @@ async def test_a_draining_server_accepts_nobody_and_ends_its_streams_well(tunnel
 
 
 @pytest.mark.parametrize("which", ["server", "provider"])
-async def test_what_is_left_after_the_drain_is_reset_on_both_sides(tunnel: Tunnel, which: str) -> None:
+async def test_streams_left_after_the_drain_are_reset_on_both_sides(tunnel: Tunnel, which: str) -> None:
     provider = await tunnel.provide()
     client, target = await tunnel.pair()
     await client.send(b"then")

@@ -93,7 +93,7 @@ async def read_to_the_end(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("end", ["reset", "aborted"])
-async def test_a_client_that_does_not_read_is_reset_when_its_switched_stream_is_lost(end: str) -> None:
+async def test_a_client_that_does_not_read_is_reset_when_its_upgraded_stream_is_lost(end: str) -> None:
     bridges = Bridges(Poller(lambda work: work()), clock=clock, half_closed_timeout_s=None)
     providers = Providers()
     clients = ClientConnections(bridges, providers, Budget(total_bytes=64 * MIB, max_streams=16))

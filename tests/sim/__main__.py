@@ -12,7 +12,7 @@ from tests.sim.plan import Plan, draw, is_quiet, report, run, shrink
 
 @dataclass(slots=True)
 class Sums:
-    """What the clusters of one kind went through."""
+    """Totals of the clusters of one kind."""
 
     kind: str
     passed: int = 0
@@ -24,7 +24,7 @@ class Sums:
     bytes_checked: int = 0
 
     def add(self, plan: Plan, cluster: Cluster, cpu_s: float) -> None:
-        """Count one more."""
+        """Add a cluster that passed."""
         self.passed += 1
         self.cpu_s += cpu_s
         self.simulated_s += cluster.world.now
@@ -42,7 +42,7 @@ class Sums:
 
 
 def main() -> int:
-    """Run each seed; print the trace of one that fails, on the smallest plan found."""
+    """Run seeds; print the last events of each that fails, on the smallest plan found."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("seeds", metavar="SEED", help="a number, FIRST-LAST, or FIRST- for all from there on")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further seed after so long")

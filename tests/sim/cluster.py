@@ -1,6 +1,6 @@
-"""A whole cluster: real edges and providers with their drivers, sessions and bridges, real switches, on virtual time.
+"""A whole cluster on virtual time: real edges and providers with their drivers, sessions and bridges, real switches.
 
-It can break any part, and knows who was joined with whom. What must hold, the oracle says.
+It can break any part, and knows which client was joined with which target. The oracle checks it.
 """
 
 import errno
@@ -36,7 +36,7 @@ _CLOCK = clock
 
 
 class Node:
-    """One life of an edge or a provider."""
+    """An edge or a provider, from start to death."""
 
     def __init__(self, cluster: "Cluster", slot: str, role: Role, predecessor: bytes | None) -> None:
         world = cluster.world
@@ -47,9 +47,9 @@ class Node:
         self.predecessor = predecessor
         self.closing_at: float | None = None
         self.full_at = float("-inf")
-        """When it last had all its connections."""
+        """When it last had as many connections as it may have."""
         self.unchecked = 0
-        """Events since all its streams were looked at."""
+        """Events since its streams were last checked."""
         self.app: Any = self.process.run(cluster.edge if role is Role.EDGE else cluster.provider)
         attributes: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
         if role is Role.PROVIDER:
@@ -70,7 +70,7 @@ class Node:
 
 
 class Client(Far):
-    """A client, and what became of it."""
+    """A client, and where it was served."""
 
     def __init__(self, cluster: "Cluster", program: Program, target: Program, edge: str, buffer: int) -> None:
         super().__init__(cluster.world, program, f"client{program.seed}", buffer)
@@ -80,13 +80,13 @@ class Client(Far):
         self.edge: Node | None = None
         self.began_at = 0.0
         self.provider: Node | None = None
-        """Whose target answered."""
+        """The provider that connected to its target for it."""
         self.refused_by: set[str] = set()
-        """Slots whose target did not."""
+        """Slots of providers whose target did not accept the connection."""
 
 
 class Cluster:
-    """Edges, brokers and providers by slot (`e0`, `b0`, `p0`), clients and targets, and the network between."""
+    """Edges, brokers and providers by slot (`e0`, `b0`, `p0`), clients and targets, and the network between them."""
 
     def __init__(
         self,
@@ -119,19 +119,19 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self.dead: list[Node] = []
         self.gone: set[str] = set()
-        """Dead for good."""
+        """Slots that no successor takes."""
         self.clients: list[Client] = []
         self.targets: list[Far] = []
         self.by_address: dict[str, Client] = {}
         self.dial_failure: dict[str, str] = {}
-        """What targets of a provider do to a dial: `refuse` or `hang`."""
+        """By slot of a provider, what happens to its dials: `refuse` or `hang`."""
         self.oracle = Oracle(self)
 
     # Running.
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Be the operating system of the code under test, and its dice."""
+        """Take the place of the operating system, and of chance, for the code under test."""
         dice = random.getstate()
         random.seed(self.world.random.random())
         with ExitStack() as stack:
@@ -160,7 +160,7 @@ class Cluster:
                     node.process.kill()
 
     def _clock(self) -> float:
-        assert self.world.running is not None, "the time outside of any process"
+        assert self.world.running is not None, "the clock was read outside of any process"
         return self.world.running.boot_time()
 
     def start(self) -> None:
@@ -182,7 +182,7 @@ class Cluster:
         self.oracle.forget(slot)
 
     def edge(self) -> Edge:
-        """Make an edge; called as code of its process."""
+        """Return a new edge; called as code of its process."""
         edge = Edge(
             configured(
                 EdgeConfig,
@@ -201,7 +201,7 @@ class Cluster:
         return edge
 
     def provider(self) -> Provider:
-        """Make a provider; called as code of its process."""
+        """Return a new provider; called as code of its process."""
         return Provider(
             configured(
                 ProviderConfig,
@@ -230,7 +230,7 @@ class Cluster:
         self.net.died(process)
 
     def restart(self, slot: str) -> None:
-        """Bring up a successor that holds its predecessor's lock."""
+        """Start a successor that has its predecessor's lock."""
         if self.process(slot).alive or slot in self.gone:
             return
         if slot[0] == "b":
@@ -239,7 +239,7 @@ class Cluster:
             self.start_node(slot, self.nodes[slot].name.incarnation)
 
     def shut_down(self, slot: str, drain_s: float) -> None:
-        """End a provider or an edge politely; it is dead for good when that is done."""
+        """Shut a provider or an edge down; it is killed once that is done."""
         node = self.nodes[slot]
         if not node.process.running or node.closing_at is not None:
             return
@@ -256,7 +256,7 @@ class Cluster:
     # Sockets.
 
     def connect(self, client: Client) -> None:
-        """Let a client reach its edge."""
+        """Connect a client to its edge."""
         node = self.nodes[client.edge_slot]
         if not node.process.alive:
             return
@@ -279,14 +279,14 @@ class Cluster:
         self.world.after(0.001, self._answer, sock)
 
     def _answer(self, sock: SimSocket) -> None:
-        """A target answers a dial, or does not."""
+        """Decide a dial: the target accepts it, refuses it or does not answer."""
         process = sock.process
         if sock.closed or not process.alive:
             return
         node = self.nodes[process.slot]
         (client,) = (
             self.by_address[dial._stream.client] for dial in node.app.dialer.dials if dial._sock is sock
-        )  # the far side of a dial cannot know for whom it is
+        )  # the socket does not tell for whom it is
         failure = self.dial_failure.get(process.slot)
         self.world.note(f"{process.slot} dials for {client.who}: {failure or 'connected'}")
         if failure is not None:

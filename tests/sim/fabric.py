@@ -1,7 +1,7 @@
-"""The fabric on virtual time: the real switch and the real inboxes, joined by simulated connections.
+"""The fabric on virtual time: the real switch and inboxes, joined by simulated connections.
 
-`SimLink` has the duties of `brokers.link.Link`, `SimBroker` those of `brokers.router.Router`; a `Wire` is what
-ZeroMQ and TCP are to them: ordered and whole while it lives, with heartbeats of its own, and bounded.
+`SimLink` stands for `brokers.link.Link`, `SimBroker` for `brokers.router.Router`. A `Wire` stands for ZeroMQ and TCP:
+it is ordered and lossless until it is lost, notices by its own heartbeats when it is, and holds a bounded backlog.
 """
 
 from collections import Counter, deque
@@ -30,15 +30,15 @@ from tests.sim.world import Process, World
 TIMINGS = Timings()
 PIPE_MESSAGES = 1000
 PIPE_BYTES = 4 << 20
-"""Of kernel buffers and pipes in one direction; more waits in the outbox of the broker, or is dropped by a link."""
+"""The capacity of one direction; more waits in an outbox of the broker, or is dropped by a link."""
 HEARTBEAT_S = TIMINGS.link_timeout_s / 3
 SILENCE_S = TIMINGS.link_timeout_s * 2 / 3
 POLL_S = 0.1
-"""Between two looks of a lane that cannot move."""
+"""The interval at which a blocked lane tries again."""
 
 
 class Network:
-    """Between machines: how fast, and what is broken. Faults are counted, since they may overlap."""
+    """The network between machines: how fast it is, and what is broken. Faults are counted, since they may overlap."""
 
     def __init__(self, world: World, *, latency: float, rate: float) -> None:
         self.world = world
@@ -46,26 +46,26 @@ class Network:
         self.rate = rate
         """Bytes per second of each direction of a wire."""
         self.blocked: Counter[tuple[str, str]] = Counter()
-        """From slot, to slot. Read with `get`: a missing count costs a Counter a call of Python."""
+        """(from slot, to slot). Read with `get`: a Counter calls Python code for a missing key."""
         self.slow: Counter[tuple[str, str]] = Counter()
-        """A hundredth of the rate."""
+        """Ways that have a hundredth of the rate."""
         self.lossy: Counter[str] = Counter()
-        """Slots whose messages are lost at times without a word."""
+        """Slots whose messages are sometimes lost silently."""
         self.doubling: Counter[str] = Counter()
         self.disordering: Counter[str] = Counter()
-        """Slots whose messages overtake each other at times."""
+        """Slots whose messages sometimes overtake each other."""
         self.brokers: dict[str, SimBroker] = {}
         self.wires: list[Wire] = []
 
     def died(self, process: Process) -> None:
-        """The kernel ends the connections of a process that is gone."""
+        """Close the connections of a process that died, as its kernel does."""
         for wire in list(self.wires):
             for side, end in (("link", wire.link), ("broker", wire.broker)):
                 if end.process is process:
                     wire.close(side)
 
     def faithful(self, slot: str) -> bool:
-        """Whether what it sends arrives, and in order."""
+        """Whether everything that a slot sends arrives, in order."""
         return not self.lossy.get(slot) and not self.disordering.get(slot)
 
     def reachable(self, a: str, b: str) -> bool:
@@ -86,10 +86,10 @@ class Lane:
         self._pumping = False
 
     def send(self, frames: list[Buffer]) -> bool:
-        """Return False if it is full."""
+        """Take a message; return False if the lane is full."""
         net, world = self.net, self.net.world
         if self.wire.closed:
-            return True  # taken by the kernel, and lost with the connection
+            return True  # the kernel took it, and it was lost with the connection
         if len(self.queue) >= PIPE_MESSAGES or self.size > PIPE_BYTES:
             return False
         source, data = self.ends[0], frames[0] != CONTROL
@@ -108,7 +108,7 @@ class Lane:
         return True
 
     def _overtake(self) -> None:
-        """Let the last message go before the one before it; what a broker or a link says keeps its place."""
+        """Swap the last two messages; control messages keep their place."""
         before, last = self.queue[-2], self.queue[-1]
         if before[2][0] != CONTROL:
             self.queue[-2], self.queue[-1] = (before[0], *last[1:]), (last[0], *before[1:])
@@ -140,7 +140,7 @@ class Lane:
             process.run(self.target.receive, self.wire, [bytes(frame) for frame in frames])
 
     def lose(self) -> None:
-        """The connection is gone: what was on its way is lost, or arrives late, when a new one is there."""
+        """Lose what is on its way with the connection, or deliver some of it late, when a new connection may be up."""
         world = self.net.world
         queue, self.queue = self.queue, deque()
         if world.random.random() < 0.3:
@@ -160,13 +160,13 @@ class Wire:
         self.up = Lane(self, link, broker)
         self.down = Lane(self, broker, link)
         self.closed: set[str] = set()
-        """Sides that know of its end: `link`, `broker`."""
+        """The sides (`link`, `broker`) that know of its end."""
         self._heard = dict.fromkeys(("link", "broker"), net.world.now)
         net.wires.append(self)
         net.world.after(HEARTBEAT_S, self._beat)
 
     def _beat(self) -> None:
-        """What libzmq's threads do: they go on while a loop hangs, not while its process is frozen."""
+        """Exchange heartbeats like the threads of libzmq: also while a loop hangs, not while its process is frozen."""
         now = self.net.world.now
         sides = (("link", self.link, self.down, self.broker), ("broker", self.broker, self.up, self.link))
         for side, end, lane, other in sides:
@@ -181,7 +181,7 @@ class Wire:
             self.net.world.after(HEARTBEAT_S, self._beat)
 
     def close(self, side: str) -> None:
-        """One side ends it; the other learns that, unless this direction is blocked."""
+        """End it on one side; the other side learns of that unless this direction is blocked."""
         if side in self.closed:
             return
         if not self.closed:
@@ -199,7 +199,7 @@ class Wire:
 
 
 class SimLink:
-    """A carrier: hello, welcome, renew, greet again, reconnect."""
+    """A carrier: says hello, renews its lease, says hello again after silence, reconnects."""
 
     def __init__(
         self,
@@ -353,5 +353,5 @@ class SimBroker:
 
 
 def _may_be_lost(frames: Sequence[Buffer]) -> bool:
-    """A full pipe drops what a link says, which says it again; a broker keeps what it has to say in its outbox."""
+    """Whether a full pipe may drop a control message: those that a link repeats; a broker keeps its own in outboxes."""
     return isinstance(parse_control(frames), Hello | Renew)

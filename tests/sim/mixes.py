@@ -1,4 +1,4 @@
-"""Mixes of bulk and small requests that fill a slow link, and what each client must get of it."""
+"""Mixes of bulk and small requests that fill a slow link: what each client gets, and what it must get at least."""
 
 import itertools
 from dataclasses import dataclass
@@ -10,44 +10,44 @@ from tests.sim.world import Violation
 
 REQUEST = 300
 SETTLED_S = 5.0
-"""By then all connections of a mix are there and the rate of its path is known."""
+"""By then all connections of a mix are made, and the rate of the path is known."""
 MEASURED_S = 15.0
 LOOK_S = 0.05
 LEAST_PART = 0.7
-"""Of a fair share: one turn more or less, headers, and what is on its way at the beginning and at the end."""
+"""Of a fair share: the rest is for one turn more or less, headers, and bytes in flight at the start and the end."""
 WAIT_TURNS = 3
-"""What a stream may be behind its share, in turns of `QUANTUM_MIN` bytes: they say how long it waits at most."""
+"""How far a stream may be behind its share, in turns of `QUANTUM_MIN` bytes, which bounds how long it waits."""
 IN_FLIGHT_S = 0.3
-"""What was sent before it has to arrive: 64 KiB, on two wires of 0.5 MB/s."""
+"""For what was sent before to arrive: 64 KiB, over two wires of 0.5 MB/s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Downloads beside clients that fetch something again and again."""
+    """Downloads beside clients that send one small request after another."""
 
     rate: float
     """Bytes per second."""
     fetchers: int
     size: int
-    """Bytes of each of their responses."""
+    """Bytes of each response to a small request."""
     downloads: int = 1
     keep: bool = False
-    """Whether a client sends all of its requests on one connection."""
+    """Whether a client sends all its requests over one connection."""
     hosts: str = "one"
-    """Addresses: `one` for all, `two` (one for the downloads, one for the others), or `each` its own."""
+    """Client addresses: `one` for all, `two` (downloads, others), or `each` its own."""
 
     @property
     def download_rate(self) -> float:
-        """What is fair for each download, bytes per second."""
+        """The fair share of each download, bytes per second."""
         return self.rate / (2 * self.downloads if self.hosts == "two" else self.downloads + self.fetchers)
 
     @property
     def fetch_rate(self) -> float:
-        """What is fair for each of the others."""
+        """The fair share of each of the others, bytes per second."""
         return self.rate / (2 * self.fetchers if self.hosts == "two" else self.downloads + self.fetchers)
 
     def host(self, number: int) -> str:
-        """Return the address of a client; those of downloads come first."""
+        """Return the address of a client; downloads have the first numbers."""
         match self.hosts:
             case "one":
                 return "10.1.0.1"
@@ -59,17 +59,17 @@ class Mix:
 
 @dataclass(slots=True)
 class Result:
-    """What was seen of a mix in `MEASURED_S`."""
+    """What was measured of a mix in `MEASURED_S`."""
 
     download_rates: list[float]
     """Bytes per second."""
     longest_wait_s: float
-    """Of a download, between two bytes."""
+    """The longest time in which a download got nothing."""
     fetch_times_s: list[float]
 
 
 def measure(mix: Mix) -> Result:
-    """Let a mix happen."""
+    """Run a mix."""
     cluster = Cluster(0, edges=1, brokers=1, providers=1, rate=mix.rate, latency=0.005)
     with cluster.installed():
         return _Run(cluster, mix).result()
@@ -83,7 +83,7 @@ class _Run:
         self._downloads: list[Client] = []
         self._fetch_times_s: list[float] = []
         self._conversations: dict[Client, tuple[int, float]] = {}
-        """How many responses are there, and since when."""
+        """How many responses each client has, and since when."""
         self._moved: dict[Client, tuple[int, float]] = {}
         self._longest_wait_s = 0.0
 
@@ -94,7 +94,7 @@ class _Run:
         for number in range(mix.downloads):
             endless = int(mix.rate * (SETTLED_S + MEASURED_S)) * 2
             self._downloads.append(self._client(number, Program(0, total=endless, chunk=64 * KIB)))
-        world.run_until(3.0)  # a download that goes on is found by the others
+        world.run_until(3.0)  # the others meet downloads at full speed
         for number in range(mix.downloads, mix.downloads + mix.fetchers):
             self._converse(number) if mix.keep else self._fetch(number)
         self._watch(2.0 + SETTLED_S)
@@ -115,7 +115,7 @@ class _Run:
         return new
 
     def _fetch(self, number: int) -> None:
-        """Fetch on a connection of its own, and again when that is over."""
+        """Send a request over a new connection, and another when that is over."""
         began = self._cluster.world.now
         client = self._client(number, Program(0, total=self._mix.size))
 
@@ -126,7 +126,7 @@ class _Run:
         client.on_over = again
 
     def _converse(self, number: int) -> None:
-        """Fetch again and again on one connection."""
+        """Send one request after another over one connection."""
         size = self._mix.size
         program = Program(0, total=1000 * REQUEST, lead=REQUEST, per_read=(size, REQUEST))
         client = self._client(number, Program(0, total=1000 * size, per_read=(REQUEST, size)), program)
@@ -150,7 +150,7 @@ class _Run:
 
 
 def check(mix: Mix) -> None:
-    """Let a mix happen.
+    """Run a mix, and check what everybody gets.
 
     Raises:
         Violation: somebody gets too little, or waits too long.
@@ -158,7 +158,7 @@ def check(mix: Mix) -> None:
     result = measure(mix)
     least = min(result.download_rates)
     if least < LEAST_PART * mix.download_rate:
-        raise Violation(f"{mix}: a download gets {least:.0f} bytes/s, its share is {mix.download_rate:.0f}")
+        raise Violation(f"{mix}: a download gets {least:.0f} bytes/s, its fair share is {mix.download_rate:.0f}")
     bound_s = WAIT_TURNS * QUANTUM_MIN / mix.download_rate + IN_FLIGHT_S
     if result.longest_wait_s > bound_s:
         raise Violation(f"{mix}: a download waits {result.longest_wait_s:.2f} s, expected at most {bound_s:.2f} s")

@@ -1,4 +1,4 @@
-"""What must hold in a cluster after every step and at rest, judged by what was done to it, not by what it says."""
+"""Checks that a cluster keeps the promise: judges by what was done to the cluster, not by what it reports of itself."""
 
 from typing import TYPE_CHECKING
 
@@ -12,41 +12,42 @@ if TYPE_CHECKING:
     from tests.sim.cluster import Client, Cluster, Node
 
 RECOVERY_S = 12.0
-"""An outage goes on until all has been well for so long: links reconnect (3 s), greet again (1, 2, 4 s), resume."""
+"""An outage lasts until there was a healthy path for so long: links reconnect (3 s), repeat the hello (1, 2, 4 s), and
+sessions resume."""
 NOTICE_S = 25.0
-"""So long after a successor came up its predecessor's streams are gone."""
+"""The streams of a dead process are gone at most so long after its successor started."""
 EXPIRY_S = 15.0
-"""So long after the grace at most, counted from when nothing reached the peer any more, its streams are gone.
-Who did not run meanwhile counts from when it goes on."""
+"""The streams with a peer are gone at most so long after the grace, which counts from the last moment at which anything
+could reach the peer; for a process that was stopped since, from when it runs again."""
 LATE_S = 2.5
-"""What was lost with a connection may still arrive, as if nothing were broken; and we look only now and then."""
+"""What was lost with a connection may still arrive later; and the checks are 0.5 s apart."""
 PROGRESS_S = 5.0
-"""Between two looks at how far everybody has read."""
+"""The interval at which it is checked that readers get on."""
 STALL_S = 30.0
-"""Where nothing is broken, and was not for so long, whoever reads gets something in so long, if there is something."""
+"""Where nothing was broken for so long, a reader for whom there is something gets some of it."""
 LEASE_S = 12.5
-"""A silent peer leaves the peer list within this: 4 s of lease, 2 s between looks, 6 s for what was late on its way."""
+"""A silent peer leaves the peer list within this: 4 s of lease, 2 s between checks, 6 s for delayed messages."""
 EVENTS_PER_STREAM = 4
-"""All streams of a process are looked at after so many events for each, which costs the same for few and many."""
+"""The streams of a process are checked after so many events for each: an event costs the same at any load."""
 
 
 class Oracle:
-    """Watches one cluster."""
+    """Checks one cluster."""
 
     def __init__(self, cluster: "Cluster") -> None:
         self._cluster = cluster
         self.outages: dict[tuple[str, str], tuple[float, float]] = {}
-        """Of each pair of edge and provider: when its present or last outage began, and when it was last seen bad."""
+        """By pair of edge and provider: when the current or last outage began, and when it was last observed."""
         self.worst: dict[tuple[str, str], float] = {}
         self._rough: dict[tuple[str, str], float] = {}
-        """When anything was last broken between two, even if there was another way."""
+        """By pair: when anything was last broken between the two, even if there was another path."""
         self._moved: dict[Far, tuple[tuple[int, bool], float]] = {}
-        """How far each end has read, and since when that has not changed although there is more."""
+        """How far each far side has read, and since when it has not got further although there is more."""
         self._severed: dict[tuple[str, str], float] = {}
-        """Since when nothing can get from one to the other."""
+        """By pair: since when there has been no path."""
         self.bytes_checked = 0
 
-    # Which ends are allowed.
+    # Resets.
 
     def judge(self, client: "Client", far: Far, other: Far | None) -> None:
         """Check that what was done to the cluster explains why we reset a far side."""
@@ -84,12 +85,12 @@ class Oracle:
             )
 
     def _ended(self, node: "Node") -> bool:
-        """Whether a process is dead, or has waited for its connections as long as it was to."""
+        """Whether a process is dead, or past the deadline of its shutdown."""
         closing_at = node.closing_at
         return not node.process.alive or (closing_at is not None and self._cluster.world.now > closing_at - 0.001)
 
     def _nobody_left(self, client: "Client") -> bool:
-        """Whether every provider that the edge could choose has refused, or none came in time."""
+        """Whether every provider that the edge could choose has refused the client, or there was none in time."""
         assert client.edge is not None
         cluster = self._cluster
         waited_s = cluster.world.now - client.began_at
@@ -107,24 +108,24 @@ class Oracle:
         return there <= client.refused_by
 
     def _turns_away(self, provider: str) -> bool:
-        """Whether a provider refuses streams without a dial: it is draining, or was full a moment ago."""
+        """Whether a provider may refuse streams without dialling: it is draining, or was full lately."""
         node = self._cluster.nodes[provider]
         return node.closing_at is not None or self._cluster.world.now - node.full_at < NOTICE_S
 
     def start(self) -> None:
-        """Begin to look at what is not to be seen in single events."""
+        """Start the periodic checks."""
         self._watch()
         self._check_progress()
 
     def _watch(self) -> None:
-        """Note for each pair how long no healthy way has been between them."""
+        """Check what single events do not show."""
         self._cluster.world.after(0.5, self._watch)
         self._check_peer_lists()
         self.look()
         self._check_expiry()
 
     def look(self) -> None:
-        """See who is well connected, or not at all; to be called whenever that may have changed."""
+        """Record which pairs have a healthy path and which have none; to be called whenever that may have changed."""
         now = self._cluster.world.now
         for edge in self._cluster.edge_slots:
             for provider in self._cluster.provider_slots:
@@ -144,7 +145,7 @@ class Oracle:
                 self.worst[pair] = max(self.worst.get(pair, 0.0), now - since + RECOVERY_S)
 
     def forget(self, slot: str) -> None:
-        """Another process is there now, which has streams of its own."""
+        """Forget what was recorded of a slot: another process has taken it."""
         for pair in [pair for pair in self._severed if slot in pair]:
             del self._severed[pair]
 
@@ -168,7 +169,7 @@ class Oracle:
         )
 
     def _check_progress(self) -> None:
-        """No stream stands still without a reason."""
+        """Check that every stream makes progress unless something is broken."""
         self._cluster.world.after(PROGRESS_S, self._check_progress)
         now = self._cluster.world.now
         for client in self._cluster.clients:
@@ -192,7 +193,7 @@ class Oracle:
                     )
 
     def _check_expiry(self) -> None:
-        """Streams do not outlive the grace."""
+        """Check that no stream outlives the grace."""
         now = self._cluster.world.now
         for pair, severed in self._severed.items():
             for slot, other in (pair, pair[::-1]):
@@ -236,7 +237,7 @@ class Oracle:
             self.check_node(node)
 
     def check_node(self, node: "Node") -> None:
-        """Look at everything a process has."""
+        """Check everything that a process holds."""
         slot, driver = node.process.slot, node.driver
         streams = {id(bridge.stream): bridge.stream for bridge in node.app.bridges.connections}
         for peer in driver.peers.values():
@@ -274,7 +275,7 @@ class Oracle:
         self._check_buried(node)
 
     def _check_buried(self, node: "Node") -> None:
-        """A successor's word ends its predecessor's streams long before the grace does."""
+        """Check that the streams of a dead process end soon after its successor has announced itself."""
         now = self._cluster.world.now
         for dead in self._cluster.dead:
             peer = node.driver.peers.get(dead.name.id)
@@ -289,7 +290,7 @@ class Oracle:
                 raise Violation(f"{node.process.slot} keeps {peer.session.streams} of a dead {dead.process.slot}")
 
     def _check_peer_lists(self) -> None:
-        """A broker names nobody whose loop has long been silent: leases end."""
+        """Check that peer lists contain nobody whose lease must have expired."""
         now = self._cluster.world.now
         processes = {node.name.id: node.process for node in (*self._cluster.nodes.values(), *self._cluster.dead)}
         for broker in self._cluster.net.brokers.values():
@@ -304,7 +305,7 @@ class Oracle:
     # Rest.
 
     def at_rest(self) -> bool:
-        """Whether every stream has ended at both of its sockets, and nobody holds anything of it."""
+        """Whether every stream is over at both of its sockets and in every session."""
         return (
             all(far.over for far in (*self._cluster.clients, *self._cluster.targets) if far.sock is not None)
             and not any(node.app.bridges.connections for node in self._alive())
@@ -315,7 +316,7 @@ class Oracle:
         return [node for node in self._cluster.nodes.values() if node.process.alive]
 
     def check_rest(self) -> None:
-        """Everything that was written has arrived, unless an end says otherwise; nothing is left."""
+        """Check that all that was written was read or reset, and that nothing is left."""
         for node in self._alive():
             self.check_node(node)
             left = [stream for peer in node.driver.peers.values() for stream in peer.session.streams.values()]
@@ -330,7 +331,7 @@ class Oracle:
             self.bytes_checked += far.read
 
     def _check_views(self) -> None:
-        """Who lives sees all others over all brokers, and nobody whom these do not."""
+        """Check that all processes that run know each other over all brokers, and nobody else."""
         brokers = [broker for broker in self._cluster.net.brokers.values() if broker.process.alive]
         for node in self._alive():
             for other in self._alive():
@@ -338,13 +339,13 @@ class Oracle:
                     continue
                 peer = node.driver.peers.get(other.name.id)
                 if peer is None or len(peer.epochs) != len(brokers):
-                    raise Violation(f"{node.process.slot} does not see {other.process.slot} over all brokers")
+                    raise Violation(f"{node.process.slot} does not know {other.process.slot} over all brokers")
         peer_lists = {broker.process.slot: {p.name.id: p.epoch for p in broker.switch.peers} for broker in brokers}
         for node in self._alive():
             for peer in node.driver.peers.values():
                 for carrier, epoch in peer.epochs.items():
                     if peer_lists[carrier.label].get(peer.id) != epoch:
-                        raise Violation(f"{node.process.slot} sees a peer that {carrier.label} does not: {peer.info}")
+                        raise Violation(f"{node.process.slot} knows a peer that {carrier.label} does not: {peer.info}")
 
 
 def _died_at(node: "Node") -> float:

@@ -1,10 +1,10 @@
-"""What happens to a cluster, drawn from a seed: clients, what they and their targets do, and faults.
+"""Draws from a seed what happens to a cluster: clients, what they and their targets do, and faults.
 
-A plan is data, and each item has its own dice: one without some of its items is a plan again, which is how a
-failing one is made smaller.
+A plan is data, and each item draws from a generator of its own: a plan without some of its items is a plan, too, so a
+failing one can be made smaller.
 
-Of eight seeds in a row one is quiet: a few streams that hardly say anything, and faults about as long as the grace.
-The others are a minute of traffic, with so many events in each second that they see little of long outages.
+Of eight seeds in a row one is quiet: an hour of a few streams with little traffic, and faults about as long as the
+grace. The others are up to a minute of traffic, too dense in events for long outages.
 """
 
 import random
@@ -18,12 +18,12 @@ from tests.sim.tcp import KIB, Program
 from tests.sim.world import Violation
 
 REST_S = 60.0
-"""Streams have the grace, and this, to end once all faults are over."""
+"""Once all faults are over, streams must end within the grace and this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A client at an edge, and what both ends do."""
+    """A client at an edge, and what it and its target do."""
 
     at: float
     edge: str
@@ -33,7 +33,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong, at a time and for a time, in seconds."""
+    """One thing that goes wrong; times in seconds."""
 
     at: float
     lasts: float
@@ -43,7 +43,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A cluster, and what happens to it."""
+    """A cluster, and all that happens to it."""
 
     seed: int
     topology: dict[str, Any]
@@ -100,7 +100,7 @@ def _quiet(seed: int, dice: random.Random, topology: dict[str, Any]) -> Plan:
         )
         for index in range(dice.choice([3, 10, 25]))
     ]
-    if seed % 32 == 16:  # quiet ones that failed once, before there was this, keep their plans
+    if seed % 32 == 16:  # added later, so the other seeds keep their plans
         for index in range(4):
             asleep = random.Random(f"{seed} s{index}")
             slot = asleep.choice(slots["e"] + slots["p"])
@@ -119,7 +119,7 @@ def _busy(seed: int, dice: random.Random, topology: dict[str, Any]) -> Plan:
     faults = [_fault(random.Random(f"{seed} f{i}"), seconds, slots) for i in range(dice.choice([0, 2, 6, 12]))]
     if topology["brokers"] > 1 and dice.random() < 0.2:
         faults.append(Fault(seconds * dice.random(), 0.0, "gone", ("b0",)))
-    if seed % 8 == 5:  # those that failed once, before there was this fault, keep their plans
+    if seed % 8 == 5:  # added later, so the other seeds keep their plans
         anyone = [slot for group in slots.values() for slot in group]
         faults.append(Fault(seconds * dice.random(), 15.0, "disorder messages", (dice.choice(anyone),)))
     several = [group[0] for group in (slots["e"], slots["p"]) if len(group) > 1]
@@ -247,18 +247,18 @@ _FAULTS: dict[str, Callable[[Cluster, Fault], Callable[[], object]]] = {
     "refuse": _dials("refuse"),
     "hang dials": _dials("hang"),
 }
-"""Each begins a fault and returns what ends it."""
+"""By kind: begins a fault, and returns what ends it."""
 
 
 Look = tuple[float, Callable[[Cluster], None]]
-"""When to look at a cluster, and who does."""
+"""When to inspect a cluster, and how."""
 
 
 def run(plan: Plan, look_at: Look | None = None) -> Cluster:
-    """Let a plan happen, heal everything, and check every end.
+    """Let a plan happen, repair everything, and check that all streams end as they must.
 
     Raises:
-        Violation: the cluster did what it must never do. Any other exception is one of the code under test.
+        Violation: the cluster broke its promise. Any other exception is one of the code under test.
     """
     cluster = Cluster(plan.seed, **plan.topology)
     if look_at is not None:
@@ -316,7 +316,7 @@ def _begin(cluster: Cluster, fault: Fault) -> None:
 
 
 def shrink(plan: Plan, *, runs: int = 60) -> Plan:
-    """Return a smaller plan that fails as well: halves of its items are left out as long as that helps."""
+    """Return a smaller plan that fails, too: parts of it are left out, first halves, then ever smaller ones."""
 
     def fails(smaller: Plan) -> bool:
         nonlocal runs
@@ -345,7 +345,7 @@ def shrink(plan: Plan, *, runs: int = 60) -> Plan:
 
 
 def report(plan: Plan, error: BaseException, *, lines: int = 60) -> str:
-    """Say what failed, on which plan, and the last events before."""
+    """Describe a failure: the last events before it, the plan and the error."""
     cluster: Cluster | None = getattr(error, "cluster", None)
     trace = list(cluster.world.trace)[-lines:] if cluster is not None and lines else []
     kind = "" if isinstance(error, Violation) else f"{type(error).__name__}: "

@@ -1,4 +1,4 @@
-"""Two sessions alone, on a network that fails at random; `python -m tests.sim.sessions SEED [LAST]` replays seeds."""
+"""Two sessions on a network that fails at random; `python -m tests.sim.sessions SEED [LAST]` replays seeds."""
 
 import argparse
 import random
@@ -12,7 +12,7 @@ STEPS = 250
 
 
 def scenario(seed: int) -> Network:
-    """Do random things to random sockets on a failing network; then heal it and check every end."""
+    """Do random things to random sockets on a failing network; then repair it, and check how every stream ends."""
     net = Network(seed)
     rng = random.Random(seed)
     net.connect("a")
@@ -45,7 +45,7 @@ def scenario(seed: int) -> Network:
 
 
 def main() -> int:
-    """Run seeds; print how those that fail do."""
+    """Run seeds; print a traceback for each that fails."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim.sessions", description=__doc__)
     parser.add_argument("first", type=int)
     parser.add_argument("last", type=int, nargs="?")

@@ -28,14 +28,14 @@ _TEXT = _TEXT + _TEXT
 
 
 def text(seed: int, start: int, count: int) -> bytes:
-    """Return bytes `start` to `start + count` (at most 1 MiB) of an endless text that no other seed has."""
+    """Return bytes `start` to `start + count` (at most 1 MiB later) of the endless text of a seed."""
     offset = (seed * 104_729 + start) % (1 << 20)
     return _TEXT[offset : offset + count]
 
 
 @dataclass(slots=True)
 class Program:
-    """What a far side does with its connection. Times in seconds, sizes in bytes."""
+    """What a far side does with its connection; times in seconds, sizes in bytes."""
 
     seed: int
     total: int = 0
@@ -45,18 +45,18 @@ class Program:
     read_chunk: int = 1 << 30
     read_pause: float = 0.0
     stop_reading_at: int | None = None
-    """After so many bytes; goes on when the faults are over."""
+    """After so many bytes, until the faults are over."""
     reset_at: float | None = None
     """After the connection was made."""
     eof: str = "written"
-    """Half-close after the last byte was `written`, or only after the other end of file was `read`."""
+    """When to half-close: once the last byte is `written`, or the end of file of the other side is `read`."""
     lead: int = 0
     per_read: tuple[int, int] | None = None
-    """In a dialogue: for each so many bytes read it may write so many, and `lead` before the first."""
+    """In a dialogue (read, write): for each `read` bytes it may write `write` bytes, and `lead` before the first."""
 
 
 class Far:
-    """The far end of a connection: a client, or a target's server."""
+    """The far side of a connection: a client, or the server of a target."""
 
     def __init__(self, world: World, program: Program, who: str, buffer: int) -> None:
         self.world = world
@@ -65,7 +65,7 @@ class Far:
         self.buffer = buffer
         self.sock: SimSocket | None = None
         self.other: Far | None = None
-        """The far end whose text is to arrive here."""
+        """The far side at the other end of the tunnel."""
         self.written = 0
         self.read = 0
         self.fin_sent = self.fin_read = self.did_reset = self.was_reset = False
@@ -96,7 +96,7 @@ class Far:
             self.world.after(self.program.reset_at, self.reset)
 
     def hurry(self) -> None:
-        """Stop being slow, so that everything ends."""
+        """Write and read without pauses from now on, so that everything ends."""
         self.hurried = True
         self.read_some()
         self._write()
@@ -128,7 +128,7 @@ class Far:
                 self.on_over()
 
     def write_later(self) -> None:
-        """There is room, or a reason to half-close."""
+        """Write after the pause: there is room, or a reason to half-close."""
         if not self._write_timer and not self.fin_sent:
             self._write_timer = True
             self.world.after(0.0005 if self.hurried else self.program.pause, self._write)
@@ -191,7 +191,7 @@ class Far:
 
 
 class SimSocket:
-    """Our end: what Python's socket offers, as far as it is used. Bytes are counted, not kept."""
+    """Our side, with the methods of Python's socket that are used. Bytes are counted, not kept."""
 
     def __init__(self, net: "Sockets", process: Process) -> None:
         self.net = net
@@ -205,7 +205,7 @@ class SimSocket:
         self.connect_code: int | None = None
         self._linger = False
         self.taken = 0
-        """Read by us, of what the far side wrote."""
+        """Bytes that we have read."""
         self.out = 0
         """Bytes that we wrote; those from `out_arrived` on are in the send queue."""
         self.out_arrived = 0
@@ -227,7 +227,7 @@ class SimSocket:
         return self.out - self.out_arrived
 
     def arrived(self, _: int) -> None:
-        """Bytes, FIN or RST came from the far side."""
+        """Wake our side: bytes, FIN or RST have arrived."""
         if not self.closed:
             self.process.poke(self.fd)
 
@@ -386,7 +386,7 @@ class SimSocket:
         self.closed = True
         self.process.release(self.fd)
         for sock, _ in self.backlog:
-            sock._linger = True  # nobody took it: the kernel resets it
+            sock._linger = True  # never accepted, so the kernel resets it
             sock.close()
         if self.far is None:
             return
@@ -402,7 +402,7 @@ class SimSocket:
 
 
 class Sockets:
-    """The modules `socket`, `fcntl` and `select`, as the processes of one world see them."""
+    """Stands for the modules `socket`, `fcntl`, `select`, `os` and `selectors` in the processes of one world."""
 
     POLLERR = real_select.POLLERR
     POLLNVAL = real_select.POLLNVAL
@@ -414,7 +414,7 @@ class Sockets:
         self.dial: Callable[[SimSocket, tuple[str, int]], None] = lambda *_: None
 
     def __getattr__(self, name: str) -> Any:
-        """Constants are the real ones."""
+        """Return constants of the real module."""
         return getattr(real_socket, name)
 
     def _process(self) -> Process:
@@ -440,7 +440,7 @@ class Sockets:
         return 0
 
     def close(self, _: int) -> None:
-        """Of what `dup` gave."""
+        """Do nothing: `dup` opens nothing."""
 
     def DefaultSelector(self) -> Selector:  # noqa: N802 -- its name
         return Selector(self._process())
@@ -450,7 +450,7 @@ class Sockets:
 
 
 class _Poll:
-    """Finds failed sockets among those registered, as select.poll does."""
+    """Finds failed sockets, as select.poll does."""
 
     def __init__(self, process: Process) -> None:
         self._process = process

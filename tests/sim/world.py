@@ -1,6 +1,6 @@
-"""Virtual time, one seed, and processes: each an event loop that real code takes for asyncio's.
+"""Virtual time, and simulated processes: each is an event loop that the code under test takes for asyncio's.
 
-Knows nothing of sockets' contents, brokers or streams. Nothing here waits: the world jumps from event to event.
+Nothing waits: the clock jumps from event to event. Chance comes from one seed, so a seed is one history.
 """
 
 import asyncio
@@ -15,17 +15,17 @@ from typing import Any, NamedTuple, Protocol
 from goreprox.net.poller import READ, WRITE
 
 SPIN = 100_000
-"""Events at one instant: more is a loop that goes round without time passing."""
+"""More events than this at one instant are a loop in which no time passes."""
 TRACE = 400
 CLOCKS_APART_S = 1000.0
 
 
 class Violation(AssertionError):
-    """The cluster did what it must never do."""
+    """The cluster has broken its promise."""
 
 
 class Event:
-    """Something that will happen; what a loop returns as a handle."""
+    """Something that will happen, and the handle by which it is cancelled."""
 
     __slots__ = ("args", "callback", "cancelled", "loop_time", "process")
 
@@ -40,7 +40,7 @@ class Event:
         self.args = args
         self.process = process
         self.loop_time = loop_time
-        """Of timers: when, by the clock of the loop, which stands still while the machine is suspended."""
+        """Of timers: when, by the clock of the loop, which stands still during suspend."""
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -48,7 +48,7 @@ class Event:
 
 
 class World:
-    """The clock, what is to come, and what has been."""
+    """The clock, the events to come, and a trace of those that were."""
 
     def __init__(self, seed: int) -> None:
         self.now = 0.0
@@ -57,26 +57,26 @@ class World:
         self.trace: deque[str] = deque(maxlen=TRACE)
         self.running: Process | None = None
         self.on_event: Callable[[Process], None] = lambda _: None
-        """Called after every event of a process: what must hold always is checked here."""
+        """Called after every event of a process, to check what must always hold."""
         self._heap: list[tuple[float, int, Event]] = []
         self._count = itertools.count()
         self._digest = hashlib.blake2b(digest_size=8)
         self._instant = 0
-        """How many events there had been at the first one of this instant."""
+        """The number of the first event of this instant."""
 
     @property
     def digest(self) -> str:
-        """A hash of all that was noted, with its times."""
+        """A hash of the whole trace."""
         return self._digest.hexdigest()
 
     def note(self, what: str) -> None:
-        """Put one line into the trace."""
+        """Append a line to the trace."""
         line = f"{self.now:10.4f} {what}"
         self.trace.append(line)
         self._digest.update(line.encode())
 
     def at(self, when: float, callback: Callable[..., object], *args: Any) -> Event:
-        """Let something happen in the world outside of processes."""
+        """Schedule something outside of all processes."""
         return self.push(when, Event(callback, args))
 
     def after(self, delay: float, callback: Callable[..., object], *args: Any) -> Event:
@@ -87,7 +87,7 @@ class World:
         return event
 
     def run_until(self, end: float) -> None:
-        """Go on until `end`."""
+        """Let everything happen that is due until `end`."""
         heap, pop = self._heap, heapq.heappop
         while heap and heap[0][0] <= end:
             when, _, event = pop(heap)
@@ -107,7 +107,7 @@ class World:
 
 
 class File(Protocol):
-    """What a descriptor stands for."""
+    """What a descriptor refers to."""
 
     @property
     def readable(self) -> bool: ...
@@ -117,16 +117,16 @@ class File(Protocol):
 
 
 class Process:
-    """One life of a simulated process, and the loop on which its code runs."""
+    """A simulated process from start to death, and the loop on which its code runs."""
 
     def __init__(self, world: World, slot: str) -> None:
         self.world = world
         self.slot = slot
-        """Its place in the cluster, which a successor takes over."""
+        """Its place in the cluster, such as `e0`, which its successor takes over."""
         self.died_at: float | None = None
         self.stopped_at = self.resumed_at = world.now
         self.state = "running"
-        """Or `frozen` (the whole process), or `hung` (its loop; libzmq's threads go on)."""
+        """`running`, `frozen` (the whole process), or `hung` (its loop; the threads of libzmq go on)."""
         self.files: dict[int, Any] = {}
         self.tasks: list[asyncio.Task[None]] = []
         self._clock_offset = CLOCKS_APART_S * world.random.random()
@@ -147,13 +147,13 @@ class Process:
 
     @property
     def silent_since(self) -> float | None:
-        """Since when its code does nothing, if so."""
+        """Since when its code has not run; None while it runs."""
         return None if self.running else self.stopped_at if self.died_at is None else self.died_at
 
     # Life.
 
     def happen(self, event: Event) -> None:
-        """Run an event of ours: now, or once we go on."""
+        """Run an event of this process, now or once it runs again."""
         if self.died_at is not None:
             return
         if self.state != "running":
@@ -177,12 +177,12 @@ class Process:
         return result
 
     def stop(self, state: str) -> None:
-        """Freeze, or hang."""
+        """Become `frozen` or `hung`."""
         self.state = state
         self.stopped_at = self.world.now
 
     def resume(self, *, suspended_s: float = 0.0) -> None:
-        """Go on; after a suspend the loop's clock knows nothing of the time between."""
+        """Run again; the loop's clock stood still for `suspended_s`."""
         if self.died_at is not None:
             return
         self._asleep_s += suspended_s
@@ -193,7 +193,7 @@ class Process:
             self.world.push(self.world.now, event)
 
     def kill(self) -> None:
-        """End without a word: the kernel closes what it had."""
+        """Die at once; the kernel closes its descriptors."""
         self.died_at = self.world.now
         for task in self.tasks:
             if not task.done():
@@ -202,7 +202,7 @@ class Process:
         for file in list(self.files.values()):
             file.close()
 
-    # What asyncio offers, as far as it is used.
+    # The methods of asyncio's loops that are used.
 
     def time(self) -> float:
         """The monotonic clock, which stands still while the machine is suspended."""
@@ -239,7 +239,7 @@ class Process:
     # Descriptors.
 
     def allocate(self, file: File) -> int:
-        """Give a file the least free descriptor, as the kernel does."""
+        """Return the lowest free descriptor for a file, as the kernel does."""
         if self._free_fds:
             fd = heapq.heappop(self._free_fds)
         else:
@@ -254,12 +254,12 @@ class Process:
         heapq.heappush(self._free_fds, fd)
 
     def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
-        """Call `callback` when the selector `fd`, the only thing that the code under test adds, is ready."""
+        """Call `callback` when `fd` is ready: a selector, since the code under test adds nothing else."""
         self.selector = self.files[fd]
         self._serve = callback
 
     def poke(self, fd: int) -> None:
-        """Let the selector look at a descriptor in the next turn."""
+        """Have the selector look at a descriptor in the next turn of the loop."""
         if self.selector is not None and fd in self.selector.keys:
             self.selector.poked[fd] = None
             self._poll_soon()
@@ -279,7 +279,7 @@ class Process:
 
 
 class Key(NamedTuple):
-    """What is watched, as selectors.SelectorKey."""
+    """As selectors.SelectorKey."""
 
     fd: int
     events: int
@@ -287,14 +287,14 @@ class Key(NamedTuple):
 
 
 class Selector:
-    """selectors.DefaultSelector, as a process sees it."""
+    """As selectors.DefaultSelector."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._fd = process.allocate(self)
         self.keys: dict[int, Key] = {}
         self.poked: dict[int, None] = {}
-        """Descriptors that may be ready, in the order of their events."""
+        """Descriptors that may be ready, in the order in which that happened."""
         self._ready: list[tuple[Key, int]] = []
 
     readable = writable = False
@@ -303,7 +303,7 @@ class Selector:
         return self._fd
 
     def close(self) -> None:
-        """At the end of its process."""
+        """Do nothing: only the end of the process closes it."""
 
     def register(self, fd: int, events: int, data: object) -> None:
         if fd in self.keys:
@@ -319,7 +319,7 @@ class Selector:
         self.poked.pop(fd, None)
 
     def look(self) -> bool:
-        """Find out which descriptors are ready, and forget those that are not; return whether one is."""
+        """Find the ready ones among the poked descriptors, and keep only these; return whether there are any."""
         self._ready = []
         for fd in self.poked:
             key, file = self.keys[fd], self._process.files[fd]
@@ -335,6 +335,6 @@ class Selector:
 
 
 def _raise(task: "asyncio.Task[None]") -> None:
-    """A task that fails is a failure of the run."""
+    """Fail the run if a task has failed."""
     if not task.cancelled() and (error := task.exception()) is not None:
         raise error

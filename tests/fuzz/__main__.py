@@ -1,4 +1,4 @@
-"""Fuzz what comes from outside, guided by coverage (atheris, libFuzzer).
+"""Fuzz outside input, guided by coverage (atheris, libFuzzer).
 
 `python -m tests.fuzz [TARGET ...] --seconds N` shares the time among the targets. A finding is printed with the
 command that replays it, which needs no fuzzer: `python -m tests.fuzz TARGET --hex INPUT`.
@@ -19,9 +19,9 @@ from typing import NoReturn
 from tests.fuzz import corpus
 
 SLOW_S = 10
-"""An input that takes longer is a finding."""
+"""An input that takes longer is a defect."""
 RSS_MIB = 1024
-"""So is one that takes more memory, with the fuzzer's own."""
+"""So is one that needs more memory, including the fuzzer's."""
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _fuzz(target: str, seconds: int, *, keep: bool) -> bool:
-    """Fuzz one target in a process of its own; say what it did, and return whether it found nothing."""
+    """Fuzz one target in a process of its own, report what it did, and return whether it found nothing."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "inputs").mkdir()
@@ -75,7 +75,7 @@ def _fuzz(target: str, seconds: int, *, keep: bool) -> bool:
 
 
 def _be_the_fuzzer(target: str, folder: Path, seconds: int) -> NoReturn:
-    """Fuzz and end the process, without what its parent has still to do."""
+    """Fuzz in a forked child, and exit without the cleanup of its parent."""
     said = os.open(folder / "said", os.O_CREAT | os.O_WRONLY)
     os.dup2(said, 1)
     os.dup2(said, 2)

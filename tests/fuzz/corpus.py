@@ -1,4 +1,4 @@
-"""The corpus: for each target a file of inputs, one a line in hexadecimal; what once found something is there too."""
+"""The corpus: a file of inputs for each target, one a line in hexadecimal, with those that once found a defect."""
 
 from pathlib import Path
 

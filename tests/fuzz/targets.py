@@ -1,7 +1,4 @@
-"""What may come from outside, one function each: it takes any bytes and raises only where the code is wrong.
-
-Knows nothing of who makes the bytes: a fuzzer, the corpus, or a test.
-"""
+"""Fuzz targets, one for each kind of outside input: each takes any bytes, and raises only if the code is wrong."""
 
 import contextlib
 import functools
@@ -45,17 +42,17 @@ from goreprox.protocol.stream import Stream
 from tests.support.gateway import Talk
 
 MAX_BYTES = 4096
-"""Longer inputs find nothing that shorter ones do not; what length itself costs, `test_bombs` measures."""
+"""Longer inputs find nothing that shorter ones do not; `test_bombs` measures what length costs."""
 
 
 def frames_of(data: bytes) -> list[bytes]:
-    """Read a first byte as a number of long frames, 0 to 3, and the rest as the first frame."""
+    """Return a message: the first byte is its number of raw frames, 0 to 3, the rest its first frame."""
     raws = data[0] % 4 if data else 0
     return [data[1:], *(bytes(RAW_PAYLOAD + index) for index in range(raws))]
 
 
 def fuzz_wire(data: bytes) -> None:
-    """Session messages: what is taken is one that we could have sent."""
+    """Session messages: one that is accepted is one that we could have sent."""
     frames = frames_of(data)
     try:
         version, batch = wire.decode(frames)
@@ -114,7 +111,7 @@ def fuzz_switch(data: bytes) -> None:
 
 
 def fuzz_address(data: bytes) -> None:
-    """Addresses, listeners, targets and rules: what is taken reads the same when it is written."""
+    """Addresses, listeners, targets and rules: one that is accepted can be written and read again."""
     text = data.decode(errors="replace")
     parsers: Sequence[Callable[[str], Any]] = (
         Address.parse,
@@ -134,7 +131,7 @@ def fuzz_address(data: bytes) -> None:
 
 
 def fuzz_join(data: bytes) -> None:
-    """Join strings: the text itself, and one whose checksum is right whatever it says."""
+    """Join strings: the text as it is, and with a correct checksum."""
     body, _, addresses = data.partition(b"@")
     text = addresses.decode(errors="replace")
     attempts: Sequence[Callable[[], join.Join | None]] = (
@@ -164,11 +161,11 @@ def _file() -> Path:
 
 
 async def _start(config: object, **_: object) -> None:
-    """Be the network that a command would have run with."""
+    """Stand for a role's `run`."""
 
 
 def fuzz_config(data: bytes) -> None:
-    """A configuration file for one of the roles: it starts, or one line says what is wrong."""
+    """A configuration file for one of the roles: it starts, or one line tells what is wrong."""
     role = _ROLES[data[0] % 4] if data else "server"
     _file().write_bytes(data[1:])
     said = io.StringIO()
@@ -192,7 +189,7 @@ def fuzz_config(data: bytes) -> None:
 
 
 class _End:
-    """A session with a driver that does what it is told, and a peer that says anything."""
+    """A session, its driver and its streams, facing a peer that may send anything."""
 
     def __init__(self, *, opener: bool, budget: Budget) -> None:
         self.now = 0.0
@@ -202,7 +199,7 @@ class _End:
         self.streams: list[Stream] = []
 
     def turn(self) -> None:
-        """Do what is due, send what there is, and follow the notices."""
+        """Do what is due, send what is ready, and obey the notices."""
         session = self.session
         if (due := session.deadline()) is not None and due <= self.now:
             session.tick(self.now)
@@ -231,7 +228,7 @@ class _End:
             assert not session.streams
 
     def local(self, action: int) -> None:
-        """Be the sockets."""
+        """Do what a local socket or a link may do."""
         session = self.session
         live = [stream for stream in self.streams if stream.state in (State.OPENING, State.OPEN)]
         stream = live[action // 8 % len(live)] if live else None
@@ -262,7 +259,7 @@ class _End:
 
 
 def read(stream: Stream, now: float) -> None:
-    """Let a socket take all there is."""
+    """Let a socket take everything that was received."""
     if stream.host is None or stream.state not in (State.OPEN, State.RESET):
         return
     while chunks := stream.receive.chunks:
@@ -272,11 +269,11 @@ def read(stream: Stream, now: float) -> None:
 
 
 def fuzz_session(data: bytes) -> None:
-    """A peer that says anything, at any time; another session of the same process must not notice.
+    """A peer that sends anything at any time; another session of the same process must not be affected.
 
-    The first byte is which end this is. Then steps of a byte of what and a byte of length: something that a local
-    socket or a link does, a message of that length, or, so that more of them get far, the events of a message whose
-    numbers are right.
+    The first byte selects the end. Each step has a byte for its kind and one for a length: an action of a local socket
+    or a link, a message of that length, or the events of a message with the right numbers, so that more of them are
+    accepted.
     """
     budget = Budget(total_bytes=MIB, max_streams=16)
     bystander = _End(opener=True, budget=budget)
@@ -321,9 +318,9 @@ def _integer(number: int) -> bytes:
 
 
 def fuzz_http(data: bytes) -> None:
-    """A client, a target and a link that say and do anything: no target ever sees a request that we did not see.
+    """A client, a target and a link that send and do anything: no target ever gets a request that we did not see.
 
-    Steps of a byte of what and a byte of length: what a client or a target says, or an end of something.
+    Each step has a byte for its kind and one for a length: bytes of a client or of a target, or the end of something.
     """
     talk = Talk()
     stream = io.BytesIO(data)
@@ -347,7 +344,7 @@ def fuzz_http(data: bytes) -> None:
 
 
 def fuzz_proxyproto(data: bytes) -> None:
-    """Headers of the PROXY protocol: what is taken is never more than there is, and its ends can be told again."""
+    """Headers of the PROXY protocol: one that is accepted is complete, and its addresses can be written again."""
     try:
         header = proxy_protocol.read(data)
     except proxy_protocol.Malformed:

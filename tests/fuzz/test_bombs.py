@@ -1,4 +1,4 @@
-"""Small messages that would cost a lot: each is refused, or taken, in bounded time and memory."""
+"""Small messages that are expensive to decode: each is accepted or rejected in bounded time and memory."""
 
 import resource
 import subprocess
@@ -19,15 +19,15 @@ from goreprox.protocol.limits import MAX_EVENTS, MAX_HEAD, MIB, VERSION
 from goreprox.protocol.session import Session
 
 CPU_S = 10.0
-"""Being watched, the worst takes a tenth of this; a bomb that works takes minutes, or all memory."""
+"""Under tracemalloc the worst takes a tenth of this; a bomb that works takes minutes, or all memory."""
 AMPLIFICATION = 96
-"""Decoding makes at most 64 bytes of one (empty lists), and events of what it made."""
+"""Decoding makes at most 64 bytes of one byte (empty lists); the events made of that need memory, too."""
 MESSAGE_CHARS = 512
-"""Refusals are logged: they must not be as long as what they refuse."""
+"""Errors are logged: they must not be as long as the message."""
 
 
 def filled(size: int, unit: bytes, *, before: bytes = b"", after: bytes = b"") -> bytes:
-    """Repeat `unit` so often that all of it is at most `size` bytes."""
+    """Return `unit` as often as it fits into `size` bytes, with `before` and `after`."""
     return before + unit * ((size - len(before) - len(after)) // len(unit)) + after
 
 
@@ -37,12 +37,12 @@ def length(major: int, count: int, width: int = 4) -> bytes:
 
 
 BATCH = bytes.fromhex("8501060000")
-"""Version 1, epoch 6, its first message; the events follow."""
+"""The head of the first message of epoch 6, version 1; its events follow."""
 RESUME = bytes.fromhex("8608fb404e0000000000000101f580")
 
 
 def opens(count: int) -> bytes:
-    """Begin an epoch and open so many streams."""
+    """Return a message that begins an epoch and opens so many streams."""
     events = [RESUME, *(b"\x86\x02\x19" + i.to_bytes(2, "big") + b"\x60\x60\x60\x00" for i in range(1, count + 1))]
     return BATCH + length(4, len(events)) + b"".join(events)
 
@@ -81,7 +81,7 @@ BOMBS: dict[str, Callable[[int], bytes]] = {
 
 
 def decode(bomb: bytes) -> None:
-    """Be a peer that gets a session message."""
+    """Decode it as a session message."""
     reason = ""
     try:
         wire.decode([bomb])
@@ -91,7 +91,7 @@ def decode(bomb: bytes) -> None:
 
 
 def parse(bomb: bytes) -> None:
-    """Be a broker that gets a control message."""
+    """Parse it as a control message of the fabric."""
     reason = ""
     try:
         parse_control([CONTROL, bomb])
@@ -101,7 +101,7 @@ def parse(bomb: bytes) -> None:
 
 
 def receive(bomb: bytes) -> None:
-    """Be a session that gets it as its first message."""
+    """Give it to a session as its first message."""
     session = Session(
         opener=False,
         version=VERSION,
@@ -137,13 +137,13 @@ def test_a_bomb_costs_bounded_time_and_memory(name: str, taker: Callable[[bytes]
 
 
 def test_no_bomb_costs_memory_outside_of_python() -> None:
-    """The decoder is compiled: what it allocates itself shows in the process alone."""
+    """The decoder is compiled, so its own allocations show only in the size of the process."""
     code = "from tests.fuzz.test_bombs import explode; print(explode())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < AMPLIFICATION * MAX_HEAD
 
 
-def test_streams_are_opened_as_many_as_may_be() -> None:
+def test_one_message_opens_no_more_streams_than_it_may_have_events() -> None:
     session = Session(
         opener=False,
         version=VERSION,
@@ -158,7 +158,7 @@ def test_streams_are_opened_as_many_as_may_be() -> None:
 
 
 def explode() -> int:
-    """Take all bombs; return by how many bytes the process has grown."""
+    """Decode all bombs; return by how many bytes the process has grown."""
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for bomb in BOMBS.values():

@@ -1,4 +1,4 @@
-"""What was kept of fuzzing, again; and some seconds of fuzzing itself."""
+"""Runs the corpus, and some seconds of fuzzing."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Whole clusters on virtual time: seeds, what seeds once found, and seeded defects that seeds must find."""
+"""Whole clusters on virtual time: seeds, cases that seeds once found, and seeded defects that they must catch."""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from tests.sim.plan import Arrival, Fault, Plan, draw, report, run, shrink
 from tests.sim.tcp import KIB, Program
 from tests.sim.world import Violation
 
-pytestmark = pytest.mark.no_cover  # being traced, clusters take five times as long; other tests cover every line
+pytestmark = pytest.mark.no_cover  # traced, clusters take five times as long; other tests cover every line
 
 SEEDS = 40
 CHUNK = 4
@@ -32,13 +32,13 @@ FAILED_ONCE = (
     *(14, 55, 59, 68, 81, 115, 127, 176, 194, 207, 219, 294, 323, 410, 432),
     *(80024, 80728, 700129, 700138, 823689264),
 )
-"""Seeds that found a defect, of the code or of the simulator."""
+"""Seeds that found a defect of the code or of the simulator."""
 ENOUGH = 40
-"""So many seeds must notice any of the seeded defects."""
+"""How many seeds may be needed to catch a seeded defect."""
 
 
 def check(plan: Plan) -> Cluster:
-    """Run a plan; a failure says how to replay it, and what happened on the smallest plan found."""
+    """Run a plan. A failure tells how to replay it, and the last events of the smallest plan found."""
     try:
         return run(plan)
     except Exception:  # noqa: BLE001 -- whatever a plan brings about
@@ -62,7 +62,7 @@ def test_seeds_that_failed_once_pass(seed: int) -> None:
     check(draw(seed))
 
 
-def test_a_seed_is_one_history() -> None:
+def test_a_seed_always_makes_the_same_history() -> None:
     assert len({run(draw(7)).world.digest for _ in range(2)}) == 1
     assert run(draw(8)).world.digest != run(draw(7)).world.digest
 
@@ -100,7 +100,7 @@ def test_a_refused_client_waits_for_a_provider_that_is_resuming() -> None:
     assert all(client.read == 1 for client in cluster.clients)
 
 
-def test_what_a_provider_still_dials_for_when_it_ends_goes_to_another() -> None:
+def test_streams_that_a_provider_dials_for_at_its_end_go_to_another() -> None:
     arrivals = [Arrival(5.0, "e0", Program(2 * i + 1, total=1), Program(2 * i + 2, total=1)) for i in range(4)]
     faults = (Fault(4.0, 10.0, "hang dials", ("p0",)), Fault(6.0, 1.0, "drain", ("p0",)))
     cluster = check(plan_of(*arrivals, faults=faults, providers=2))
@@ -113,7 +113,7 @@ def test_streams_share_a_path_fairly() -> None:
 
 
 def fairness() -> None:
-    """Several uploads over one slow link, begun together, are about as far at any time."""
+    """Check that several uploads over one slow link get on equally."""
     uploads = [
         Arrival(2.0, "e0", Program(2 * i + 1, total=4000 * KIB, chunk=64 * KIB), Program(2 * i + 2)) for i in range(4)
     ]
@@ -134,7 +134,7 @@ def hang() -> None:
     run(plan_of(faults=(Fault(2.0, 20.0, "hang", ("p0",)),)))
 
 
-def test_who_is_dead_for_good_leaves_the_peer_list() -> None:
+def test_a_process_that_died_leaves_the_peer_list() -> None:
     dead_for_good()
 
 
@@ -163,7 +163,7 @@ READS_FOR_TEN_SECONDS = Program(1, read_chunk=2 * KIB, read_pause=2.0, stop_read
         (1000 * KIB, READS_FOR_TEN_SECONDS, 8.0 + 10.0 + 10.0),
     ],
 )
-def test_who_reads_no_more_is_reset_once_the_bytes_before_the_reset_have_waited(
+def test_reset_is_delivered_after_linger_when_the_client_stops_reading(
     written: int, reader: Program, waits_s: float
 ) -> None:
     writer = Program(2, total=written, chunk=100 * KIB, reset_at=2.0)
@@ -183,14 +183,14 @@ def test_who_reads_no_more_is_reset_once_the_bytes_before_the_reset_have_waited(
     assert seen == [False, True]
 
 
-# Suspend: the machine sleeps, the clock of sessions goes on, the timers of the loop do not.
+# Suspend: the clock of sessions goes on, the timers of the loop do not.
 
 WAKE_S = 6.0
-"""After a suspend everybody looks at the clock within 5 s."""
+"""After a suspend every process reads the clock within 5 s."""
 
 
 def slow_pair() -> Arrival:
-    """Both ends write for five seconds."""
+    """Return a client and a target that both write for five seconds."""
     programs = [Program(seed, total=400 * KIB, chunk=16 * KIB, pause=0.2) for seed in (1, 2)]
     return Arrival(5.0, "e0", *programs)
 
@@ -254,7 +254,7 @@ def _do_not_repeat_open(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Multiplexer, "establish", establish)
 
 
-def _move_streams_by_silence(patch: pytest.MonkeyPatch) -> None:
+def _move_streams_of_a_silent_provider(patch: pytest.MonkeyPatch) -> None:
     original = Driver.peer_down
 
     def peer_down(self: Driver, carrier: Any, peer_id: bytes, reason: str) -> None:
@@ -274,7 +274,7 @@ def _ignore_the_predecessor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Driver, "_bury", lambda *_: None)
 
 
-def _use_no_standby_path(patch: pytest.MonkeyPatch) -> None:
+def _use_one_path_only(patch: pytest.MonkeyPatch) -> None:
     original = Session.path_up
 
     def path_up(self: Session, path_id: object, now: float) -> None:
@@ -292,7 +292,7 @@ def _send_no_peer_list(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Switch, "_peer_list", lambda *_: [])
 
 
-def _tell_nobody_who_is_gone(patch: pytest.MonkeyPatch) -> None:
+def _never_report_that_a_peer_is_gone(patch: pytest.MonkeyPatch) -> None:
     tell = Switch._tell
     patch.setattr(Switch, "_tell", lambda *args: [] if isinstance(args[2], Down) else tell(*args))
 
@@ -306,7 +306,7 @@ def _leak_the_budget(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ReceiveHalf, "discard", lambda self: self.chunks.clear())
 
 
-def _count_the_window_for_what_was_promised(patch: pytest.MonkeyPatch) -> None:
+def _account_for_the_window_in_place_of_what_was_granted(patch: pytest.MonkeyPatch) -> None:
     original = ReceiveHalf.take_ack
 
     def take_ack(self: ReceiveHalf) -> tuple[int, int]:
@@ -326,7 +326,7 @@ def _reset_ahead_of_the_send_queue(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sockets, "unsent_bytes", lambda _: 0)
 
 
-def _tell_nobody_of_room(patch: pytest.MonkeyPatch) -> None:
+def _never_report_room(patch: pytest.MonkeyPatch) -> None:
     def receive_ack(self: Multiplexer, event: Ack) -> None:
         if stream := self.find(event.stream):
             stream.receive_ack(event.delivered, event.limit)
@@ -336,26 +336,26 @@ def _tell_nobody_of_room(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Multiplexer, "receive_ack", receive_ack)
 
 
-def _wait_too_long(patch: pytest.MonkeyPatch) -> None:
+def _let_streams_outlive_the_grace(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("goreprox.protocol.epochs.ALLOWANCE_S", 60.0)
 
 
 DEFECTS: list[Patch] = [
     _accept_stale_epochs,
     _do_not_repeat_open,
-    _move_streams_by_silence,
+    _move_streams_of_a_silent_provider,
     _ignore_the_predecessor,
-    _use_no_standby_path,
+    _use_one_path_only,
     _let_no_lease_expire,
     _send_no_peer_list,
-    _tell_nobody_who_is_gone,
+    _never_report_that_a_peer_is_gone,
     _let_one_stream_hog_the_path,
     _leak_the_budget,
-    _count_the_window_for_what_was_promised,
+    _account_for_the_window_in_place_of_what_was_granted,
     _end_with_fin,
     _reset_ahead_of_the_send_queue,
-    _tell_nobody_of_room,
-    _wait_too_long,
+    _never_report_room,
+    _let_streams_outlive_the_grace,
 ]
 
 

@@ -1,9 +1,9 @@
-"""A stream that one provider refused is carried by another, with the bytes it has by then."""
+"""A stream that one provider refuses goes to another, with the bytes that it has by then."""
 
 from tests.support.network import Network, Socket, pattern
 
 
-def test_a_refused_stream_takes_its_bytes_to_another_session_even_while_they_wait_in_the_first() -> None:
+def test_a_refused_stream_takes_its_bytes_to_another_session() -> None:
     first, second = Network(1), Network(2)
     second.budgets["edge"] = first.budgets["edge"]
     for net in (first, second):

@@ -1,4 +1,4 @@
-"""Mixes of bulk and small requests: everybody gets a share, soon, and seeded defects of the scheduler are noticed."""
+"""Fairness of mixes of bulk and small requests, and seeded defects of the scheduler that must be caught."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ MIXES = [
 
 
 @pytest.mark.parametrize("mix", MIXES, ids=str)
-def test_everybody_gets_a_share_of_a_full_path_and_waits_no_longer_than_that_takes(mix: Mix) -> None:
+def test_every_client_gets_its_fair_share_of_a_full_path_in_bounded_time(mix: Mix) -> None:
     check(mix)
 
 
@@ -52,7 +52,7 @@ def _set_credit(patch: pytest.MonkeyPatch, credit: float) -> None:
     patch.setattr(Turns, "turn", turn)
 
 
-def _take_all_for_one_client(patch: pytest.MonkeyPatch) -> None:
+def _treat_all_clients_as_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(stream_module, "client_key", lambda _: "")
 
 
@@ -66,7 +66,7 @@ def _let_one_stream_hog_the_path(patch: pytest.MonkeyPatch) -> None:
     [
         _let_new_flows_go_first_without_a_bound,
         _let_new_flows_wait_for_the_others,
-        _take_all_for_one_client,
+        _treat_all_clients_as_one,
         _let_one_stream_hog_the_path,
     ],
     ids=lambda defect: defect.__name__.strip("_"),

@@ -1,4 +1,4 @@
-"""What processes announce of themselves in the peer list, and what is made of it when it is false or malformed."""
+"""Attributes in the peer list: written within their bounds, and read whatever a peer announces."""
 
 import cbor2
 import pytest
@@ -29,7 +29,7 @@ from goreprox.tunnel.attributes import (
 PORTS = [Port("web", "http", "", 8080), Port("ssh", "tcp", "192.0.2.1", 2222), Port("db", "tls", "2001:db8::1", 5432)]
 
 
-def test_what_is_written_is_read() -> None:
+def test_attributes_are_read_as_they_were_written() -> None:
     services = {"services": ["web", "ssh"]}
     said = services | who("edge", "machine") | ports(PORTS) | shared(["web"]) | targets(["a:1", "b:2"])
     assert (process_of(said), machine_of(said), ports_of(said), shared_of(said)) == ("edge", "machine", PORTS, ["web"])
@@ -37,14 +37,14 @@ def test_what_is_written_is_read() -> None:
     assert targets_of(said) == targets_of(services | targets(["a:1", "b:2"]))
 
 
-def test_an_edge_may_open_what_it_names_and_anything_only_if_it_says_nothing_of_services() -> None:
+def test_an_edge_may_open_the_services_that_it_names_or_all_if_it_names_none() -> None:
     assert may_open({}, "web") and may_open({"protocol": [1, 1]}, "secret")
     assert may_open({"services": ["ssh", "web"]}, "web")
     wrong: list[object] = [[], ["secret"], ["we"], "web", b"web", None, True, {"web": 1}, [["web"]], [b"web", None, 1]]
     assert not any(may_open({"services": services}, "web") for services in wrong)
 
 
-def test_urls_are_what_clients_write() -> None:
+def test_a_port_has_the_url_that_clients_use() -> None:
     urls = [port.url("example.org") for port in PORTS]
     assert urls == ["http://example.org:8080", "tcp://192.0.2.1:2222", "tls://[2001:db8::1]:5432"]
 
@@ -61,14 +61,14 @@ NAMES = [f"{number:x}" * 64 for number in range(16)]
         ports([Port("w", "tcp", "", 1)] * 5000) | shared(["w"] * 5000),
     ],
 )
-def test_all_that_is_said_fits_however_much_there_is(own: Attributes) -> None:
+def test_attributes_fit_however_much_there_is_to_announce(own: Attributes) -> None:
     names = ["w"] * (MAX_SERVICES_BYTES // 3)
     rest = who("provider", "m" * 64) | {"protocol": [1, 1], "services": names, "predecessor": bytes(16)}
     rest |= {ACKS_BEFORE_EOF: True}
     assert len(cbor2.dumps(rest | dict(own))) <= MAX_ATTRIBUTES
 
 
-def test_of_very_many_services_some_targets_are_not_told() -> None:
+def test_targets_are_announced_up_to_a_bound() -> None:
     names = [str(number) for number in range(1000)]
     assert len(targets_of({"services": names} | targets(names))) == MAX_TARGETS
 
@@ -81,7 +81,7 @@ KEYS = ("services", "shared", "weight", "process", "machine", "targets", "ports"
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), JUNK))
-def test_nonsense_is_read_as_nothing(said: dict[str, object]) -> None:
+def test_malformed_attributes_are_ignored(said: dict[str, object]) -> None:
     assert all(isinstance(name, str) for name in services_of(said) + shared_of(said))
     assert weight_of(said) > 0
     assert process_of(said) is None or len(process_of(said) or "") <= 64

@@ -20,7 +20,7 @@ TIMEOUT_S = 3600.0
 
 
 class Clock:
-    """The time of bridges."""
+    """A clock that the test sets."""
 
     now = 0.0
 
@@ -45,7 +45,7 @@ def bridges(clock: Clock) -> Bridges:
 
 
 def read_all(far: socket.socket) -> int:
-    """Read until the connection ends; return how many bytes there were before the reset."""
+    """Read until the connection is reset; return how many bytes came before."""
     count = 0
     with far, contextlib.suppress(ConnectionResetError):
         while data := far.recv(64 * KIB):
@@ -55,7 +55,7 @@ def read_all(far: socket.socket) -> int:
 
 
 @pytest.mark.parametrize("together", [False, True])
-async def test_a_reset_does_not_overtake_what_the_kernel_still_has_to_send(*, together: bool) -> None:
+async def test_a_reset_waits_for_the_send_queue(*, together: bool) -> None:
     size = 60 * KIB
     peer, stream = accepted()
     ours, far = pair()
@@ -76,7 +76,7 @@ async def test_a_reset_does_not_overtake_what_the_kernel_still_has_to_send(*, to
     assert count == size
 
 
-async def test_what_a_half_closed_socket_sends_counts_as_activity() -> None:
+async def test_bytes_from_a_half_closed_socket_count_as_activity() -> None:
     clock = Clock()
     peer, stream = accepted()
     ours, far = pair()

@@ -1,4 +1,4 @@
-"""Which version of the session two peers speak, and what is left of a peer that is to be heard no more."""
+"""The driver: versions, faults in one session, and peers that are revoked, restarted, suspended or forgotten."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ from tests.support.waiting import eventually
         ((1, 1), None, None),
     ],
 )
-def test_both_write_the_lower_of_their_newest_versions(
+def test_both_sides_speak_the_lower_of_their_newest_versions(
     monkeypatch: pytest.MonkeyPatch, ours: tuple[int, int], theirs: object, common: int | None
 ) -> None:
     monkeypatch.setattr("goreprox.tunnel.peer.VERSION_LEAST", ours[0])
@@ -46,7 +46,7 @@ def test_both_write_the_lower_of_their_newest_versions(
 
 
 class Wire:
-    """A carrier and an application: what drivers say to each other arrives in the next turn of the loop."""
+    """A carrier and an application; messages arrive in the next turn of the loop."""
 
     label = "wire"
 
@@ -60,7 +60,7 @@ class Wire:
         self.given_back: list[Stream] = []
 
     def meets(self, other: "Wire", epoch: int) -> Peer:
-        """Hear of the other end."""
+        """Announce the other end to this one."""
         self.others[other.name.id] = other
         attributes: Mapping[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
         self.driver.peer_up(self, PeerInfo(other.name, epoch, attributes))
@@ -93,7 +93,7 @@ class Wire:
     def peer_changed(self, peer: Peer) -> None: ...
 
 
-async def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_session() -> None:
+async def test_a_revoked_peer_is_sent_nothing_more_and_may_return_with_a_new_session() -> None:
     edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
     peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
     await eventually(lambda: peer.session.established and back.session.established)
@@ -102,7 +102,7 @@ async def test_a_revoked_peer_is_told_nothing_more_and_may_come_back_with_a_new_
     await eventually(lambda: len(provider.opened) == 1)
 
     def something_is_due() -> bool:
-        """Say something anew until both wait at once: a timer that has just fired is none."""
+        """Open streams until both ends have a timer that has not fired."""
         if peer.timer is not None and back.timer is not None:
             return True
         peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
@@ -184,7 +184,7 @@ async def test_a_fault_in_one_session_ends_it_and_touches_no_other(
     assert all(isinstance(context["exception"], ZeroDivisionError) for context in told)
 
 
-async def test_streams_end_aloud_when_their_session_is_forgotten_after_a_long_sleep(
+async def test_streams_are_dropped_with_a_session_that_is_forgotten_after_a_long_suspend(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slept_s = 0.0
@@ -220,7 +220,7 @@ async def test_a_forgotten_session_does_nothing_to_its_successor(monkeypatch: py
     assert edge.driver.peers == {provider.name.id: peer}
 
 
-async def test_of_those_who_come_and_go_without_a_stream_the_last_ones_are_remembered(
+async def test_of_absent_peers_without_streams_only_the_last_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(driver, "MAX_ABSENT", 2)

@@ -51,7 +51,7 @@ class Targets:
 
         Raises:
             OSError: it has no address.
-            UnicodeError: no host can have this name.
+            UnicodeError: it is not a valid host name.
         """
         lookup = self._lookups.get(service)
         if lookup is None:
@@ -164,7 +164,7 @@ class _Dial:
         try:
             endpoints = await self._dialer.targets.resolve(self._stream.service)
         except (OSError, UnicodeError) as exc:
-            why = exc.strerror if isinstance(exc, OSError) else "no host can have it"
+            why = exc.strerror if isinstance(exc, OSError) else "it is not a valid host name"
             self._refuse(f"the name cannot be resolved: {why}")
         else:
             self._try(endpoints)

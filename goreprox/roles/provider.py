@@ -66,7 +66,7 @@ class Provider:
         elif self._draining:
             stream.refuse(Code.DRAINING, "the provider is draining")
         elif self.connections >= self._max_connections:
-            stream.refuse(Code.FULL, "the provider has all the connections that it may have")
+            stream.refuse(Code.FULL, "the provider has reached its --max-connections")
         elif self._loops.hops(stream) >= HOPS:
             self._refuse_loop(stream)
         else:

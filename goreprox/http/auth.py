@@ -68,14 +68,14 @@ class Auth:
             if self._failures.too_many(client, now=now):
                 raise Rejected(429, "too many requests without a valid token", [(b"Retry-After", b"20")])
             self._failures.note(client, now=now)
-            what = ("no token", "a token that is not known or has expired", "several tokens")[min(len(secrets), 2)]
-            asked = f"client {client} asked for {service or 'a host that is not known'}"
+            what = ("no token", "an unknown or expired token", "several tokens")[min(len(secrets), 2)]
+            asked = f"client {client} asked for {service or 'an unknown host'}"
             self._log.say("token_refused", f"{asked} with {what}", client=client)
             raise Rejected(401, f"a valid token is required in {self.header.decode()}", self._challenge)
         if service is not None and not token.valid_for(service):
-            text = f"client {client} asked for {service} with the token {token.name}, which is not for it"
+            text = f"client {client} asked for {service} with the token {token.name}, which is not valid for it"
             self._log.say("token_refused", text, client=client, token=token.name)
-            raise Rejected(403, "the token is not for this service")
+            raise Rejected(403, "the token is not valid for this service")
         return token.name, brought_by
 
     def _refresh(self) -> None:

@@ -112,7 +112,7 @@ class Backend:
         upstream = self.detach()
         if upstream is not None:
             if reset:
-                upstream.reset("the request came to nothing")
+                upstream.reset("the request was not completed")
             else:
                 upstream.finish()
 

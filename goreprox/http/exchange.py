@@ -116,12 +116,12 @@ class Exchange:
         if site.auth is not None:  # first of all, so that strangers do not learn which hosts there are
             seen = requests.fields_of(request)
             if any(name != site.auth.header == with_dashes(name) for name, _ in seen):
-                raise Rejected(400, "a field has the name of another with _ for -")
+                raise Rejected(400, "a field name is that of another with _ for -")
             self.token, brought_by = site.auth.admit(seen, service, self.client)
         if service is None:
-            raise Rejected(404, "this host is not known here")
+            raise Rejected(404, "unknown host")
         if site.routes is not None and site.closed is not None and site.closed(address, service):
-            raise Rejected(403, "this address may not come in here")
+            raise Rejected(403, "access from this address is denied")
         added = site.forwarding.fields(request, address, host=host, certificate=certificate)
         told = site.settings.host_for(self.service) or host
         fields = requests.passed_on(

@@ -104,7 +104,7 @@ class Gateway:
         if self.over:
             pass
         elif self.reader.in_head:
-            self._respond(Rejected(408, "the head of the request did not arrive in time"))
+            self._respond(Rejected(408, "the header section did not arrive in time"))
         elif self.half_closed:
             self._fail(504, "the target did not respond in time after the client had half-closed its connection")
         elif self.idle:
@@ -262,7 +262,7 @@ class Gateway:
     def _switch(self, event: h11.InformationalResponse, exchange: Exchange, *, behind: bytes) -> None:
         """Leave HTTP; `behind` came behind the response."""
         if self.reader.in_body:
-            raise h11.RemoteProtocolError("it switches protocols in the midst of a request")
+            raise h11.RemoteProtocolError("it switches protocols in the middle of a request")
         self._send(exchange.switch(event))
         self._send(behind)
         if ahead := self.reader.ahead:

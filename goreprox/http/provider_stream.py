@@ -128,10 +128,10 @@ class Upstream:
             if not self.stream.send.eof:
                 self.stream.write_eof()
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(CLOSING_S, self.reset, "the target did not end its side")
+            self._timer = loop.call_later(CLOSING_S, self.reset, "the target did not close its side of the connection")
             self._drop_input()
         else:
-            self.reset("let go in the midst of a request")
+            self.reset("ended in the middle of a request")
         self._end_if_over()
 
     def reset(self, reason: str) -> None:

@@ -100,10 +100,10 @@ class Reader:
         end = head.find(_END, max(0, self._scanned - len(_END)), most)
         seen = most if end < 0 else end + len(_END)
         if BAD_IN_HEAD.search(head, max(0, self._scanned - 2), seen):
-            raise Rejected(400, "the head of the request is malformed")
+            raise Rejected(400, "the header section is malformed")
         if end < 0:
             if len(head) >= most:
-                raise Rejected(431, f"the head of the request has more than {most} bytes")
+                raise Rejected(431, f"the header section has more than {most} bytes")
             self._scanned = len(head)
             return None
         message = self._message = h11.Connection(h11.SERVER, max_incomplete_event_size=most)
@@ -114,7 +114,7 @@ class Reader:
         try:
             request = message.next_event()
         except h11.RemoteProtocolError as exc:
-            raise Rejected(exc.error_status_hint, "the head is malformed") from exc
+            raise Rejected(exc.error_status_hint, "the header section is malformed") from exc
         assert isinstance(request, h11.Request)
         chunked = value_of(request, b"transfer-encoding") is not None
         self._chunks = Chunks(max_trailer=most) if chunked else None

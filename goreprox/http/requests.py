@@ -69,11 +69,11 @@ def check(request: h11.Request, limits: Limits = DEFAULT_LIMITS, *, scheme: byte
         Rejected: it has several, or none.
     """
     if request.http_version not in (b"1.0", b"1.1"):
-        raise Rejected(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+        raise Rejected(505, "only HTTP/1.1 and HTTP/1.0 are supported")
     if len(request.headers) > limits.lines:
         raise Rejected(431, f"more than {limits.lines} header lines")
     if request.method in (b"CONNECT", b"TRACE"):
-        raise Rejected(405, f"{request.method.decode()} is not for this server", [_ALLOW])
+        raise Rejected(405, f"{request.method.decode()} is not supported", [_ALLOW])
     request = _in_origin_form(request, scheme)
     if not _ORIGIN_FORM.fullmatch(request.target) and (request.method, request.target) != (b"OPTIONS", b"*"):
         raise Rejected(400, "the request target must be a path")
@@ -92,7 +92,7 @@ def _in_origin_form(request: h11.Request, scheme: bytes | None) -> h11.Request:
         return request
     wanted, host, path = absolute.groups()
     if scheme is not None and wanted.lower() != scheme:
-        raise Rejected(421, f"this port is for {scheme.decode()}:// alone")
+        raise Rejected(421, f"this port accepts {scheme.decode()}:// only")
     if (ignored := value_of(request, b"host")) and not is_host(ignored):
         raise Rejected(400, "the Host is not a host")
     if not path.startswith(b"/"):
@@ -112,17 +112,17 @@ def _check_fields(request: h11.Request) -> None:
         if name in (b"content-length", b"transfer-encoding"):
             framing.add(name)
         if name == b"content-length" and int(value) > MAX_LENGTH:
-            raise Rejected(400, "the Content-Length is beyond any body")
+            raise Rejected(400, "the Content-Length is too large")
         if b"_" in name and with_dashes(name) in _NO_DISGUISE:
-            raise Rejected(400, "a field has the name of another with _ for -")
+            raise Rejected(400, "a field name is that of another with _ for -")
         if name == b"expect" and value.lower() != b"100-continue":
-            raise Rejected(417, "no expectation is met here but 100-continue")
+            raise Rejected(417, "the only supported expectation is 100-continue")
     if len(framing) > 1:
         raise Rejected(400, "the body has both a Content-Length and a Transfer-Encoding")
     if b"transfer-encoding" in framing and request.http_version == b"1.0":
         raise Rejected(400, "HTTP/1.0 has no Transfer-Encoding")
     if named & _NOT_TO_BE_NAMED:
-        raise Rejected(400, "Connection names a field that is not of the connection")
+        raise Rejected(400, "Connection names a field that is not hop-by-hop")
 
 
 def _named_by_connection(message: Message) -> set[bytes]:

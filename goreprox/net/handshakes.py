@@ -63,7 +63,7 @@ class Handshakes:
         `plaintext` is sent to a client that speaks HTTP instead of TLS.
         """
         shaking = _Handshake(TlsSocket(sock, context, self._poller, host=host), admit, lose, plaintext)
-        late = TimeoutError(errno.ETIMEDOUT, f"not done within {self._timeout_s:g} s")
+        late = TimeoutError(errno.ETIMEDOUT, f"not complete within {self._timeout_s:g} s")
         self._timers[shaking] = self._loop.call_later(self._timeout_s, self._reset, shaking, late)
         self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, shaking))
         if host is not None:
@@ -72,7 +72,7 @@ class Handshakes:
 
     def _cancel(self, shaking: _Handshake) -> None:
         if shaking in self._timers:
-            self._reset(shaking, ConnectionAbortedError(errno.ECONNABORTED, "nobody waits for it"))
+            self._reset(shaking, ConnectionAbortedError(errno.ECONNABORTED, "it was cancelled"))
 
     def close(self) -> None:
         """Reset all of them."""

@@ -95,7 +95,7 @@ class Listeners:
             try:
                 self._accept(sock, listener, BACKLOG)
             except OSError as exc:
-                self._log.say("drain", f"some who waited for {listener.address} are not accepted: {exc.strerror}")
+                self._log.say("drain", f"clients waiting at {listener.address} were not accepted: {exc.strerror}")
         self.close()
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class Listeners:
             self._welcome(sock, Endpoint(*address[:2]), listener)
 
     def _pause_without_descriptors(self, exc: OSError) -> None:
-        text = f"no file descriptor for another client ({exc.strerror}): new ones wait; raise ulimit -n"
+        text = f"no file descriptor for another client ({exc.strerror}): new clients wait; raise ulimit -n"
         self._log.say("no_descriptors", text)
         self._pause()
         if self._retry is None:

@@ -54,7 +54,7 @@ class Proxies:
     def hear(self, sock: socket.socket, proxy: Endpoint, destination: Endpoint, listener: Listener) -> None:
         """Take over the socket of a proxy, and read its header."""
         arrival = _Arrival(sock, proxy, destination, listener, bytearray())
-        late = f"it did not come within {self._timeout_s:g} s"
+        late = f"it did not arrive within {self._timeout_s:g} s"
         self._timers[arrival] = self._loop.call_later(self._timeout_s, self._refuse, arrival, late)
         self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, arrival))
 
@@ -91,7 +91,7 @@ class Proxies:
         self._drop(arrival)
         self._log.say(
             "no_proxy_header",
-            f"{arrival.proxy} is reset: --proxy-protocol-from expects a PROXY protocol header of it first: {reason}",
+            f"reset {arrival.proxy}: --proxy-protocol-from requires a PROXY protocol header first: {reason}",
         )
 
     def _drop(self, arrival: _Arrival) -> None:

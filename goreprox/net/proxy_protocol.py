@@ -75,7 +75,7 @@ def read(data: bytes) -> Header | None:
         return _read_v2(data)
     if _V1_BEGIN.startswith(data[: len(_V1_BEGIN)]):
         return _read_v1(data)
-    raise Malformed("it begins otherwise")
+    raise Malformed("the connection begins with something else")
 
 
 def _read_v1(data: bytes) -> Header | None:
@@ -84,7 +84,7 @@ def _read_v1(data: bytes) -> Header | None:
         return None
     match = _V1.fullmatch(data, 0, end + 2)
     if match is None:
-        raise Malformed("its line is not of the form")
+        raise Malformed("its line is malformed")
     *addresses, source_port, target_port = [field and field.decode() for field in match.groups()]
     if source_port is None:
         return Header(end + 2, None)

@@ -126,4 +126,4 @@ async def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_p
         assert welcomed == [Endpoint(*client.getsockname())]
         assert not made.ports
         await is_reset(lost)
-    assert len(warnings) == 1 and "are not accepted: protocol error" in warnings[0]
+    assert len(warnings) == 1 and "were not accepted: protocol error" in warnings[0]

@@ -112,8 +112,8 @@ async def test_what_is_no_header_is_reset_and_the_log_says_why() -> None:
         assert (it.welcomed, len(it.proxies), it.left) == ([], 0, 3)
         assert all(str(PROXY) in line for line in it.log)
         assert [line.rpartition(": ")[2] for line in it.log] == [
-            "it begins otherwise",
-            "its line is not of the form",
+            "the connection begins with something else",
+            "its line is malformed",
         ]
 
 
@@ -124,7 +124,7 @@ async def test_a_header_that_does_not_come_in_time_is_waited_for_no_longer() -> 
         assert await it.closed(silent)
         assert await it.closed(half)
         assert (it.welcomed, len(it.proxies), it.left) == ([], 0, 2)
-        assert "it did not come within 0.05 s" in it.log[0]
+        assert "it did not arrive within 0.05 s" in it.log[0]
 
 
 async def test_whoever_leaves_without_a_header_is_let_go_silently() -> None:

@@ -297,7 +297,7 @@ async def test_a_handshake_that_fails_or_takes_too_long_ends(authority: Authorit
     late = Edge(authority, timeout_s=0.05)
     with late.accept() as silent:
         await eventually(lambda: late.lost)
-        assert reason(late.lost[0]) == "not done within 0.05 s"
+        assert reason(late.lost[0]) == "not complete within 0.05 s"
         assert silent.recv(1) == b""
     with edge.accept():
         edge.handshakes.close()

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from goreprox.cli.options import JoinOptions
 from goreprox.config.addresses import Address
@@ -14,8 +14,6 @@ from goreprox.process.files import read_file
 if TYPE_CHECKING:
     from brokers import LinkSecurity
     from goreprox.keys.join import Join
-
-_NONE: Final = JoinOptions()
 
 
 class Membership(NamedTuple):
@@ -33,15 +31,13 @@ def keys_directory(process: ProcessConfig, given: Path | None) -> Path | None:
     return default_state_dir() if given is None else given
 
 
-def membership(
-    role: str, process: ProcessConfig, given: tuple[Address, ...], options: JoinOptions | None
-) -> Membership:
+def membership(role: str, process: ProcessConfig, given: tuple[Address, ...], options: JoinOptions) -> Membership:
     """Join as the join string says; addresses that are `given` win over those in it.
 
     Raises:
         ConfigError: there is no join string, or it is for another role or name.
     """
-    join = _read(role, options or _NONE, insecure=process.insecure)
+    join = _read(role, options, insecure=process.insecure)
     if join is None:
         return Membership(process, given, None)
     if str(join.role) != role:

@@ -4,7 +4,7 @@ Networking is imported once the options are right, so that `--help` and mistakes
 """
 
 import functools
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
@@ -27,34 +27,38 @@ def _remotes(port: int) -> Parameter:
     return several(functools.partial(Address.parse, default_port=port), "HOST[:PORT]")
 
 
+_PROCESS: Final = ProcessConfig()
+_CONNECTIONS: Final = ConnectionConfig()
+_CLIENTS: Final = ClientConfig()
+_PEERS: Final = PeerConfig()
+_DIAL: Final = DialConfig()
+_JOIN: Final = JoinOptions()
+_START: Final = StartOptions()
 _Edges = Annotated[Port, Parameter(group=ADDRESSES)]
 
 
 def server(
     *,
-    peers: PeerConfig | None = None,
+    peers: PeerConfig = _PEERS,
     edges: Annotated[_Edges | None, Parameter(show_default=False)] = None,
     state_dir: StateDir = None,
-    clients: ClientConfig | None = None,
-    connections: ConnectionConfig | None = None,
-    process: ProcessConfig | None = None,
-    start: StartOptions | None = None,
+    clients: ClientConfig = _CLIENTS,
+    connections: ConnectionConfig = _CONNECTIONS,
+    process: ProcessConfig = _PROCESS,
+    start: StartOptions = _START,
 ) -> None:
-    """Run on the public machine: accept clients and pass them on to providers.
-
-    It is an edge and a broker in one process.
+    """Run a server.
 
     Parameters
     ----------
     edges
         Accept further edges here. [default: none]
     """
-    process = process or ProcessConfig()
     config = ServerConfig(
         process=process,
-        connections=connections or ConnectionConfig(),
-        clients=clients or ClientConfig(),
-        peers=peers or PeerConfig(),
+        connections=connections,
+        clients=clients,
+        peers=peers,
         edges=edges,
         state_dir=keys_directory(process, state_dir),
     )
@@ -65,13 +69,13 @@ def edge(
     *,
     broker: Annotated[tuple[Address, ...], _remotes(EDGE_PORT), Parameter(group=ADDRESSES)] = (),
     workers: Annotated[Count, Parameter(group=LIMITS)] = DEFAULT_WORKERS,
-    join: JoinOptions | None = None,
-    clients: ClientConfig | None = None,
-    connections: ConnectionConfig | None = None,
-    process: ProcessConfig | None = None,
-    start: StartOptions | None = None,
+    join: JoinOptions = _JOIN,
+    clients: ClientConfig = _CLIENTS,
+    connections: ConnectionConfig = _CONNECTIONS,
+    process: ProcessConfig = _PROCESS,
+    start: StartOptions = _START,
 ) -> None:
-    """Accept clients and pass them on to providers over brokers elsewhere.
+    """Run an edge, or several as workers.
 
     Parameters
     ----------
@@ -80,15 +84,15 @@ def edge(
     workers
         Run so many processes that share the ports. Limits of connections and memory are for each of them.
     """
-    member = membership("edge", process or ProcessConfig(), broker, join)
+    member = membership("edge", process, broker, join)
     if not member.addresses:
         raise ConfigError("broker: none is given; say where it is, like `--broker host:9888`")
     config = EdgeConfig(
         brokers=member.addresses,
         security=member.security,
         process=member.process,
-        connections=connections or ConnectionConfig(),
-        clients=clients or ClientConfig(),
+        connections=connections,
+        clients=clients,
         workers=workers,
     )
     _launch(config, start)
@@ -96,23 +100,22 @@ def edge(
 
 def broker(
     *,
-    peers: PeerConfig | None = None,
+    peers: PeerConfig = _PEERS,
     edges: _Edges = EDGES,
     state_dir: StateDir = None,
-    process: ProcessConfig | None = None,
-    start: StartOptions | None = None,
+    process: ProcessConfig = _PROCESS,
+    start: StartOptions = _START,
 ) -> None:
-    """Connect edges and providers with each other. It keeps no state, and there can be several.
+    """Run a broker.
 
     Parameters
     ----------
     edges
         Accept edges here.
     """
-    process = process or ProcessConfig()
     config = BrokerConfig(
         process=process,
-        peers=peers or PeerConfig(),
+        peers=peers,
         edges=edges,
         state_dir=keys_directory(process, state_dir),
     )
@@ -124,13 +127,13 @@ def provider(
     *,
     server: Annotated[tuple[Address, ...], _remotes(PROVIDER_PORT), Parameter(group=ADDRESSES)] = (),
     weight: Annotated[Number, Parameter(group=LIMITS)] = DEFAULT_WEIGHT,
-    join: JoinOptions | None = None,
-    dial: DialConfig | None = None,
-    connections: ConnectionConfig | None = None,
-    process: ProcessConfig | None = None,
-    start: StartOptions | None = None,
+    join: JoinOptions = _JOIN,
+    dial: DialConfig = _DIAL,
+    connections: ConnectionConfig = _CONNECTIONS,
+    process: ProcessConfig = _PROCESS,
+    start: StartOptions = _START,
 ) -> None:
-    """Run on the private machine: expose local TCP servers through a server.
+    """Run a provider.
 
     Parameters
     ----------
@@ -144,7 +147,7 @@ def provider(
     """
     if not target:
         raise ConfigError("target: none is given; say what to expose, like `goreprox provider 3000 --join-file FILE`")
-    member = membership("provider", process or ProcessConfig(), server, join)
+    member = membership("provider", process, server, join)
     if not member.addresses:
         raise ConfigError("server: none is given; say where it is, like `--server host:9887`")
     config = ProviderConfig(
@@ -152,14 +155,14 @@ def provider(
         servers=member.addresses,
         security=member.security,
         process=member.process,
-        connections=connections or ConnectionConfig(),
-        dial=dial or DialConfig(),
+        connections=connections,
+        dial=dial,
         weight=weight,
     )
     _launch(config, start)
 
 
-def _launch(config: "Config", start: StartOptions | None) -> None:
+def _launch(config: "Config", start: StartOptions) -> None:
     from goreprox.cli.launch import launch
 
-    launch(config, start or StartOptions())
+    launch(config, start)

@@ -37,12 +37,12 @@ class WriteBuffer:
                 if not complete:
                     break
         if chunks or self._held:
-            self._held = self._budget.account(held=self._held, holding=sum(map(len, chunks)))
+            self._held = self._budget.account(used=self._held, holding=sum(map(len, chunks)))
 
     def clear(self) -> None:
         """Drop everything."""
         self._chunks.clear()
-        self._held = self._budget.account(held=self._held, holding=0)
+        self._held = self._budget.account(used=self._held, holding=0)
 
     def _drop(self, count: int) -> None:
         chunks = self._chunks

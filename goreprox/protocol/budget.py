@@ -1,79 +1,81 @@
-"""One memory budget for all streams of a process, both directions.
+"""One memory budget for all streams of a process.
 
-Half of it is kept for floors: every half-stream may always hold `floor_bytes`. The rest is lent beyond the
-floors. No half may borrow more than a fifth of what is free to it, so that the free part never ends and
-latecomers still get theirs (dynamic thresholds, Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998).
+A stream has two directions in each process, what it sends and what it receives; each buffers on its own. Half of the
+memory is reserved: every direction may always hold `reserved_bytes`. The other half is a shared pool. No direction may
+use more of it than a fifth of what is free to it, so some is always free for latecomers (dynamic thresholds, Choudhury
+and Hahne, IEEE/ACM ToN 6(2), 1998).
 """
 
 from goreprox.protocol.limits import MIB, WINDOW_INITIAL, WINDOW_MAX
 
-HALVES = 2
-"""A stream has two in each process: what it sends and what it receives."""
-SHARE = 5
-"""A half may borrow this part of the free bytes: with alpha = 1/4, alpha / (1 + alpha) = 1/5."""
+DIRECTIONS = 2
+"""Of a stream."""
+POOL_SHARE = 5
+"""A direction may use this part of the free pool: with alpha = 1/4, alpha / (1 + alpha) = 1/5."""
 TIERS = (MIB, 16 * MIB, 256 * MIB)
-"""Half of the loans is for halves that have moved less than the first of these, half of the rest for those below the
-second, and so on: readers that stopped, whose loans cannot be called back, leave something to those that go on."""
-FLOOR_MIN = 2048
-FLOOR_MAX = WINDOW_INITIAL
+"""Half of the pool is closed to directions that have moved less than the first of these, a quarter to those below the
+second, an eighth to those below the third: what a stopped reader holds cannot be called back, so some is left for
+streams that go on."""
+RESERVED_MIN = 2048
+RESERVED_MAX = WINDOW_INITIAL
 
 
 class Budget:
     """Bytes that streams may buffer.
 
-    Floors: `max_streams * 2 halves * floor <= total / 2`. Loans: `total / 2` in sum. So all buffers together
-    stay below `total_bytes`.
+    Reservations: `max_streams * 2 directions * reserved_bytes <= total / 2`. Shared pool: `total / 2`. So all buffers
+    together stay within `total_bytes`.
     """
 
-    __slots__ = ("borrowed_bytes", "floor_bytes", "loan_bytes", "max_streams")
+    __slots__ = ("max_streams", "pool_bytes", "pool_used_bytes", "reserved_bytes")
 
     def __init__(self, *, total_bytes: int, max_streams: int) -> None:
         """Divide `total_bytes` among at most `max_streams`.
 
         Raises:
-            ValueError: not even 2 KiB per half-stream.
+            ValueError: less than 2 KiB for each direction of each stream.
         """
-        floor = total_bytes // 2 // HALVES // max_streams
-        if floor < FLOOR_MIN:
-            least = FLOOR_MIN * 2 * HALVES * max_streams
+        reserved = total_bytes // 2 // DIRECTIONS // max_streams
+        if reserved < RESERVED_MIN:
+            least = RESERVED_MIN * 2 * DIRECTIONS * max_streams
             raise ValueError(f"{total_bytes} bytes for {max_streams} streams, expected at least {least}")
-        self.floor_bytes = min(floor, FLOOR_MAX)
-        self.loan_bytes = total_bytes // 2
+        self.reserved_bytes = min(reserved, RESERVED_MAX)
+        self.pool_bytes = total_bytes // 2
+        self.pool_used_bytes = 0
         self.max_streams = max_streams
-        self.borrowed_bytes = 0
 
-    def allowance(self, held: int, *, moved: int) -> int:
-        """Bytes that a half which has borrowed `held`, and moved so many bytes so far, may hold in all.
+    def allowance(self, used: int, *, moved: int) -> int:
+        """Return how many bytes a direction may hold in all that uses `used` of the pool and has moved `moved` so far.
 
-        No more than half of what it moved, as its loan: it grows by half in each round trip, and who stops early has
-        little to keep.
+        It may use at most half of what it has moved: so it grows by half in each round trip, and one that stops early
+        has little to keep.
         """
-        kept = self.loan_bytes
+        closed = self.pool_bytes
         for tier in TIERS:
-            kept //= 2
+            closed //= 2
             if moved < tier:
                 break
         else:
-            kept = 0
-        loan = (self.loan_bytes - kept - self.borrowed_bytes + held) // SHARE
+            closed = 0
+        share = (self.pool_bytes - closed - self.pool_used_bytes + used) // POOL_SHARE
         grown = WINDOW_INITIAL + moved // 2
-        if loan > grown:
-            loan = grown
-        if loan <= 0:
-            return self.floor_bytes
-        allowed = self.floor_bytes + loan
+        if share > grown:
+            share = grown
+        if share <= 0:
+            return self.reserved_bytes
+        allowed = self.reserved_bytes + share
         return allowed if allowed < WINDOW_MAX else WINDOW_MAX
 
     def initial_window(self) -> int:
-        """Window of a new stream: generous while three quarters of the loans are free, else the floor.
+        """Return the window of a new stream: generous while three quarters of the pool are free, else the reservation.
 
-        Idle streams hold what they were granted; the bound keeps them from eating what busy ones need.
+        Idle streams keep what they were granted; the bound keeps them from using up what busy ones need.
         """
-        plenty = self.borrowed_bytes < self.loan_bytes // 4
-        return WINDOW_INITIAL if plenty else self.floor_bytes
+        plenty = self.pool_used_bytes < self.pool_bytes // 4
+        return WINDOW_INITIAL if plenty else self.reserved_bytes
 
-    def account(self, *, held: int, holding: int) -> int:
-        """Note that a half which had borrowed `held` now holds `holding` bytes; return what it borrows now."""
-        borrows = max(0, holding - self.floor_bytes)
-        self.borrowed_bytes += borrows - held
-        return borrows
+    def account(self, *, used: int, holding: int) -> int:
+        """Note that a direction which used `used` bytes of the pool now holds `holding`; return what it uses now."""
+        uses = max(0, holding - self.reserved_bytes)
+        self.pool_used_bytes += uses - used
+        return uses

@@ -1,7 +1,7 @@
-"""Bytes of a stream in a queue of chunks, such that these hold little more memory than their bytes count.
+"""Queues of chunks that take little more memory than their bytes.
 
-An object costs 60 bytes beside its own (`bytes` has 33, the allocator and the queue the rest), and a slice keeps all of
-what it is a slice of. So small chunks are joined, and small slices copied. It knows nothing of offsets.
+An object costs 60 bytes beside its payload (`bytes` has 33, the allocator and the queue the rest), and a slice keeps
+alive all that it is a slice of. So small chunks are joined, and small slices copied.
 """
 
 from collections import deque
@@ -11,16 +11,16 @@ from goreprox.protocol.events import Buffer
 from goreprox.protocol.limits import KIB
 
 PACK_EVERY = 64
-"""At each 64th chunk the last 64 are joined: with pieces of one byte, 63 + 60 * 64 bytes more than they count."""
+"""Every 64 chunks the last 64 are joined: pieces of one byte take at most 63 + 60 * 64 bytes more than they count."""
 PACK_BYTES = 4 * KIB
-"""Nothing is joined beyond this, so of two neighbours one has half of it at least: 3 % more than they count. Until it
-is in such a chunk a byte is copied with each 64th chunk: 65 times at most, in pieces of one byte."""
+"""Nothing is joined beyond this, so of two neighbours one has at least half of it: 3 % more than they count. Until a
+byte is in such a chunk it is copied with each 64th chunk: at most 65 times, in pieces of one byte."""
 KEPT = 4
-"""A slice is copied when it would keep alive more than so many times its own size."""
+"""A slice that would keep alive more than this many times its own size is copied."""
 
 
 def add(chunks: deque[Buffer], chunk: Buffer) -> None:
-    """Append a chunk, which must not change any more."""
+    """Append a chunk, which must not change from now on."""
     chunks.append(chunk)
     if not len(chunks) % PACK_EVERY:
         _pack(chunks)
@@ -45,6 +45,6 @@ def _joined(run: list[Buffer]) -> Buffer:
 
 
 def part(chunk: Buffer, start: int, stop: int | None = None) -> Buffer:
-    """Return a slice, or a copy of it where the slice would keep alive much more than itself."""
+    """Return a slice, or a copy of it if the slice would keep alive much more than itself."""
     view = memoryview(chunk)[start:stop]
     return view if len(view) * KEPT >= len(memoryview(cast(Buffer, view.obj))) else bytes(view)

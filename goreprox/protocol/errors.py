@@ -1,4 +1,4 @@
-"""What can go wrong in the protocol."""
+"""Violations of the protocol, ours and the peer's."""
 
 
 class ProtocolError(Exception):
@@ -6,8 +6,8 @@ class ProtocolError(Exception):
 
 
 class LocalProtocolError(ProtocolError):
-    """Our own code asked for what the state does not allow: a bug on this side."""
+    """Our own code did what the state does not allow: a bug on this side."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent what the protocol does not allow; its session ends, nothing else does."""
+    """The peer sent what the protocol does not allow; its session ends, and nothing else."""

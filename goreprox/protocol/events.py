@@ -1,8 +1,7 @@
-"""What the two ends of a session tell each other.
+"""The events of a session, as values; `wire` encodes them.
 
-These are values: they know nothing of CBOR (`wire`), of when they are sent (`session`) or of what they
-mean to a stream (`stream`). Offsets are absolute, in bytes from the start of their direction, below 2**63.
-Nobody changes one; they are not frozen because making a frozen one takes three times as long.
+Offsets are absolute, in bytes from the start of their direction, below 2**63. Events are never changed; they are not
+frozen, because a frozen one takes three times as long to make.
 """
 
 import enum
@@ -12,16 +11,16 @@ Buffer = bytes | memoryview
 
 
 class Code(enum.IntEnum):
-    """What the receiver of a Refuse or an Abort does about it; the reason beside it is for people."""
+    """What a Refuse or an Abort means to programs; the reason beside it is for people."""
 
     OTHER = 0
-    """Nothing in particular: also what a code of a later version counts as."""
+    """Nothing in particular; also stands for codes of later versions."""
     TARGET = 1
     """Refuse: the target could not be reached."""
     FULL = 2
-    """Refuse: the acceptor has all the streams that it may have, which says nothing of its target."""
+    """Refuse: the acceptor has as many streams as it may have, which says nothing of its target."""
     DRAINING = 3
-    """Refuse: the acceptor is about to end, and perhaps to be replaced."""
+    """Refuse: the acceptor is about to end, and may be replaced."""
     SERVICE = 4
     """Refuse: the acceptor does not offer this service."""
     GONE = 5
@@ -30,21 +29,21 @@ class Code(enum.IntEnum):
 
 @dataclass(slots=True)
 class Open:
-    """The opener asks for a new stream; it may send up to the acceptor's `Resume.window` before the answer."""
+    """The opener asks for a new stream; it may send up to the acceptor's `Resume.window` before the response."""
 
     stream: int
     service: str
     client: str
-    """Address of the client, for logs and for targets that want it."""
+    """The client's address, for logs and for targets that want it."""
     destination: str
-    """The address that it came to, for targets that want it; empty: not known."""
+    """The address that the client came to, for targets that want it; empty: not known."""
     limit: int
     """How far the acceptor may send."""
 
 
 @dataclass(slots=True)
 class Accept:
-    """The target answered: the stream is open."""
+    """The target has accepted: the stream is open."""
 
     stream: int
     limit: int
@@ -53,7 +52,7 @@ class Accept:
 
 @dataclass(slots=True)
 class Refuse:
-    """The stream is not served here: not one byte was delivered, so another provider may take it."""
+    """The stream is not served here, and not one byte of it was delivered: another provider may take it."""
 
     stream: int
     code: Code
@@ -62,7 +61,7 @@ class Refuse:
 
 @dataclass(slots=True)
 class Data:
-    """Bytes of a stream. The payload is immutable and may be shared with the replay buffer."""
+    """Bytes of a stream. The payload is immutable, and may be shared with the replay buffer."""
 
     stream: int
     offset: int
@@ -88,7 +87,7 @@ class Reset:
 
 @dataclass(slots=True)
 class Abort:
-    """The stream ends at once, whatever is still on its way: no socket did this, one of the ends gave up."""
+    """The stream ends at once, bytes in flight included: no socket caused this, one end gave up."""
 
     stream: int
     code: Code
@@ -110,7 +109,7 @@ class Ack:
 
 @dataclass(slots=True)
 class Live:
-    """One live stream, as its receiving half stands. Part of `Resume`."""
+    """What an end has received of one live stream; part of `Resume`."""
 
     stream: int
     accepted: bool
@@ -119,17 +118,17 @@ class Live:
     delivered: int
     limit: int
     eof: bool
-    """The end of file was received: `received` is the final offset."""
+    """Whether the end of file was received: `received` is then the final offset."""
 
 
 @dataclass(slots=True)
 class Resume:
-    """A page of what one end knows; every epoch begins with these, from both ends."""
+    """A page of what one end knows; every epoch begins with such pages from both ends."""
 
     grace_s: float
-    """How long this end keeps sockets without a path; both use the smaller."""
+    """How long this end keeps streams without a path; both use the smaller."""
     window: int
-    """The floor of a stream's window: what may be sent before the first `Accept`."""
+    """The reservation of a stream: what may be sent before the Accept."""
     next_id: int
     """The least stream id that this end has never seen."""
     last: bool
@@ -143,18 +142,18 @@ class Drain:
 
 @dataclass(slots=True)
 class Goodbye:
-    """The sender ends: streams that are still there are lost."""
+    """The sender ends, and with it the streams that are left."""
 
     reason: str
 
 
 @dataclass(slots=True)
 class Probe:
-    """Nothing but a reason for an acknowledgement at once."""
+    """Asks for an acknowledgement at once."""
 
 
 Control = Open | Accept | Refuse | Eof | Reset | Abort | Ack | Resume | Drain | Goodbye | Probe
-"""Events without payload: never held back by what is in flight."""
+"""Events without payload."""
 Event = Data | Control
 
 
@@ -164,7 +163,7 @@ class Batch:
 
     epoch: int
     seq: int
-    """Number of this message; one without events does not count, and carries the number of the next."""
+    """Number of this message; one without events is not counted, and carries the number of the next."""
     ack: int
     """Messages of this epoch received so far."""
     events: tuple[Event, ...]

@@ -1,4 +1,4 @@
-"""Whose turn it is: fair between clients, then between the streams of each; those that had nothing to send go first.
+"""Whose turn it is: fair between clients, then between the streams of each; streams that had nothing to send go first.
 
 Deficit round robin with new flows first, as in FQ-CoDel (RFC 8290, 4.1.1), so that a small response never waits for a
 download. There new flows go first without a bound, and enough of them starve the others. Here they do so within their

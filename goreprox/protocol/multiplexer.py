@@ -36,8 +36,8 @@ class Multiplexer:
         """Of the present epoch."""
         self.next_id = 1
         """Opener: the next id to use. Acceptor: the least that the peer has not used."""
-        self.peer_window = budget.floor_bytes
-        """What the peer buffers of each stream in any case."""
+        self.peer_window = budget.reserved_bytes
+        """The peer's reservation: what it buffers of each stream in any case."""
         self._opener = opener
         self._budget = budget
         self._outbox = outbox

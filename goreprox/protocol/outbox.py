@@ -1,6 +1,6 @@
-"""What one end of a session has to say: control events in their order, then payload, each stream in its turn.
+"""What one end of a session has to send: control events in their order, then payload, each stream in its turn.
 
-It fills batches, within the bounds of a message and of the path. It knows nothing of resumes, of what arrives, of CBOR.
+It fills batches, within the bounds of a message and of the path.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ from goreprox.protocol.state import RESETTING
 from goreprox.protocol.stream import Stream
 
 EVENT_BYTES = 48
-"""What an event without payload takes, at most."""
+"""At most, of an event without payload and texts."""
 
 
 class Outbox:
@@ -79,7 +79,7 @@ class Outbox:
         self._endings.carried.clear()
 
     def batch(self, path: Path, *, established: bool) -> list[Event]:
-        """Return the events of the next message; payload only once streams flow."""
+        """Return the events of the next message; payload only if the epoch is established."""
         events: list[Event] = []
         size = 0
         while self.control and len(events) < BATCH_EVENTS and size < BATCH_INLINE:
@@ -96,7 +96,7 @@ class Outbox:
         return events
 
     def _fill(self, events: list[Event], size: int, path: Path, waiting: int) -> None:
-        """Add what the `waiting` streams have to send, each in its turn, as far as the path has room."""
+        """Add payload of the `waiting` streams, each in its turn, as far as the path has room."""
         inline, raws = size, 0
         quantum = min(max(path.bound // 4 // waiting, QUANTUM_MIN), MAX_PAYLOAD)
         room = path.room
@@ -125,7 +125,7 @@ class Outbox:
             self.streams.done(stream, size - before, more=more > 0)
 
     def _tail(self, stream: Stream, events: list[Event], path: Path) -> int:
-        """Say how the stream ends, after its last byte."""
+        """Add how the stream ends, after its last byte."""
         if stream.state is RESETTING:
             if stream.reset_sent:
                 return 0

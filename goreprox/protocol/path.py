@@ -1,7 +1,7 @@
-"""One epoch of a path: messages numbered and acknowledged, bytes in flight, round-trip time, loss.
+"""One epoch on one path: numbers and acknowledgements of messages, bytes in flight, round-trip time, loss.
 
-It tells *that* something was lost (a gap, or silence), never repairs it: the session begins a new epoch and
-resumes from offsets. It knows nothing of streams; `now` is an argument, in seconds.
+A path detects that messages were lost (a gap, or silence), and never repairs it: the session begins a new epoch and
+resumes from offsets. `now` is an argument, in seconds.
 """
 
 from collections import deque
@@ -21,9 +21,9 @@ from goreprox.protocol.limits import (
 
 INFINITY = float("inf")
 RATE_WINDOW_S = 1.0
-"""The highest rate of the last one to two of these counts."""
+"""The highest rate in the last one to two of these periods counts."""
 LEAST_QUEUE_S = 0.010
-"""The bound is twice the rate times the round trip, taken as this at least: 20 ms of queue."""
+"""The least round trip that the bound assumes: twice the rate times 10 ms allows 20 ms of queue."""
 
 
 @dataclass(slots=True)
@@ -31,13 +31,13 @@ class _Sent:
     size: int
     at: float
     acked_bytes: int
-    """Bytes that had been acknowledged by then, and when: the rate is measured between two acknowledgements."""
+    """Bytes acknowledged by then, and `acked_at` when: the rate is measured between two acknowledgements."""
     acked_at: float
     limited: bool
 
 
 class Path:
-    """One epoch on one way to the peer."""
+    """One epoch on one path."""
 
     __slots__ = (
         "_ack_due",
@@ -80,7 +80,7 @@ class Path:
         self._progress_at = now
         self._probe_s = PROBE_MIN_S
         self._probes = 0
-        """Due since there was progress."""
+        """Sent since the last progress."""
         self._next_probe = now + PROBE_MIN_S
         self._rate = self._rate_before = 0.0
         self._rate_from = now
@@ -89,7 +89,7 @@ class Path:
 
     @property
     def room(self) -> int:
-        """Bytes that may still be put in flight."""
+        """Bytes that may still be sent before others are acknowledged."""
         if self.seq - self.peer_acked >= IN_FLIGHT_MESSAGES:
             return 0
         return self.bound - self.in_flight
@@ -103,7 +103,7 @@ class Path:
         return due
 
     def send(self, size: int, now: float) -> None:
-        """Count message `seq` of `size` bytes as sent. It carries our acknowledgement."""
+        """Count the next message, of `size` bytes, as sent; it carries our acknowledgement."""
         if not self._sent:
             self._progress_at = now
             self._next_probe = now + self._probe_s
@@ -114,12 +114,12 @@ class Path:
         self.acknowledged()
 
     def acknowledged(self) -> None:
-        """Note that `received` was told to the peer."""
+        """Note that the peer was sent `received`."""
         self._ack_due = None
         self._unacked_bytes = 0
 
     def receive(self, seq: int, size: int, now: float) -> bool:
-        """Count message `seq` of `size` bytes; return whether it is new. One without events (size 0) does not count.
+        """Count message `seq` of `size` bytes; return whether it is new. One without events (size 0) is not counted.
 
         Raises:
             LookupError: messages between were lost.
@@ -139,7 +139,7 @@ class Path:
         self._ack_due = now
 
     def ack_due(self, now: float) -> bool:
-        """Whether an acknowledgement must go out even alone."""
+        """Whether an acknowledgement is to be sent, alone if need be."""
         return self._ack_due is not None and self._ack_due <= now
 
     def ack(self, count: int, now: float) -> None:
@@ -166,7 +166,7 @@ class Path:
         self._probes = 0
 
     def _measure(self, newest: _Sent, now: float) -> None:
-        """Estimate the path as BBR does: by what was acknowledged between two acknowledgements."""
+        """Estimate rate and round trip as BBR does, from what was acknowledged between two acknowledgements."""
         rtt = max(now - newest.at, 1e-6)
         self.srtt = rtt if not self.srtt else self.srtt + (rtt - self.srtt) / 8
         if rtt < self._min_rtt:

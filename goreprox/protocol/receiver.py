@@ -2,8 +2,7 @@
 
     delivered <= received <= limit
 
-Duplicates are trimmed, gaps refused. The window grows while the socket keeps up. It knows nothing of paths
-or events; `now` and the round-trip time are arguments.
+Duplicates are trimmed, gaps rejected. The window grows while the socket keeps up. Time is an argument.
 """
 
 from collections import deque
@@ -15,19 +14,18 @@ from goreprox.protocol.events import Buffer
 from goreprox.protocol.limits import KIB
 
 ACK_SHARE = 16
-"""A sixteenth of a window is acknowledged at once: a peer that has little memory may hold no more than an eighth of it,
-since who sends A bytes in each round trip makes it grow to 8 A: it doubles while half of it passes in two."""
+"""A sixteenth of a window is acknowledged at once. A peer with little memory may hold no more than an eighth of it: at
+A bytes in each round trip the window grows to 8 A, as it doubles while half of it passes within two."""
 ACK_LEAST = 8 * KIB
-"""But no less than this, or a quarter: most answers of a web server need no acknowledgement of their own."""
+"""But no less than this, or a quarter of the window: most responses of a web server need no Ack of their own."""
 
 
 class ReceiveHalf:
-    """Bytes of the peer on their way to the local socket."""
+    """The peer's bytes on their way to the local socket."""
 
     __slots__ = (
         "_ack_from",
         "_acked",
-        "_borrowed",
         "_budget",
         "_mark",
         "_mark_at",
@@ -37,6 +35,7 @@ class ReceiveHalf:
         "eof",
         "eof_delivered",
         "limit",
+        "pool_used_bytes",
         "received",
     )
 
@@ -44,9 +43,9 @@ class ReceiveHalf:
         """Start at offset 0 with the window that the budget has for new streams."""
         self._budget = budget
         self._set_window(budget.initial_window())
-        self._borrowed = budget.account(held=0, holding=self._window)
+        self.pool_used_bytes = budget.account(used=0, holding=self._window)
         self.chunks: deque[Buffer] = deque()
-        """What waits for the socket, in order. Not to be changed but through `consume`."""
+        """What waits for the socket, in order; only `consume` takes from it."""
         self._mark = 0
         self._mark_at = 0.0
         self._acked = 0
@@ -58,7 +57,7 @@ class ReceiveHalf:
 
     @property
     def eof_ready(self) -> bool:
-        """Whether all bytes were delivered and the socket is to be half-closed next."""
+        """Whether the socket is to be half-closed next: all bytes before the end of file were delivered."""
         return self.eof and not self.eof_delivered and self.delivered == self.received
 
     @property
@@ -68,12 +67,12 @@ class ReceiveHalf:
 
     @property
     def ack_pending(self) -> bool:
-        """Whether the peer does not know yet what was delivered."""
+        """Whether something was delivered that the peer was not told of."""
         return self.ack_offset > self._acked
 
     @property
     def unacknowledged(self) -> int:
-        """Bytes that were delivered and the peer still keeps."""
+        """Bytes that were delivered, but that the peer still keeps."""
         return self.delivered - self._acked
 
     @property
@@ -82,7 +81,7 @@ class ReceiveHalf:
         return self.eof_delivered or self.delivered - self._acked >= self._ack_from
 
     def receive(self, offset: int, payload: Buffer) -> bool:
-        """Take bytes, less those that are here already; return whether any were new.
+        """Take bytes, except those received before; return whether any were new.
 
         Raises:
             RemoteProtocolError: a gap, or bytes beyond the limit or the end of file.
@@ -138,7 +137,7 @@ class ReceiveHalf:
 
     def _adapt(self, growth: int) -> None:
         """Let the window grow as far as the budget has room."""
-        self._set_window(min(growth * self._window, self._budget.allowance(self._borrowed, moved=self.delivered)))
+        self._set_window(min(growth * self._window, self._budget.allowance(self.pool_used_bytes, moved=self.delivered)))
 
     def _set_window(self, window: int) -> None:
         self._window = window
@@ -149,15 +148,15 @@ class ReceiveHalf:
         self.eof_delivered = True
 
     def take_ack(self) -> tuple[int, int]:
-        """Return offset and limit to acknowledge, and count them as told."""
+        """Return offset and limit for an Ack, and count them as sent."""
         if not self.eof:
-            self._adapt(1)  # others may have grown since: during an outage all do, and nobody is told
+            self._adapt(1)  # other windows may have grown meanwhile, as all do in an outage, before anything is granted
             self.limit = max(self.limit, self.delivered + self._window)
-        self._borrowed = self._budget.account(held=self._borrowed, holding=self.limit - self.delivered)
+        self.pool_used_bytes = self._budget.account(used=self.pool_used_bytes, holding=self.limit - self.delivered)
         self._acked = self.ack_offset
         return self._acked, self.limit
 
     def discard(self) -> None:
-        """Drop everything; the half is of no more use."""
+        """Drop everything: the stream has ended."""
         self.chunks.clear()
-        self._borrowed = self._budget.account(held=self._borrowed, holding=0)
+        self.pool_used_bytes = self._budget.account(used=self.pool_used_bytes, holding=0)

@@ -1,7 +1,7 @@
-"""How an epoch begins: the pages that tell the peer of our streams, and what its pages have told us.
+"""How an epoch begins: our pages, which list our streams to the peer, and what the peer's pages list.
 
-Everything here is done one page at a time: a page of ours is built when it is sent, and of the streams that only the
-peer still has no more than a page is answered in one flush.
+All is done one page at a time: a page of ours is built when it is sent, and each flush responds to at most a page of
+the streams that only the peer still has.
 """
 
 from array import array
@@ -19,36 +19,36 @@ GONE = "the peer no longer knows this stream"
 
 
 class Resumption:
-    """Of one epoch, at one end."""
+    """The resume of one epoch, at one end."""
 
     __slots__ = ("_answered", "_asked", "_count", "_last", "_untold", "late", "listed", "told")
 
     def __init__(self, ours: Iterable[int] | None = None) -> None:
-        """Have streams to tell of, in ascending order; None: there is nobody to be told."""
+        """List `ours`, in ascending order; None: there is no peer to list them to."""
         self.told = ours is None
         """Whether all our pages are built."""
         self._untold = deque(ours or ())
         self.listed: set[int] = set()
-        """Streams that the peer has listed and that we had then: no more than are ours."""
+        """Streams that the peer has listed and that we had then."""
         self.late: list[Stream] = []
         """Accepted after their page was built."""
         self._asked = array("Q")
-        """Those that it has listed and that had ended here, to be answered: 8 bytes each."""
+        """Streams that the peer has listed and that had ended here, which need a response: 8 bytes each."""
         self._answered = 0
         self._count = self._last = 0
 
-    # What we tell.
+    # Our pages.
 
     def will_list(self, stream_id: int) -> bool:
-        """Whether a page that is still to be built is to name a stream."""
+        """Whether a page that is still to be built may list a stream."""
         return bool(self._untold) and self._untold[0] <= stream_id <= self._untold[-1]
 
     def page(self, ours: Mapping[int, Stream], *, grace_s: float, window: int, next_id: int) -> Resume:
-        """Return the next page: each stream as it stands now, unless it has ended meanwhile."""
+        """Return the next page: each stream as it stands now, less those that have ended meanwhile."""
         lives: list[Live] = []
         while self._untold and len(lives) < RESUME_PAGE:
             stream = ours.get(self._untold.popleft())
-            # Nothing more is expected for one in state RESET, which the peer may have forgotten.
+            # For one in state RESET nothing more is to come, and the peer may have forgotten it.
             if stream is not None and stream.state is not State.RESET:
                 receive = stream.receive
                 lives.append(
@@ -57,10 +57,10 @@ class Resumption:
         self.told = not self._untold
         return Resume(grace_s, window, next_id, self.told, tuple(lives))
 
-    # What we are told.
+    # The peer's pages.
 
     def take(self, stream_id: int, *, next_id: int, ours: Container[int], ended_below: int, most_ended: int) -> None:
-        """Note that the peer has listed a stream, and that `next_id` is the least one that it has never seen.
+        """Note that the peer, which has seen ids below `next_id`, has listed a stream.
 
         One that is not `ours` has ended here and is to be answered if its id is below `ended_below`; there can be
         `most_ended` of these.
@@ -84,26 +84,26 @@ class Resumption:
             self._asked.append(stream_id)
 
     def lists(self, stream_id: int) -> bool:
-        """Whether the peer has listed a stream, be it ours or one to be answered."""
+        """Whether the peer has listed a stream, live here or ended."""
         index = bisect_left(self._asked, stream_id)
         return stream_id in self.listed or (index < len(self._asked) and self._asked[index] == stream_id)
 
     def end(self, ours: Container[int]) -> None:
-        """The peer has listed all: answer also those that have ended since they were listed."""
+        """Respond also to streams that have ended since they were listed: the peer has listed all."""
         self._asked.extend(stream_id for stream_id in sorted(self.listed) if stream_id not in ours)
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to tell."""
+        """Whether nothing is left to send."""
         return self.told and self.answered
 
     @property
     def answered(self) -> bool:
-        """Whether all are answered."""
+        """Whether every stream that needs a response has one."""
         return self._answered == len(self._asked)
 
     def answers(self, last_words: Mapping[int, Refuse | Abort]) -> list[Refuse | Abort]:
-        """Return how streams ended that only the peer still has, a page of them at most."""
+        """Return how streams ended that only the peer still has, at most a page of them."""
         asked = self._asked[self._answered : self._answered + RESUME_PAGE]
         self._answered += len(asked)
         return [last_words.get(stream_id) or Abort(stream_id, Code.GONE, GONE) for stream_id in asked]

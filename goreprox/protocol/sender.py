@@ -2,8 +2,8 @@
 
     acked <= sent <= end,   end - acked <= window
 
-Bytes below `acked` are forgotten, those up to `sent` are on their way (or lost: a rewind sends them again),
-those up to `end` wait. It knows nothing of paths, events or time.
+Bytes below `acked` are dropped, those up to `sent` are on their way (or lost: a rewind sends them again), those up to
+`end` wait.
 """
 
 from collections import deque
@@ -16,14 +16,13 @@ from goreprox.protocol.limits import RAW_PAYLOAD
 
 
 class SendHalf:
-    """Bytes of the local socket on their way to the peer.
+    """The local socket's bytes on their way to the peer.
 
-    Chunks are immutable and may be referenced by messages still queued below. `finished` once the peer's
-    socket took everything, the end of file included.
+    Chunks are immutable, as queued messages may refer to them. `finished` once the peer's socket took everything, the
+    end of file included.
     """
 
     __slots__ = (
-        "_borrowed",
         "_budget",
         "_unacked",
         "_unsent",
@@ -33,13 +32,14 @@ class SendHalf:
         "eof_sent",
         "finished",
         "limit",
+        "pool_used_bytes",
         "sent",
     )
 
     def __init__(self, budget: Budget, *, limit: int) -> None:
-        """Start at offset 0; the peer takes bytes below `limit`."""
+        """Start at offset 0; the peer accepts bytes below `limit`."""
         self._budget = budget
-        self._borrowed = 0
+        self.pool_used_bytes = 0
         self._unacked: deque[Buffer] = deque()
         self._unsent: deque[Buffer] = deque()
         self.acked = 0
@@ -52,10 +52,10 @@ class SendHalf:
 
     @property
     def room(self) -> int:
-        """Bytes that may be written now: less is taken while the peer's window or our budget is full."""
+        """Bytes that may be written now, as far as the peer's window and our budget have room."""
         if self.eof:
             return 0
-        limit = self.acked + self._budget.allowance(self._borrowed, moved=self.acked)
+        limit = self.acked + self._budget.allowance(self.pool_used_bytes, moved=self.acked)
         if limit > self.limit:
             limit = self.limit
         return limit - self.end if limit > self.end else 0
@@ -74,7 +74,7 @@ class SendHalf:
         return self.eof and not self.eof_sent
 
     def write(self, data: bytes) -> None:
-        """Take bytes from the socket; the buffer becomes ours.
+        """Take bytes from the socket, and ownership of the buffer.
 
         Raises:
             LocalProtocolError: after `write_eof`, or beyond the peer's window.
@@ -84,7 +84,7 @@ class SendHalf:
             raise LocalProtocolError(f"write of {len(data)} bytes, expected at most {self.room}")
         add(self._unsent, data)
         self.end = end
-        if end - self.acked > self._budget.floor_bytes:
+        if end - self.acked > self._budget.reserved_bytes:
             self._account()
 
     def write_eof(self) -> None:
@@ -97,7 +97,7 @@ class SendHalf:
         return self.end
 
     def take(self, max_bytes: int) -> tuple[int, Buffer]:
-        """Return offset and payload of what is to be sent next, `max_bytes` at most; small chunks are joined into one.
+        """Return offset and payload of what is to be sent next, at most `max_bytes`; small chunks are joined.
 
         1 <= max_bytes <= sendable.
         """
@@ -121,7 +121,7 @@ class SendHalf:
         return first if len(parts) == 1 else b"".join(parts)
 
     def ack(self, delivered: int, limit: int) -> None:
-        """Forget what the peer's socket took; an older acknowledgement changes nothing.
+        """Drop what the peer's socket took; an older acknowledgement changes nothing.
 
         Raises:
             RemoteProtocolError: bytes acknowledged that were never sent.
@@ -144,10 +144,10 @@ class SendHalf:
         self._account()
 
     def rewind(self, received: int, *, eof_received: bool) -> int:
-        """Send again from `received`; return how many bytes that are.
+        """Send again from `received`; return how many bytes that is.
 
         Raises:
-            RemoteProtocolError: the offset lies outside of what was sent and is still kept.
+            RemoteProtocolError: the offset is not within what was sent and is still kept.
         """
         if not self.acked <= received <= self.sent or (eof_received and not (self.eof and received == self.end)):
             raise RemoteProtocolError(f"resume at offset {received}, expected {self.acked} to {self.sent}")
@@ -176,11 +176,11 @@ class SendHalf:
         self.sent = self.end
 
     def discard(self) -> None:
-        """Drop everything; the half is of no more use."""
+        """Drop everything: the stream has ended."""
         self._unacked.clear()
         self._unsent.clear()
         self.acked = self.sent = self.end
         self._account()
 
     def _account(self) -> None:
-        self._borrowed = self._budget.account(held=self._borrowed, holding=self.end - self.acked)
+        self.pool_used_bytes = self._budget.account(used=self.pool_used_bytes, holding=self.end - self.acked)

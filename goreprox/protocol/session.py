@@ -362,7 +362,7 @@ class Session:
         resumption = multiplexer.resumption
         if not resumption.told:
             page = resumption.page(
-                self.streams, grace_s=self._grace_s, window=self._budget.floor_bytes, next_id=multiplexer.next_id
+                self.streams, grace_s=self._grace_s, window=self._budget.reserved_bytes, next_id=multiplexer.next_id
             )
             messages.append(_message(path, [page], version=self._version, now=now))
             outbox.wake()

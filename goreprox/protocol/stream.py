@@ -38,9 +38,9 @@ class Host(Protocol):
 
 
 class Stream:
-    """One end of a stream: commands from its owner (the bridge), events from its session.
+    """One end of a stream: its owner passes on what the local socket does, its session what arrives.
 
-    `owner` belongs to the driver. The host is the session that carries the stream, None while it waits for one.
+    `owner` is for the driver and whoever registers there; `host` is None while no session carries the stream.
     """
 
     __slots__ = (
@@ -63,7 +63,7 @@ class Stream:
     )
 
     def __init__(self, *, opener: bool, service: str, client: str, budget: Budget, destination: str = "") -> None:
-        """Make a stream that may buffer what the floor of its budget allows, until it is opened."""
+        """Make a stream; it may buffer its reservation until a session carries it."""
         self.id = 0
         self.opener = opener
         self.service = service
@@ -72,7 +72,7 @@ class Stream:
         self.destination = destination
         self.state = State.OPENING if opener else State.DIALING
         self.accepted = False
-        self.send = SendHalf(budget, limit=budget.floor_bytes)
+        self.send = SendHalf(budget, limit=budget.reserved_bytes)
         self.receive = ReceiveHalf(budget)
         self.reset_sent = False
         self.end_reason = ""
@@ -87,7 +87,7 @@ class Stream:
         return f"<Stream {self.id} {self.state.value}>"
 
     def step(self, step: Step) -> None:
-        """Move along the table.
+        """Take a step of `TRANSITIONS`.
 
         Raises:
             RemoteProtocolError, LocalProtocolError: the table does not allow it.

@@ -1,4 +1,4 @@
-"""Batches <-> frames. The only module that knows CBOR (RFC 8949).
+"""Encoding of batches as frames in CBOR (RFC 8949).
 
 Frame 0 is `[version, epoch, seq, ack, [event, ...]]`, an event is `[kind, field, ...]`. Payloads of 16 KiB or
 more are frames of their own, in order; the event then holds their length instead of the bytes. `docs/protocol.md`

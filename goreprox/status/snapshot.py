@@ -153,8 +153,8 @@ def _streams(owner: Owner, metrics: Metrics) -> StreamsStatus:
         "dialing": metrics.dialing,
         "sent_bytes": owner.ended.sent_bytes + sum(stream.sent_bytes for stream in live),
         "received_bytes": owner.ended.received_bytes + sum(stream.received_bytes for stream in live),
-        "borrowed_bytes": budget.borrowed_bytes,
-        "lendable_bytes": budget.loan_bytes,
+        "borrowed_bytes": budget.pool_used_bytes,
+        "lendable_bytes": budget.pool_bytes,
     }
 
 

@@ -223,7 +223,7 @@ class _End:
             elif notice.kind is Kind.REFUSED:
                 assert stream is not None
                 stream.abort("refused")
-        assert self.budget.borrowed_bytes >= 0
+        assert self.budget.pool_used_bytes >= 0
         if session.failed is not None:
             assert not session.streams
 
@@ -292,13 +292,16 @@ def fuzz_session(data: bytes) -> None:
             )
         end.turn()
         end.now += 0.01
-    held = sum(s.send._borrowed + s.receive._borrowed for s in (*end.streams, *bystander.streams))
-    assert budget.borrowed_bytes == held, "the budget leaks"
+    held = sum(s.send.pool_used_bytes + s.receive.pool_used_bytes for s in (*end.streams, *bystander.streams))
+    assert budget.pool_used_bytes == held, "the budget leaks"
     end.session.abandon("the end")
     end.turn()
     assert not end.session.streams
     assert bystander.streams[0].state is State.OPENING
-    assert budget.borrowed_bytes == bystander.streams[0].receive._borrowed + bystander.streams[0].send._borrowed
+    assert (
+        budget.pool_used_bytes
+        == bystander.streams[0].receive.pool_used_bytes + bystander.streams[0].send.pool_used_bytes
+    )
 
 
 def _message(end: _End, what: int, body: bytes) -> list[Buffer]:

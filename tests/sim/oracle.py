@@ -226,8 +226,8 @@ class Oracle:
         if node is None or node.process is not process:
             return
         budget = node.driver.budget
-        if not 0 <= budget.borrowed_bytes <= budget.loan_bytes:
-            raise Violation(f"{process.slot}: {budget.borrowed_bytes} bytes lent of {budget.loan_bytes}")
+        if not 0 <= budget.pool_used_bytes <= budget.pool_bytes:
+            raise Violation(f"{process.slot}: {budget.pool_used_bytes} bytes of the pool used, of {budget.pool_bytes}")
         live = node.app.bridges.connections
         if node.app.connections >= self._cluster.max_connections:
             node.full_at = self._cluster.world.now
@@ -245,10 +245,10 @@ class Oracle:
                 raise Violation(f"{slot}: {peer.info.name.name} broke the protocol: {peer.session.failed}")
             streams |= {id(stream): stream for stream in peer.session.streams.values()}
         borrowed = held = lent = expected = 0
-        floor = driver.budget.floor_bytes
+        floor = driver.budget.reserved_bytes
         for stream in streams.values():
             send, receive = stream.send, stream.receive
-            borrowed += send._borrowed + receive._borrowed
+            borrowed += send.pool_used_bytes + receive.pool_used_bytes
             kept = sum(map(len, send._unacked)) + sum(map(len, send._unsent))
             waiting = sum(map(len, receive.chunks))
             held += kept + waiting
@@ -264,12 +264,12 @@ class Oracle:
             if send.sent > send.limit:
                 raise Violation(f"{slot}: {stream} sent more than the peer's window")
         budget = driver.budget
-        if lent > budget.borrowed_bytes:
+        if lent > budget.pool_used_bytes:
             raise Violation(
-                f"{slot}: streams hold or expect {lent} bytes beyond floors, {budget.borrowed_bytes} are lent"
+                f"{slot}: streams hold or expect {lent} bytes beyond reservations, {budget.pool_used_bytes} are lent"
             )
-        if borrowed != budget.borrowed_bytes:
-            raise Violation(f"{slot}: streams have borrowed {borrowed} bytes, {budget.borrowed_bytes} are lent")
+        if borrowed != budget.pool_used_bytes:
+            raise Violation(f"{slot}: streams have borrowed {borrowed} bytes, {budget.pool_used_bytes} are lent")
         if held + expected > self._cluster.memory:
             raise Violation(f"{slot}: holds {held} bytes and expects {expected}, of {self._cluster.memory}")
         self._check_buried(node)
@@ -322,8 +322,8 @@ class Oracle:
             left = [stream for peer in node.driver.peers.values() for stream in peer.session.streams.values()]
             if left or node.app.bridges.connections:
                 raise Violation(f"{node.process.slot} has streams left: {left or list(node.app.bridges.connections)}")
-            if node.driver.budget.borrowed_bytes:
-                raise Violation(f"{node.process.slot}: {node.driver.budget.borrowed_bytes} bytes lent at rest")
+            if node.driver.budget.pool_used_bytes:
+                raise Violation(f"{node.process.slot}: {node.driver.budget.pool_used_bytes} bytes lent at rest")
         self._check_views()
         for far in (*self._cluster.clients, *self._cluster.targets):
             if not far.over:

@@ -311,7 +311,7 @@ def _account_for_the_window_in_place_of_what_was_granted(patch: pytest.MonkeyPat
 
     def take_ack(self: ReceiveHalf) -> tuple[int, int]:
         told = original(self)
-        self._borrowed = self._budget.account(held=self._borrowed, holding=self._window)
+        self.pool_used_bytes = self._budget.account(used=self.pool_used_bytes, holding=self._window)
         return told
 
     patch.setattr(ReceiveHalf, "take_ack", take_ack)

@@ -192,7 +192,7 @@ class Network:
                     assert b.eof_written and len(a.read) == b.written
                 assert a.stream.send.end - a.stream.send.acked <= max(a.stream.send.limit - a.stream.send.acked, 0)
         for budget in self.budgets.values():
-            assert 0 <= budget.borrowed_bytes <= budget.loan_bytes
+            assert 0 <= budget.pool_used_bytes <= budget.pool_bytes
 
     def settle(self, *, seconds: float = 120.0) -> None:
         """Heal everything and let all sockets read, until both sessions are empty and at rest."""
@@ -208,7 +208,7 @@ class Network:
                 socket.deliver(1 << 30, self.now)
                 socket.write_eof()
         for budget in self.budgets.values():
-            assert budget.borrowed_bytes == 0
+            assert budget.pool_used_bytes == 0
 
     def finish(self) -> None:
         """Heal, let everything end, and compare every end with what the other side did."""

@@ -22,7 +22,7 @@ KIB, MIB = limits.KIB, limits.MIB
 FILE = Path(__file__).parents[2] / "docs/protocol.md"
 TIMES = carrier.Timings()
 MEMORY = defaults.DEFAULT_MEMORY_MIB * MIB
-RESERVED = Budget(total_bytes=MEMORY, max_streams=defaults.DEFAULT_MAX_CONNECTIONS).floor_bytes
+RESERVED = Budget(total_bytes=MEMORY, max_streams=defaults.DEFAULT_MAX_CONNECTIONS).reserved_bytes
 STALL_PROBES_S = limits.PROBE_MIN_S * (2 ** (limits.STALL_PROBES + 1) - 1)
 STALL_ROUND_TRIPS = 4 * (2 ** (limits.STALL_PROBES + 1) - 1)
 ROUTING_BYTES = peers.ID_BYTES + peers.NONCE_BYTES
@@ -204,11 +204,11 @@ BOUNDS = [
     f"| {limits.RESUME_MAX:,}; of those that have ended here {limits.LAST_WORDS_MAX:,} and",
     "each takes 8 bytes until the epoch ends",
     f"from the reservation to {size(limits.WINDOW_MAX)}; it doubles when half of it is delivered within 2 round trips",
-    f"memory / 2 / {budget.HALVES} directions / max connections, at least {size(budget.FLOOR_MIN)},"
-    f" at most {size(budget.FLOOR_MAX)}; {RESERVED:,} bytes by default",
+    f"memory / 2 / {budget.DIRECTIONS} directions / max connections, at least {size(budget.RESERVED_MIN)},"
+    f" at most {size(budget.RESERVED_MAX)}; {RESERVED:,} bytes by default",
     f"{size(limits.WINDOW_INITIAL)} while less than 1/4 of the shared pool",
     "memory / 2 in all.",
-    f"at most 1/{budget.SHARE} of what is free to it, and at most {size(limits.WINDOW_INITIAL)} plus half",
+    f"at most 1/{budget.POOL_SHARE} of what is free to it, and at most {size(limits.WINDOW_INITIAL)} plus half",
     "less than " + "{} ({}, {})".format(*map(size, budget.TIERS)) + " leave 1/2 (1/4, 1/8) of the pool to others",
     f"messages in flight on a path | {limits.IN_FLIGHT_MESSAGES} |",
     f"peers of a broker | {defaults.DEFAULT_MAX_PEERS:,} |",

@@ -120,9 +120,9 @@ def test_an_end_of_file_counts_as_one_in_acks() -> None:
 
 
 def poor() -> ReceiveHalf:
-    """Give one with the least window: everything is lent to others."""
+    """Give one with the least window: others use all of the pool."""
     budget = Budget(total_bytes=MIB, max_streams=128)
-    budget.account(held=0, holding=budget.floor_bytes + budget.loan_bytes)
+    budget.account(used=0, holding=budget.reserved_bytes + budget.pool_bytes)
     return ReceiveHalf(budget)
 
 
@@ -169,10 +169,10 @@ def test_the_window_grows_no_further_than_the_budget() -> None:
     budget = Budget(total_bytes=MIB, max_streams=64)
     receive = ReceiveHalf(budget)
     receive.receive(0, bytes(WINDOW_INITIAL))
-    borrowed = WINDOW_INITIAL - budget.floor_bytes
-    assert budget.borrowed_bytes == borrowed
-    budget.account(held=0, holding=budget.floor_bytes + 400 * KIB)
-    expected = budget.allowance(borrowed, moved=WINDOW_INITIAL // 2)
+    used = WINDOW_INITIAL - budget.reserved_bytes
+    assert budget.pool_used_bytes == used
+    budget.account(used=0, holding=budget.reserved_bytes + 400 * KIB)
+    expected = budget.allowance(used, moved=WINDOW_INITIAL // 2)
     assert expected < WINDOW_INITIAL
     consume(receive, WINDOW_INITIAL // 2)
     assert receive.take_ack() == (WINDOW_INITIAL // 2, max(WINDOW_INITIAL, WINDOW_INITIAL // 2 + expected))
@@ -194,14 +194,14 @@ def test_windows_that_grew_during_an_outage_stay_within_the_budget() -> None:
         move(receive, 0.06)
     for receive in halves:
         receive.take_ack()
-    assert budget.borrowed_bytes <= budget.loan_bytes // 2  # the other half is for those that have moved more
+    assert budget.pool_used_bytes <= budget.pool_bytes // 2  # the other half is for those that have moved more
 
 
 def test_the_limit_never_moves_back() -> None:
     budget = Budget(total_bytes=MIB, max_streams=64)
     receive = ReceiveHalf(budget)
     receive.receive(0, bytes(WINDOW_INITIAL))
-    budget.account(held=0, holding=budget.floor_bytes + budget.loan_bytes)
+    budget.account(used=0, holding=budget.reserved_bytes + budget.pool_bytes)
     consume(receive, WINDOW_INITIAL // 2)
     assert receive.take_ack()[1] == WINDOW_INITIAL
 
@@ -209,10 +209,10 @@ def test_the_limit_never_moves_back() -> None:
 def test_a_discard_gives_the_budget_back() -> None:
     budget = Budget(total_bytes=4 * MIB, max_streams=64)
     receive = ReceiveHalf(budget)
-    assert budget.borrowed_bytes == WINDOW_INITIAL - budget.floor_bytes
+    assert budget.pool_used_bytes == WINDOW_INITIAL - budget.reserved_bytes
     receive.receive(0, b"abc")
     receive.discard()
-    assert budget.borrowed_bytes == 0
+    assert budget.pool_used_bytes == 0
     assert not receive.chunks
 
 
@@ -220,8 +220,8 @@ def test_what_was_promised_before_a_window_shrank_stays_counted() -> None:
     budget = Budget(total_bytes=MIB, max_streams=64)
     receive = ReceiveHalf(budget)
     receive.receive(0, bytes(WINDOW_INITIAL))
-    budget.account(held=0, holding=budget.floor_bytes + budget.loan_bytes)
+    budget.account(used=0, holding=budget.reserved_bytes + budget.pool_bytes)
     consume(receive, WINDOW_INITIAL // 2)
     delivered, limit = receive.take_ack()
     assert limit - delivered == WINDOW_INITIAL // 2
-    assert budget.borrowed_bytes == budget.loan_bytes + WINDOW_INITIAL // 2 - budget.floor_bytes
+    assert budget.pool_used_bytes == budget.pool_bytes + WINDOW_INITIAL // 2 - budget.reserved_bytes

@@ -235,10 +235,10 @@ def test_a_discard_gives_the_budget_back() -> None:
     budget = Budget(total_bytes=4 * MIB, max_streams=64)
     send = SendHalf(budget, limit=MIB)
     send.write(bytes(FLOOR + 1000))
-    assert budget.borrowed_bytes == 1000
+    assert budget.pool_used_bytes == 1000
     send.take(1000)
     send.discard()
-    assert budget.borrowed_bytes == 0
+    assert budget.pool_used_bytes == 0
     assert not send.pending
 
 

@@ -71,7 +71,7 @@ def test_an_epoch_begins_with_a_resume_from_both_ends() -> None:
     assert peer.session.epochs.round_trip_s == 0.1
     peer.session.path_up("a", 0.0)
     assert peer.path_in_use == "a"
-    assert peer.heard() == [Resume(GRACE_S, peer.budget.floor_bytes, 1, True, ())]
+    assert peer.heard() == [Resume(GRACE_S, peer.budget.reserved_bytes, 1, True, ())]
     before = (peer.session.established, peer.session.epochs.lost_at)
     peer.now = 0.2
     peer.say(hello())
@@ -95,7 +95,7 @@ def test_an_epoch_of_the_peer_is_answered() -> None:
     peer = Peer(opener=False)
     peer.session.path_up("a", 0.0)
     peer.begin(hello(), epoch=2)
-    assert peer.heard() == [Resume(GRACE_S, peer.budget.floor_bytes, 1, True, ())]
+    assert peer.heard() == [Resume(GRACE_S, peer.budget.reserved_bytes, 1, True, ())]
     assert (peer.epoch, peer.session.established) == (2, True)
 
 
@@ -502,7 +502,7 @@ def test_an_accept_during_a_resume_is_told_after_it() -> None:
     peer, stream = dialing()
     peer.session.path_up("a", 0.0)
     assert peer.heard() == [
-        Resume(GRACE_S, peer.budget.floor_bytes, 2, True, (Live(1, False, 0, 0, WINDOW_INITIAL, False),))
+        Resume(GRACE_S, peer.budget.reserved_bytes, 2, True, (Live(1, False, 0, 0, WINDOW_INITIAL, False),))
     ]
     stream.accept()
     peer.say(hello(live(1, accepted=False), next_id=2))
@@ -555,23 +555,23 @@ def test_delivery_is_acknowledged_with_others_after_a_delay() -> None:
     assert peer.heard() == [Ack(1, 3, WINDOW_INITIAL + 3), Ack(2, 3, WINDOW_INITIAL + 3)]
 
 
-def test_delivery_of_half_of_the_peers_floor_is_acknowledged_soon() -> None:
-    """A peer whose budget is used up keeps no more than its floor: it waits, however large the window is."""
-    floor = 8192
+def test_delivery_of_half_of_the_peers_reservation_is_acknowledged_soon() -> None:
+    """A peer that has used up its budget buffers only its reservation, and waits, however large the window is."""
+    reserved = 8192
     peer = Peer(opener=True)
     peer.session.path_up("a", 0.0)
     peer.heard()
-    peer.say(Resume(60.0, floor, 1, True, ()))
+    peer.say(Resume(60.0, reserved, 1, True, ()))
     few, half = peer.open(), peer.open()
     peer.heard()
-    for stream, count in ((few, 3), (half, floor // 2)):
-        peer.say(Accept(stream.id, floor), Data(stream.id, 0, bytes(count)))
+    for stream, count in ((few, 3), (half, reserved // 2)):
+        peer.say(Accept(stream.id, reserved), Data(stream.id, 0, bytes(count)))
         stream.consume(count, now=1.0)
     peer.now = 1.0
     assert peer.heard() == []
     assert peer.session.deadline() == 1.0 + PATH_ACK_DELAY_S
     peer.now = 1.0 + PATH_ACK_DELAY_S
-    assert peer.heard() == [Ack(stream.id, n, WINDOW_INITIAL + n) for stream, n in ((few, 3), (half, floor // 2))]
+    assert peer.heard() == [Ack(stream.id, n, WINDOW_INITIAL + n) for stream, n in ((few, 3), (half, reserved // 2))]
 
 
 def test_delivery_of_an_eighth_of_the_first_window_is_acknowledged_at_once() -> None:
@@ -668,7 +668,7 @@ def test_what_the_peer_did_not_receive_is_sent_again() -> None:
     assert peer.heard() == [Data(1, 0, b"abcdef"), Eof(1, 6)]
     peer.session.path_down("a", 0.0)
     resume, *replay = peer.connect(live(1, received=4, delivered=2), next_id=2)
-    assert resume == Resume(GRACE_S, peer.budget.floor_bytes, 2, True, (Live(1, True, 0, 0, WINDOW_INITIAL, False),))
+    assert resume == Resume(GRACE_S, peer.budget.reserved_bytes, 2, True, (Live(1, True, 0, 0, WINDOW_INITIAL, False),))
     assert replay == [Data(1, 4, b"ef"), Eof(1, 6)]
     assert (peer.session.counters.replayed_bytes, stream.send.acked) == (2, 2)
 
@@ -777,7 +777,7 @@ def test_a_stream_that_the_peer_has_reset_goes_on_to_its_socket() -> None:
     peer, stream = opened()
     peer.say(Data(1, 0, b"abc"), Reset(1, 3, "gone"))
     peer.session.path_down("a", 0.0)
-    assert peer.connect(live(1), next_id=2)[0] == Resume(GRACE_S, peer.budget.floor_bytes, 2, True, ())
+    assert peer.connect(live(1), next_id=2)[0] == Resume(GRACE_S, peer.budget.reserved_bytes, 2, True, ())
     assert stream.state is State.RESET
     stream.consume(3, now=0.0)
     stream.finish_reset()
@@ -929,7 +929,7 @@ def test_a_failed_session_aborts_its_streams_and_listens_no_more() -> None:
     assert not peer.session.established
     assert peer.notices() == []
     assert peer.heard() == []
-    assert peer.budget.borrowed_bytes == 0
+    assert peer.budget.pool_used_bytes == 0
 
 
 def test_another_version_is_refused() -> None:

@@ -5,6 +5,7 @@ It reports which peers are up. It may lose messages; its users recover. It impor
 
 from brokers.carrier import Buffer, Carrier, Receiver, Timings
 from brokers.cbor import decode_cbor
+from brokers.diagnosis import Cause
 from brokers.envelope import REVOKED
 from brokers.errors import BadMessage, BadName, BindError, FabricError
 from brokers.keys import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity, is_key
@@ -24,6 +25,7 @@ __all__ = [
     "BrokerSecurity",
     "Buffer",
     "Carrier",
+    "Cause",
     "FabricError",
     "Grant",
     "KeyPair",

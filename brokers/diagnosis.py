@@ -16,7 +16,6 @@ from loguru import logger
 
 from brokers.errors import BadMessage
 from brokers.limited_log import LimitedLog
-from brokers.peers import Role
 from brokers.resolver import SocketAddress
 
 PROBE_S: Final = 3.0
@@ -31,8 +30,6 @@ REPEAT_S: Final = 300.0
 """While the link stays down, its problems are logged again this often."""
 PROBLEMS: Final = 16
 """Different problems logged in that time: a hostile broker may name any number of them."""
-USUAL_PORTS: Final = {Role.PROVIDER: 9887, Role.EDGE: 9888}
-"""Where brokers listen for each role unless told otherwise."""
 _SIGNATURE: Final = b"\xff\0\0\0\0\0\0\0\1\x7f"
 _QUESTION: Final = _SIGNATURE + b"\3"
 """As much of a greeting as makes a ZMTP 3 peer send all of its own. A broker logs nothing about a connection that ends
@@ -43,25 +40,39 @@ _PROTOCOLS: Final = {b"HTTP/": "HTTP", b"<": "HTTP", b"SSH-": "SSH", b"\x15\x03"
 """How the responses of others to a greeting begin."""
 
 
-class Responder(enum.Enum):
-    """What is at an address where a broker should be. The value is the `cause` of log lines."""
+class Cause(enum.Enum):
+    """Why a link is down. The value is the field `cause` of log lines."""
 
+    UNRESOLVED = "unresolved"
+    """The host name has no address."""
     UNREACHABLE = "unreached"
-    """Nothing: no connection."""
+    """There is no connection."""
     SILENT = "silent"
-    """It accepts connections and sends nothing."""
+    """Something accepts connections and sends nothing."""
+    STALLED = "stalled"
+    """The same, though the link has been up before."""
     OTHER_PROTOCOL = "other protocol"
-    """It does not speak ZMTP."""
+    """Something does not speak ZMTP."""
     PLAINTEXT = "no keys"
-    """It speaks ZMTP in plaintext."""
+    """The broker has no keys, and we have."""
     CURVE = "keys"
-    """It speaks ZMTP and demands keys."""
+    """The broker demands keys, and we have none."""
+    OTHER_KEY = "other key"
+    """The broker has another key than we expect."""
+    UNKNOWN_KEY = "unknown key"
+    """The broker rejects our key."""
+    SLOW = "slow"
+    """Handshakes time out."""
+    REFUSED = "refused"
+    """The broker refused our hello, or has revoked our key."""
+    MALFORMED = "malformed"
+    """The broker sent a message that no broker would send."""
 
 
 class Finding(NamedTuple):
-    """What is there, and details of it for people."""
+    """What a probe has found: a cause that may keep the link down, and details for people."""
 
-    responder: Responder
+    cause: Cause
     detail: str = ""
 
 
@@ -82,51 +93,58 @@ async def probe(address: SocketAddress) -> Finding:
                     response += more
     except TimeoutError:
         if not connected:
-            return Finding(Responder.UNREACHABLE, f"no response within {PROBE_S:g} s")
+            return Finding(Cause.UNREACHABLE, f"no response within {PROBE_S:g} s")
         if not response:
-            return Finding(Responder.SILENT, "it sends nothing")
+            return Finding(Cause.SILENT, "it sends nothing")
     except OSError as exc:
         if not connected:
-            return Finding(Responder.UNREACHABLE, os.strerror(exc.errno) if exc.errno else str(exc))
+            return Finding(Cause.UNREACHABLE, os.strerror(exc.errno) if exc.errno else str(exc))
     return _classify(response)
 
 
 def _classify(response: bytes) -> Finding:
     if not response:
-        return Finding(Responder.OTHER_PROTOCOL, "it disconnects")
+        return Finding(Cause.OTHER_PROTOCOL, "it disconnects")
     if response[0] != _SIGNATURE[0] or response[9:10] not in (b"", _SIGNATURE[9:]):
         protocol = next((name for start, name in _PROTOCOLS.items() if response.startswith(start)), "something else")
-        return Finding(Responder.OTHER_PROTOCOL, f"it speaks {protocol}")
+        return Finding(Cause.OTHER_PROTOCOL, f"it speaks {protocol}")
     match response[_MECHANISM].rstrip(b"\0"):
         case b"CURVE":
-            return Finding(Responder.CURVE)
+            return Finding(Cause.CURVE)
         case b"NULL":
-            return Finding(Responder.PLAINTEXT)
+            return Finding(Cause.PLAINTEXT)
         case b"":
-            return Finding(Responder.UNREACHABLE, "the connection was lost")
+            return Finding(Cause.UNREACHABLE, "the connection was lost")
         case _:
-            return Finding(Responder.OTHER_PROTOCOL, "it speaks ZeroMQ with another security mechanism")
+            return Finding(Cause.OTHER_PROTOCOL, "it speaks ZeroMQ with another security mechanism")
 
 
 class Diagnosis:
     """Is told what happens to a link, probes the address where libzmq cannot tell why, and logs it."""
 
     def __init__(
-        self, role: Role, host: str, port: int, label: str, *, keyed: bool, changed: Callable[[], None]
+        self,
+        host: str,
+        label: str,
+        *,
+        called: str,
+        keyed: bool,
+        advise: Callable[[Cause], str | None],
+        changed: Callable[[], None],
     ) -> None:
-        """Diagnose the link of a `role` to `label`, that is `host`:`port`; `keyed`: it demands keys.
+        """Diagnose the link to the broker at `label`, on `host`, which is `called` so in texts.
 
-        `changed` is called with each change of `problem`.
+        `keyed`: the link demands keys. `advise` returns what to do about a cause, if anything. `changed` is called with
+        each change of `problem`.
         """
+        self._advise = advise
         self._changed = changed
         self.problem: str | None = None
         """Why the link is down, for people; None if it is up, or nothing is known yet."""
-        self._what = "broker" if role is Role.EDGE else "server"
-        """What the other end is called; a provider does not know whether it is more than a broker."""
-        self._at = f"the {self._what} at {label}"
+        self._called = called
+        self._at = f"the {called} at {label}"
         self._label = label
-        self._role = role
-        self._host, self._port = host, port
+        self._host = host
         self._keyed = keyed
         self._loop = asyncio.get_running_loop()
         self._log = LimitedLog(burst=PROBLEMS, period_s=REPEAT_S, summary=False, clock=self._loop.time)
@@ -205,61 +223,50 @@ class Diagnosis:
             self._explain(finding)
 
     def _explain(self, finding: Finding) -> None:
-        cause = finding.responder.value
-        match finding.responder:
-            case Responder.UNREACHABLE:
-                hint = "is it running, and does a firewall let this through?"
-                self._report(cause, f"cannot reach {self._at}: {finding.detail}; {hint}")
-            case Responder.SILENT if self._was_up:
-                self._report(cause, f"{self._at} accepts connections but sends nothing; is it stopped or overloaded?")
-            case Responder.SILENT | Responder.OTHER_PROTOCOL:
-                text = f"nothing that speaks goreprox's protocol answers at {self._label} ({finding.detail})"
-                self._report(cause, f"{text}; {self._advice}")
-            case Responder.PLAINTEXT if self._keyed:
-                self._report(cause, f"{self._at} has no keys; start it with keys, or this one with --insecure, too")
-            case Responder.CURVE if not self._keyed:
-                self._report(cause, f"{self._at} wants keys; get a join string from it")
-            case Responder.CURVE if self._rejections >= REJECTIONS:
-                text = f"{self._at} has another key than we expect; get a new join string from it"
-                self._report("other key", text)
+        match finding.cause:
+            case Cause.UNREACHABLE:
+                self._report(Cause.UNREACHABLE, f"cannot reach {self._at}: {finding.detail}")
+            case Cause.SILENT if self._was_up:
+                self._report(Cause.STALLED, f"{self._at} accepts connections but sends nothing")
+            case Cause.SILENT | Cause.OTHER_PROTOCOL as cause:
+                self._report(cause, f"no {self._called} answers at {self._label} ({finding.detail})")
+            case Cause.PLAINTEXT if self._keyed:
+                self._report(Cause.PLAINTEXT, f"{self._at} has no keys")
+            case Cause.CURVE if not self._keyed:
+                self._report(Cause.CURVE, f"{self._at} wants keys")
+            case Cause.CURVE if self._rejections >= REJECTIONS:
+                self._report(Cause.OTHER_KEY, f"{self._at} has another key than we expect")
             case _ if self._timed_out:
-                self._report("slow", f"{self._at} does not finish the handshake in time; is it overloaded?")
+                self._report(Cause.SLOW, f"{self._at} does not finish the handshake in time")
             case _:
                 pass  # the next handshake may well succeed
 
-    @property
-    def _advice(self) -> str:
-        if self._port != USUAL_PORTS[self._role]:
-            return f"is that the port for clients? {self._role}s have {USUAL_PORTS[self._role]}"
-        return f"is the {self._what} running there, or does a captive portal or a proxy answer in its place?"
-
     def not_resolved(self, reason: str) -> None:
         """Note that the host has no address."""
-        self._report(
-            "unresolved",
-            f"the name {self._host} cannot be resolved ({reason}); if the {self._what} has another name, "
-            f"give it by --{self._what} HOST",
-        )
+        self._report(Cause.UNRESOLVED, f"the name {self._host} cannot be resolved ({reason})")
 
     def key_rejected(self) -> None:
         """Note that the broker rejected our key in the handshake."""
         self._rejections = 0
-        self._report("unknown key", f"{self._at} does not know our key, or no longer, or not for this port")
+        self._report(Cause.UNKNOWN_KEY, f"{self._at} does not know our key, or no longer, or not for this port")
 
     def refused(self, reason: str) -> None:
         """Note that the broker refused our hello, or has revoked our key."""
-        self._report("refused", f"{self._at} refuses: {reason}", reason=reason)
+        self._report(Cause.REFUSED, f"{self._at} refuses: {reason}", reason=reason)
 
     def not_understood(self, error: BadMessage) -> None:
         """Note that the broker sent a message that no broker would send."""
-        self._report("malformed", f"{self._at} sends malformed messages: {error}")
+        self._report(Cause.MALFORMED, f"{self._at} sends malformed messages: {error}")
 
-    def _report(self, cause: str, text: str, **fields: str) -> None:
+    def _report(self, cause: Cause, text: str, **fields: str) -> None:
         """Log what keeps the link down: once until it is up again, but now and then if it stays so."""
+        advice = self._advise(cause)
+        if advice is not None:
+            text = f"{text}; {advice}"
         if text != self.problem:
             self.problem = text
             self._changed()
-        self._log.say("link_down", f"{text}; retrying", broker=self._label, cause=cause, **fields)
+        self._log.say("link_down", f"{text}; retrying", broker=self._label, cause=cause.value, **fields)
 
     def close(self) -> None:
         """Stop examining."""

@@ -25,7 +25,7 @@ import zmq
 
 from brokers.carrier import Buffer, Receiver, Timings
 from brokers.channel import Channel, Monitor
-from brokers.diagnosis import Diagnosis
+from brokers.diagnosis import Cause, Diagnosis
 from brokers.envelope import (
     CLOSING,
     CONTROL,
@@ -97,10 +97,13 @@ class Link:
         *,
         timings: Timings | None = None,
         security: LinkSecurity | None = None,
+        called: str = "broker",
+        advise: Callable[[Cause], str | None] = lambda _cause: None,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         """Be `name` at the broker on `host`:`port`, in plaintext unless there is `security`; call `start`.
 
+        Log lines name the broker as it is `called`, and say what to do about a cause if `advise` returns something.
         `changed` is called when the link comes up, and when there is another reason why it is down.
         """
         self.label = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -118,7 +121,9 @@ class Link:
         self._address: SocketAddress | None = None
         """The same as `_endpoint`, for a plain connection."""
         self._tried: list[str] = []
-        self._diagnosis = Diagnosis(name.role, host, port, self.label, keyed=security is not None, changed=changed)
+        self._diagnosis = Diagnosis(
+            host, self.label, called=called, keyed=security is not None, advise=advise, changed=changed
+        )
         self._greet_s = GREET_S
         self._security = security
         self._brokers = list(security.brokers) if security is not None else []

@@ -4,8 +4,9 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
-from brokers import Link, LinkSecurity, PeerName, Receiver, Role, Timings
+from brokers import Cause, Link, LinkSecurity, PeerName, Receiver, Role, Timings
 from goreprox.config.addresses import Address
+from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import default_name
 from goreprox.config.process import ProcessConfig
 from goreprox.process.instance import INCARNATION_BYTES, Instance
@@ -73,6 +74,8 @@ class Member:
                 receiver,
                 timings=self._timings,
                 security=security,
+                called=_broker_of(self.name.role),
+                advise=advice(self.name.role, address.port),
                 changed=links.link_changed,
             )
             for address in addresses
@@ -80,3 +83,28 @@ class Member:
         for link in links.all:
             link.start()
         return links
+
+
+def _broker_of(role: Role) -> str:
+    """Return what the broker of a peer is called: a provider does not know whether it is more than that."""
+    return "broker" if role is Role.EDGE else "server"
+
+
+def advice(role: Role, port: int) -> Callable[[Cause], str | None]:
+    """Return a function that says what to do if the link of a `role` to `port` does not come up."""
+    broker, usual_port = _broker_of(role), EDGE_PORT if role is Role.EDGE else PROVIDER_PORT
+    if port == usual_port:
+        elsewhere = f"is the {broker} running there, or does a captive portal or a proxy answer in its place?"
+    else:
+        elsewhere = f"is that the port for clients? {role}s have {usual_port}"
+    return {
+        Cause.UNRESOLVED: f"if the {broker} has another name, give it by --{broker} HOST",
+        Cause.UNREACHABLE: "is it running, and does a firewall let this through?",
+        Cause.SILENT: elsewhere,
+        Cause.OTHER_PROTOCOL: elsewhere,
+        Cause.STALLED: "is it stopped or overloaded?",
+        Cause.SLOW: "is it overloaded?",
+        Cause.PLAINTEXT: "start it with keys, or this one with --insecure, too",
+        Cause.CURVE: "get a join string from it",
+        Cause.OTHER_KEY: "get a new join string from it",
+    }.get

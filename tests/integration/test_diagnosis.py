@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from brokers import BrokerSecurity, Grant, KeyPair, Link, LinkSecurity, PeerInfo, PeerName, Role, Router, Timings
+from brokers import BrokerSecurity, Cause, Grant, KeyPair, Link, LinkSecurity, PeerInfo, PeerName, Role, Router, Timings
 from brokers.carrier import Buffer, Carrier
-from brokers.diagnosis import USUAL_PORTS, Diagnosis
-from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
+from brokers.diagnosis import Diagnosis
+from goreprox.roles.member import advice
 from tests.support.sockets import HOST, abort, closed_port, stop_accepting
 from tests.support.waiting import eventually
 
@@ -90,7 +90,8 @@ async def listening(handler: Handler) -> AsyncIterator[int]:
 async def linked(
     port: int, security: LinkSecurity | None, role: Role = Role.PROVIDER, host: str = HOST
 ) -> AsyncIterator[Link]:
-    link = Link(PeerName(role, "web", bytes(16)), {}, host, port, Nobody(), timings=STEADY, security=security)
+    name, advise = PeerName(role, "web", bytes(16)), advice(role, port)
+    link = Link(name, {}, host, port, Nobody(), timings=STEADY, security=security, advise=advise)
     link.start()
     try:
         yield link
@@ -176,7 +177,9 @@ async def test_the_problem_of_a_link_is_logged_once_and_repeated_after_minutes(
     loop = asyncio.get_running_loop()
     now = round(loop.time())  # sums of whole seconds are exact
     monkeypatch.setattr(loop, "time", lambda: now)
-    diagnosis = Diagnosis(Role.PROVIDER, HOST, 9887, f"{HOST}:9887", keyed=True, changed=lambda: None)
+    diagnosis = Diagnosis(
+        HOST, f"{HOST}:9887", called="broker", keyed=True, advise=lambda _: None, changed=lambda: None
+    )
     for _ in range(100):
         diagnosis.key_rejected()
     assert len(events) == 1
@@ -191,5 +194,15 @@ async def test_the_problem_of_a_link_is_logged_once_and_repeated_after_minutes(
     assert len(events) < 20, "what a broker makes us say is bounded"
 
 
-def test_the_ports_in_messages_are_the_defaults() -> None:
-    assert USUAL_PORTS == {Role.PROVIDER: PROVIDER_PORT, Role.EDGE: EDGE_PORT}
+@pytest.mark.parametrize(
+    ("role", "port", "text"),
+    [
+        (Role.PROVIDER, 9887, "is the server running there, or does a captive portal or a proxy answer in its place?"),
+        (Role.EDGE, 9888, "is the broker running there, or does a captive portal or a proxy answer in its place?"),
+        (Role.PROVIDER, 9888, "is that the port for clients? providers have 9887"),
+        (Role.EDGE, 9887, "is that the port for clients? edges have 9888"),
+    ],
+)
+def test_the_usual_port_is_named_where_another_one_was_given(role: Role, port: int, text: str) -> None:
+    for cause in (Cause.SILENT, Cause.OTHER_PROTOCOL):
+        assert advice(role, port)(cause) == text

@@ -27,24 +27,24 @@ from goreprox.roles.loops import Loops
 
 RESOLVED_FOR_S: Final = 5.0
 """How long the addresses of a target's name are used before it is looked up again."""
-MAX_ENDPOINTS: Final = 16
+MAX_ADDRESSES: Final = 16
 """Addresses of one name that are tried: by default each then has 0.6 s. A DNS message has room for thousands."""
 _CONNECTING: Final = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED: Final = (0, errno.EISCONN)
 
 
 class Targets:
-    """The endpoints of each service's target: literal addresses, or names that are resolved in a thread and cached."""
+    """The target of each service, and its socket addresses: names are resolved in a thread and cached."""
 
     def __init__(self, targets: dict[str, Address]) -> None:
-        self.addresses = targets
+        self.by_service = targets
         self._found: dict[str, tuple[float, list[SocketAddress]]] = {}
         self._lookups: dict[str, asyncio.Task[list[SocketAddress]]] = {}
 
     def known(self, service: str) -> list[SocketAddress] | None:
-        """Return the cached endpoints of a service, or None if they have to be resolved first."""
-        at, endpoints = self._found.get(service, (0.0, []))
-        return endpoints if endpoints and clock() - at < RESOLVED_FOR_S else None
+        """Return the cached addresses of a service, or None if they have to be resolved first."""
+        at, addresses = self._found.get(service, (0.0, []))
+        return addresses if addresses and clock() - at < RESOLVED_FOR_S else None
 
     async def resolve(self, service: str) -> list[SocketAddress]:
         """Resolve the target's name; concurrent calls share one lookup, as each lookup has a thread.
@@ -66,10 +66,10 @@ class Targets:
             lookup.exception()  # every caller may be gone
 
     async def _look_up(self, service: str) -> list[SocketAddress]:
-        address = self.addresses[service]
-        endpoints = (await resolve(address.host, address.port))[:MAX_ENDPOINTS]
-        self._found[service] = (clock(), endpoints)
-        return endpoints
+        address = self.by_service[service]
+        addresses = (await resolve(address.host, address.port))[:MAX_ADDRESSES]
+        self._found[service] = (clock(), addresses)
+        return addresses
 
 
 class Dialer:
@@ -142,9 +142,9 @@ class _Dial:
 
     def start(self) -> None:
         """Begin; it may be over at once."""
-        endpoints = self._dialer.targets.known(self._stream.service)
-        if endpoints is not None:
-            self._try(endpoints)
+        addresses = self._dialer.targets.known(self._stream.service)
+        if addresses is not None:
+            self._try(addresses)
         else:
             lookup = self._loop.create_task(self._resolve(), name=f"resolve {self._stream.service}")
             self._cancels.append(lookup.cancel)
@@ -162,17 +162,17 @@ class _Dial:
 
     async def _resolve(self) -> None:
         try:
-            endpoints = await self._dialer.targets.resolve(self._stream.service)
+            addresses = await self._dialer.targets.resolve(self._stream.service)
         except (OSError, UnicodeError) as exc:
             why = exc.strerror if isinstance(exc, OSError) else "it is not a valid host name"
             self._refuse(f"the name cannot be resolved: {why}")
         else:
-            self._try(endpoints)
+            self._try(addresses)
 
     # One address.
 
-    def _try(self, endpoints: Sequence[SocketAddress]) -> None:
-        (family, self._address), *self._rest = endpoints
+    def _try(self, addresses: Sequence[SocketAddress]) -> None:
+        (family, self._address), *self._rest = addresses
         try:
             sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
             if sockets.taken_from_spare(sock.fileno()):
@@ -260,7 +260,7 @@ class _Dial:
 
     def _refuse(self, why: str) -> None:
         self._abandon()
-        address = self._dialer.targets.addresses[self._stream.service]
+        address = self._dialer.targets.by_service[self._stream.service]
         hint = ""
         if why == os.strerror(errno.ECONNREFUSED) and address.host == "127.0.0.1":
             hint = f"; if it listens on [::1] alone, give the target as localhost:{address.port}"

@@ -54,7 +54,7 @@ class Provider:
             connected=self._connected,
             failed=self.ended.add,
         )
-        self._targets = self.dialer.targets.addresses
+        self._targets = self.dialer.targets.by_service
         self._reachable = Reachable(self.driver, self._targets, self._log)
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:

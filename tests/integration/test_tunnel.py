@@ -188,11 +188,11 @@ async def test_a_stream_refused_by_one_provider_is_served_by_another_with_its_ea
 
 
 async def _loses_its_target(it: Tunnel, provider: Provider) -> None:
-    provider.dialer.targets.addresses["default"] = Address(HOST, it.stack.enter_context(nobodys_port()))
+    provider.dialer.targets.by_service["default"] = Address(HOST, it.stack.enter_context(nobodys_port()))
 
 
 async def _withdraws(_: Tunnel, provider: Provider) -> None:
-    provider.dialer.targets.addresses.clear()
+    provider.dialer.targets.by_service.clear()
 
 
 async def _is_left_alone(it: Tunnel, provider: Provider) -> None:

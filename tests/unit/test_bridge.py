@@ -2,19 +2,22 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
+import struct
 
 import pytest
 
 from goreprox.net import sockets
 from goreprox.net.poller import Poller
-from goreprox.protocol.events import Data, Eof, Reset
-from goreprox.protocol.limits import KIB
+from goreprox.protocol.events import Abort, Ack, Code, Data, Eof, Event, Reset
+from goreprox.protocol.limits import KIB, RESET_LINGER_S
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.tunnel.bridge import Bridge, Bridges
 from tests.support.waiting import eventually
-from tests.unit.protocol.harness import accepted
+from tests.unit.protocol.harness import WINDOW, accepted
 
 TIMEOUT_S = 3600.0
 
@@ -22,9 +25,12 @@ TIMEOUT_S = 3600.0
 class Clock:
     """A clock that the test sets."""
 
-    now = 0.0
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.reads = 0
 
     def __call__(self) -> float:
+        self.reads += 1
         return self.now
 
 
@@ -91,3 +97,186 @@ async def test_bytes_from_a_half_closed_socket_count_as_activity() -> None:
             clock.now = TIMEOUT_S + idle_s
             bridge._check_half_closed()
             assert bridge.open is is_open
+
+
+def data(events: list[Event]) -> bytes:
+    return b"".join(bytes(event.payload) for event in events if isinstance(event, Data))
+
+
+class Joined:
+    """A bridge, the far side of its socket, and the peer of its stream. Notices are passed on as by the driver."""
+
+    def __init__(self, *, half_closed_timeout_s: float | None = None) -> None:
+        self.clock = Clock()
+        self.bridges = Bridges(
+            Poller(lambda work: work()), clock=self.clock, half_closed_timeout_s=half_closed_timeout_s
+        )
+        self.peer, self.stream = accepted()
+        ours, self.far = pair()
+        self.far.setblocking(False)
+        self.ended: list[Bridge] = []
+        self.bridge = Bridge(self.bridges, ours, self.stream, self.ended.append)
+
+    def __enter__(self) -> "Joined":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.far.close()
+        self.bridge.abort("the test is over")
+
+    def say(self, *events: Event) -> None:
+        """Let the peer send events in one message."""
+        self.peer.say(*events)
+        self.obey()
+
+    def obey(self) -> None:
+        for notice in self.peer.notices():
+            if notice.stream is self.stream:
+                self.bridge.notice(notice.kind)
+
+    async def hears(self, kind: type[Event]) -> list[Event]:
+        """Return what the session has sent the peer, once an event of this kind is among it."""
+        heard: list[Event] = []
+
+        def has() -> bool:
+            heard.extend(self.peer.heard())
+            return any(isinstance(event, kind) for event in heard)
+
+        await eventually(has)
+        return heard
+
+    def reset_far(self) -> None:
+        self.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.far.close()
+
+    async def reads(self) -> bytes:
+        """Return what the far side reads next: b"" for an end of file."""
+        return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.far, 64 * KIB), 10)
+
+    def is_over(self) -> bool:
+        return self.ended == [self.bridge] and not self.bridges.connections and self.stream.state is State.CLOSED
+
+
+@pytest.mark.parametrize("first", ["socket", "stream"])
+async def test_both_ends_of_file_end_a_bridge_with_fin(first: str) -> None:
+    with Joined() as it:
+        it.far.send(b"request")
+        for who in sorted(["socket", "stream"], reverse=first == "stream"):
+            assert it.bridge.open
+            if who == "socket":
+                it.far.shutdown(socket.SHUT_WR)
+                assert data(await it.hears(Eof)) == b"request"
+                it.say(Ack(1, len(b"request") + 1, WINDOW))
+            else:
+                it.say(Data(1, 0, b"response"), Eof(1, len(b"response")))
+                assert (await it.reads(), await it.reads()) == (b"response", b"")
+        assert not it.bridge.open
+        it.peer.heard()
+        it.obey()
+        assert it.is_over()
+
+
+async def test_an_abort_of_the_stream_resets_the_socket() -> None:
+    with Joined() as it:
+        it.say(Abort(1, Code.OTHER, "gone"))
+        with pytest.raises(ConnectionResetError):
+            await it.reads()
+        assert it.is_over()
+
+
+async def test_an_abort_of_the_bridge_resets_both_sides() -> None:
+    with Joined() as it:
+        it.bridge.abort("the process is shutting down")
+        await it.hears(Abort)
+        with pytest.raises(ConnectionResetError):
+            await it.reads()
+        it.bridge.abort("again")
+        assert it.is_over()
+
+
+async def test_a_reset_of_the_socket_follows_the_bytes_before_it() -> None:
+    with Joined() as it:
+        it.far.send(b"last words")
+        assert data(await it.hears(Data)) == b"last words"
+        it.reset_far()
+        (reset,) = await it.hears(Reset)
+        assert reset == Reset(1, len(b"last words"), os.strerror(errno.ECONNRESET))
+        assert not it.bridge.open
+        it.say(Abort(1, Code.OTHER, "over"))
+        assert it.is_over()
+
+
+async def test_a_reset_that_a_write_meets_first_follows_the_bytes_before_it() -> None:
+    with Joined() as it:
+        it.far.send(b"last words")
+        it.reset_far()
+        it.say(Data(1, 0, b"too late"))  # before the loop can find the socket readable
+        assert data(await it.hears(Reset)) == b"last words"
+        assert not it.bridge.open
+
+
+async def test_resets_are_noticed_while_sockets_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goreprox.tunnel.bridge.WATCH_S", 0.01)
+    checks: list[list[int]] = []
+    errors_among = sockets.errors_among
+
+    def count(fds: list[int]) -> list[int]:
+        checks.append(fds)
+        return errors_among(fds)
+
+    monkeypatch.setattr(sockets, "errors_among", count)
+    with Joined() as it:
+        it.far.shutdown(socket.SHUT_WR)
+        await it.hears(Eof)
+        await eventually(lambda: len(checks) > 2)
+        assert it.bridge.open
+        it.reset_far()
+        await it.hears(Reset)
+        assert not it.bridge.open
+    with Joined() as another:
+        another.far.shutdown(socket.SHUT_WR)
+        another.reset_far()
+        await another.hears(Reset)
+
+
+async def test_a_socket_is_read_no_further_than_the_stream_has_room() -> None:
+    with Joined() as it:
+        room = it.stream.room
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(it.far, b"x" * (room + 1000)))
+        await eventually(lambda: it.stream.send.end == room)
+        it.peer.heard()
+        it.say(Ack(1, room, WINDOW))
+        await eventually(lambda: it.stream.send.end == room + 1000)
+        await sending
+
+
+async def test_a_reset_waits_for_a_socket_that_takes_nothing_no_longer_than_the_linger() -> None:
+    with Joined() as it:
+        size = 0
+        while not it.stream.receive.chunks:  # until the kernel takes no more
+            it.say(Data(1, size, bytes(16 * KIB)))
+            size += 16 * KIB
+            it.peer.heard()
+        it.say(Reset(1, size, "there"))
+        it.clock.now = RESET_LINGER_S - 0.1
+        reads = it.clock.reads
+        await eventually(lambda: it.clock.reads > reads + 1)
+        assert it.bridge.open
+        it.clock.now = RESET_LINGER_S
+        await eventually(lambda: not it.bridge.open)
+        assert it.is_over()
+
+
+async def test_a_half_closed_socket_that_is_silent_is_reset() -> None:
+    with Joined(half_closed_timeout_s=0.25) as it:
+        it.far.shutdown(socket.SHUT_WR)
+        await it.hears(Eof)
+        it.clock.now = 0.25
+        it.say(Data(1, 0, b"still here"))
+        it.clock.now = 0.375
+        reads = it.clock.reads
+        await eventually(lambda: it.clock.reads > reads)
+        assert it.bridge.open
+        it.clock.now = 0.5
+        await it.hears(Abort)
+        assert it.is_over() and it.stream.end_reason == "half-closed and silent for 0.25 s"

@@ -31,7 +31,7 @@ BATCH_EVENTS = 1024
 MAX_EVENTS = 2 * BATCH_EVENTS
 """Ours have at most one more than `BATCH_EVENTS`. 256 KiB would hold 29,000 Opens: 60 MiB of streams."""
 BATCH_BYTES = MIB
-"""A batch is full once its payloads reach this."""
+"""A batch is full once its payloads reach this: before it has more than `MAX_RAW_FRAMES`, of at least `RAW_PAYLOAD`."""
 BATCH_SHARE = 4
 """A batch is also full at this part of what may be in flight: if one filled the path, the next would be sent only once
 it is acknowledged, and the path would seem half as fast as it is."""

@@ -15,7 +15,6 @@ from goreprox.protocol.limits import (
     BATCH_INLINE,
     BATCH_SHARE,
     MAX_PAYLOAD,
-    MAX_RAW_FRAMES,
     QUANTUM_MIN,
     RAW_PAYLOAD,
 )
@@ -78,8 +77,8 @@ class Outbox:
         self.streams.clear()
         self._endings.carried.clear()
 
-    def batch(self, path: Path, *, established: bool) -> list[Event]:
-        """Return the events of the next message; payload only if the epoch is established."""
+    def batch(self, path: Path) -> list[Event]:
+        """Return the events of the next message."""
         events: list[Event] = []
         size = 0
         while self.control and len(events) < BATCH_EVENTS and size < BATCH_INLINE:
@@ -91,17 +90,17 @@ class Outbox:
             elif isinstance(event, (Refuse, Abort)):
                 size += 4 * len(event.reason)  # UTF-8 at its longest
                 self._endings.carried.append((path.seq, event.stream))
-        if established and not self.control and (waiting := len(self.streams)):
+        if waiting := len(self.streams):
             self._fill(events, size, path, waiting)
         return events
 
     def _fill(self, events: list[Event], size: int, path: Path, waiting: int) -> None:
         """Add payload of the `waiting` streams, each in its turn, as far as the path has room."""
-        inline, raws = size, 0
+        inline = size
         quantum = min(max(path.bound // 4 // waiting, QUANTUM_MIN), MAX_PAYLOAD)
         room = path.room
         most = min(BATCH_BYTES, path.bound // BATCH_SHARE)
-        while len(events) < BATCH_EVENTS and inline < BATCH_INLINE and size < most and raws < MAX_RAW_FRAMES:
+        while len(events) < BATCH_EVENTS and inline < BATCH_INLINE and size < most:
             if room - size < QUANTUM_MIN:
                 break
             stream = self.streams.turn(quantum)
@@ -118,8 +117,6 @@ class Outbox:
                 size += count + EVENT_BYTES
                 if count < RAW_PAYLOAD:
                     inline += count + EVENT_BYTES
-                else:
-                    raws += 1
             if send.sent == send.end and (send.eof or stream.state is RESETTING):
                 size += self._tail(stream, events, path)
             self.streams.done(stream, size - before, more=more > 0)

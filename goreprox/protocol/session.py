@@ -373,7 +373,7 @@ class Session:
                 outbox.wake()
         multiplexer.openings.mark_sent(self.streams, now)
         while outbox.control or outbox.streams:
-            events = outbox.batch(path, established=self.established)
+            events = outbox.batch(path)
             if not events:
                 break
             messages.append(_message(path, events, version=self._version, now=now))

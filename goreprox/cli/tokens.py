@@ -4,10 +4,11 @@ import datetime
 import errno
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Annotated, Final
 
+import tomlkit
 from cyclopts import App, Parameter
 
 from goreprox.cli.columns import columns
@@ -17,7 +18,7 @@ from goreprox.config.names import check_name, parse_services
 from goreprox.config.options import KEYS
 from goreprox.errors import ConfigError, StartError, advice
 from goreprox.http import auth, tokens
-from goreprox.http.tokens import Token
+from goreprox.http.tokens import Token, Tokens
 from goreprox.process.files import locked, overwrite, write_secret
 
 app: Final = App(
@@ -74,7 +75,7 @@ def new(
     value, table = tokens.draw(name, wanted, ends)
 
     def added(text: str) -> str:
-        if name in tokens.Tokens.parse(text).names:
+        if name in Tokens.parse(text).names:
             raise ConfigError(f"token {name}: there is one already; revoke it first")
         return f"{text}\n{table}" if text else table
 
@@ -82,7 +83,7 @@ def new(
     try:
         print(value, flush=True)
     except OSError:
-        _change(auth_tokens, lambda text: tokens.without(text, name))  # nobody will ever know it
+        _change(auth_tokens, lambda text: _without(text, name))  # nobody will ever know it
         raise
     print(f"made the token {name}; {path} keeps its hash", file=sys.stderr)
 
@@ -114,7 +115,7 @@ def revoke(name: str, /, *, auth_tokens: _File) -> None:
     name
         Whose token.
     """
-    _change(auth_tokens, lambda text: tokens.without(text, name))
+    _change(auth_tokens, lambda text: _without(text, name))
     print(f"the token {name} is no longer valid")
 
 
@@ -159,6 +160,21 @@ def _change(file: Path, change: Callable[[str], str]) -> Path:
     except OSError as exc:
         raise StartError(f"auth-tokens {path}: {exc.strerror}; {advice(exc, '--auth-tokens')}") from exc
     return path
+
+
+def _without(text: str, name: str) -> str:
+    """Return the text of a file without a token; all else, comments included, is kept.
+
+    Raises:
+        ConfigError: it is no file of tokens, or there is no such token.
+    """
+    if name not in Tokens.parse(text).names:
+        raise ConfigError(f"token {name}: there is none; `goreprox token list` shows all")
+    document = tomlkit.parse(text)
+    table = document["tokens"]
+    assert isinstance(table, MutableMapping)  # as `Tokens.parse` has found
+    del table[name]
+    return tomlkit.dumps(document)
 
 
 def _services(token: Token) -> str:

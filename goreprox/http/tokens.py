@@ -6,7 +6,6 @@ A token is 32 random bytes, so that its SHA-256 alone tells nothing and needs ne
 import datetime
 import hashlib
 import hmac
-import itertools
 import json
 import re
 import secrets
@@ -121,32 +120,6 @@ def draw(name: str, services: Sequence[str] | None, expires: datetime.datetime |
     if expires is not None:
         lines.append(f"expires = {expires.isoformat(timespec='seconds')}")
     return value, "\n".join(lines) + "\n"
-
-
-def without(text: str, name: str) -> str:
-    """Return the text of a file without the table of a token; all else, comments included, is unchanged.
-
-    Raises:
-        ConfigError: it is no file of tokens, there is no such token, or its table is not one block.
-    """
-    wanted = {token.name: token for token in Tokens.parse(text)}
-    if wanted.pop(name, None) is None:
-        raise ConfigError(f"token {name}: there is none; `goreprox token list` shows all")
-    lines = text.splitlines(keepends=True)
-    starts = [number for number, line in enumerate(lines) if line.lstrip().startswith("[")]
-    for start, end in itertools.pairwise([*starts, len(lines)]):
-        rest = "".join(lines[:start] + lines[end:])
-        # It is the right block if parsing shows that all other tokens are left.
-        if name in lines[start] and _are(wanted, rest):
-            return rest
-    raise ConfigError(f"token {name}: it is not a table of its own; remove it by hand")
-
-
-def _are(tokens: Mapping[str, Token], text: str) -> bool:
-    try:
-        return {token.name: token for token in Tokens.parse(text)} == tokens
-    except ConfigError:
-        return False
 
 
 class Failures:

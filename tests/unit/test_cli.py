@@ -704,16 +704,22 @@ def test_tokens_are_listed_without_hashes_and_revoked_one_by_one(
         assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("form", ['[tokens]\nbob.sha256 = "{0}"\n', 'tokens = {{ bob = {{ sha256 = "{0}" }} }}\n'])
-def test_a_token_that_is_not_a_table_of_its_own_is_not_edited(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
-) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        '# a comment\n[tokens]\nbob.sha256 = "{0}"\nalice.sha256 = "{1}"\n',
+        '# a comment\ntokens = {{ bob = {{ sha256 = "{0}" }}, alice = {{ sha256 = "{1}" }} }}\n',
+        '# a comment\n[tokens.alice]\nsha256 = "{1}"\n[tokens."bob"]\nsha256 = "{0}"\n',
+    ],
+)
+def test_a_token_is_revoked_in_whatever_form_it_is_written(tmp_path: Path, form: str) -> None:
     path = tmp_path / "tokens.toml"
-    path.write_text(form.format("0" * 64))
-    before = path.read_text()
-    assert cli.main(["token", "revoke", "bob", "--auth-tokens", str(path)]) == 2
-    assert "token bob: it is not a table of its own; remove it by hand" in capsys.readouterr().err
-    assert path.read_text() == before
+    path.write_text(form.format("0" * 64, "1" * 64))
+    path.chmod(0o600)
+    assert cli.main(["token", "revoke", "bob", "--auth-tokens", str(path)]) == 0
+    left = path.read_text()
+    assert Tokens.parse(left).names == {"alice"}
+    assert left.startswith("# a comment\n")
 
 
 def test_on_a_full_disk_tokens_are_revoked_but_not_created(

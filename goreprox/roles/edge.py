@@ -1,36 +1,31 @@
 """The edge: accepts clients, and gives each to a provider of its service. In a server, or a process of its own."""
 
 import functools
-from collections.abc import Iterable, Iterator
 
 from loguru import logger
 
 from brokers import LimitedLog, Role
-from goreprox.config.addresses import Listener, Scheme
-from goreprox.config.clients import ClientConfig
 from goreprox.config.roles import EdgeConfig, ServerConfig
-from goreprox.config.routes import Routes
 from goreprox.endpoint import Endpoint
-from goreprox.http.auth import Auth
 from goreprox.http.client import ClientConnection
 from goreprox.http.clients import ClientConnections
-from goreprox.http.exchange import Site
-from goreprox.http.forwarding import Forwarding
 from goreprox.http.provider_stream import Upstream
 from goreprox.net.access import Access
 from goreprox.net.poller import Poller
 from goreprox.process.clock import clock
 from goreprox.process.lifetime import Lifetime
-from goreprox.process.log import counted, listing
+from goreprox.process.log import counted
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.protocol.stream import Stream
 from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
+from goreprox.roles.entrances import announced, by_service, entrances
 from goreprox.roles.member import Member
+from goreprox.roles.sites import sites_of
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
 from goreprox.status.socket import serving
-from goreprox.tunnel.attributes import Port, ports
+from goreprox.tunnel.attributes import ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import wait_until
@@ -64,7 +59,7 @@ class Edge:
         self.http_clients = ClientConnections(self.bridges, self, self._budget)
         self.ended = EndedStreams(self.driver)
         self._access = Access(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
-        self._sites = _sites(clients, self._access)
+        self._sites = sites_of(clients, self._access)
         self.admission = Admission(clients, poller, self._access, has_room=self._has_room, admitted=self._admitted)
         self.listeners = self.admission.listeners
 
@@ -168,73 +163,17 @@ class Edge:
 
     def introduce(self, member: Member) -> None:
         """Announce where clients are accepted, in the peer list."""
-        member.attributes |= ports(self._ports())
+        member.attributes |= ports(announced(self._clients, self.listeners.addresses))
         self.assignment.check.attributes = member.attributes
-
-    def _ports(self) -> Iterator[Port]:
-        """Yield where clients are accepted: a listener with several addresses once, one with routes by their hosts."""
-        for listener, address in dict(self.listeners.addresses).items():
-            scheme, host, port = listener.scheme, listener.address.host or "", address.port
-            if not (scheme.is_http and self._clients.routes):
-                yield Port(listener.service, scheme.value, host, port)
-                continue
-            for route in self._clients.routes:
-                yield Port(route.service, scheme.value, host if "*" in route.host else route.host, port)
 
     def metrics(self) -> Metrics:
         """Return what the status shows of this edge (snapshot.Owner)."""
-        services: dict[str, list[str]] = {}
-        for listener, address in self.listeners.addresses:
-            for service in self._clients.services_of(listener):
-                services.setdefault(service, []).append(str(address))
         return Metrics(
-            services,
+            by_service(self._clients, self.listeners.addresses),
             self._max_connections,
             waiting_clients=self.assignment.pending,
             refused_clients=self._access.rejected,
         )
-
-
-def entrances(clients: ClientConfig, found: Iterable[tuple[Listener, int]]) -> str:
-    """Describe, for log lines, which services clients find at which ports."""
-    places = (
-        f"{'' if listener.scheme is Scheme.TCP else f'{listener.scheme.value}://'}:{port} "
-        f"({listing(clients.services_of(listener))})"
-        for listener, port in found
-    )
-    return f"clients on {', '.join(dict.fromkeys(places))}"
-
-
-def _sites(clients: ClientConfig, access: Access) -> dict[Listener, Site]:
-    """Return what each HTTP listener needs to know to serve its clients.
-
-    Raises:
-        StartError: the file of tokens cannot be used.
-    """
-    listeners = [listener for listener in clients.listeners if listener.scheme.is_http]
-    auth = None
-    if clients.tokens.file is not None:
-        auth = Auth(clients.tokens.file, clients.tokens.header, clock=clock)
-        plain = [listener.address for listener in listeners if listener.scheme is Scheme.HTTP]
-        exposed = [str(address) for address in plain if not address.is_loopback]
-        if exposed:
-            logger.bind(event="plaintext_tokens").warning(
-                "tokens arrive unencrypted on {}; listen with https://", ", ".join(exposed)
-            )
-    routes = Routes(clients.routes) if clients.routes else None
-    closed = access.denies if access.has_rules else None
-    return {
-        listener: Site(
-            listener.service,
-            auth,
-            Forwarding(clients.trusted_proxies, listener.scheme.value.encode(), clients.http.via),
-            routes,
-            closed,
-            clients.http,
-            logs=clients.http.access_log,
-        )
-        for listener in listeners
-    }
 
 
 async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:

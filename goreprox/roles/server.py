@@ -5,7 +5,8 @@ from goreprox.config.roles import ServerConfig
 from goreprox.errors import StartError
 from goreprox.process.lifetime import Lifetime
 from goreprox.roles.broker import describe, open_router
-from goreprox.roles.edge import Edge, entrances
+from goreprox.roles.edge import Edge
+from goreprox.roles.entrances import entrances
 from goreprox.roles.member import Member
 from goreprox.status.snapshot import Source
 from goreprox.status.socket import serving

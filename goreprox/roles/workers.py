@@ -25,8 +25,8 @@ from goreprox.config.roles import EdgeConfig
 from goreprox.errors import GoreproxError, StartError
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import configure
-from goreprox.roles.edge import entrances
 from goreprox.roles.edge import run as run_edge
+from goreprox.roles.entrances import entrances
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0

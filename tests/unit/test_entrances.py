@@ -3,7 +3,7 @@
 from goreprox.config.addresses import Listener
 from goreprox.config.clients import ClientConfig
 from goreprox.config.routes import Route
-from goreprox.roles.edge import entrances
+from goreprox.roles.entrances import entrances
 
 
 def test_each_port_is_named_once_with_its_services() -> None:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from brokers import REVOKED, Buffer, Carrier, PeerInfo, Role
+from brokers import REVOKED, Buffer, Carrier, LimitedLog, PeerInfo, Role
 from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
@@ -26,8 +26,6 @@ FORGET_S = 120.0
 """How long a session without streams is kept after its grace, so that a peer that returns can resume it."""
 MAX_ABSENT = 1024
 """How many such sessions are kept: 12 KiB each, most of it the peer's attributes."""
-MAX_INCOMPATIBLE = 1024
-"""How many incompatible peers are remembered, so that each is logged once."""
 OPENED, ACCEPTED, REFUSED, READABLE = Kind.OPENED, Kind.ACCEPTED, Kind.REFUSED, Kind.READABLE
 """Looked up once: an attribute of an enum costs ten times as much as a global."""
 
@@ -75,8 +73,7 @@ class Driver:
         self._absent: dict[bytes, Peer] = {}
         """Peers without a path and without streams, the one that left first in front."""
         self._batching = False
-        self._incompatible: set[bytes] = set()
-        """Peers with which we share no version, as far as that was logged."""
+        self._log = LimitedLog()
         self._by_host: dict[Host, Peer] = {}
 
     # Events of carriers (brokers.Receiver).
@@ -97,7 +94,7 @@ class Driver:
             return
         version = common_version(info.attributes.get("protocol"))
         if version is None:
-            self._reject(info)
+            log_incompatible(self._log, info)
             return
         self._bury(info)
         peer = self.peers.get(info.name.id)
@@ -111,11 +108,6 @@ class Driver:
         peer.epochs[carrier] = info.epoch
         peer.session.path_up(carrier, clock())
         self._wake(peer)
-
-    def _reject(self, info: PeerInfo) -> None:
-        if info.name.id not in self._incompatible and len(self._incompatible) < MAX_INCOMPATIBLE:
-            self._incompatible.add(info.name.id)
-            log_incompatible(info)
 
     def _bury(self, info: PeerInfo) -> None:
         """End the session with the predecessor of a peer, which has proven by its lock that the predecessor is dead."""

@@ -2,23 +2,18 @@
 
 from loguru import logger
 
-from brokers import PeerInfo
+from brokers import LimitedLog, PeerInfo
 from goreprox.process.log import counted
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.protocol.notices import Kind, Notice
 from goreprox.tunnel.peer import Peer
 
 
-def log_incompatible(info: PeerInfo) -> None:
+def log_incompatible(log: LimitedLog, info: PeerInfo) -> None:
     """Log that there is no version of the session that both sides speak."""
-    logger.bind(event="peer_incompatible", peer=info.name.name).warning(
-        "{} {} speaks protocol versions {}, we speak {} to {}: upgrade the older one",
-        info.name.role,
-        info.name.name,
-        info.attributes.get("protocol"),
-        VERSION_LEAST,
-        VERSION,
-    )
+    name, theirs = info.name, info.attributes.get("protocol")
+    text = f"{name.role} {name.name} speaks protocol versions {theirs}, we speak {VERSION_LEAST} to {VERSION}"
+    log.say("peer_incompatible", f"{text}: upgrade the older one", peer=name.name)
 
 
 def log_restarted(peer: Peer) -> None:

@@ -156,6 +156,10 @@ ONE_READING = {
     "a length in a list of equals": (HEAD + b"Content-Length: 5, 5\r\n\r\nhello", b"hello"),
     "a length with zeros": (HEAD + b"Content-Length: 005\r\n\r\nhello", b"hello"),
     "CHUNKED": (HEAD + b"Transfer-Encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"hello"),
+    "a chunk size of two digits": (
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n1a\r\n" + b"hello" * 5 + b"!\r\n0\r\n\r\n",
+        b"hello" * 5 + b"!",
+    ),
     "a chunk size with zeros": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0005\r\nhello\r\n000\r\n\r\n", b"hello"),
     "a long extension": (
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;" + b"a" * 4000 + b"\r\nhello\r\n0\r\n\r\n",

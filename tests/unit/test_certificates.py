@@ -97,7 +97,7 @@ def key_for_ssh(authority: Authority) -> None:
         (damage_key, r"tls-cert \S+cert.pem and tls-key \S+key.pem: one of them is damaged"),
     ],
 )
-def test_files_that_cannot_be_used_are_one_line(
+def test_unusable_certificate_files_are_reported_in_one_line(
     authority: Authority, spoil: Callable[[Authority], None], message: str
 ) -> None:
     spoil(authority)
@@ -106,9 +106,7 @@ def test_files_that_cannot_be_used_are_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_changed_pair_is_read_again_and_one_that_does_not_load_is_not_used(
-    authority: Authority, logged: list[str]
-) -> None:
+def test_changed_certificates_are_read_again_and_unusable_ones_ignored(authority: Authority, logged: list[str]) -> None:
     read = certificates(authority)
     first = read.context(Scheme.TLS)
     assert read.context(Scheme.TLS) is first
@@ -144,7 +142,7 @@ def test_the_expiry_is_that_in_the_certificate(authority: Authority, year: int) 
 @pytest.mark.parametrize(
     ("days", "text"), [(-1.0, "it expired at "), (WARN_S / DAY_S - 1, "it expires at "), (WARN_S / DAY_S + 1, None)]
 )
-def test_a_certificate_that_has_expired_or_soon_will_is_a_warning_with_the_date(
+def test_a_certificate_near_or_past_its_expiry_is_warned_of(
     authority: Authority, warnings: list[str], days: float, text: str | None
 ) -> None:
     expires = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)).replace(microsecond=0)
@@ -158,7 +156,7 @@ def test_a_certificate_that_has_expired_or_soon_will_is_a_warning_with_the_date(
     assert text + expires.isoformat(" ", "minutes") in line
 
 
-def test_a_running_process_warns_once_a_day_as_the_certificate_comes_to_its_end(
+def test_a_running_process_warns_once_a_day_before_the_expiry(
     authority: Authority, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = datetime.datetime.now(datetime.UTC)

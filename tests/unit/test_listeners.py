@@ -57,7 +57,7 @@ async def is_reset(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["in_the_drain", "before_it"])
-async def test_a_drain_without_descriptors_ends_and_nobody_is_accepted_after_it(
+async def test_a_drain_without_descriptors_ends_and_accepts_nobody(
     monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -87,7 +87,7 @@ async def test_a_drain_without_descriptors_ends_and_nobody_is_accepted_after_it(
     assert not welcomed
 
 
-async def test_whoever_waits_behind_one_that_has_gone_is_accepted_in_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_drain_accepts_clients_behind_one_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     welcomed: list[socket.socket] = []
     made = listening(lambda sock, *_: welcomed.append(sock))
     gone = [OSError(errno.ECONNABORTED, "gone")]
@@ -104,7 +104,7 @@ async def test_whoever_waits_behind_one_that_has_gone_is_accepted_in_a_drain(mon
         sock.close()
 
 
-async def test_whoever_waits_at_another_port_is_accepted_in_a_drain_though_one_port_fails(
+async def test_a_drain_accepts_clients_at_other_ports_when_one_fails(
     monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     welcomed: list[Endpoint] = []

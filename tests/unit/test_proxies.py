@@ -79,7 +79,7 @@ async def made(timeout_s: float = 30.0) -> AsyncIterator[Made]:
 
 
 @pytest.mark.parametrize("version", ProxyVersion)
-async def test_a_header_in_single_bytes_is_taken_and_not_a_byte_more(version: ProxyVersion) -> None:
+async def test_a_header_in_single_bytes_is_read_and_not_a_byte_more(version: ProxyVersion) -> None:
     async with made() as it:
         header = write(version, CLIENT, THERE)
         theirs = it.hear()
@@ -103,7 +103,7 @@ async def test_a_header_without_addresses_leaves_those_of_the_connection() -> No
         assert it.welcomed[0][1:] == (PROXY, HERE)
 
 
-async def test_what_is_no_header_is_reset_and_the_log_says_why() -> None:
+async def test_a_connection_without_a_header_is_reset_and_logged() -> None:
     async with made() as it:
         for data in (b"GET / HTTP/1.1\r\n\r\n", b"PROXY TCP4 1\r\n", b"\r\n\r\n\x01"):
             theirs = it.hear()
@@ -117,7 +117,7 @@ async def test_what_is_no_header_is_reset_and_the_log_says_why() -> None:
         ]
 
 
-async def test_a_header_that_does_not_come_in_time_is_waited_for_no_longer() -> None:
+async def test_a_header_that_does_not_arrive_in_time_is_a_reset() -> None:
     async with made(timeout_s=0.05) as it:
         silent, half = it.hear(), it.hear()
         half.send(b"PROXY TCP4 ")
@@ -127,7 +127,7 @@ async def test_a_header_that_does_not_come_in_time_is_waited_for_no_longer() -> 
         assert "it did not arrive within 0.05 s" in it.log[0]
 
 
-async def test_whoever_leaves_without_a_header_is_let_go_silently() -> None:
+async def test_a_health_check_without_a_byte_is_not_logged() -> None:
     async with made() as it:
         it.hear().close()
         await eventually(lambda: it.left == 1)

@@ -42,7 +42,7 @@ MAPPED = tuple(
 
 
 @pytest.mark.parametrize(("version", "ends", "expected"), GOLDEN)
-def test_what_is_written_is_as_the_specification_says_and_read_again(
+def test_headers_are_written_as_specified_and_read_again(
     version: ProxyVersion, ends: tuple[str, str], expected: bytes
 ) -> None:
     assert write(version, *map(Endpoint.parse, ends)) == expected
@@ -64,13 +64,13 @@ def test_what_is_written_is_as_the_specification_says_and_read_again(
         ("example.org:1", V4[1]),
     ],
 )
-def test_ends_that_are_not_known_are_of_an_unknown_kind(ends: tuple[str, str]) -> None:
+def test_unknown_addresses_are_written_as_unknown(ends: tuple[str, str]) -> None:
     for version, header in UNKNOWN.items():
         assert write(version, *map(Endpoint.parse, ends)) == header
         assert read(header) == Header(len(header), None)
 
 
-def test_zones_of_addresses_stay_here() -> None:
+def test_zones_of_addresses_are_removed() -> None:
     header = write(ProxyVersion.V1, Endpoint("fe80::1%eth0", 1), Endpoint("fe80::2%eth0", 2))
     assert header == b"PROXY TCP6 fe80::1 fe80::2 1 2\r\n"
 
@@ -96,7 +96,7 @@ READ = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_the_specification_allows_is_read(name: str) -> None:
+def test_all_specified_headers_are_read(name: str) -> None:
     header, ends = READ[name]
     found = read(header + b"GET / HTTP/1.1\r\n")
     assert found is not None
@@ -145,7 +145,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_anything_else_is_refused_without_waiting_for_more(name: str) -> None:
+def test_anything_else_is_rejected_at_once(name: str) -> None:
     with pytest.raises(Malformed):
         read(REFUSED[name])
 
@@ -172,7 +172,7 @@ def test_a_header_is_complete_with_its_last_byte_and_not_before(
 
 
 @given(st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 1.2.3.4 ", SIGNATURE, SIGNATURE + b"\x21\x11\x00"]), st.binary())
-def test_whatever_comes_is_a_header_or_none_or_half_of_one(begin: bytes, rest: bytes) -> None:
+def test_any_bytes_are_a_header_none_or_a_part_of_one(begin: bytes, rest: bytes) -> None:
     try:
         found = read(begin + rest)
     except Malformed:

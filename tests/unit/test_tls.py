@@ -111,7 +111,7 @@ versions = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVe
     splits=st.lists(st.integers(1, 20_000), max_size=20),
     reads=st.lists(st.integers(50, 20_000), min_size=1, max_size=5),
 )
-async def test_text_is_whole_however_records_arrive_and_text_is_read(
+async def test_plaintext_is_whole_however_records_arrive_and_are_read(
     authority: Authority, version: ssl.TLSVersion, size: int, splits: list[int], reads: list[int]
 ) -> None:
     ours, client = await Edge(authority).meet(version)
@@ -165,9 +165,7 @@ async def test_small_buffers_share_a_record_and_what_went_out_before_a_reset_is_
 
 
 @versions
-async def test_what_the_kernel_does_not_take_is_given_again_and_arrives_once(
-    authority: Authority, version: ssl.TLSVersion
-) -> None:
+async def test_bytes_that_the_kernel_does_not_take_are_sent_once(authority: Authority, version: ssl.TLSVersion) -> None:
     ours, client = await Edge(authority).meet(version)
     draw = random.Random(2)
     chunks: list[memoryview] = []
@@ -230,7 +228,7 @@ async def test_close_notify_waits_for_room_and_the_other_direction_goes_on(autho
     ours.close()
 
 
-async def test_text_that_the_kernel_knows_nothing_of_is_read_once_it_is_wanted(authority: Authority) -> None:
+async def test_decrypted_bytes_are_read_without_the_kernel(authority: Authority) -> None:
     edge = Edge(authority)
     ours, client = await edge.meet()
     client.sock.send(client.encrypted(TEXT[:50], goodbye=True))
@@ -259,7 +257,7 @@ async def test_text_that_the_kernel_knows_nothing_of_is_read_once_it_is_wanted(a
     ours.close()
 
 
-async def test_text_before_a_forged_record_or_a_missing_end_arrives_and_then_the_error(authority: Authority) -> None:
+async def test_plaintext_before_a_forged_record_or_a_missing_end_arrives_first(authority: Authority) -> None:
     edge = Edge(authority)
     view = memoryview(bytearray(100))
     for forged, error in ((True, "TLS: decryption failed or bad record mac"), (False, "without close_notify")):

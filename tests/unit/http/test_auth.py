@@ -66,7 +66,7 @@ def get(*values: bytes, more: bytes = b"") -> bytes:
     return b"GET / HTTP/1.1\r\nHost: a\r\n" + fields + more + b"\r\n"
 
 
-def test_a_request_with_a_token_is_passed_on_without_it(file: Path) -> None:
+def test_the_token_is_removed_from_an_accepted_request(file: Path) -> None:
     talk = talk_with(file).client(get(GOOD)).target(OK)
     assert talk.statuses == [200]
     assert b"auth" not in talk.seen.to_target[0].lower()
@@ -116,18 +116,18 @@ def basic(token: bytes, user: bytes = b"") -> bytes:
     ],
 )
 @pytest.mark.parametrize("name", [b"X-Goreprox-Auth", b"Authorization"])
-def test_a_token_may_come_as_bearer_or_basic_which_does_not_pass(file: Path, name: bytes, value: bytes) -> None:
+def test_a_bearer_or_basic_token_is_accepted_and_removed(file: Path, name: bytes, value: bytes) -> None:
     talk = talk_with(file).client(get(more=name + b": " + value + b"\r\n")).target(OK)
     assert talk.statuses == [200]
     assert b"auth" not in talk.seen.to_target[0].lower()
 
 
 @pytest.mark.parametrize("value", [GOOD, b"Digest " + GOOD, b"Basic " + GOOD, basic(b"", GOOD), b"Bearer", b"Basic !"])
-def test_other_ways_to_bring_a_token_in_authorization_are_none(file: Path, value: bytes) -> None:
+def test_other_schemes_in_authorization_carry_no_token(file: Path, value: bytes) -> None:
     assert talk_with(file).client(get(more=b"Authorization: " + value + b"\r\n")).statuses == [401]
 
 
-def test_authorization_is_for_the_target_where_the_token_came_otherwise(file: Path) -> None:
+def test_authorization_is_passed_on_when_another_field_carries_the_token(file: Path) -> None:
     talk = talk_with(file).client(get(GOOD, more=b"Authorization: Bearer other\r\n")).target(OK)
     assert talk.statuses == [200]
     assert b"\r\nAuthorization: Bearer other\r\n" in talk.seen.to_target[0]
@@ -135,7 +135,7 @@ def test_authorization_is_for_the_target_where_the_token_came_otherwise(file: Pa
     assert wrong.statuses == [401]  # one place is looked at, not whichever fits
 
 
-def test_a_stranger_does_not_find_out_which_hosts_there_are(file: Path) -> None:
+def test_unknown_hosts_are_401_without_a_token(file: Path) -> None:
     routes = Routes([Route("a", "web")])
     closed = Site("web", Auth(file, HEADER, clock=Clock()), routes=routes, closed=lambda _address, _service: True)
     for site in (Site("web", Auth(file, HEADER, clock=Clock()), routes=routes), closed):
@@ -147,7 +147,7 @@ def test_a_stranger_does_not_find_out_which_hosts_there_are(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"X_Goreprox_Auth", b"x-goreprox_auth"])
-def test_a_field_that_others_read_as_ours_is_refused(file: Path, name: bytes) -> None:
+def test_a_field_that_reads_like_the_token_field_is_rejected(file: Path, name: bytes) -> None:
     for request in (get(more=name + b": " + GOOD + b"\r\n"), get(GOOD, more=name + b": x\r\n")):
         talk = talk_with(file).client(request)
         assert talk.statuses == [400]
@@ -162,7 +162,7 @@ def test_each_request_of_a_connection_needs_its_token(file: Path) -> None:
     assert len([event for event in talk.requests() if isinstance(event, h11.Request)]) == 2
 
 
-def test_a_token_in_a_trailer_is_none_and_does_not_pass(file: Path) -> None:
+def test_a_token_in_a_trailer_is_ignored_and_removed(file: Path) -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
     end = b"\r\n0\r\nX-Goreprox-Auth: " + GOOD + b"\r\nX_Goreprox_Auth: " + GOOD + b"\r\nX-Sum: 1\r\n\r\n"
     assert talk_with(file).client(head + end).statuses == [401]
@@ -172,13 +172,13 @@ def test_a_token_in_a_trailer_is_none_and_does_not_pass(file: Path) -> None:
     assert b"x-sum: 1" in talk.seen.to_target[0]
 
 
-def test_a_refused_request_with_its_body_on_the_way_ends_the_connection(file: Path) -> None:
+def test_a_rejected_request_with_an_unread_body_ends_the_connection(file: Path) -> None:
     talk = talk_with(file).client(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe")
     assert talk.statuses == [401]
     assert talk.seen.others == [Finish()]
 
 
-def test_a_token_is_for_its_services_only(file: Path) -> None:
+def test_a_token_is_valid_only_for_its_services(file: Path) -> None:
     write(file, 'services = ["ssh", "db"]', alice=GOOD)
     assert talk_with(file).client(get(GOOD)).statuses == [403]
     write(file, 'services = ["web"]', alice=GOOD)
@@ -221,7 +221,7 @@ def test_failures_are_logged_without_the_value_and_limited_by_address(file: Path
     assert talk.client(get()).statuses[-1] == 401
 
 
-def test_failures_of_many_addresses_are_bounded_and_others_do_not_suffer() -> None:
+def test_the_memory_for_failures_is_bounded() -> None:
     failures = Failures()
     for _ in range(FAILURES):
         failures.note("2001:db8::1", now=0)
@@ -247,7 +247,7 @@ def test_all_hashes_are_compared_whichever_matches(monkeypatch: pytest.MonkeyPat
     assert len(compared) == 9
 
 
-def test_a_token_that_is_drawn_is_found() -> None:
+def test_a_new_token_is_valid() -> None:
     value, text = tokens.draw("alice.b", ["web"], datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC))
     assert value not in text
     assert len(value) == 43
@@ -276,7 +276,7 @@ def test_a_token_that_is_drawn_is_found() -> None:
         ("".join(table(f"t{number}", b"x") for number in range(1001)), "at most 1000"),
     ],
 )
-def test_a_malformed_file_is_refused_with_its_cause(tmp_path: Path, text: str, cause: str) -> None:
+def test_a_malformed_token_file_is_rejected_with_the_cause(tmp_path: Path, text: str, cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
         Tokens.parse(text)
     path = tmp_path / "tokens.toml"
@@ -285,7 +285,7 @@ def test_a_malformed_file_is_refused_with_its_cause(tmp_path: Path, text: str, c
         Auth(path, HEADER, clock=Clock())
 
 
-def test_a_file_that_others_may_write_or_that_is_missing_is_refused(file: Path) -> None:
+def test_a_token_file_that_is_missing_or_writable_by_others_is_rejected(file: Path) -> None:
     file.chmod(0o620)
     with pytest.raises(StartError, match="chmod go-w"):
         Auth(file, HEADER, clock=Clock())

@@ -30,7 +30,7 @@ def passed_on(forwarding: Forwarding, request: bytes) -> list[tuple[bytes, bytes
     return [field for field in event.headers if field[0] != b"host"]
 
 
-def test_a_client_cannot_say_whom_it_speaks_for() -> None:
+def test_forwarding_fields_of_a_client_are_dropped() -> None:
     assert passed_on(Forwarding(), get(LIES)) == [
         (b"x-forwarded-for", CLIENT.encode()),
         (b"x-forwarded-proto", b"http"),
@@ -40,7 +40,7 @@ def test_a_client_cannot_say_whom_it_speaks_for() -> None:
     assert passed_on(Forwarding(), get(LIES)) == passed_on(Forwarding(), get())
 
 
-def test_a_trusted_proxy_can_and_is_added_to_the_chain() -> None:
+def test_forwarding_fields_of_a_trusted_proxy_are_extended() -> None:
     assert passed_on(TRUSTING, get(LIES)) == [
         (b"x-forwarded-for", b"203.0.113.7, 10.1.1.1, 192.0.2.9"),
         (b"x-forwarded-proto", b"https"),
@@ -50,7 +50,7 @@ def test_a_trusted_proxy_can_and_is_added_to_the_chain() -> None:
     ]
 
 
-def test_via_names_us_only_where_it_is_to() -> None:
+def test_via_is_added_only_when_enabled() -> None:
     """With any Via nginx does not compress, by default (gzip_proxied off)."""
     assert b"via" not in dict(passed_on(Forwarding(), get(LIES)))
     assert dict(passed_on(Forwarding(via=True), get(LIES)))[b"via"] == b"1.1 goreprox"
@@ -58,7 +58,7 @@ def test_via_names_us_only_where_it_is_to() -> None:
 
 
 @pytest.mark.parametrize("name", [b"X-Forwarded-Client-Cert", b"x_forwarded_client_cert"])
-def test_a_certificate_is_told_by_us_alone(name: bytes) -> None:
+def test_the_certificate_field_of_a_client_is_replaced(name: bytes) -> None:
     forged = get(name + b": Hash=1\r\n")
     assert b"x-forwarded-client-cert" not in dict(passed_on(Forwarding(), forged))
     talk = Talk(Site("web"), certificate=b'Hash=2;Subject="CN=alice"').client(forged)
@@ -66,7 +66,7 @@ def test_a_certificate_is_told_by_us_alone(name: bytes) -> None:
     assert b'X-Forwarded-Client-Cert: Hash=2;Subject="CN=alice"\r\n' in talk.seen.to_target[0]
 
 
-def test_targets_get_another_host_where_they_are_to() -> None:
+def test_targets_get_the_configured_host_header() -> None:
     hosts = (HostHeader(None, "any.test"), HostHeader("web", "web.test:81"))
     for service, host in (("web", b"web.test:81"), ("other", b"any.test")):
         talk = Talk(Site(service, settings=HttpConfig(hosts=hosts))).client(get())
@@ -74,7 +74,7 @@ def test_targets_get_another_host_where_they_are_to() -> None:
         assert b"X-Forwarded-Host: a:80\r\n" in talk.seen.to_target[0]
 
 
-def test_an_ipv6_client_is_written_as_rfc_7239_wants_it() -> None:
+def test_an_ipv6_client_is_written_as_in_rfc_7239() -> None:
     request = h11.Request(method="GET", target="/", headers=[("Host", "a")])
     assert dict(Forwarding().fields(request, "2001:db8::1", host=b"a"))[b"Forwarded"] == (
         b'for="[2001:db8::1]";host="a";proto=http'
@@ -97,12 +97,12 @@ def test_an_ipv6_client_is_written_as_rfc_7239_wants_it() -> None:
         ("198.51.100.1", ["203.0.113.7"], "198.51.100.1"),
     ],
 )
-def test_the_client_is_the_last_address_that_no_trusted_proxy_has(peer: str, chain: Sequence[str], client: str) -> None:
+def test_the_client_is_the_last_address_that_is_no_trusted_proxy(peer: str, chain: Sequence[str], client: str) -> None:
     headers = [("Host", "a"), *(("X-Forwarded-For", each) for each in chain)]
     assert TRUSTING.client_of(h11.Request(method="GET", target="/", headers=headers), peer) == client
 
 
-def test_the_access_log_has_every_request_that_could_be_read() -> None:
+def test_every_readable_request_is_logged() -> None:
     talk = Talk(Site("web", forwarding=TRUSTING, logs=True)).client(get(LIES)).target(OK)
     talk.client(get().replace(b"GET", b"POST")).lost()
     talk.client(get()).target(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").lost()
@@ -123,14 +123,14 @@ def test_the_access_log_has_every_request_that_could_be_read() -> None:
         (b"G" * 20_000, 431, ("", "", "")),
     ],
 )
-def test_the_access_log_has_what_was_refused_and_why(request_: bytes, status: int, line: tuple[str, str, str]) -> None:
+def test_rejected_requests_are_logged_with_the_reason(request_: bytes, status: int, line: tuple[str, str, str]) -> None:
     (entry,) = Talk(Site("web", logs=True)).client(request_).seen.logged
     assert entry.status == status
     assert (entry.method, entry.host, entry.path) in (line, ("PRI", "", "*"))
     assert entry.error and not entry.request_id
 
 
-def test_a_client_that_left_in_the_midst_of_a_response_is_logged_and_one_without_a_request_is_not() -> None:
+def test_a_client_that_leaves_during_a_response_is_logged() -> None:
     for said, status in ((b"", 0), (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome", 200)):
         talk = Talk(Site("web", logs=True)).client(get()).target(*[said] if said else [])
         talk.do(talk.gateway.client_lost())
@@ -143,14 +143,14 @@ def test_a_client_that_left_in_the_midst_of_a_response_is_logged_and_one_without
         assert talk.seen.logged == logged
 
 
-def test_a_head_that_does_not_end_is_logged() -> None:
+def test_an_unfinished_header_section_is_logged() -> None:
     talk = Talk(Site("web", logs=True)).client(b"GET")
     talk.do(talk.gateway.timed_out())
     assert [entry.status for entry in talk.seen.logged] == [408]
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_clients_are_not_told_what_is_wrong_with_a_target(status: int) -> None:
+def test_error_pages_hide_why_a_target_failed(status: int) -> None:
     secret = "target 10.1.2.3:80: Connection refused"
     talk = Talk().client(get()).lost(status, secret, again=False)
     assert talk.statuses == [status]
@@ -160,13 +160,13 @@ def test_clients_are_not_told_what_is_wrong_with_a_target(status: int) -> None:
     assert f"(request {entry.request_id})".encode() in talk.seen.to_client
 
 
-def test_clients_are_not_told_what_a_target_has_said() -> None:
+def test_error_pages_hide_what_a_target_sent() -> None:
     talk = Talk().client(get()).target(b"HTTP/1.1 200 OK\r\nsecret of 10.1.2.3\r\n\r\n")
     assert talk.statuses == [502]
     assert b"secret" not in talk.seen.to_client and b"10.1.2.3" not in talk.seen.to_client
     assert "secret of 10.1.2.3" in talk.seen.logged[0].error
 
 
-def test_without_an_access_log_nothing_is_noted() -> None:
+def test_nothing_is_logged_without_an_access_log() -> None:
     talk = Talk().client(get()).target(OK)
     assert not talk.seen.logged

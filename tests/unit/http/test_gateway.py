@@ -44,14 +44,14 @@ def body_of(events: list[h11.Event]) -> bytes:
 # -- keep-alive
 
 
-def test_a_request_does_not_follow_an_answer_that_ended_with_its_connection() -> None:
+def test_a_response_that_ends_with_the_connection_is_the_last() -> None:
     talk = Talk().client(POST + POST).target(b"HTTP/1.1 200 OK\r\n\r\n", b"hello").target_eof()
     assert [type(each) for each in talk.seen.others] == [Connect, Discard, Connect]
     talk.target(OK)
     assert talk.statuses == [200, 200]
 
 
-def test_requests_follow_each_other_over_one_stream() -> None:
+def test_requests_reuse_one_stream() -> None:
     talk = Talk().client(GET).target(OK).client(POST).target(OK)
     assert talk.statuses == [200, 200]
     assert talk.seen.others == [Connect("web", fresh=False), Release()] * 2
@@ -59,7 +59,7 @@ def test_requests_follow_each_other_over_one_stream() -> None:
     assert body_of(talk.requests()) == b"hello"
 
 
-def test_pipelined_requests_are_answered_in_order_and_sent_one_by_one() -> None:
+def test_pipelined_requests_are_sent_one_by_one_and_responses_in_order() -> None:
     talk = Talk().client(GET + POST + GET)
     assert len(talk.requests()) == 2
     talk.target(OK)
@@ -69,7 +69,7 @@ def test_pipelined_requests_are_answered_in_order_and_sent_one_by_one() -> None:
     assert talk.gateway.idle
 
 
-def test_a_client_that_runs_ahead_is_read_no_further() -> None:
+def test_a_client_that_pipelines_too_much_is_not_read() -> None:
     talk = Talk().client(GET)
     assert talk.gateway.reading
     talk.client(GET * (AHEAD // len(GET) + 1))
@@ -78,7 +78,7 @@ def test_a_client_that_runs_ahead_is_read_no_further() -> None:
     assert talk.gateway.idle
 
 
-def test_what_is_read_at_once_leaves_little_of_later_requests() -> None:
+def test_a_read_holds_few_bytes_of_later_requests() -> None:
     talk = Talk()
     assert talk.gateway.reader.wanted == MAX_HEAD
     talk.client(POST.replace(b"5", b"1000005", 1))
@@ -89,7 +89,7 @@ def test_what_is_read_at_once_leaves_little_of_later_requests() -> None:
     assert talk.gateway.reader.wanted == CHUNKED_READ
 
 
-def test_many_requests_that_are_refused_at_once_are_answered_one_after_the_other() -> None:
+def test_many_pipelined_rejected_requests_get_a_response_each() -> None:
     assert Talk(Site("web", routes=Routes([]))).client(500 * GET).statuses == 500 * [404]
 
 
@@ -97,13 +97,13 @@ def test_many_requests_that_are_refused_at_once_are_answered_one_after_the_other
 @pytest.mark.parametrize(
     "last", [POST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), b"GET / HTTP/1.0\r\n\r\n"]
 )
-def test_what_follows_the_last_request_is_ignored(last: bytes, parts: list[bytes]) -> None:
+def test_bytes_after_the_last_request_are_ignored(last: bytes, parts: list[bytes]) -> None:
     talk = Talk().client(parts[0].replace(b"%b", last), *parts[1:]).target(OK)
     assert talk.statuses == [200]
     assert talk.seen.others == [Connect("web", fresh=False), Release(), Finish()]
 
 
-def test_a_half_closed_client_gets_what_it_asked_for_then_the_end() -> None:
+def test_a_half_closed_client_gets_its_responses() -> None:
     talk = Talk().client(GET + GET).client_eof()
     assert Finish() not in talk.seen.others
     talk.target(OK)
@@ -113,7 +113,7 @@ def test_a_half_closed_client_gets_what_it_asked_for_then_the_end() -> None:
     assert talk.seen.others[-1] == Finish()
 
 
-def test_the_target_is_told_of_a_half_close_with_the_last_request_that_came_before_it() -> None:
+def test_a_half_close_is_passed_on_with_the_last_request() -> None:
     assert Talk().client(GET).client_eof().seen.others == [Connect("web", fresh=False), HalfClose()]
     assert Talk().client(POST).client_eof().seen.others == [Connect("web", fresh=False), HalfClose()]
     begun = Talk().client(GET).target(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").client_eof()
@@ -124,7 +124,7 @@ def test_the_target_is_told_of_a_half_close_with_the_last_request_that_came_befo
     assert talk.seen.others == [Connect("web", fresh=False), Release(), Connect("web", fresh=False), HalfClose()]
 
 
-def test_a_half_closed_client_is_told_when_the_target_ends_without_an_answer_or_does_not_give_one_in_time() -> None:
+def test_a_half_closed_client_gets_502_or_504_without_a_response() -> None:
     talk = Talk().client(GET).client_eof().target_eof()
     assert talk.statuses == [502]  # and no other target is asked: this one may have given up since nobody awaits it
     assert talk.seen.others[-1] == Finish()
@@ -135,7 +135,7 @@ def test_a_half_closed_client_is_told_when_the_target_ends_without_an_answer_or_
     assert talk.seen.others[-2:] == [Discard(reset=True), Finish()]
 
 
-def test_http_1_0_is_answered_without_chunks_and_ended() -> None:
+def test_http_1_0_gets_no_chunks_and_the_connection_ends() -> None:
     talk = Talk().client(b"GET / HTTP/1.0\r\n\r\n")
     assert dict(first_request(talk).headers)[b"host"] == AUTHORITY.encode()
     talk.target(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-T: 1\r\n\r\n")
@@ -143,7 +143,7 @@ def test_http_1_0_is_answered_without_chunks_and_ended() -> None:
     assert talk.seen.others[-1] == Finish()
 
 
-def test_a_drained_client_gets_its_answer_and_then_the_end() -> None:
+def test_a_drained_client_gets_its_response_first() -> None:
     talk = Talk().client(GET)
     talk.do(talk.gateway.drain())
     assert Finish() not in talk.seen.others
@@ -152,7 +152,7 @@ def test_a_drained_client_gets_its_answer_and_then_the_end() -> None:
     assert talk.seen.others[-1] == Finish()
 
 
-def test_an_idle_client_is_drained_at_once() -> None:
+def test_an_idle_client_is_closed_at_once_in_a_drain() -> None:
     talk = Talk()
     talk.do(talk.gateway.drain())
     assert talk.seen.others == [Finish()]
@@ -161,7 +161,7 @@ def test_an_idle_client_is_drained_at_once() -> None:
 # -- bodies
 
 
-def test_a_chunked_body_goes_on_as_chunks_without_their_extensions() -> None:
+def test_a_chunked_body_is_passed_on_without_chunk_extensions() -> None:
     talk = Talk().client(CHUNKED)
     assert b"x=y" not in talk.seen.to_target[0]
     events = talk.requests()
@@ -178,7 +178,7 @@ def test_trailers_that_frame_or_authenticate_are_dropped() -> None:
     assert list(end.headers) == [(b"x-sum", b"1")]
 
 
-def test_an_answer_is_passed_on_as_it_comes() -> None:
+def test_a_response_is_passed_on_as_it_arrives() -> None:
     talk = Talk().client(GET).target(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
     assert talk.seen.to_client.endswith(b"\r\n\r\n")
     talk.target(b"data: 1\n\n")
@@ -196,10 +196,15 @@ def test_an_answer_is_passed_on_as_it_comes() -> None:
         (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 500\r\nETag: x\r\n\r\n"),
     ],
 )
-def test_answers_without_a_body_end_with_their_head(method: bytes, head: bytes) -> None:
+def test_responses_without_a_body_end_with_their_header_section(method: bytes, head: bytes) -> None:
     talk = Talk().client(method + b" / HTTP/1.1\r\nHost: a\r\n\r\n").target(head)
     assert talk.seen.to_client == head
     assert talk.gateway.idle
+
+
+def test_expect_is_removed_from_http_1_0() -> None:
+    talk = Talk().client(b"PUT / HTTP/1.0\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi")
+    assert names(first_request(talk)).count(b"expect") == 0
 
 
 def test_100_continue_comes_from_the_target() -> None:
@@ -213,13 +218,13 @@ def test_100_continue_comes_from_the_target() -> None:
     assert talk.gateway.idle
 
 
-def test_an_interim_answer_has_no_length() -> None:
+def test_an_interim_response_has_no_content_length() -> None:
     talk = Talk().client(GET).target(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\nContent-Length: 5\r\n\r\n")
     assert b"Link: x" in talk.seen.to_client
     assert b"Content-Length" not in talk.seen.to_client
 
 
-def test_an_answer_before_the_end_of_the_request_is_the_last() -> None:
+def test_a_response_before_the_end_of_the_request_is_the_last() -> None:
     talk = Talk().client(POST[:-1]).target(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
     assert talk.statuses == [413]
     assert b"Connection: close" in talk.seen.to_client
@@ -229,7 +234,7 @@ def test_an_answer_before_the_end_of_the_request_is_the_last() -> None:
 # -- hop by hop
 
 
-def test_fields_of_the_connection_end_here() -> None:
+def test_hop_by_hop_fields_are_removed() -> None:
     talk = Talk().client(
         b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\n"
         b"Proxy-Connection: x\r\nUpgrade: h2c\r\nX-End: 2\r\n\r\n"
@@ -247,7 +252,7 @@ def test_fields_of_the_connection_end_here() -> None:
 # -- upgrade
 
 
-def test_an_upgrade_turns_into_bytes() -> None:
+def test_an_upgraded_connection_is_joined_with_its_stream() -> None:
     talk = Talk().client(UPGRADE).client(b"early").target(SWITCHING + b"hello")
     assert talk.seen.to_client == SWITCHING.replace(b"Upgrade\r\n", b"upgrade\r\n", 1) + b"hello"
     assert talk.seen.to_target[0].endswith(b"\r\n\r\nearly")
@@ -272,7 +277,7 @@ def test_an_upgrade_turns_into_bytes() -> None:
         (b"a/b/c", None),
     ],
 )
-def test_an_upgrade_passes_if_each_of_its_protocols_may(wanted: bytes, passed: bytes | None) -> None:
+def test_an_upgrade_is_passed_on_if_all_its_protocols_are_allowed(wanted: bytes, passed: bytes | None) -> None:
     request = first_request(Talk().client(UPGRADE.replace(b"websocket", wanted)))
     assert dict(request.headers).get(b"upgrade") == passed
     assert dict(request.headers).get(b"connection") == (None if passed is None else b"upgrade")
@@ -293,7 +298,7 @@ def test_absolute_form_becomes_a_path_and_its_host() -> None:
 
 
 @pytest.mark.parametrize("host", [b"b", b"a:81", b"", b"10.0.0.1", b"[::1]:80"])
-def test_absolute_form_has_the_host_of_its_target_and_that_alone(host: bytes) -> None:
+def test_the_host_of_absolute_form_replaces_the_host_field(host: bytes) -> None:
     routes = Routes([Route("a", "right"), Route("*", "wrong")])
     site = Site("web", routes=routes, logs=True)
     talk = Talk(site).client(b"GET http://a:81/x HTTP/1.1\r\nHost: %b\r\nX-Forwarded-Host: c\r\n\r\n" % host).target(OK)
@@ -305,7 +310,7 @@ def test_absolute_form_has_the_host_of_its_target_and_that_alone(host: bytes) ->
 
 
 @pytest.mark.parametrize("proto", [b"http", b"https"])
-def test_absolute_form_is_for_the_scheme_of_the_port_unless_a_trusted_proxy_passes_it_on(proto: bytes) -> None:
+def test_absolute_form_for_another_scheme_is_421_except_from_a_trusted_proxy(proto: bytes) -> None:
     for trusted in (False, True):
         networks = (ipaddress.ip_network(CLIENT),) if trusted else ()
         for wanted in (b"http", b"https"):
@@ -314,17 +319,17 @@ def test_absolute_form_is_for_the_scheme_of_the_port_unless_a_trusted_proxy_pass
             assert talk.statuses == [200 if trusted or wanted == proto else 421]
 
 
-def test_an_upgrade_that_the_target_declines_is_a_request_like_any_other() -> None:
+def test_a_declined_upgrade_is_an_ordinary_request() -> None:
     talk = Talk().client(UPGRADE).target(OK).client(GET).target(OK)
     assert talk.statuses == [200, 200]
 
 
-def test_a_switch_that_nobody_asked_for_is_a_bad_answer() -> None:
+def test_an_unrequested_switch_of_protocols_is_502() -> None:
     talk = Talk().client(GET).target(SWITCHING)
     assert talk.statuses == [502]
 
 
-def test_a_switch_before_the_request_is_whole_is_a_bad_answer() -> None:
+def test_a_switch_of_protocols_before_the_end_of_the_request_is_502() -> None:
     upgrade = UPGRADE.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n")
     talk = Talk().client(upgrade + b"he").target(SWITCHING)
     assert talk.statuses == [502]
@@ -335,7 +340,7 @@ def test_a_switch_before_the_request_is_whole_is_a_bad_answer() -> None:
 # -- answers of our own
 
 
-def test_bad_answers_of_the_target_are_502_and_the_client_may_go_on() -> None:
+def test_malformed_responses_are_502_and_the_connection_stays_open() -> None:
     for bad in (
         b"nonsense\r\n\r\n",
         b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -348,7 +353,7 @@ def test_bad_answers_of_the_target_are_502_and_the_client_may_go_on() -> None:
         assert len(talk.seen.to_target) == 2
 
 
-def test_an_answer_that_breaks_off_is_never_completed() -> None:
+def test_a_truncated_response_is_never_completed() -> None:
     for head in (b"Content-Length: 10", b"Transfer-Encoding: chunked"):
         talk = (
             Talk().client(GET).target(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n").target(b"2\r\nok\r\n").target_eof()
@@ -359,7 +364,7 @@ def test_an_answer_that_breaks_off_is_never_completed() -> None:
     assert talk.seen.others[-1] == Abort()
 
 
-def test_a_safe_request_is_repeated_once_when_its_provider_is_lost() -> None:
+def test_a_safe_request_is_sent_once_more_when_its_provider_is_lost() -> None:
     talk = Talk().client(GET).lost()
     assert talk.seen.others == [Connect("web", fresh=False), Connect("web", fresh=True)]
     assert talk.seen.to_target[0] == talk.seen.to_target[1]
@@ -370,7 +375,7 @@ def test_a_safe_request_is_repeated_once_when_its_provider_is_lost() -> None:
     assert talk.gateway.idle
 
 
-def test_nothing_else_is_repeated() -> None:
+def test_no_other_request_is_sent_once_more() -> None:
     for request in (
         POST,
         POST[:-1],
@@ -388,7 +393,7 @@ def test_nothing_else_is_repeated() -> None:
 
 @pytest.mark.parametrize("request_", [GET, POST, POST[:-2], CHUNKED, CHUNKED[:-9], CHUNKED[:-29]])
 @pytest.mark.parametrize("how", ["closed", "reset"])
-def test_a_request_that_never_reached_its_target_is_sent_again_once(request_: bytes, how: str) -> None:
+def test_a_request_that_never_reached_its_target_is_resent_once(request_: bytes, how: str) -> None:
     def ends(talk: Talk) -> Talk:
         return talk.target_eof(untouched=True) if how == "closed" else talk.lost(untouched=True)
 
@@ -405,7 +410,7 @@ def test_a_request_that_never_reached_its_target_is_sent_again_once(request_: by
     assert talk.statuses == [502]
 
 
-def test_what_a_target_has_begun_to_answer_or_nobody_awaits_is_not_sent_again() -> None:
+def test_a_request_is_not_resent_after_a_response_began_or_the_client_left() -> None:
     assert Talk().client(POST).target(b"HTTP/1.1 1").target_eof(untouched=True).statuses == [502]
     assert Talk().client(POST).client_eof().target_eof(untouched=True).statuses == [502]
     assert Talk().client(POST).target_eof().statuses == [502]
@@ -414,12 +419,12 @@ def test_what_a_target_has_begun_to_answer_or_nobody_awaits_is_not_sent_again() 
     assert Talk().client(POST).lost().statuses == [502]
 
 
-def test_when_the_second_provider_does_not_come_the_first_loss_is_told() -> None:
+def test_the_first_failure_is_reported_when_no_second_provider_is_found() -> None:
     talk = Talk().client(GET).lost(504, "out of reach").lost(503, "none came", again=False)
     assert talk.statuses == [504]
 
 
-def test_no_provider_is_503_with_a_time_to_come_again() -> None:
+def test_no_provider_is_503_with_retry_after() -> None:
     talk = Talk().client(GET).lost(503, "no provider", again=False)
     assert talk.statuses == [503]
     assert b"Retry-After: 5\r\n" in talk.seen.to_client
@@ -435,7 +440,7 @@ def test_no_provider_is_503_with_a_time_to_come_again() -> None:
         (b"application/json, text/html;q=0.5", b"application/json", b"{"),
     ],
 )
-def test_answers_of_our_own_are_what_the_client_accepts(accept: bytes, kind: bytes, start: bytes) -> None:
+def test_error_pages_have_the_type_that_the_client_accepts(accept: bytes, kind: bytes, start: bytes) -> None:
     talk = Talk().client(GET[:-2] + b"Accept: " + accept + b"\r\n\r\n").lost(502, "gone", again=False)
     head, body = talk.answers()[:2]
     assert isinstance(head, h11.Response)
@@ -444,13 +449,13 @@ def test_answers_of_our_own_are_what_the_client_accepts(accept: bytes, kind: byt
     assert bytes(body.data).startswith(start)
 
 
-def test_head_is_answered_without_a_body() -> None:
+def test_error_pages_for_head_have_no_body() -> None:
     talk = Talk().client(GET.replace(b"GET", b"HEAD")).lost(again=False)
     assert talk.seen.to_client.endswith(b"\r\n\r\n")
     assert talk.gateway.idle
 
 
-def test_what_a_target_says_unasked_ends_its_stream() -> None:
+def test_an_unsolicited_response_ends_its_stream() -> None:
     talk = Talk().client(GET).target(OK + b"HTTP/1.1 200 OK\r\n")
     assert talk.seen.others[-1] == Discard(reset=False)
     talk = Talk().client(GET).target(OK).target(OK)
@@ -460,7 +465,7 @@ def test_what_a_target_says_unasked_ends_its_stream() -> None:
     assert len(talk.seen.to_target) == 2
 
 
-def test_a_target_that_ends_between_requests_is_replaced() -> None:
+def test_a_target_that_closes_between_requests_is_replaced() -> None:
     talk = Talk().client(GET).target(OK).target_eof().client(GET).target(OK)
     assert talk.statuses == [200, 200]
     assert len(talk.seen.to_target) == 2
@@ -469,7 +474,7 @@ def test_a_target_that_ends_between_requests_is_replaced() -> None:
 # -- limits
 
 
-def test_a_head_may_be_so_long_and_no_longer() -> None:
+def test_a_header_section_beyond_the_limit_is_431() -> None:
     start, end = b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: ", b"\r\n\r\n"
     fits = start + b"x" * (MAX_HEAD - len(start + end)) + end
     assert len(Talk().client(fits).requests()) == 2
@@ -478,14 +483,14 @@ def test_a_head_may_be_so_long_and_no_longer() -> None:
     assert talk.seen.others == [Finish()]
 
 
-def test_a_head_may_have_so_many_lines_and_no_more() -> None:
+def test_header_lines_beyond_the_limit_are_431() -> None:
     lines = [b"X-%d: 1\r\n" % number for number in range(100)]
     assert len(Talk().client(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(lines[:99]) + b"\r\n").requests()) == 2
     talk = Talk().client(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(lines) + b"\r\n")
     assert talk.statuses == [431]
 
 
-def test_a_head_may_be_longer_where_the_operator_says_so() -> None:
+def test_the_limits_of_header_sections_are_configurable() -> None:
     site = Site("web", settings=HttpConfig(limits=Limits(MAX_HEAD_BYTES, 200)))
     lines = b"".join(b"X-%d: 1\r\n" % number for number in range(198))
     start = b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"Cookie: "
@@ -498,7 +503,7 @@ def test_a_head_may_be_longer_where_the_operator_says_so() -> None:
     assert Talk(site).client(start + b"x\r\nX: 1\r\n\r\n").statuses == [431]
 
 
-def test_a_slow_head_is_408_and_a_silent_client_is_let_go() -> None:
+def test_a_slow_header_section_is_408_and_a_silent_client_is_closed() -> None:
     talk = Talk().client(GET[:-1])
     assert talk.gateway.reader.in_head
     talk.do(talk.gateway.timed_out())
@@ -510,13 +515,13 @@ def test_a_slow_head_is_408_and_a_silent_client_is_let_go() -> None:
     assert not talk.seen.to_client
 
 
-def test_a_body_that_breaks_off_is_not_passed_on_as_whole() -> None:
+def test_a_truncated_body_is_not_passed_on_as_whole() -> None:
     talk = Talk().client(POST[:-1]).client_eof()
     assert Discard(reset=True) in talk.seen.others
     assert talk.statuses == [400]
 
 
-def test_a_pipelined_body_that_breaks_off_is_not_waited_for() -> None:
+def test_a_truncated_pipelined_body_is_not_awaited() -> None:
     talk = Talk().client(GET + POST[:-1]).client_eof().target(OK)
     assert talk.statuses == [200, 400]
     assert talk.seen.others[-2:] == [Discard(reset=True), Finish()]
@@ -541,7 +546,9 @@ SCRIPTS = [
 @given(
     st.sampled_from(SCRIPTS), st.lists(st.integers(0, 40_000), max_size=12), st.lists(st.integers(0, 999), max_size=9)
 )
-def test_any_split_of_the_bytes_gives_the_same(script: tuple[bytes, bytes], cuts: list[int], more: list[int]) -> None:
+def test_results_do_not_depend_on_how_bytes_are_split(
+    script: tuple[bytes, bytes], cuts: list[int], more: list[int]
+) -> None:
     def both(client: list[bytes], target: list[bytes]) -> tuple[object, ...]:
         talk = Talk()
         talk.client(*client)

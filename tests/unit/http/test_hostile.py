@@ -80,7 +80,7 @@ STEP = st.one_of(
     ]
 )
 @given(st.lists(STEP, max_size=14))
-def test_nothing_is_raised_and_only_whole_answers_look_whole(steps: list[tuple[str, bytes]]) -> None:
+def test_nothing_is_raised_and_only_whole_responses_look_whole(steps: list[tuple[str, bytes]]) -> None:
     talk = Talk()
     for what, data in steps:
         match what:
@@ -110,7 +110,7 @@ def test_nothing_is_raised_and_only_whole_answers_look_whole(steps: list[tuple[s
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200))
-def test_noise_is_answered_or_refused(client: bytes, target: bytes) -> None:
+def test_noise_raises_nothing(client: bytes, target: bytes) -> None:
     Talk().client(client).client_eof()
     talk = Talk().client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").target(target).target_eof()
     with contextlib.suppress(h11.RemoteProtocolError):

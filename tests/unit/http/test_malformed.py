@@ -15,7 +15,7 @@ from tests.support.malformed import BODIES, HEAD, NEXT, ONE_READING, REFUSED
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_head_with_two_readings_is_refused_and_nothing_after_it_is_read(name: str) -> None:
+def test_an_ambiguous_header_section_is_rejected_and_nothing_after_it_is_read(name: str) -> None:
     status, request = REFUSED[name]
     talk = Talk().client(request + NEXT)
     assert talk.statuses == [status]
@@ -25,7 +25,7 @@ def test_a_head_with_two_readings_is_refused_and_nothing_after_it_is_read(name: 
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_head_is_refused_wherever_a_read_ends(name: str) -> None:
+def test_an_ambiguous_header_section_is_rejected_wherever_a_read_ends(name: str) -> None:
     status, request = REFUSED[name]
     for cut in cuts(request):
         talk = Talk().client(request[:cut], request[cut:] + NEXT)
@@ -34,7 +34,7 @@ def test_a_head_is_refused_wherever_a_read_ends(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_is_refused_wherever_a_read_ends(name: str) -> None:
+def test_an_ambiguous_body_is_rejected_wherever_a_read_ends(name: str) -> None:
     head, body = HEAD + b"Transfer-Encoding: chunked\r\n\r\n", BODIES[name]
     for cut in cuts(body + NEXT):
         talk = Talk().client(head + (body + NEXT)[:cut], (body + NEXT)[cut:])
@@ -43,7 +43,7 @@ def test_a_body_is_refused_wherever_a_read_ends(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_with_two_readings_is_refused_and_its_stream_is_of_no_more_use(name: str) -> None:
+def test_an_ambiguous_body_is_rejected_and_its_stream_reset(name: str) -> None:
     talk = Talk().client(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + BODIES[name] + NEXT)
     assert talk.statuses == [400]
     assert talk.seen.others[-1] == Finish()
@@ -53,7 +53,7 @@ def test_a_body_with_two_readings_is_refused_and_its_stream_is_of_no_more_use(na
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_behind_a_body_with_two_readings_nothing_is_read_even_where_it_was_to_be_skipped(name: str) -> None:
+def test_nothing_is_read_behind_an_ambiguous_body_that_is_skipped(name: str) -> None:
     skipping = Talk(Site("web", routes=Routes([])))
     skipping.client(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + BODIES[name] + NEXT)
     assert skipping.statuses == [404]
@@ -61,7 +61,7 @@ def test_behind_a_body_with_two_readings_nothing_is_read_even_where_it_was_to_be
 
 
 @pytest.mark.parametrize("name", ONE_READING)
-def test_what_is_accepted_is_passed_on_in_one_reading(name: str) -> None:
+def test_accepted_requests_are_passed_on_unambiguously(name: str) -> None:
     request, body = ONE_READING[name]
     talk = Talk().client(request + NEXT).target(OK, OK)
     assert talk.statuses == [200, 200]
@@ -76,7 +76,7 @@ def test_what_is_accepted_is_passed_on_in_one_reading(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ONE_READING)
-def test_what_is_accepted_is_accepted_wherever_reads_end(name: str) -> None:
+def test_accepted_requests_are_accepted_wherever_reads_end(name: str) -> None:
     request, body = ONE_READING[name]
     whole = request + NEXT
     for parts in (*([whole[:cut], whole[cut:]] for cut in cuts(whole)), [bytes([each]) for each in whole]):

@@ -45,7 +45,7 @@ BEGUN = {
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_what_has_one_reading_is_served_wherever_reads_end(name: str) -> None:
+def test_unambiguous_responses_are_served_wherever_reads_end(name: str) -> None:
     answer = SERVED[name]
     for parts in (*([answer[:cut], answer[cut:]] for cut in cuts(answer)), [bytes([each]) for each in answer]):
         talk = Talk().client(GET).target(*parts)
@@ -57,7 +57,7 @@ def test_what_has_one_reading_is_served_wherever_reads_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_what_others_may_end_elsewhere_is_the_last_response_of_its_stream(name: str) -> None:
+def test_a_response_with_a_doubtful_end_is_the_last_of_its_stream(name: str) -> None:
     doubtful = "length" in name and "chunks" in name
     talk = Talk().client(GET).target(SERVED[name])
     assert talk.seen.others[-1] == (Discard(reset=False) if doubtful else Release())
@@ -65,7 +65,7 @@ def test_what_others_may_end_elsewhere_is_the_last_response_of_its_stream(name: 
 
 
 @pytest.mark.parametrize("name", NOT_BEGUN)
-def test_what_has_no_reading_is_502_at_once_wherever_reads_end(name: str) -> None:
+def test_a_malformed_response_is_502_at_once_wherever_reads_end(name: str) -> None:
     answer = NOT_BEGUN[name]
     for cut in cuts(answer):
         talk = Talk().client(GET).target(answer[:cut], answer[cut:])
@@ -74,13 +74,13 @@ def test_what_has_no_reading_is_502_at_once_wherever_reads_end(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", BEGUN)
-def test_a_body_without_a_reading_ends_with_a_reset_at_once_wherever_reads_end(name: str) -> None:
+def test_a_malformed_response_body_is_a_reset_at_once_wherever_reads_end(name: str) -> None:
     for cut in cuts(BEGUN[name]):
         talk = Talk().client(GET).target(CHUNKED, BEGUN[name][:cut], BEGUN[name][cut:])
         assert talk.seen.others[-2:] == [Discard(reset=True), Abort()], cut
 
 
-def test_a_target_in_the_midst_of_a_request_is_reset_whatever_it_did() -> None:
+def test_a_target_that_fails_during_a_request_is_reset() -> None:
     """A FIN would say that the request is whole."""
     begun = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n1"
     for talk in (

@@ -41,12 +41,12 @@ def test_an_exact_name_comes_before_the_nearest_pattern(host: bytes, service: st
 
 
 @pytest.mark.parametrize("text", ["", "a", "=a", "a b=c", "a:80=c", "*a=c", "a.*=c", "**=c", "-a=c", "a/b=c", "a..b=c"])
-def test_a_route_that_is_none_is_refused(text: str) -> None:
+def test_a_malformed_route_is_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="write HOST=SERVICE"):
         Route.parse(text)
 
 
-def test_each_request_of_a_connection_goes_where_its_host_is() -> None:
+def test_each_request_of_a_connection_is_routed_by_its_host() -> None:
     talk = Talk(Site("default", routes=ROUTES)).client(get(b"example.org")).target(OK)
     talk.client(get(b"a.example.org")).target(OK).client(get(b"a.example.org")).target(OK)
     asked = [each for each in talk.seen.others if isinstance(each, Connect)]
@@ -54,12 +54,12 @@ def test_each_request_of_a_connection_goes_where_its_host_is() -> None:
     assert len(talk.seen.to_target) == 2
 
 
-def test_an_unknown_host_is_404_and_the_connection_goes_on() -> None:
+def test_an_unknown_host_is_404_and_the_connection_stays_open() -> None:
     talk = Talk(Site("default", routes=ROUTES)).client(get(b"other")).client(get(b"example.org")).target(OK)
     assert talk.statuses == [404, 200]
 
 
-def test_an_address_that_may_not_come_for_a_service_is_403() -> None:
+def test_an_address_denied_for_a_service_is_403() -> None:
     access = Access(deny=[Rule.parse("deny", f"below={CLIENT}")])
     talk = Talk(Site("default", routes=ROUTES, closed=access.denies))
     talk.client(get(b"a.example.org")).client(get(b"example.org")).target(OK)

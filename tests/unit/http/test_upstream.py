@@ -31,7 +31,7 @@ def upstream(ended: list[Upstream]) -> Upstream:
     return Upstream(stream, User(), clock=lambda: 0.0, on_end=ended.append)
 
 
-async def test_a_stream_that_is_let_go_after_a_whole_request_ends_with_it(
+async def test_finishing_a_stream_after_a_whole_request_sends_its_end(
     upstream: Upstream, ended: list[Upstream]
 ) -> None:
     upstream.write(bytes(upstream.room))
@@ -40,9 +40,7 @@ async def test_a_stream_that_is_let_go_after_a_whole_request_ends_with_it(
     assert not ended
 
 
-async def test_a_stream_that_is_let_go_before_all_was_sent_is_reset_and_its_request_does_not_look_whole(
-    upstream: Upstream, ended: list[Upstream]
-) -> None:
+async def test_finishing_a_stream_before_all_is_sent_resets_it(upstream: Upstream, ended: list[Upstream]) -> None:
     upstream.write(bytes(upstream.room + 1))
     upstream.finish()
     assert not upstream.stream.send.eof

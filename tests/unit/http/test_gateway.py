@@ -283,6 +283,20 @@ def test_an_upgrade_is_passed_on_if_all_its_protocols_are_allowed(wanted: bytes,
     assert dict(request.headers).get(b"connection") == (None if passed is None else b"upgrade")
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        UPGRADE.replace(b"Upgrade: websocket\r\n", b""),
+        UPGRADE.replace(b"keep-alive, Upgrade", b"keep-alive"),
+    ],
+    ids=["HTTP/1.0", "no Upgrade", "no Connection"],
+)
+def test_an_upgrade_that_is_not_one_is_removed(request_: bytes) -> None:
+    fields = names(first_request(Talk().client(request_)))
+    assert b"upgrade" not in fields and b"connection" not in fields
+
+
 def test_absolute_form_becomes_a_path_and_its_host() -> None:
     for target, path, host in (
         (b"http://Example.org/x?y=http://z/", b"/x?y=http://z/", b"Example.org"),

@@ -19,8 +19,8 @@ CHUNKED_READ: Final = 64 * 1024
 """Bytes of a chunked body that are read at once: any number of them may be of later requests."""
 _END: Final = b"\r\n\r\n"
 _BLANK: Final = b"\r\n"
-_WHOLE: Final = (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL)
-"""States of h11 after a request behind which another may follow."""
+_LAST: Final = (h11.SEND_BODY, h11.MUST_CLOSE, h11.ERROR)
+"""States of h11 after which no other request can be read."""
 
 
 class Reader:
@@ -160,7 +160,7 @@ class Reader:
         message = self._message
         if message is None:
             return False
-        assert message.their_state in _WHOLE, message.their_state  # else its response was the last
+        assert message.their_state not in _LAST  # else its response was the last
         self._head += self.ahead
         self._message = None
         return True

@@ -19,7 +19,7 @@ from goreprox.protocol.events import (
 )
 from goreprox.protocol.limits import KIB, RESUME_PAGE, WINDOW_INITIAL
 from goreprox.protocol.resume import GONE
-from tests.unit.protocol.harness import WINDOW, Peer, accepted, edge, failure, hello, live, provider
+from tests.unit.protocol.harness import WINDOW, Peer, accepted, edge, failure, hello, live, opened, provider
 
 
 def test_a_resume_may_not_list_streams_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,9 @@ def test_a_resume_may_not_list_streams_without_end(monkeypatch: pytest.MonkeyPat
     peer = Peer()
     peer.session.path_up("a", 0.0)
     peer.heard()
-    peer.say(hello(live(2), live(3), live(4), next_id=5))
+    peer.say(hello(live(2), live(3), next_id=5, last=False))
+    assert peer.session.failed is None
+    peer.say(hello(live(4), next_id=5))
     assert failure(peer) == "more than 2 streams listed"
 
 
@@ -188,3 +190,51 @@ def test_nothing_is_kept_of_a_refused_stream() -> None:
     assert peer.session.unanswered == 1
     peer.say(Refuse(stream.id, Code.TARGET, "no"))
     assert not peer.session.unanswered and not peer.session.streams
+
+
+def test_last_words_between_being_listed_and_the_last_page_are_the_response() -> None:
+    peer, stream = opened()
+    peer.session.path_down("a", 0.0)
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    peer.say(hello(live(1), next_id=2, last=False))
+    stream.abort("enough")
+    peer.say(hello(next_id=2))
+    assert peer.heard() == [Abort(1, Code.OTHER, "enough")]
+
+
+def test_last_words_are_forgotten_though_another_stream_is_listed() -> None:
+    peer = edge()
+    first, second = peer.open(), peer.open()
+    peer.heard()
+    peer.say(Accept(1, WINDOW), Accept(2, WINDOW))
+    first.abort("first")
+    second.abort("second")
+    peer.session.path_down("a", 0.0)
+    assert peer.connect(live(2), next_id=3)[1:] == [Abort(2, Code.OTHER, "second")]
+    peer.session.path_down("a", 0.0)
+    assert peer.connect(live(1), next_id=3)[1:] == [Abort(1, Code.GONE, GONE)]
+
+
+def test_a_session_is_settled_once_every_listed_stream_has_a_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goreprox.protocol.resume.RESUME_PAGE", 1)
+    peer = Peer()
+    peer.session.path_up("a", 0.0)
+    peer.heard()
+    peer.say(hello(live(1), live(2), next_id=3))
+    settled = []
+    for stream_id in (1, 2):
+        assert peer.heard() == [Abort(stream_id, Code.GONE, GONE)]
+        peer.say()
+        settled.append(peer.session.settled)
+    assert settled == [False, True]
+
+
+def test_a_reset_is_said_again_with_the_open_that_was_lost() -> None:
+    peer = edge()
+    stream = peer.open()
+    stream.reset("gone", now=0.0)
+    said = peer.heard()
+    assert said == [Open(1, "web", "test", "", WINDOW_INITIAL), Reset(1, 0, "gone")]
+    peer.session.path_down("a", 0.0)
+    assert peer.connect()[1:] == said

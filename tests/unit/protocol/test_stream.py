@@ -1,12 +1,13 @@
 """The life of a stream: its table, and what each step asks of its session."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.epochs import Epochs
-from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
+from goreprox.protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from goreprox.protocol.events import Abort, Code, Refuse
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.state import TRANSITIONS, State, Step
@@ -56,6 +57,39 @@ def test_every_step_in_every_state(state: State, step: Step) -> None:
     with pytest.raises(RemoteProtocolError if by_peer else LocalProtocolError, match=f"{step.value} in state"):
         stream.step(step)
     assert stream.state is state
+
+
+METHODS: dict[Step, Callable[[Stream], object]] = {
+    Step.RECEIVE_ACCEPT: lambda stream: stream.receive_accept(0),
+    Step.RECEIVE_REFUSE: lambda stream: stream.receive_refuse("no"),
+    Step.RECEIVE_DATA: lambda stream: stream.receive_data(0, b"x"),
+    Step.RECEIVE_EOF: lambda stream: stream.receive_eof(0),
+    Step.RECEIVE_ACK: lambda stream: stream.receive_ack(0, 0),
+    Step.RECEIVE_RESET: lambda stream: stream.receive_reset(0, "gone"),
+    Step.RECEIVE_ABORT: lambda stream: stream.receive_abort("enough"),
+    Step.ACCEPT: lambda stream: stream.accept(),
+    Step.REFUSE: lambda stream: stream.refuse(Code.OTHER, "no"),
+    Step.WRITE: lambda stream: stream.write(b"x"),
+    Step.WRITE_EOF: lambda stream: stream.write_eof(),
+    Step.RESET: lambda stream: stream.reset("gone", now=0.0),
+    Step.ABORT: lambda stream: stream.abort("enough"),
+    Step.FINISH: lambda stream: stream.finish(),
+}
+
+
+@pytest.mark.parametrize(("state", "step"), list(itertools.product(State, METHODS)))
+def test_every_method_in_every_state(state: State, step: Step) -> None:
+    stream, _ = make(state)
+    if step in TRANSITIONS[state]:
+        METHODS[step](stream)
+        assert stream.state is TRANSITIONS[state][step]
+    elif (state, step) == (State.CLOSED, Step.ABORT):  # which may happen twice
+        METHODS[step](stream)
+        assert stream.state is state
+    else:
+        with pytest.raises(ProtocolError, match=f"{step.value} in state {state.name}"):
+            METHODS[step](stream)
+        assert stream.state is state
 
 
 def test_nothing_happens_to_a_closed_stream() -> None:
@@ -215,7 +249,7 @@ def test_what_arrives_for_a_socket_that_was_reset_is_let_go() -> None:
 
 def test_a_reset_of_both_ends_ends_the_stream() -> None:
     stream, host = make(State.RESETTING)
-    stream.receive_reset(0, "gone")
+    stream.receive_reset(99, "gone")
     assert stream.state is State.CLOSED
     assert host.calls == [("closed", None)]
 

@@ -48,7 +48,7 @@ def test_a_small_slice_is_a_copy_and_a_large_one_is_not() -> None:
     assert isinstance(view, memoryview) and view.obj is block
 
 
-def test_what_is_kept_of_a_chunk_does_not_keep_the_chunk() -> None:
+def test_a_small_rest_of_a_chunk_does_not_keep_the_chunk_alive() -> None:
     budget = Budget(total_bytes=64 * MIB, max_streams=1)
     send = SendHalf(budget, limit=16 * MIB)
     receive = ReceiveHalf(budget)

@@ -40,13 +40,13 @@ def run(queue: FairQueue[Source], *, piece: int, turns: int) -> str:
     return order
 
 
-def test_nobody_waits_at_first() -> None:
+def test_a_new_queue_is_empty() -> None:
     queue: FairQueue[Source] = FairQueue()
     assert len(queue) == 0
     assert queue.turn(QUANTUM) is None
 
 
-def test_a_flow_is_entered_once() -> None:
+def test_adding_a_flow_twice_has_no_effect() -> None:
     queue: FairQueue[Source] = FairQueue()
     flow = Source("a", 10)
     queue.add(flow)
@@ -54,7 +54,7 @@ def test_a_flow_is_entered_once() -> None:
     assert len(queue) == 1
 
 
-def test_a_flow_without_more_leaves() -> None:
+def test_a_flow_with_nothing_more_to_send_leaves_the_queue() -> None:
     queue: FairQueue[Source] = FairQueue()
     flow = Source("a", 10)
     queue.add(flow)
@@ -70,7 +70,7 @@ def test_flows_take_turns() -> None:
     assert run(queue, piece=100, turns=20) == "abcabcabc"
 
 
-def test_a_flow_goes_on_while_it_has_credit() -> None:
+def test_a_flow_keeps_its_turn_while_it_has_credit() -> None:
     queue: FairQueue[Source] = FairQueue()
     for name in "ab":
         queue.add(Source(name, 200))
@@ -78,7 +78,7 @@ def test_a_flow_goes_on_while_it_has_credit() -> None:
     assert run(queue, piece=50, turns=20) == "babbaa"
 
 
-def test_a_flow_that_overdrew_waits_longer() -> None:
+def test_a_flow_that_exceeded_its_credit_waits_longer() -> None:
     queue: FairQueue[Source] = FairQueue()
     big, small = Source("b", 1000), Source("s", 400)
     queue.add(big)
@@ -98,7 +98,7 @@ def test_a_new_flow_goes_before_those_that_have_been_sending() -> None:
     assert run(queue, piece=100, turns=3) == "nba"
 
 
-def test_a_flow_that_is_removed_has_no_turn() -> None:
+def test_a_removed_flow_gets_no_turn() -> None:
     queue: FairQueue[Source] = FairQueue()
     gone, here = Source("g", 10), Source("h", 10)
     queue.add(gone)
@@ -145,7 +145,7 @@ def test_new_flows_go_first_only_as_far_as_they_have_their_share() -> None:
     assert order == "n" + "nd" * 6
 
 
-def test_a_flow_that_comes_back_at_once_has_the_share_of_one() -> None:
+def test_a_flow_that_keeps_returning_gets_one_share() -> None:
     queue: FairQueue[Source] = FairQueue()
     for name in "abc":
         queue.add(Source(name, 10_000))
@@ -167,7 +167,7 @@ def test_flows_of_one_client_share_what_one_flow_of_another_gets() -> None:
     assert Counter(run(queue, piece=100, turns=80)) == pytest.approx({"x": 40} | dict.fromkeys("abcd", 10), abs=1)
 
 
-def test_a_new_flow_of_a_client_that_has_been_sending_does_not_wait_for_its_other_flows_nor_for_others() -> None:
+def test_a_new_flow_goes_first_though_its_client_has_been_sending() -> None:
     queue: FairQueue[Source] = FairQueue()
     for name in "abcdef":
         queue.add(Source(name, 10_000, client_key=name))
@@ -176,7 +176,7 @@ def test_a_new_flow_of_a_client_that_has_been_sending_does_not_wait_for_its_othe
     assert run(queue, piece=100, turns=1) == "n"
 
 
-def test_a_client_whose_new_flow_is_removed_keeps_its_other_flows() -> None:
+def test_removing_a_new_flow_keeps_the_other_flows_of_its_client() -> None:
     queue: FairQueue[Source] = FairQueue()
     old, other, new = Source("o", 300), Source("x", 300, client_key="2"), Source("n", 100)
     queue.add(old)
@@ -209,9 +209,7 @@ def _few(dice: random.Random, _: int) -> list[Source]:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("clients", ["a", "ab", "abcdef"])
 @pytest.mark.parametrize("arrivals", [_fresh, _bursts, _few])
-def test_whoever_has_something_to_send_gets_its_share_whatever_comes_beside_it(
-    arrivals: Arrivals, clients: str, seed: int
-) -> None:
+def test_every_flow_gets_its_share_whatever_joins(arrivals: Arrivals, clients: str, seed: int) -> None:
     """A flow is at most a few turns behind, and one part in five."""
     dice = random.Random(seed)
     queue: FairQueue[Source] = FairQueue()
@@ -251,5 +249,5 @@ def test_whoever_has_something_to_send_gets_its_share_whatever_comes_beside_it(
         ("", "192.0.2.1:1", False),
     ],
 )
-def test_what_counts_as_one_client(client: str, other: str, *, same: bool) -> None:
+def test_addresses_that_count_as_one_client(client: str, other: str, *, same: bool) -> None:
     assert (client_key(client) == client_key(other)) is same

@@ -38,7 +38,7 @@ from tests.unit.protocol.harness import (
 # Before the peer has responded.
 
 
-def test_of_streams_that_were_never_sent_only_those_still_opening_may_go_elsewhere() -> None:
+def test_only_opening_streams_are_given_back_when_their_open_was_not_sent() -> None:
     peer = edge()
     aborted, reset, opening = peer.open(), peer.open(), peer.open()
     aborted.abort("enough")
@@ -68,7 +68,7 @@ def test_streams_without_a_response_are_counted_until_there_is_one() -> None:
 
 
 @pytest.mark.parametrize("event", [Accept(1, 100), Ack(1, 4, 100)])
-def test_more_room_lets_the_rest_follow(event: Event) -> None:
+def test_a_higher_limit_lets_the_rest_be_sent(event: Event) -> None:
     """A stream that comes from another session may hold more than this peer takes at first."""
     first, second = edge(), Peer()
     stream = first.open()
@@ -121,14 +121,14 @@ def test_a_stream_is_over_when_our_end_of_file_is_acknowledged_last() -> None:
     assert peer.notices() == [Notice(Kind.WRITABLE, stream), Notice(Kind.CLOSED, stream)]
 
 
-def test_an_abort_of_a_stream_whose_socket_was_reset_is_no_loss() -> None:
+def test_an_abort_of_a_stream_whose_socket_was_reset_closes_it() -> None:
     peer, stream = opened()
     stream.reset("gone", now=0.0)
     peer.say(Abort(1, Code.OTHER, "enough"))
     assert peer.kinds() == [Kind.CLOSED]
 
 
-def test_a_peer_that_no_longer_knows_a_stream_in_use_resets_it() -> None:
+def test_a_stream_in_use_that_the_peer_has_forgotten_is_aborted() -> None:
     peer, _ = opened()
     peer.say(Abort(1, Code.GONE, GONE))
     assert peer.kinds() == [Kind.ABORTED]
@@ -181,7 +181,7 @@ def test_last_words_are_not_acknowledged_by_messages_of_another_epoch() -> None:
     assert peer.heard() == [Abort(1, Code.OTHER, "enough")]
 
 
-def test_nothing_is_said_of_a_stream_whose_reset_had_arrived() -> None:
+def test_nothing_is_sent_for_a_stream_whose_reset_had_arrived() -> None:
     peer, stream = opened()
     stream.write_eof()
     stream.reset("gone", now=0.0)
@@ -191,7 +191,7 @@ def test_nothing_is_said_of_a_stream_whose_reset_had_arrived() -> None:
     assert not peer.session.streams
 
 
-def test_nothing_is_said_of_an_accepted_stream_that_the_peer_has_forgotten() -> None:
+def test_nothing_is_sent_for_an_accepted_stream_that_the_peer_has_forgotten() -> None:
     peer, _ = opened()
     peer.session.path_down("a", 0.0)
     assert len(peer.connect(next_id=1)) == 1
@@ -217,7 +217,7 @@ def test_a_goodbye_is_acknowledged_at_once_though_no_stream_is_left() -> None:
 
 
 @pytest.mark.parametrize("opener", [True, False])
-def test_the_next_id_was_never_opened(*, opener: bool) -> None:
+def test_events_of_the_next_id_are_rejected(*, opener: bool) -> None:
     peer = edge() if opener else provider()
     peer.say(Data(1, 0, b"x"))
     assert failure(peer) == "stream 1 was never opened"
@@ -260,7 +260,7 @@ def test_a_failed_session_uses_no_path_again() -> None:
     assert peer.path_in_use is None
 
 
-def test_a_session_that_pauses_goes_on_by_the_path_that_is_left() -> None:
+def test_a_paused_session_continues_on_the_path_that_is_left() -> None:
     peer = edge()
     peer.session.path_up("b", 0.0)
     peer.say(Probe(), seq=9)
@@ -270,7 +270,7 @@ def test_a_session_that_pauses_goes_on_by_the_path_that_is_left() -> None:
     assert peer.path_in_use == "b"
 
 
-def test_a_refused_stream_dials_no_more() -> None:
+def test_a_refused_stream_is_forgotten_and_the_peer_is_told() -> None:
     peer, stream = dialing()
     stream.refuse(Code.FULL, "full")
     assert not peer.session.streams

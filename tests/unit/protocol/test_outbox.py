@@ -84,7 +84,7 @@ def test_a_batch_is_full_at_a_quarter_of_what_may_be_in_flight() -> None:
     assert len(sender.sizes()) == 256 // 4 // 8
 
 
-def test_ends_count_as_well() -> None:
+def test_ends_of_file_count_towards_the_size_of_a_batch() -> None:
     sender = Sender(bound=IN_FLIGHT_MIN)
     for number in range(400):
         sender.stream(number, eof=True)
@@ -95,7 +95,7 @@ def test_a_batch_is_full_of_payload_before_it_has_too_many_frames() -> None:
     assert BATCH_BYTES <= MAX_RAW_FRAMES * RAW_PAYLOAD
 
 
-def test_a_stream_that_needs_less_than_the_path_has_left_is_served() -> None:
+def test_streams_are_served_while_the_path_has_room_for_the_least_quantum() -> None:
     sender = Sender(bound=MIB)
     sender.path.in_flight = MIB - QUANTUM_MIN - 8 * KIB
     for number in range(3):

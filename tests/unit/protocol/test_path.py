@@ -53,7 +53,7 @@ def test_a_stale_ack_changes_nothing() -> None:
     assert p.srtt == pytest.approx(0.1)
 
 
-def test_an_ack_of_what_was_never_sent_is_refused() -> None:
+def test_an_ack_of_what_was_never_sent_is_rejected() -> None:
     p = path()
     p.send(1, 0.0)
     with pytest.raises(RemoteProtocolError, match="ack of 2 messages, expected at most 1"):
@@ -67,7 +67,7 @@ def test_messages_arrive_in_order() -> None:
     assert p.received == 2
 
 
-def test_a_doubled_message_is_not_new() -> None:
+def test_a_repeated_message_is_not_new() -> None:
     p = path()
     p.receive(0, 10, 0.0)
     assert not p.receive(0, 10, 0.0)
@@ -100,14 +100,14 @@ def test_many_bytes_are_acknowledged_at_once() -> None:
     assert p.ack_due(1.0)
 
 
-def test_a_message_of_ours_carries_the_ack() -> None:
+def test_every_message_carries_the_acknowledgement() -> None:
     p = path()
     p.receive(0, PATH_ACK_BYTES, 1.0)
     p.send(1, 1.0)
     assert not p.ack_due(1.0)
 
 
-def test_a_probe_is_answered_at_once() -> None:
+def test_a_probe_makes_an_acknowledgement_due_at_once() -> None:
     p = path()
     p.acknowledge_now(1.0)
     assert p.ack_due(1.0)
@@ -121,7 +121,7 @@ def test_the_round_trip_is_smoothed() -> None:
     assert p.srtt == pytest.approx(0.09)
 
 
-def test_an_ack_within_the_tick_of_the_clock_is_no_division_by_zero() -> None:
+def test_an_ack_at_the_time_of_sending_is_no_division_by_zero() -> None:
     p = path()
     transfer(p, start=1.0, count=1, size=KIB, rtt=0.0)
     assert 0 < p.srtt < 1e-3
@@ -173,7 +173,7 @@ def test_silence_is_probed_ever_more_rarely() -> None:
     assert p.deadline == 2.75
 
 
-def test_three_questions_without_an_answer_are_a_stall_and_progress_ends_it() -> None:
+def test_three_unacknowledged_probes_are_a_stall_and_progress_ends_it() -> None:
     p = path()
     p.send(1, 0.0)
     p.send(1, 0.0)

@@ -49,12 +49,12 @@ def test_an_overlap_is_trimmed() -> None:
     assert waiting(receive) == b"abcde"
 
 
-def test_a_gap_is_refused() -> None:
+def test_a_gap_is_rejected() -> None:
     with pytest.raises(RemoteProtocolError, match="data at offset 1, expected 0"):
         half().receive(1, b"a")
 
 
-def test_bytes_beyond_the_limit_are_refused() -> None:
+def test_bytes_beyond_the_limit_are_rejected() -> None:
     receive = half()
     assert receive.limit == WINDOW_INITIAL
     receive.receive(0, bytes(WINDOW_INITIAL))
@@ -62,7 +62,7 @@ def test_bytes_beyond_the_limit_are_refused() -> None:
         receive.receive(WINDOW_INITIAL, b"a")
 
 
-def test_bytes_after_the_end_of_file_are_refused_but_duplicates_are_not() -> None:
+def test_bytes_after_the_end_of_file_are_rejected_but_duplicates_are_not() -> None:
     receive = half()
     receive.receive(0, b"abc")
     receive.receive_eof(3)
@@ -77,7 +77,7 @@ def test_an_end_of_file_is_new_once() -> None:
     assert not receive.receive_eof(0)
 
 
-def test_an_end_of_file_elsewhere_is_refused() -> None:
+def test_an_end_of_file_at_another_offset_is_rejected() -> None:
     with pytest.raises(RemoteProtocolError, match="end of file at offset 5, expected 0"):
         half().receive_eof(5)
 

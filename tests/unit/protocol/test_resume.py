@@ -22,7 +22,7 @@ from goreprox.protocol.resume import GONE
 from tests.unit.protocol.harness import WINDOW, Peer, accepted, edge, failure, hello, live, opened, provider
 
 
-def test_a_resume_may_not_list_streams_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_may_not_list_too_many_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goreprox.protocol.resume.RESUME_MAX", 2)
     peer = Peer()
     peer.session.path_up("a", 0.0)
@@ -41,7 +41,7 @@ def resume(peer: Peer, ids: range, *, last: bool = True) -> None:
         peer.say(hello(*lives, next_id=ids[-1] + 1, last=last and page[-1] == ids[-1]))
 
 
-def test_a_peer_lists_none_that_it_has_never_seen() -> None:
+def test_a_peer_may_not_list_a_stream_that_it_has_never_seen() -> None:
     peer = Peer()
     peer.session.path_up("a", 0.0)
     peer.heard()
@@ -116,7 +116,7 @@ def test_streams_that_only_the_peer_has_are_answered_a_page_at_a_time(*, opener:
     assert peer.heard() == []
 
 
-def test_a_page_says_how_a_stream_stands_when_it_is_sent() -> None:
+def test_a_page_shows_streams_as_they_are_when_it_is_sent() -> None:
     peer = Peer(opener=False, max_streams=2 * RESUME_PAGE)
     peer.session.path_up("a", 0.0)
     peer.heard()
@@ -147,7 +147,7 @@ def test_a_page_says_how_a_stream_stands_when_it_is_sent() -> None:
     assert [event for event in told if isinstance(event, Abort)] == [Abort(ids[-1], Code.OTHER, "never mind")]
 
 
-def test_what_ends_between_being_listed_and_the_last_page_is_answered() -> None:
+def test_a_stream_that_ends_before_the_last_page_is_answered() -> None:
     peer, stream = accepted()
     peer.say(Reset(1, 0, "there"))
     peer.session.path_down("a", 0.0)
@@ -175,7 +175,7 @@ def test_a_stream_that_ends_before_its_page_is_sent_is_acknowledged() -> None:
     assert peer.heard() + rest == [Ack(1, 1, WINDOW_INITIAL)]
 
 
-def test_a_reset_that_was_lost_with_its_epoch_is_said_again() -> None:
+def test_a_reset_that_was_lost_with_its_epoch_is_sent_again() -> None:
     peer, stream = accepted()
     stream.reset("gone", now=0.0)
     assert Reset(1, 0, "gone") in peer.heard()
@@ -183,7 +183,7 @@ def test_a_reset_that_was_lost_with_its_epoch_is_said_again() -> None:
     assert Reset(1, 0, "gone") in peer.connect(live(1), next_id=2)
 
 
-def test_nothing_is_kept_of_a_refused_stream() -> None:
+def test_a_refused_stream_is_forgotten() -> None:
     peer = edge()
     stream = peer.open()
     peer.heard()
@@ -192,7 +192,7 @@ def test_nothing_is_kept_of_a_refused_stream() -> None:
     assert not peer.session.unanswered and not peer.session.streams
 
 
-def test_last_words_between_being_listed_and_the_last_page_are_the_response() -> None:
+def test_a_stream_that_ends_before_the_last_page_is_answered_with_its_last_words() -> None:
     peer, stream = opened()
     peer.session.path_down("a", 0.0)
     peer.session.path_up("a", 0.0)
@@ -230,7 +230,7 @@ def test_a_session_is_settled_once_every_listed_stream_has_a_response(monkeypatc
     assert settled == [False, True]
 
 
-def test_a_reset_is_said_again_with_the_open_that_was_lost() -> None:
+def test_a_reset_is_sent_again_with_the_open_that_was_lost() -> None:
     peer = edge()
     stream = peer.open()
     stream.reset("gone", now=0.0)

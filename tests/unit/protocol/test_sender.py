@@ -44,12 +44,12 @@ def test_room_is_never_negative() -> None:
     assert send.room == 0
 
 
-def test_a_write_beyond_the_room_is_refused() -> None:
+def test_a_write_beyond_the_room_is_an_error() -> None:
     with pytest.raises(LocalProtocolError, match="write of 11 bytes, expected at most 10"):
         half(limit=10).write(b"12345678901")
 
 
-def test_a_write_after_the_end_of_file_is_refused() -> None:
+def test_a_write_after_the_end_of_file_is_an_error() -> None:
     send = half()
     send.write_eof()
     assert send.room == 0
@@ -83,7 +83,7 @@ def test_an_end_of_file_waits_for_the_bytes_before_it() -> None:
     assert pending == [False, True, False]
 
 
-def test_a_long_chunk_is_divided_without_a_copy() -> None:
+def test_a_long_chunk_is_split_without_a_copy() -> None:
     send = half()
     send.write(b"abcdef")
     offset, payload = send.take(4)
@@ -99,7 +99,7 @@ def test_small_chunks_are_joined() -> None:
     assert send.take(MIB) == (0, b"abcdef")
 
 
-def test_no_more_is_joined_than_asked_for() -> None:
+def test_joined_chunks_respect_the_maximum() -> None:
     send = half()
     for chunk in (b"ab", b"cd", b"ef"):
         send.write(chunk)
@@ -107,7 +107,7 @@ def test_no_more_is_joined_than_asked_for() -> None:
     assert send.take(5) == (4, b"ef")
 
 
-def test_a_chunk_whose_follower_does_not_fit_is_sent_as_it_is() -> None:
+def test_a_chunk_is_sent_alone_if_the_next_does_not_fit() -> None:
     send = half()
     chunk = b"ab"
     send.write(chunk)
@@ -143,7 +143,7 @@ def test_a_stale_ack_changes_nothing() -> None:
     assert (send.acked, send.limit) == (4, 200)
 
 
-def test_an_ack_of_what_was_never_sent_is_refused() -> None:
+def test_an_ack_of_what_was_never_sent_is_rejected() -> None:
     send = half()
     send.write(b"abcdef")
     send.take(3)
@@ -188,7 +188,7 @@ def test_a_rewind_to_what_was_sent_sends_nothing_again() -> None:
 
 
 @pytest.mark.parametrize("received", [1, 5])
-def test_a_rewind_outside_of_what_is_kept_is_refused(received: int) -> None:
+def test_a_rewind_outside_of_what_is_kept_is_rejected(received: int) -> None:
     send = half()
     send.write(b"abcdef")
     send.take(4)
@@ -211,7 +211,7 @@ def test_a_lost_end_of_file_is_sent_again() -> None:
 
 
 @pytest.mark.parametrize(("eof", "received"), [(False, 2), (True, 1)])
-def test_a_resume_with_an_end_of_file_that_is_not_ours_is_refused(eof: bool, received: int) -> None:
+def test_a_resume_with_an_end_of_file_that_is_not_ours_is_rejected(eof: bool, received: int) -> None:
     send = half()
     send.write(b"ab")
     send.take(MIB)
@@ -221,7 +221,7 @@ def test_a_resume_with_an_end_of_file_that_is_not_ours_is_refused(eof: bool, rec
         send.rewind(received, eof_received=True)
 
 
-def test_a_half_that_is_stopped_sends_nothing_and_knows_what_was_not_delivered() -> None:
+def test_a_stopped_sender_sends_nothing_and_keeps_what_was_not_delivered() -> None:
     send = half()
     send.write(b"abc")
     send.take(3)
@@ -243,7 +243,7 @@ def test_a_discard_gives_the_budget_back() -> None:
 
 
 @given(st.data())
-def test_whatever_is_lost_the_bytes_arrive_in_order(data: st.DataObject) -> None:
+def test_bytes_arrive_in_order_whatever_is_lost(data: st.DataObject) -> None:
     send = half()
     written = bytearray()
     received = bytearray()

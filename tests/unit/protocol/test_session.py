@@ -91,7 +91,7 @@ def test_each_end_has_epochs_of_its_own(opener: bool, epochs: list[int]) -> None
     assert begun == epochs
 
 
-def test_an_epoch_of_the_peer_is_answered() -> None:
+def test_an_epoch_of_the_peer_is_adopted() -> None:
     peer = Peer(opener=False)
     peer.session.path_up("a", 0.0)
     peer.begin(hello(), epoch=2)
@@ -118,7 +118,7 @@ def test_an_epoch_whose_beginning_was_lost_is_begun_anew(events: tuple[Event, ..
     assert peer.epoch == 6
 
 
-def test_an_epoch_too_high_to_go_on_from_is_refused() -> None:
+def test_an_epoch_too_high_to_count_on_is_rejected() -> None:
     peer = edge()
     peer.begin(hello(), epoch=MAX_OFFSET // 2 + 1)
     assert "epoch 4611686018427387904, expected at most 4611686018427387903" in failure(peer)
@@ -147,7 +147,7 @@ def test_another_path_takes_over() -> None:
     assert (peer.path, peer.session.epochs.lost_at) == ("b", 1.0)
 
 
-def test_a_path_that_was_not_in_use_is_not_missed() -> None:
+def test_losing_a_standby_path_changes_nothing() -> None:
     peer = edge()
     peer.session.path_up("b", 0.0)
     peer.session.path_down("b", 1.0)
@@ -166,7 +166,7 @@ def test_without_a_path_nothing_is_sent() -> None:
     assert peer.session.epochs.lost_at == 1.0
 
 
-def test_a_doubled_message_counts_once() -> None:
+def test_a_repeated_message_counts_once() -> None:
     peer = edge()
     peer.say(Drain())
     peer.say(Drain(), seq=1)
@@ -184,7 +184,7 @@ def test_a_gap_begins_a_new_epoch_soon() -> None:
     assert peer.epoch == 4
 
 
-def test_an_ack_alone_tells_of_a_gap_too() -> None:
+def test_an_acknowledgement_alone_reveals_a_gap() -> None:
     peer = edge()
     peer.say()
     whole = peer.session.established
@@ -244,7 +244,7 @@ def stall(peer: Peer) -> list[float]:
     return times
 
 
-def test_a_path_without_progress_gives_way_to_another_one_before_it_counts_as_lost() -> None:
+def test_a_stalled_path_is_left_for_another_before_it_counts_as_lost() -> None:
     peer = edge()
     peer.session.path_up("b", 0.0)
     peer.open()
@@ -257,7 +257,7 @@ def test_a_path_without_progress_gives_way_to_another_one_before_it_counts_as_lo
     assert (peer.path, peer.path_in_use) == ("b", "b")
 
 
-def test_the_only_path_is_asked_until_it_counts_as_lost() -> None:
+def test_the_only_path_is_probed_until_it_counts_as_lost() -> None:
     peer = edge()
     peer.open()
     peer.heard()
@@ -265,7 +265,7 @@ def test_the_only_path_is_asked_until_it_counts_as_lost() -> None:
     assert (peer.path_in_use, peer.session.established) == ("a", True)
 
 
-def test_an_epoch_that_was_never_established_moves_only_once_it_is_lost() -> None:
+def test_a_stalled_epoch_that_was_never_established_ends_only_by_loss() -> None:
     peer = Peer()
     peer.session.path_up("a", 0.0)
     peer.session.path_up("b", 0.0)
@@ -276,7 +276,7 @@ def test_an_epoch_that_was_never_established_moves_only_once_it_is_lost() -> Non
     assert peer.path_in_use is None
 
 
-def test_attempts_that_nobody_answers_become_rare() -> None:
+def test_pauses_between_epochs_double_up_to_a_maximum() -> None:
     peer = Peer()
     peer.session.path_up("a", 0.0)
     waits = []
@@ -354,14 +354,14 @@ def test_a_reset_follows_the_acknowledgement_of_what_was_delivered_before_it() -
     assert (ack.delivered, reset) == (4, Reset(1, 0, "gone"))
 
 
-def test_a_reset_before_anything_was_delivered_is_told_without_an_acknowledgement() -> None:
+def test_a_reset_before_anything_was_delivered_is_sent_without_an_acknowledgement() -> None:
     peer, stream = accepted()
     peer.say(Data(1, 0, b"request"))
     stream.reset("gone", now=1.0)
     assert peer.heard() == [Reset(1, 0, "gone")]
 
 
-def test_a_reset_waits_only_so_long_for_its_bytes() -> None:
+def test_a_stream_whose_reset_cannot_be_delivered_in_time_is_aborted() -> None:
     peer, stream = opened()
     stream.reset("gone", now=1.0)
     peer.heard()
@@ -403,7 +403,7 @@ def test_a_new_stream_is_opened_and_its_bytes_follow_at_once() -> None:
     assert stream.send.limit == WINDOW
 
 
-def test_an_accept_of_a_reset_stream_tells_the_driver_nothing() -> None:
+def test_an_accept_of_a_stream_in_reset_is_not_reported() -> None:
     peer = edge()
     stream = peer.open()
     peer.heard()
@@ -414,7 +414,7 @@ def test_an_accept_of_a_reset_stream_tells_the_driver_nothing() -> None:
     assert peer.kinds() == [Kind.ESTABLISHED]
 
 
-def test_a_refused_stream_may_go_elsewhere() -> None:
+def test_a_refused_stream_may_be_carried_by_another_session() -> None:
     peer = edge()
     stream = peer.open()
     stream.write(b"abc")
@@ -424,7 +424,7 @@ def test_a_refused_stream_may_go_elsewhere() -> None:
     assert (stream.host, stream.send.sendable, peer.session.streams) == (None, 3, {})
 
 
-def test_a_stream_that_was_never_sent_may_go_elsewhere_when_its_path_is_lost() -> None:
+def test_a_stream_whose_open_was_never_sent_is_given_back_when_its_path_is_lost() -> None:
     peer = edge()
     sent = peer.open()
     sent.write(b"one")
@@ -436,7 +436,7 @@ def test_a_stream_that_was_never_sent_may_go_elsewhere_when_its_path_is_lost() -
     assert (unsent.host, unsent.send.sendable, list(peer.session.streams.values())) == (None, 3, [sent])
 
 
-def test_a_stream_that_was_sent_in_an_earlier_epoch_stays_though_it_was_not_yet_sent_in_this_one() -> None:
+def test_a_stream_whose_open_was_sent_in_an_earlier_epoch_is_kept() -> None:
     peer = edge()
     stream = peer.open()
     peer.heard()
@@ -456,7 +456,7 @@ def test_a_refusal_ends_a_stream_whose_client_was_reset() -> None:
     assert peer.notices() == [Notice(Kind.CLOSED, stream, "no target")]
 
 
-def test_a_new_stream_without_bytes_is_told_at_once() -> None:
+def test_a_new_stream_without_bytes_is_opened_at_once() -> None:
     peer = edge()
     before = peer.wakes
     peer.open()
@@ -482,7 +482,7 @@ def test_streams_opened_without_a_path_are_opened_later() -> None:
     assert peer.connect()[1:] == [Open(1, "web", "test", "", WINDOW_INITIAL), Data(1, 0, b"abc")]
 
 
-def test_ids_go_on_from_what_the_peer_has_seen() -> None:
+def test_ids_continue_from_those_that_the_peer_has_seen() -> None:
     peer = Peer()
     peer.connect(next_id=8)
     assert peer.open().id == 8
@@ -491,14 +491,14 @@ def test_ids_go_on_from_what_the_peer_has_seen() -> None:
 # Streams of the acceptor.
 
 
-def test_an_accept_is_told() -> None:
+def test_an_accept_is_sent() -> None:
     peer, stream = dialing()
     assert (stream.service, stream.client, stream.destination, stream.send.limit) == ("web", "test", "", WINDOW)
     stream.accept()
     assert peer.heard() == [Accept(1, WINDOW_INITIAL)]
 
 
-def test_an_accept_during_a_resume_is_told_after_it() -> None:
+def test_an_accept_during_a_resume_is_sent_after_it() -> None:
     peer, stream = dialing()
     peer.session.path_up("a", 0.0)
     assert peer.heard() == [
@@ -509,7 +509,7 @@ def test_an_accept_during_a_resume_is_told_after_it() -> None:
     assert peer.heard() == [Accept(1, WINDOW_INITIAL)]
 
 
-def test_an_accept_during_a_resume_is_not_told_of_a_stream_that_has_ended() -> None:
+def test_no_accept_follows_a_resume_for_a_stream_that_has_ended() -> None:
     peer, stream = dialing()
     peer.session.path_up("a", 0.0)
     peer.heard()
@@ -519,7 +519,7 @@ def test_an_accept_during_a_resume_is_not_told_of_a_stream_that_has_ended() -> N
     assert peer.heard() == [Abort(1, Code.OTHER, "changed its mind")]
 
 
-def test_a_refusal_is_told_until_the_peer_has_it() -> None:
+def test_a_refusal_is_repeated_until_it_is_acknowledged() -> None:
     peer, stream = dialing()
     stream.refuse(Code.TARGET, "no target")
     assert peer.heard() == [Refuse(1, Code.TARGET, "no target")]
@@ -591,7 +591,7 @@ def test_delivery_without_a_path_is_acknowledged_later() -> None:
     assert events[1:] == [Ack(1, 3, WINDOW_INITIAL + 3)]
 
 
-def test_a_stream_ends_well_once_both_directions_have() -> None:
+def test_a_stream_is_closed_once_both_directions_have_ended() -> None:
     peer, stream = opened()
     stream.write_eof()
     assert peer.heard() == [Eof(1, 0)]
@@ -616,7 +616,7 @@ def test_a_reset_follows_its_bytes_and_ends_the_stream_on_arrival() -> None:
     assert peer.notices() == [Notice(Kind.CLOSED, stream)]
 
 
-def test_a_reset_is_said_once_an_epoch() -> None:
+def test_a_reset_is_sent_once_an_epoch() -> None:
     peer, stream = opened()
     stream.reset("gone", now=0.0)
     assert peer.heard() == [Reset(1, 0, "gone")]
@@ -624,7 +624,7 @@ def test_a_reset_is_said_once_an_epoch() -> None:
     assert peer.heard() == []
 
 
-def test_a_reset_of_the_peer_is_for_the_socket() -> None:
+def test_a_reset_of_the_peer_is_reported_after_its_bytes() -> None:
     peer, stream = opened()
     peer.say(Data(1, 0, b"abc"), Reset(1, 3, "gone"))
     assert peer.notices() == [Notice(Kind.READABLE, stream), Notice(Kind.RESET, stream, "gone")]
@@ -632,14 +632,14 @@ def test_a_reset_of_the_peer_is_for_the_socket() -> None:
     assert peer.kinds() == []
 
 
-def test_resets_of_both_ends_meet() -> None:
+def test_resets_of_both_ends_close_the_stream() -> None:
     peer, stream = opened()
     stream.reset("gone", now=0.0)
     peer.say(Reset(1, 0, "gone too"))
     assert peer.notices() == [Notice(Kind.CLOSED, stream, "gone too")]
 
 
-def test_an_abort_of_the_peer_is_at_once() -> None:
+def test_an_abort_of_the_peer_does_not_wait_for_the_bytes_before_it() -> None:
     peer, stream = opened()
     peer.say(Data(1, 0, b"abc"), Abort(1, Code.OTHER, "enough"))
     assert peer.notices()[1:] == [Notice(Kind.ABORTED, stream, "enough")]
@@ -700,7 +700,7 @@ def test_a_peer_that_has_forgotten_the_session_ends_accepted_streams() -> None:
 
 
 @pytest.mark.parametrize(("away_s", "opened_again"), [(GRACE_S, True), (GRACE_S + ALLOWANCE_S + 1, False)])
-def test_an_open_stream_is_not_opened_again_where_its_bytes_may_have_been(away_s: float, opened_again: bool) -> None:
+def test_a_stream_is_not_opened_again_once_the_peer_may_have_forgotten_it(away_s: float, opened_again: bool) -> None:
     peer = edge()
     stream = peer.open()
     stream.write(b"once")
@@ -724,7 +724,7 @@ def test_an_open_that_was_lost_twice_counts_from_the_second_time() -> None:
     assert stream.state is State.OPENING
 
 
-def test_an_opener_that_has_forgotten_the_session_ends_what_the_peer_has_left_of_it() -> None:
+def test_an_opener_without_streams_aborts_those_that_the_peer_lists() -> None:
     peer = Peer(opener=True)
     assert peer.connect(live(1), live(5), next_id=6)[1:] == [Abort(1, Code.GONE, GONE), Abort(5, Code.GONE, GONE)]
     assert peer.open().id == 6
@@ -738,7 +738,9 @@ def test_a_stream_that_only_the_peer_has_is_ended_there() -> None:
 
 
 @pytest.mark.parametrize(("code", "kind"), [(Code.GONE, Kind.CLOSED), (Code.OTHER, Kind.ABORTED)])
-def test_a_stream_that_ended_well_on_both_ends_is_no_loss_if_the_code_says_so(code: Code, kind: Kind) -> None:
+def test_a_stream_that_the_peer_has_forgotten_after_both_ends_of_file_is_closed_not_aborted(
+    code: Code, kind: Kind
+) -> None:
     peer, stream = opened()
     stream.write_eof()
     peer.heard()
@@ -764,7 +766,7 @@ def test_a_stream_that_ended_in_an_outage_closes_with_the_resume() -> None:
     assert peer.kinds() == [Kind.WRITABLE, Kind.CLOSED, Kind.ESTABLISHED]
 
 
-def test_a_reset_whose_arrival_was_not_heard_of_is_over() -> None:
+def test_a_reset_has_arrived_if_the_peer_lists_the_stream_no_more() -> None:
     peer, stream = opened()
     stream.reset("gone", now=0.0)
     peer.heard()
@@ -773,7 +775,7 @@ def test_a_reset_whose_arrival_was_not_heard_of_is_over() -> None:
     assert peer.notices() == [Notice(Kind.CLOSED, stream), Notice(Kind.ESTABLISHED)]
 
 
-def test_a_stream_that_the_peer_has_reset_goes_on_to_its_socket() -> None:
+def test_a_stream_that_the_peer_has_reset_survives_an_outage_until_it_is_delivered() -> None:
     peer, stream = opened()
     peer.say(Data(1, 0, b"abc"), Reset(1, 3, "gone"))
     peer.session.path_down("a", 0.0)
@@ -812,7 +814,7 @@ def test_the_last_page_establishes() -> None:
 # Leaving.
 
 
-def test_drain_is_told_now_and_in_every_epoch() -> None:
+def test_drain_is_sent_now_and_in_every_epoch() -> None:
     peer = Peer()
     peer.session.drain()
     assert peer.connect()[1:] == [Drain()]
@@ -823,7 +825,7 @@ def test_drain_is_told_now_and_in_every_epoch() -> None:
     assert Kind.DRAINING in peer.kinds()
 
 
-def test_goodbye_ends_all_streams_and_is_told_in_every_epoch() -> None:
+def test_goodbye_ends_all_streams_and_is_sent_in_every_epoch() -> None:
     peer, _ = opened()
     peer.session.goodbye("shutdown")
     assert peer.heard() == [Abort(1, Code.OTHER, "shutdown"), Goodbye("shutdown")]
@@ -880,25 +882,25 @@ def test_streams_wait_for_the_last_page(event: Event) -> None:
         Abort(9, Code.OTHER, ""),
     ],
 )
-def test_a_stream_that_was_never_opened_is_refused(event: Event, opener: bool) -> None:
+def test_events_of_a_stream_that_was_never_opened_are_rejected(event: Event, opener: bool) -> None:
     peer = edge() if opener else provider()
     peer.say(event)
     assert failure(peer) == "stream 9 was never opened"
 
 
-def test_the_acceptor_may_not_open() -> None:
+def test_an_open_from_the_acceptor_is_rejected() -> None:
     peer = edge()
     peer.say(Open(1, "", "", "", 0))
     assert failure(peer) == "Open from the acceptor"
 
 
-def test_an_id_is_used_once() -> None:
+def test_an_id_that_was_used_before_is_rejected() -> None:
     peer, _ = dialing()
     peer.say(Open(1, "web", "test", "", 0))
     assert failure(peer) == "stream id 1 used again, expected at least 2"
 
 
-def test_a_resume_within_an_epoch_is_refused() -> None:
+def test_a_resume_within_an_epoch_is_rejected() -> None:
     peer = edge()
     peer.say(hello())
     assert failure(peer) == "Resume in the midst of an epoch"
@@ -912,7 +914,7 @@ def test_a_resume_lists_each_stream_once_and_in_order() -> None:
     assert failure(peer) == "stream 2 listed after 2"
 
 
-def test_a_failed_session_aborts_its_streams_and_listens_no_more() -> None:
+def test_a_failed_session_aborts_its_streams_and_ignores_what_follows() -> None:
     peer, stream = opened()
     peer.say(Accept(1, 0))
     notices = peer.notices()
@@ -932,7 +934,7 @@ def test_a_failed_session_aborts_its_streams_and_listens_no_more() -> None:
     assert peer.budget.pool_used_bytes == 0
 
 
-def test_another_version_is_refused() -> None:
+def test_another_version_is_rejected() -> None:
     peer = edge()
     peer.session.receive("a", wire.encode(Batch(2, 1, 1, ()), version=2), 0.0)
     assert failure(peer) == "protocol version 2, expected 1 to 1"
@@ -948,13 +950,13 @@ def test_every_version_that_is_understood_is_read_and_the_common_one_written(mon
     assert written == {1}
 
 
-def test_noise_is_refused() -> None:
+def test_noise_is_rejected() -> None:
     peer = edge()
     peer.session.receive("a", [b"noise"], 0.0)
     assert failure(peer)
 
 
-def test_a_window_grows_though_it_is_acknowledged_by_time() -> None:
+def test_a_window_grows_when_delivery_is_acknowledged_after_the_delay() -> None:
     step = WINDOW_INITIAL // 8 - 1
     peer = Peer(opener=False)
     peer.session.path_up("a", 0.0)
@@ -997,7 +999,7 @@ def test_what_fills_a_path_is_acknowledged_without_delay(bound_bytes: int) -> No
     assert receiver.ack_due(0.0)
 
 
-def test_what_fills_a_path_in_little_pieces_is_acknowledged_without_delay() -> None:
+def test_small_pieces_that_fill_a_path_are_acknowledged_without_delay() -> None:
     peer = Peer(max_streams=4096)
     peer.connect()
     streams = [peer.open() for _ in range(4096)]
@@ -1032,7 +1034,7 @@ def batches(peer: Peer) -> list[list[int]]:
     return [[len(frame) for frame in frames] for frames in messages]
 
 
-def test_a_message_ends_with_a_mebibyte_of_payload() -> None:
+def test_a_message_holds_about_one_mebibyte_of_payload() -> None:
     peer, stream = opened()
     bound(peer, IN_FLIGHT_MAX)
     for _ in range(3):
@@ -1040,7 +1042,7 @@ def test_a_message_ends_with_a_mebibyte_of_payload() -> None:
     assert [sum(sizes) // (BATCH_BYTES // 2) for sizes in batches(peer)] == [2, 1]
 
 
-def test_a_message_ends_with_64_raw_frames() -> None:
+def test_a_message_holds_at_most_64_raw_frames() -> None:
     peer = Peer(memory=512 * MIB, max_streams=1000)
     peer.connect()
     bound(peer, IN_FLIGHT_MAX)
@@ -1052,7 +1054,7 @@ def test_a_message_ends_with_64_raw_frames() -> None:
     assert [len(sizes) - 1 for sizes in batches(peer)] == [MAX_RAW_FRAMES, 1]
 
 
-def test_a_message_ends_with_so_many_bytes_inside_the_cbor() -> None:
+def test_a_message_is_full_at_96_kib_of_cbor() -> None:
     peer = edge()
     bound(peer, IN_FLIGHT_MAX)
     streams = [peer.open() for _ in range(20)]
@@ -1064,7 +1066,7 @@ def test_a_message_ends_with_so_many_bytes_inside_the_cbor() -> None:
     assert max(map(sum, sizes)) < 128 * KIB
 
 
-def test_a_message_ends_with_1024_events() -> None:
+def test_a_message_holds_at_most_1024_events() -> None:
     count = BATCH_EVENTS + 1
     peer = Peer(memory=64 * MIB, max_streams=2000)
     peer.connect()
@@ -1127,7 +1129,7 @@ def test_many_long_last_words_fit_in_messages() -> None:
     assert len(peer.heard()) == 1201
 
 
-def test_a_refused_stream_with_fresh_bytes_goes_to_one_peer_only() -> None:
+def test_unsent_bytes_of_a_refused_stream_go_to_its_next_session_only() -> None:
     first, second = edge(), edge()
     stream = first.open()
     first.heard()
@@ -1138,7 +1140,7 @@ def test_a_refused_stream_with_fresh_bytes_goes_to_one_peer_only() -> None:
     assert second.heard() == [Open(1, "web", "test", "", WINDOW_INITIAL), Data(1, 0, b"abc")]
 
 
-def test_a_session_that_is_about_to_begin_again_is_not_settled() -> None:
+def test_a_paused_session_is_not_settled() -> None:
     peer, _ = opened()
     peer.session.goodbye("bye")
     peer.heard()
@@ -1146,7 +1148,7 @@ def test_a_session_that_is_about_to_begin_again_is_not_settled() -> None:
     assert not peer.session.settled
 
 
-def test_who_hears_no_ends_may_open_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_acknowledges_no_last_words_may_open_no_more_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goreprox.protocol.multiplexer.LAST_WORDS_MAX", 2)
     peer = Peer(opener=False)
     peer.session.path_up("a", 0.0)

@@ -101,7 +101,7 @@ def test_every_stream_can_be_aborted_by_either_end(state: State) -> None:
     assert TRANSITIONS[state][Step.ABORT] is TRANSITIONS[state][Step.RECEIVE_ABORT] is State.CLOSED
 
 
-def test_a_new_stream_waits_for_an_answer_or_for_its_target() -> None:
+def test_a_new_stream_is_opening_or_dialing() -> None:
     budget = Budget(total_bytes=4 * MIB, max_streams=64)
     opener = Stream(opener=True, service="s", client="c", budget=budget)
     acceptor = Stream(opener=False, service="s", client="c", budget=budget)
@@ -122,14 +122,14 @@ def test_bytes_may_be_written_before_there_is_a_session() -> None:
     assert (stream.send.end, stream.send.eof) == (3, True)
 
 
-def test_a_write_is_announced() -> None:
+def test_a_write_schedules_the_stream() -> None:
     stream, host = make()
     stream.write(b"abc")
     stream.write_eof()
     assert host.calls == [("ready",), ("ready",)]
 
 
-def test_what_is_written_after_the_peers_reset_is_let_go() -> None:
+def test_writes_after_the_peers_reset_are_dropped() -> None:
     stream, host = make(State.RESET)
     stream.write(b"abc")
     stream.write_eof()
@@ -153,7 +153,7 @@ def test_a_reset_without_a_session_ends_the_stream() -> None:
     assert stream.state is State.CLOSED
 
 
-def test_a_reset_after_the_peers_ends_the_stream() -> None:
+def test_a_reset_after_the_peers_reset_ends_the_stream() -> None:
     stream, host = make(State.RESET)
     stream.reset("gone", now=0.0)
     assert stream.state is State.CLOSED
@@ -180,13 +180,13 @@ def test_an_accept_is_passed_on() -> None:
     assert (stream.state, stream.accepted, host.calls) == (State.OPEN, True, [("accepted",)])
 
 
-def test_an_accept_after_the_peers_reset_tells_nobody() -> None:
+def test_an_accept_after_the_peers_reset_is_not_sent() -> None:
     stream, host = make(State.RESET, opener=False)
     stream.accept()
     assert (stream.state, stream.accepted, host.calls) == (State.RESET, True, [])
 
 
-def test_an_accept_without_a_session_tells_nobody() -> None:
+def test_an_accept_without_a_session_is_not_sent() -> None:
     stream, _ = make(State.DIALING, opener=False, hosted=False)
     stream.accept()
     assert stream.state is State.OPEN
@@ -234,13 +234,13 @@ def test_a_delivered_reset_ends_the_stream_once() -> None:
     assert host.calls == [("closed", None)]
 
 
-def test_news_for_the_socket_is_reported_once() -> None:
+def test_data_and_end_of_file_are_new_once() -> None:
     stream, _ = make()
     assert [stream.receive_data(0, b"abc") for _ in range(2)] == [True, False]
     assert [stream.receive_eof(3) for _ in range(2)] == [True, False]
 
 
-def test_what_arrives_for_a_socket_that_was_reset_is_let_go() -> None:
+def test_what_arrives_for_a_socket_that_was_reset_is_dropped() -> None:
     stream, _ = make(State.RESETTING)
     assert not stream.receive_data(0, b"abc")
     assert not stream.receive_eof(99)
@@ -254,7 +254,7 @@ def test_a_reset_of_both_ends_ends_the_stream() -> None:
     assert host.calls == [("closed", None)]
 
 
-def test_a_reset_drops_what_was_on_its_way_back() -> None:
+def test_a_reset_of_the_peer_stops_what_we_send() -> None:
     stream, _ = make()
     stream.write(b"abc")
     stream.receive_reset(0, "gone")
@@ -263,7 +263,7 @@ def test_a_reset_drops_what_was_on_its_way_back() -> None:
     assert stream.send.since(0) == b"abc"
 
 
-def test_a_reset_at_another_offset_is_refused() -> None:
+def test_a_reset_at_another_offset_is_rejected() -> None:
     stream, _ = make()
     stream.id = 7
     with pytest.raises(RemoteProtocolError, match=r"reset at offset 5, expected 0 \(stream 7\)"):
@@ -274,7 +274,7 @@ def test_a_reset_at_another_offset_is_refused() -> None:
     ("state", "writable"),
     [(State.DIALING, False), (State.OPEN, True), (State.RESETTING, False), (State.RESET, False)],
 )
-def test_an_ack_lets_an_open_socket_be_read_again(state: State, writable: bool) -> None:
+def test_an_ack_reports_whether_the_socket_may_be_read_again(state: State, writable: bool) -> None:
     stream, _ = make(state)
     limit = stream.send.limit
     assert stream.receive_ack(0, limit + 1) is writable

@@ -75,7 +75,7 @@ def test_the_last_page_wakes_the_driver() -> None:
     assert peer.wakes == 1
 
 
-def test_nothing_is_scheduled_and_nobody_woken_without_an_established_epoch() -> None:
+def test_a_write_without_an_established_epoch_neither_schedules_nor_wakes() -> None:
     peer, stream = opened()
     peer.session.path_down("a", 0.0)
     peer.heard()
@@ -84,7 +84,7 @@ def test_nothing_is_scheduled_and_nobody_woken_without_an_established_epoch() ->
     assert (peer.session.figures().scheduled_streams, peer.wakes) == (0, 0)
 
 
-def test_what_was_scheduled_is_not_once_the_epoch_is_over() -> None:
+def test_no_stream_stays_scheduled_when_an_epoch_ends() -> None:
     peer, stream = opened()
     stream.write(b"abc")
     peer.session.path_down("a", 0.0)
@@ -151,7 +151,7 @@ def test_a_reset_is_due_only_while_streams_flow() -> None:
     assert peer.session.deadline() == 5.0 + GRACE_S + 8.0
 
 
-def test_a_lost_path_is_asked_for_nothing() -> None:
+def test_a_session_is_stalled_while_a_probe_is_unacknowledged() -> None:
     peer, _ = opened()
     peer.open()
     peer.heard()
@@ -173,7 +173,7 @@ def test_a_session_with_something_scheduled_is_not_settled() -> None:
     assert settled == [True, False]
 
 
-def test_a_session_that_has_not_said_all_its_pages_is_not_settled() -> None:
+def test_a_session_that_has_not_sent_all_its_pages_is_not_settled() -> None:
     peer = Peer(max_streams=1024)
     for _ in range(513):
         peer.open()

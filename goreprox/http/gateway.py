@@ -281,7 +281,7 @@ class Gateway:
         """Go on to the next request after a whole response, if the client's message is whole, too."""
         self._exchange = None
         self._target.end_exchange()
-        if response.ends or self._draining or not self.reader.advance():
+        if response.last or self._draining or not self.reader.advance():
             self._finish()
         else:
             self._follows = self.reader.in_head or self._ended

@@ -49,13 +49,13 @@ def refusal(status: HTTPStatus, text: str) -> bytes:
 class ResponseWriter:
     """Writes the response to one request, or to what cannot be read as one, framed for its client (RFC 9112, 6.3)."""
 
-    __slots__ = ("_bodiless", "_chunked", "_old", "begun", "body_bytes", "ends", "status")
+    __slots__ = ("_bodiless", "_chunked", "_old", "begun", "body_bytes", "last", "status")
 
     def __init__(self, request: h11.Request | None) -> None:
         self._bodiless = request is not None and request.method == b"HEAD"
         self._old = request is not None and request.http_version == b"1.0"
         self._chunked = False
-        self.ends = request is None or not keeps_alive(request)
+        self.last = request is None or not keeps_alive(request)
         """Whether the connection ends with the response."""
         self.begun = False
         """Whether the final response's head is written."""
@@ -65,15 +65,15 @@ class ResponseWriter:
     def head(self, status: int, reason: bytes, fields: Fields, *, last: bool) -> bytes:
         """Return the head; the connection ends with the response if it is the `last`, or only that shows its end."""
         framing: Fields = []
-        self.ends = self.ends or last
+        self.last = self.last or last
         self._bodiless = self._bodiless or status in _BODILESS
         if status not in _BODILESS and not any(name.lower() == b"content-length" for name, _ in fields):
             if self._old:
-                self.ends = True
+                self.last = True
             else:
                 self._chunked = True
                 framing.append((b"Transfer-Encoding", b"chunked"))
-        if self.ends:
+        if self.last:
             framing.append(CLOSE)
         self.begun = True
         self.status = status

@@ -22,7 +22,7 @@ FD_PAUSE_S = 0.5
 """How long accepting pauses when there are no file descriptors, unless a connection ends earlier."""
 _NO_FDS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-Welcome = Callable[[socket.socket, Endpoint, Listener], None]
+Accepted = Callable[[socket.socket, Endpoint, Listener], None]
 """Takes over a client's socket, with its address and the listener that accepted it."""
 
 
@@ -35,7 +35,7 @@ class Listeners:
         poller: Poller,
         *,
         reuse_port: bool,
-        welcome: Welcome,
+        accepted: Accepted,
         has_room: Callable[[], bool],
     ) -> None:
         """Listen on all addresses; `start` begins to accept. With `reuse_port` other processes may do so, too.
@@ -44,7 +44,7 @@ class Listeners:
             StartError: an address cannot be listened on.
         """
         self._poller = poller
-        self._welcome = welcome
+        self._accepted = accepted
         self._has_room = has_room
         self._loop = asyncio.get_running_loop()
         self._accepting = False
@@ -129,7 +129,7 @@ class Listeners:
                     raise
                 self._pause_without_descriptors(exc)
                 return
-            self._welcome(sock, Endpoint(*address[:2]), listener)
+            self._accepted(sock, Endpoint(*address[:2]), listener)
 
     def _pause_without_descriptors(self, exc: OSError) -> None:
         text = f"no file descriptor for another client ({exc.strerror}): new clients wait; raise ulimit -n"

@@ -19,7 +19,7 @@ from goreprox.net.proxy_protocol import MAX_BYTES, Malformed, read
 HEADER_S: Final = 10.0
 """Timeout of a header: a lost segment is sent again three times by then."""
 
-Welcome = Callable[[socket.socket, Endpoint, Endpoint, Listener], None]
+Accepted = Callable[[socket.socket, Endpoint, Endpoint, Listener], None]
 """Takes over a client's socket, with its address, the one it connected to, and the listener that accepted it."""
 
 
@@ -37,11 +37,11 @@ class Proxies:
     """Owns the sockets of connections whose header is awaited. Memory: at most `MAX_BYTES` each."""
 
     def __init__(
-        self, poller: Poller, *, welcome: Welcome, left: Callable[[], None], timeout_s: float = HEADER_S
+        self, poller: Poller, *, accepted: Accepted, left: Callable[[], None], timeout_s: float = HEADER_S
     ) -> None:
         """Belong to the running loop. `left` is called whenever one of the connections is gone from here."""
         self._poller = poller
-        self._welcome = welcome
+        self._accepted = accepted
         self._left = left
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
@@ -84,7 +84,7 @@ class Proxies:
             self._drop(arrival)  # it has left: a health check of a balancer
         elif header is not None:
             self._let_go(arrival)
-            self._welcome(sock, *(header.ends or (arrival.proxy, arrival.destination)), arrival.listener)
+            self._accepted(sock, *(header.endpoints or (arrival.proxy, arrival.destination)), arrival.listener)
             self._left()
 
     def _refuse(self, arrival: _Arrival, reason: str) -> None:

@@ -45,7 +45,7 @@ class Header:
 
     size: int
     """Bytes of the header."""
-    ends: tuple[Endpoint, Endpoint] | None
+    endpoints: tuple[Endpoint, Endpoint] | None
     """The client, and where it connected to. None: it is the proxy's own connection, or of an unknown kind."""
 
 

@@ -70,9 +70,9 @@ class Admission:
         if tls.cert is not None and tls.key is not None:
             self._certificates = Certificates(tls.cert, tls.key, tls.client_ca, alpn=tls.alpn)
         self.listeners = Listeners(
-            clients.listeners, poller, reuse_port=clients.reuse_port, welcome=self._accepted, has_room=has_room
+            clients.listeners, poller, reuse_port=clients.reuse_port, accepted=self._accepted, has_room=has_room
         )
-        self._proxies = Proxies(poller, welcome=self._identified, left=self.listeners.start)
+        self._proxies = Proxies(poller, accepted=self._identified, left=self.listeners.start)
         self._handshakes = Handshakes(poller)
         self._log = LimitedLog()
 

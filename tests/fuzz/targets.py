@@ -356,11 +356,11 @@ def fuzz_proxyproto(data: bytes) -> None:
         assert len(data) < proxy_protocol.MAX_BYTES
         return
     assert 0 < header.size <= len(data)
-    if header.ends is not None:
+    if header.endpoints is not None:
         for version in ProxyVersion:
-            told = proxy_protocol.read(proxy_protocol.write(version, *header.ends))
+            told = proxy_protocol.read(proxy_protocol.write(version, *header.endpoints))
             assert told is not None
-            assert told.ends == header.ends
+            assert told.endpoints == header.endpoints
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

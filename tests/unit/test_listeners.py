@@ -21,7 +21,7 @@ def listening(welcome: Callable[[socket.socket, Endpoint, Listener], None], *whe
         [Listener.parse(text) for text in where or (f"{HOST}:0",)],
         Poller(lambda work: work()),
         reuse_port=False,
-        welcome=welcome,
+        accepted=welcome,
         has_room=lambda: True,
     )
 

@@ -66,7 +66,7 @@ async def made(timeout_s: float = 30.0) -> AsyncIterator[Made]:
 
     loop = asyncio.get_running_loop()
     poller = Poller(batch)
-    it = Made(Proxies(poller, welcome=welcome, left=left, timeout_s=timeout_s), loop, log)
+    it = Made(Proxies(poller, accepted=welcome, left=left, timeout_s=timeout_s), loop, log)
     try:
         yield it
     finally:

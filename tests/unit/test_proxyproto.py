@@ -27,7 +27,7 @@ UNKNOWN = {ProxyVersion.V1: b"PROXY UNKNOWN\r\n", ProxyVersion.V2: SIGNATURE + b
 
 
 def texts(header: Header) -> tuple[str, ...] | None:
-    return None if header.ends is None else tuple(map(str, header.ends))
+    return None if header.endpoints is None else tuple(map(str, header.endpoints))
 
 
 def v2(command: int, kind: int, body: bytes, length: int | None = None) -> bytes:
@@ -167,8 +167,8 @@ def test_a_header_is_complete_with_its_last_byte_and_not_before(
     found = read(header + more)
     assert found is not None
     assert found.size == len(header)
-    assert found.ends is not None
-    assert write(version, *found.ends) == header
+    assert found.endpoints is not None
+    assert write(version, *found.endpoints) == header
 
 
 @given(st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 1.2.3.4 ", SIGNATURE, SIGNATURE + b"\x21\x11\x00"]), st.binary())

@@ -32,7 +32,7 @@ from goreprox.tunnel.driver import wait_until
 
 
 class Edge:
-    """Joins clients to providers: admission, a bridge or an HTTP client, assignment (http.backend.Providers)."""
+    """Joins clients to providers: admission, a bridge or an HTTP client, assignment (http.clients.Providers)."""
 
     def __init__(self, config: EdgeConfig | ServerConfig) -> None:
         """Listen on all addresses of `config`; `listeners.start` begins to accept.

@@ -1,0 +1,133 @@
+"""Clients on their way into an edge: PROXY header, access rules, TLS, in this order."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from goreprox.config.addresses import Listener, ProxyVersion
+from goreprox.config.clients import ClientConfig, TlsConfig
+from goreprox.config.networks import Rule
+from goreprox.endpoint import Endpoint
+from goreprox.net.access import Access
+from goreprox.net.poller import Poller
+from goreprox.net.proxy_protocol import write
+from goreprox.roles.admission import Admission, Client
+from tests.support.sockets import HOST
+from tests.support.tls import NAME, Authority
+from tests.support.waiting import eventually
+
+DENIED, ALLOWED = "192.0.2.1", "198.51.100.1"
+HERE = Endpoint("203.0.113.1", 443)
+
+
+class Entrance:
+    """An admission, and those that it has admitted."""
+
+    def __init__(self, clients: ClientConfig, *, limit: int | None = None) -> None:
+        self.clients: list[Client] = []
+        self.access = Access(clients.allow, clients.deny, limit)
+        self.admission = Admission(
+            clients, Poller(lambda work: work()), self.access, has_room=lambda: True, admitted=self.clients.append
+        )
+        self.admission.listeners.start()
+
+    async def connect(
+        self, *, header: bytes = b"", tls: ssl.SSLContext | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        sock = socket.create_connection((HOST, self.admission.listeners.ports[0]))
+        sock.sendall(header)
+        return await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=NAME if tls else None)
+
+    def close(self) -> None:
+        self.admission.listeners.close()
+        self.admission.close()
+        for client in self.clients:
+            client.sock.close()
+
+
+@contextlib.asynccontextmanager
+async def entrance(clients: ClientConfig, *, limit: int | None = None) -> AsyncIterator[Entrance]:
+    made = Entrance(clients, limit=limit)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def header(client: str) -> bytes:
+    return write(ProxyVersion.V2, Endpoint(client, 1234), HERE)
+
+
+@pytest.fixture
+def proxied(tmp_path: Path) -> tuple[ClientConfig, Authority]:
+    """A `tls://` port behind a proxy, closed to one client of it."""
+    authority = Authority(tmp_path)
+    clients = ClientConfig(
+        listeners=(Listener.parse(f"tls://{HOST}:0"),),
+        deny=(Rule.parse("deny", DENIED),),
+        proxy_protocol_from=(Rule.parse("proxy-protocol-from", HOST),),
+        tls=TlsConfig(cert=authority.cert, key=authority.key),
+    )
+    return clients, authority
+
+
+async def test_a_client_of_a_proxy_is_admitted_after_header_and_handshake(
+    proxied: tuple[ClientConfig, Authority],
+) -> None:
+    clients, authority = proxied
+    async with entrance(clients) as it:
+        _, writer = await it.connect(header=header(ALLOWED), tls=authority.trusting())
+        await eventually(lambda: it.clients)
+        (client,) = it.clients
+        assert (str(client.address), str(client.destination)) == (f"{ALLOWED}:1234", str(HERE))
+        assert client.listener == clients.listeners[0]
+        assert len(it.admission) == 0
+        writer.transport.abort()
+
+
+async def test_access_rules_apply_to_the_client_of_a_proxy_before_any_handshake(
+    proxied: tuple[ClientConfig, Authority], warnings: list[str]
+) -> None:
+    clients, _ = proxied
+    async with entrance(clients) as it:
+        reader, writer = await it.connect(header=header(DENIED))
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        assert (it.clients, it.access.rejected, len(it.admission)) == ([], 1, 0)
+        assert any(f"rejected client {DENIED}:1234" in line for line in warnings)
+        writer.transport.abort()
+
+
+async def test_a_failed_handshake_frees_the_place_of_its_address(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    clients = ClientConfig(
+        listeners=(Listener.parse(f"tls://{HOST}:0"),), tls=TlsConfig(cert=authority.cert, key=authority.key)
+    )
+    async with entrance(clients, limit=1) as it:
+        reader, writer = await it.connect()
+        writer.write(b"this is no TLS\n")
+        await reader.read()
+        assert (it.clients, it.access.rejected) == ([], 1)
+        _, later = await it.connect(tls=authority.trusting())
+        await eventually(lambda: it.clients)
+        for each in (writer, later):
+            each.transport.abort()
+
+
+async def test_an_address_gets_its_place_back_when_its_client_leaves() -> None:
+    async with entrance(ClientConfig(listeners=(Listener.parse(f"{HOST}:0"),)), limit=1) as it:
+        _, first = await it.connect()
+        await eventually(lambda: it.clients)
+        reader, second = await it.connect()
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        it.admission.leave(it.clients[0].address)
+        _, third = await it.connect()
+        await eventually(lambda: len(it.clients) == 2)
+        for each in (first, second, third):
+            each.transport.abort()

@@ -205,6 +205,7 @@ async def test_an_outage_does_not_count_towards_the_timeout_of_a_half_closed_cli
         it.later(2 * CLOSING_S)
         it.relay.refusing = False
         await eventually(lambda: peer.session.established)
+        it.later(CLOSING_S - SHORT_S)
         await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         assert (await client.receive_all()).endswith(b"ok")
 

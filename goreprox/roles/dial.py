@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from brokers import LimitedLog, SocketAddress, resolve
 from goreprox.config.addresses import Address, Target
@@ -129,7 +129,7 @@ class _Dial:
         self._sock: socket.socket | None = None
         """The connection that is being made."""
         self._watched = False
-        self._address: Any = None
+        self._address: object = None
         """The one being tried; its form depends on the address family."""
         self._rest: list[SocketAddress] = []
         """Those to be tried after it."""
@@ -172,16 +172,17 @@ class _Dial:
     # One address.
 
     def _try(self, addresses: Sequence[SocketAddress]) -> None:
-        (family, self._address), *self._rest = addresses
+        (family, address), *self._rest = addresses
+        self._address = address
         try:
             sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
             if sockets.taken_from_spare(sock.fileno()):
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             sockets.prepare(sock)
-            code = sock.connect_ex(self._address)
+            code = sock.connect_ex(address)
             if code == errno.EINPROGRESS:
-                code = sock.connect_ex(self._address)  # a target on this machine has accepted it by now
-            self._dialer.loops.add(self._stream, sock.getsockname()[:2], self._address[:2])
+                code = sock.connect_ex(address)  # a target on this machine has accepted it by now
+            self._dialer.loops.add(self._stream, sock.getsockname()[:2], address[:2])
         except OSError as exc:
             code = exc.errno or errno.EIO
         if code in _CONNECTING and self._sock is not None:

@@ -178,9 +178,9 @@ def fuzz_config(data: bytes) -> None:
             goreprox.roles.provider,
         ):
             stack.enter_context(patch.object(module, "run", _start))
-        stack.enter_context(patch("goreprox.process.log.configure"))
+        stack.enter_context(patch.object(launch, "configure"))
         stack.enter_context(patch.object(launch, "raise_file_limit"))
-        stack.enter_context(patch("loguru.logger.warning"))
+        stack.enter_context(patch.object(launch, "logger"))
         stack.enter_context(contextlib.redirect_stderr(said))
         code = cli.main([role, *_LEAST.get(role, ()), "--insecure", "--config", str(_file())])
     assert code in (0, 2), (code, said.getvalue())

@@ -8,7 +8,8 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.support.processes import Handler, Process, Tunnel
+from tests.support.forks import Fork
+from tests.support.processes import Handler, Process, Tunnel, logging_to
 from tests.support.sockets import HOST
 from tests.support.traffic import echo, read_digest, send_blocks
 from tests.support.waiting import eventually
@@ -21,20 +22,27 @@ class Secured(Tunnel):
         super().__init__(tmp)
         self.state = tmp / "state"
         self.providers = self.edges = 0
+        self.stdout: int | None = None
+        """Where what is started writes, if that matters: then it is `python -m goreprox` and no fork."""
 
     async def start(
-        self, command: str, *args: str, env: dict[str, str] | None = None, stdout: int = subprocess.PIPE
+        self, command: str, *args: str, env: dict[str, str] | None = None, stdout: int | None = None
     ) -> Process:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-m", "goreprox", command, *args),
-            *("--log-json", "--log-level", "debug", "--runtime-dir", str(self.tmp / "run")),
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {})},
-            cwd=self.tmp,
-        )
-        started = Process(process)
+        """Start a role: a fork, or a program where its standard output matters."""
+        arguments = (command, *args, *logging_to(self.tmp))
+        environment = {**os.environ, **(env or {})}
+        if (stdout or self.stdout) is None:
+            started = Process(await Fork.start(*arguments, env=environment, cwd=self.tmp))
+        else:
+            program = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-W", "error", "-m", "goreprox", *arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout or self.stdout,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd=self.tmp,
+            )
+            started = Process(program)
         self._stack.push_async_callback(started.stop)
         return started
 

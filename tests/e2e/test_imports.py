@@ -39,8 +39,9 @@ async def start(made: Tunnel, *arguments: str) -> Process:
 async def imported(process: Process) -> list[str]:
     """Stop a role; return what it has imported since it was ready."""
     process.signal(signal.SIGTERM)
-    assert process.process.stdout is not None
-    modules = await asyncio.wait_for(process.process.stdout.read(), DEADLINE_S)
+    started = process.process
+    assert isinstance(started, asyncio.subprocess.Process) and started.stdout is not None
+    modules = await asyncio.wait_for(started.stdout.read(), DEADLINE_S)
     assert await process.wait() == 0
     return list(json.loads(modules))
 

@@ -7,6 +7,7 @@ import pty
 import random
 import resource
 import shlex
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -48,19 +49,23 @@ async def is_reset(reader: asyncio.StreamReader) -> bool:
 
 
 async def test_a_server_and_its_join_string_suffice_and_no_secret_is_shown(tmp_path: Path) -> None:
-    async with secured(tmp_path) as it:
+    it = Secured(tmp_path)
+    it.stdout = subprocess.PIPE
+    async with it._stack:
+        await it.target(echo)
+        await it.serve()
         join = Join.parse(it.join_file("default").read_text())
         assert [address.port for address in join.addresses] == [it.providers]
         await it.provide()
         await it.transfers()
         for process in (it.provider, it.server):
             assert join.text[12:40] not in command_line(process.process.pid)
-        assert it.server.process.stdout is not None and it.provider.process.stdout is not None
+        shown = ""
         for process in (it.provider, it.server):
-            process.process.terminate()
+            process.signal(signal.SIGTERM)
             assert await process.wait() == 0
-        shown = str(it.server.log) + str(it.provider.log)
-        shown += str(await it.server.process.stdout.read() + await it.provider.process.stdout.read())
+            assert isinstance(process.process, asyncio.subprocess.Process) and process.process.stdout is not None
+            shown += f"{process.log} {await process.process.stdout.read()!r}"
         assert str(it.join_file("default")) in shown
         text = it.join_file("default").read_text()
         assert not any(secret in shown for secret in (text[12:40], join.keys.secret.decode()))
@@ -256,7 +261,7 @@ async def test_a_rotation_breaks_no_connection(tmp_path: Path) -> None:
         (tmp_path / "old").chmod(0o600)
         for file in (tmp_path / "old", it.join_file("default")):
             replica = await it.provide("--join-file", str(file), join=None)
-            replica.process.terminate()
+            replica.signal(signal.SIGTERM)
             assert await replica.wait() == 0
         done.set()
         counts = await asyncio.gather(*tasks)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from tests.support.events import Events, logged, matching
+from tests.support.forks import Fork
 from tests.support.relay import Relay
 from tests.support.sockets import HOST, abort, stop_accepting
 from tests.support.waiting import DEADLINE_S, eventually
@@ -33,10 +34,15 @@ def _is_ready(entry: dict[str, object]) -> bool:
     )
 
 
+def logging_to(tmp: Path) -> tuple[str, ...]:
+    """Return the options of a process whose log tests read."""
+    return ("--log-json", "--log-level", "debug", "--runtime-dir", str(tmp / "run"))
+
+
 class Process:
     """One goreprox process; its log is read as JSON."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | Fork) -> None:
         self.process = process
         self.log: Events = []
         self._reader = asyncio.create_task(self._read(), name="log reader")
@@ -45,22 +51,16 @@ class Process:
     async def start(
         cls, tmp: Path, command: str, *args: str, env: dict[str, str] | None = None, versions: Versions = None
     ) -> "Process":
+        arguments = (command, *args, "--insecure", *logging_to(tmp))
+        environment = {**os.environ, **(env or {})}
         if versions is None:
-            program = ["-m", "goreprox"]
-        else:
-            program = [str(Path(__file__).with_name("versions.py")), json.dumps(versions)]
-        common = ["--insecure", "--log-json", "--log-level", "debug", "--runtime-dir", str(tmp / "run")]
+            return cls(await Fork.start(*arguments, env=environment, cwd=tmp))
+        program = (str(Path(__file__).with_name("versions.py")), json.dumps(versions))
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-W",
-            "error",
-            *program,
-            command,
-            *args,
-            *common,
+            *(sys.executable, "-W", "error", *program, *arguments),
             stderr=asyncio.subprocess.PIPE,
             stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
+            env=environment,
             cwd=tmp,
         )
         return cls(process)

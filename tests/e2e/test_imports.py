@@ -11,7 +11,7 @@ from goreprox.cli import main as cli
 from tests.e2e.roles import whole
 from tests.support.processes import Process, Tunnel, nothing_yet
 from tests.support.relay import Relay
-from tests.support.sockets import HOST
+from tests.support.sockets import HOST, closed_port
 from tests.support.tls import Authority, Client
 from tests.support.traffic import echo
 from tests.support.waiting import DEADLINE_S, eventually
@@ -116,3 +116,19 @@ async def test_a_broker_and_an_edge_import_nothing_once_they_are_ready(tmp_path:
         await whole(made, await edge.port("clients"))
         for process in (provider, edge, broker):
             assert not await imported(process)
+
+
+async def test_the_parent_of_workers_imports_nothing_once_they_are_ready(tmp_path: Path) -> None:
+    async with nothing_yet(tmp_path) as made:
+        target = await made.target(echo)
+        broker = await start(made, "broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0", "--insecure")
+        edges, providers = [await broker.port(kind) for kind in ("edges", "providers")]
+        await start(made, "provider", str(target), "--server", f"{HOST}:{providers}", "--insecure")
+        with closed_port() as port:
+            parent = await start(
+                made,
+                *("edge", "--listen", f"{HOST}:{port}", "--workers", "2", "--broker", f"{HOST}:{edges}", "--insecure"),
+            )
+            await eventually(lambda: parent.events("ready"), "all workers are ready")
+            await whole(made, port)
+            assert not await imported(parent)

@@ -42,9 +42,9 @@ class Sources:
 
     def unknown_variables(self) -> Iterator[str]:
         """Yield a warning for each variable that begins with GOREPROX_ and is no option."""
-        given = sorted(name for name in os.environ if name.startswith(PREFIX))
+        given = sorted(name for name in os.environ if name.startswith(PREFIX) and name != f"{PREFIX}CONFIG")
         keys = self._keys_of_any({name.removeprefix(PREFIX).lower().replace("_", "-") for name in given})
-        known = {f"{PREFIX}{key.upper().replace('-', '_')}" for key in (*keys, "config")}
+        known = {f"{PREFIX}{key.upper().replace('-', '_')}" for key in keys} | {f"{PREFIX}CONFIG"}
         for name in given:
             if name not in known:
                 nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.85)

@@ -5,6 +5,7 @@ is that of the flag, the variable and the key of the file, the annotation says h
 section of `--help` it is, the default is the default, and the docstring the help.
 """
 
+import enum
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
@@ -25,6 +26,7 @@ GROUP: Final = Parameter(name="*")
 """Decorates a group: its options have no prefix."""
 
 _T = TypeVar("_T")
+_E = TypeVar("_E", bound=enum.Enum)
 
 
 def one(parse: Callable[[str], _T], metavar: str, show_default: bool | str | Callable[[_T], str] = True) -> Parameter:
@@ -50,13 +52,14 @@ def several(parse: Callable[[str], object], metavar: str) -> Parameter:
     )
 
 
-def choice(*choices: str) -> Callable[[str], str]:
-    """Return what reads one of `choices`, in any case."""
+def member_of(kind: type[_E]) -> Callable[[str], _E]:
+    """Return a function that reads the value of a member of an enum, in any case."""
 
-    def parse(text: str) -> str:
-        if text.lower() not in choices:
-            raise ValueError(f"expected one of {', '.join(choices)}")
-        return text.lower()
+    def parse(text: str) -> _E:
+        try:
+            return kind(text.lower())
+        except ValueError:
+            raise ValueError(f"expected one of {', '.join(str(each.value) for each in kind)}") from None
 
     return parse
 

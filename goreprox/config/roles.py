@@ -41,7 +41,7 @@ from goreprox.config.options import (
     File,
     Port,
     Seconds,
-    choice,
+    member_of,
     one,
     several,
 )
@@ -89,7 +89,7 @@ class DialConfig:
     """Give up connecting to a target after so long."""
     proxy_protocol: Annotated[
         ProxyVersion | None,
-        one(lambda text: ProxyVersion(choice("v1", "v2")(text)), "VERSION", show_default=False),
+        one(member_of(ProxyVersion), "VERSION", show_default=False),
         Parameter(group=ADDRESSES),
     ] = None
     """Send targets the client's address in a PROXY protocol header."""

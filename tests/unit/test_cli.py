@@ -627,6 +627,24 @@ def test_version_and_help_import_no_networking() -> None:
     assert shown.endswith("[]\n")
 
 
+def test_a_role_imports_no_other_role_and_no_other_command(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text("grace = 5\nlisten = ['8080']")
+    code = (
+        "import sys, goreprox.roles.provider as role\n"
+        "async def run(config): assert config.connections.grace_s == 5\n"
+        "role.run = run\n"
+        "from goreprox.cli.main import main\n"
+        "assert main(['provider', '3000', '--server', 'h', '--insecure']) == 0\n"
+        "others = ('goreprox.http', 'goreprox.roles.edge', 'goreprox.cli.demo', 'goreprox.cli.status', 'rich')\n"
+        "print([name for name in others if name in sys.modules])"
+    )
+    environment = {**os.environ, "GOREPROX_CONFIG": str(file), "GOREPROX_LISTEN": "8080"}
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert shown == "[]\n"
+
+
 def test_the_document_has_every_option_as_flag_variable_and_key() -> None:
     document = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     for command in COMMANDS:

@@ -54,7 +54,7 @@ def directory() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def answering(
+async def serving(
     directory: Path, lock: str = "server-n.0", describe: Callable[[], Document] = document
 ) -> AsyncIterator[StatusSocket]:
     opened = await StatusSocket.open(directory / lock, describe)
@@ -93,7 +93,7 @@ def leave_stale_socket(path: Path) -> None:
 
 async def test_each_reader_gets_the_present_document(directory: Path) -> None:
     names = iter(["first", "second"])
-    async with answering(directory, describe=lambda: document(next(names))):
+    async with serving(directory, describe=lambda: document(next(names))):
         assert await ask(directory) == Responses([document("first")], [])
         assert await ask(directory) == Responses([document("second")], [])
 
@@ -101,7 +101,7 @@ async def test_each_reader_gets_the_present_document(directory: Path) -> None:
 async def test_only_the_owner_can_connect_and_the_socket_is_removed_at_the_end(directory: Path) -> None:
     mask = os.umask(0)
     try:
-        async with answering(directory) as opened:
+        async with serving(directory) as opened:
             mode = opened.path.lstat().st_mode
             assert stat.S_ISSOCK(mode)
             assert stat.S_IMODE(mode) == 0o600
@@ -113,14 +113,14 @@ async def test_only_the_owner_can_connect_and_the_socket_is_removed_at_the_end(d
 
 async def test_the_socket_of_a_dead_process_is_replaced(directory: Path) -> None:
     leave_stale_socket(directory / "server-n.0.sock")
-    async with answering(directory):
+    async with serving(directory):
         assert (await ask(directory)).documents == [document()]
 
 
 async def test_the_socket_of_a_live_process_is_left_alone(directory: Path) -> None:
-    async with answering(directory, describe=lambda: document("first")):
+    async with serving(directory, describe=lambda: document("first")):
         with warnings() as lines:
-            async with answering(directory, describe=lambda: document("second")):
+            async with serving(directory, describe=lambda: document("second")):
                 pass
         assert lines == [
             f"no status at {directory}/server-n.0.sock: another process listens there; "
@@ -130,9 +130,9 @@ async def test_the_socket_of_a_live_process_is_left_alone(directory: Path) -> No
 
 
 async def test_a_successor_keeps_its_socket_when_the_predecessor_closes_late(directory: Path) -> None:
-    async with answering(directory, describe=lambda: document("first")) as first:
+    async with serving(directory, describe=lambda: document("first")) as first:
         first.path.unlink()
-        async with answering(directory, describe=lambda: document("second")):
+        async with serving(directory, describe=lambda: document("second")):
             first.close()
             assert (await ask(directory)).documents == [document("second")]
 
@@ -140,7 +140,7 @@ async def test_a_successor_keeps_its_socket_when_the_predecessor_closes_late(dir
 async def test_a_regular_file_of_that_name_is_left_alone(directory: Path) -> None:
     (directory / "server-n.0.sock").write_text("precious")
     with warnings() as lines:
-        async with answering(directory):
+        async with serving(directory):
             pass
     assert "there is a file of that name" in lines[0]
     assert (directory / "server-n.0.sock").read_text() == "precious"
@@ -148,7 +148,7 @@ async def test_a_regular_file_of_that_name_is_left_alone(directory: Path) -> Non
 
 async def test_a_path_too_long_for_a_socket_is_logged_as_a_warning(directory: Path) -> None:
     with warnings() as lines:
-        async with answering(directory, "server-" + "n" * 110 + ".0"):
+        async with serving(directory, "server-" + "n" * 110 + ".0"):
             pass
     assert len(lines) == 1
     assert "path too long; choose another directory with --runtime-dir" in lines[0]
@@ -158,7 +158,7 @@ async def test_the_number_of_readers_that_do_not_read_is_bounded(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_socket, "READ_S", 60.0)
-    async with answering(directory, describe=lambda: document(filler=LARGE)) as opened:
+    async with serving(directory, describe=lambda: document(filler=LARGE)) as opened:
         silent = [connect(opened.path) for _ in range(READERS)]
         await eventually(lambda: len(opened._readers) == READERS)
         with connect(opened.path) as refused:
@@ -172,7 +172,7 @@ async def test_the_number_of_readers_that_do_not_read_is_bounded(
 
 async def test_readers_that_do_not_read_are_disconnected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_socket, "READ_S", 0.1)
-    async with answering(directory, describe=lambda: document(filler=LARGE)) as opened:
+    async with serving(directory, describe=lambda: document(filler=LARGE)) as opened:
         with connect(opened.path) as silent:
             await eventually(lambda: opened._readers)
             await eventually(lambda: not opened._readers)
@@ -181,7 +181,7 @@ async def test_readers_that_do_not_read_are_disconnected(directory: Path, monkey
 
 
 async def test_bytes_from_a_reader_are_never_read(directory: Path) -> None:
-    async with answering(directory) as opened:
+    async with serving(directory) as opened:
         for _ in range(3 * READERS):
             with connect(opened.path) as sock, contextlib.suppress(ConnectionResetError):
                 sock.send(b"\xff{GET / HTTP/1.1\r\n\r\n" * 1000)
@@ -198,17 +198,17 @@ async def test_a_process_that_hangs_is_reported_beside_the_documents_of_the_othe
     with socket.socket(socket.AF_UNIX) as hanging:
         hanging.bind(str(directory / "provider-stopped.3.sock"))
         hanging.listen()
-        async with answering(directory):
-            answers = await ask(directory)
-    assert answers.documents == [document()]
-    assert answers.problems == ["provider-stopped.3 does not respond within 0.5 s; is it stopped or overloaded?"]
+        async with serving(directory):
+            responses = await ask(directory)
+    assert responses.documents == [document()]
+    assert responses.problems == ["provider-stopped.3 does not respond within 0.5 s; is it stopped or overloaded?"]
 
 
 async def test_processes_are_selected_by_role_and_name(directory: Path) -> None:
     async with (
-        answering(directory, "server-a.b-c.0", lambda: document("1")),
-        answering(directory, "server-x.0", lambda: document("2")),
-        answering(directory, "provider-x.1", lambda: document("3")),
+        serving(directory, "server-a.b-c.0", lambda: document("1")),
+        serving(directory, "server-x.0", lambda: document("2")),
+        serving(directory, "provider-x.1", lambda: document("3")),
     ):
         (directory / "server-x.0").touch()
         (directory / "other.sock").touch()
@@ -239,7 +239,7 @@ def test_an_error_names_the_directory_that_cannot_be_read(directory: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("answer", "problem"),
+    ("content", "problem"),
     [
         (b"", "disconnected in the middle"),
         (json.dumps(document()).encode()[:-1], "disconnected in the middle"),
@@ -248,16 +248,16 @@ def test_an_error_names_the_directory_that_cannot_be_read(directory: Path) -> No
         (b'{"format": 2}', "runs another version"),
     ],
 )
-async def test_malformed_documents_are_reported_as_problems(directory: Path, answer: bytes, problem: str) -> None:
+async def test_malformed_documents_are_reported_as_problems(directory: Path, content: bytes, problem: str) -> None:
     async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer)
+        writer.write(content)
         writer.close()
 
     async with await asyncio.start_unix_server(say, directory / "server-n.0.sock"):
-        answers = await ask(directory)
-    assert answers.documents == []
-    assert len(answers.problems) == 1
-    assert answers.problems[0].startswith(f"server-n.0 {problem}")
+        responses = await ask(directory)
+    assert responses.documents == []
+    assert len(responses.problems) == 1
+    assert responses.problems[0].startswith(f"server-n.0 {problem}")
 
 
 async def test_an_endless_document_is_cut_off(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,9 @@ BIN := .venv/bin
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
-# Most of the time tests wait: twice as many workers as the least machine has cores.
+# Tests of processes come first and mostly wait: more workers than cores, each of which is given the next test as it ends.
 test: .venv/dev
-	$(BIN)/pytest -n 4 --dist worksteal --cov=goreprox/protocol --cov=brokers --cov-branch
+	$(BIN)/pytest -n 8 --dist load --maxschedchunk 1 --cov=goreprox/protocol --cov=brokers --cov-branch
 
 # For a minute, seeds that nobody has tried, beside the fixed ones of the tests.
 fresh: .venv/dev

@@ -24,7 +24,7 @@ async def received(end: End, size: int) -> bytes:
 
 async def test_a_body_longer_than_all_buffers_arrives_in_both_directions() -> None:
     body = bytes(range(256)) * (SIZE >> 8)
-    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+    async with Tunnel(**HTTP) as tunnel:
         await tunnel.provide()
         client = await tunnel.client()
         sending = asyncio.create_task(client.send(HEAD + body))
@@ -39,7 +39,7 @@ async def test_a_body_longer_than_all_buffers_arrives_in_both_directions() -> No
 async def test_the_access_log_names_the_provider_of_a_request_that_it_lost(
     events: Events,
 ) -> None:
-    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+    async with Tunnel(**HTTP) as tunnel:
         await tunnel.provide()
         client = await tunnel.client()
         await client.send(HEAD)
@@ -53,7 +53,7 @@ async def test_the_access_log_names_the_provider_of_a_request_that_it_lost(
 
 
 async def test_an_upgraded_connection_is_forgotten_once_both_ends_have_closed(events: Events) -> None:
-    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+    async with Tunnel(**HTTP) as tunnel:
         await tunnel.provide()
         client = await tunnel.client()
         await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")

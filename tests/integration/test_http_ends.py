@@ -1,7 +1,5 @@
 """What the target's socket sees of how an HTTP client's socket ended, by real sockets in one process."""
 
-import asyncio
-
 import pytest
 
 from goreprox.config.addresses import Listener
@@ -24,7 +22,7 @@ WHOLE = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nsome"
 @pytest.mark.parametrize("request_", [CHUNKED, LENGTH, WHOLE], ids=["chunks", "a length", "a whole request"])
 @pytest.mark.parametrize("how", ["reset", "half-closed"])
 async def test_a_target_is_reset_without_an_end_of_file_when_its_client_breaks_off(request_: bytes, how: str) -> None:
-    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+    async with Tunnel(**HTTP) as tunnel:
         await tunnel.provide()
         client = await tunnel.client()
         await client.send(request_)
@@ -85,7 +83,7 @@ async def closes_as_it_comes(
 @pytest.mark.parametrize("how", ["closed", "reset"])
 @pytest.mark.parametrize("rest", [b"", b"4\r\nmore\r\n0\r\n\r\n"], ids=["whole", "begun"])
 async def test_any_request_that_meets_the_close_of_an_idle_target_is_resent(rest: bytes, how: str) -> None:
-    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+    async with Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide(more=TELLING)
         client, target = await kept_alive(tunnel)
         first = CHUNKED if rest else WHOLE
@@ -102,7 +100,7 @@ async def test_any_request_that_meets_the_close_of_an_idle_target_is_resent(rest
 
 
 async def test_a_request_is_resent_only_once() -> None:
-    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+    async with Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide(more=TELLING)
         client, target = await kept_alive(tunnel)
         await closes_as_it_comes(tunnel, provider, client, target, WHOLE)
@@ -115,7 +113,7 @@ async def test_a_request_is_resent_only_once() -> None:
 @pytest.mark.parametrize("how", ["closed", "reset"])
 async def test_a_request_is_not_resent_when_the_provider_does_not_report_deliveries(how: str) -> None:
     """As one of an earlier release."""
-    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+    async with Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide()
         client, target = await kept_alive(tunnel)
         await closes_as_it_comes(tunnel, provider, client, target, WHOLE, how=how)
@@ -126,7 +124,7 @@ async def test_a_request_is_not_resent_when_the_provider_does_not_report_deliver
 @pytest.mark.parametrize("how", ["closed", "reset"])
 @pytest.mark.parametrize("read", [True, False], ids=["read", "not read"])
 async def test_a_request_written_to_its_target_is_not_resent(read: bool, how: str) -> None:
-    async with asyncio.timeout(60), Tunnel(**HTTP) as tunnel:
+    async with Tunnel(**HTTP) as tunnel:
         provider = await tunnel.provide(more=TELLING)
         client, target = await kept_alive(tunnel)
         (bridge,) = provider.bridges.connections

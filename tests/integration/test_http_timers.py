@@ -60,7 +60,7 @@ class Web(Tunnel):
 
 @contextlib.asynccontextmanager
 async def web(authority: Authority | None = None) -> AsyncIterator[Web]:
-    async with asyncio.timeout(60), Web(authority) as made:
+    async with Web(authority) as made:
         yield made
 
 

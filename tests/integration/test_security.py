@@ -506,7 +506,7 @@ async def test_changes_in_the_state_directory_take_effect_while_the_server_runs(
     guard = Guard(tmp_path / "state")
     state = StateDir(tmp_path / "state")
     it = Fabric(PATIENT, guard.security)
-    async with asyncio.timeout(100), it.stack:
+    async with it.stack:
         guard.start(it.router, Reach(providers=Address(HOST, it.ports[Role.PROVIDER])))
         it.stack.push_async_callback(guard.close, linger_s=0)
         join = Join.parse(state.join_file("default").read_text())
@@ -540,7 +540,7 @@ async def test_a_server_with_keys_starts_with_damaged_files(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     guard = Guard(state.directory)
     it = Fabric(PATIENT, guard.security)
-    async with asyncio.timeout(100), it.stack:
+    async with it.stack:
         guard.start(it.router, Reach())
         it.stack.push_async_callback(guard.close, linger_s=0)
         _, recorder = it.link(name(Role.PROVIDER, "laptop"), security=laptop.security)
@@ -557,7 +557,7 @@ async def test_a_read_only_state_directory_is_not_written(
     before = sorted(state.directory.rglob("*"))
     guard = Guard(state.directory)
     it = Fabric(PATIENT, guard.security)
-    async with asyncio.timeout(100), it.stack:
+    async with it.stack:
         guard.start(it.router, Reach((Address("h", 0),)))
         await guard.close(linger_s=0)
     assert sorted(state.directory.rglob("*")) == before
@@ -567,7 +567,7 @@ async def test_a_read_only_state_directory_is_not_written(
 async def test_if_watching_keys_fails_all_peers_are_disconnected(tmp_path: Path, events: Events) -> None:
     guard = Guard(tmp_path / "state")
     it = Fabric(PATIENT, guard.security)
-    async with asyncio.timeout(100), it.stack:
+    async with it.stack:
         guard.start(it.router, Reach())
         it.stack.push_async_callback(guard.close, linger_s=0)
         join = Join.parse((tmp_path / "state/join/default.join").read_text())

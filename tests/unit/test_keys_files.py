@@ -17,6 +17,7 @@ from goreprox.keys.state import StateDir
 from goreprox.net.certificates import Certificates
 from goreprox.process import files
 from goreprox.process.files import Kind, read_file
+from tests.support.events import Events, matching, message
 from tests.support.tls import Authority
 
 SECRET = Kind("a secret", secret=True)
@@ -240,7 +241,7 @@ def test_every_file_that_decides_anything_is_checked_for_owner_and_mode(
 
 
 def test_a_running_server_ignores_a_key_file_of_another_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:
     state = StateDir(tmp_path / "state")
     state.add(Role.PROVIDER, "p", None, HERE)
@@ -250,4 +251,4 @@ def test_a_running_server_ignores_a_key_file_of_another_user(
     give_away(state.authorized / "p.toml", monkeypatch)
     assert watcher.look()
     assert watcher.grant(key) is None
-    assert any("belongs to user" in line and "this key is not authorised" in line for line in warnings)
+    assert "p.toml" in message(matching(events, "key_file")[0])

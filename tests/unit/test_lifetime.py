@@ -1,6 +1,7 @@
 """A process's last signals are shown by tests/e2e; here, whom it tells that it is ready."""
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from goreprox.process.lifetime import Lifetime
+from tests.support.events import Events, matching, message
 
 
 class Owner:
@@ -91,8 +93,9 @@ async def test_systemd_is_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_supervisor_that_cannot_be_notified_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     Lifetime().ready("here")
-    assert [line for line in warnings if "NOTIFY_SOCKET" in line and "No such file" in line]
+    (entry,) = matching(events, "notify_failed", address=str(tmp_path / "nobody"))
+    assert os.strerror(errno.ENOENT) in message(entry)

@@ -12,6 +12,7 @@ from goreprox.endpoint import Endpoint
 from goreprox.net import listeners, sockets
 from goreprox.net.listeners import Listeners
 from goreprox.net.poller import Poller
+from tests.support.events import Events, matching, message
 from tests.support.sockets import HOST
 from tests.support.waiting import eventually
 
@@ -105,7 +106,7 @@ async def test_a_drain_accepts_clients_behind_one_that_has_gone(monkeypatch: pyt
 
 
 async def test_a_drain_accepts_clients_at_other_ports_when_one_fails(
-    monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+    monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:
     welcomed: list[Endpoint] = []
 
@@ -126,4 +127,5 @@ async def test_a_drain_accepts_clients_at_other_ports_when_one_fails(
         assert welcomed == [Endpoint(*client.getsockname())]
         assert not made.ports
         await is_reset(lost)
-    assert len(warnings) == 1 and "were not accepted: protocol error" in warnings[0]
+    (entry,) = matching(events, "drain")
+    assert "protocol error" in message(entry)

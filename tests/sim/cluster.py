@@ -27,8 +27,9 @@ from goreprox.roles.edge import Edge
 from goreprox.roles.provider import Provider
 from goreprox.tunnel.driver import Driver
 from tests.sim.fabric import Network, SimBroker, SimLink
+from tests.sim.far import KIB, Far, Program
 from tests.sim.oracle import Oracle
-from tests.sim.tcp import KIB, Far, Program, SimSocket, Sockets
+from tests.sim.tcp import SimSocket, Sockets
 from tests.sim.world import Process, Violation, World
 from tests.support.configs import configured
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from goreprox.protocol.limits import QUANTUM_MIN
 from tests.sim.cluster import Client, Cluster
-from tests.sim.tcp import KIB, Program
+from tests.sim.far import KIB, Program
 from tests.sim.world import Violation
 
 REQUEST = 300

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from brokers import Role
 from goreprox.protocol.limits import RESET_LINGER_S
 from goreprox.protocol.state import State
-from tests.sim.tcp import Far
+from tests.sim.far import Far
 from tests.sim.world import Process, Violation
 
 if TYPE_CHECKING:

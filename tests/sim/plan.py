@@ -14,7 +14,7 @@ from typing import Any
 
 from goreprox.tunnel.driver import FORGET_S
 from tests.sim.cluster import Client, Cluster
-from tests.sim.tcp import KIB, Program
+from tests.sim.far import KIB, Program
 from tests.sim.world import Violation
 
 REST_S = 60.0

@@ -20,8 +20,8 @@ from goreprox.tunnel.bridge import Bridge
 from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
 from tests.sim.cluster import Cluster
+from tests.sim.far import KIB, Program
 from tests.sim.plan import Arrival, Fault, Plan, draw, report, run, shrink
-from tests.sim.tcp import KIB, Program
 from tests.sim.world import Violation
 
 pytestmark = pytest.mark.no_cover  # traced, clusters take five times as long; other tests cover every line

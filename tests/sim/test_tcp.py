@@ -5,7 +5,8 @@ import termios
 
 import pytest
 
-from tests.sim.tcp import KIB, Far, Program, SimSocket, Sockets, text
+from tests.sim.far import KIB, Far, Program, text
+from tests.sim.tcp import SimSocket, Sockets
 from tests.sim.world import Process, World
 
 RATE = 64 * KIB

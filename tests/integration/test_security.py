@@ -382,6 +382,30 @@ async def test_a_repeated_rotation_disconnects_no_link_with_the_new_key(
     assert (at_edge.ups, at_provider.ups) == (2, 2)
 
 
+async def test_a_rotation_reaches_a_port_that_is_being_replaced(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = KeyPair.generate()
+    reopened, begun, may_go_on = Port.reopened, asyncio.Event(), asyncio.Event()
+
+    async def slowly(port: Port, keys: KeyPair | None) -> Port:
+        begun.set()
+        await may_go_on.wait()
+        return await reopened(port, keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Port, "reopened", slowly)
+        with monkeypatch.context() as stuck:
+            stuck.setattr("brokers.router.STUCK_CONNECTIONS", 0)
+            await begun.wait()
+        rotating = asyncio.create_task(guarded.router.rekey(following))
+        may_go_on.set()
+        await rotating
+    both = (guarded.edge, guarded.edge_keys), (guarded.provider, guarded.provider_keys)
+    links = [guarded.link(who, security=LinkSecurity(keys.keys, (following.public,))) for who, keys in both]
+    await eventually(lambda: all(recorder.ups == 1 for _, recorder in links))
+
+
 @contextlib.contextmanager
 def without_descriptors() -> Iterator[list[int]]:
     """Have no descriptor left but those yielded, for whoever closes them."""

@@ -87,7 +87,8 @@ class Upstream:
         size = send.end + sum(map(len, self._pending)) - self._begins
         if send.acked > self._begins or size > RESEND_BYTES:
             return None
-        return send.since(self._begins) + b"".join(self._pending)
+        earlier = max(0, self._begins - send.end)  # of a request that its target answered before it had all of it
+        return send.since(self._begins - earlier) + b"".join(self._pending)[earlier:]
 
     def write(self, data: bytes) -> None:
         """Send bytes; those beyond `room` wait here."""

@@ -152,6 +152,15 @@ def test_a_drained_client_gets_its_response_first() -> None:
     assert talk.seen.others[-1] == Finish()
 
 
+def test_an_error_page_is_the_last_response_in_a_drain() -> None:
+    talk = Talk().client(GET)
+    talk.do(talk.gateway.drain())
+    talk.lost(503, "no provider", again=False)
+    assert talk.statuses == [503]
+    assert b"Connection: close" in talk.seen.to_client
+    assert talk.seen.others[-1] == Finish()
+
+
 def test_an_idle_client_is_closed_at_once_in_a_drain() -> None:
     talk = Talk()
     talk.do(talk.gateway.drain())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from goreprox.http.provider_stream import Upstream
+from goreprox.http.provider_stream import RESEND_BYTES, Upstream
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.state import State
@@ -53,3 +53,36 @@ async def test_an_end_of_file_waits_for_what_was_written_before_it(upstream: Ups
     upstream.write(bytes(room + 1))
     upstream.write_eof()
     assert not upstream.stream.send.eof
+
+
+async def test_a_request_is_unsent_until_its_target_has_got_a_byte_of_it(upstream: Upstream) -> None:
+    send = upstream.stream.send
+    upstream.write(b"first")
+    assert upstream.unsent_request == b"first"
+    send.take(5)
+    send.ack(5, send.limit)
+    assert upstream.unsent_request is None
+    upstream.begin()
+    upstream.write(b"second")
+    send.take(1)
+    assert upstream.unsent_request == b"second"
+    send.ack(6, send.limit)
+    assert upstream.unsent_request is None
+
+
+async def test_a_long_request_is_not_kept_for_sending_it_again(upstream: Upstream) -> None:
+    request = bytes(range(256)) * (RESEND_BYTES // 256)
+    upstream.write(request)
+    assert upstream.room == 0, "some of it waits here"
+    assert upstream.unsent_request == request
+    upstream.write(b"x")
+    assert upstream.unsent_request is None
+
+
+async def test_a_request_behind_one_that_waits_is_unsent_without_it(upstream: Upstream) -> None:
+    upstream.idle_since = 0.0
+    upstream.write(bytes(upstream.room + 1))
+    upstream.begin()
+    upstream.write(b"second")
+    assert upstream.idle_since is None
+    assert upstream.unsent_request == b"second"

@@ -1,4 +1,4 @@
-"""The bounds of a broker's connections: strangers before their hello, peers that are not read fast enough."""
+"""The bounds of a broker's connections: those without a hello, peers that are not read fast enough."""
 
 import asyncio
 import contextlib
@@ -59,7 +59,7 @@ async def test_unread_bytes_are_counted_exactly(secure: bool) -> None:
         assert list(it.router.backlogs.values()) == [0]
 
 
-def stranger(it: Fabric, said: bytes) -> socket.socket:
+def connect(it: Fabric, said: bytes) -> socket.socket:
     raw = socket.create_connection((HOST, it.ports[Role.PROVIDER]))
     it.stack.callback(raw.close)
     raw.setblocking(False)
@@ -82,7 +82,7 @@ GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01" + b"NULL".ljust(20, b"\0") +
 
 async def test_a_connection_that_announces_megabytes_before_its_hello_is_ended() -> None:
     async with Fabric(PATIENT) as fabric:
-        raw = stranger(fabric, GREETING + b"\x06" + (2_000_000).to_bytes(8, "big"))  # a long command
+        raw = connect(fabric, GREETING + b"\x06" + (2_000_000).to_bytes(8, "big"))  # a long command
         for _ in range(64):
             try:
                 await asyncio.get_running_loop().sock_sendall(raw, bytes(1024))
@@ -94,7 +94,7 @@ async def test_a_connection_that_announces_megabytes_before_its_hello_is_ended()
 async def test_a_connection_without_a_hello_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brokers.port.GREETING_S", 0.2)
     async with Fabric(PATIENT) as fabric:
-        assert await is_ended(stranger(fabric, b""))
+        assert await is_ended(connect(fabric, b""))
         shaken = fabric.raw(Role.PROVIDER, name(Role.PROVIDER).routing_id(os.urandom(NONCE_BYTES)))
         monitor = shaken.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         await eventually(lambda: monitor.poll(0))
@@ -105,12 +105,12 @@ async def test_a_connection_without_a_hello_is_ended(monkeypatch: pytest.MonkeyP
 async def test_too_many_connections_without_a_hello_keep_no_peer_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "GREETING_CONNECTIONS", 8)
     async with Fabric(PATIENT) as fabric:
-        strangers = [stranger(fabric, GREETING) for _ in range(24)]
-        for raw in strangers[:16]:
+        connections = [connect(fabric, GREETING) for _ in range(24)]
+        for raw in connections[:16]:
             assert await is_ended(raw)
         _, recorder = fabric.link(name(Role.PROVIDER))
         await eventually(lambda: recorder.ups == 1)
-        for raw in strangers[-7:]:
+        for raw in connections[-7:]:
             assert len(raw.recv(4096)) >= len(GREETING)
             with pytest.raises(BlockingIOError):  # still there
                 raw.recv(4096)
@@ -128,7 +128,7 @@ async def test_a_peer_with_too_many_unread_bytes_is_disconnected_alone(
         identity = name(Role.PROVIDER).routing_id(os.urandom(NONCE_BYTES))
         metadata = b"\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0" + bytes([len(identity)]) + identity
         greeting = bytes(control(Hello(1, 1, 1, {}))[1])
-        raw = stranger(fabric, GREETING + b"\x04" + bytes([6 + len(metadata)]) + b"\x05READY" + metadata)
+        raw = connect(fabric, GREETING + b"\x04" + bytes([6 + len(metadata)]) + b"\x05READY" + metadata)
         answer = b""
         while b"READY" not in answer:
             answer += await loop.sock_recv(raw, 4096)

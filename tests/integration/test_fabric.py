@@ -31,7 +31,7 @@ NOWHERE = "127.9.9.9"
 MIB = 1024 * 1024
 
 
-# -- being there, and talking
+# -- peers and messages
 
 
 async def test_peers_of_both_roles_learn_of_each_other_with_attributes(fabric: Fabric) -> None:
@@ -122,7 +122,7 @@ async def test_peers_of_one_role_neither_see_nor_reach_each_other(fabric: Fabric
     assert list(at_second.peers) == [edge.id]
 
 
-# -- links that break
+# -- outages
 
 
 async def test_a_reset_link_reconnects_with_a_new_epoch(fabric: Fabric) -> None:
@@ -266,23 +266,23 @@ async def test_a_clean_stop_of_a_broker_is_no_warning(events: list[dict[str, obj
 
 
 def test_a_broker_closes_after_thousands_of_short_connections() -> None:
-    strangers = """
+    connections = """
 import asyncio, socket
 from brokers import Role, Router
 async def main():
     router = Router()
     port = router.bind(Role.PROVIDER, "127.0.0.1", 0)
     for _ in range(3000):  # in this thread: the loop stands still
-        with socket.create_connection(("127.0.0.1", port)) as stranger:
-            stranger.sendall(b"garbage garbage\\r\\n")
-            stranger.recv(1)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"garbage garbage\\r\\n")
+            connection.recv(1)
     await router.close(linger_s=0)
 asyncio.run(main())
 """
-    subprocess.run([sys.executable, "-c", strangers], check=True, timeout=120)  # where it hangs, threads do as well
+    subprocess.run([sys.executable, "-c", connections], check=True, timeout=120)  # where it hangs, threads do as well
 
 
-# -- names of hosts
+# -- resolving host names
 
 
 async def test_a_lookup_that_hangs_delays_no_other_link(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ async def test_an_unknown_name_is_logged_once_and_resolved_again(
     assert entry["cause"] == "unresolved" and "no.test" in message(entry)
 
 
-# -- the ill-disposed
+# -- refusals and hostile peers
 
 
 async def test_a_version_mismatch_is_reported_on_both_sides(fabric: Fabric, events: Events) -> None:
@@ -397,8 +397,8 @@ async def test_a_refused_link_logs_the_reason(fabric: Fabric, events: Events) ->
 
 
 async def test_a_peer_at_the_port_for_the_other_role_is_refused(fabric: Fabric, events: Events) -> None:
-    fabric.link_to(HOST, fabric.ports[Role.EDGE], name(Role.PROVIDER, "astray"))
-    await logged(events, "link_down", cause="refused", reason="provider astray is on the port for edges")
+    fabric.link_to(HOST, fabric.ports[Role.EDGE], name(Role.PROVIDER, "misplaced"))
+    await logged(events, "link_down", cause="refused", reason="provider misplaced is on the port for edges")
 
 
 async def test_a_flood_of_garbage_does_not_affect_other_peers(warnings: list[str]) -> None:
@@ -451,7 +451,7 @@ async def test_an_oversized_frame_ends_its_connection() -> None:
         assert list(recorder.peers) == [good.id]
 
 
-# -- the slow
+# -- slow peers
 
 
 async def test_a_slow_peer_overflows_without_affecting_others() -> None:
@@ -498,7 +498,7 @@ async def test_an_outbox_is_bounded_by_messages_and_by_bytes(size: int, most_mes
         assert most > most_messages - 2 * burst, "it was used up before it was thrown away"
 
 
-# -- ports, and the end
+# -- ports and closing
 
 
 async def test_a_port_in_use_raises_bind_error(fabric: Fabric) -> None:

@@ -136,7 +136,7 @@ async def relay(
         await asyncio.sleep(0)
 
 
-# -- who is let in
+# -- authentication
 
 
 async def test_messages_of_authorised_peers_are_encrypted_on_the_wire(guarded: Guarded) -> None:
@@ -330,7 +330,7 @@ async def test_the_routing_id_of_another_peer_is_rejected(guarded: Guarded, even
     assert not at_edge.messages and all(not peer.attributes for peer in at_edge.seen)
 
 
-# -- rotation
+# -- key rotation
 
 
 async def test_links_follow_a_key_rotation_and_reject_the_old_key_afterwards(guarded: Guarded, events: Events) -> None:
@@ -459,7 +459,7 @@ async def test_a_rotation_without_descriptors_disconnects_nobody_and_can_be_repe
         await reaches(b"after the rotation")
 
 
-# -- what strangers send
+# -- hostile input
 
 
 async def test_an_oversized_frame_ends_the_connection_before_and_after_the_handshake(guarded: Guarded) -> None:
@@ -635,11 +635,11 @@ async def test_half_open_connections_and_garbage_do_not_affect_a_link(guarded: G
     at_edge, at_provider = await guarded.up()
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
-        strangers = [
+        connections = [
             stack.enter_context(socket.create_connection((HOST, guarded.ports[Role.PROVIDER])))
             for _ in range(HALF_OPEN)
         ]
-        for index, raw in enumerate(strangers):
+        for index, raw in enumerate(connections):
             raw.sendall((b"", GREETING[:20], GREETING, os.urandom(200))[index % 4])
         began = loop.time()
         count = 0
@@ -647,7 +647,7 @@ async def test_half_open_connections_and_garbage_do_not_affect_a_link(guarded: G
             count += 1
             await works(guarded, at_provider, b"number %d" % count)
         # The handshake deadline ends them all, those too that say nothing.
-        for raw in strangers:
+        for raw in connections:
             assert await ended(raw)
     assert (at_edge.ups, at_edge.downs, at_provider.downs) == (1, [], [])
     assert len(guarded.router.peers) == 2

@@ -25,6 +25,7 @@ from goreprox.keys.guard import assumption, command_line
 from goreprox.keys.join import FILE
 from goreprox.keys.state import Authorized, StateDir
 from goreprox.process.files import become_owner, read_file
+from goreprox.process.log import counted  # before root becomes another user, who may not be able to read it
 
 if TYPE_CHECKING:
     from cyclopts.completion import CompletionContext
@@ -204,8 +205,7 @@ def rotate(*, state_dir: _StateDir = None) -> None:
     """Replace the server's key by its next one. Links reconnect, connections continue."""
     state = _state(state_dir)
     renewed = state.rotate()
-    count = f"{len(renewed)} join string{'' if len(renewed) == 1 else 's'}"
-    print(f"the server uses its next key; {count} in {state.shown / 'join'} renewed")
+    print(f"the server uses its next key; {counted(len(renewed), 'join string')} in {state.shown / 'join'} renewed")
     print("peers with older join strings stay connected until the next rotation; give them the new ones before it")
 
 

@@ -194,8 +194,8 @@ def write_secret(path: Path, text: str, *, replace: bool = False, like: os.stat_
     temporary = path.parent / f".new-{secrets.token_hex(8)}"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode("ascii"))
             file.flush()
             if like is not None:
                 os.fchown(file.fileno(), like.st_uid, like.st_gid)

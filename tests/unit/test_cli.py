@@ -645,6 +645,23 @@ def test_a_role_imports_no_other_role_and_no_other_command(tmp_path: Path) -> No
     assert shown == "[]\n"
 
 
+@pytest.mark.parametrize("arguments", [("add", "a"), ("list",), ("show", "nobody"), ("revoke", "a"), ("rotate",)])
+def test_keys_imports_nothing_once_root_has_become_another_user(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    assert cli.main(["keys", "add", "a" if arguments[0] == "revoke" else "b", "--state-dir", str(tmp_path)]) == 0
+    code = (
+        "import sys, goreprox.cli.keys as keys\n"
+        "from goreprox.cli.main import main\n"
+        "really, before = keys.become_owner, set()\n"
+        "def become(path): before.update(sys.modules); return really(path)\n"
+        "keys.become_owner = become\n"
+        "main(['keys', *sys.argv[1:]])\n"
+        "print(sorted(sys.modules.keys() - before), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments, "--state-dir", str(tmp_path)]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+    assert shown.splitlines()[-1] == "[]"
+
+
 def test_the_document_has_every_option_as_flag_variable_and_key() -> None:
     document = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     for command in COMMANDS:

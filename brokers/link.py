@@ -288,7 +288,11 @@ class Link:
             timed_out = event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and value == errno.EAGAIN
             self._handshake_failed(event, timed_out=timed_out)
         else:
-            self._disconnected()
+            if self.state is LinkState.UP:
+                self._channel.drain()  # the broker's last message may say that it is being shut down
+            if self._redial is None:
+                self._lose("the connection was lost")
+                self._redial_in(self._timings.reconnect_min_s)
 
     def _handshake_failed(self, event: int, *, timed_out: bool) -> None:
         """Find out why, and try again: with the broker's next key, if this one may be the reason."""
@@ -299,13 +303,6 @@ class Link:
         self._brokers = [*self._brokers[1:], *self._brokers[:1]]
         self._redial_later(self._timings.reconnect_max_s)
         self._diagnosis.handshake_failed(self._address, timed_out=timed_out)
-
-    def _disconnected(self) -> None:
-        if self.state is LinkState.UP:
-            self._channel.drain()  # the broker's last message may say that it is being shut down
-        if self._redial is None:
-            self._lose("the connection was lost")
-            self._redial_in(self._timings.reconnect_min_s)
 
     def _greet(self) -> None:
         self.state = LinkState.GREETING
@@ -347,7 +344,10 @@ class Link:
             case Welcome(_, attempt, _) if attempt == self._attempt:
                 self.state = LinkState.UP
                 self._failures = 0
-                self._forget_older_keys()
+                if self._security is not None:
+                    # The broker has proven this key: never accept an older one again (downgrade protection).
+                    keys = self._security.brokers
+                    self._brokers = list(keys[keys.index(self._brokers[0]) :])
                 self._greet_s = GREET_S
                 self._tried.clear()
                 self._diagnosis.up()
@@ -356,12 +356,6 @@ class Link:
                 self._refused(reason)
             case _:
                 pass
-
-    def _forget_older_keys(self) -> None:
-        """Once the broker has proven a newer key, never accept an older one (downgrade protection)."""
-        if self._security is not None:
-            keys = self._security.brokers
-            self._brokers = list(keys[keys.index(self._brokers[0]) :])
 
     def _refused(self, reason: str) -> None:
         if self.state is LinkState.UP:

@@ -122,6 +122,9 @@ def test_a_half_close_is_passed_on_with_the_last_request() -> None:
     assert HalfClose() not in talk.seen.others
     talk.target(OK)
     assert talk.seen.others == [Connect("web", fresh=False), Release(), Connect("web", fresh=False), HalfClose()]
+    talk = Talk().client(GET + POST + GET).client_eof().target(OK)
+    assert HalfClose() not in talk.seen.others
+    assert talk.target(OK).seen.others[-1] == HalfClose()
 
 
 def test_a_half_closed_client_gets_502_or_504_without_a_response() -> None:

@@ -202,7 +202,7 @@ class Gateway:
                 target.send(writer.last_chunk(requests.trailers(end, dropped=self._site.drops)))
             if self._ended and not reader.ahead:
                 target.half_close()
-        elif self._ended and reader.in_body:
+        elif self._ended:
             self._fail(400, "the request ended before its body did")
 
     def _resend(self, request: bytes | None) -> bool:

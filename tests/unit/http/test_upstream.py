@@ -10,13 +10,17 @@ from goreprox.protocol.stream import Stream
 
 
 class User:
-    """Wants nothing."""
+    """Wants nothing, and remembers how the stream was lost."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[int, str, bool]] = []
 
     def readable(self) -> None: ...
 
     def writable(self) -> None: ...
 
-    def lost(self, upstream: Upstream, status: int, reason: str, *, again: bool) -> None: ...
+    def lost(self, upstream: Upstream, status: int, reason: str, *, again: bool) -> None:
+        self.losses.append((status, reason, again))
 
 
 @pytest.fixture
@@ -86,3 +90,13 @@ async def test_a_request_behind_one_that_waits_is_unsent_without_it(upstream: Up
     upstream.write(b"second")
     assert upstream.idle_since is None
     assert upstream.unsent_request == b"second"
+
+
+async def test_a_stream_that_the_edge_aborts_is_lost_for_good(ended: list[Upstream]) -> None:
+    user = User()
+    stream = Stream(opener=True, service="web", client="192.0.2.9:1", budget=Budget(total_bytes=MIB, max_streams=4))
+    upstream = Upstream(stream, user, clock=lambda: 0.0, on_end=ended.append)
+    upstream.abort("no provider came", status=503)
+    upstream.abort("the edge is shutting down")
+    assert user.losses == [(503, "no provider came", False)]
+    assert ended == [upstream]

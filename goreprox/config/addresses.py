@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from goreprox.config.defaults import DEFAULT_SERVICE, EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import NAME, check_name
+from goreprox.endpoint import MAX_PORT
 from goreprox.errors import ConfigError
 
 _HOST_NAME: Final = re.compile(
@@ -206,7 +207,7 @@ def _host(host: str, text: str) -> str:
 
 
 def _port(port: str, text: str) -> int:
-    if not _PORT.fullmatch(port) or int(port) > 65_535:
+    if not _PORT.fullmatch(port) or int(port) > MAX_PORT:
         raise _bad_address(text, f"{port!r} is not a port (0 to 65535)")
     return int(port)
 

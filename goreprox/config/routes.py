@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 
+from goreprox.endpoint import MAX_PORT
 from goreprox.errors import ConfigError
 
 _NAME: Final = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _PATTERN: Final = re.compile(rf"(?=.{{1,253}}\Z)(\*|(\*\.)?{_NAME}(\.{_NAME})*)|\[[0-9a-f:.]+\]")
 HOST: Final = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
-MAX_PORT: Final = 65_535
 _PORT: Final = re.compile(rb":[0-9]*\Z")
 
 

@@ -243,12 +243,11 @@ class Stream:
         return self.state is OPEN
 
     def receive_accept(self, limit: int) -> bool:
-        """Take the acceptor's Accept; return whether it is news for the socket's owner."""
+        """Take the acceptor's Accept; return whether the stream is OPEN now."""
         self.step(Step.RECEIVE_ACCEPT)
-        first = not self.accepted
         self.accepted = True
         self.send.limit = max(self.send.limit, limit)
-        return first and self.state is State.OPEN
+        return self.state is State.OPEN
 
     def receive_refuse(self, reason: str) -> bool:
         """Take a refusal; return whether another session may carry the stream now. Otherwise it has ended."""
@@ -266,13 +265,8 @@ class Stream:
 
     @property
     def done(self) -> bool:
-        """Whether both directions are finished and the peer knows of ours."""
-        return (
-            self.state is State.OPEN
-            and self.send.finished
-            and self.receive.eof_delivered
-            and not self.receive.ack_pending
-        )
+        """Whether both directions of an OPEN stream have ended, and the peer was told that ours delivered its bytes."""
+        return self.send.finished and self.receive.eof_delivered and not self.receive.ack_pending
 
     @property
     def passed(self) -> bool:

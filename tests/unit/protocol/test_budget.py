@@ -81,3 +81,16 @@ def test_a_direction_uses_at_most_half_of_what_it_moved() -> None:
     budget = Budget(total_bytes=1024 * MIB, max_streams=100)
     assert budget.allowance(0, moved=0) == budget.reserved_bytes + WINDOW_INITIAL
     assert budget.allowance(0, moved=MIB) == budget.reserved_bytes + WINDOW_INITIAL + MIB // 2
+
+
+def test_the_last_bytes_of_the_pool_can_be_used() -> None:
+    budget = Budget(total_bytes=10 * MIB, max_streams=64)
+    assert budget.allowance(0, moved=MUCH) == budget.reserved_bytes + MIB
+    budget.account(used=0, holding=budget.reserved_bytes + budget.pool_bytes - 5)
+    assert budget.allowance(0, moved=MUCH) == budget.reserved_bytes + 1
+
+
+def test_new_streams_get_an_initial_window_until_a_quarter_of_the_pool_is_used() -> None:
+    budget = Budget(total_bytes=4 * MIB, max_streams=64)
+    budget.account(used=0, holding=budget.reserved_bytes + budget.pool_bytes // 4 - 1)
+    assert budget.initial_window() == WINDOW_INITIAL

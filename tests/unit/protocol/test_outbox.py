@@ -4,7 +4,7 @@ import pytest
 
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.endings import Endings
-from goreprox.protocol.events import Abort, Code, Data, Eof, Event, Open, Probe, Refuse
+from goreprox.protocol.events import Abort, Ack, Code, Data, Eof, Event, Open, Probe, Refuse
 from goreprox.protocol.limits import (
     BATCH_BYTES,
     BATCH_INLINE,
@@ -26,7 +26,7 @@ SMALL = 8 * KIB - EVENT_BYTES
 
 
 class Sender:
-    """An outbox, the path that it fills, and streams of one client or of several."""
+    """An outbox, the path that it fills, and streams of one client."""
 
     def __init__(self, *, bound: int = IN_FLIGHT_MAX) -> None:
         self.budget = Budget(total_bytes=1024 * MIB, max_streams=1000)
@@ -34,8 +34,9 @@ class Sender:
         self.path = Path("a", 2, now=0.0)
         self.path.bound = bound
 
-    def stream(self, number: int, *chunks: int, client: str = "192.0.2.1:1", eof: bool = False) -> Stream:
-        stream = Stream(opener=True, service="web", client=client, budget=self.budget)
+    def stream(self, number: int, *chunks: int, eof: bool = False) -> Stream:
+        stream = Stream(opener=True, service="web", client="192.0.2.1:1", budget=self.budget)
+        stream.receive_accept(0)
         stream.id = number
         stream.send.limit = 1 << 30
         for size in chunks:
@@ -154,3 +155,14 @@ def test_payload_follows_control_events() -> None:
     sender.stream(1, 10)
     sender.outbox.control.append(Probe())
     assert sender.batch() == [Probe(), Data(1, 0, bytes(10))]
+
+
+def test_an_end_of_file_follows_the_acknowledgement_of_what_was_delivered_before_it() -> None:
+    sender = Sender(bound=IN_FLIGHT_MIN)
+    streams = [sender.stream(number, eof=True) for number in range(400)]
+    for stream in streams:
+        stream.receive_data(0, b"abc")
+        stream.receive.consume(3)
+    events = sender.batch()
+    assert events[:2] == [Ack(0, 3, streams[0].receive.limit), Eof(0, 0)]
+    assert len(events) == 2 * -(-IN_FLIGHT_MIN // 4 // (2 * EVENT_BYTES))

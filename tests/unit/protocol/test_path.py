@@ -219,3 +219,47 @@ def test_messages_in_flight_are_bounded_too() -> None:
     assert path.room == 0
     path.ack(1, 0.1)
     assert path.room > 0
+
+
+def test_a_new_path_was_not_probed() -> None:
+    assert not path().probed
+
+
+def test_an_acknowledgement_of_ours_is_due_though_the_peer_owes_one() -> None:
+    p = path()
+    p.send(10, 0.0)
+    p.receive(0, 10, 0.0)
+    assert p.deadline == PATH_ACK_DELAY_S
+
+
+def test_bytes_that_were_acknowledged_do_not_count_again() -> None:
+    p = path()
+    for seq in range(2):
+        p.receive(seq, PATH_ACK_BYTES - 1, 0.0)
+        assert not p.ack_due(0.0)
+        p.acknowledged()
+
+
+def test_an_acknowledgement_puts_off_the_probe() -> None:
+    p = path()
+    p.send(10, 0.0)
+    p.send(10, 0.2)
+    p.ack(1, 0.2)
+    assert p.deadline == 0.2 + 4 * 0.2
+    assert not p.probe_due(0.9) and p.probe_due(1.0)
+
+
+def test_the_bound_keeps_the_highest_rate_for_a_window() -> None:
+    p = path(now=10.0)
+    now = transfer(p, start=10.0, count=1, size=4 * MIB, rtt=0.1)
+    high = p.bound
+    transfer(p, start=now, count=4, size=p.bound, rtt=0.2)
+    assert p.bound == high
+
+
+def test_the_bound_stays_while_less_than_half_of_it_is_used() -> None:
+    p = path()
+    now = transfer(p, start=0.0, count=1, size=4 * MIB, rtt=0.1)
+    high = p.bound
+    transfer(p, start=now, count=50, size=high * 2 // 5, rtt=0.1)
+    assert p.bound == pytest.approx(high, rel=1e-6)

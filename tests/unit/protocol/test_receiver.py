@@ -225,3 +225,40 @@ def test_what_was_promised_before_a_window_shrank_stays_counted() -> None:
     delivered, limit = receive.take_ack()
     assert limit - delivered == WINDOW_INITIAL // 2
     assert budget.pool_used_bytes == budget.pool_bytes + WINDOW_INITIAL // 2 - budget.reserved_bytes
+
+
+def test_a_chunk_that_the_socket_took_whole_is_gone() -> None:
+    receive = half()
+    chunk = bytes(KIB)
+    receive.receive(0, chunk)
+    assert receive.chunks[0] is chunk
+    receive.consume(KIB)
+    assert not receive.chunks
+
+
+def test_no_end_of_file_is_ready_before_it_came() -> None:
+    receive = half()
+    assert not receive.eof_ready
+
+
+def test_unacknowledged_bytes_are_those_since_the_last_ack() -> None:
+    receive = half()
+    receive.receive(0, bytes(15))
+    receive.consume(10)
+    receive.take_ack()
+    receive.consume(5)
+    assert receive.unacknowledged == 5
+
+
+def test_the_pace_is_known_after_half_a_window_each_time() -> None:
+    receive = half()
+    known = []
+    for count in (WINDOW_INITIAL // 2 - 1, 1):
+        receive.receive(receive.received, bytes(count))
+        receive.consume(count)
+        known.append(receive.pace_known)
+    receive.adapt(now=100.0, round_trip_s=0.1)
+    receive.receive(receive.received, bytes(KIB))
+    receive.consume(KIB)
+    known.append(receive.pace_known)
+    assert known == [False, True, False]

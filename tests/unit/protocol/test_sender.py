@@ -269,3 +269,35 @@ def test_bytes_arrive_in_order_whatever_is_lost(data: st.DataObject) -> None:
                 send.rewind(len(received), eof_received=False)
     received += b"".join(payload for _, payload in sent(send))
     assert received == written
+
+
+def test_a_chunk_that_fits_is_sent_as_it_is() -> None:
+    send = half()
+    first, second = b"a" * RAW_PAYLOAD, b"b" * RAW_PAYLOAD
+    send.write(first)
+    send.write(second)
+    assert send.take(RAW_PAYLOAD)[1] is first
+    assert send.take(RAW_PAYLOAD)[1] is second
+    send.rewind(RAW_PAYLOAD, eof_received=False)
+    assert send.take(RAW_PAYLOAD)[1] is second
+
+
+def test_rewinds_one_after_another_send_the_same_bytes() -> None:
+    send = half()
+    for chunk in (b"abcd", b"efgh"):
+        send.write(chunk)
+        send.take(4)
+    send.rewind(6, eof_received=False)
+    assert send.take(2) == (6, b"gh")
+    send.rewind(4, eof_received=False)
+    assert bytes(send.take(4)[1]) == b"efgh"
+
+
+def test_an_acknowledgement_gives_memory_back() -> None:
+    budget = Budget(total_bytes=4 * MIB, max_streams=64)
+    send = SendHalf(budget, limit=MIB)
+    size = budget.reserved_bytes + 1000
+    send.write(bytes(size))
+    send.take(size)
+    send.ack(size, MIB)
+    assert budget.pool_used_bytes == 0

@@ -345,3 +345,17 @@ def test_a_stream_whose_end_of_file_was_not_sent_has_not_passed() -> None:
     stream.receive_eof(0)
     stream.deliver_eof(now=0.0)
     assert not stream.passed
+
+
+def test_the_end_of_a_stream_gives_its_memory_back() -> None:
+    stream, _ = make()
+    budget = Budget(total_bytes=4 * MIB, max_streams=64)
+    stream = Stream(opener=True, service="s", client="c", budget=budget)
+    stream.write(bytes(budget.reserved_bytes))
+    stream.receive_accept(MIB)
+    stream.write(bytes(stream.room))
+    stream.receive_data(0, b"unread")
+    assert budget.pool_used_bytes > 0
+    stream.abort("enough")
+    assert budget.pool_used_bytes == 0
+    assert not stream.receive.chunks and stream.send.since(stream.send.end) == b""

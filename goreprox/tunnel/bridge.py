@@ -160,11 +160,7 @@ class Bridge:
         elif kind is Kind.RESET:
             self._phase = RESETTING
             self._reset_by = self._bridges.clock() + RESET_LINGER_S
-            self._pause()
-            if self._watched & WRITE:
-                self._reset_later()
-            else:
-                self._write()
+            self._write()
         elif kind is Kind.ABORTED:
             self._close()
         if self._phase is CLOSED:

@@ -6,10 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brokers.envelope import MAX_ATTRIBUTES
-from goreprox.config.defaults import MAX_SERVICES_BYTES
+from goreprox.config.defaults import MAX_SERVICES_BYTES, MAX_WEIGHT, MIN_WEIGHT
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.tunnel.attributes import (
+    HASH_BYTES,
     MAX_TARGETS,
+    PORTS_BYTES,
+    SHARED_BYTES,
     Attributes,
     Port,
     machine_of,
@@ -71,6 +74,39 @@ def test_attributes_fit_however_much_there_is_to_announce(own: Attributes) -> No
 def test_targets_are_announced_up_to_a_bound() -> None:
     names = [str(number) for number in range(1000)]
     assert len(targets_of({"services": names} | targets(names))) == MAX_TARGETS
+
+
+def test_ports_and_shared_services_are_announced_up_to_a_bound() -> None:
+    assert len(ports_of(ports([Port("four", "tcp", "host", 1)] * 1000))) == PORTS_BYTES // 24
+    assert len(shared_of(shared(["ab"] * 1000))) == SHARED_BYTES // 4
+
+
+def test_each_target_has_a_hash() -> None:
+    hashes = targets_of({"services": ["web", "ssh", "db"]} | targets(["a:1", "b:2"]))
+    assert {name: len(value) for name, value in hashes.items()} == {"web": HASH_BYTES, "ssh": HASH_BYTES}
+    assert targets_of({"services": ["web"], "targets": ["a:1"]}) == {}
+
+
+@pytest.mark.parametrize("weight", [MIN_WEIGHT, 7, MAX_WEIGHT])
+def test_a_weight_is_read(weight: float) -> None:
+    assert weight_of({"weight": weight}) == weight
+
+
+@pytest.mark.parametrize("weight", [MIN_WEIGHT / 2, MAX_WEIGHT + 1, -1, float("nan"), "7", None, [7]])
+def test_what_is_no_weight_counts_as_one(weight: object) -> None:
+    assert weight_of({"weight": weight}) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("word", "read"), [("w", "w"), ("w" * 64, "w" * 64), ("w" * 65, None), ("", None), (b"w", None), (7, None)]
+)
+def test_a_word_is_text_of_bounded_length(word: object, read: str | None) -> None:
+    assert (process_of({"process": word}), machine_of({"machine": word})) == (read, read)
+
+
+@pytest.mark.parametrize(("port", "valid"), [(0, False), (1, True), (65535, True), (65536, False), ("1", False)])
+def test_a_port_outside_its_range_is_ignored(port: object, *, valid: bool) -> None:
+    assert bool(ports_of({"ports": [["web", "tcp", "", port]]})) is valid
 
 
 JUNK = st.recursive(

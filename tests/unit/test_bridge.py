@@ -280,3 +280,33 @@ async def test_a_half_closed_socket_that_is_silent_is_reset() -> None:
         it.clock.now = 0.5
         await it.hears(Abort)
         assert it.is_over() and it.stream.end_reason == "half-closed and silent for 0.25 s"
+
+
+@pytest.mark.parametrize("noticed_by", ["check", "write"])
+@pytest.mark.parametrize("has_room", [False, True])
+async def test_bytes_before_a_reset_of_the_socket_wait_for_room_as_long_as_the_linger(
+    monkeypatch: pytest.MonkeyPatch, noticed_by: str, *, has_room: bool
+) -> None:
+    monkeypatch.setattr("goreprox.tunnel.bridge.WATCH_S", 0.01)
+    monkeypatch.setattr("goreprox.tunnel.bridge.RESET_LINGER_S", 0.25)
+    with Joined() as it:
+        room = it.stream.room
+        await asyncio.get_running_loop().sock_sendall(it.far, b"x" * (room + 1000))
+        await eventually(lambda: it.stream.send.end == room)
+        it.peer.heard()
+        it.reset_far()
+        if noticed_by == "write":
+            it.say(Data(1, 0, b"too late"))
+        reads = it.clock.reads
+        await eventually(lambda: it.clock.reads > reads + (noticed_by == "check"))
+        it.clock.now = 0.125
+        if has_room:
+            it.say(Ack(1, room, WINDOW))
+        else:
+            reads = it.clock.reads
+            await eventually(lambda: it.clock.reads > reads)
+            assert it.bridge.open
+            it.clock.now = 0.25
+        (reset,) = (event for event in await it.hears(Reset) if isinstance(event, Reset))
+        assert reset.final == (room + 1000 if has_room else room)
+        assert not it.bridge.open

@@ -255,8 +255,6 @@ class Gateway:
                 else:
                     return
         except h11.RemoteProtocolError as exc:
-            if body:
-                self._send(exchange.response.body(b"".join(body)))
             self._fail(502, f"the target's response is malformed: {exc}")
 
     def _switch(self, event: h11.InformationalResponse, exchange: Exchange, *, behind: bytes) -> None:

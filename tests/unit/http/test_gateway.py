@@ -214,6 +214,17 @@ def test_responses_without_a_body_end_with_their_header_section(method: bytes, h
     assert talk.gateway.idle
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    ],
+)
+def test_a_length_where_none_may_be_is_removed(head: bytes) -> None:
+    assert b"Content-Length" not in Talk().client(GET).target(head).seen.to_client
+
+
 def test_expect_is_removed_from_http_1_0() -> None:
     talk = Talk().client(b"PUT / HTTP/1.0\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi")
     assert names(first_request(talk)).count(b"expect") == 0

@@ -5,7 +5,6 @@ alive all that it is a slice of. So small chunks are joined, and small slices co
 """
 
 from collections import deque
-from typing import cast
 
 from goreprox.protocol.events import Buffer
 from goreprox.protocol.limits import KIB
@@ -47,4 +46,4 @@ def _joined(run: list[Buffer]) -> Buffer:
 def part(chunk: Buffer, start: int, stop: int | None = None) -> Buffer:
     """Return a slice, or a copy of it if the slice would keep alive much more than itself."""
     view = memoryview(chunk)[start:stop]
-    return view if len(view) * KEPT >= len(memoryview(cast(Buffer, view.obj))) else bytes(view)
+    return view if len(view) * KEPT >= len(memoryview(view.obj)) else bytes(view)

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from goreprox.endpoint import Endpoint, client_network, ip_of
 
 Place = deque[Any]
-"""The queue that an item is in."""
+"""The queue that an item is in; queues hold streams or clients, and only take the item out by it."""
 
 
 class Item(Protocol):

@@ -79,6 +79,7 @@ class Stream:
         """Why the stream ended, for logs; of a reset, what the peer is told."""
         self.host: Host | None = None
         self.owner: Any = None
+        """Of the socket; what it is, only the driver and those who set it know."""
         self.place: Place | None = None
         """In the queue of those that have something to send."""
         self.deficit = 0

@@ -1,6 +1,6 @@
 """Processes that are forks of one that has imported goreprox already: each saves the CPU time of its imports.
 
-`python -m goreprox` itself, from its first import on, is run by the tests of logs, keys, the status and the README.
+`python -m goreprox` itself, from its first import on, is run by tests of standard streams and of what is printed.
 """
 
 import asyncio

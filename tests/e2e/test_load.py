@@ -32,7 +32,8 @@ AT_ONCE = 100
 BLOCK = block(7)
 TARGET = """
 import asyncio, contextlib, resource
-from tests.e2e.harness import HOST, echo
+from tests.support.sockets import HOST
+from tests.support.traffic import echo
 async def serve(reader, writer):
     with contextlib.suppress(OSError):
         await echo(reader, writer)

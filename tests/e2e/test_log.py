@@ -183,6 +183,7 @@ class Interrupts:
         if name == {module!r}:
             sys.meta_path.remove(self)
             os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a shell in the background has made of it
 sys.meta_path.insert(0, Interrupts())
 runpy.run_module("goreprox", run_name="__main__")
 """

@@ -35,5 +35,5 @@ def reset_now(writer: asyncio.StreamWriter) -> None:
 async def stop_accepting(server: asyncio.Server) -> None:
     """Close a server; what it has accepted by now has got to its handler, which owns it, on return."""
     server.close()
-    for _ in range(3):  # turns of the loop: the transport, the protocol, the handler's first step
+    for _ in range(5):  # turns of the loop, and some to spare: the transport, the protocol, the handler's first step
         await asyncio.sleep(0)

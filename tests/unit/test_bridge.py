@@ -6,11 +6,12 @@ import errno
 import os
 import socket
 import struct
+from typing import Any
 
 import pytest
 
 from goreprox.net import sockets
-from goreprox.net.poller import Poller
+from goreprox.net.poller import READ, Poller
 from goreprox.protocol.events import Abort, Ack, Code, Data, Eof, Event, Reset
 from goreprox.protocol.limits import KIB, RESET_LINGER_S
 from goreprox.protocol.notices import Kind
@@ -106,12 +107,16 @@ def data(events: list[Event]) -> bytes:
 class Joined:
     """A bridge, the far side of its socket, and the peer of its stream. Notices are passed on as by the driver."""
 
-    def __init__(self, *, half_closed_timeout_s: float | None = None) -> None:
+    def __init__(self, *, half_closed_timeout_s: float | None = None, room: bool = True) -> None:
         self.clock = Clock()
+        self.faults: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self.faults.append(context))
         self.bridges = Bridges(
             Poller(lambda work: work()), clock=self.clock, half_closed_timeout_s=half_closed_timeout_s
         )
         self.peer, self.stream = accepted()
+        if not room:
+            self.stream.send.limit = 0
         ours, self.far = pair()
         self.far.setblocking(False)
         self.ended: list[Bridge] = []
@@ -123,6 +128,7 @@ class Joined:
     def __exit__(self, *_: object) -> None:
         self.far.close()
         self.bridge.abort("the test is over")
+        assert not self.faults
 
     def say(self, *events: Event) -> None:
         """Let the peer send events in one message."""
@@ -258,6 +264,7 @@ async def test_a_reset_waits_for_a_socket_that_takes_nothing_no_longer_than_the_
             size += 16 * KIB
             it.peer.heard()
         it.say(Reset(1, size, "there"))
+        it.far.send(b"nobody reads this")
         it.clock.now = RESET_LINGER_S - 0.1
         reads = it.clock.reads
         await eventually(lambda: it.clock.reads > reads + 1)
@@ -269,15 +276,16 @@ async def test_a_reset_waits_for_a_socket_that_takes_nothing_no_longer_than_the_
 
 async def test_a_half_closed_socket_that_is_silent_is_reset() -> None:
     with Joined(half_closed_timeout_s=0.25) as it:
+        it.clock.now = 9.75
         it.far.shutdown(socket.SHUT_WR)
         await it.hears(Eof)
-        it.clock.now = 0.25
+        it.clock.now = 10.0
         it.say(Data(1, 0, b"still here"))
-        it.clock.now = 0.375
+        it.clock.now = 10.125
         reads = it.clock.reads
         await eventually(lambda: it.clock.reads > reads)
         assert it.bridge.open
-        it.clock.now = 0.5
+        it.clock.now = 10.25
         await it.hears(Abort)
         assert it.is_over() and it.stream.end_reason == "half-closed and silent for 0.25 s"
 
@@ -310,3 +318,61 @@ async def test_bytes_before_a_reset_of_the_socket_wait_for_room_as_long_as_the_l
         (reset,) = (event for event in await it.hears(Reset) if isinstance(event, Reset))
         assert reset.final == (room + 1000 if has_room else room)
         assert not it.bridge.open
+
+
+async def test_a_socket_that_is_full_gets_the_rest_as_it_is_read() -> None:
+    with Joined() as it:
+        size = 0
+        while not it.stream.receive.chunks:  # until the kernel takes no more
+            it.say(Data(1, size, bytes(16 * KIB)))
+            size += 16 * KIB
+            it.peer.heard()
+        it.say(Data(1, size, b"the end"), Eof(1, size + len(b"the end")))
+        received = b""
+        while part := await it.reads():
+            received += part
+        assert received == bytes(size) + b"the end"
+
+
+async def test_a_socket_whose_stream_has_no_room_yet_is_read_once_there_is_some() -> None:
+    with Joined(room=False) as it:
+        it.far.send(b"early")
+        it.say(Ack(1, 0, WINDOW))
+        assert data(await it.hears(Data)) == b"early"
+
+
+async def test_a_reset_of_a_socket_whose_stream_has_no_room_yet_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goreprox.tunnel.bridge.WATCH_S", 0.01)
+    monkeypatch.setattr("goreprox.tunnel.bridge.RESET_LINGER_S", 0.0)
+    with Joined(room=False) as it:
+        it.reset_far()
+        await it.hears(Reset)
+        assert not it.bridge.open
+
+
+async def test_a_reset_of_both_sides_ends_the_bridge_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goreprox.tunnel.bridge.WATCH_S", 0.01)
+    with Joined() as it:
+        size = 0
+        while not it.stream.receive.chunks:
+            it.say(Data(1, size, bytes(16 * KIB)))
+            size += 16 * KIB
+            it.peer.heard()
+        it.say(Reset(1, size, "there"))
+        it.reset_far()
+        await eventually(it.is_over)
+
+
+async def test_an_end_of_file_for_a_socket_that_was_reset_passes_the_reset_on() -> None:
+    with Joined() as it:
+        it.reset_far()
+        it.say(Eof(1, 0))
+        await it.hears(Reset)
+        assert not it.bridge.open
+
+
+async def test_a_socket_that_is_reported_ready_and_is_not_does_no_harm() -> None:
+    with Joined() as it:
+        it.bridge._ready(READ)
+        it.far.send(b"later")
+        assert data(await it.hears(Data)) == b"later"

@@ -196,3 +196,16 @@ def test_silence_counts_from_what_was_sent() -> None:
     peer.heard()
     peer.session.tick(100.0 + LOSS_TIMEOUT_S - 0.01)
     assert peer.session.established
+
+
+def test_the_driver_is_woken_once_until_the_next_flush() -> None:
+    peer = edge()
+    peer.heard()
+    peer.wakes = 0
+    peer.session.drain()
+    peer.session.drain()
+    woken = [peer.wakes]
+    peer.heard()
+    peer.session.drain()
+    woken.append(peer.wakes)
+    assert woken == [1, 2]

@@ -19,7 +19,6 @@ MAX_LENGTH: Final = (1 << 63) - 1
 """The largest Content-Length: other parsers use signed integers of 64 bits."""
 BAD_IN_HEAD: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n|\n[ \t]")
 """Control characters, a CR or LF alone, folded lines: h11 accepts some of each, others read them differently."""
-_BAD_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _ORIGIN_FORM: Final = re.compile(rb"/[^#]*")
 _ABSOLUTE_FORM: Final = re.compile(rb"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -190,12 +189,8 @@ def passed_on(request: h11.Request, *, host: bytes, dropped: Callable[[bytes], b
 
 
 def trailers(end: h11.EndOfMessage, *, dropped: Callable[[bytes], bool] = lambda _: False) -> Fields:
-    """Return the trailers that are allowed, without those whose names are `dropped`."""
-    return [
-        (name, value)
-        for name, value in end.headers
-        if with_dashes(name) not in _NO_TRAILERS and not dropped(name) and not _BAD_IN_VALUE.search(value)
-    ]
+    """Return the trailers that are allowed and not `dropped`; their values were checked by `chunks`."""
+    return [(name, value) for name, value in end.headers if with_dashes(name) not in _NO_TRAILERS and not dropped(name)]
 
 
 def has_body(request: h11.Request) -> bool:

@@ -58,10 +58,11 @@ class Replies:
         """Whether both messages are whole, and nothing follows, not even an end of file."""
         parser = self._parser
         over = parser.our_state is h11.DONE and parser.their_state is h11.DONE
-        return over and not self._doubtful and not self._raw and parser.trailing_data == (b"", False)
+        return over and not self._doubtful and parser.trailing_data == (b"", False)
 
     def start_next(self) -> None:
         """Prepare for another request."""
+        assert not self._raw  # h11 has all that arrived
         self._chunks = None
         self._parser.start_next_cycle()
 

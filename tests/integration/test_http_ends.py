@@ -97,6 +97,7 @@ async def test_any_request_that_meets_the_close_of_an_idle_target_is_resent(rest
         assert await client.receive(len(OK)) == OK
         await client.send(GET)
         assert (await received(target, b"\r\n\r\n")).startswith(b"GET / ")
+        assert len(tunnel.edge.http_clients.attached) == 1
 
 
 async def test_a_request_is_resent_only_once() -> None:
@@ -140,3 +141,16 @@ async def test_a_request_written_to_its_target_is_not_resent(read: bool, how: st
             target.half_close()
         assert (await client.receive(12)) == b"HTTP/1.1 502"
         assert tunnel.targets.nobody_waits
+
+
+async def test_a_target_sees_the_end_after_the_last_response_though_the_client_stays() -> None:
+    async with Tunnel(**HTTP) as tunnel:
+        await tunnel.provide()
+        client = await tunnel.client()
+        await client.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        target = await tunnel.targets.accept()
+        await received(target, b"\r\n\r\n")
+        await target.send(OK)
+        assert (await client.receive_all()).endswith(b"ok")
+        assert await target.receive_all() == b""
+        assert tunnel.edge.http_clients.live

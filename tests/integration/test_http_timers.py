@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import select
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from goreprox.config.addresses import Listener
 from goreprox.config.routes import Route
 from goreprox.http.client import HEAD_S, IDLE_S, LINGER_S, ClientConnection, Phase
 from goreprox.http.provider_stream import CLOSING_S, REUSED_FOR_S
+from goreprox.net import sockets
 from goreprox.net.tls import TlsSocket
 from goreprox.process.clock import clock
 from tests.support.sockets import HOST
@@ -131,6 +133,21 @@ async def test_an_idle_client_is_closed_without_a_response(first: bytes) -> None
         assert await client.receive_all() == b""
 
 
+async def test_a_client_that_sends_empty_lines_alone_is_idle() -> None:
+    async with web() as it:
+        client = await it.client()
+        await eventually(lambda: it.edge.http_clients.live)
+        (connection,) = it.connections
+        it.later(IDLE_S - SHORT_S)
+        for _ in range(2):
+            await client.send(b"\r\n")
+            await eventually(lambda: not sockets.unsent_bytes(client.sock))
+            await eventually(lambda: not select.select([connection._sock], [], [], 0)[0])
+        assert connection._gateway.idle
+        it.later(2 * SHORT_S)
+        assert await client.receive_all() == b""
+
+
 async def test_an_idle_stream_is_reused_until_its_timeout() -> None:
     async with web() as it:
         await it.provide()
@@ -154,7 +171,12 @@ async def test_an_idle_stream_is_reused_until_its_timeout() -> None:
         assert await first.receive_all() == b""
         first.sock.close()
         await client.send(GET)
+        second = await it.targets.accept()
+        await exchange(second)
+        it.clock.now += REUSED_FOR_S  # and the edge has not looked since
+        await client.send(GET)
         await exchange(await it.targets.accept())
+        assert await second.receive_all() == b""
 
 
 async def head_at(end: End) -> bytes:

@@ -518,6 +518,8 @@ def test_a_header_section_beyond_the_limit_is_431() -> None:
     talk = Talk().client(start + b"x" * (MAX_HEAD - len(start + end) + 1) + end)
     assert talk.statuses == [431]
     assert talk.seen.others == [Finish()]
+    assert Talk().client(start.ljust(MAX_HEAD - 1, b"x")).statuses == []
+    assert Talk().client(start.ljust(MAX_HEAD, b"x")).statuses == [431]
 
 
 def test_header_lines_beyond_the_limit_are_431() -> None:

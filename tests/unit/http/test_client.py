@@ -87,16 +87,18 @@ def with_small_buffers() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-async def read_to_the_end(sock: socket.socket) -> None:
-    while await asyncio.get_running_loop().sock_recv(sock, MIB):
-        pass
+async def read_to_the_end(sock: socket.socket, received: bytearray) -> None:
+    """Read all there is, until the end or a reset."""
+    while data := await asyncio.get_running_loop().sock_recv(sock, MIB):
+        received += data
 
 
 @pytest.mark.parametrize("end", ["reset", "aborted"])
 async def test_a_client_that_does_not_read_is_reset_when_its_upgraded_stream_is_lost(end: str) -> None:
     bridges = Bridges(Poller(lambda work: work()), clock=clock, half_closed_timeout_s=None)
     providers = Providers()
-    clients = ClientConnections(bridges, providers, Budget(total_bytes=64 * MIB, max_streams=16))
+    budget = Budget(total_bytes=64 * MIB, max_streams=8192)
+    clients = ClientConnections(bridges, providers, budget)
     ours, client = with_small_buffers()
     with client:
         connection = ClientConnection(clients, ours, Endpoint("192.0.2.9", 1), Endpoint("192.0.2.1", 80), Site("web"))
@@ -107,6 +109,7 @@ async def test_a_client_that_does_not_read_is_reset_when_its_upgraded_stream_is_
         stream.receive_data(0, SWITCHING + EARLY)
         upstream.notice(Kind.READABLE)
         assert connection._out and not stream.receive.chunks and upstream._user is connection
+        assert connection._out._held
 
         if end == "reset":
             stream.receive_reset(len(SWITCHING + EARLY), "the target was reset")
@@ -116,4 +119,29 @@ async def test_a_client_that_does_not_read_is_reset_when_its_upgraded_stream_is_
             upstream.notice(Kind.ABORTED)
         assert not clients.live and not bridges.connections
         with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(read_to_the_end(client), 30)
+            await asyncio.wait_for(read_to_the_end(client, bytearray()), 30)
+        assert not budget.pool_used_bytes
+
+
+async def test_an_upgraded_client_gets_what_came_before_a_reset_of_its_target() -> None:
+    bridges = Bridges(Poller(lambda work: work()), clock=clock, half_closed_timeout_s=None)
+    providers = Providers()
+    clients = ClientConnections(bridges, providers, Budget(total_bytes=64 * MIB, max_streams=16))
+    ours, client = with_small_buffers()
+    with client:
+        ClientConnection(clients, ours, Endpoint("192.0.2.9", 1), Endpoint("192.0.2.1", 80), Site("web"))
+        client.send(UPGRADE)
+        await eventually(lambda: providers.upstreams)
+        (upstream,) = providers.upstreams
+        stream = upstream.stream
+        head, last = SWITCHING + EARLY, b"last words"
+        stream.receive_data(0, head)
+        upstream.notice(Kind.READABLE)
+        stream.receive_data(len(head), last)
+        upstream.notice(Kind.READABLE)
+        stream.receive_reset(len(head + last), "the target was reset")
+        upstream.notice(Kind.RESET)
+        received = bytearray()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(read_to_the_end(client, received), 30)
+        assert received.endswith(last) and len(received) >= len(EARLY + last)

@@ -145,3 +145,26 @@ async def test_an_upgraded_client_gets_what_came_before_a_reset_of_its_target() 
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(read_to_the_end(client, received), 30)
         assert received.endswith(last) and len(received) >= len(EARLY + last)
+
+
+class User:
+    """Does not read."""
+
+    def readable(self) -> None: ...
+
+    def writable(self) -> None: ...
+
+    def lost(self, upstream: Upstream, status: int, reason: str, *, again: bool) -> None: ...
+
+
+async def test_what_a_target_sent_is_dropped_when_its_stream_is_finished() -> None:
+    stream = Stream(opener=True, service="web", client="192.0.2.9:1", budget=Budget(total_bytes=MIB, max_streams=4))
+    stream.host = Session()
+    stream.step(Step.RECEIVE_ACCEPT)
+    upstream = Upstream(stream, User(), clock=clock, on_end=lambda _: None)
+    stream.receive_data(0, b"more than was asked for")
+    upstream.notice(Kind.READABLE)
+    assert stream.receive.chunks
+    upstream.finish()
+    assert not stream.receive.chunks and stream.send.eof
+    upstream.reset("the test is over")

@@ -3,11 +3,12 @@
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
+from loguru import logger
 
-from brokers import REVOKED, Buffer, PeerInfo, PeerName, Role
+from brokers import REVOKED, Buffer, Carrier, PeerInfo, PeerName, Role
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import MIB, VERSION, VERSION_LEAST
@@ -58,12 +59,13 @@ class Wire:
         self.opened: list[Stream] = []
         self.dropped: list[Stream] = []
         self.given_back: list[Stream] = []
+        self.changed: list[Peer] = []
 
-    def meets(self, other: "Wire", epoch: int) -> Peer:
+    def meets(self, other: "Wire", epoch: int, *, over: Carrier | None = None, **attributes: object) -> Peer:
         """Announce the other end to this one."""
         self.others[other.name.id] = other
-        attributes: Mapping[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
-        self.driver.peer_up(self, PeerInfo(other.name, epoch, attributes))
+        attributes = {"protocol": [VERSION_LEAST, VERSION]} | attributes
+        self.driver.peer_up(over or self, PeerInfo(other.name, epoch, attributes))
         return self.driver.peers[other.name.id]
 
     def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
@@ -90,7 +92,44 @@ class Wire:
     def stream_dropped(self, stream: Stream) -> None:
         self.dropped.append(stream)
 
-    def peer_changed(self, peer: Peer) -> None: ...
+    def peer_changed(self, peer: Peer) -> None:
+        self.changed.append(peer)
+
+
+class Second:
+    """Another carrier of the same application; what is sent over it arrives like over the first."""
+
+    label = "second"
+
+    def __init__(self, wire: Wire) -> None:
+        self.name = wire.name
+        self.wire = wire
+
+    def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
+        other = self.wire.others[peer_id]
+        asyncio.get_running_loop().call_soon(other.driver.message, other, self.name.id, list(frames))
+        return True
+
+    def announce(self, attributes: Mapping[str, object]) -> None: ...
+
+    async def close(self, *, linger_s: float) -> None: ...
+
+
+@pytest.fixture
+def events() -> Iterator[list[str]]:
+    """The events of the log lines so far."""
+    seen: list[str] = []
+    sink = logger.add(lambda message: seen.append(message.record["extra"].get("event", "")), level="DEBUG")
+    yield seen
+    logger.remove(sink)
+
+
+async def joined() -> tuple[Wire, Wire, Peer]:
+    """Return an edge, a provider, and what the edge knows of the provider, once they are connected."""
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+    await eventually(lambda: peer.session.established and back.session.established)
+    return edge, provider, peer
 
 
 async def test_a_revoked_peer_is_sent_nothing_more_and_may_return_with_a_new_session() -> None:
@@ -238,7 +277,9 @@ async def test_of_absent_peers_without_streams_only_the_last_are_kept(
 
 
 @pytest.mark.parametrize(("name", "buried"), [("one", True), ("two", False)])
-async def test_only_a_successor_of_the_same_name_declares_a_process_dead(name: str, *, buried: bool) -> None:
+async def test_only_a_successor_of_the_same_name_declares_a_process_dead(
+    events: list[str], name: str, *, buried: bool
+) -> None:
     edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
     peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
     await eventually(lambda: peer.session.established and back.session.established)
@@ -255,3 +296,113 @@ async def test_only_a_successor_of_the_same_name_declares_a_process_dead(name: s
     edge.driver.peer_up(edge, PeerInfo(other.name, 1, attributes))
     assert (stream.state is State.CLOSED) is buried
     assert (provider.name.id not in edge.driver.peers) is buried
+    assert ("peer_restarted" in events) is buried
+
+
+async def test_a_carrier_that_is_lost_takes_its_paths_with_it(events: list[str]) -> None:
+    edge, provider, peer = await joined()
+    second = Second(edge)
+    for carrier in (edge, second):
+        edge.driver.carrier_up(carrier)
+    edge.meets(provider, 1, over=second)
+    assert edge.driver.carriers == {edge, second} and set(peer.epochs) == {edge, second}
+    edge.driver.carrier_down(second, "lost")
+    assert edge.driver.carriers == {edge} and set(peer.epochs) == {edge}
+    assert peer.session.established and "peer_down" not in events
+    edge.driver.carrier_down(edge, "lost")
+    assert not edge.driver.carriers and not peer.epochs and not peer.session.established
+    assert events.count("peer_down") == 1 and edge.changed[-1] is peer
+
+
+async def test_a_peer_that_is_revoked_over_one_of_two_carriers_stays(events: list[str]) -> None:
+    edge, provider, peer = await joined()
+    second = Second(edge)
+    edge.meets(provider, 1, over=second)
+    edge.driver.peer_down(edge, provider.name.id, REVOKED)
+    assert edge.driver.peers == {provider.name.id: peer} and set(peer.epochs) == {second}
+    edge.driver.peer_down(second, provider.name.id, REVOKED)
+    assert not edge.driver.peers and peer.gone and events.count("peer_revoked") == 1
+
+
+async def test_a_path_that_is_unknown_is_not_lost() -> None:
+    edge, provider, peer = await joined()
+    edge.driver.peer_down(edge, bytes(17), "unknown peer")
+    edge.driver.peer_down(Second(edge), provider.name.id, "unknown path")
+    assert peer.session.established and set(peer.epochs) == {edge}
+
+
+async def test_peers_of_the_same_role_are_ignored() -> None:
+    edge = Wire(Role.EDGE)
+    with pytest.raises(KeyError):
+        edge.meets(Wire(Role.EDGE), 1)
+    assert not edge.driver.peers
+
+
+async def test_a_peer_without_a_common_version_is_logged_and_ignored(events: list[str]) -> None:
+    edge = Wire(Role.EDGE)
+    with pytest.raises(KeyError):
+        edge.meets(Wire(Role.PROVIDER), 1, protocol=[VERSION + 1, VERSION + 1])
+    assert not edge.driver.peers and events == ["peer_incompatible"]
+
+
+async def test_new_attributes_replace_the_old_ones_in_the_same_session() -> None:
+    edge, provider, peer = await joined()
+    edge.changed.clear()
+    assert edge.meets(provider, 1, services=["web"]) is peer
+    assert peer.services == ["web"] and edge.changed == [peer] and peer.session.established
+
+
+async def test_a_peer_that_said_goodbye_is_forgotten_with_its_last_path(events: list[str]) -> None:
+    edge, provider, peer = await joined()
+    await provider.driver.goodbye("shut down", deadline_s=10.0)
+    await eventually(lambda: peer.gone)
+    assert provider.driver.settled and events.count("peer_left") == 1
+    assert edge.driver.peers == {provider.name.id: peer} and not peer.available
+    edge.driver.peer_down(edge, provider.name.id, "left")
+    assert not edge.driver.peers and edge.changed[-1] is peer and "peer_down" not in events
+
+
+async def test_a_draining_driver_asks_for_no_new_streams_also_of_peers_that_come_later() -> None:
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    provider.driver.drain()
+    assert provider.driver.draining
+    peer, _ = edge.meets(provider, 1), provider.meets(edge, 1)
+    await eventually(lambda: peer.session.peer_draining)
+    assert not peer.available
+
+
+async def test_the_peer_of_a_stream_is_known_as_long_as_its_session() -> None:
+    edge, provider, peer = await joined()
+    stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
+    assert edge.driver.peer_of(stream) is None
+    peer.session.open(stream)
+    assert edge.driver.peer_of(stream) is peer
+    edge.driver.peer_down(edge, provider.name.id, REVOKED)
+    assert edge.driver.peer_of(stream) is None
+
+
+async def test_an_absent_peer_with_a_stream_is_not_among_those_that_are_forgotten_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driver, "MAX_ABSENT", 0)
+    edge, provider, peer = await joined()
+    peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
+    await eventually(lambda: provider.opened)
+    edge.driver.peer_down(edge, provider.name.id, "lost")
+    assert edge.driver.peers == {provider.name.id: peer}
+
+
+async def test_work_in_a_batch_is_sent_once_at_its_end() -> None:
+    edge, provider, peer = await joined()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    said = edge.said
+
+    def work() -> None:
+        for _ in range(3):
+            peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
+        assert edge.said == said
+
+    edge.driver.batch(work)
+    assert edge.said == said + 1
+    await eventually(lambda: len(provider.opened) == 3)

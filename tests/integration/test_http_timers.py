@@ -15,6 +15,7 @@ from goreprox.http.provider_stream import CLOSING_S, REUSED_FOR_S
 from goreprox.net import sockets
 from goreprox.net.tls import TlsSocket
 from goreprox.process.clock import clock
+from tests.support.events import Events
 from tests.support.sockets import HOST
 from tests.support.tls import Authority, Client
 from tests.support.tunnel import End, Tunnel
@@ -230,6 +231,24 @@ async def test_an_outage_does_not_count_towards_the_timeout_of_a_half_closed_cli
         it.later(CLOSING_S - SHORT_S)
         await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         assert (await client.receive_all()).endswith(b"ok")
+
+
+async def test_the_duration_of_a_request_that_is_sent_again_begins_with_its_arrival(events: Events) -> None:
+    async with web() as it:
+        await it.provide()
+        client = await it.client()
+        await client.send(GET)
+        first = await it.targets.accept()
+        await head_at(first)
+        it.clock.now += 3.0
+        first.reset()
+        second = await it.targets.accept()
+        await head_at(second)
+        await second.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        assert (await answered(client)).startswith(b"HTTP/1.1 200 ")
+        (entry,) = [each for each in events if each.get("event") == "access"]
+        duration_s = entry["duration_s"]
+        assert isinstance(duration_s, float) and duration_s >= 3.0
 
 
 LAST = ELSEWHERE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")

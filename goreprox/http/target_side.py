@@ -17,12 +17,12 @@ class TargetSide:
         """Parses what comes over the stream; None without one."""
 
     def ask(self, exchange: Exchange, request: bytes, *, fresh: bool) -> Replies:
-        """Send a request, its head at least; over a new stream for another service than before, or if `fresh`."""
+        """Send a request, its head at least; over a new stream for another service, or if `fresh` and none is left."""
         if exchange.service != self._service:
             self.discard()
         self._service = exchange.service
         self._commands.append(Connect(exchange.service, fresh))
-        if fresh or self.replies is None:
+        if self.replies is None:
             self.replies = Replies()
         self.replies.ask(exchange.stand_in)
         self._commands.append(ToProvider(request))
@@ -34,8 +34,7 @@ class TargetSide:
 
     def half_close(self) -> None:
         """Pass on that the client says no more."""
-        if self.replies is not None:
-            self._commands.append(HalfClose())
+        self._commands.append(HalfClose())
 
     def end_exchange(self) -> None:
         """Keep the stream for the next request, if both messages are whole and nothing else has come."""

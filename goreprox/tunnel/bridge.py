@@ -150,7 +150,7 @@ class Bridge:
         if kind is READABLE:
             if self._phase < FAILED and not self._watched & WRITE:
                 self._write()
-        elif self._phase is FAILED and kind is not Kind.ABORTED:
+        elif self._phase is FAILED:
             self._pass_on_rest()
         elif kind is WRITABLE:
             if not self._watched & READ:

@@ -107,13 +107,17 @@ def data(events: list[Event]) -> bytes:
 class Joined:
     """A bridge, the far side of its socket, and the peer of its stream. Notices are passed on as by the driver."""
 
-    def __init__(self, *, half_closed_timeout_s: float | None = None, room: bool = True) -> None:
+    def __init__(
+        self, *, half_closed_timeout_s: float | None = None, room: bool = True, beside: "Joined | None" = None
+    ) -> None:
         self.clock = Clock()
         self.faults: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.faults.append(context))
         self.bridges = Bridges(
             Poller(lambda work: work()), clock=self.clock, half_closed_timeout_s=half_closed_timeout_s
         )
+        if beside is not None:
+            self.bridges = beside.bridges
         self.peer, self.stream = accepted()
         if not room:
             self.stream.send.limit = 0
@@ -239,7 +243,7 @@ async def test_resets_are_noticed_while_sockets_are_not_read(monkeypatch: pytest
         it.reset_far()
         await it.hears(Reset)
         assert not it.bridge.open
-    with Joined() as another:
+    with Joined(beside=it) as another:  # the checks had stopped
         another.far.shutdown(socket.SHUT_WR)
         another.reset_far()
         await another.hears(Reset)

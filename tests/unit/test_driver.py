@@ -306,21 +306,29 @@ async def test_a_carrier_that_is_lost_takes_its_paths_with_it(events: list[str])
         edge.driver.carrier_up(carrier)
     edge.meets(provider, 1, over=second)
     assert edge.driver.carriers == {edge, second} and set(peer.epochs) == {edge, second}
+    edge.changed.clear()
     edge.driver.carrier_down(second, "lost")
+    assert edge.changed == [peer]
     assert edge.driver.carriers == {edge} and set(peer.epochs) == {edge}
     assert peer.session.established and "peer_down" not in events
     edge.driver.carrier_down(edge, "lost")
     assert not edge.driver.carriers and not peer.epochs and not peer.session.established
-    assert events.count("peer_down") == 1 and edge.changed[-1] is peer
+    assert events.count("peer_down") == 1 and edge.changed == [peer, peer]
 
 
 async def test_a_peer_that_is_revoked_over_one_of_two_carriers_stays(events: list[str]) -> None:
     edge, provider, peer = await joined()
     second = Second(edge)
     edge.meets(provider, 1, over=second)
+    stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
+    peer.session.open(stream)
+    await eventually(lambda: provider.opened)
     edge.driver.peer_down(edge, provider.name.id, REVOKED)
     assert edge.driver.peers == {provider.name.id: peer} and set(peer.epochs) == {second}
+    edge.changed.clear()
     edge.driver.peer_down(second, provider.name.id, REVOKED)
+    assert edge.dropped == [stream] and edge.changed == [peer]
+    assert not peer.epochs and not edge.driver._by_host
     assert not edge.driver.peers and peer.gone and events.count("peer_revoked") == 1
 
 
@@ -390,6 +398,21 @@ async def test_an_absent_peer_with_a_stream_is_not_among_those_that_are_forgotte
     await eventually(lambda: provider.opened)
     edge.driver.peer_down(edge, provider.name.id, "lost")
     assert edge.driver.peers == {provider.name.id: peer}
+
+
+async def test_a_peer_with_another_path_is_not_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "MAX_ABSENT", 0)
+    edge, provider, peer = await joined()
+    edge.meets(provider, 1, over=Second(edge))
+    edge.driver.peer_down(edge, provider.name.id, "lost")
+    assert edge.driver.peers == {provider.name.id: peer}
+
+
+async def test_the_loss_of_a_peer_that_never_answered_is_not_logged(events: list[str]) -> None:
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    edge.meets(provider, 1)
+    edge.driver.peer_down(edge, provider.name.id, "lost")
+    assert not events
 
 
 async def test_work_in_a_batch_is_sent_once_at_its_end() -> None:

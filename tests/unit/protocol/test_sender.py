@@ -301,3 +301,11 @@ def test_an_acknowledgement_gives_memory_back() -> None:
     send.take(size)
     send.ack(size, MIB)
     assert budget.pool_used_bytes == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_however_many_small_chunks_are_joined_none_is_lost(count: int) -> None:
+    send = half()
+    for _ in range(count):
+        send.write(b"ab")
+    assert send.take(100) == (0, b"ab" * count)

@@ -352,6 +352,7 @@ def test_the_end_of_a_stream_gives_its_memory_back() -> None:
     budget = Budget(total_bytes=4 * MIB, max_streams=64)
     stream = Stream(opener=True, service="s", client="c", budget=budget)
     stream.write(bytes(budget.reserved_bytes))
+    stream.send.take(100)
     stream.receive_accept(MIB)
     stream.write(bytes(stream.room))
     stream.receive_data(0, b"unread")

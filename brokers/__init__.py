@@ -15,6 +15,7 @@ from brokers.local import LocalPeer
 from brokers.peers import PeerInfo, PeerName, Role
 from brokers.resolver import SocketAddress, resolve
 from brokers.router import Router
+from brokers.tcp_info import LinkCondition
 
 __all__ = [
     "REVOKED",
@@ -31,6 +32,7 @@ __all__ = [
     "KeyPair",
     "LimitedLog",
     "Link",
+    "LinkCondition",
     "LinkSecurity",
     "LocalPeer",
     "PeerInfo",

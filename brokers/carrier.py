@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from brokers.peers import PeerInfo
+from brokers.tcp_info import LinkCondition
 
 Buffer = bytes | memoryview
 
@@ -39,6 +40,9 @@ class Carrier(Protocol):
 
     def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
         """Send without blocking; False if it was dropped. Buffers must never change afterwards."""
+
+    def link_condition(self, peer_id: bytes) -> LinkCondition | None:
+        """Return the condition of the connection by which messages for a peer leave this process; None if unknown."""
 
     def announce(self, attributes: Mapping[str, object]) -> None:
         """Replace our attributes in the peer list."""

@@ -22,7 +22,6 @@ import contextlib
 import os
 import resource
 import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from brokers.carrier import Buffer
+from brokers.tcp_info import received_bytes
 
 GREETING_CONNECTIONS: Final = 1024
 """As many as there may be peers: all of them may connect at once after an outage."""
@@ -46,9 +46,6 @@ UNCOUNTED_BYTES_PER_S: Final = 64
 """What a connection may send besides messages: heartbeats of earlier versions are 42 bytes every 2 s."""
 CURVE_BYTES: Final = 33
 """Command name, nonce, flags and authenticator of each frame (RFC 26)."""
-_TCP_INFO_BYTES: Final = 136
-_BYTES_RECEIVED: Final = struct.Struct("128xQ")
-"""tcpi_bytes_received in struct tcp_info (linux/tcp.h, since Linux 4.1)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -139,7 +136,7 @@ class Connections:
                 before.end()
             self._greeting.pop(descriptor, None)
             connection.routing_id = routing_id
-            connection.read_bytes = _received_bytes(connection)
+            connection.read_bytes = received_bytes(connection.socket)
             self._peers[routing_id] = connection
         return True
 
@@ -164,13 +161,13 @@ class Connections:
     def backlogs(self) -> Iterator[tuple[bytes, int]]:
         """Yield the bytes that each peer has sent and nobody has read yet; 0 where the kernel does not tell (macOS)."""
         for routing_id, connection in self._peers.items():
-            yield routing_id, max(0, _received_bytes(connection) - connection.read_bytes)
+            yield routing_id, max(0, received_bytes(connection.socket) - connection.read_bytes)
 
     def enforce(self, now: float, *, elapsed_s: float) -> list[tuple[str, str]]:
         """End the connections that exceed a bound; return their addresses and why. Linear in all connections."""
         ended: list[tuple[str, str]] = []
         for descriptor, connection in list(self._greeting.items()):
-            if _received_bytes(connection) > GREETING_BYTES:
+            if received_bytes(connection.socket) > GREETING_BYTES:
                 ended.append((connection.address, f"it sent more than {GREETING_BYTES} bytes before its hello"))
             elif now - connection.since > self._greeting_s:
                 ended.append((connection.address, f"it did not say hello within {self._greeting_s:g} s"))
@@ -179,7 +176,7 @@ class Connections:
             self._greeting.pop(descriptor).end()
         backlogs: list[tuple[int, Connection]] = []
         for connection in self._peers.values():
-            backlog = _received_bytes(connection) - connection.read_bytes
+            backlog = received_bytes(connection.socket) - connection.read_bytes
             connection.read_bytes += max(0, min(backlog, int(UNCOUNTED_BYTES_PER_S * elapsed_s)))
             backlogs.append((backlog, connection))
         total = sum(backlog for backlog, _ in backlogs if backlog > 0)
@@ -202,14 +199,3 @@ def _most_greeting() -> int:
     if most == resource.RLIM_INFINITY:
         return GREETING_CONNECTIONS
     return max(1, min(GREETING_CONNECTIONS, most // GREETING_DESCRIPTORS // 2))
-
-
-def _received_bytes(connection: Connection) -> int:
-    """Return how many bytes have arrived on a connection; 0 where there is no TCP_INFO (macOS)."""
-    if not hasattr(socket, "TCP_INFO"):
-        return 0
-    try:
-        info = connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:
-        return 0
-    return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == _TCP_INFO_BYTES else 0

@@ -14,10 +14,13 @@ read (`recvpipe` in libzmq's fq.cpp).
 """
 
 import asyncio
+import contextlib
 import enum
 import errno
+import os
 import random
 import secrets
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -49,6 +52,7 @@ from brokers.keys import LinkSecurity
 from brokers.peers import NONCE_BYTES, PeerName
 from brokers.resolver import SocketAddress, resolve
 from brokers.sockets import dealer_socket, secure_link
+from brokers.tcp_info import LinkCondition, link_condition
 
 GREET_S: Final = 1.0
 GREET_MAX_S: Final = 8.0
@@ -129,6 +133,8 @@ class Link:
         self._brokers = list(security.brokers) if security is not None else []
         """The keys that the broker may have; the first is the one expected."""
         self._failures = 0
+        self._connection: socket.socket | None = None
+        """A duplicate of libzmq's descriptor, to ask the kernel about it; closed when libzmq has closed its own."""
         self._handshake: _Handshake | None = None
         self._handshake_s = self._timings.connect_timeout_s * (HANDSHAKE_TIMEOUTS if security is not None else 1)
         self._redial: asyncio.TimerHandle | None = None
@@ -163,6 +169,10 @@ class Link:
         """Send without blocking; False if the link is down or its pipe is full."""
         return self.state is LinkState.UP and self._send([peer_id, *frames])
 
+    def link_condition(self, peer_id: bytes) -> LinkCondition | None:
+        """Return the condition of the connection to the broker; None if there is none, or it is unknown."""
+        return link_condition(self._connection) if self._connection is not None else None
+
     def announce(self, attributes: Mapping[str, object]) -> None:
         """Replace our attributes in the peer list, now and in later hellos."""
         self._attributes = attributes
@@ -180,6 +190,7 @@ class Link:
         self._diagnosis.close()
         if self.state is LinkState.UP:
             self._send(control(Leave()))
+        self._follow(None)
         self.state = LinkState.DOWN
         self._monitor.close()
         self._channel.close(linger_s)
@@ -252,7 +263,17 @@ class Link:
             secure_link(self._socket, self._security.keys, self._brokers[0])
         self._socket.connect(self._endpoint)
 
+    def _follow(self, descriptor: int | None) -> None:
+        """Ask the kernel about this connection of libzmq from now on, or about none."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # closed meanwhile, or there are no descriptors
+                self._connection = socket.socket(fileno=os.dup(descriptor))
+
     def _hang_up(self) -> None:
+        self._follow(None)
         self.state = LinkState.DOWN
         self._attempt += 1  # so that a Welcome over the old connection counts no more
         if self._redial is not None:
@@ -275,9 +296,12 @@ class Link:
         if self._redial is not None:
             return  # of a connection that was given up
         if event == zmq.EVENT_CONNECTED:
+            self._follow(value)
             self._handshake = _Handshake(value, self._loop.time() + self._handshake_s)
             self._diagnosis.handshake_begins(self._address)
             return
+        if event == zmq.EVENT_DISCONNECTED:
+            self._follow(None)
         handshake, self._handshake = self._handshake, None
         self._diagnosis.handshake_ends()
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

@@ -8,6 +8,7 @@ from brokers.carrier import Buffer, Receiver
 from brokers.envelope import Announce, Leave, control
 from brokers.inbox import Inbox
 from brokers.peers import PeerName
+from brokers.tcp_info import LinkCondition
 
 
 class LocalPeer:
@@ -20,10 +21,15 @@ class LocalPeer:
         *,
         route: "Callable[[LocalPeer, list[Buffer]], None]",
         address_of: Callable[[bytes], str | None],
+        link_condition: Callable[[bytes], LinkCondition | None],
     ) -> None:
-        """Call `route` with each message for the broker; `address_of` a peer's id is its network address, if known."""
+        """Call `route` with each message for the broker.
+
+        By a peer's id, `address_of` is its network address, and `link_condition` that of its connection, if known.
+        """
         self.label = "embedded broker"
         self.name = name
+        self.link_condition = link_condition
         self._route = route
         self._inbox = Inbox(self, receiver, address_of=address_of)
         self._queue: deque[list[Buffer]] = deque()

@@ -77,6 +77,11 @@ class Outboxes:
         """Drop everything; nothing is sent any more."""
         self._queues.clear()
 
+    def size(self, key: bytes) -> int:
+        """Return how many bytes wait for a peer."""
+        box = self._queues.get(key)
+        return box.size if box is not None else 0
+
     @property
     def sizes(self) -> dict[bytes, tuple[int, int]]:
         """Messages and bytes that wait, by routing id."""

@@ -34,6 +34,7 @@ from brokers.port import Handlers, Port
 from brokers.prober import Prober
 from brokers.sockets import seed_routing_ids
 from brokers.switch import Output, Switch
+from brokers.tcp_info import LinkCondition, link_condition
 from brokers.zap import ZapHandler
 
 ENFORCE_S: Final = 0.05
@@ -149,15 +150,30 @@ class Router:
 
     def attach(self, name: PeerName, attributes: Mapping[str, object], receiver: Receiver) -> LocalPeer:
         """Add a peer of this process; its receiver is called from the next turn of the loop on."""
-
-        def address_of(peer_id: bytes) -> str | None:
-            key = self._switch.key(peer_id)
-            return _address(self._ports[key[:1]].connections.of_peer(key)) if isinstance(key, bytes) else None
-
-        peer = LocalPeer(name, receiver, route=self._route_local, address_of=address_of)
+        peer = LocalPeer(
+            name,
+            receiver,
+            route=self._route_local,
+            address_of=lambda peer_id: _address(self._connection(peer_id)),
+            link_condition=self._link_condition,
+        )
         self._local.append(peer)
         self._route_local(peer, control(Hello(FABRIC_VERSION, FABRIC_VERSION_LEAST, 0, attributes)))
         return peer
+
+    def _connection(self, peer_id: bytes) -> Connection | None:
+        """Return the connection of a peer, unless it is in this process or unknown."""
+        key = self._switch.key(peer_id)
+        return self._ports[key[:1]].connections.of_peer(key) if isinstance(key, bytes) else None
+
+    def _link_condition(self, peer_id: bytes) -> LinkCondition | None:
+        """Return the condition of a peer's connection, with what waits for the peer in its outbox."""
+        connection = self._connection(peer_id)
+        condition = link_condition(connection.socket) if connection is not None else None
+        if condition is None or connection is None or connection.routing_id is None:
+            return None
+        waiting = self._outboxes.size(connection.routing_id)
+        return condition._replace(unsent_bytes=condition.unsent_bytes + waiting)
 
     def _route_local(self, peer: LocalPeer, frames: list[Buffer]) -> None:
         self._dispatch(self._switch.receive(peer, peer.name, frames, self._loop.time()), later=True)

@@ -13,7 +13,6 @@ from goreprox.protocol.limits import (
     BATCH_BYTES,
     BATCH_EVENTS,
     BATCH_INLINE,
-    BATCH_SHARE,
     MAX_PAYLOAD,
     QUANTUM_MIN,
     RAW_PAYLOAD,
@@ -97,9 +96,10 @@ class Outbox:
     def _fill(self, events: list[Event], size: int, path: Path, waiting: int) -> None:
         """Add payload of the `waiting` streams, each in its turn, as far as the path has room."""
         inline = size
-        quantum = min(max(path.bound // 4 // waiting, QUANTUM_MIN), MAX_PAYLOAD)
+        share = path.congestion.message_bytes
+        quantum = min(max(share // waiting, QUANTUM_MIN), MAX_PAYLOAD)
         room = path.room
-        most = min(BATCH_BYTES, path.bound // BATCH_SHARE)
+        most = min(BATCH_BYTES, share)
         while len(events) < BATCH_EVENTS and inline < BATCH_INLINE and size < most:
             if room - size < QUANTUM_MIN:
                 break

@@ -7,11 +7,10 @@ resumes from offsets. `now` is an argument, in seconds.
 from collections import deque
 from dataclasses import dataclass
 
+from goreprox.protocol.congestion import Congestion
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.limits import (
-    IN_FLIGHT_MAX,
     IN_FLIGHT_MESSAGES,
-    IN_FLIGHT_MIN,
     LOSS_TIMEOUT_S,
     PATH_ACK_BYTES,
     PATH_ACK_DELAY_S,
@@ -20,10 +19,6 @@ from goreprox.protocol.limits import (
 )
 
 INFINITY = float("inf")
-RATE_WINDOW_S = 1.0
-"""The highest rate in the last one to two of these periods counts."""
-LEAST_QUEUE_S = 0.010
-"""The least round trip that the bound assumes: twice the rate times 10 ms allows 20 ms of queue."""
 
 
 @dataclass(slots=True)
@@ -43,24 +38,20 @@ class Path:
         "_ack_due",
         "_acked_at",
         "_acked_bytes",
-        "_min_rtt",
         "_next_probe",
         "_probe_s",
         "_probes",
         "_progress_at",
-        "_rate",
-        "_rate_before",
-        "_rate_from",
+        "_round_end",
         "_sent",
         "_unacked_bytes",
-        "bound",
+        "congestion",
         "epoch",
         "in_flight",
         "path_id",
         "peer_acked",
         "received",
         "seq",
-        "srtt",
     )
 
     def __init__(self, path_id: object, epoch: int, *, now: float) -> None:
@@ -71,9 +62,7 @@ class Path:
         self.received = 0
         self.peer_acked = 0
         self.in_flight = 0
-        self.bound = IN_FLIGHT_MIN
-        self.srtt = 0.0
-        self._min_rtt = INFINITY
+        self.congestion = Congestion(now)
         self._sent: deque[_Sent] = deque()
         self._acked_bytes = 0
         self._acked_at = now
@@ -82,8 +71,8 @@ class Path:
         self._probes = 0
         """Sent since the last progress."""
         self._next_probe = now + PROBE_MIN_S
-        self._rate = self._rate_before = 0.0
-        self._rate_from = now
+        self._round_end = 0
+        """When the peer has acknowledged more messages, all that was in flight one round trip ago has arrived."""
         self._unacked_bytes = 0
         self._ack_due: float | None = None
 
@@ -92,7 +81,12 @@ class Path:
         """Bytes that may still be sent before others are acknowledged."""
         if self.seq - self.peer_acked >= IN_FLIGHT_MESSAGES:
             return 0
-        return self.bound - self.in_flight
+        return self.congestion.room(self.in_flight)
+
+    @property
+    def srtt(self) -> float:
+        """Smoothed round trip, seconds; 0 while none was measured."""
+        return self.congestion.srtt
 
     @property
     def deadline(self) -> float | None:
@@ -107,9 +101,10 @@ class Path:
         if not self._sent:
             self._progress_at = now
             self._next_probe = now + self._probe_s
-        limited = self.in_flight + size >= self.bound // 2
+        limited = self.in_flight + size >= self.congestion.bound // 2
         self._sent.append(_Sent(size, now, self._acked_bytes, self._acked_at if self.in_flight else now, limited))
         self.in_flight += size
+        self.congestion.sent(size)
         self.seq += 1
         self.acknowledged()
 
@@ -161,23 +156,18 @@ class Path:
         self._acked_at = self._progress_at = now
         assert newest is not None
         self._measure(newest, now)
-        self._probe_s = max(PROBE_MIN_S, 4 * self.srtt)
+        self._probe_s = max(PROBE_MIN_S, 4 * self.congestion.srtt)
         self._next_probe = now + self._probe_s
         self._probes = 0
 
     def _measure(self, newest: _Sent, now: float) -> None:
         """Estimate rate and round trip as BBR does, from what was acknowledged between two acknowledgements."""
         rtt = max(now - newest.at, 1e-6)
-        self.srtt = rtt if not self.srtt else self.srtt + (rtt - self.srtt) / 8
-        if rtt < self._min_rtt:
-            self._min_rtt = rtt
         rate = (self._acked_bytes - newest.acked_bytes) / max(now - newest.acked_at, rtt)
-        if newest.limited and now - self._rate_from >= RATE_WINDOW_S:
-            self._rate_before, self._rate, self._rate_from = self._rate, 0.0, now
-        if rate > self._rate:
-            self._rate = rate
-        bound = 2 * max(self._rate, self._rate_before) * max(self._min_rtt, LEAST_QUEUE_S)
-        self.bound = min(max(int(bound), IN_FLIGHT_MIN), IN_FLIGHT_MAX)
+        self.congestion.acknowledged(rtt, rate, limited=newest.limited, now=now)
+        if self.peer_acked > self._round_end:
+            self._round_end = self.seq
+            self.congestion.round_over(self.in_flight, now)
 
     def probe_due(self, now: float) -> bool:
         """Whether acknowledgements are late enough for a Probe; each time the next one waits twice as long."""

@@ -12,8 +12,9 @@ from brokers import REVOKED, Buffer, Carrier, LimitedLog, PeerInfo, Role
 from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
-from goreprox.protocol.limits import PATH_ACK_DELAY_S
+from goreprox.protocol.limits import IN_FLIGHT_MIN, PATH_ACK_DELAY_S
 from goreprox.protocol.notices import Kind, Notice
+from goreprox.protocol.path import Path
 from goreprox.protocol.session import PROTOCOL_ERROR, Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Host, Stream
@@ -217,6 +218,9 @@ class Driver:
         now = clock()
         for peer in dirty.values():
             try:
+                path = peer.session.epochs.path
+                if path is not None and path.in_flight > IN_FLIGHT_MIN:
+                    _follow_link(peer, path)
                 for carrier, frames in peer.session.flush(now):
                     carrier.send(peer.id, frames)  # type: ignore[attr-defined] # opaque to sessions, so an object
                 self._notices(peer)
@@ -331,3 +335,10 @@ async def wait_until(is_so: Callable[[], bool], *, deadline_s: float) -> None:
     give_up = loop.time() + deadline_s
     while loop.time() < give_up and not is_so():  # noqa: ASYNC110 -- depends on every stream; polled only at shutdown
         await asyncio.sleep(0.01)
+
+
+def _follow_link(peer: Peer, path: Path) -> None:
+    carrier: Carrier = path.path_id  # type: ignore[assignment] # opaque to sessions, so an object
+    condition = carrier.link_condition(peer.id)
+    if condition is not None:
+        path.congestion.link(unsent_bytes=condition.unsent_bytes, round_trip_s=condition.round_trip_s)

@@ -11,17 +11,16 @@ from pathlib import Path
 import pytest
 import zmq
 
-from brokers import BrokerSecurity, Grant, KeyPair, Role
+from brokers import BrokerSecurity, Carrier, Grant, KeyPair, PeerName, Role
 from brokers import connections as bounds
 from brokers.envelope import Hello, control
 from brokers.peers import NONCE_BYTES
 from brokers.sockets import secure_link
-from tests.support.fabric import PATIENT, Fabric, Recorder, name
+from tests.support.fabric import MIB, PATIENT, STEADY, Fabric, Recorder, name
 from tests.support.sockets import HOST
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is Linux's")
-MIB = 1024 * 1024
 
 
 class Anybody:
@@ -182,3 +181,39 @@ def held(port: int) -> int:
             name_ = duplicate.getsockname()
             count += len(name_) > 1 and name_[1] == port
     return count
+
+
+async def test_both_ends_know_what_has_not_left_on_the_way_to_the_other() -> None:
+    """Of an edge in the broker's process, the way is the connection of its peer."""
+    async with Fabric(STEADY) as fabric:
+        edge, provider = name(Role.EDGE), name(Role.PROVIDER)
+        local = fabric.router.attach(edge, {}, at_edge := Recorder())
+        relay = await fabric.relay(Role.PROVIDER)
+        link, at_provider = fabric.link_to(HOST, relay.port, provider)
+        await eventually(lambda: at_edge.peers and at_provider.peers)
+        for carrier, peer in ((local, provider), (link, edge)):
+            condition = carrier.link_condition(peer.id)
+            assert condition is not None
+            assert condition.unsent_bytes == 0
+            assert condition.round_trip_s > 0
+
+        relay.flowing.clear()
+
+        def unsent(carrier: Carrier, peer: PeerName) -> bool:
+            """Send until it shows: the kernels and the relay between the two take some of it."""
+            carrier.send(peer.id, [bytes(MIB)])
+            condition = carrier.link_condition(peer.id)
+            return condition is not None and condition.unsent_bytes > 0
+
+        await eventually(lambda: unsent(local, provider))
+        await eventually(lambda: unsent(link, edge))
+        relay.cut()
+        await eventually(lambda: at_provider.downs)
+        assert local.link_condition(name(Role.PROVIDER).id) is None
+
+
+async def test_a_link_without_a_connection_has_no_condition(fabric: Fabric) -> None:
+    link, recorder = fabric.link(name(Role.PROVIDER))
+    await eventually(lambda: recorder.ups)
+    await link.close(linger_s=0)
+    assert link.link_condition(name(Role.EDGE).id) is None

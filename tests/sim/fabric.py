@@ -7,7 +7,7 @@ it is ordered and lossless until it is lost, notices by its own heartbeats when 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
-from brokers import Buffer, PeerName, Receiver, Timings
+from brokers import Buffer, LinkCondition, PeerName, Receiver, Timings
 from brokers.envelope import (
     CONTROL,
     FABRIC_VERSION,
@@ -96,16 +96,27 @@ class Lane:
         if net.lossy.get(source) and (data or _may_be_lost(frames)) and world.random.random() < 0.05:
             return True
         size = sum(map(len, frames))
-        rate = net.rate / 100 if net.slow.get(self.ends) else net.rate
         twice = data and net.doubling.get(source) and world.random.random() < 0.2
         for _ in range(2 if twice else 1):
-            self.busy_until = max(self.busy_until, world.now) + size / rate
+            self.busy_until = max(self.busy_until, world.now) + size / self._rate
             self.size += size
             self.queue.append((self.busy_until + net.latency, size, frames))
         if data and net.disordering.get(source) and len(self.queue) > 1 and world.random.random() < 0.1:
             self._overtake()
         self._pump_later(self.queue[0][0])
         return True
+
+    @property
+    def condition(self) -> LinkCondition:
+        """What a kernel would say of it."""
+        return LinkCondition(
+            unsent_bytes=round(max(self.busy_until - self.net.world.now, 0.0) * self._rate),
+            round_trip_s=2 * self.net.latency,
+        )
+
+    @property
+    def _rate(self) -> float:
+        return self.net.rate / 100 if self.net.slow.get(self.ends) else self.net.rate
 
     def _overtake(self) -> None:
         """Swap the last two messages; control messages keep their place."""
@@ -229,6 +240,9 @@ class SimLink:
 
     def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
         return self.state == "up" and self._send([peer_id, *frames])
+
+    def link_condition(self, peer_id: bytes) -> LinkCondition | None:
+        return self.wire.up.condition if self.wire is not None else None
 
     def announce(self, attributes: Mapping[str, object]) -> None:
         self._attributes = attributes

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import pytest
 from loguru import logger
 
-from brokers import REVOKED, Buffer, Carrier, PeerInfo, PeerName, Role
+from brokers import REVOKED, Buffer, Carrier, LinkCondition, PeerInfo, PeerName, Role
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
-from goreprox.protocol.limits import MIB, VERSION, VERSION_LEAST
+from goreprox.protocol.limits import IN_FLIGHT_MIN, MIB, VERSION, VERSION_LEAST
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel import driver
@@ -55,7 +55,9 @@ class Wire:
         self.name = PeerName(role, "one", os.urandom(16))
         self.driver = Driver(self, role=role, budget=Budget(total_bytes=64 * MIB, max_streams=64), grace_s=60.0)
         self.others: dict[bytes, Wire] = {}
-        self.said = 0
+        self.said = self.asked = 0
+        self.condition: LinkCondition | None = None
+        self.holds_back = False
         self.opened: list[Stream] = []
         self.dropped: list[Stream] = []
         self.given_back: list[Stream] = []
@@ -70,9 +72,15 @@ class Wire:
 
     def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
         self.said += 1
+        if self.holds_back:
+            return True
         other = self.others[peer_id]
         asyncio.get_running_loop().call_soon(other.driver.message, other, self.name.id, list(frames))
         return True
+
+    def link_condition(self, peer_id: bytes) -> LinkCondition | None:
+        self.asked += 1
+        return self.condition
 
     def announce(self, attributes: Mapping[str, object]) -> None: ...
 
@@ -176,6 +184,37 @@ async def test_an_unsent_stream_is_given_back_unless_its_client_has_gone_since(*
         stream.reset("the client was reset", now=0.0)
     await eventually(lambda: not peer.session.notices)
     assert edge.given_back == ([] if gone else [stream])
+
+
+@pytest.mark.parametrize(
+    ("condition", "sends"), [(None, True), (LinkCondition(0, 0.01), True), (LinkCondition(1 << 30, 0.01), False)]
+)
+async def test_nothing_is_added_to_what_the_link_has_not_sent(condition: LinkCondition | None, *, sends: bool) -> None:
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
+    await eventually(lambda: peer.session.established and back.session.established)
+    path = peer.session.epochs.path
+    assert path is not None
+    path.congestion.acknowledged(0.01, 100 * MIB, limited=False, now=time.monotonic())  # 2 MiB may be in flight
+    edge.holds_back, edge.condition = True, condition
+
+    async def open_and_write() -> None:
+        stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
+        peer.session.open(stream)
+        stream.write(bytes(stream.room))
+        said = edge.said
+        await eventually(lambda: edge.said > said)
+
+    while path.in_flight <= IN_FLIGHT_MIN:
+        await open_and_write()
+    assert edge.asked == 0, "so little is no queue"
+    before = path.in_flight
+    await open_and_write()
+    assert edge.asked > 0
+    if sends:
+        await eventually(lambda: path.in_flight - before > IN_FLIGHT_MIN // 2)
+    else:
+        assert path.in_flight - before < IN_FLIGHT_MIN // 2, "an Open goes out at any time, its payload does not"
 
 
 async def test_a_fault_in_one_stream_touches_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from brokers import carrier, connections, diagnosis, envelope, link, outboxes, peers, port, router, sockets
 from goreprox.config import defaults
 from goreprox.keys import join
-from goreprox.protocol import budget, epochs, limits, path, receiver, wire
+from goreprox.protocol import budget, congestion, epochs, limits, receiver, wire
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.notices import Kind
@@ -139,10 +139,17 @@ EPOCHS = [
     f"after {STALL_PROBES_S:g} s or {STALL_ROUND_TRIPS} round trips:",
     "is left within 2 s",
     f"bounded: by {size(limits.IN_FLIGHT_MIN)} at first, then by 2 times the delivery rate",
-    f"(taken as {1000 * path.LEAST_QUEUE_S:g} ms at least), from {size(limits.IN_FLIGHT_MIN)} to"
+    f"(taken as {1000 * congestion.LEAST_QUEUE_S:g} ms at least), from {size(limits.IN_FLIGHT_MIN)} to"
     f" {size(limits.IN_FLIGHT_MAX)}",
-    f"at most 1/4 of the bound divided by the number of streams that wait, at least {size(limits.QUANTUM_MIN)},"
-    f" at most {size(limits.MAX_PAYLOAD)}",
+    f"Beyond {size(limits.IN_FLIGHT_MIN)} in flight",
+    f"may take {1000 * limits.UNSENT_S:g} ms at the delivery rate ({size(limits.IN_FLIGHT_MIN)} at least)",
+    f"more than {congestion.LATE:g} times the least",
+    f"fall to {size(limits.DRAINED_BYTES)} for a round trip",
+    f"not again for {limits.REMEASURE_MIN_S:g} to {limits.REMEASURE_MAX_S:g} s",
+    f"{limits.REMEASURE_MAX_S:g} s after the least has grown",
+    f"at most 1/{limits.BATCH_SHARE} of the bound, and what arrives in {1000 * limits.MESSAGE_S:g} ms,"
+    f" but at least {size(limits.QUANTUM_MIN)};",
+    f"streams that wait, at least {size(limits.QUANTUM_MIN)}, at most {size(limits.MAX_PAYLOAD)}.",
     f"the next epoch begins after {limits.RESTART_MIN_S:g} s",
     f"up to {limits.RESTART_MAX_S:g} s. If several paths",
     "is not number 0, the beginning was lost",

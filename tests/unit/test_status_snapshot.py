@@ -31,6 +31,9 @@ class Way:
     def send(self, peer_id: bytes, frames: object) -> bool:
         return False
 
+    def link_condition(self, peer_id: bytes) -> None:
+        """Nothing is known."""
+
     def announce(self, attributes: object) -> None:
         """Nobody listens."""
 

@@ -42,6 +42,9 @@ class NoCarrier:
     def send(self, peer_id: bytes, frames: object) -> bool:
         raise AssertionError
 
+    def link_condition(self, peer_id: bytes) -> None:
+        raise AssertionError
+
     def announce(self, attributes: object) -> None:
         raise AssertionError
 

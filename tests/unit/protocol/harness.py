@@ -2,6 +2,7 @@
 
 from goreprox.protocol import wire
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.congestion import LEAST_QUEUE_S, Congestion
 from goreprox.protocol.events import (
     Accept,
     Batch,
@@ -141,3 +142,18 @@ def failure(peer: Peer) -> str:
     assert notice.kind is Kind.FAILED
     assert peer.session.failed == notice.reason
     return notice.reason
+
+
+def congestion(bound_bytes: int, now: float = 0.0) -> Congestion:
+    """Return one that lets so many bytes be in flight, as if it had been measured."""
+    measured = Congestion(now)
+    rate = (bound_bytes + 0.5) / 2 / LEAST_QUEUE_S  # half a byte more, as it is rounded down
+    measured.acknowledged(LEAST_QUEUE_S, rate, limited=False, now=now)
+    return measured
+
+
+def bound(peer: Peer, bound_bytes: int) -> None:
+    """Let so many bytes be in flight."""
+    path = peer.session.path
+    assert path is not None
+    path.congestion = congestion(bound_bytes, peer.now)

@@ -20,6 +20,7 @@ from goreprox.protocol.limits import (
 from goreprox.protocol.outbox import EVENT_BYTES, Outbox
 from goreprox.protocol.path import Path
 from goreprox.protocol.stream import Stream
+from tests.unit.protocol.harness import congestion
 
 SMALL = 8 * KIB - EVENT_BYTES
 """A payload that counts as 8 KiB, with its event."""
@@ -32,7 +33,7 @@ class Sender:
         self.budget = Budget(total_bytes=1024 * MIB, max_streams=1000)
         self.outbox = Outbox(Endings(), lambda: None)
         self.path = Path("a", 2, now=0.0)
-        self.path.bound = bound
+        self.path.congestion = congestion(bound)
 
     def stream(self, number: int, *chunks: int, eof: bool = False) -> Stream:
         stream = Stream(opener=True, service="web", client="192.0.2.1:1", budget=self.budget)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from goreprox.protocol.congestion import LEAST_QUEUE_S, RATE_WINDOW_S
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.limits import (
     IN_FLIGHT_MAX,
@@ -14,7 +15,7 @@ from goreprox.protocol.limits import (
     PATH_ACK_DELAY_S,
     PROBE_MIN_S,
 )
-from goreprox.protocol.path import LEAST_QUEUE_S, RATE_WINDOW_S, Path
+from goreprox.protocol.path import Path
 
 
 def path(now: float = 0.0) -> Path:
@@ -125,40 +126,40 @@ def test_an_ack_at_the_time_of_sending_is_no_division_by_zero() -> None:
     p = path()
     transfer(p, start=1.0, count=1, size=KIB, rtt=0.0)
     assert 0 < p.srtt < 1e-3
-    assert IN_FLIGHT_MIN <= p.bound <= IN_FLIGHT_MAX
+    assert IN_FLIGHT_MIN <= p.congestion.bound <= IN_FLIGHT_MAX
 
 
 def test_the_bound_is_twice_what_the_path_carries_in_a_round_trip() -> None:
     p = path()
     transfer(p, start=0.0, count=1, size=MIB, rtt=0.1)
-    assert p.bound == pytest.approx(2 * MIB, rel=1e-6)
+    assert p.congestion.bound == pytest.approx(2 * MIB, rel=1e-6)
 
 
 def test_the_bound_has_a_least_queue_and_a_maximum() -> None:
     p = path()
     transfer(p, start=0.0, count=1, size=MIB, rtt=0.001)
-    assert p.bound == pytest.approx(2 * MIB * LEAST_QUEUE_S / 0.001, rel=1e-6)
+    assert p.congestion.bound == pytest.approx(2 * MIB * LEAST_QUEUE_S / 0.001, rel=1e-6)
     q = path()
     transfer(q, start=0.0, count=1, size=64 * MIB, rtt=0.1)
-    assert q.bound == IN_FLIGHT_MAX
+    assert q.congestion.bound == IN_FLIGHT_MAX
 
 
 def test_the_bound_falls_with_the_rate_after_two_windows() -> None:
     p = path()
     now = transfer(p, start=0.0, count=1, size=4 * MIB, rtt=0.1)
-    high = p.bound
+    high = p.congestion.bound
     now = transfer(p, start=now + RATE_WINDOW_S, count=1, size=4 * MIB, rtt=0.2)
-    assert p.bound == high, "the rate before counts still"
+    assert p.congestion.bound == high, "the rate before counts still"
     transfer(p, start=now + RATE_WINDOW_S, count=1, size=4 * MIB, rtt=0.2)
-    assert p.bound == pytest.approx(high / 2, rel=1e-6)
+    assert p.congestion.bound == pytest.approx(high / 2, rel=1e-6)
 
 
 def test_an_idle_path_keeps_its_bound() -> None:
     p = path()
     now = transfer(p, start=0.0, count=1, size=4 * MIB, rtt=0.1)
-    high = p.bound
+    high = p.congestion.bound
     transfer(p, start=now, count=50, size=10, rtt=0.1)
-    assert p.bound == pytest.approx(high, rel=1e-6)
+    assert p.congestion.bound == pytest.approx(high, rel=1e-6)
 
 
 def test_silence_is_probed_ever_more_rarely() -> None:
@@ -252,14 +253,14 @@ def test_an_acknowledgement_puts_off_the_probe() -> None:
 def test_the_bound_keeps_the_highest_rate_for_a_window() -> None:
     p = path(now=10.0)
     now = transfer(p, start=10.0, count=1, size=4 * MIB, rtt=0.1)
-    high = p.bound
+    high = p.congestion.bound
     transfer(p, start=now, count=4, size=high // 2, rtt=0.2)
-    assert p.bound == high
+    assert p.congestion.bound == high
 
 
 def test_the_bound_stays_while_less_than_half_of_it_is_used() -> None:
     p = path()
     now = transfer(p, start=0.0, count=1, size=4 * MIB, rtt=0.1)
-    high = p.bound
+    high = p.congestion.bound
     transfer(p, start=now, count=50, size=high * 2 // 5, rtt=0.1)
-    assert p.bound == pytest.approx(high, rel=1e-6)
+    assert p.congestion.bound == pytest.approx(high, rel=1e-6)

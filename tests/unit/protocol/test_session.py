@@ -53,6 +53,7 @@ from tests.unit.protocol.harness import (
     WINDOW,
     Peer,
     accepted,
+    bound,
     dialing,
     edge,
     failure,
@@ -978,13 +979,6 @@ def test_a_window_grows_when_delivery_is_acknowledged_after_the_delay() -> None:
 
 
 # Batches.
-
-
-def bound(peer: Peer, bound_bytes: int) -> None:
-    """Say how many bytes may be in flight, as if it had been measured."""
-    path = peer.session.path
-    assert path is not None
-    path.bound = bound_bytes
 
 
 @pytest.mark.parametrize("bound_bytes", [IN_FLIGHT_MIN, IN_FLIGHT_MIN + QUANTUM_MIN, MIB])

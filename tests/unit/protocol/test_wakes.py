@@ -6,7 +6,7 @@ import pytest
 
 from goreprox.protocol.events import Abort, Accept, Ack, Code, Data, Probe
 from goreprox.protocol.limits import IN_FLIGHT_MIN, LOSS_TIMEOUT_S, PATH_ACK_DELAY_S, STREAM_ACK_DELAY_S
-from tests.unit.protocol.harness import GRACE_S, WINDOW, Peer, edge, hello, opened
+from tests.unit.protocol.harness import GRACE_S, WINDOW, Peer, bound, edge, hello, opened
 
 
 def _receive_and_consume(peer: Peer) -> None:
@@ -25,9 +25,8 @@ def _break_the_protocol(peer: Peer) -> None:
 
 
 def _reset_on_a_full_path(peer: Peer) -> None:
-    path, stream = peer.session.path, peer.session.streams[1]
-    assert path is not None
-    path.bound = IN_FLIGHT_MIN
+    stream = peer.session.streams[1]
+    bound(peer, IN_FLIGHT_MIN)
     stream.write(bytes(2 * IN_FLIGHT_MIN))
     peer.heard()
     assert stream.place is not None

@@ -3,7 +3,7 @@
 It reports which peers are up. It may lose messages; its users recover. It imports nothing from goreprox.
 """
 
-from brokers.carrier import Buffer, Carrier, Receiver, Timings
+from brokers.carrier import Buffer, Carrier, LinkCondition, Receiver, Timings
 from brokers.cbor import decode_cbor
 from brokers.diagnosis import Cause
 from brokers.envelope import REVOKED
@@ -15,7 +15,6 @@ from brokers.local import LocalPeer
 from brokers.peers import PeerInfo, PeerName, Role
 from brokers.resolver import SocketAddress, resolve
 from brokers.router import Router
-from brokers.tcp_info import LinkCondition
 
 __all__ = [
     "REVOKED",

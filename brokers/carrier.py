@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from brokers.peers import PeerInfo
-from brokers.tcp_info import LinkCondition
 
 Buffer = bytes | memoryview
 
@@ -30,6 +29,15 @@ class Timings:
     def renew_s(self) -> float:
         """Between two keep-alive messages."""
         return self.link_timeout_s / 3
+
+
+class LinkCondition(NamedTuple):
+    """The sending side of a connection, by the kernel."""
+
+    unsent_bytes: int
+    """Waiting in this machine, not yet sent for the first time."""
+    round_trip_s: float
+    """TCP's smoothed round trip: of the network and its queues, without what waits in this machine."""
 
 
 class Carrier(Protocol):

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 import zmq
 
-from brokers.carrier import Buffer, Receiver, Timings
+from brokers.carrier import Buffer, LinkCondition, Receiver, Timings
 from brokers.channel import Channel, Monitor
 from brokers.diagnosis import Cause, Diagnosis
 from brokers.envelope import (
@@ -52,7 +52,7 @@ from brokers.keys import LinkSecurity
 from brokers.peers import NONCE_BYTES, PeerName
 from brokers.resolver import SocketAddress, resolve
 from brokers.sockets import dealer_socket, secure_link
-from brokers.tcp_info import LinkCondition, link_condition
+from brokers.tcp_info import link_condition
 
 GREET_S: Final = 1.0
 GREET_MAX_S: Final = 8.0

@@ -4,11 +4,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from brokers.carrier import Buffer, Receiver
+from brokers.carrier import Buffer, LinkCondition, Receiver
 from brokers.envelope import Announce, Leave, control
 from brokers.inbox import Inbox
 from brokers.peers import PeerName
-from brokers.tcp_info import LinkCondition
 
 
 class LocalPeer:

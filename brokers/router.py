@@ -11,7 +11,7 @@ from typing import Final
 
 import zmq
 
-from brokers.carrier import Buffer, Receiver, Timings
+from brokers.carrier import Buffer, LinkCondition, Receiver, Timings
 from brokers.connections import Connection
 from brokers.envelope import (
     CONTROL,
@@ -34,7 +34,7 @@ from brokers.port import Handlers, Port
 from brokers.prober import Prober
 from brokers.sockets import seed_routing_ids
 from brokers.switch import Output, Switch
-from brokers.tcp_info import LinkCondition, link_condition
+from brokers.tcp_info import link_condition
 from brokers.zap import ZapHandler
 
 ENFORCE_S: Final = 0.05

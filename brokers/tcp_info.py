@@ -2,21 +2,14 @@
 
 import socket
 import struct
-from typing import Final, NamedTuple
+from typing import Final
+
+from brokers.carrier import LinkCondition
 
 _RECEIVED: Final = struct.Struct("128xQ")
 """tcpi_bytes_received, since Linux 4.1."""
 _SENDING: Final = struct.Struct("68xI72xI")
 """tcpi_rtt in microseconds; tcpi_notsent_bytes, since Linux 4.6."""
-
-
-class LinkCondition(NamedTuple):
-    """The sending side of a connection."""
-
-    unsent_bytes: int
-    """Waiting in this machine, not yet sent for the first time."""
-    round_trip_s: float
-    """TCP's smoothed round trip: of the network and its queues, without what waits in this machine."""
 
 
 def received_bytes(sock: socket.socket) -> int:

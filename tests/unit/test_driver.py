@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 from loguru import logger
@@ -15,7 +16,7 @@ from goreprox.protocol.limits import IN_FLIGHT_MIN, MIB, VERSION, VERSION_LEAST
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel import driver
-from goreprox.tunnel.driver import Driver
+from goreprox.tunnel.driver import Driver, wait_until
 from goreprox.tunnel.peer import Peer, common_version
 from tests.support.waiting import eventually
 
@@ -62,6 +63,7 @@ class Wire:
         self.dropped: list[Stream] = []
         self.given_back: list[Stream] = []
         self.changed: list[Peer] = []
+        self.accepted: list[Stream] = []
 
     def meets(self, other: "Wire", epoch: int, *, over: Carrier | None = None, **attributes: object) -> Peer:
         """Announce the other end to this one."""
@@ -89,7 +91,8 @@ class Wire:
     def stream_opened(self, _: Peer, stream: Stream) -> None:
         self.opened.append(stream)
 
-    def stream_accepted(self, peer: Peer, stream: Stream) -> None: ...
+    def stream_accepted(self, peer: Peer, stream: Stream) -> None:
+        self.accepted.append(stream)
 
     def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None:
         self.given_back.append(stream)
@@ -261,7 +264,7 @@ async def test_a_fault_in_one_session_ends_it_and_touches_no_other(
     await eventually(lambda: sound.driver.peers[provider.name.id].session.peer_draining and bad.session.failed)
     assert bad.session.failed == "a fault in this process, which is in its log"
     assert stream.state is State.CLOSED and good.session.failed is None
-    assert all(isinstance(context["exception"], ZeroDivisionError) for context in told)
+    assert told and all(isinstance(context["exception"], ZeroDivisionError) for context in told)
 
 
 async def test_streams_are_dropped_with_a_session_that_is_forgotten_after_a_long_suspend(
@@ -470,3 +473,47 @@ async def test_work_in_a_batch_is_sent_once_at_its_end() -> None:
     edge.driver.batch(work)
     assert edge.said == said + 1
     await eventually(lambda: len(provider.opened) == 3)
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_the_application_is_told_of_a_stream_with_early_bytes_and_of_its_answer(*, accepts: bool) -> None:
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    edge, provider, peer = await joined()
+    stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
+    stream.write(b"early")
+    peer.session.open(stream)
+    await eventually(lambda: provider.opened)
+    (served,) = provider.opened
+    if accepts:
+        served.accept()
+    else:
+        served.refuse(Code.TARGET, "no")
+    answered = edge.accepted if accepts else edge.given_back
+    await eventually(lambda: answered == [stream])
+    assert not faults and bytes(served.receive.chunks[0] if accepts else b"early") == b"early"
+
+
+async def test_a_session_is_forgotten_once_it_has_been_without_path_and_streams_for_long_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(driver, "clock", lambda: now)
+    edge, provider, peer = await joined()
+    assert peer.up_at == 0.0
+    kept_s = 60.0 + driver.FORGET_S
+    now = 2 * kept_s
+    edge.driver._tick(peer)
+    assert edge.driver.peers, "it has a path"
+    edge.driver.peer_down(edge, provider.name.id, "lost")
+    now = 3 * kept_s
+    edge.driver._tick(peer)
+    assert edge.driver.peers, "not for longer than that"
+    now = 3 * kept_s + 1.0
+    edge.driver._tick(peer)
+    assert not edge.driver.peers
+
+
+async def test_waiting_for_a_condition_ends_with_it_or_at_the_deadline() -> None:
+    await asyncio.wait_for(wait_until(lambda: True, deadline_s=1000.0), 10)
+    await asyncio.wait_for(wait_until(lambda: False, deadline_s=0.05), 10)

@@ -10,6 +10,8 @@ from goreprox.protocol.fair import FairQueue, Turns
 from tests.sim.mixes import Mix, check
 from tests.sim.world import Violation
 
+pytestmark = pytest.mark.timeout(600)  # it computes all the while: on a busy machine that is long
+
 pytestmark = pytest.mark.no_cover
 
 SLOW = 0.5e6

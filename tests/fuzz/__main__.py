@@ -56,9 +56,9 @@ def _fuzz(target: str, seconds: int, *, keep: bool) -> bool:
         if not child:
             _be_the_fuzzer(target, folder, seconds)
         status = os.waitpid(child, 0)[1]
-        said = (folder / "said").read_text(errors="replace")
-        executed = re.search(r"number_of_executed_units:\s+(\d+)", said)
-        covered = re.findall(r"cov: (\d+)", said)
+        log = (folder / "log").read_text(errors="replace")
+        executed = re.search(r"number_of_executed_units:\s+(\d+)", log)
+        covered = re.findall(r"cov: (\d+)", log)
         sys.stdout.write(
             f"fuzz {target}: {executed[1] if executed else '?'} inputs reached {covered[-1] if covered else '?'} "
             f"points of the code in {time.monotonic() - began:.0f} s\n"
@@ -68,7 +68,7 @@ def _fuzz(target: str, seconds: int, *, keep: bool) -> bool:
             corpus.save(target, [*found, *(path.read_bytes() for path in (folder / "inputs").iterdir())])
         if not status and not found:
             return True
-        sys.stdout.write("\n".join(line for line in said.splitlines() if not line.startswith("#"))[-4000:] + "\n")
+        sys.stdout.write("\n".join(line for line in log.splitlines() if not line.startswith("#"))[-4000:] + "\n")
         for data in found:
             sys.stdout.write(f"FAILED; replay: python -m tests.fuzz {target} --hex {data.hex()}\n")
         return False
@@ -76,9 +76,9 @@ def _fuzz(target: str, seconds: int, *, keep: bool) -> bool:
 
 def _be_the_fuzzer(target: str, folder: Path, seconds: int) -> NoReturn:
     """Fuzz in a forked child, and exit without the cleanup of its parent."""
-    said = os.open(folder / "said", os.O_CREAT | os.O_WRONLY)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     atheris = importlib.import_module("atheris")
     targets = importlib.import_module("tests.fuzz.targets")
     options = {

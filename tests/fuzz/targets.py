@@ -168,7 +168,7 @@ def fuzz_config(data: bytes) -> None:
     """A configuration file for one of the roles: it starts, or one line tells what is wrong."""
     role = _ROLES[data[0] % 4] if data else "server"
     _file().write_bytes(data[1:])
-    said = io.StringIO()
+    printed = io.StringIO()
     with contextlib.ExitStack() as stack:
         for module in (
             goreprox.roles.server,
@@ -181,11 +181,11 @@ def fuzz_config(data: bytes) -> None:
         stack.enter_context(patch.object(launch, "configure"))
         stack.enter_context(patch.object(launch, "raise_file_limit"))
         stack.enter_context(patch.object(launch, "logger"))
-        stack.enter_context(contextlib.redirect_stderr(said))
+        stack.enter_context(contextlib.redirect_stderr(printed))
         code = cli.main([role, *_LEAST.get(role, ()), "--insecure", "--config", str(_file())])
-    assert code in (0, 2), (code, said.getvalue())
-    assert (code == 0) == (not said.getvalue()), said.getvalue()
-    assert said.getvalue().count("\n") <= 1, said.getvalue()
+    assert code in (0, 2), (code, printed.getvalue())
+    assert (code == 0) == (not printed.getvalue()), printed.getvalue()
+    assert printed.getvalue().count("\n") <= 1, printed.getvalue()
 
 
 class _End:

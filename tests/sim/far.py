@@ -61,7 +61,7 @@ class Far:
         self.fin_sent = self.fin_read = self.did_reset = self.was_reset = False
         self.reset_at = 0.0
         """When it did."""
-        self.hurried = False
+        self.sped_up = False
         self.on_reset: Callable[[Far], None] = lambda _: None
         """Called when our side resets it."""
         self.on_over: Callable[[], None] = lambda: None
@@ -76,7 +76,7 @@ class Far:
     def stopped(self) -> bool:
         """Whether it reads nothing for now."""
         stop_at = self.program.stop_reading_at
-        return stop_at is not None and self.read >= stop_at and not self.hurried
+        return stop_at is not None and self.read >= stop_at and not self.sped_up
 
     def connected(self, sock: "SimSocket") -> None:
         self.sock = sock
@@ -85,9 +85,9 @@ class Far:
         if self.program.reset_at is not None:
             self.world.after(self.program.reset_at, self.reset)
 
-    def hurry(self) -> None:
+    def speed_up(self) -> None:
         """Write and read without pauses from now on, so that everything ends."""
-        self.hurried = True
+        self.sped_up = True
         self.read_some()
         self._write()
 
@@ -100,7 +100,7 @@ class Far:
             return
         program = self.program
         allowed = program.total
-        if program.per_read is not None and not self.hurried:
+        if program.per_read is not None and not self.sped_up:
             read, write = program.per_read
             allowed = min(allowed, program.lead + self.read // read * write)
         count = min(program.chunk, allowed - self.written, sock.in_room)
@@ -121,7 +121,7 @@ class Far:
         """Write after the pause: there is room, or a reason to half-close."""
         if not self._write_timer and not self.fin_sent:
             self._write_timer = True
-            self.world.after(0.0005 if self.hurried else self.program.pause, self._write)
+            self.world.after(0.0005 if self.sped_up else self.program.pause, self._write)
 
     def reset(self) -> None:
         if self.sock is not None and not self.over:
@@ -135,7 +135,7 @@ class Far:
     def read_later(self) -> None:
         """Read after the pause, at the earliest when something has arrived."""
         assert self.sock is not None
-        pause_s, transit_s = 0.0002 if self.hurried else self.program.read_pause, self.sock.transit_s
+        pause_s, transit_s = 0.0002 if self.sped_up else self.program.read_pause, self.sock.transit_s
         if not self._read_timer:
             self._read_timer = True
             self.world.after(max(pause_s, transit_s), self.read_some)
@@ -149,8 +149,8 @@ class Far:
             return
         sock.drain()
         stop_at = self.program.stop_reading_at
-        count = min(sock.out_arrived - self.read, 1 << 30 if self.hurried else self.program.read_chunk)
-        if stop_at is not None and not self.hurried:
+        count = min(sock.out_arrived - self.read, 1 << 30 if self.sped_up else self.program.read_chunk)
+        if stop_at is not None and not self.sped_up:
             count = min(count, max(stop_at - self.read, 0))
         if count > 0:
             self.read += count

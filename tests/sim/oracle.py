@@ -43,7 +43,7 @@ class Oracle:
         """By pair: when anything was last broken between the two, even if there was another path."""
         self._moved: dict[Far, tuple[tuple[int, bool], float]] = {}
         """How far each far side has read, and since when it has not got further although there is more."""
-        self._severed: dict[tuple[str, str], float] = {}
+        self._unreachable: dict[tuple[str, str], float] = {}
         """By pair: since when there has been no path."""
         self.bytes_checked = 0
 
@@ -130,10 +130,10 @@ class Oracle:
         for edge in self._cluster.edge_slots:
             for provider in self._cluster.provider_slots:
                 pair = edge, provider
-                if self._severed_now(edge, provider):
-                    self._severed.setdefault(pair, now)
+                if self._unreachable_now(edge, provider):
+                    self._unreachable.setdefault(pair, now)
                 else:
-                    self._severed.pop(pair, None)
+                    self._unreachable.pop(pair, None)
                 if not self._calm(edge, provider):
                     self._rough[pair] = now
                 if self._healthy(edge, provider):
@@ -146,10 +146,10 @@ class Oracle:
 
     def forget(self, slot: str) -> None:
         """Forget what was recorded of a slot: another process has taken it."""
-        for pair in [pair for pair in self._severed if slot in pair]:
-            del self._severed[pair]
+        for pair in [pair for pair in self._unreachable if slot in pair]:
+            del self._unreachable[pair]
 
-    def _severed_now(self, edge: str, provider: str) -> bool:
+    def _unreachable_now(self, edge: str, provider: str) -> bool:
         process, net = self._cluster.process, self._cluster.net
         return not all(process(slot).running for slot in (edge, provider)) or not any(
             process(broker).running and all(net.reachable(slot, broker) for slot in (edge, provider))
@@ -195,10 +195,10 @@ class Oracle:
     def _check_expiry(self) -> None:
         """Check that no stream outlives the grace."""
         now = self._cluster.world.now
-        for pair, severed in self._severed.items():
+        for pair, since in self._unreachable.items():
             for slot, other in (pair, pair[::-1]):
                 node = self._cluster.nodes[slot]
-                away_s = now - max(severed, node.process.resumed_at)
+                away_s = now - max(since, node.process.resumed_at)
                 if not node.process.running or away_s < self._cluster.grace_s + EXPIRY_S + LATE_S:
                     continue
                 peer = node.driver.peers.get(self._cluster.nodes[other].name.id)

@@ -288,13 +288,13 @@ def _run(cluster: Cluster, plan: Plan) -> None:
     for slot in (*cluster.broker_slots, *cluster.nodes):
         cluster.restart(slot)
 
-    def hurry() -> None:
+    def speed_up() -> None:
         for far in (*cluster.clients, *cluster.targets):
             if not far.over:
-                far.hurry()
-        world.after(1.0, hurry)
+                far.speed_up()
+        world.after(1.0, speed_up)
 
-    hurry()
+    speed_up()
     deadline = world.now + cluster.grace_s + REST_S
     while world.now < deadline and not cluster.oracle.at_rest():
         world.run_until(world.now + 1.0)

@@ -56,7 +56,7 @@ class Wire:
         self.name = PeerName(role, "one", os.urandom(16))
         self.driver = Driver(self, role=role, budget=Budget(total_bytes=64 * MIB, max_streams=64), grace_s=60.0)
         self.others: dict[bytes, Wire] = {}
-        self.said = self.asked = 0
+        self.sent = self.asked = 0
         self.condition: LinkCondition | None = None
         self.holds_back = False
         self.opened: list[Stream] = []
@@ -73,7 +73,7 @@ class Wire:
         return self.driver.peers[other.name.id]
 
     def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
-        self.said += 1
+        self.sent += 1
         if self.holds_back:
             return True
         other = self.others[peer_id]
@@ -165,12 +165,12 @@ async def test_a_revoked_peer_is_sent_nothing_more_and_may_return_with_a_new_ses
     for end, other in ((edge, provider), (provider, edge)):
         end.driver.peer_down(end, other.name.id, REVOKED)
     assert stream.state is State.CLOSED
-    said = edge.said, provider.said
+    sent = edge.sent, provider.sent
     for dropped, timer in zip((peer, back), timers, strict=True):
         assert dropped.session.path is None and timer is not None and timer.cancelled()
     again, back_again = edge.meets(provider, 2), provider.meets(edge, 2)
     assert (again, back_again) != (peer, back)
-    assert (edge.said, provider.said) == said, "what was due before the new sessions is not said any more"
+    assert (edge.sent, provider.sent) == sent, "what was due before the new sessions is not sent any more"
     await eventually(lambda: again.session.established and back_again.session.established)
     assert again.session.failed is None and back_again.session.failed is None
     for end, other in ((edge, provider), (provider, edge)):
@@ -207,8 +207,8 @@ async def test_nothing_is_added_to_what_the_link_has_not_sent(condition: LinkCon
         stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
         peer.session.open(stream)
         stream.write(bytes(stream.room))
-        said = edge.said
-        await eventually(lambda: edge.said > said)
+        sent = edge.sent
+        await eventually(lambda: edge.sent > sent)
 
     while path.in_flight <= IN_FLIGHT_MIN:
         await open_and_write()
@@ -463,15 +463,15 @@ async def test_work_in_a_batch_is_sent_once_at_its_end() -> None:
     edge, provider, peer = await joined()
     for _ in range(5):
         await asyncio.sleep(0)
-    said = edge.said
+    sent = edge.sent
 
     def work() -> None:
         for _ in range(3):
             peer.session.open(Stream(opener=True, service="web", client="test", budget=edge.driver.budget))
-        assert edge.said == said
+        assert edge.sent == sent
 
     edge.driver.batch(work)
-    assert edge.said == said + 1
+    assert edge.sent == sent + 1
     await eventually(lambda: len(provider.opened) == 3)
 
 

@@ -10,9 +10,10 @@ from goreprox.protocol.fair import FairQueue, Turns
 from tests.sim.mixes import Mix, check
 from tests.sim.world import Violation
 
-pytestmark = pytest.mark.timeout(600)  # it computes all the while: on a busy machine that is long
-
-pytestmark = pytest.mark.no_cover
+pytestmark = [
+    pytest.mark.timeout(600),  # they compute all the while: on a busy machine that is long
+    pytest.mark.no_cover,
+]
 
 SLOW = 0.5e6
 """4 Mbit/s."""

@@ -255,8 +255,8 @@ async def kill_providers(tmp_path: Path) -> None:
         await returns.wait()
         await add("returns", "1")
         assert await asyncio.gather(*map(is_reset, buried)) == [True] * 10
-        (proved,) = matching(edge.log, "peer_restarted")
         await eventually(lambda: edge.events("stream_ended") == 10, "all are logged")
+        (proved,) = matching(edge.log, "peer_restarted")
         ends = matching(edge.log, "stream_ended")
         (died,) = {entry["reason"] for entry in ends}
         assert max(map(when, ends)) - when(proved) < 1.0

@@ -183,9 +183,9 @@ def rising(*, tunnel: bool) -> Figures:
     figures: Figures = {}
     with running(Shape(100, 0.5, MB // 2), tunnel=tunnel) as run:
         flow = run.flow("download", 36)
-        time.sleep(6)
+        time.sleep(6)  # how long the first round trip lasts
         run.link.shape(Shape(100, 25, MB // 2))
-        time.sleep(15)
+        time.sleep(15)  # and the second
         run.link.shape(Shape(100, 100, MB // 2))
         steps = flow.result()
         for name, start in (("1 ms", 2), ("50 ms", 9), ("200 ms", 26)):
@@ -225,7 +225,7 @@ def falling(*, tunnel: bool) -> Figures:
     """The rate falls from 100 to 1 Mbit/s, 20 ms, queue 250 kB."""
     with running(Shape(100, 10, MB // 4), tunnel=tunnel) as run:
         flow = run.flow("download", 40)
-        time.sleep(5)
+        time.sleep(5)  # how long the link is fast
         run.link.shape(Shape(1, 10, MB // 4))
         steps = flow.result()
         return {"silence": silence_s(steps), "outages": run.outages()}
@@ -236,7 +236,7 @@ def _interactive(shape: Shape) -> Callable[..., Figures]:
         with running(shape, tunnel=tunnel) as run:
             alone = run.flow("ping", 5).result()
             run.flow("download", 27)
-            time.sleep(5)
+            time.sleep(5)  # until queues are as full as they get
             beside = run.flow("ping", 20).result()
         figures: Figures = {"alone": statistics.median(alone) * 1000}
         for percent in (50, 95, 99):
@@ -254,7 +254,7 @@ def narrow_edge(*, tunnel: bool) -> Figures:
     """The slow link is between broker and edge: 20 Mbit/s, 20 ms, queue 250 kB."""
     with running(Shape(20, 10, MB // 4), tunnel=tunnel, layout="broker") as run:
         flow = run.flow("download", 27)
-        time.sleep(5)
+        time.sleep(5)  # until queues are as full as they get
         pings = run.flow("ping", 15).result()
         return {"Mbit/s": mbit(flow.result(), SETTLE_S), "ping p95": statistics.quantiles(pings, n=20)[18] * 1000}
 

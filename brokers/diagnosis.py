@@ -1,7 +1,7 @@
 """Why a link is down: found out, logged once, and kept for the status.
 
 libzmq's events do not tell a web server from a broker with another key, or from one that goes away in mid-handshake.
-The greeting of ZMTP (RFC 23) does, and a broker sends it to whoever connects, before any key is checked. So a plain TCP
+The greeting of ZMTP (RFC 23) does, and a broker sends it to every client, before any key is checked. So a plain TCP
 connection reads it, within a few seconds of the failure.
 """
 

@@ -146,14 +146,14 @@ class Reader:
         return body, end
 
     def skip(self) -> bool:
-        """Skip the rest of the request; return whether all of it is here: else the next one cannot be found."""
+        """Skip the rest of the request; return whether all of it is here and sound: else no other can be found."""
         if self._message is None:
             return False
         try:
             self.body()
         except Rejected:
             return False
-        return not self.in_body
+        return self._message.their_state not in _LAST
 
     def advance(self) -> bool:
         """Go on to the next request; return whether one may follow."""

@@ -150,6 +150,10 @@ BODIES = {
     "a trailer that ends with two LF": b"5\r\nhello\r\n0\r\nX-A: 1\n\n",
     "a NUL in a trailer": b"0\r\nX-A: \x00\r\n\r\n",
     "a trailer that is no field": b"0\r\nGET /admin HTTP/1.1\r\n\r\n",
+    "a length in a trailer": b"0\r\nContent-Length: x\r\n\r\n",
+    "two lengths in trailers": b"0\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "a coding in a trailer": b"0\r\nTransfer-Encoding: gzip\r\n\r\n",
+    "two codings in trailers": b"0\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
 }
 ONE_READING = {
     "a length given twice": (HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello", b"hello"),

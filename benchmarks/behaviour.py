@@ -91,7 +91,7 @@ class Far:
             with self.accept(token) as target:
                 yield Pair(client, target)
 
-    def answers(self, port: int) -> bool:
+    def responds(self, port: int) -> bool:
         """Return whether the side at `port` leads here by now."""
         with contextlib.suppress(OSError), self.pair(port) as pair:
             pair.target.sendall(b"!")
@@ -161,10 +161,10 @@ def target_half_closes(place: Place) -> bool:
     with place.pair() as pair:
         pair.target.sendall(TEXT)
         pair.target.shutdown(socket.SHUT_WR)
-        answered = _read_all(pair.client)
+        received = _read_all(pair.client)
         pair.client.sendall(TEXT)
         pair.client.close()
-        return answered == TEXT and _read_all(pair.target) == TEXT
+        return received == TEXT and _read_all(pair.target) == TEXT
 
 
 def client_resets(place: Place) -> bool:
@@ -224,7 +224,7 @@ def holds(check: Callable[[Place], bool], side: Side, folder: Path) -> bool:
     """
     with closing(socket.create_server((HOST, 0), backlog=64)) as listener:
         far = Far(listener)
-        target = Target(listener.getsockname()[1], far.answers)
+        target = Target(listener.getsockname()[1], far.responds)
         with side.running(folder, target, descriptors=raise_descriptor_limit(), path=(0.0, 0.0)) as (stand, link):
             assert link is not None, f"{side.title} has no link"
             try:
@@ -249,7 +249,7 @@ def main(*, peers: Path | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="goreprox-behaviour-") as folder:
         for side in (side for side in tunnels if not side.missing):
             found = [[holds(check, side, Path(folder)) for _ in range(TIMES)] for check in CHECKS.values()]
-            says = ["yes" if all(answers) else "sometimes" if any(answers) else "no" for answers in found]
+            says = ["yes" if all(each) else "sometimes" if any(each) else "no" for each in found]
             print("|", side.title, "|", " | ".join(says), "|", flush=True)
     for side in tunnels:
         if side.missing:

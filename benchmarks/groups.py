@@ -166,7 +166,7 @@ def _cut(run: Run) -> None:
     with load.connect(run.port) as sock:
         sock.sendall(b"E!")
         if sock.recv(1) != b"!":
-            raise BenchmarkError("the echo does not answer")
+            raise BenchmarkError("the echo does not respond")
         stalls: list[float] = []
         for outage_s in run.settings.outages:
             stall = load.stall(sock, run.link.cut(outage_s))

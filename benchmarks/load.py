@@ -42,7 +42,7 @@ def requests(port: int, *, connections: int, seconds: int, close: bool = False) 
     rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
     count = re.search(r"(\d+) requests in", done.stdout)
     if rate is None or count is None or not int(count[1]):
-        raise BenchmarkError(f"wrk had no answer: {' '.join(done.stdout.split())[-200:]}")
+        raise BenchmarkError(f"wrk had no response: {' '.join(done.stdout.split())[-200:]}")
     errors = re.findall(r"Socket errors: .*|Non-2xx.*", done.stdout)
     return Requests(float(rate[1]), int(count[1]), "; ".join(errors))
 
@@ -61,7 +61,7 @@ def ask(sock: socket.socket) -> None:
     while (end := data.find(b"\r\n\r\n")) < 0 or len(data) < end + 4 + SMALL_BYTES:
         more = sock.recv(65536)
         if not more:
-            raise BenchmarkError("a connection ended within an answer")
+            raise BenchmarkError("a connection ended within a response")
         data += more
 
 
@@ -91,7 +91,7 @@ def first_bytes(port: int, *, count: int) -> list[float]:
         with connect(port) as sock:
             sock.sendall(GET)
             if not sock.recv(1):
-                raise BenchmarkError("a new connection ended without an answer")
+                raise BenchmarkError("a new connection ended without a response")
             times.append((time.perf_counter() - began) * 1000)
     return times
 

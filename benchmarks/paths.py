@@ -170,7 +170,7 @@ def _wait(run: Run, port: int) -> None:
         if done.returncode == 0:
             return
         if time.monotonic() > give_up:
-            raise BenchmarkError(f"port {port} does not answer: {done.stderr[-200:]!r}")
+            raise BenchmarkError(f"port {port} does not respond: {done.stderr[-200:]!r}")
         time.sleep(0.1)  # programs are starting, and nobody tells
 
 

@@ -255,10 +255,10 @@ class Path:
         assert self._process.stdout is not None
         self._process.stdin.write(f"cut {outage_s}\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
+        line = self._process.stdout.readline()
+        if not line:
             raise BenchmarkError("the relay has ended")
-        return float(answer)
+        return float(line)
 
 
 @contextlib.contextmanager

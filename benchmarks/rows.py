@@ -175,7 +175,7 @@ ROWS: Final = {
         Row("providers_2", "requests/s, 64, 2 providers", "1/s", 0, True, _grown("providers_1")),
         Row("providers_4", "requests/s, 64, 4 providers", "1/s", 0, True, _grown("providers_1")),
         Row("providers_8", "requests/s, 64, 8 providers", "1/s", 0, True, _grown("providers_1")),
-        Row("ready", "start-up to the first answer", "s", 3, False, (_at_most(FLOOR, 0.6), _at_most(GOAL, 0.3))),
+        Row("ready", "start-up to the first response", "s", 3, False, (_at_most(FLOOR, 0.6), _at_most(GOAL, 0.3))),
     )
 }
 TABLES: Final = {

@@ -88,10 +88,10 @@ class Stand:
     def wait_until_ready(self) -> None:
         """Wait for the first response of the target."""
         began = self.processes.first_start or time.monotonic()
-        while not self.target.answers(self.port):
+        while not self.target.responds(self.port):
             self.processes.check()
             if time.monotonic() - began > START_S:
-                raise BenchmarkError(f"no answer through it within {START_S:g} s")
+                raise BenchmarkError(f"no response through it within {START_S:g} s")
             time.sleep(POLL_S)  # nothing to be told by: other programs are starting
         self.started_s = time.monotonic() - began
 

@@ -32,17 +32,17 @@ class Target:
     """A server to expose, and how to check that it responds at a port."""
 
     port: int
-    answers: Callable[[int], bool]
+    responds: Callable[[int], bool]
 
 
-def _web_answers(port: int) -> bool:
+def _web_responds(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1) as sock:
         sock.sendall(b"HEAD /small HTTP/1.0\r\n\r\n")
         return sock.recv(16).startswith(b"HTTP/")
     return False
 
 
-def _echo_answers(port: int) -> bool:
+def _echo_responds(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1) as sock:
         sock.sendall(b"E!")
         return sock.recv(1) == b"!"
@@ -71,9 +71,9 @@ class Targets:
         for port in (*web, echo):
             wait_for_listener(HOST, port, processes.check)
         self._web = cycle(web)
-        self.echo: Final = Target(echo, _echo_answers)
+        self.echo: Final = Target(echo, _echo_responds)
 
     @property
     def web(self) -> Target:
         """Another port of nginx each time."""
-        return Target(next(self._web), _web_answers)
+        return Target(next(self._web), _web_responds)

@@ -23,7 +23,7 @@ PROBE_S: Final = 3.0
 EXAMINE_AFTER_S: Final = 1.0
 """A handshake that takes longer is examined."""
 EXAMINE_AGAIN_S: Final = 15.0
-"""Between two probes while a link stays down: what answers may change."""
+"""Between two probes while a link stays down: what responds may change."""
 REJECTIONS: Final = 3
 """Failed handshakes with a peer that speaks ZMTP until the key is blamed: an outage may look the same."""
 REPEAT_S: Final = 300.0
@@ -229,7 +229,7 @@ class Diagnosis:
             case Cause.SILENT if self._was_up:
                 self._report(Cause.STALLED, f"{self._at} accepts connections but sends nothing")
             case Cause.SILENT | Cause.OTHER_PROTOCOL as cause:
-                self._report(cause, f"no {self._called} answers at {self._label} ({finding.detail})")
+                self._report(cause, f"no {self._called} responds at {self._label} ({finding.detail})")
             case Cause.PLAINTEXT if self._keyed:
                 self._report(Cause.PLAINTEXT, f"{self._at} has no keys")
             case Cause.CURVE if not self._keyed:

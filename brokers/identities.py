@@ -18,7 +18,7 @@ class Identities:
     """Peers by routing id, as the authority allowed them when they were looked up."""
 
     def __init__(self, authority: Authority | None, *, is_up: Callable[[bytes], bool]) -> None:
-        """Without an `authority` a peer is who its routing id says. Peers that are not `is_up` may be forgotten."""
+        """Without an `authority` the routing id alone names a peer. Peers that are not `is_up` may be forgotten."""
         self._authority = authority
         self._is_up = is_up
         self.known: dict[bytes, tuple[PeerName, str]] = {}
@@ -49,7 +49,7 @@ class Identities:
         return self._authority.objection(self.known[key][1].encode(), attributes)
 
     def revoked(self, attributes: Callable[[bytes], Mapping[str, object] | None]) -> Iterator[tuple[bytes, str]]:
-        """Ask the authority again about everybody; forget and yield who may no longer be here, and why.
+        """Ask the authority again about each peer; forget and yield those that it no longer allows, with the reason.
 
         `attributes` returns what a peer announces of itself, None for one that is not up.
         """

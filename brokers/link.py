@@ -4,8 +4,8 @@
                             ^--broker silent---'
 
 libzmq reconnects until a broker accepts. Names are resolved here, since libzmq does it in its I/O thread, where one
-slow name stalls every connection. Monitor events are not ordered with messages, so a Welcome counts only if it answers
-the latest Hello.
+slow name stalls every connection. Monitor events are not ordered with messages, so a Welcome counts only if it responds
+to the latest Hello.
 
 After a failed handshake libzmq gives up or tries again ten times a second, depending on the failure. So the link hangs
 up and dials again itself, with growing pauses. It hangs up after a lost connection as well, which drops what is queued:
@@ -56,9 +56,9 @@ from brokers.tcp_info import link_condition
 
 GREET_S: Final = 1.0
 GREET_MAX_S: Final = 8.0
-"""Between two Hellos while no Welcome comes; doubled each time, as a Welcome answers only the latest."""
+"""Between two Hellos while no Welcome comes; doubled each time, as a Welcome responds to the latest only."""
 RESOLVE_AFTER_S: Final = 3.0
-"""An address that has not answered for so long is resolved again, and the next one is tried."""
+"""An address that has not responded for so long is resolved again, and the next one is tried."""
 HANDSHAKE_TIMEOUTS: Final = 2.5
 """Connect timeouts that a handshake with keys may take: it has four round trips. The broker gives it 5 s, too."""
 REFUSED_MAX_S: Final = 8.0
@@ -77,7 +77,7 @@ class LinkState(enum.Enum):
     DOWN = enum.auto()
     """Not connected, or in the handshake."""
     GREETING = enum.auto()
-    """Connected; the broker has not answered our Hello."""
+    """Connected; the broker has not responded to our Hello."""
     UP = enum.auto()
 
 
@@ -204,7 +204,7 @@ class Link:
         return True
 
     async def _keep_resolving(self) -> None:
-        """Resolve the host while nobody answers; a task of its own, as a name server may be away for long."""
+        """Resolve the host while nothing responds; a task of its own, as a name server may be away for long."""
         while True:
             now = self._loop.time()
             is_shaking = self._handshake is not None and now < self._handshake.until
@@ -215,7 +215,7 @@ class Link:
             await asyncio.sleep(min(GREET_S, self._timings.renew_s) * random.uniform(0.8, 1.0))
 
     async def _keep_alive(self) -> None:
-        """Renew our lease, notice a silent broker, and repeat a Hello that is not answered."""
+        """Renew our lease, notice a silent broker, and repeat a Hello without a response."""
         while True:
             now = self._loop.time()
             if self.state is LinkState.UP and self._is_silent:

@@ -4,7 +4,7 @@ from collections.abc import Hashable
 
 
 class Presence:
-    """Leases, renewed by the peers' event loops: heartbeats of libzmq would go on while a loop hangs."""
+    """Leases, renewed by the peers' event loops: heartbeats of libzmq would continue while a loop hangs."""
 
     def __init__(self, lease_s: float) -> None:
         """Grant leases of `lease_s` seconds."""

@@ -21,11 +21,11 @@ async def resolve(host: str | None, port: int) -> list[SocketAddress]:
     a time.
 
     Raises:
-        OSError: it has no address, no name server answers, or no thread can be started.
+        OSError: it has no address, no name server responds, or no thread can be started.
         UnicodeError: it is not a valid host name.
     """
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[SocketAddress]] = loop.create_future()
+    resolved: asyncio.Future[list[SocketAddress]] = loop.create_future()
 
     def ask() -> None:
         found: list[SocketAddress] | Exception
@@ -38,15 +38,15 @@ async def resolve(host: str | None, port: int) -> list[SocketAddress]:
             loop.call_soon_threadsafe(give, found)
 
     def give(found: list[SocketAddress] | Exception) -> None:
-        if answer.done():
+        if resolved.done():
             return
         if isinstance(found, Exception):
-            answer.set_exception(found)
+            resolved.set_exception(found)
         else:
-            answer.set_result(found)
+            resolved.set_result(found)
 
     try:
         threading.Thread(target=ask, name=f"resolve {host}", daemon=True).start()
     except RuntimeError as exc:
         raise OSError(str(exc)) from exc
-    return await answer
+    return await resolved

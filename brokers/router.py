@@ -97,7 +97,7 @@ class Router:
 
     @property
     def peers(self) -> list[PeerInfo]:
-        """Who is up, local peers included."""
+        """The peers that are up, local ones included."""
         return self._switch.peers
 
     def bind(self, role: Role, host: str | None, port: int) -> int:

@@ -99,7 +99,7 @@ def seed_routing_ids() -> None:
 
     libzmq counts up from a number of `rand`, which it never seeds (random.cpp of 4.3.5), and a peer may choose any id.
     If it has chosen the next one, libzmq aborts the process (`add_out_pipe` in socket_base.cpp): two connections are
-    enough for somebody who knows the number; without it, one that holds 1,000 ids needs two million more.
+    enough for a peer that knows the number; without it, one that holds 1,000 ids needs two million more.
     """
     seed = ctypes.CDLL(None).srand
     seed.argtypes, seed.restype = [ctypes.c_uint], None

@@ -36,7 +36,7 @@ from brokers.presence import Presence
 Output = tuple[Hashable, list[Buffer]]
 """Key of the receiver, frames."""
 NO_HELLO: Final = 0
-"""The attempt of a Welcome that answers no Hello."""
+"""The attempt of a Welcome that responds to no Hello."""
 Objection = Callable[[Hashable, Mapping[str, object]], str | None]
 """Returns why the peer with this key may not announce these attributes, or None if it may."""
 
@@ -64,7 +64,7 @@ class Switch:
 
     @property
     def peers(self) -> list[PeerInfo]:
-        """Who is up."""
+        """The peers that are up."""
         return list(self._peers.values())
 
     def peer(self, key: Hashable) -> PeerInfo | None:
@@ -164,7 +164,7 @@ class Switch:
     def overflow(self, key: Hashable, now: float) -> list[Output]:
         """Messages to a peer were dropped: begin a new epoch of it, so that its correspondents notice.
 
-        Ups and Downs may have been among them. So a Welcome that answers no Hello voids what the peer knows, and it
+        Ups and Downs may have been among them. So a Welcome that responds to no Hello voids what the peer knows, and it
         gets the peer list again.
         """
         peer = self._peers.get(key)

@@ -7,7 +7,7 @@ from typing import Final, Self
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 MAX_PORT: Final = 65_535
 IPV6_CLIENT_BITS: Final = 64
-"""Whoever has one IPv6 address has as many as fit into a /64: all of them are one client."""
+"""A host with one IPv6 address can use every address of its /64, so all of these count as one client."""
 
 
 @dataclass(frozen=True, slots=True)

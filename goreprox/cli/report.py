@@ -85,7 +85,7 @@ def _stream_facts(streams: StreamsStatus) -> Iterable[str]:
         f"{streams['waiting_clients']} waiting, {streams['dialing']} dialing, {streams['refused_clients']} refused"
     )
     yield f"bytes: {decimal(streams['sent_bytes'])} sent, {decimal(streams['received_bytes'])} received"
-    yield f"memory: {decimal(streams['borrowed_bytes'])} lent of {decimal(streams['lendable_bytes'])}"
+    yield f"shared pool: {decimal(streams['borrowed_bytes'])} used of {decimal(streams['lendable_bytes'])}"
 
 
 def _tables(document: Document) -> Iterable[Table]:

@@ -1,6 +1,6 @@
 """The commands `server`, `edge`, `broker` and `provider`: from options to the configuration of a role.
 
-Networking is imported once the options are right, so that `--help` and mistakes are answered without.
+Networking is imported once the options are right, so that `--help` and mistakes need no more.
 """
 
 import functools

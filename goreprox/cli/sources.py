@@ -11,7 +11,7 @@ from cyclopts import App
 from cyclopts.config import Dict, Env
 
 from goreprox.errors import ConfigError, StartError
-from goreprox.process.files import Kind, read_file
+from goreprox.process.files import FileKind, read_file
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
@@ -105,7 +105,7 @@ def forget_empty_variables() -> None:
 
 def _load(path: Path, *, given: bool) -> dict[str, object]:
     """Read the file, which may be a pipe if its name was `given`."""
-    kind = Kind("the options of goreprox in TOML", encoding="utf-8", most_bytes=MAX_BYTES, piped=given)
+    kind = FileKind("the options of goreprox in TOML", encoding="utf-8", most_bytes=MAX_BYTES, piped=given)
     try:
         return tomllib.loads(read_file(path, kind))
     except StartError as exc:

@@ -38,10 +38,10 @@ def status(
     runtime_dir
         Look for processes in this directory. [default: that of roles, and /run/goreprox*]
     """
-    answers = ask_all([runtime_dir] if runtime_dir else runtime_dirs(), role=role, name=name)
+    responses = ask_all([runtime_dir] if runtime_dir else runtime_dirs(), role=role, name=name)
     if json:
-        show_json(answers.documents)
+        show_json(responses.documents)
     else:
-        show(answers.documents, verbose=verbose)
-    if answers.problems:
-        raise StatusError("; ".join(answers.problems))
+        show(responses.documents, verbose=verbose)
+    if responses.problems:
+        raise StatusError("; ".join(responses.problems))

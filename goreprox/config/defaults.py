@@ -26,9 +26,9 @@ DAY_S: Final = 86_400.0
 MAX_MEMORY_BYTES: Final = 1 << 40
 MAX_CONNECTIONS: Final = 1_000_000
 # A stream keeps a window of memory / (4 * max_connections) whatever happens: half of the memory is for
-# floors, in two directions. 2 KiB is the least that still moves a request. With the defaults: 256 MiB /
+# reservations, in two directions. 2 KiB is the least that still moves a request. With the defaults: 256 MiB /
 # 40,000 = 6.5 KiB.
-MIN_FLOOR_BYTES: Final = 2048
+MIN_RESERVED_BYTES: Final = 2048
 MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
 MAX_RULES: Final = 256  # networks allowed or denied; each new client is compared with all of them
 MAX_ROUTES: Final = 10_000
@@ -42,7 +42,7 @@ MAX_WEIGHT: Final = 1000.0
 MAX_SERVICES_BYTES: Final = 3 * 1024
 MIN_HEAD_BYTES: Final = 1024
 MAX_HEAD_BYTES: Final = 256 * 1024
-"""A head is held whole, beside `--memory`, until its stream has taken it: 10,000 clients with heads of this length hold
-2.5 GiB."""
+"""A header section is held whole, beside `--memory`, until its stream has taken it: 10,000 clients with such long ones
+hold 2.5 GiB."""
 MIN_HEAD_LINES: Final = 10
 MAX_HEAD_LINES: Final = 1000

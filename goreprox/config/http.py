@@ -68,7 +68,7 @@ class HttpConfig:
     """Options of all HTTP listeners of a process."""
 
     queue_timeout_s: Annotated[Seconds, Parameter(name="--queue-timeout", group=LIFETIMES)] = DEFAULT_QUEUE_TIMEOUT_S
-    """Answer an HTTP request with 503 after so long without a provider."""
+    """Respond to an HTTP request with 503 after so long without a provider."""
     via: Annotated[bool, Parameter(group=PROCESS)] = False
     """Add Via to HTTP requests. Many targets, nginx by default, then no longer compress their responses."""
     hosts: Annotated[

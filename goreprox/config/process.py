@@ -17,7 +17,7 @@ from goreprox.config.defaults import (
     MAX_CONNECTIONS,
     MAX_MEMORY_BYTES,
     MIB,
-    MIN_FLOOR_BYTES,
+    MIN_RESERVED_BYTES,
 )
 from goreprox.config.names import check_name, default_name
 from goreprox.config.options import (
@@ -88,7 +88,7 @@ class ConnectionConfig:
         if self.half_closed_timeout_s is not None:
             check_seconds("half-closed-timeout", self.half_closed_timeout_s, least=0.1)
         check_range("max-connections", self.max_connections, 1, MAX_CONNECTIONS)
-        least = 4 * self.max_connections * MIN_FLOOR_BYTES
+        least = 4 * self.max_connections * MIN_RESERVED_BYTES
         if self.memory_bytes < least:
             raise ConfigError(
                 f"memory {self.memory_bytes / MIB:g} MiB: {self.max_connections:,} connections need at least "

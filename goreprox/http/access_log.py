@@ -62,7 +62,7 @@ class AccessLog:
             "request_id": done.request_id or None,
             "outage_survived": self.outages is not None and outages != self.outages,
         }
-        if self.began is None:  # it cost the target nothing, so whoever sends such requests may send many
+        if self.began is None:  # it cost the target nothing, so a client may send many of them
             self.rejected.say(ACCESS, text, "INFO", **fields)
             return
         logger.bind(event=ACCESS, **fields).info("{}", text)

@@ -12,12 +12,12 @@ from brokers import LimitedLog
 from goreprox.errors import ConfigError, StartError
 from goreprox.http.requests import Fields, Rejected
 from goreprox.http.tokens import Failures, Tokens
-from goreprox.process.files import Kind, read_file
+from goreprox.process.files import FileKind, read_file
 from goreprox.process.reloaded import Reloaded
 
 MAX_BYTES: Final = 1 << 20
 """1,000 tokens of 1 KiB each."""
-_FILE: Final = Kind("a file of tokens", encoding="utf-8", most_bytes=MAX_BYTES)
+_FILE: Final = FileKind("a file of tokens", encoding="utf-8", most_bytes=MAX_BYTES)
 _AUTHORIZATION: Final = b"authorization"
 """The field that may carry a token in place of ours, as Bearer or Basic, which programs and browsers support."""
 

@@ -6,29 +6,27 @@ from typing import assert_never
 from goreprox.endpoint import Endpoint
 from goreprox.http.access_log import AccessLog
 from goreprox.http.clients import ClientConnections
-from goreprox.http.commands import Connect, Discard, HalfClose, LogRequest, Release, ToProvider
-from goreprox.http.provider_stream import REUSED_FOR_S, Upstream, User
+from goreprox.http.commands import Connect, Discard, ForBackend, HalfClose, LogRequest, Release, ToProvider
+from goreprox.http.provider_stream import REUSED_FOR_S, ProviderStream, StreamUser
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge
 
-ForBackend = Connect | ToProvider | HalfClose | Release | Discard
-
 
 class Backend:
-    """Owns the stream (`upstream`) of one client while there is one."""
+    """Owns the stream (`provider_stream`) of one client while there is one."""
 
     def __init__(
         self,
         clients: ClientConnections,
-        user: User,
+        user: StreamUser,
         *,
         client: Endpoint,
         destination: Endpoint,
         certificate: str | None,
     ) -> None:
         """Serve `user`, the connection of `client` to `destination`; `certificate` is a name in the client's."""
-        self.upstream: Upstream | None = None
+        self.provider_stream: ProviderStream | None = None
         self._clients = clients
         self._user = user
         self._client = client
@@ -38,18 +36,20 @@ class Backend:
     @property
     def away(self) -> bool:
         """Whether the stream's provider is out of reach or draining."""
-        if self.upstream is None:
+        if self.provider_stream is None:
             return False
-        providers, stream = self._clients.providers, self.upstream.stream
+        providers, stream = self._clients.providers, self.provider_stream.stream
         return providers.provider_of(stream)[0] is not None and not providers.reusable(stream)
 
-    def unsent_request(self, upstream: Upstream) -> bytes | None:
+    def unsent_request(self, provider_stream: ProviderStream) -> bytes | None:
         """Return the present request, if the target closed its connection before a byte of it was written there."""
-        return upstream.unsent_request if self._clients.providers.tells_delivery(upstream.stream) else None
+        return (
+            provider_stream.unsent_request if self._clients.providers.tells_delivery(provider_stream.stream) else None
+        )
 
     def obey(self, command: ForBackend, *, now: float) -> None:
         """Obey a command for the stream; `now` is when the client or target sent what led to it."""
-        upstream = self.upstream
+        provider_stream = self.provider_stream
         match command:
             case Connect(service, fresh):
                 if not fresh:
@@ -57,21 +57,21 @@ class Backend:
                 self._connect(service, fresh=fresh)
             case Discard(reset):
                 self.discard(reset=reset)
-            case _ if upstream is None:
+            case _ if provider_stream is None:
                 pass
             case ToProvider(data):
-                upstream.write(data)
+                provider_stream.write(data)
             case HalfClose():
-                upstream.write_eof()
+                provider_stream.write_eof()
             case Release():
-                upstream.idle_since = now
+                provider_stream.idle_since = now
             case _:
                 assert_never(command)
 
     def _connect(self, service: str, *, fresh: bool) -> None:
         clients, bridges = self._clients, self._clients.bridges
         self._access.provider = None
-        if self.upstream is None or fresh:
+        if self.provider_stream is None or fresh:
             stream = Stream(
                 opener=True,
                 service=service,
@@ -79,58 +79,58 @@ class Backend:
                 destination=str(self._destination),
                 budget=clients.budget,
             )
-            self.upstream = Upstream(stream, self._user, clock=bridges.clock, on_end=self._ended)
-            clients.attached.add(self.upstream)
-            bridges.connections.add(self.upstream)
-            clients.providers.connect(self.upstream)
+            self.provider_stream = ProviderStream(stream, self._user, clock=bridges.clock, on_end=self._ended)
+            clients.attached.add(self.provider_stream)
+            bridges.connections.add(self.provider_stream)
+            clients.providers.connect(self.provider_stream)
         else:
-            self.upstream.begin()
-        _, self._access.outages = clients.providers.provider_of(self.upstream.stream)
+            self.provider_stream.begin()
+        _, self._access.outages = clients.providers.provider_of(self.provider_stream.stream)
 
-    def _ended(self, upstream: Upstream) -> None:
-        self._clients.bridges.connections.remove(upstream)
-        self._clients.providers.upstream_ended(upstream)
+    def _ended(self, provider_stream: ProviderStream) -> None:
+        self._clients.bridges.connections.remove(provider_stream)
+        self._clients.providers.provider_stream_ended(provider_stream)
 
     # Ends.
 
     def check(self, now: float) -> None:
         """End an idle stream that will carry no other request."""
-        upstream = self.upstream
-        if upstream is None or upstream.idle_since is None:
+        provider_stream = self.provider_stream
+        if provider_stream is None or provider_stream.idle_since is None:
             return
-        too_long = now - upstream.idle_since >= REUSED_FOR_S
-        if too_long or not self._clients.providers.reusable(upstream.stream):
+        too_long = now - provider_stream.idle_since >= REUSED_FOR_S
+        if too_long or not self._clients.providers.reusable(provider_stream.stream):
             self.discard(reset=False)
 
     def let_go(self) -> None:
         """End the stream: with a reset if it carries a request."""
-        if self.upstream is not None:
-            self.discard(reset=self.upstream.idle_since is None)
+        if self.provider_stream is not None:
+            self.discard(reset=self.provider_stream.idle_since is None)
 
     def discard(self, *, reset: bool) -> None:
         """End the stream: with its end of file or a reset."""
-        upstream = self.detach()
-        if upstream is not None:
+        provider_stream = self.detach()
+        if provider_stream is not None:
             if reset:
-                upstream.reset("the request was not completed")
+                provider_stream.reset("the request was not completed")
             else:
-                upstream.finish()
+                provider_stream.finish()
 
-    def detach(self) -> Upstream | None:
+    def detach(self) -> ProviderStream | None:
         """Give up the stream; return it."""
-        upstream, self.upstream = self.upstream, None
-        if upstream is not None:
-            self._clients.attached.remove(upstream)
-            self._access.provider, _ = self._clients.providers.provider_of(upstream.stream)
-        return upstream
+        provider_stream, self.provider_stream = self.provider_stream, None
+        if provider_stream is not None:
+            self._clients.attached.remove(provider_stream)
+            self._access.provider, _ = self._clients.providers.provider_of(provider_stream.stream)
+        return provider_stream
 
     def release(self) -> tuple[Stream, Callable[[Bridge], None]] | None:
         """Give the stream to a bridge, and the function to call at its end; None if the stream is over already."""
-        upstream = self.detach()
-        if upstream is None or upstream.stream.state is State.CLOSED:
+        provider_stream = self.detach()
+        if provider_stream is None or provider_stream.stream.state is State.CLOSED:
             return None
-        self._clients.bridges.connections.remove(upstream)
-        return upstream.release(), self._bridge_ended
+        self._clients.bridges.connections.remove(provider_stream)
+        return provider_stream.release(), self._bridge_ended
 
     def _bridge_ended(self, bridge: Bridge) -> None:
         self._access.write_end(bridge.stream, now=self._clients.bridges.clock())
@@ -140,7 +140,7 @@ class Backend:
         """Write a request's line of the access log."""
         access, stream = self._access, None
         outages = access.outages
-        if self.upstream is not None:
-            stream = self.upstream.stream
+        if self.provider_stream is not None:
+            stream = self.provider_stream.stream
             access.provider, outages = self._clients.providers.provider_of(stream)
         access.write(done, outages=outages, stream=stream, now=self._clients.bridges.clock())

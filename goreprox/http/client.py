@@ -17,7 +17,6 @@ from goreprox.endpoint import Endpoint
 from goreprox.http.backend import Backend
 from goreprox.http.clients import ClientConnections
 from goreprox.http.commands import (
-    Abort,
     Command,
     Commands,
     Connect,
@@ -26,13 +25,14 @@ from goreprox.http.commands import (
     HalfClose,
     LogRequest,
     Release,
-    Switch,
+    ResetClient,
+    SwitchProtocols,
     ToClient,
     ToProvider,
 )
 from goreprox.http.exchange import Site
 from goreprox.http.gateway import Gateway
-from goreprox.http.provider_stream import CLOSING_S, Upstream
+from goreprox.http.provider_stream import CLOSING_S, ProviderStream
 from goreprox.http.write_buffer import WriteBuffer
 from goreprox.net import sockets
 from goreprox.net.certificates import Identity
@@ -183,10 +183,10 @@ class ClientConnection:
         self._settle()
         self._update()
 
-    def lost(self, upstream: Upstream, status: int, reason: str, *, again: bool) -> None:
+    def lost(self, provider_stream: ProviderStream, status: int, reason: str, *, again: bool) -> None:
         """Try again, or tell the client, that the stream of its request is over."""
-        if upstream is self._backend.upstream:
-            unsent = self._backend.unsent_request(upstream) if again else None
+        if provider_stream is self._backend.provider_stream:
+            unsent = self._backend.unsent_request(provider_stream) if again else None
             self._backend.detach()
             if self._phase is Phase.SWITCHING:
                 self.abort()  # there is nothing to join it with
@@ -203,10 +203,10 @@ class ClientConnection:
 
     def _room(self) -> int:
         """Return how many bytes may be read: of a body no more than the stream takes."""
-        upstream = self._backend.upstream
+        provider_stream = self._backend.provider_stream
         room = min(self._gateway.reader.wanted, len(self._bridges.view))
-        if upstream is not None and self._gateway.reader.in_body:
-            room = min(room, upstream.room - CHUNK_OVERHEAD)
+        if provider_stream is not None and self._gateway.reader.in_body:
+            room = min(room, provider_stream.room - CHUNK_OVERHEAD)
         return room
 
     def _read(self) -> None:
@@ -253,12 +253,16 @@ class ClientConnection:
         self._pull()
 
     def _settle(self) -> None:
-        """Go on to the next phase once everything is written."""
+        """Enter the next phase once everything is written."""
         if self._out:
             return
         if self._phase is Phase.FINISHING or self._phase is CLOSING:
             self._shut_down()
-        elif self._phase is Phase.SWITCHING and (upstream := self._backend.upstream) is not None and upstream.settled:
+        elif (
+            self._phase is Phase.SWITCHING
+            and (provider_stream := self._backend.provider_stream) is not None
+            and provider_stream.settled
+        ):
             self._hand_over()
 
     def _shut_down(self) -> None:
@@ -282,14 +286,18 @@ class ClientConnection:
             return
         self._pulling = True
         try:
-            while self._phase is SERVING and not self._out and (upstream := self._backend.upstream) is not None:
-                moved = upstream.stream.receive.delivered
-                if data := upstream.take(min(FEED_BYTES, self._clients.budget.allowance(0, moved=moved))):
+            while (
+                self._phase is SERVING
+                and not self._out
+                and (provider_stream := self._backend.provider_stream) is not None
+            ):
+                moved = provider_stream.stream.receive.delivered
+                if data := provider_stream.take(min(FEED_BYTES, self._clients.budget.allowance(0, moved=moved))):
                     self._do(self._gateway.provider_data(data))
-                elif upstream.take_eof():
-                    self._do(self._gateway.provider_eof(unsent=self._backend.unsent_request(upstream)))
+                elif provider_stream.take_eof():
+                    self._do(self._gateway.provider_eof(unsent=self._backend.unsent_request(provider_stream)))
                 else:
-                    upstream.finish_reset()
+                    provider_stream.finish_reset()
                     break
         finally:
             self._pulling = False
@@ -318,10 +326,10 @@ class ClientConnection:
                 self._backend.obey(command, now=self._since)
             case LogRequest():
                 self._backend.log(command)
-            case Finish() | Switch():
+            case Finish() | SwitchProtocols():
                 if self.open:
                     self._phase = Phase.FINISHING if isinstance(command, Finish) else Phase.SWITCHING
-            case Abort():
+            case ResetClient():
                 self.abort()
             case _:
                 assert_never(command)

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 from brokers import LimitedLog
 from goreprox.endpoint import Endpoint
 from goreprox.http.access_log import REJECTED_LINES
-from goreprox.http.provider_stream import Upstream
+from goreprox.http.provider_stream import ProviderStream
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge, Bridges
@@ -19,7 +19,7 @@ SWEEP_S: Final = 1.0
 class Providers(Protocol):
     """The edge, as far as HTTP needs it."""
 
-    def connect(self, upstream: Upstream) -> None:
+    def connect(self, provider_stream: ProviderStream) -> None:
         """Open its stream at a provider, now or when one comes."""
 
     def reusable(self, stream: Stream) -> bool:
@@ -31,7 +31,7 @@ class Providers(Protocol):
     def tells_delivery(self, stream: Stream) -> bool:
         """Whether the provider of a stream has acknowledged all it delivered before it told of an end or a reset."""
 
-    def upstream_ended(self, upstream: Upstream) -> None:
+    def provider_stream_ended(self, provider_stream: ProviderStream) -> None:
         """A stream is over."""
 
     def client_ended(self, client: Endpoint) -> None:
@@ -65,7 +65,7 @@ class ClientConnections:
         self.bridges = bridges
         self.providers = providers
         self.budget = budget
-        self.attached = Connections[Upstream]()
+        self.attached = Connections[ProviderStream]()
         """The streams of clients that are still there."""
         self.rejected = LimitedLog(burst=REJECTED_LINES)
         """Writes the lines of the access log for requests that reach no provider."""

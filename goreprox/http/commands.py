@@ -48,12 +48,12 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class ResetClient:
     """Reset the client's connection now: its response is truncated, and must not look whole."""
 
 
 @dataclass(frozen=True, slots=True)
-class Switch:
+class SwitchProtocols:
     """Join client and stream byte by byte once everything is written: they have left HTTP."""
 
 
@@ -78,5 +78,6 @@ class LogRequest:
     """The id that such a response contains."""
 
 
-Command = LogRequest | Connect | ToClient | ToProvider | HalfClose | Release | Discard | Finish | Abort | Switch
+ForBackend = Connect | ToProvider | HalfClose | Release | Discard
+Command = LogRequest | ToClient | ForBackend | Finish | ResetClient | SwitchProtocols
 Commands = list[Command]

@@ -132,13 +132,13 @@ class Exchange:
     # The response.
 
     def interim(self, event: h11.InformationalResponse) -> bytes:
-        """Return the head of a 1xx response for the client; nothing for HTTP/1.0, which has none."""
+        """Return the header section of a 1xx response for the client; nothing for HTTP/1.0, which has none."""
         if self.request.http_version == b"1.0":
             return b""
         return interim_head(event, _without_length(requests.end_to_end(event)))
 
     def switch(self, event: h11.InformationalResponse) -> bytes:
-        """Return the head of a 101 response for the client."""
+        """Return the header section of a 101 response for the client."""
         fields = [*requests.end_to_end(event), (b"Connection", b"upgrade")]
         upgrade = requests.value_of(event, b"upgrade")
         if upgrade is not None:
@@ -147,7 +147,7 @@ class Exchange:
         return interim_head(event, fields)
 
     def begin_response(self, event: h11.Response, *, last: bool) -> bytes:
-        """Return the head of the final response for the client, the `last` one on its connection or not."""
+        """Return the header section of the final response for the client, the `last` one on its connection or not."""
         fields = requests.end_to_end(event)
         chunked = requests.value_of(event, b"transfer-encoding") is not None
         if chunked or event.status_code == HTTPStatus.NO_CONTENT:

@@ -1,6 +1,6 @@
 """One client connection as a state machine: bytes in, bytes and commands out. No sockets, no loop, no clock.
 
-    between requests --a head, checked--> exchange --both messages whole--> between requests
+    between requests --a header section, checked--> exchange --both messages whole--> between requests
                      --rejected, or the last one--> over
 
 The client is parsed by a `Reader`, its targets by the `Replies` of a `TargetSide`. What goes out to either side is
@@ -13,7 +13,7 @@ from http import HTTPStatus
 import h11
 
 from goreprox.http import own_responses, requests, writer
-from goreprox.http.commands import Abort, Commands, Finish, Switch, ToClient
+from goreprox.http.commands import Commands, Finish, ResetClient, SwitchProtocols, ToClient
 from goreprox.http.exchange import Exchange, Site, log_request
 from goreprox.http.reader import Reader
 from goreprox.http.requests import Rejected
@@ -100,7 +100,7 @@ class Gateway:
         return self._take()
 
     def timed_out(self) -> Commands:
-        """Give up on a head that does not end, a client without a request, or the response to a half-closed client."""
+        """Give up on a header section or a request that does not come, or on the response to a half-closed client."""
         if self.over:
             pass
         elif self.reader.in_head:
@@ -162,7 +162,7 @@ class Gateway:
     # From the client to the target.
 
     def _next_request(self) -> None:
-        """Begin an exchange if a whole head is there."""
+        """Begin an exchange if a whole header section is there."""
         request = None
         try:
             request = self.reader.head()
@@ -245,7 +245,7 @@ class Gateway:
                     else:
                         self._send(exchange.interim(event))
                 elif isinstance(event, h11.Response):
-                    last = self._draining or self.reader.in_body  # whoever responds early may not want the rest
+                    last = self._draining or self.reader.in_body  # a target that responds early may not want the rest
                     self._send(exchange.begin_response(event, last=last))
                 elif isinstance(event, h11.EndOfMessage):
                     self._send(exchange.response.end(requests.trailers(event)))
@@ -267,7 +267,7 @@ class Gateway:
             self._target.send(ahead)
         self._log(exchange)
         self.over = True
-        self._commands.append(Switch())
+        self._commands.append(SwitchProtocols())
 
     def _send(self, data: bytes) -> None:
         if data:
@@ -276,7 +276,7 @@ class Gateway:
     # Ends.
 
     def _end_exchange(self, response: ResponseWriter) -> None:
-        """Go on to the next request after a whole response, if the client's message is whole, too."""
+        """Continue with the next request after a whole response, if the client's message is whole, too."""
         self._exchange = None
         self._target.end_exchange()
         if response.last or self._draining or not self.reader.advance():
@@ -305,12 +305,12 @@ class Gateway:
         if exchange.response.begun:
             self._log(exchange, reason)
             self.over = True
-            self._commands.append(Abort())
+            self._commands.append(ResetClient())
         else:
             self._respond(own_responses.failure(status, reason), last=False)
 
     def _respond(self, rejected: Rejected, request: h11.Request | None = None, *, last: bool = True) -> None:
-        """Respond in the target's stead. Only after a sound request that is whole the connection goes on."""
+        """Respond in the target's stead. The connection stays open only after a sound request that is whole."""
         exchange = self._exchange
         if exchange is not None:
             request = exchange.request

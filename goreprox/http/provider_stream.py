@@ -22,7 +22,7 @@ RESEND_BYTES: Final = 64 * KIB
 """The longest request that is sent again: it is copied, and waits beside `--memory` for the new stream's window."""
 
 
-class User(Protocol):
+class StreamUser(Protocol):
     """Sends requests over the stream."""
 
     def readable(self) -> None:
@@ -31,27 +31,27 @@ class User(Protocol):
     def writable(self) -> None:
         """Take note that the stream has room for more."""
 
-    def lost(self, upstream: "Upstream", status: int, reason: str, *, again: bool) -> None:
+    def lost(self, provider_stream: "ProviderStream", status: int, reason: str, *, again: bool) -> None:
         """Take note that the stream is over, and what was on it is lost; `again` if another provider may do better."""
 
 
-class Upstream:
+class ProviderStream:
     """Owns a stream (tunnel.connections.StreamOwner). `on_end` is called once it is over."""
 
     def __init__(
         self,
         stream: Stream,
-        user: User,
+        user: StreamUser,
         *,
         clock: Callable[[], float],
-        on_end: "Callable[[Upstream], None]",
+        on_end: "Callable[[ProviderStream], None]",
     ) -> None:
         """Serve `user` until one of the two lets go."""
         self.stream = stream
         self.began_at = clock()
         self.idle_since: float | None = None
         """When the last request on it was over; None while it carries one."""
-        self._user: User | None = user
+        self._user: StreamUser | None = user
         self._clock = clock
         self._on_end = on_end
         self._pending: deque[bytes] = deque()
@@ -87,7 +87,7 @@ class Upstream:
         size = send.end + sum(map(len, self._pending)) - self._begins
         if send.acked > self._begins or size > RESEND_BYTES:
             return None
-        earlier = max(0, self._begins - send.end)  # of a request that its target answered before it had all of it
+        earlier = max(0, self._begins - send.end)  # of a request whose response came before its target had all of it
         return send.since(self._begins - earlier) + b"".join(self._pending)[earlier:]
 
     def write(self, data: bytes) -> None:

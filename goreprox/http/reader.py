@@ -1,7 +1,7 @@
-"""Parses what an HTTP client sends: heads, checked before h11 has them, and bodies. Sans-IO.
+"""Parses what an HTTP client sends: header sections, checked before h11 has them, and bodies. Sans-IO.
 
 h11 parses, with a new connection for each request. What h11 accepts, others read differently, and only the bytes show,
-is rejected before h11 has it: in heads here, in chunked bodies by `chunks`.
+is rejected before h11 has it: header sections here, in chunked bodies by `chunks`.
 """
 
 from typing import Final
@@ -24,14 +24,14 @@ _LAST: Final = (h11.SEND_BODY, h11.MUST_CLOSE, h11.ERROR)
 
 
 class Reader:
-    """Parses one client's bytes: a request by `head`, then `body` until its end; `advance` goes on to the next."""
+    """Parses one client's bytes: a request by `head`, then `body` until its end; `advance` continues with the next."""
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._most = limits.head_bytes
         self._head = bytearray()
         self._scanned = 0
         self._message: h11.Connection | None = None
-        """Parses the request whose head is complete."""
+        """Parses the request whose header section is complete."""
         self._chunks: Chunks | None = None
         """Checks its body, if that is chunked."""
         self._left = 0
@@ -44,7 +44,7 @@ class Reader:
 
     @property
     def in_head(self) -> bool:
-        """Whether a head has begun and not ended."""
+        """Whether a header section has begun and not ended."""
         return self._message is None and bool(self._head)
 
     @property
@@ -89,7 +89,7 @@ class Reader:
             message.receive_data(data)
 
     def head(self) -> h11.Request | None:
-        """Return the next request, once its head is there.
+        """Return the next request, once its header section is there.
 
         Raises:
             Rejected: it is malformed or too long; nothing else can be read.
@@ -156,7 +156,7 @@ class Reader:
         return self._message.their_state not in _LAST
 
     def advance(self) -> bool:
-        """Go on to the next request; return whether one may follow."""
+        """Continue with the next request; return whether one may follow."""
         message = self._message
         if message is None:
             return False

@@ -1,8 +1,8 @@
 """Parses what a target sends, by h11. Sans-IO.
 
-What other proxies accept and h11 does not, or not always, is repaired before h11 has it: blank lines before a head
-(RFC 9112, 2.2), a length beside a coding, which wins (6.3), chunk lines that end with LF. What cannot become a response
-is rejected at once, since a client waits.
+What other proxies accept and h11 does not, or not always, is repaired before h11 has it: blank lines before a header
+section (RFC 9112, 2.2), a length beside a coding, which wins (6.3), chunk lines that end with LF. What cannot become a
+response is rejected at once, since a client waits.
 """
 
 import re
@@ -14,7 +14,7 @@ from goreprox.http.chunks import Chunks
 from goreprox.http.requests import fields_of
 
 MAX_HEAD: Final = 64 * 1024
-"""Bytes of a head, and of the trailers of a chunked body."""
+"""Bytes of a header section, and of the trailers of a chunked body."""
 _START: Final = b"HTTP/"
 _END: Final = re.compile(rb"\n\r?\n")
 _BLANK: Final = re.compile(rb"(?:\r?\n)*")
@@ -132,7 +132,7 @@ class Replies:
             self._parser.receive_data(data)
 
     def _head(self) -> bytes:
-        """Take a whole head, or nothing."""
+        """Take a whole header section, or nothing."""
         raw = self._raw
         if raw.startswith((b"\r\n", b"\n")) and (blank := _BLANK.match(raw)):
             del raw[: blank.end()]
@@ -141,7 +141,7 @@ class Replies:
         end = _END.search(raw, max(0, self._scanned - 2), MAX_HEAD)
         if end is None:
             if len(raw) >= MAX_HEAD:
-                raise h11.RemoteProtocolError(f"a head of more than {MAX_HEAD} bytes")
+                raise h11.RemoteProtocolError(f"a header section of more than {MAX_HEAD} bytes")
             self._scanned = len(raw)
             return b""
         self._scanned = 0

@@ -17,7 +17,7 @@ class TargetSide:
         """Parses what comes over the stream; None without one."""
 
     def ask(self, exchange: Exchange, request: bytes, *, fresh: bool) -> Replies:
-        """Send a request, its head at least; over a new stream for another service, or if `fresh` and none is left."""
+        """Send the header section of a request; over a new stream if the service changes or `fresh` is set."""
         if exchange.service != self._service:
             self.discard()
         self._service = exchange.service

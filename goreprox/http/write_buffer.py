@@ -14,7 +14,7 @@ class WriteBuffer:
         self._budget = budget
         self._chunks: deque[bytes] = deque()
         self._held = 0
-        """Bytes borrowed from the budget."""
+        """Bytes of the budget that it uses."""
 
     def __bool__(self) -> bool:
         return bool(self._chunks)

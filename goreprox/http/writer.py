@@ -16,12 +16,12 @@ CLOSE = (b"Connection", b"close")
 
 
 def request_head(request: h11.Request, fields: Fields) -> bytes:
-    """Return the head of a request that is passed on with these fields."""
+    """Return the header section of a request that is passed on with these fields."""
     return _head(b"%b %b HTTP/1.1" % (request.method, request.target), fields)
 
 
 def interim_head(event: h11.InformationalResponse, fields: Fields) -> bytes:
-    """Return the head of a 1xx response that is passed on with these fields."""
+    """Return the header section of a 1xx response that is passed on with these fields."""
     return _head(b"HTTP/1.1 %d %b" % (event.status_code, event.reason), fields)
 
 
@@ -42,8 +42,8 @@ def _head(first: bytes, fields: Fields) -> bytes:
 def refusal(status: HTTPStatus, text: str) -> bytes:
     """Return a whole response to what cannot be read as a request."""
     fields, body = own_responses.body(status, text, b"")
-    answer = ResponseWriter(None)
-    return answer.head(status, status.phrase.encode(), fields, last=True) + answer.body(body)
+    response = ResponseWriter(None)
+    return response.head(status, status.phrase.encode(), fields, last=True) + response.body(body)
 
 
 class ResponseWriter:
@@ -58,12 +58,12 @@ class ResponseWriter:
         self.last = request is None or not keeps_alive(request)
         """Whether the connection ends with the response."""
         self.begun = False
-        """Whether the final response's head is written."""
+        """Whether the final response's header section is written."""
         self.status = 0
         self.body_bytes = 0
 
     def head(self, status: int, reason: bytes, fields: Fields, *, last: bool) -> bytes:
-        """Return the head; the connection ends with the response if it is the `last`, or only that shows its end."""
+        """Return the header section. The connection ends with the `last` response, or if only that shows its end."""
         framing: Fields = []
         self.last = self.last or last
         self._bodiless = self._bodiless or status in _BODILESS

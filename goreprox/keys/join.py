@@ -24,13 +24,13 @@ from goreprox.config.addresses import Address
 from goreprox.config.defaults import MAX_ENDPOINTS, PROVIDER_PORT
 from goreprox.config.names import check_name
 from goreprox.errors import ConfigError
-from goreprox.process.files import Kind
+from goreprox.process.files import FileKind
 
 SCHEME: Final = "goreprox://"
 VERSION: Final = 1
 MAX_CHARS: Final = 65_536
 """64 addresses of 260 characters, and a payload of less than 1,000; the rest is margin."""
-FILE: Final = Kind("the join string of a server", secret=True, sign=SCHEME, piped=True)
+FILE: Final = FileKind("the join string of a server", secret=True, sign=SCHEME, piped=True)
 KEY_BYTES: Final = 32
 CHECKSUM_BYTES: Final = 4
 MAX_SERVER_KEYS: Final = 8

@@ -25,14 +25,14 @@ from goreprox.config.names import check_name
 from goreprox.errors import ConfigError, StartError, advice
 from goreprox.keys.join import FILE, Join
 from goreprox.keys.reach import Reach
-from goreprox.process.files import Kind, locked, prepare_directory, read_file, sync_directory, write_secret
+from goreprox.process.files import FileKind, locked, prepare_directory, read_file, sync_directory, write_secret
 
 MAX_KEYS: Final = 10_000
 """Files in `authorized`, at most; all are looked at twice a second."""
 MAX_SERVICES: Final = 256
-SERVER_KEY: Final = Kind("the secret keys of a server", secret=True)
-AUTHORIZED: Final = Kind("an authorised key")
-REACH: Final = Kind("the address of a server")
+SERVER_KEY: Final = FileKind("the secret keys of a server", secret=True)
+AUTHORIZED: Final = FileKind("an authorised key")
+REACH: Final = FileKind("the address of a server")
 FIRST: Final = "default"
 """The name of the key that a server creates at its first start."""
 

@@ -18,7 +18,7 @@ from loguru import logger
 from brokers import LimitedLog
 from goreprox.config.addresses import Scheme
 from goreprox.errors import ConfigError, StartError
-from goreprox.process.files import Kind, opened
+from goreprox.process.files import FileKind, opened
 from goreprox.process.reloaded import Reloaded
 
 _HTTP_ALPN: Final = ("http/1.1",)
@@ -29,9 +29,9 @@ WARN_S: Final = 14 * DAY_S
 WARN_AGAIN_S: Final = DAY_S
 _LARGE: Final = 4 << 20
 """Bytes of ten bundles with all public authorities."""
-_CERT: Final = Kind("a certificate in PEM form", sign="CERTIFICATE-----", encoding="latin-1", most_bytes=_LARGE)
+_CERT: Final = FileKind("a certificate in PEM form", sign="CERTIFICATE-----", encoding="latin-1", most_bytes=_LARGE)
 _CLIENT_CA: Final = _CERT
-_KEY: Final = Kind("a private key in PEM form", secret=True, sign="PRIVATE KEY-----", encoding="latin-1")
+_KEY: Final = FileKind("a private key in PEM form", secret=True, sign="PRIVATE KEY-----", encoding="latin-1")
 _EXPLICIT_VERSION: Final = 0xA0
 _UTC_TIME: Final = 0x17
 
@@ -167,7 +167,7 @@ def _trust(context: ssl.SSLContext, what: str, pem: str) -> None:
 
 
 @contextlib.contextmanager
-def _opened(option: str, path: Path, kind: Kind) -> Iterator[tuple[int, str]]:
+def _opened(option: str, path: Path, kind: FileKind) -> Iterator[tuple[int, str]]:
     """Keep a file open; yield its descriptor and its text.
 
     Raises:

@@ -26,7 +26,7 @@ _KUBERNETES_LINK: Final = "..data"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FileKind:
     """What a file is expected to be."""
 
     what: str
@@ -94,7 +94,7 @@ def become_owner(directory: Path) -> Path:
     return Path()
 
 
-def read_file(path: Path, kind: Kind) -> str:
+def read_file(path: Path, kind: FileKind) -> str:
     """Return the text of a file that can be trusted.
 
     Raises:
@@ -106,7 +106,7 @@ def read_file(path: Path, kind: Kind) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: Path, kind: Kind) -> Iterator[tuple[int, str]]:
+def opened(path: Path, kind: FileKind) -> Iterator[tuple[int, str]]:
     """Keep a file open that can be trusted; yield its descriptor and its text.
 
     Raises:
@@ -136,7 +136,7 @@ def opened(path: Path, kind: Kind) -> Iterator[tuple[int, str]]:
         os.close(descriptor)
 
 
-def _text(path: Path, content: bytes, kind: Kind) -> str:
+def _text(path: Path, content: bytes, kind: FileKind) -> str:
     if len(content) > kind.most_bytes:
         raise StartError(f"{path}: more than {kind.most_bytes:,} bytes, expected {kind.what}; name the right file")
     try:
@@ -148,7 +148,7 @@ def _text(path: Path, content: bytes, kind: Kind) -> str:
     return text
 
 
-def _check_mode(path: Path, status: os.stat_result, kind: Kind) -> None:
+def _check_mode(path: Path, status: os.stat_result, kind: FileKind) -> None:
     if status.st_mode & _OTHERS_WRITE:
         raise StartError(f"{path}: others may write to it; chmod go-w {path}")
     if not kind.secret or _is_kubernetes(path):

@@ -15,7 +15,7 @@ POOL_SHARE = 5
 TIERS = (MIB, 16 * MIB, 256 * MIB)
 """Half of the pool is closed to directions that have moved less than the first of these, a quarter to those below the
 second, an eighth to those below the third: what a stopped reader holds cannot be called back, so some is left for
-streams that go on."""
+streams that keep moving."""
 RESERVED_MIN = 2048
 RESERVED_MAX = WINDOW_INITIAL
 

@@ -84,14 +84,14 @@ class Turns(Generic[T]):
         return None
 
     def done(self, item: T, sent: int, *, more: bool) -> None:
-        """End the turn: an item with more to send goes on while it has credit, then waits behind the others."""
+        """End the turn: an item with more to send continues while it has credit, then waits behind the others."""
         item.deficit -= sent
         old = self.old
         if self._first:
             self.new.popleft()
             if old:
                 self._credit -= sent
-            else:  # whoever waits now, or comes next, may have its first turn before this one has another
+            else:  # an item that waits now, or comes next, may have its first turn before this one has another
                 self._credit = max(self._credit, self._quantum * (len(self.new) or 1))
         else:
             earned = sent * (len(self.new) or 1) / len(old)

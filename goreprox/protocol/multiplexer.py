@@ -249,7 +249,7 @@ class Multiplexer:
     # Resuming.
 
     def resume(self, live: Live) -> None:
-        """Take what the peer says of a stream; one that has ended here is answered later."""
+        """Take what the peer says of a stream; one that has ended here gets its response later."""
         stream = self.streams.get(live.stream)
         if stream is None:
             return

@@ -21,7 +21,7 @@ GONE = "the peer no longer knows this stream"
 class Resumption:
     """The resume of one epoch, at one end."""
 
-    __slots__ = ("_answered", "_asked", "_count", "_last", "_untold", "late", "listed", "told")
+    __slots__ = ("_asked", "_count", "_last", "_responded", "_untold", "late", "listed", "told")
 
     def __init__(self, ours: Iterable[int] | None = None) -> None:
         """List `ours`, in ascending order; None: there is no peer to list them to."""
@@ -34,7 +34,7 @@ class Resumption:
         """Accepted after their page was built."""
         self._asked = array("Q")
         """Streams that the peer has listed and that had ended here, which need a response: 8 bytes each."""
-        self._answered = 0
+        self._responded = 0
         self._count = self._last = 0
 
     # Our pages.
@@ -62,7 +62,7 @@ class Resumption:
     def take(self, stream_id: int, *, next_id: int, ours: Container[int], ended_below: int, most_ended: int) -> None:
         """Note that the peer, which has seen ids below `next_id`, has listed a stream.
 
-        One that is not `ours` has ended here and is to be answered if its id is below `ended_below`; there can be
+        One that is not `ours` has ended here and gets a response if its id is below `ended_below`; there can be
         `most_ended` of these.
 
         Raises:
@@ -95,15 +95,15 @@ class Resumption:
     @property
     def over(self) -> bool:
         """Whether nothing is left to send."""
-        return self.told and self.answered
+        return self.told and self.all_responded
 
     @property
-    def answered(self) -> bool:
+    def all_responded(self) -> bool:
         """Whether every stream that needs a response has one."""
-        return self._answered == len(self._asked)
+        return self._responded == len(self._asked)
 
-    def answers(self, last_words: Mapping[int, Refuse | Abort]) -> list[Refuse | Abort]:
+    def endings(self, last_words: Mapping[int, Refuse | Abort]) -> list[Refuse | Abort]:
         """Return how streams ended that only the peer still has, at most a page of them."""
-        asked = self._asked[self._answered : self._answered + RESUME_PAGE]
-        self._answered += len(asked)
+        asked = self._asked[self._responded : self._responded + RESUME_PAGE]
+        self._responded += len(asked)
         return [last_words.get(stream_id) or Abort(stream_id, Code.GONE, GONE) for stream_id in asked]

@@ -1,6 +1,6 @@
 """One end of a session: all streams between one edge and one provider, over whatever path there is.
 
-Every epoch (`epochs`) begins with pages of `Resume` from its initiator, which the other end answers with its own
+Every epoch (`epochs`) begins with pages of `Resume` from its initiator, to which the other end responds with its own
 (`resume`); from then on everything flows in order. A loss ends the epoch; the next one continues from the offsets that
 the pages name. The streams are in the `multiplexer`, what they have to send is in the `outbox`.
 
@@ -43,7 +43,7 @@ from goreprox.protocol.resume import Resumption
 from goreprox.protocol.stream import Stream
 
 PROTOCOL_ERROR = "protocol error: "
-"""How the reason of a Goodbye begins that ends a failed session; its process goes on."""
+"""How the reason of a Goodbye begins that ends a failed session, not its process."""
 
 BEFORE_ESTABLISHED = (Resume, Drain, Goodbye, Probe)
 """Events that may arrive before the peer's last page."""
@@ -367,9 +367,9 @@ class Session:
             messages.append(_message(path, [page], version=self._version, now=now))
             outbox.wake()
             return messages
-        if not resumption.answered:
-            outbox.control.extend(resumption.answers(self._endings.last_words))
-            if not resumption.answered:
+        if not resumption.all_responded:
+            outbox.control.extend(resumption.endings(self._endings.last_words))
+            if not resumption.all_responded:
                 outbox.wake()
         multiplexer.openings.mark_sent(self.streams, now)
         while outbox.control or outbox.streams:

@@ -40,7 +40,8 @@ class Host(Protocol):
 class Stream:
     """One end of a stream: its owner passes on what the local socket does, its session what arrives.
 
-    `owner` is for the driver and whoever registers there; `host` is None while no session carries the stream.
+    `owner` is set and read by its users, not here; `host` is None while no session carries the stream.
+    It has a method for each step of `state.TRANSITIONS`, hence so many.
     """
 
     __slots__ = (
@@ -79,7 +80,7 @@ class Stream:
         """Why the stream ended, for logs; of a reset, what the peer is told."""
         self.host: Host | None = None
         self.owner: Any = None
-        """Of the socket; what it is, only the driver and those who set it know."""
+        """Owns the socket; only the driver and those that set it know its type."""
         self.place: Place | None = None
         """In the queue of those that have something to send."""
         self.deficit = 0

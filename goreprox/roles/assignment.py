@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from loguru import logger
 
 from brokers import LimitedLog, Role
-from goreprox.http.provider_stream import Upstream
+from goreprox.http.provider_stream import ProviderStream
 from goreprox.process.clock import clock
 from goreprox.process.log import quoted
 from goreprox.protocol.budget import Budget
@@ -117,7 +117,7 @@ class Assignment:
             self._retry = self._loop.call_later(FULL_S, self._try_again)
 
     def _queue_of(self, owner: StreamOwner) -> PendingQueue:
-        return self._requests if isinstance(owner, Upstream) else self._connections
+        return self._requests if isinstance(owner, ProviderStream) else self._connections
 
     def _try_again(self) -> None:
         self._retry = None
@@ -219,5 +219,5 @@ def _reset(owner: StreamOwner, reason: str) -> None:
 
 
 def _unavailable(owner: StreamOwner, reason: str) -> None:
-    assert isinstance(owner, Upstream)
+    assert isinstance(owner, ProviderStream)
     owner.abort(reason, status=503)

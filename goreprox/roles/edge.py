@@ -9,7 +9,7 @@ from goreprox.config.roles import EdgeConfig, ServerConfig
 from goreprox.endpoint import Endpoint
 from goreprox.http.client import ClientConnection
 from goreprox.http.clients import ClientConnections
-from goreprox.http.provider_stream import Upstream
+from goreprox.http.provider_stream import ProviderStream
 from goreprox.net.access import Access
 from goreprox.net.poller import Poller
 from goreprox.process.clock import clock
@@ -125,9 +125,9 @@ class Edge:
         self._stream_ended(bridge)
         self.client_ended(client)
 
-    def upstream_ended(self, upstream: Upstream) -> None:
+    def provider_stream_ended(self, provider_stream: ProviderStream) -> None:
         """Note that a stream of an HTTP client has ended."""
-        self._stream_ended(upstream)
+        self._stream_ended(provider_stream)
         self.listeners.start()
 
     def client_ended(self, client: Endpoint) -> None:

@@ -94,7 +94,7 @@ def advice(role: Role, port: int) -> Callable[[Cause], str | None]:
     """Return a function that says what to do if the link of a `role` to `port` does not come up."""
     broker, usual_port = _broker_of(role), EDGE_PORT if role is Role.EDGE else PROVIDER_PORT
     if port == usual_port:
-        elsewhere = f"is the {broker} running there, or does a captive portal or a proxy answer in its place?"
+        elsewhere = f"is the {broker} running there, or does a captive portal or a proxy respond in its place?"
     else:
         elsewhere = f"is that the port for clients? {role}s have {usual_port}"
     return {

@@ -196,19 +196,19 @@ def _link(link: Link) -> LinkStatus:
 
 def _connections(owner: Owner) -> list[ConnectionStatus]:
     """Return some of the open ones, the latest first."""
-    latest = heapq.nlargest(LISTED, owner.bridges.connections, key=lambda joint: joint.began_at)
-    return [_connection(owner, joint) for joint in latest]
+    latest = heapq.nlargest(LISTED, owner.bridges.connections, key=lambda each: each.began_at)
+    return [_connection(owner, each) for each in latest]
 
 
-def _connection(owner: Owner, joint: StreamOwner) -> ConnectionStatus:
-    stream = joint.stream
+def _connection(owner: Owner, of: StreamOwner) -> ConnectionStatus:
+    stream = of.stream
     peer = owner.driver.peer_of(stream)
     return {
         "client": stream.client,
         "service": stream.service,
         "peer": peer.info.name.name if peer is not None else None,
         "state": stream.state.value,
-        "open_s": round(clock() - joint.began_at, 3),
+        "open_s": round(clock() - of.began_at, 3),
         "sent_bytes": stream.sent_bytes,
         "received_bytes": stream.received_bytes,
     }

@@ -24,7 +24,7 @@ class StreamOwner(Protocol):
 
 
 class Connections(Generic[T]):
-    """Members, in the order in which they were added; whoever iterates may add and remove some."""
+    """Members, in the order in which they were added; they may be added and removed while iterating."""
 
     __slots__ = ("_members",)
 

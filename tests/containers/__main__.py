@@ -66,7 +66,7 @@ def main() -> int:
     work = [sys.executable, "-m", "tests.containers.work"]
     with tempfile.TemporaryDirectory(prefix=PREFIX) as temporary, contextlib.ExitStack() as stack:
         directory = Path(temporary)
-        if engine.answers():
+        if engine.responds():
             stack.callback(clean)
             return supervise([*work, temporary, *sys.argv[1:]])
         engine.prepare()

@@ -47,7 +47,7 @@ class NoEngineError(Exception):
     """There is no engine, and none can be started."""
 
 
-def answers() -> bool:
+def responds() -> bool:
     """Whether there is an engine."""
     try:
         with contextlib.closing(docker.from_env(timeout=10)) as client:
@@ -64,15 +64,15 @@ def prepare() -> None:
         NoEngineError: this is not Debian, we are not root, or we may not do what an engine does.
     """
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise NoEngineError("no container engine answers: start one, or be root on Debian to have one started")
+        raise NoEngineError("no container engine responds: start one, or be root on Debian to have one started")
     try:
         _install()
     except subprocess.CalledProcessError as exc:
-        raise NoEngineError(f"no container engine answers, and none can be installed: {' '.join(exc.cmd)}") from exc
+        raise NoEngineError(f"no container engine responds, and none can be installed: {' '.join(exc.cmd)}") from exc
     needed = [*enclosed(Path("/tmp")), "unshare", "--net", "ip", "link", "set", "lo", "up"]
     done = subprocess.run(needed, check=False, capture_output=True, text=True)
     if done.returncode:
-        raise NoEngineError(f"no container engine answers, and none may be started here: {done.stderr.strip()}")
+        raise NoEngineError(f"no container engine responds, and none may be started here: {done.stderr.strip()}")
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # whoever loses its parent is ours, to be waited for
 
 
@@ -117,7 +117,7 @@ def start(directory: Path, wheels: Path, requirements: Sequence[Path]) -> None:
     if subprocess.run([*download, f"--dest={wheels}", *wanted], check=False).returncode:
         raise NoEngineError("the image's packages cannot be had")
     give_up = time.monotonic() + STARTS_S
-    while not answers():
+    while not responds():
         if daemon.poll() is not None or time.monotonic() > give_up:
             raise NoEngineError(f"the engine does not start: {(directory / 'docker.log').read_text()}")
         time.sleep(0.2)  # nothing to be told by: another program is starting

@@ -18,7 +18,7 @@ OUTAGE_S = 8.0
 GRACE_S = 60
 """The default, and what is promised: an outage of that length on the second, whatever the engine takes to begin it."""
 LOOKUP_S = 8.0
-"""A name that is not answered takes longer; the engine's name server gives up after 10 s."""
+"""A name that gets no response takes longer; the engine's name server gives up after 10 s."""
 STALL_S = 5.0
 """What no healthy link waits for."""
 HANG = """

@@ -3,7 +3,7 @@
 A connection's first line says what it is for:
 
     echo    everything comes back
-    up      the target answers end of file with the SHA-256 of what came
+    up      the target responds to end of file with the SHA-256 of what came
     down N  the target sends N bytes a second until the client's end of file, then the SHA-256 of what it sent
 
 The client talks to its test by lines of JSON on standard output, and listens to signals. Needs the standard library
@@ -140,7 +140,7 @@ class Lasting:
         writer.write_eof()
 
     async def asking(self, streams: Streams) -> float:
-        """Return the longest that an answer took."""
+        """Return the longest that a response took."""
         slowest_s = 0.0
         while not self.stop.is_set():
             began = time.monotonic()
@@ -179,8 +179,8 @@ async def short(host: str, port: int, workers: int) -> None:
             data = hashlib.shake_128(b"%d" % counts["done"]).digest(BLOCK)
             writer.write(b"up\n" + data)
             writer.write_eof()
-            answer = await reader.read()
-            assert answer.decode() == hashlib.sha256(data).hexdigest(), f"answer: {answer!r}"
+            response = await reader.read()
+            assert response.decode() == hashlib.sha256(data).hexdigest(), f"response: {response!r}"
             counts["done"] += 1
         except (OSError, AssertionError) as exc:
             counts["failed"] += 1

@@ -44,7 +44,7 @@ async def whole(made: Tunnel, port: int, blocks: int = 16) -> None:
     writer.close()
 
 
-async def answered(client: Client, word: bytes) -> None:
+async def echoed(client: Client, word: bytes) -> None:
     """Expect an echo."""
     reader, writer = client
     writer.write(word)

@@ -13,8 +13,8 @@ from pathlib import Path
 from goreprox.status.query import ask_all
 from tests.e2e.roles import (
     Client,
-    answered,
     connected,
+    echoed,
     greeted,
     greeting,
     meets,
@@ -100,7 +100,7 @@ async def test_killing_a_broker_five_times_loses_no_byte_and_no_connection(tmp_p
         clients = [await edge.port("clients") for edge in edges]
         idle = [await made.connect(port) for port in clients for _ in range(20)]
         for client in idle:
-            await answered(client, b"idle")
+            await echoed(client, b"idle")
         transfers = [Transfer(await made.connect(port)) for port in clients for _ in range(2)]
         for kills in range(1, KILLS + 1):
             before = [each.received for each in transfers]
@@ -118,7 +118,7 @@ async def test_killing_a_broker_five_times_loses_no_byte_and_no_connection(tmp_p
         for each in transfers:
             await each.end()
         for client in idle:
-            await answered(client, b"still here")
+            await echoed(client, b"still here")
 
 
 @contextlib.asynccontextmanager
@@ -131,7 +131,7 @@ async def short_path() -> AsyncIterator[Tunnel]:
 
 async def in_use(made: Tunnel) -> str:
     """Return over which broker the edge talks to its provider."""
-    for _ in range(100):  # a busy machine: it may not answer in time
+    for _ in range(100):  # a busy machine: it may not respond in time
         told = await asyncio.to_thread(ask_all, [made.tmp / "run"], role="edge")
         for document in told.documents:
             for path in document["peers"][0]["paths"]:
@@ -151,15 +151,15 @@ async def lose_a_broker(how: signal.Signals) -> float:
             await connected(provider, await broker.port("providers"))
         port = await edge.port("clients")
         old = await made.connect(port)
-        await answered(old, b"before")
+        await echoed(old, b"before")
         transfer = Transfer(await made.connect(port))
         used = await in_use(made)
         (lost,) = [broker for broker in brokers if used == f"{HOST}:{await broker.port('edges')}"]
         lost.signal(how)
         lost_at = time.monotonic()
-        await answered(await made.connect(port), b"new")
+        await echoed(await made.connect(port), b"new")
         took_s = time.monotonic() - lost_at
-        await answered(old, b"after")
+        await echoed(old, b"after")
         received = transfer.received
         await eventually(lambda: transfer.received > received, "the transfer goes on")
         await transfer.end()
@@ -196,12 +196,12 @@ async def freeze_a_provider(tmp_path: Path) -> None:
         while time.monotonic() - stopped_at < STOPPED_S:
             assert await greeted(made, port) == b"stays"
             for client in others:
-                await answered(client, b"untouched")
+                await echoed(client, b"untouched")
             await asyncio.sleep(0.2)
         stops.signal(signal.SIGCONT)
         assert await asyncio.wait_for(early[0].readexactly(10), DEADLINE_S) == b"stopsearly"
         for client in kept:
-            await answered(client, b"kept")
+            await echoed(client, b"kept")
 
 
 async def served(made: Tunnel, port: int, by: bytes) -> Client:
@@ -237,7 +237,7 @@ async def kill_providers(tmp_path: Path) -> None:
         async def clients(number: int) -> list[Client]:
             found = [await made.connect(port) for _ in range(number)]
             for client in found:
-                await answered(client, b"hello")
+                await echoed(client, b"hello")
             return found
 
         await add("stays", "0.01")
@@ -266,7 +266,7 @@ async def kill_providers(tmp_path: Path) -> None:
         (lost,) = {entry["reason"] for entry in matching(edge.log, "stream_ended")[10:]}
         assert lost != died and "2 s" in str(lost)
         for client in untouched:
-            await answered(client, b"untouched")
+            await echoed(client, b"untouched")
 
 
 async def freeze_a_provider_under_load(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ async def freeze_a_provider_under_load(tmp_path: Path) -> None:
         provider = await start_provider(made, broker, target=target, args=("--name", "frozen"))
         await meets(edge, "frozen")
         port = await edge.port("clients")
-        await answered(await made.connect(port), b"warm")
+        await echoed(await made.connect(port), b"warm")
         before = {process: process.peak_rss_kib for process in (broker, edge)}
         transfers = [Transfer(await made.connect(port)) for _ in range(8)]
 

@@ -65,7 +65,7 @@ class Queue:
 
     def __init__(self, made: Tunnel) -> None:
         self._made = made
-        self._answers: set[asyncio.Task[None]] = set()
+        self._responses: set[asyncio.Task[None]] = set()
         self.served: list[Client] = []
         self.reset = 0
 
@@ -73,11 +73,11 @@ class Queue:
         for _ in range(count):
             reader, writer = await self._made.connect()
             writer.write(b"x")
-            answer = asyncio.create_task(self._answer(reader, writer), name="answer")
-            self._answers.add(answer)
-            answer.add_done_callback(self._answers.discard)
+            response = asyncio.create_task(self._respond(reader, writer), name="response")
+            self._responses.add(response)
+            response.add_done_callback(self._responses.discard)
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             assert await reader.read(1) == b"x"
         except ConnectionResetError:
@@ -121,7 +121,7 @@ async def test_a_provider_without_descriptors_refuses_streams_logs_why_and_recov
         limit(made.provider)
         queue = Queue(made)
         await queue.join(CLIENTS)
-        await eventually(lambda: len(queue.served) + queue.reset == CLIENTS, "every client has its answer")
+        await eventually(lambda: len(queue.served) + queue.reset == CLIENTS, "every client has its response")
         early = list(queue.served)
         assert 0 < len(early) < CLIENTS
         failed = [entry for entry in made.provider.log if entry.get("event") == "target_failed"]

@@ -21,10 +21,10 @@ async def test_a_target_that_is_the_servers_own_port_is_refused_without_a_loop(t
         reader, writer = await made.connect()
         writer.write(b"GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n")
         try:
-            answer = await asyncio.wait_for(reader.read(), WAIT_S)
+            response = await asyncio.wait_for(reader.read(), WAIT_S)
         except ConnectionResetError:
-            answer = b""
-        assert scheme == "tcp" or answer.startswith(b"HTTP/1.1 502 ")
+            response = b""
+        assert scheme == "tcp" or response.startswith(b"HTTP/1.1 502 ")
         await eventually(lambda: provider.events("loop"), "the provider says so")
         assert provider.events("stream_ended") < 20, "a few hops, not all the connections there are"
 

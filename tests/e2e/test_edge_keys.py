@@ -13,7 +13,7 @@ from goreprox.config.roles import EdgeConfig
 from goreprox.keys.join import Join
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge
-from tests.e2e.roles import Client, answered, greeted, greeting
+from tests.e2e.roles import Client, echoed, greeted, greeting
 from tests.e2e.secured import Secured, number, secured
 from tests.support.processes import Process
 from tests.support.sockets import HOST
@@ -154,7 +154,7 @@ async def test_a_later_announcement_of_an_edge_applies_to_new_streams_only(tmp_p
                 while await edge.opens("secret"):  # until the provider has heard it
                     pass
             await eventually(lambda: denied(provider) == 1, "the provider says so")
-            await answered(held, b"still there")
+            await echoed(held, b"still there")
             edge.announce(*SERVICES)
             async with asyncio.timeout(30):
                 while not await edge.opens("secret"):

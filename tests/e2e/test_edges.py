@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.roles import ANY, Client, answered, connected, meets, start_broker, start_edge, start_provider
+from tests.e2e.roles import ANY, Client, connected, echoed, meets, start_broker, start_edge, start_provider
 from tests.support.processes import Process, Tunnel, nothing_yet
 from tests.support.relay import Relay
 from tests.support.sockets import HOST
@@ -20,7 +20,7 @@ QUICK = ("--link-timeout", "1.5")
 async def clients_of(made: Tunnel, edge: Process, count: int) -> list[Client]:
     clients = [await made.connect(await edge.port("clients")) for _ in range(count)]
     for client in clients:
-        await answered(client, b"hello")
+        await echoed(client, b"hello")
     return clients
 
 
@@ -56,7 +56,7 @@ async def test_a_killed_edge_loses_only_its_own_clients_and_its_successor_resets
         assert outcomes == Counter({"reset": len(lost)})
         await clients_of(made, successor, 1)
         for client in untouched:
-            await answered(client, b"untouched")
+            await echoed(client, b"untouched")
 
 
 @pytest.mark.parametrize("role", ["edge", "server"])
@@ -79,12 +79,12 @@ async def test_a_frozen_edge_or_server_resumes_where_it_stopped(tmp_path: Path, 
         await eventually(lambda: provider.events("peer_down"), "the provider notices")
         if role == "edge":
             for client in others:
-                await answered(client, b"untouched")
+                await echoed(client, b"untouched")
         frozen.signal(signal.SIGCONT)
         for reader, _ in kept:
             assert await asyncio.wait_for(reader.readexactly(9), DEADLINE_S) == b"meanwhile"
         for client in others:
-            await answered(client, b"still here")
+            await echoed(client, b"still here")
 
 
 async def test_cutting_off_an_edge_or_a_whole_broker_breaks_no_connection(tmp_path: Path) -> None:

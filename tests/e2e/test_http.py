@@ -33,8 +33,8 @@ POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Read an answer that has a length; return its status and its body."""
+async def response(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Read a response that has a length; return its status and its body."""
     head = await head_of(reader)
     length = next(int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:"))
     return int(head[9:12]), await reader.readexactly(length)
@@ -79,7 +79,7 @@ async def test_curl_and_nginx_use_every_feature_of_http_1_1(tmp_path: Path) -> N
         assert await output_of(*curl("--range", "10-19", f"{base}/big")) == big[10:20]
         refused = await output_of(*curl("--write-out", "%{http_code}", "--request", "CONNECT", url))
         assert refused.endswith("405")
-        # The body is still coming when nginx has answered: the answer must get through all the same.
+        # The body is still coming when nginx has responded: the response must get through all the same.
         late = curl("--data-binary", f"@{tmp_path}/big", "--output", "/dev/null", "--write-out", "%{http_code}")
         assert await output_of(*late, url) in ("405", "413")
 
@@ -132,9 +132,9 @@ async def test_httpx_and_aiohttp_stream_bodies_both_ways_through_outages(tmp_pat
                         made.relay.cut()
                     yield block(index)
 
-            async def digest(answer: AsyncIterator[bytes]) -> bytes:
+            async def digest(body: AsyncIterator[bytes]) -> bytes:
                 digest = hashlib.sha256()
-                async for part in answer:
+                async for part in body:
                     digest.update(part)
                 return digest.digest()
 
@@ -197,12 +197,12 @@ async def test_a_websocket_survives_an_outage(tmp_path: Path, scheme: str) -> No
 
 
 async def test_the_only_provider_is_killed_and_replaced_while_fifty_clients_send_requests(tmp_path: Path) -> None:
-    """Ten each: in a POST, in a GET without an answer byte, in an answer; twenty between requests."""
+    """Ten each: in a POST, in a GET without a byte of the response, in a response; twenty between requests."""
     held: list[str] = []
     replaced = False
 
-    async def answers(clients: list[Client]) -> list[tuple[int, bytes]]:
-        return [await answer(reader) for reader, _ in clients]
+    async def responses(clients: list[Client]) -> list[tuple[int, bytes]]:
+        return [await response(reader) for reader, _ in clients]
 
     def ask(clients: list[Client], request: bytes, path: bytes = b"/") -> None:
         for _, writer in clients:
@@ -223,7 +223,7 @@ async def test_the_only_provider_is_killed_and_replaced_while_fifty_clients_send
     async with http_tunnel(tmp_path, target, server=("--queue-timeout", "30")) as made:
         clients = [await made.connect() for _ in range(50)]
         ask(clients, GET)
-        assert await answers(clients) == [(200, b"ok")] * 50
+        assert await responses(clients) == [(200, b"ok")] * 50
         posting, getting, begun, between = clients[:10], clients[10:20], clients[20:30], clients[30:]
         ask(posting, POST, b"/hold")
         ask(getting, GET, b"/hold")
@@ -236,15 +236,15 @@ async def test_the_only_provider_is_killed_and_replaced_while_fifty_clients_send
         await made.provider.wait()
         await made.provide(connect=False)
         ask(between, GET)
-        assert await answers(between) == [(200, b"ok")] * 20
-        assert await answers(getting) == [(200, b"ok")] * 10  # asked once more
-        assert [status for status, _ in await answers(posting)] == [502] * 10
+        assert await responses(between) == [(200, b"ok")] * 20
+        assert await responses(getting) == [(200, b"ok")] * 10  # asked once more
+        assert [status for status, _ in await responses(posting)] == [502] * 10
         for reader, _ in begun:
             with pytest.raises(ConnectionResetError):
                 await asyncio.wait_for(reader.read(), DEADLINE_S)
         alive = posting + getting + between
         ask(alive, GET)
-        assert await answers(alive) == [(200, b"ok")] * 40
+        assert await responses(alive) == [(200, b"ok")] * 40
         assert sorted(held) == ["GET /begun"] * 10 + ["GET /hold"] * 10 + ["POST /hold"] * 10
 
 
@@ -252,7 +252,7 @@ async def test_a_draining_provider_is_replaced_between_requests(tmp_path: Path) 
     async with http_tunnel(tmp_path, polite) as made:
         reader, writer = await made.connect()
         writer.write(GET)
-        assert await answer(reader) == (200, b"/")
+        assert await response(reader) == (200, b"/")
         first = made.provider
         await made.provide(connect=False)
         second = made.provider
@@ -260,7 +260,7 @@ async def test_a_draining_provider_is_replaced_between_requests(tmp_path: Path) 
         first.signal(signal.SIGTERM)
         assert await first.wait() == 0
         writer.write(GET)
-        assert await answer(reader) == (200, b"/")
+        assert await response(reader) == (200, b"/")
 
 
 async def test_a_missing_provider_or_target_is_a_gateway_error(tmp_path: Path) -> None:
@@ -278,11 +278,11 @@ async def test_a_missing_provider_or_target_is_a_gateway_error(tmp_path: Path) -
         await made.provide(target=1)  # where nobody listens
         for request in (GET, POST):
             writer.write(request)
-            assert (await answer(reader))[0] == 502
+            assert (await response(reader))[0] == 502
         await made.provide(connect=False)
         await eventually(lambda: made.provider.events("peer_up"), "the other provider is there")
         writer.write(GET)  # the one that fails passes it on
-        assert await answer(reader) == (200, b"/")
+        assert await response(reader) == (200, b"/")
 
 
 async def test_a_provider_that_does_not_return_is_504_after_the_grace(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ async def test_a_provider_that_does_not_return_is_504_after_the_grace(tmp_path: 
         await eventually(lambda: len(made._writers) == 2, "the target has the request")
         made.relay.refusing = True
         made.relay.cut()
-        assert (await answer(reader))[0] == 504
+        assert (await response(reader))[0] == 504
         await eventually(lambda: len(access(made)) == 1, "it is logged")
         (entry,) = access(made)
         assert entry["status"] == 504
@@ -327,7 +327,7 @@ async def test_the_access_log_records_client_request_and_survived_outages(tmp_pa
         reader, writer = await made.connect()
         writer.write(b"GET /path?secret HTTP/1.1\r\nHost: a\r\n\r\n")
         go_on.set()
-        assert await answer(reader) == (200, b"abcd")
+        assert await response(reader) == (200, b"abcd")
         go_on.clear()
         writer.write(GET)
         await head_of(reader)
@@ -357,7 +357,7 @@ async def test_the_host_header_selects_the_service(tmp_path: Path) -> None:
         statuses = []
         for host in (b"a", b"x.b", b"c", b"a"):
             writer.write(GET.replace(b"Host: a", b"Host: " + host))
-            statuses.append((await answer(reader))[0])
+            statuses.append((await response(reader))[0])
         assert statuses == [200, 503, 404, 200]
 
 
@@ -371,10 +371,10 @@ async def test_a_token_of_the_tokens_command_is_valid_until_it_is_removed(tmp_pa
         statuses = []
         for request in (GET, authorised, GET, authorised):
             writer.write(request)
-            statuses.append((await answer(reader))[0])
+            statuses.append((await response(reader))[0])
         path.write_text("")
         writer.write(authorised)
-        statuses.append((await answer(reader))[0])
+        statuses.append((await response(reader))[0])
         assert statuses == [401, 200, 401, 200, 401]
         assert "default" in await made.server.logged("token_refused")
         assert token not in str(made.server.log)
@@ -411,14 +411,14 @@ async def reads_little(port: int, buffer: int) -> socket.socket:
 async def test_a_response_is_streamed_while_its_request_is_still_sent(tmp_path: Path) -> None:
     size = 8 << 20
 
-    async def answer_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await head_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
         while data := await reader.read(1 << 16):
             writer.write(data)
             await writer.drain()
 
-    async with http_tunnel(tmp_path, answer_at_once) as made:
+    async with http_tunnel(tmp_path, respond_at_once) as made:
         loop = asyncio.get_running_loop()
         dice = random.Random(1)
         with await reads_little(made.port, 1 << 15) as sock:
@@ -530,7 +530,7 @@ async def test_a_client_that_disconnects_during_silence_frees_its_connection_and
         await eventually(lambda: waiting == 0, "the target is told")
         reader, writer = await made.connect()
         writer.write(GET.replace(b"/", b"/last", 1))
-        assert await answer(reader) == (200, b"ok")
+        assert await response(reader) == (200, b"ok")
 
 
 async def test_a_slow_reader_stalls_only_its_own_target(tmp_path: Path) -> None:
@@ -558,7 +558,7 @@ async def test_a_slow_reader_stalls_only_its_own_target(tmp_path: Path) -> None:
         assert sent < 256 << 20
         reader, writer = await made.connect()
         writer.write(GET)
-        assert await answer(reader) == (200, b"ok")
+        assert await response(reader) == (200, b"ok")
 
 
 async def test_a_server_that_shuts_down_finishes_responses_first(tmp_path: Path) -> None:
@@ -615,13 +615,13 @@ async def test_nginx_sees_exactly_the_requests_that_the_gateway_saw(tmp_path: Pa
         for name, (status, request) in REFUSED.items():
             assert await statuses(made, request + NEXT) == [b"%d" % status], name
         for request, lines in tries.items():
-            answered = 0
+            responses = 0
             async with asyncio.timeout(DEADLINE_S):
-                while answered < len(lines):  # an answer before the body is whole is the last
-                    answered = len(await statuses(made, request))
-                    assert 1 <= answered <= len(lines), request
-                    expected += lines[:answered]
-        for body in BODIES.values():  # of which nginx may see the beginning, and answer that
+                while responses < len(lines):  # a response before the body is whole is the last
+                    responses = len(await statuses(made, request))
+                    assert 1 <= responses <= len(lines), request
+                    expected += lines[:responses]
+        for body in BODIES.values():  # of which nginx may see the beginning, and respond to that
             await statuses(made, head + b"Transfer-Encoding: chunked\r\n\r\n" + body + NEXT)
     seen = (tmp_path / "requests").read_text().splitlines()
     assert seen[: len(expected)] == expected

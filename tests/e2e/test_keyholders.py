@@ -251,7 +251,7 @@ def say(dealer: "zmq.Socket[bytes]", message: Control) -> None:
 
 
 async def passed(relay: Relay, dealer: "zmq.Socket[bytes]") -> None:
-    """Wait until the server has taken the connection: it answers, or it has hung up."""
+    """Wait until the server has taken the connection: it responds, or it has hung up."""
     await eventually(lambda: relay.connections > 0, "the hostile peer is connected")
     for _ in range(100):
         if dealer.poll(0):

@@ -21,7 +21,7 @@ AT_ONCE = 100
 MSS = 1440
 QUEUE_BYTES = 1 << 16
 """Stalled clients speak as if over Ethernet, and they and their targets have small queues in the kernel: with what
-it lends them on loopback, over 1 MiB each, the four sockets of each connection, here all on one machine, use up
+it gives them on loopback, over 1 MiB each, the four sockets of each connection, here all on one machine, use up
 what the kernel has for TCP (tcp_mem), and everyone is slow, whatever we do."""
 
 

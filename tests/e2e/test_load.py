@@ -81,11 +81,11 @@ async def client(made: Tunnel) -> socket.socket:
     made._stack.callback(sock.close)
     sock.setblocking(False)
     await loop.sock_connect(sock, (HOST, made.port))
-    await answered(sock)
+    await echoed(sock)
     return sock
 
 
-async def answered(sock: socket.socket) -> None:
+async def echoed(sock: socket.socket) -> None:
     """Expect an echo."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, b"x")
@@ -99,9 +99,9 @@ async def clients(made: Tunnel, count: int) -> list[socket.socket]:
     return found
 
 
-async def all_answered(socks: list[socket.socket]) -> None:
+async def all_echoed(socks: list[socket.socket]) -> None:
     for start in range(0, len(socks), AT_ONCE):
-        await asyncio.gather(*(answered(sock) for sock in socks[start : start + AT_ONCE]))
+        await asyncio.gather(*(echoed(sock) for sock in socks[start : start + AT_ONCE]))
 
 
 async def there_and_back(sock: socket.socket, blocks: int) -> None:
@@ -143,7 +143,7 @@ async def test_idle_streams_use_little_memory_and_do_not_slow_busy_ones(tmp_path
         took_s = time.monotonic() - began
         print(f"{BUSY} busy streams moved {BUSY / 2:.0f} MiB in {took_s:.1f} s")  # 256 KiB there, and back
         made.relay.cut()
-        await all_answered(socks)
+        await all_echoed(socks)
         for sock in busy:
             sock.close()
         await eventually(
@@ -171,7 +171,7 @@ async def test_a_frozen_provider_stalls_only_its_own_streams_and_memory_stays_bo
 
 
 async def test_every_stream_keeps_its_reservation_when_the_memory_budget_is_used_up(tmp_path: Path) -> None:
-    """Streams that are not read hold what they may be lent; each of the others still gets everything through."""
+    """Streams that are not read hold their part of the shared pool; the others still get everything through."""
     stopped, going = 20, 100
     options = ("--memory", "8", "--max-connections", "500")
     async with echoing(tmp_path, *options) as (made, providers):

@@ -38,7 +38,7 @@ async def polite(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def request_often(made: Tunnel, port: int) -> None:
-    """Send requests, one batch when the one before has its answers."""
+    """Send requests, one batch when the one before has its responses."""
     reader, writer = await made.connect(port)
     for _ in range(REQUESTS // BATCH + 1):
         writer.write(f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n".encode() * BATCH)

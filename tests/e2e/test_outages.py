@@ -18,7 +18,7 @@ RESET_WITHIN_S = 15
 
 
 async def both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """`d` and a count: send so many blocks. `u`: read to the end of file and answer with the digest. Else echo."""
+    """`d` and a count: send so many blocks. `u`: read to the end of file and respond with the digest. Else echo."""
     kind = await reader.readexactly(1)
     if kind == b"d":
         await send_blocks(writer, int.from_bytes(await reader.readexactly(4), "big"))

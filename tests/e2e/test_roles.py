@@ -16,8 +16,8 @@ import pytest
 
 from tests.e2e.roles import (
     ANY,
-    answered,
     connected,
+    echoed,
     greeted,
     greeting,
     meets,
@@ -80,15 +80,15 @@ async def test_streams_continue_over_the_second_broker_and_a_restarted_broker_is
         await both(0, times=1)
         await both(1, times=1)
         client = await made.connect(port)
-        await answered(client, b"over either")
+        await echoed(client, b"over either")
         brokers[0].signal(signal.SIGKILL)
-        await answered(client, b"over the second")
-        await answered(await made.connect(port), b"new")
+        await echoed(client, b"over the second")
+        await echoed(await made.connect(port), b"new")
         await start_broker(made, *ports[0])
         await both(0, times=2)
         brokers[1].signal(signal.SIGKILL)
-        await answered(client, b"over the one that returned")
-        await answered(await made.connect(port), b"new again")
+        await echoed(client, b"over the one that returned")
+        await echoed(await made.connect(port), b"new again")
 
 
 async def test_an_additional_edge_can_join_a_server(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ async def test_a_killed_worker_is_replaced_and_a_signal_drains_all(tmp_path: Pat
             edge.signal(signal.SIGTERM)
             await eventually(lambda: edge.events("draining") >= 4, "the one told before, and all three")
             for client in clients:
-                await answered(client, b"still here")
+                await echoed(client, b"still here")
                 client[1].close()
             assert await edge.wait() == 0
 

@@ -49,8 +49,8 @@ def command(tmp: Path, *args: str) -> list[str]:
     return [sys.executable, "-W", "error", "-m", "goreprox", "status", "--runtime-dir", str(tmp / "run"), *args]
 
 
-async def answered(tmp: Path, *args: str) -> str:
-    """Return what the command prints once all processes answer in time: the machine may be busy."""
+async def printed(tmp: Path, *args: str) -> str:
+    """Return what the command prints once all processes respond in time: the machine may be busy."""
     code, err = 1, ""
     try:
         async with asyncio.timeout(DEADLINE_S):
@@ -64,7 +64,7 @@ async def answered(tmp: Path, *args: str) -> str:
 
 async def told(tmp: Path) -> dict[str, dict[str, Any]]:
     """Return what each role says."""
-    documents = json.loads(await answered(tmp, "--json"))
+    documents = json.loads(await printed(tmp, "--json"))
     assert len(documents) == len({document["role"] for document in documents})
     return {document["role"]: document for document in documents}
 
@@ -73,7 +73,7 @@ Told = dict[str, dict[str, Any]]
 
 
 async def until(tmp: Path, condition: Callable[[Told], bool]) -> Told:
-    """Ask until the answer fulfils `condition`; return it."""
+    """Ask until the document fulfils `condition`; return it."""
     now: Told = {}
     try:
         async with asyncio.timeout(DEADLINE_S):
@@ -252,7 +252,7 @@ async def test_every_role_reports_its_status_and_one_of_two_brokers_is_in_use(tm
         documents: list[dict[str, Any]] = []
         async with asyncio.timeout(DEADLINE_S):
             while not both_ways(documents):
-                documents = json.loads(await answered(tmp, "--json"))
+                documents = json.loads(await printed(tmp, "--json"))
         found = sorted((document["role"], document["name"]) for document in documents)
         workers = [("edge", "front")] * 2
         assert found == [("broker", "left"), ("broker", "right"), *workers, ("provider", "back")]
@@ -292,10 +292,10 @@ def shared_port(made: Tunnel) -> int:
 
 async def test_tables_have_colours_on_a_terminal_and_none_in_a_pipe(tmp: Path) -> None:
     async with tunnel(tmp, echo, server=("--name", "front"), provider=("--name", "back")) as made:
-        short = [line.split() for line in (await answered(tmp)).splitlines()]
+        short = [line.split() for line in (await printed(tmp)).splitlines()]
         assert any(line[:2] == ["server", "front:"] for line in short)
         assert any(line[:2] == ["provider", "back"] and "up" in line and line[-1] == "open" for line in short)
-        out = await answered(tmp, "--verbose")
+        out = await printed(tmp, "--verbose")
         assert "\x1b" not in out
         lines = [line.split() for line in out.splitlines()]
         for title in ("Peers", "Paths", "Links"):
@@ -303,7 +303,7 @@ async def test_tables_have_colours_on_a_terminal_and_none_in_a_pipe(tmp: Path) -
         assert any(line[:2] == ["server", "front"] for line in lines)
         assert any(line[:2] == ["provider", "back"] and line[3:5] == ["up", "2"] for line in lines)
         assert [f"{HOST}:{made.relay.port}", "up"] in lines
-        one = await answered(tmp, "--verbose", "--role", "server", "--name", "front")
+        one = await printed(tmp, "--verbose", "--role", "server", "--name", "front")
         lines = [line.split() for line in one.splitlines()]
         assert [line[:2] for line in lines if "pid" in line] == [["server", "front"]]
         coloured = await on_a_terminal(tmp)

@@ -390,11 +390,11 @@ async def test_two_providers_share_new_streams_and_a_lost_one_loses_only_its_own
             assert await asyncio.wait_for(reader.readexactly(1), DEADLINE_S) == b"y"
             writer.close()
         second.signal(signal.SIGKILL)
-        answers = [asyncio.create_task(reader.readexactly(1)) for reader, _ in clients]
+        reads = [asyncio.create_task(reader.readexactly(1)) for reader, _ in clients]
         for _, writer in clients:
             writer.write(b"z")
-        await eventually(lambda: sum(task.done() for task in answers) >= 10, "the other provider's go on")
-        assert sum(task.done() for task in answers) == 10
-        for task in answers:
+        await eventually(lambda: sum(task.done() for task in reads) >= 10, "the other provider's go on")
+        assert sum(task.done() for task in reads) == 10
+        for task in reads:
             task.cancel()
-        await asyncio.gather(*answers, return_exceptions=True)
+        await asyncio.gather(*reads, return_exceptions=True)

@@ -15,17 +15,17 @@ INTERVAL_S = 0.01
 EVERY = 20
 """So many clients come for one that takes `STEPS` steps, 2 s in all."""
 STEPS, STEP_S = 20, 0.1
-ANSWER = b"served, whole and in order"
+RESPONSE = b"served, whole and in order"
 DRAIN_S = 30
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer at once or, if asked to, slowly."""
+    """Respond at once or, if asked to, slowly."""
     steps = STEPS if await reader.readexactly(1) == b"l" else 1
     for step in range(steps):
         if step:
             await asyncio.sleep(STEP_S)
-        writer.write(ANSWER)
+        writer.write(RESPONSE)
     writer.close()
 
 
@@ -53,7 +53,7 @@ class Crowd:
         await asyncio.gather(*self._tasks)
 
     async def _client(self, *, long: bool) -> None:
-        expected = ANSWER * (STEPS if long else 1)
+        expected = RESPONSE * (STEPS if long else 1)
         try:
             async with asyncio.timeout(DEADLINE_S):
                 reader, writer = await self._made.connect(self._port)
@@ -110,7 +110,7 @@ async def test_a_rolling_restart_of_providers_and_brokers_breaks_no_client(tmp_p
 
 
 async def progress(crowd: Crowd) -> None:
-    """Wait for as many answers as come in half a second."""
+    """Wait for as many responses as come in half a second."""
     before = crowd.outcomes.total()
     await eventually(lambda: crowd.outcomes.total() >= before + 50, "clients are served")
 

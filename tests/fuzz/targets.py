@@ -339,7 +339,7 @@ def fuzz_http(data: bytes) -> None:
                 (talk.client_eof, talk.target_eof, talk.lost, closes_idle)[length % 4]()
             case _:
                 talk.do((talk.gateway.timed_out, talk.gateway.drain, talk.gateway.client_lost)[length % 3]())
-    if commands.Switch() in talk.seen.others:
+    if commands.SwitchProtocols() in talk.seen.others:
         return  # what follows is no HTTP
     asked = sum(isinstance(each, commands.Connect) for each in talk.seen.others)
     read_by_h11 = [event for index in range(len(talk.seen.to_target)) for event in talk.requests(index)]

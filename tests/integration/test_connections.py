@@ -128,9 +128,9 @@ async def test_a_peer_with_too_many_unread_bytes_is_disconnected_alone(
         metadata = b"\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0" + bytes([len(identity)]) + identity
         greeting = bytes(control(Hello(1, 1, 1, {}))[1])
         raw = connect(fabric, GREETING + b"\x04" + bytes([6 + len(metadata)]) + b"\x05READY" + metadata)
-        answer = b""
-        while b"READY" not in answer:
-            answer += await loop.sock_recv(raw, 4096)
+        received = b""
+        while b"READY" not in received:
+            received += await loop.sock_recv(raw, 4096)
         await loop.sock_sendall(raw, b"\x01\0\0" + bytes([len(greeting)]) + greeting)
         await eventually(lambda: len(fabric.router.peers) == 2)
         frame = b"\x03" + (MIB // 16).to_bytes(8, "big") + bytes(MIB // 16)  # long, and more to come: never the last

@@ -1,4 +1,4 @@
-"""Why a link does not come up, whatever answers where its broker should."""
+"""Why a link does not come up, whatever responds where its broker should."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ async def web_server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 async def captive_portal(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer anything, as soon as there is a connection."""
+    """Respond with anything, as soon as there is a connection."""
     writer.write(b"HTTP/1.0 302 Found\r\nLocation: http://portal.invalid/\r\n\r\n")
 
 
@@ -129,7 +129,7 @@ async def test_another_protocol_at_the_port_is_not_reported_as_a_wrong_key(
         await eventually(lambda: down(events, cause))
         entry = down(events, cause)[0]
         assert re.search(
-            rf"answers at {HOST}:{port} .*is that the port for clients\? providers have 9887", str(entry["message"])
+            rf"responds at {HOST}:{port} .*is that the port for clients\? providers have 9887", str(entry["message"])
         )
         assert link.problem is not None and link.problem in str(entry["message"])
         assert causes(events) == {cause}
@@ -197,8 +197,8 @@ async def test_the_problem_of_a_link_is_logged_once_and_repeated_after_minutes(
 @pytest.mark.parametrize(
     ("role", "port", "text"),
     [
-        (Role.PROVIDER, 9887, "is the server running there, or does a captive portal or a proxy answer in its place?"),
-        (Role.EDGE, 9888, "is the broker running there, or does a captive portal or a proxy answer in its place?"),
+        (Role.PROVIDER, 9887, "is the server running there, or does a captive portal or a proxy respond in its place?"),
+        (Role.EDGE, 9888, "is the broker running there, or does a captive portal or a proxy respond in its place?"),
         (Role.PROVIDER, 9888, "is that the port for clients? providers have 9887"),
         (Role.EDGE, 9887, "is that the port for clients? edges have 9888"),
     ],

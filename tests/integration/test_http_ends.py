@@ -73,10 +73,10 @@ async def closes_as_it_comes(
     else:
         target.sock.close()
         await eventually(lambda: bridge.stream.send.eof)
-    (upstream,) = tunnel.edge.bridges.connections
-    before = upstream.stream.send.end
+    (provider_stream,) = tunnel.edge.bridges.connections
+    before = provider_stream.stream.send.end
     await client.send(request)
-    await eventually(lambda: upstream.stream.send.end > before)
+    await eventually(lambda: provider_stream.stream.send.end > before)
     tunnel.relay.unsilence()
 
 

@@ -76,8 +76,8 @@ def silent(end: End) -> bool:
     return False
 
 
-async def answered(end: End) -> bytes:
-    """Read an answer with a length; return its head."""
+async def response_head(end: End) -> bytes:
+    """Read a response with a length; return its header section."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += await end.receive(1)
@@ -98,9 +98,9 @@ async def test_a_slow_header_section_is_408() -> None:
             it.later((HEAD_S - SHORT_S) / 10)
         assert silent(client)
         it.clock.now += 2 * SHORT_S  # the edge looks by itself
-        answer = await client.receive_all()
-        assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b"Connection: close\r\n" in answer
+        response = await client.receive_all()
+        assert response.startswith(b"HTTP/1.1 408 ")
+        assert b"Connection: close\r\n" in response
         assert it.edge.http_clients.live == {connection}
         it.later(LINGER_S)  # the client does not leave
         assert not it.edge.http_clients.live
@@ -110,7 +110,7 @@ async def test_a_header_section_after_a_response_has_a_timeout_of_its_own() -> N
     async with web() as it:
         client = await it.client()
         await client.send(ELSEWHERE)
-        assert (await answered(client)).startswith(b"HTTP/1.1 404 ")
+        assert (await response_head(client)).startswith(b"HTTP/1.1 404 ")
         it.later(IDLE_S - SHORT_S)
         await client.send(GET[:9])
         await eventually(lambda: any(connection._gateway.reader.in_head for connection in it.connections))
@@ -126,7 +126,7 @@ async def test_an_idle_client_is_closed_without_a_response(first: bytes) -> None
         client = await it.client()
         await client.send(first)
         if first:
-            await answered(client)
+            await response_head(client)
         await eventually(lambda: it.edge.http_clients.live)
         it.later(IDLE_S - SHORT_S)
         assert silent(client)
@@ -159,7 +159,7 @@ async def test_an_idle_stream_is_reused_until_its_timeout() -> None:
             while not data.endswith(b"\r\n\r\n"):
                 data += await target.receive(1)
             await target.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            assert (await answered(client)).startswith(b"HTTP/1.1 200 ")
+            assert (await response_head(client)).startswith(b"HTTP/1.1 200 ")
 
         await client.send(GET)
         first = await it.targets.accept()
@@ -245,7 +245,7 @@ async def test_the_duration_of_a_request_that_is_sent_again_begins_with_its_arri
         second = await it.targets.accept()
         await head_at(second)
         await second.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        assert (await answered(client)).startswith(b"HTTP/1.1 200 ")
+        assert (await response_head(client)).startswith(b"HTTP/1.1 200 ")
         (entry,) = [each for each in events if each.get("event") == "access"]
         duration_s = entry["duration_s"]
         assert isinstance(duration_s, float) and duration_s >= 3.0
@@ -255,7 +255,7 @@ LAST = ELSEWHERE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
 async def told_goodbye(it: Web, authority: Authority) -> Client:
-    """Connect a client by TLS, and let it read an answer to the close_notify after it."""
+    """Connect a client by TLS, and let it read the response to the close_notify after it."""
     reader, writer = await asyncio.open_connection(HOST, it.edge.listeners.ports[0])
 
     async def hang_up() -> None:

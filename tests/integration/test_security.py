@@ -225,7 +225,7 @@ async def test_a_service_that_the_key_does_not_allow_is_refused_in_hello_and_in_
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_handshake_succeeds_over_a_round_trip_of_a_second(host: str) -> None:
-    # Where the name has two addresses, the other one must not be tried while this one is about to answer.
+    # Where the name has two addresses, the other one must not be tried while this one is about to respond.
     async with (
         Guarded(Timings()) as guarded,
         relay(guarded.ports[Role.PROVIDER], host=host, delay_s=0.5) as (port, _, _),

@@ -43,7 +43,7 @@ async def test_a_half_close_arrives_after_the_bytes_and_leaves_the_other_directi
     await one.send(b"question")
     one.half_close()
     assert await other.receive_all() == b"question"
-    for part in (b"a first answer", b"and a second"):
+    for part in (b"a first response", b"and a second"):
         await other.send(part)
         assert await one.receive(len(part)) == part
     other.half_close()
@@ -83,15 +83,15 @@ async def test_a_reset_arrives_after_the_bytes_before_it(tunnel: Tunnel, who: st
 
 @WHO
 async def test_a_response_arrives_before_the_reset_that_unread_bytes_cause(tunnel: Tunnel, who: str) -> None:
-    answer = b"413 enough" * 500
+    response = b"413 enough" * 500
     provider = await tunnel.provide()
     one, other = both_ways(await tunnel.pair(), who)
     sending = asyncio.create_task(one.send(bytes(64 * MIB)))
     (bridge,) = (provider if who == "client" else tunnel.edge).bridges.connections
     await eventually(lambda: isinstance(bridge, Bridge) and bool(bridge._watched & WRITE))
-    other.sock.send(answer)
+    other.sock.send(response)
     other.sock.close()  # with bytes unread: the kernel resets (RFC 2525, 2.17)
-    assert await one.receive(len(answer)) == answer
+    assert await one.receive(len(response)) == response
     with pytest.raises(ConnectionError):  # reset, or broken pipe where the reading side was told of the reset
         await sending
     await tunnel.at_rest(provider)
@@ -183,8 +183,8 @@ async def test_a_stream_refused_by_one_provider_is_served_by_another_with_its_ea
             await client.send(b"early %d" % index)
             target = await tunnel.targets.accept()
             assert await target.receive(7) == b"early %d" % index
-            await target.send(b"answer")
-            assert await client.receive(6) == b"answer"
+            await target.send(b"response")
+            assert await client.receive(8) == b"response"
 
 
 async def _loses_its_target(it: Tunnel, provider: Provider) -> None:

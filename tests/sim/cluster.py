@@ -277,10 +277,10 @@ class Cluster:
         self.world.note(f"{client.who} connects to {client.edge_slot}")
 
     def _dial(self, sock: SimSocket, address: tuple[str, int]) -> None:
-        self.world.after(0.001, self._answer, sock)
+        self.world.after(0.001, self._respond, sock)
 
-    def _answer(self, sock: SimSocket) -> None:
-        """Decide a dial: the target accepts it, refuses it or does not answer."""
+    def _respond(self, sock: SimSocket) -> None:
+        """Decide a dial: the target accepts it, refuses it or does not respond."""
         process = sock.process
         if sock.closed or not process.alive:
             return

@@ -244,32 +244,35 @@ class Oracle:
             if peer.session.failed is not None:
                 raise Violation(f"{slot}: {peer.info.name.name} broke the protocol: {peer.session.failed}")
             streams |= {id(stream): stream for stream in peer.session.streams.values()}
-        borrowed = held = lent = expected = 0
-        floor = driver.budget.reserved_bytes
+        used = held = beyond = expected = 0
+        reserved = driver.budget.reserved_bytes
         for stream in streams.values():
             send, receive = stream.send, stream.receive
-            borrowed += send.pool_used_bytes + receive.pool_used_bytes
+            used += send.pool_used_bytes + receive.pool_used_bytes
             kept = sum(map(len, send._unacked)) + sum(map(len, send._unsent))
             waiting = sum(map(len, receive.chunks))
             held += kept + waiting
             if stream.state is State.CLOSED:
                 continue
-            lent += max(kept - floor, 0)
+            beyond += max(kept - reserved, 0)
             if stream.state is not State.RESETTING:  # its window is void: what still arrives is dropped
                 window = receive.limit - receive.received
                 expected += window
-                lent += max(waiting + window - floor, 0)
+                beyond += max(waiting + window - reserved, 0)
             if receive.received > receive.limit:
                 raise Violation(f"{slot}: {stream} holds more than its window")
             if send.sent > send.limit:
                 raise Violation(f"{slot}: {stream} sent more than the peer's window")
         budget = driver.budget
-        if lent > budget.pool_used_bytes:
+        if beyond > budget.pool_used_bytes:
             raise Violation(
-                f"{slot}: streams hold or expect {lent} bytes beyond reservations, {budget.pool_used_bytes} are lent"
+                f"{slot}: streams hold or expect {beyond} bytes beyond reservations, "
+                f"the budget counts {budget.pool_used_bytes}"
             )
-        if borrowed != budget.pool_used_bytes:
-            raise Violation(f"{slot}: streams have borrowed {borrowed} bytes, {budget.pool_used_bytes} are lent")
+        if used != budget.pool_used_bytes:
+            raise Violation(
+                f"{slot}: streams use {used} bytes of the shared pool, the budget counts {budget.pool_used_bytes}"
+            )
         if held + expected > self._cluster.memory:
             raise Violation(f"{slot}: holds {held} bytes and expects {expected}, of {self._cluster.memory}")
         self._check_buried(node)
@@ -323,7 +326,9 @@ class Oracle:
             if left or node.app.bridges.connections:
                 raise Violation(f"{node.process.slot} has streams left: {left or list(node.app.bridges.connections)}")
             if node.driver.budget.pool_used_bytes:
-                raise Violation(f"{node.process.slot}: {node.driver.budget.pool_used_bytes} bytes lent at rest")
+                raise Violation(
+                    f"{node.process.slot}: {node.driver.budget.pool_used_bytes} bytes of the shared pool used at rest"
+                )
         self._check_views()
         for far in (*self._cluster.clients, *self._cluster.targets):
             if not far.over:

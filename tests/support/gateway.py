@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import h11
 
 from goreprox.http.commands import (
-    Abort,
     Command,
     Commands,
     Connect,
@@ -16,7 +15,8 @@ from goreprox.http.commands import (
     HalfClose,
     LogRequest,
     Release,
-    Switch,
+    ResetClient,
+    SwitchProtocols,
     ToClient,
     ToProvider,
 )
@@ -99,16 +99,16 @@ class Talk:
                     seen.others.append(command)
                 case LogRequest():
                     seen.logged.append(command)
-                case HalfClose() | Release() | Finish() | Abort() | Switch():
+                case HalfClose() | Release() | Finish() | ResetClient() | SwitchProtocols():
                     seen.others.append(command)
 
     @property
     def statuses(self) -> list[int]:
-        """Of all final answers that the client has the head of."""
-        return [event.status_code for event in self.answers() if isinstance(event, h11.Response)]
+        """Of all final responses that the client has the head of."""
+        return [event.status_code for event in self.responses() if isinstance(event, h11.Response)]
 
-    def answers(self, methods: Iterable[bytes] = ()) -> list[h11.Event]:
-        """Read what the client got, by h11, as answers to requests of these methods (then: GET)."""
+    def responses(self, methods: Iterable[bytes] = ()) -> list[h11.Event]:
+        """Read what the client got, by h11, as responses to requests of these methods (then: GET)."""
         rest = self.seen.to_client
         wanted = iter(methods)
         events: list[h11.Event] = []
@@ -127,7 +127,7 @@ class Talk:
         return events
 
     def requests(self, stream: int = -1) -> list[h11.Event]:
-        """Read what a target got over one stream, by h11; it answers each at once."""
+        """Read what a target got over one stream, by h11; it responds to each at once."""
         reader = h11.Connection(h11.SERVER)
         reader.receive_data(self.seen.to_target[stream])
         events: list[h11.Event] = []

@@ -22,7 +22,7 @@ FULL_LOAD = os.environ.get("LOAD") == "full"
 LOAD_S = 900 if FULL_LOAD else 300
 """What a test of load may take in all."""
 WAIT_S = 600.0 if FULL_LOAD else 120.0
-"""How long one answer may take under load: on a busy machine whole processes stand still for many seconds."""
+"""How long one response may take under load: on a busy machine whole processes stand still for many seconds."""
 Versions = tuple[tuple[int, int], tuple[int, int]] | None
 """The oldest and the newest version of the session and of the fabric that a process speaks; None: as it is."""
 

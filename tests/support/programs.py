@@ -55,7 +55,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-async def _answers(port: int) -> bool:
+async def _responds(port: int) -> bool:
     try:
         _, writer = await asyncio.open_connection(HOST, port)
     except OSError:
@@ -66,13 +66,13 @@ async def _answers(port: int) -> bool:
 
 @contextlib.asynccontextmanager
 async def daemon(tmp: Path, port: int, *argv: str) -> AsyncIterator[None]:
-    """Run a server in the foreground from when it answers on `port` to the end of the context."""
+    """Run a server in the foreground from when it responds on `port` to the end of the context."""
     log = tmp / f"{Path(argv[0]).name}.log"
     with log.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(*argv, stdin=DEVNULL, stdout=sink, stderr=STDOUT, cwd=tmp)
     try:
         async with asyncio.timeout(DEADLINE_S):
-            while not await _answers(port):
+            while not await _responds(port):
                 assert process.returncode is None, f"{argv[0]} ended: {log.read_text()}"
                 await asyncio.sleep(0.05)
         yield
@@ -117,7 +117,7 @@ async def tunnel_to(
 async def nginx(tmp: Path, root: Path, *, behind: str | None = None, log: Path | None = None) -> AsyncIterator[int]:
     """Serve the files of `root`, those below `/chunked/` without a length; give the port.
 
-    `behind` proxies of these addresses it asks for the PROXY protocol, and says in each answer what it was told.
+    `behind` proxies of these addresses it asks for the PROXY protocol, and says in each response what it was told.
     In `log` it writes the first line of each request.
     """
     told = (

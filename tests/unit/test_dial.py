@@ -145,14 +145,14 @@ async def test_a_dial_that_timed_out_ends_the_handshake_with_the_second_address(
 
 async def test_concurrent_dials_share_one_lookup_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
-    answered, lookups = asyncio.Event(), 0
+    responded, lookups = asyncio.Event(), 0
 
     async def slow(_: str, port: int) -> list[SocketAddress]:
         nonlocal lookups
         lookups += 1
-        await answered.wait()
+        await responded.wait()
         if lookups == 1:
-            raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
+            raise socket.gaierror(socket.EAI_AGAIN, "no name server responds")
         return [(socket.AF_INET, (HOST, port))]
 
     monkeypatch.setattr("goreprox.roles.dial.resolve", slow)
@@ -160,7 +160,7 @@ async def test_concurrent_dials_share_one_lookup_of_a_name(monkeypatch: pytest.M
     asking = [loop.create_task(targets.resolve("web")) for _ in range(8)]
     await eventually(lambda: lookups)
     asking.pop().cancel()
-    answered.set()
+    responded.set()
     outcomes = await asyncio.gather(*asking, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [socket.gaierror] * 7
     assert lookups == 1

@@ -293,7 +293,7 @@ async def test_a_forgotten_session_does_nothing_to_its_successor(monkeypatch: py
     monkeypatch.setattr(driver, "clock", lambda: time.monotonic() + slept_s)
     monkeypatch.setattr(driver, "MAX_TIMER_S", 0.01)
     edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
-    old = edge.meets(provider, 1)  # who does not answer
+    old = edge.meets(provider, 1)  # who does not respond
     await asyncio.sleep(0)
     slept_s = 60.0 + driver.FORGET_S + 60.0
     edge.driver.peer_down(edge, provider.name.id, "expired")
@@ -455,7 +455,7 @@ async def test_a_peer_with_another_path_is_not_absent(monkeypatch: pytest.Monkey
     assert edge.driver.peers == {provider.name.id: peer}
 
 
-async def test_the_loss_of_a_peer_that_never_answered_is_not_logged(events: list[str]) -> None:
+async def test_the_loss_of_a_peer_that_never_responded_is_not_logged(events: list[str]) -> None:
     edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
     edge.meets(provider, 1)
     edge.driver.peer_down(edge, provider.name.id, "lost")
@@ -479,7 +479,7 @@ async def test_work_in_a_batch_is_sent_once_at_its_end() -> None:
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-async def test_the_application_is_told_of_a_stream_with_early_bytes_and_of_its_answer(*, accepts: bool) -> None:
+async def test_the_application_is_told_of_a_stream_with_early_bytes_and_of_its_response(*, accepts: bool) -> None:
     faults: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
     edge, provider, peer = await joined()
@@ -492,8 +492,8 @@ async def test_the_application_is_told_of_a_stream_with_early_bytes_and_of_its_a
         served.accept()
     else:
         served.refuse(Code.TARGET, "no")
-    answered = edge.accepted if accepts else edge.given_back
-    await eventually(lambda: answered == [stream])
+    responded = edge.accepted if accepts else edge.given_back
+    await eventually(lambda: responded == [stream])
     assert not faults and bytes(served.receive.chunks[0] if accepts else b"early") == b"early"
 
 

@@ -16,12 +16,12 @@ from goreprox.keys.reach import Reach
 from goreprox.keys.state import StateDir
 from goreprox.net.certificates import Certificates
 from goreprox.process import files
-from goreprox.process.files import Kind, read_file
+from goreprox.process.files import FileKind, read_file
 from tests.support.events import Events, matching, message
 from tests.support.tls import Authority
 
-SECRET = Kind("a secret", secret=True)
-OPEN = Kind("a rule")
+SECRET = FileKind("a secret", secret=True)
+OPEN = FileKind("a rule")
 HERE = [Address("h", 1)]
 
 
@@ -56,7 +56,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [SECRET, OPEN])
-def test_a_file_of_another_user_is_rejected(path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
+def test_a_file_of_another_user_is_rejected(path: Path, monkeypatch: pytest.MonkeyPatch, kind: FileKind) -> None:
     assert read_file(path, kind) == "text"
     owner = give_away(path, monkeypatch)
     with pytest.raises(StartError, match=f"{path}: belongs to user {owner}, who could change it; expected {kind.what}"):
@@ -65,7 +65,7 @@ def test_a_file_of_another_user_is_rejected(path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("kind", [SECRET, OPEN])
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_file_that_others_may_write_is_rejected(path: Path, kind: Kind, mode: int) -> None:
+def test_a_file_that_others_may_write_is_rejected(path: Path, kind: FileKind, mode: int) -> None:
     path.chmod(mode)
     with pytest.raises(StartError, match=f"{path}: others may write to it; chmod go-w {path}$"):
         read_file(path, kind)
@@ -125,7 +125,7 @@ def test_no_chmod_is_advised_for_a_file_of_the_wrong_kind(path: Path) -> None:
     path.write_text("root:x:0:0:root:/root:/bin/bash\n")
     path.chmod(0o644)
     with pytest.raises(StartError) as caught:
-        read_file(path, Kind("the join string of a server", secret=True, sign="goreprox://"))
+        read_file(path, FileKind("the join string of a server", secret=True, sign="goreprox://"))
     assert str(caught.value) == f"{path}: not the join string of a server; name the right file"
 
 

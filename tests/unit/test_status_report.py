@@ -120,7 +120,7 @@ def test_everything_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "services: web = :80, :81" in text
     assert "streams: 12 open of 100, 345 in total, 2 waiting, 0 dialing, 3 refused" in text
     assert "bytes: 5.0 MB sent, 6.0 kB received" in text
-    assert "memory: 1.0 kB lent of 2.0 kB" in text
+    assert "shared pool: 1.0 kB used of 2.0 kB" in text
     assert "broker: 987 messages, 65 dropped" in text
     assert "hub:9888 down cannot reach it: refused" in text
     assert "provider far [::1]:9887 in use 3 12.3 ms" in text

@@ -102,7 +102,7 @@ def test_a_closing_broker_is_not_reported_as_a_peer() -> None:
     assert told == ["up"]
 
 
-def test_a_welcome_that_answers_no_hello_voids_the_peer_list() -> None:
+def test_a_welcome_that_responds_to_no_hello_voids_the_peer_list() -> None:
     box, told = inbox()
     for _ in range(2):
         box.receive(control(Welcome(FABRIC_VERSION, NO_HELLO, 1)))

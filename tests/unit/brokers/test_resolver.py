@@ -1,4 +1,4 @@
-"""Looking names up, beside name servers that do not answer."""
+"""Looking names up, beside name servers that do not respond."""
 
 import asyncio
 import socket
@@ -40,12 +40,12 @@ async def test_a_thread_that_cannot_start_raises_oserror(monkeypatch: pytest.Mon
 
 
 def test_lookups_that_hang_delay_neither_others_nor_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    answered, outwaited = threading.Event(), []
+    responded, outwaited = threading.Event(), []
     lookup = socket.getaddrinfo
 
     def slow(host: str, port: int, **options: int) -> object:
         if host == "slow.test":
-            outwaited.append(answered.wait(60))
+            outwaited.append(responded.wait(60))
             host = HOST
         return lookup(host, port, **options)
 
@@ -62,7 +62,7 @@ def test_lookups_that_hang_delay_neither_others_nor_the_end_of_the_process(monke
     asyncio.run(main())
     assert outwaited == []
     late = set(threading.enumerate()) - before
-    answered.set()  # for a loop that is closed
+    responded.set()  # for a loop that is closed
     for thread in late:
         thread.join()
     assert outwaited == [True] * MANY

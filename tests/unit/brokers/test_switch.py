@@ -88,8 +88,8 @@ def test_a_second_hello_begins_a_new_epoch() -> None:
     broker = Broker()
     broker.hello("e1")
     first = broker.hello("p1")
-    answer = broker.tell("p1", Hello(1, 1, 2, {}))
-    assert answer == [("p1", Welcome(1, 2, first + 1)), ("p1", up("e1", 1)), ("e1", up("p1", first + 1))]
+    response = broker.tell("p1", Hello(1, 1, 2, {}))
+    assert response == [("p1", Welcome(1, 2, first + 1)), ("p1", up("e1", 1)), ("e1", up("p1", first + 1))]
     assert len(broker.switch.peers) == 2
 
 

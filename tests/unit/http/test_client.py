@@ -9,7 +9,7 @@ from goreprox.endpoint import Endpoint
 from goreprox.http.client import ClientConnection
 from goreprox.http.clients import ClientConnections
 from goreprox.http.exchange import Site
-from goreprox.http.provider_stream import Upstream
+from goreprox.http.provider_stream import ProviderStream
 from goreprox.net import sockets
 from goreprox.net.poller import Poller
 from goreprox.process.clock import clock
@@ -50,12 +50,12 @@ class Providers:
     """Has every request accepted at once."""
 
     def __init__(self) -> None:
-        self.upstreams: list[Upstream] = []
+        self.provider_streams: list[ProviderStream] = []
 
-    def connect(self, upstream: Upstream) -> None:
-        self.upstreams.append(upstream)
-        upstream.stream.host = Session()
-        upstream.stream.step(Step.RECEIVE_ACCEPT)
+    def connect(self, provider_stream: ProviderStream) -> None:
+        self.provider_streams.append(provider_stream)
+        provider_stream.stream.host = Session()
+        provider_stream.stream.step(Step.RECEIVE_ACCEPT)
 
     def reusable(self, stream: Stream) -> bool:
         return True
@@ -66,7 +66,7 @@ class Providers:
     def tells_delivery(self, stream: Stream) -> bool:
         return False
 
-    def upstream_ended(self, upstream: Upstream) -> None: ...
+    def provider_stream_ended(self, provider_stream: ProviderStream) -> None: ...
 
     def client_ended(self, client: Endpoint) -> None: ...
 
@@ -103,20 +103,20 @@ async def test_a_client_that_does_not_read_is_reset_when_its_upgraded_stream_is_
     with client:
         connection = ClientConnection(clients, ours, Endpoint("192.0.2.9", 1), Endpoint("192.0.2.1", 80), Site("web"))
         client.send(UPGRADE)
-        await eventually(lambda: providers.upstreams)
-        (upstream,) = providers.upstreams
-        stream = upstream.stream
+        await eventually(lambda: providers.provider_streams)
+        (provider_stream,) = providers.provider_streams
+        stream = provider_stream.stream
         stream.receive_data(0, SWITCHING + EARLY)
-        upstream.notice(Kind.READABLE)
-        assert connection._out and not stream.receive.chunks and upstream._user is connection
+        provider_stream.notice(Kind.READABLE)
+        assert connection._out and not stream.receive.chunks and provider_stream._user is connection
         assert connection._out._held
 
         if end == "reset":
             stream.receive_reset(len(SWITCHING + EARLY), "the target was reset")
-            upstream.notice(Kind.RESET)
+            provider_stream.notice(Kind.RESET)
         else:
             stream.receive_abort("the provider is gone")
-            upstream.notice(Kind.ABORTED)
+            provider_stream.notice(Kind.ABORTED)
         assert not clients.live and not bridges.connections
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(read_to_the_end(client, bytearray()), 30)
@@ -131,40 +131,40 @@ async def test_an_upgraded_client_gets_what_came_before_a_reset_of_its_target() 
     with client:
         ClientConnection(clients, ours, Endpoint("192.0.2.9", 1), Endpoint("192.0.2.1", 80), Site("web"))
         client.send(UPGRADE)
-        await eventually(lambda: providers.upstreams)
-        (upstream,) = providers.upstreams
-        stream = upstream.stream
+        await eventually(lambda: providers.provider_streams)
+        (provider_stream,) = providers.provider_streams
+        stream = provider_stream.stream
         head, last = SWITCHING + EARLY, b"last words"
         stream.receive_data(0, head)
-        upstream.notice(Kind.READABLE)
+        provider_stream.notice(Kind.READABLE)
         stream.receive_data(len(head), last)
-        upstream.notice(Kind.READABLE)
+        provider_stream.notice(Kind.READABLE)
         stream.receive_reset(len(head + last), "the target was reset")
-        upstream.notice(Kind.RESET)
+        provider_stream.notice(Kind.RESET)
         received = bytearray()
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(read_to_the_end(client, received), 30)
         assert received.endswith(last) and len(received) >= len(EARLY + last)
 
 
-class User:
+class StreamUser:
     """Does not read."""
 
     def readable(self) -> None: ...
 
     def writable(self) -> None: ...
 
-    def lost(self, upstream: Upstream, status: int, reason: str, *, again: bool) -> None: ...
+    def lost(self, provider_stream: ProviderStream, status: int, reason: str, *, again: bool) -> None: ...
 
 
 async def test_what_a_target_sent_is_dropped_when_its_stream_is_finished() -> None:
     stream = Stream(opener=True, service="web", client="192.0.2.9:1", budget=Budget(total_bytes=MIB, max_streams=4))
     stream.host = Session()
     stream.step(Step.RECEIVE_ACCEPT)
-    upstream = Upstream(stream, User(), clock=clock, on_end=lambda _: None)
+    provider_stream = ProviderStream(stream, StreamUser(), clock=clock, on_end=lambda _: None)
     stream.receive_data(0, b"more than was asked for")
-    upstream.notice(Kind.READABLE)
+    provider_stream.notice(Kind.READABLE)
     assert stream.receive.chunks
-    upstream.finish()
+    provider_stream.finish()
     assert not stream.receive.chunks and stream.send.eof
-    upstream.reset("the test is over")
+    provider_stream.reset("the test is over")

@@ -1,4 +1,4 @@
-"""What an HTTP gateway makes of requests and answers."""
+"""What an HTTP gateway makes of requests and responses."""
 
 import ipaddress
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from goreprox.config.defaults import MAX_HEAD_BYTES
 from goreprox.config.http import DEFAULT_LIMITS, HttpConfig, Limits
 from goreprox.config.routes import Route, Routes
-from goreprox.http.commands import Abort, Connect, Discard, Finish, HalfClose, Release, Switch
+from goreprox.http.commands import Connect, Discard, Finish, HalfClose, Release, ResetClient, SwitchProtocols
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.http.reader import AHEAD, CHUNKED_READ
@@ -267,9 +267,9 @@ def test_hop_by_hop_fields_are_removed() -> None:
     talk.target(
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 1\r\nX-End: 2\r\n\r\n"
     )
-    answer = talk.answers()[0]
-    assert isinstance(answer, h11.Response)
-    assert names(answer) == [b"content-length", b"x-end", b"connection"]
+    response = talk.responses()[0]
+    assert isinstance(response, h11.Response)
+    assert names(response) == [b"content-length", b"x-end", b"connection"]
 
 
 # -- upgrade
@@ -280,7 +280,7 @@ def test_an_upgraded_connection_is_joined_with_its_stream() -> None:
     assert talk.seen.to_client == SWITCHING.replace(b"Upgrade\r\n", b"upgrade\r\n", 1) + b"hello"
     assert talk.seen.to_target[0].endswith(b"\r\n\r\nearly")
     assert b"Connection: upgrade\r\nUpgrade: websocket\r\n" in talk.seen.to_target[0]
-    assert talk.seen.others[-1] == Switch()
+    assert talk.seen.others[-1] == SwitchProtocols()
     assert talk.gateway.over
 
 
@@ -371,10 +371,10 @@ def test_a_switch_of_protocols_before_the_end_of_the_request_is_502() -> None:
     talk = Talk().client(upgrade + b"he").target(SWITCHING)
     assert talk.statuses == [502]
     assert talk.seen.others[-2:] == [Discard(reset=True), Finish()]
-    assert Talk().client(upgrade + b"hello").target(SWITCHING).seen.others[-1] == Switch()
+    assert Talk().client(upgrade + b"hello").target(SWITCHING).seen.others[-1] == SwitchProtocols()
 
 
-# -- answers of our own
+# -- our own responses
 
 
 def test_malformed_responses_are_502_and_the_connection_stays_open() -> None:
@@ -395,10 +395,10 @@ def test_a_truncated_response_is_never_completed() -> None:
         talk = (
             Talk().client(GET).target(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n").target(b"2\r\nok\r\n").target_eof()
         )
-        assert talk.seen.others[-1] == Abort()
+        assert talk.seen.others[-1] == ResetClient()
         assert not talk.seen.to_client.endswith(b"0\r\n\r\n")
     talk = Talk().client(GET).target(b"HTTP/1.1 200 OK\r\n\r\nsome").lost()
-    assert talk.seen.others[-1] == Abort()
+    assert talk.seen.others[-1] == ResetClient()
 
 
 def test_a_safe_request_is_sent_once_more_when_its_provider_is_lost() -> None:
@@ -479,7 +479,7 @@ def test_no_provider_is_503_with_retry_after() -> None:
 )
 def test_error_pages_have_the_type_that_the_client_accepts(accept: bytes, kind: bytes, start: bytes) -> None:
     talk = Talk().client(GET[:-2] + b"Accept: " + accept + b"\r\n\r\n").lost(502, "gone", again=False)
-    head, body = talk.answers()[:2]
+    head, body = talk.responses()[:2]
     assert isinstance(head, h11.Response)
     assert isinstance(body, h11.Data)
     assert dict(head.headers)[b"content-type"] == kind + b"; charset=utf-8"
@@ -594,10 +594,10 @@ def test_results_do_not_depend_on_how_bytes_are_split(
         for _ in range(3):
             if len(talk.seen.to_target) and not talk.gateway.idle and not talk.gateway.over:
                 talk.target(*target)
-        heads = [event for event in talk.answers() if isinstance(event, h11.Response | h11.InformationalResponse)]
+        heads = [event for event in talk.responses() if isinstance(event, h11.Response | h11.InformationalResponse)]
         ends = [each for each in talk.seen.others if not isinstance(each, Connect | Release)]
         sent = talk.seen.to_target
-        if Switch() not in ends:
+        if SwitchProtocols() not in ends:
             sent = [body_of(talk.requests(stream)) for stream in range(len(sent))]
         return [(head.status_code, bytes(head.reason)) for head in heads], sent, ends
 

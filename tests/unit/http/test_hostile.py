@@ -6,7 +6,7 @@ import h11
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from goreprox.http.commands import Abort, Discard, Finish, Switch
+from goreprox.http.commands import Discard, Finish, ResetClient, SwitchProtocols
 from tests.support.gateway import Talk
 
 CLIENT = st.sampled_from(
@@ -102,7 +102,7 @@ def test_nothing_is_raised_and_only_whole_responses_look_whole(steps: list[tuple
                 talk.do(talk.gateway.timed_out())
             case "drain":
                 talk.do(talk.gateway.drain())
-    ends = [each for each in talk.seen.others if isinstance(each, Finish | Abort | Switch)]
+    ends = [each for each in talk.seen.others if isinstance(each, Finish | ResetClient | SwitchProtocols)]
     assert len(ends) <= 1
     assert bool(ends) == talk.gateway.over
     after = talk.seen.others[talk.seen.others.index(ends[0]) + 1 :] if ends else []

@@ -3,7 +3,7 @@
 import h11
 import pytest
 
-from goreprox.http.commands import Abort, Discard, Release
+from goreprox.http.commands import Discard, Release, ResetClient
 from tests.support.gateway import OK, Talk, cuts
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -46,12 +46,12 @@ BEGUN = {
 
 @pytest.mark.parametrize("name", SERVED)
 def test_unambiguous_responses_are_served_wherever_reads_end(name: str) -> None:
-    answer = SERVED[name]
-    for parts in (*([answer[:cut], answer[cut:]] for cut in cuts(answer)), [bytes([each]) for each in answer]):
+    response = SERVED[name]
+    for parts in (*([response[:cut], response[cut:]] for cut in cuts(response)), [bytes([each]) for each in response]):
         talk = Talk().client(GET).target(*parts)
         assert talk.statuses == [200], parts
-        assert b"".join(event.data for event in talk.answers() if isinstance(event, h11.Data)) == b"ok"
-        assert isinstance(talk.answers()[-1], h11.EndOfMessage)
+        assert b"".join(event.data for event in talk.responses() if isinstance(event, h11.Data)) == b"ok"
+        assert isinstance(talk.responses()[-1], h11.EndOfMessage)
         assert talk.gateway.idle
         assert talk.client(GET).target(OK).statuses == [200, 200]
 
@@ -66,9 +66,9 @@ def test_a_response_with_a_doubtful_end_is_the_last_of_its_stream(name: str) -> 
 
 @pytest.mark.parametrize("name", NOT_BEGUN)
 def test_a_malformed_response_is_502_at_once_wherever_reads_end(name: str) -> None:
-    answer = NOT_BEGUN[name]
-    for cut in cuts(answer):
-        talk = Talk().client(GET).target(answer[:cut], answer[cut:])
+    response = NOT_BEGUN[name]
+    for cut in cuts(response):
+        talk = Talk().client(GET).target(response[:cut], response[cut:])
         assert talk.statuses == [502], cut
         assert Discard(reset=True) in talk.seen.others
 
@@ -77,7 +77,7 @@ def test_a_malformed_response_is_502_at_once_wherever_reads_end(name: str) -> No
 def test_a_malformed_response_body_is_a_reset_at_once_wherever_reads_end(name: str) -> None:
     for cut in cuts(BEGUN[name]):
         talk = Talk().client(GET).target(CHUNKED, BEGUN[name][:cut], BEGUN[name][cut:])
-        assert talk.seen.others[-2:] == [Discard(reset=True), Abort()], cut
+        assert talk.seen.others[-2:] == [Discard(reset=True), ResetClient()], cut
 
 
 def test_a_target_that_fails_during_a_request_is_reset() -> None:

@@ -119,7 +119,7 @@ def opened() -> tuple[Peer, Stream]:
 
 
 def accepted() -> tuple[Peer, Stream]:
-    """Give the peer of an acceptor, and a stream whose target answered."""
+    """Give the peer of an acceptor, and a stream whose target responded."""
     peer, stream = dialing()
     stream.accept()
     peer.heard()

@@ -1,4 +1,4 @@
-"""What a peer may list when an epoch begins, and how it is answered: a page at a time."""
+"""What a peer may list when an epoch begins, and how it gets responses: a page at a time."""
 
 import tracemalloc
 
@@ -82,7 +82,7 @@ def test_an_opener_is_listed_no_more_ended_streams_than_can_have_been_live(monke
 
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("opener", [True, False])
-def test_streams_that_only_the_peer_has_are_answered_a_page_at_a_time(*, opener: bool, last: bool) -> None:
+def test_streams_that_only_the_peer_has_get_responses_a_page_at_a_time(*, opener: bool, last: bool) -> None:
     """And take 8 bytes each while they wait, whether or not the peer's pages ever end."""
     count = 20 * RESUME_PAGE
     peer = Peer(opener=opener, max_streams=64)
@@ -104,13 +104,13 @@ def test_streams_that_only_the_peer_has_are_answered_a_page_at_a_time(*, opener:
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 16 * count + 64 * KIB
-    answers: list[list[Event]] = []
-    while sum(map(len, answers)) < count:
+    responses: list[list[Event]] = []
+    while sum(map(len, responses)) < count:
         wakes = peer.wakes
-        answers.append(peer.heard())
-        assert 0 < len(answers[-1]) <= RESUME_PAGE
-        assert (peer.wakes > wakes) is (sum(map(len, answers)) < count)
-    assert [event for page in answers for event in page] == [
+        responses.append(peer.heard())
+        assert 0 < len(responses[-1]) <= RESUME_PAGE
+        assert (peer.wakes > wakes) is (sum(map(len, responses)) < count)
+    assert [event for page in responses for event in page] == [
         Abort(stream_id, Code.GONE, GONE) for stream_id in range(1, count + 1)
     ]
     assert peer.heard() == []
@@ -147,7 +147,7 @@ def test_a_page_shows_streams_as_they_are_when_it_is_sent() -> None:
     assert [event for event in told if isinstance(event, Abort)] == [Abort(ids[-1], Code.OTHER, "never mind")]
 
 
-def test_a_stream_that_ends_before_the_last_page_is_answered() -> None:
+def test_a_stream_that_ends_before_the_last_page_gets_a_response() -> None:
     peer, stream = accepted()
     peer.say(Reset(1, 0, "there"))
     peer.session.path_down("a", 0.0)
@@ -192,7 +192,7 @@ def test_a_refused_stream_is_forgotten() -> None:
     assert not peer.session.unanswered and not peer.session.streams
 
 
-def test_a_stream_that_ends_before_the_last_page_is_answered_with_its_last_words() -> None:
+def test_a_stream_that_ends_before_the_last_page_gets_its_last_words() -> None:
     peer, stream = opened()
     peer.session.path_down("a", 0.0)
     peer.session.path_up("a", 0.0)

@@ -235,7 +235,7 @@ def test_silence_is_probed_and_ends_the_epoch() -> None:
 
 
 def stall(peer: Peer) -> list[float]:
-    """Let questions go unanswered for `STALL_PROBES` and one more; return when they were due."""
+    """Let probes go unanswered for `STALL_PROBES` and one more; return when they were due."""
     times: list[float] = []
     while len(times) <= STALL_PROBES:
         peer.now = peer.session.deadline() or 0.0

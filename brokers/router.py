@@ -169,8 +169,10 @@ class Router:
     def _link_condition(self, peer_id: bytes) -> LinkCondition | None:
         """Return the condition of a peer's connection, with what waits for the peer in its outbox."""
         connection = self._connection(peer_id)
-        condition = link_condition(connection.socket) if connection is not None else None
-        if condition is None or connection is None or connection.routing_id is None:
+        if connection is None or connection.routing_id is None:
+            return None
+        condition = link_condition(connection.socket)
+        if condition is None:
             return None
         waiting = self._outboxes.size(connection.routing_id)
         return condition._replace(unsent_bytes=condition.unsent_bytes + waiting)

@@ -1,4 +1,4 @@
-"""Options that are no part of a configuration: how a role starts, and where its keys come from."""
+"""Groups of options for commands: those of every role, and where keys come from."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 from cyclopts import Parameter
 
 from goreprox.config.options import GROUP, KEYS, PROCESS, Directory, File, one
+from goreprox.config.process import ProcessConfig
 
 Level = Literal["trace", "debug", "info", "warning", "error"]
 
@@ -29,8 +30,9 @@ class FileOptions:
 @GROUP
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartOptions:
-    """Options of every role, which say how it starts."""
+    """Options of every role."""
 
+    process: ProcessConfig = field(default_factory=ProcessConfig)
     file: FileOptions = field(default_factory=FileOptions)
     log_level: Annotated[Level, one(_level, "LEVEL"), Parameter(group=PROCESS, show_choices=False)] = "info"
     """Log this and above: trace, debug, info, warning or error."""

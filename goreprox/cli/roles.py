@@ -14,7 +14,7 @@ from goreprox.config.addresses import EDGES, Address, Target
 from goreprox.config.clients import ClientConfig
 from goreprox.config.defaults import DEFAULT_WEIGHT, DEFAULT_WORKERS, EDGE_PORT, PROVIDER_PORT
 from goreprox.config.options import ADDRESSES, LIMITS, Count, Number, Port, several
-from goreprox.config.process import ConnectionConfig, ProcessConfig
+from goreprox.config.process import ConnectionConfig
 from goreprox.config.roles import BrokerConfig, DialConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
 from goreprox.errors import ConfigError
 
@@ -27,7 +27,6 @@ def _remotes(port: int) -> Parameter:
     return several(functools.partial(Address.parse, default_port=port), "HOST[:PORT]")
 
 
-_PROCESS: Final = ProcessConfig()
 _CONNECTIONS: Final = ConnectionConfig()
 _CLIENTS: Final = ClientConfig()
 _PEERS: Final = PeerConfig()
@@ -44,7 +43,6 @@ def server(
     state_dir: StateDir = None,
     clients: ClientConfig = _CLIENTS,
     connections: ConnectionConfig = _CONNECTIONS,
-    process: ProcessConfig = _PROCESS,
     start: StartOptions = _START,
 ) -> None:
     """Run a server.
@@ -55,12 +53,12 @@ def server(
         Accept further edges here. [default: none]
     """
     config = ServerConfig(
-        process=process,
+        process=start.process,
         connections=connections,
         clients=clients,
         peers=peers,
         edges=edges,
-        state_dir=keys_directory(process, state_dir),
+        state_dir=keys_directory(start.process, state_dir),
     )
     _launch(config, start)
 
@@ -72,7 +70,6 @@ def edge(
     join: JoinOptions = _JOIN,
     clients: ClientConfig = _CLIENTS,
     connections: ConnectionConfig = _CONNECTIONS,
-    process: ProcessConfig = _PROCESS,
     start: StartOptions = _START,
 ) -> None:
     """Run an edge, or several as workers.
@@ -84,7 +81,7 @@ def edge(
     workers
         Run so many processes that share the ports. Limits of connections and memory are for each of them.
     """
-    member = membership("edge", process, broker, join)
+    member = membership("edge", start.process, broker, join)
     if not member.addresses:
         raise ConfigError("broker: none is given; say where it is, like `--broker host:9888`")
     config = EdgeConfig(
@@ -103,7 +100,6 @@ def broker(
     peers: PeerConfig = _PEERS,
     edges: _Edges = EDGES,
     state_dir: StateDir = None,
-    process: ProcessConfig = _PROCESS,
     start: StartOptions = _START,
 ) -> None:
     """Run a broker.
@@ -114,10 +110,10 @@ def broker(
         Accept edges here.
     """
     config = BrokerConfig(
-        process=process,
+        process=start.process,
         peers=peers,
         edges=edges,
-        state_dir=keys_directory(process, state_dir),
+        state_dir=keys_directory(start.process, state_dir),
     )
     _launch(config, start)
 
@@ -130,7 +126,6 @@ def provider(
     join: JoinOptions = _JOIN,
     dial: DialConfig = _DIAL,
     connections: ConnectionConfig = _CONNECTIONS,
-    process: ProcessConfig = _PROCESS,
     start: StartOptions = _START,
 ) -> None:
     """Run a provider.
@@ -147,7 +142,7 @@ def provider(
     """
     if not target:
         raise ConfigError("target: none is given; say what to expose, like `goreprox provider 3000 --join-file FILE`")
-    member = membership("provider", process, server, join)
+    member = membership("provider", start.process, server, join)
     if not member.addresses:
         raise ConfigError("server: none is given; say where it is, like `--server host:9887`")
     config = ProviderConfig(

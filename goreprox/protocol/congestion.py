@@ -98,9 +98,14 @@ class Congestion:
         return min(bound - in_flight, self._link_room)
 
     @property
+    def _highest_rate(self) -> float:
+        """Bytes/s; 0 while none was measured."""
+        return max(self._rate, self._rate_before)
+
+    @property
     def message_bytes(self) -> int:
         """How large a message may be: a quarter of the bound, and what arrives in `MESSAGE_S`; at least a quantum."""
-        most = min(self.bound // BATCH_SHARE, int(max(self._rate, self._rate_before) * MESSAGE_S))
+        most = min(self.bound // BATCH_SHARE, int(self._highest_rate * MESSAGE_S))
         return most if most > QUANTUM_MIN else QUANTUM_MIN
 
     def sent(self, size: int) -> None:
@@ -112,7 +117,7 @@ class Congestion:
 
         To be called before messages are made with more than `IN_FLIGHT_MIN` in flight; with less, it does not count.
         """
-        self._link_room = max(IN_FLIGHT_MIN, int(max(self._rate, self._rate_before) * UNSENT_S)) - unsent_bytes
+        self._link_room = max(IN_FLIGHT_MIN, int(self._highest_rate * UNSENT_S)) - unsent_bytes
         self._link_s = round_trip_s
         self._link_least_s = min(self._link_least_s, round_trip_s)
 
@@ -130,7 +135,7 @@ class Congestion:
                 self._rate_before, self._rate, self._rate_from = self._rate, 0.0, now
         if rate > self._rate:
             self._rate = rate
-        bound = 2 * max(self._rate, self._rate_before) * max(self._least_s, LEAST_QUEUE_S)
+        bound = 2 * self._highest_rate * max(self._least_s, LEAST_QUEUE_S)
         self.bound = min(max(int(bound), IN_FLIGHT_MIN), IN_FLIGHT_MAX)
 
     def round_over(self, in_flight: int, now: float) -> None:

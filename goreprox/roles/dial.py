@@ -127,8 +127,7 @@ class _Dial:
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
-        """The connection that is being made."""
-        self._watched = False
+        """The connection that is being made; the poller watches it."""
         self._address: object = None
         """The one being tried; its form depends on the address family."""
         self._rest: list[SocketAddress] = []
@@ -174,8 +173,9 @@ class _Dial:
     def _try(self, addresses: Sequence[SocketAddress]) -> None:
         (family, address), *self._rest = addresses
         self._address = address
+        sock = None
         try:
-            sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+            sock = socket.socket(family, socket.SOCK_STREAM)
             if sockets.taken_from_spare(sock.fileno()):
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             sockets.prepare(sock)
@@ -185,21 +185,25 @@ class _Dial:
             self._dialer.loops.add(self._stream, sock.getsockname()[:2], address[:2])
         except OSError as exc:
             code = exc.errno or errno.EIO
-        if code in _CONNECTING and self._sock is not None:
-            self._watched = True
-            self._dialer.poller.watch(self._sock.fileno(), WRITE, self._connected)
+        if code in _CONNECTING and sock is not None:
+            self._sock = sock
+            self._dialer.poller.watch(sock.fileno(), WRITE, self._connected)
             if self._rest:
                 time_s = (self._deadline.when() - self._loop.time()) / (len(self._rest) + 1)
-                self._next_address = self._loop.call_later(time_s, self._tried, errno.ETIMEDOUT)
+                self._next_address = self._loop.call_later(time_s, self._timed_out)
         else:
-            self._tried(code)
+            self._tried(sock, code)
 
     def _connected(self, _: int) -> None:
-        if self._sock is not None:
-            self._tried(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-
-    def _tried(self, code: int) -> None:
         sock = self._take_socket()
+        if sock is not None:
+            self._tried(sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _timed_out(self) -> None:
+        self._tried(self._take_socket(), errno.ETIMEDOUT)
+
+    def _tried(self, sock: socket.socket | None, code: int) -> None:
+        """Use the socket, or close it and try the next address."""
         if sock is not None and code in _CONNECTED:
             try:
                 self._check_other_end(sock)
@@ -289,9 +293,8 @@ class _Dial:
     def _take_socket(self) -> socket.socket | None:
         """End the attempt at one address; return its socket."""
         sock, self._sock = self._sock, None
-        if sock is not None and self._watched:
+        if sock is not None:
             self._dialer.poller.forget(sock.fileno())
-        self._watched = False
         if self._next_address is not None:
             self._next_address.cancel()
             self._next_address = None

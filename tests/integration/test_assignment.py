@@ -6,11 +6,13 @@ import os
 import pytest
 
 from brokers import PeerInfo, PeerName, Role
+from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.epochs import Phase
+from goreprox.protocol.events import Drain, Event
 from goreprox.protocol.stream import Stream
 from goreprox.roles.assignment import Assignment
 from goreprox.tunnel.peer import Peer
+from tests.support.peer import establish
 from tests.support.waiting import eventually
 
 BUDGET = Budget(total_bytes=1 << 28, max_streams=10_000)
@@ -57,9 +59,14 @@ class Side:
         driver = self.assignment.driver
         driver.peer_up(Nobody(), info)
         peer = driver.peers[info.name.id]
-        peer.session.epochs.phase = Phase.ESTABLISHED
-        self.assignment.peer_changed(peer)
+        self.resume(peer)
         return peer
+
+    def resume(self, peer: Peer, *events: Event) -> None:
+        path = peer.session.path
+        assert path is not None
+        establish(peer.session, *events, path=path.path_id, now=clock())
+        self.assignment.peer_changed(peer)
 
     def says(self, peer: Peer, *services: str) -> None:
         peer.info = PeerInfo(peer.info.name, 1, said(*services))
@@ -116,7 +123,6 @@ async def test_idle_http_clients_are_checked_only_when_a_provider_is_lost() -> N
         side.assignment.peer_changed(peer)
     await asyncio.sleep(0)
     assert side.lost == before
-    peer.session.peer_draining = True
-    side.assignment.peer_changed(peer)
+    side.resume(peer, Drain())
     await asyncio.sleep(0)
     assert side.lost == before + 1

@@ -17,8 +17,8 @@ from goreprox.protocol.limits import KIB, RESET_LINGER_S
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.tunnel.bridge import Bridge, Bridges
+from tests.support.peer import WINDOW, accepted
 from tests.support.waiting import eventually
-from tests.unit.protocol.harness import WINDOW, accepted
 
 TIMEOUT_S = 3600.0
 

@@ -8,19 +8,20 @@ import pytest
 
 from brokers import PeerInfo, PeerName, Role
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.epochs import Phase
+from goreprox.protocol.events import Drain
 from goreprox.protocol.session import Session
 from goreprox.roles import offers as module
 from goreprox.roles.balancer import Balancer, Candidate
 from goreprox.roles.offers import SAMPLE, Offers
 from goreprox.tunnel.peer import Peer
+from tests.support.peer import establish
 
 BUDGET = Budget(total_bytes=1 << 24, max_streams=64)
 
 
 def provider(services: Sequence[str], *, weight: float = 1.0, targets: bytes = b"") -> Peer:
     session = Session(opener=True, version=1, budget=BUDGET, grace_s=1, wake=lambda: None, now=0.0)
-    session.epochs.phase = Phase.ESTABLISHED
+    establish(session)
     attributes = {"services": list(services), "weight": weight, "targets": targets}
     return Peer(PeerInfo(PeerName(Role.PROVIDER, "web", os.urandom(16)), 1, attributes), session)
 
@@ -51,8 +52,8 @@ def test_a_draining_or_unreachable_provider_is_known_and_no_candidate(offers: Of
     draining, away = provider(["a"]), provider(["a"])
     for peer in (draining, away):
         offers.update(peer)
-    draining.session.peer_draining = True
-    away.session.epochs.phase = Phase.DOWN
+    establish(draining.session, Drain())
+    away.session.path_down("a", 0.0)
     for peer in (draining, away):
         assert offers.update(peer) == (set(), {"a"}, set())
     assert not ids(offers, "a") and set(offers.known_for("a")) == {draining.id, away.id}
@@ -70,7 +71,7 @@ def test_all_services_are_gained_again_in_a_new_epoch(offers: Offers) -> None:
     """Between two epochs it took no streams, so somebody may wait for each of its services."""
     peer = provider(["a"])
     offers.update(peer)
-    peer.session.epochs.number += 2
+    establish(peer.session)
     assert offers.update(peer).gained == {"a"}
 
 

@@ -21,7 +21,7 @@ from goreprox.protocol.limits import ALLOWANCE_S, MAX_OFFSET, RESTART_MIN_S, WIN
 from goreprox.protocol.notices import Kind, Notice
 from goreprox.protocol.resume import GONE
 from goreprox.protocol.state import State
-from tests.unit.protocol.harness import (
+from tests.support.peer import (
     GRACE_S,
     WINDOW,
     Peer,

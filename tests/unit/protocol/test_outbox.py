@@ -20,7 +20,7 @@ from goreprox.protocol.limits import (
 from goreprox.protocol.outbox import EVENT_BYTES, Outbox
 from goreprox.protocol.path import Path
 from goreprox.protocol.stream import Stream
-from tests.unit.protocol.harness import congestion
+from tests.support.peer import congestion
 
 SMALL = 8 * KIB - EVENT_BYTES
 """A payload that counts as 8 KiB, with its event."""

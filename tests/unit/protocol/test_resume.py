@@ -19,7 +19,7 @@ from goreprox.protocol.events import (
 )
 from goreprox.protocol.limits import KIB, RESUME_PAGE, WINDOW_INITIAL
 from goreprox.protocol.resume import GONE
-from tests.unit.protocol.harness import WINDOW, Peer, accepted, edge, failure, hello, live, opened, provider
+from tests.support.peer import WINDOW, Peer, accepted, edge, failure, hello, live, opened, provider
 
 
 def test_a_resume_may_not_list_too_many_streams(monkeypatch: pytest.MonkeyPatch) -> None:

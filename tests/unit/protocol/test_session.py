@@ -48,7 +48,7 @@ from goreprox.protocol.notices import Kind, Notice
 from goreprox.protocol.path import Path
 from goreprox.protocol.resume import GONE
 from goreprox.protocol.state import State
-from tests.unit.protocol.harness import (
+from tests.support.peer import (
     GRACE_S,
     WINDOW,
     Peer,

@@ -6,7 +6,7 @@ import pytest
 
 from goreprox.protocol.events import Abort, Accept, Ack, Code, Data, Probe
 from goreprox.protocol.limits import IN_FLIGHT_MIN, LOSS_TIMEOUT_S, PATH_ACK_DELAY_S, STREAM_ACK_DELAY_S
-from tests.unit.protocol.harness import GRACE_S, WINDOW, Peer, bound, edge, hello, opened
+from tests.support.peer import GRACE_S, WINDOW, Peer, bound, edge, hello, opened
 
 
 def _receive_and_consume(peer: Peer) -> None:

@@ -28,6 +28,14 @@ def live(stream: int, *, accepted: bool = True, received: int = 0, delivered: in
     return Live(stream, accepted, received, delivered, WINDOW, eof)
 
 
+def establish(session: Session, *events: Event, path: object = "a", now: float = 0.0) -> None:
+    """Begin an epoch on this path, and play the peer's part in it: its page, then `events`."""
+    session.path_up(path, now)
+    ((_, frames),) = session.flush(now)
+    _, batch = wire.decode(frames)
+    session.receive(path, wire.encode(Batch(batch.epoch, 0, 1, (hello(), *events)), version=1), now)
+
+
 class Peer:
     """The far end of a session under test. It numbers and acknowledges as a peer does, and says what it is told to."""
 

@@ -3,22 +3,20 @@
 import asyncio
 import resource
 from collections.abc import Coroutine
+from pathlib import Path
 
 from loguru import logger
 
 from goreprox.cli.app import sources
-from goreprox.cli.options import StartOptions
+from goreprox.cli.setup import Config
 from goreprox.config.addresses import Address
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.process.log import configure
 
-Config = ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig
 
-
-def launch(config: Config, start: StartOptions) -> None:
-    """Run the role that `config` is of, to its end."""
-    configure(start.log_level, as_json=start.log_json)
-    file = start.file.config
+def launch(config: Config, file: Path | None) -> None:
+    """Run the role that `config` is of, to its end; `file` is where some of its options come from."""
+    configure(config.process.log.level, as_json=config.process.log.json)
     for line in sources.unknown_variables():
         logger.bind(event="unknown_variable").warning("{}", line)
     if file is not None:
@@ -28,7 +26,7 @@ def launch(config: Config, start: StartOptions) -> None:
         logger.bind(event="insecure", addresses=exposed).warning(
             "--insecure: links on {} are plaintext; anyone who can reach that port can join", ", ".join(exposed)
         )
-    role = _role(config, start)
+    role = _role(config)
     raise_file_limit()
     asyncio.run(role)
 
@@ -44,7 +42,7 @@ def _links(config: Config) -> list[Address]:
             return [config.peers.providers, *([] if config.edges is None else [config.edges])]
 
 
-def _role(config: Config, start: StartOptions) -> Coroutine[object, object, None]:
+def _role(config: Config) -> Coroutine[object, object, None]:
     """Import the role that `config` is of, and no other: each is loaded as a whole before it is ready."""
     match config:
         case ServerConfig():
@@ -66,7 +64,7 @@ def _role(config: Config, start: StartOptions) -> Coroutine[object, object, None
         case EdgeConfig():
             from goreprox.roles.workers import run as run_workers
 
-            return run_workers(config, log_level=start.log_level, log_json=start.log_json)
+            return run_workers(config)
 
 
 def raise_file_limit() -> None:

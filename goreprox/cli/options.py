@@ -1,21 +1,12 @@
 """Groups of options for commands: those of every role, and where keys come from."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from goreprox.config.options import GROUP, KEYS, PROCESS, Directory, File, one
+from goreprox.config.options import GROUP, KEYS, PROCESS, Directory, File
 from goreprox.config.process import ProcessConfig
-
-Level = Literal["trace", "debug", "info", "warning", "error"]
-
-
-def _level(text: str) -> str:
-    level = {"warn": "warning"}.get(text.lower(), text.lower())
-    if level not in get_args(Level):
-        raise ValueError(f"expected one of {', '.join(get_args(Level))}")
-    return level
 
 
 @GROUP
@@ -34,10 +25,6 @@ class StartOptions:
 
     process: ProcessConfig = field(default_factory=ProcessConfig)
     file: FileOptions = field(default_factory=FileOptions)
-    log_level: Annotated[Level, one(_level, "LEVEL"), Parameter(group=PROCESS, show_choices=False)] = "info"
-    """Log this and above: trace, debug, info, warning or error."""
-    log_json: Annotated[bool, Parameter(group=PROCESS)] = False
-    """Log one JSON object per line."""
 
 
 @GROUP

@@ -1,15 +1,16 @@
 """The commands `server`, `edge`, `broker` and `provider`: from options to the configuration of a role.
 
-Networking is imported once the options are right, so that `--help` and mistakes need no more.
+They return it, for `main` to run the role, or for others to look at it.
 """
 
 import functools
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
 from goreprox.cli.joining import keys_directory, membership
 from goreprox.cli.options import JoinOptions, StartOptions, StateDir
+from goreprox.cli.setup import Setup
 from goreprox.config.addresses import EDGES, Address, Target
 from goreprox.config.clients import ClientConfig
 from goreprox.config.defaults import DEFAULT_WEIGHT, DEFAULT_WORKERS, EDGE_PORT, PROVIDER_PORT
@@ -17,9 +18,6 @@ from goreprox.config.options import ADDRESSES, LIMITS, Count, Number, Port, seve
 from goreprox.config.process import ConnectionConfig
 from goreprox.config.roles import BrokerConfig, DialConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
 from goreprox.errors import ConfigError
-
-if TYPE_CHECKING:
-    from goreprox.cli.launch import Config
 
 
 def _remotes(port: int) -> Parameter:
@@ -44,7 +42,7 @@ def server(
     clients: ClientConfig = _CLIENTS,
     connections: ConnectionConfig = _CONNECTIONS,
     start: StartOptions = _START,
-) -> None:
+) -> Setup:
     """Run a server.
 
     Parameters
@@ -60,7 +58,7 @@ def server(
         edges=edges,
         state_dir=keys_directory(start.process, state_dir),
     )
-    _launch(config, start)
+    return Setup(config, start.file.config)
 
 
 def edge(
@@ -71,7 +69,7 @@ def edge(
     clients: ClientConfig = _CLIENTS,
     connections: ConnectionConfig = _CONNECTIONS,
     start: StartOptions = _START,
-) -> None:
+) -> Setup:
     """Run an edge, or several as workers.
 
     Parameters
@@ -92,7 +90,7 @@ def edge(
         clients=clients,
         workers=workers,
     )
-    _launch(config, start)
+    return Setup(config, start.file.config)
 
 
 def broker(
@@ -101,7 +99,7 @@ def broker(
     edges: _Edges = EDGES,
     state_dir: StateDir = None,
     start: StartOptions = _START,
-) -> None:
+) -> Setup:
     """Run a broker.
 
     Parameters
@@ -115,7 +113,7 @@ def broker(
         edges=edges,
         state_dir=keys_directory(start.process, state_dir),
     )
-    _launch(config, start)
+    return Setup(config, start.file.config)
 
 
 def provider(
@@ -127,7 +125,7 @@ def provider(
     dial: DialConfig = _DIAL,
     connections: ConnectionConfig = _CONNECTIONS,
     start: StartOptions = _START,
-) -> None:
+) -> Setup:
     """Run a provider.
 
     Parameters
@@ -154,10 +152,4 @@ def provider(
         dial=dial,
         weight=weight,
     )
-    _launch(config, start)
-
-
-def _launch(config: "Config", start: StartOptions) -> None:
-    from goreprox.cli.launch import launch
-
-    launch(config, start)
+    return Setup(config, start.file.config)

@@ -3,7 +3,7 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +14,7 @@ from goreprox.errors import ConfigError, StartError
 from goreprox.process.files import FileKind, read_file
 
 if TYPE_CHECKING:
-    from cyclopts import ArgumentCollection
+    from cyclopts import Argument, ArgumentCollection
 
 DEFAULT_FILE: Final = Path("goreprox.toml")
 MAX_BYTES: Final = 1 << 20
@@ -30,6 +30,8 @@ class Sources:
         self._app = app
         self._commands: Final = commands
         self.all: Final = (Env(PREFIX, command=False, show=False), self.read_file)
+        self.filled: Iterable[Argument] = ()
+        """The options of the command that was read last, each with what was given for it and where."""
 
     def keys(self, command: str) -> dict[str, bool]:
         """Return the keys of a command in the file, and whether each takes a list."""
@@ -60,7 +62,12 @@ class Sources:
         return known
 
     def read_file(self, command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
-        """Fill in options from the file. The command's table takes precedence over the top level."""
+        """Fill in options from the file. The command's table takes precedence over the top level.
+
+        Raises:
+            ConfigError: the file cannot be read, or a key of it is wrong.
+        """
+        self.filled = arguments
         if not commands or commands[0] not in self._commands:
             return
         given = next((argument for argument in arguments if "--config" in argument.names and argument.tokens), None)
@@ -69,16 +76,37 @@ class Sources:
         if not name and not path.exists():
             return
         document = _load(path, given=bool(name))
-        tables = {key: value for key, value in document.items() if isinstance(value, dict) and key in self._commands}
-        top = {key: value for key, value in document.items() if key not in tables}
-        _check(top, self._keys_of_any(top.keys()), path, "", also=self._commands)
-        for table, content in tables.items():
-            _check(content, self.keys(table), path, f"[{table}] ")
+        for problem in self.problems(document, path):
+            raise problem
+        top, tables = self._parts(document)
         command = commands[0]
         known = self.keys(command)
         values = {key: value for key, value in top.items() if key in known} | tables.get(command, {})
         values |= {} if name else {"config": str(path)}  # so that the log says where they come from
         Dict({command: values}, source=str(path))(command_app, commands, arguments)
+
+    def read(self, name: Path | None) -> tuple[Path | None, dict[str, object]]:
+        """Return the path and the content of the file of that name, or of the default one; (None, {}): there is none.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        path = DEFAULT_FILE if name is None else name.expanduser()
+        if name is None and not path.exists():
+            return None, {}
+        return path, _load(path, given=name is not None)
+
+    def problems(self, document: Mapping[str, object], path: Path) -> Iterator[ConfigError]:
+        """Yield an error for each key of a file that no command has, or whose value is a table."""
+        top, tables = self._parts(document)
+        yield from _problems(top, self._keys_of_any(top.keys()), path, "", also=self._commands)
+        for table, content in tables.items():
+            yield from _problems(content, self.keys(table), path, f"[{table}] ")
+
+    def _parts(self, document: Mapping[str, object]) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
+        """Return the top level of a file, and its tables of commands."""
+        tables = {key: value for key, value in document.items() if isinstance(value, dict) and key in self._commands}
+        return {key: value for key, value in document.items() if key not in tables}, tables
 
     def read_state_dir(self, command_app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
         """Fill in the state directory of `goreprox keys` from the file; it takes no other option from there.
@@ -116,17 +144,15 @@ def _load(path: Path, *, given: bool) -> dict[str, object]:
         raise ConfigError(f"file {path}: {exc}; see docs/configuration.md for its form") from exc
 
 
-def _check(table: dict[str, object], known: dict[str, bool], path: Path, where: str, also: Iterable[str] = ()) -> None:
-    """Require keys that are `known`, with values of the right form. `also` are further names to suggest.
-
-    Raises:
-        ConfigError: a key is unknown, or its value is a table.
-    """
+def _problems(
+    table: Mapping[str, object], known: Mapping[str, bool], path: Path, where: str, also: Iterable[str] = ()
+) -> Iterator[ConfigError]:
+    """Yield an error for each key that is not `known` or has a table. `also` are further names to suggest."""
     for key, value in table.items():
         if key not in known:
             nearest = difflib.get_close_matches(key.lower(), [*known, *also], n=1, cutoff=0.6)
             more = f"did you mean {nearest[0]}?" if nearest else "`goreprox COMMAND --help` shows what there is"
-            raise ConfigError(f"file {path}: {where}{key} is not an option; {more}")
-        if isinstance(value, dict):
+            yield ConfigError(f"file {path}: {where}{key} is not an option; {more}")
+        elif isinstance(value, dict):
             form = f'a list, like {key} = ["…", "…"]' if known[key] else "one value"
-            raise ConfigError(f"file {path}: {where}{key} is a table; expected {form}")
+            yield ConfigError(f"file {path}: {where}{key} is a table; expected {form}")

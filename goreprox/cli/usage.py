@@ -34,6 +34,17 @@ def explain(exc: CycloptsError) -> str:
             return " ".join(str(exc).split())
 
 
+def origin(token: Token) -> str:
+    """Return where an option was given: `flag --listen`, `variable GOREPROX_LISTEN` or `file goreprox.toml`."""
+    match token.source:
+        case "env":
+            return f"variable {token.keyword}"
+        case "cli" | "":
+            return "argument" if token.keyword is None else f"flag {token.keyword}"
+        case file:
+            return f"file {file}"
+
+
 def _where(exc: CoercionError, token: Token) -> str:
     """Return the option as the user wrote it: a flag, a variable, or a key of the file."""
     if token.source == "env":

@@ -131,6 +131,13 @@ class Listener:
     def __str__(self) -> str:
         return f"{self.scheme.value}://{self.address}"
 
+    @property
+    def text(self) -> str:
+        """How it is written."""
+        scheme = "" if self.scheme is Scheme.TCP else f"{self.scheme.value}://"
+        service = "" if self.service == DEFAULT_SERVICE else f"={self.service}"
+        return f"{scheme}{str(self.address).removeprefix(':')}{service}"
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -166,6 +173,11 @@ class Target:
 
     def __str__(self) -> str:
         return f"{_TLS_TARGET}{self.address}" if self.tls else str(self.address)
+
+    @property
+    def text(self) -> str:
+        """How it is written."""
+        return str(self) if self.service == DEFAULT_SERVICE else f"{self.service}={self}"
 
     def __post_init__(self) -> None:
         check_name("service", self.service)

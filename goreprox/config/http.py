@@ -43,6 +43,11 @@ class HostHeader:
             )
         return cls(service if separator else None, host)
 
+    @property
+    def text(self) -> str:
+        """How it is written."""
+        return self.host if self.service is None else f"{self.service}={self.host}"
+
 
 @GROUP
 @dataclass(frozen=True, slots=True)

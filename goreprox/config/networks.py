@@ -32,6 +32,11 @@ class Rule:
         except ValueError as exc:
             raise ConfigError(f"{option} {text!r}: {exc}; write a network like 192.0.2.0/24, or one address") from exc
 
+    @property
+    def text(self) -> str:
+        """How it is written."""
+        return str(self.network) if self.scope is None else f"{self.scope}={self.network}"
+
     def covers(self, client: IP, scopes: Iterable[str]) -> bool:
         """Return whether it applies to a client in one of these scopes."""
         return (self.scope is None or self.scope in scopes) and client in self.network

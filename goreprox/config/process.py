@@ -1,9 +1,9 @@
 """Options of every process, and of those that own connections."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
@@ -31,9 +31,32 @@ from goreprox.config.options import (
     Mebibytes,
     Seconds,
     SecondsOrNever,
+    one,
 )
 from goreprox.config.paths import default_runtime_dir
 from goreprox.errors import ConfigError
+
+Level = Literal["trace", "debug", "info", "warning", "error"]
+
+
+def _level(text: str) -> str:
+    level = {"warn": "warning"}.get(text.lower(), text.lower())
+    if level not in get_args(Level):
+        raise ValueError(f"expected one of {', '.join(get_args(Level))}")
+    return level
+
+
+@GROUP
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """Options of the log."""
+
+    level: Annotated[Level, one(_level, "LEVEL"), Parameter(name="--log-level", group=PROCESS, show_choices=False)] = (
+        "info"
+    )
+    """Log this and above: trace, debug, info, warning or error."""
+    json: Annotated[bool, Parameter(name="--log-json", group=PROCESS)] = False
+    """Log one JSON object per line."""
 
 
 @GROUP
@@ -50,6 +73,7 @@ class ProcessConfig:
     """Disable encryption and authentication of links; anyone who can reach the port can join."""
     link_timeout_s: Annotated[Seconds, Parameter(name="--link-timeout", group=LIFETIMES)] = DEFAULT_LINK_TIMEOUT_S
     """Take a link for broken after so long without a message."""
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         check_name("name", self.own_name)

@@ -34,6 +34,11 @@ class Route:
             raise ConfigError(f"route {text!r}: write HOST=SERVICE, HOST being a name, *.NAME or *, without a port")
         return cls(host.lower(), service)
 
+    @property
+    def text(self) -> str:
+        """How it is written."""
+        return f"{self.host}={self.service}"
+
 
 class Routes:
     """Finds the service of a host."""

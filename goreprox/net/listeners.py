@@ -55,7 +55,7 @@ class Listeners:
         self._sockets: list[tuple[socket.socket, Listener]] = []
         try:
             for listener in listeners:
-                found = _listen(listener.address, reuse_port=reuse_port)
+                found = _bound("listen", listener.address, reuse_port=reuse_port, listening=True)
                 self._sockets += [(sock, listener) for sock in found]
         except StartError:
             self.close()
@@ -143,8 +143,18 @@ class Listeners:
         self.start()
 
 
-def _listen(address: Address, *, reuse_port: bool) -> list[socket.socket]:
-    """Return listening sockets for an address: one for IPv4 and one for IPv6 where the host is both.
+def try_address(option: str, address: Address) -> None:
+    """Find out whether an address, the value of `option`, could be listened on; nobody can connect meanwhile.
+
+    Raises:
+        StartError: it is taken, not allowed, or not an address of this machine.
+    """
+    for sock in _bound(option, address, reuse_port=False, listening=False):
+        sock.close()
+
+
+def _bound(option: str, address: Address, *, reuse_port: bool, listening: bool) -> list[socket.socket]:
+    """Return sockets for an address: one for IPv4 and one for IPv6 where the host is both.
 
     Raises:
         StartError: it is taken, not allowed, or not an address of this machine.
@@ -172,21 +182,25 @@ def _listen(address: Address, *, reuse_port: bool) -> list[socket.socket]:
                     socks.pop().close()  # no IPv6 address on this machine
                     continue
                 raise
-            sock.listen(BACKLOG)
+            if listening:
+                sock.listen(BACKLOG)
             port = sock.getsockname()[1]
     except OSError as exc:
         for sock in socks:
             with contextlib.suppress(OSError):
                 sock.close()
-        raise StartError(f"cannot listen for clients on {address}: {exc.strerror}; {_advice(exc.errno)}") from exc
+        what = f"cannot listen for {option} on" if option != "listen" else "cannot listen for clients on"
+        raise StartError(f"{what} {address}: {exc.strerror}; {_advice(exc.errno, option)}") from exc
     return socks
 
 
-def _advice(code: int | None) -> str:
+def _advice(code: int | None, option: str) -> str:
     match code:
         case errno.EADDRINUSE:
-            return "choose another port with --listen, or stop the program that has it"
+            return f"choose another port with --{option}, or stop the program that has it"
         case errno.EACCES:
-            return "ports below 1024 need privileges: choose a higher one with --listen, or grant CAP_NET_BIND_SERVICE"
+            return (
+                f"ports below 1024 need privileges: choose a higher one with --{option}, or grant CAP_NET_BIND_SERVICE"
+            )
         case _:
-            return "give an address of this machine to --listen"
+            return f"give an address of this machine to --{option}"

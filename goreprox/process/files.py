@@ -55,6 +55,16 @@ def prepare_directory(path: Path, option: str = "--state-dir", *, follow: bool =
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise StartError(f"{path}: not a directory; name another with {option}") from None
+    check_directory(path, option, follow=follow)
+
+
+def check_directory(path: Path, option: str, *, follow: bool = True) -> None:
+    """Require what `prepare_directory` does of a directory, without creating it.
+
+    Raises:
+        StartError: it is not so; the message has the command that repairs it.
+        OSError: it cannot be looked at.
+    """
     status = path.stat(follow_symlinks=follow)
     if stat.S_ISLNK(status.st_mode) and status.st_uid == 0 != os.geteuid():
         status = path.stat()

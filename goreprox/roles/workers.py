@@ -46,18 +46,16 @@ class Job(NamedTuple):
 
     config: EdgeConfig
     number: int
-    log_level: str
-    log_json: bool
 
 
-async def run(config: EdgeConfig, *, log_level: str, log_json: bool) -> None:
+async def run(config: EdgeConfig) -> None:
     """Run `config.workers` edges until a signal has ended them all.
 
     Raises:
         StartError: one of them cannot start; the others were ended.
     """
     worker = dataclasses.replace(config, workers=1, clients=dataclasses.replace(config.clients, reuse_port=True))
-    parent = Parent([Job(worker, number, log_level, log_json) for number in range(config.workers)])
+    parent = Parent([Job(worker, number) for number in range(config.workers)])
     with parent:
         parent.wait_for_ready(
             f"starting {config.workers} workers, which connect to {', '.join(map(str, config.brokers))}"
@@ -205,7 +203,8 @@ def main() -> int:
     job = _read_job()
     if job is None:
         return 0
-    configure(job.log_level, as_json=job.log_json)
+    log = job.config.process.log
+    configure(log.level, as_json=log.json)
     logger.configure(extra={"worker": job.number})
     try:
         asyncio.run(_work(job.config))

@@ -1,0 +1,98 @@
+"""What a start of a role would find wrong on this machine, found without starting it. Nothing is created or kept."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from goreprox.config.addresses import Address
+from goreprox.config.clients import ClientConfig
+from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
+from goreprox.errors import GoreproxError, StartError, advice
+from goreprox.http.auth import Auth
+from goreprox.keys.state import StateDir
+from goreprox.net.certificates import Certificates, target_context
+from goreprox.net.listeners import try_address
+from goreprox.process.clock import clock
+from goreprox.process.files import check_directory
+
+
+def problems(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> Iterator[GoreproxError]:
+    """Yield an error for each thing that is wrong: directories, files, and addresses to listen on.
+
+    An address that is in use is none: the process that listens there may be the one that runs with this configuration.
+    """
+    yield from _wrong(lambda: _check_runtime_dir(config.process.lock_dir))
+    match config:
+        case ServerConfig() | EdgeConfig():
+            yield from _of_clients(config.clients)
+        case ProviderConfig(dial=dial) if dial.ca is not None:
+            yield from _wrong(lambda: target_context(dial.ca, insecure=False))
+        case _:
+            pass
+    match config:
+        case ServerConfig(state_dir=state, edges=edges) | BrokerConfig(state_dir=state, edges=edges):
+            if state is not None:
+                yield from _wrong(lambda: _check_state_dir(state))
+            yield from _of_address("providers", config.peers.providers)
+            if edges is not None:
+                yield from _of_address("edges", edges)
+        case _:
+            pass
+
+
+def _of_clients(clients: ClientConfig) -> Iterator[GoreproxError]:
+    tls, tokens = clients.tls, clients.tokens
+    cert, key, file = tls.cert, tls.key, tokens.file
+    if cert is not None and key is not None:
+        yield from _wrong(lambda: Certificates(cert, key, tls.client_ca, alpn=tls.alpn))
+    if file is not None:
+        yield from _wrong(lambda: Auth(file, tokens.header, clock=clock))
+    for listener in clients.listeners:
+        yield from _of_address("listen", listener.address)
+
+
+def _of_address(option: str, address: Address) -> Iterator[GoreproxError]:
+    for exc in _wrong(lambda: try_address(option, address)):
+        cause = exc.__cause__
+        if not (isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE):
+            yield exc
+
+
+def _wrong(check: Callable[[], object]) -> Iterator[GoreproxError]:
+    try:
+        check()
+    except GoreproxError as exc:
+        yield exc
+
+
+def _check_runtime_dir(path: Path) -> None:
+    if path.is_dir():
+        check_directory(path, "--runtime-dir", follow=False)
+    else:
+        _check_creatable("runtime-dir", path)
+
+
+def _check_state_dir(path: Path) -> None:
+    if not path.is_dir():
+        _check_creatable("state-dir", path)
+        return
+    check_directory(path, "--state-dir")
+    if (path / "server.key").exists():  # it was used before, so nothing will be created now
+        state = StateDir(path)
+        state.server_keys()
+        state.all()
+
+
+def _check_creatable(option: str, path: Path) -> None:
+    """Require that a directory which is missing can be created.
+
+    Raises:
+        StartError: it cannot.
+    """
+    parent = next(each for each in path.absolute().parents if each.exists())
+    code = 0 if os.access(parent, os.W_OK | os.X_OK) else errno.EACCES
+    code = code if parent.is_dir() else errno.ENOTDIR
+    if path.exists() or code:
+        exc = OSError(code or errno.EEXIST, os.strerror(code or errno.EEXIST))
+        raise StartError(f"{option} {path}: {exc.strerror}; {advice(exc, f'--{option}')}")

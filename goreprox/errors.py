@@ -26,8 +26,8 @@ class StartError(GoreproxError):
     exit_code: ClassVar[int] = 1
 
 
-class StatusError(GoreproxError):
-    """A running process did not return its status, or there is none."""
+class ControlError(GoreproxError):
+    """A running process could not be asked for something, or has refused, or there is none."""
 
     exit_code: ClassVar[int] = 1
 

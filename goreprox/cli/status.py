@@ -8,7 +8,7 @@ from goreprox.cli.options import FileOptions
 from goreprox.cli.report import show, show_json
 from goreprox.config.options import Directory
 from goreprox.config.paths import runtime_dirs
-from goreprox.errors import StatusError
+from goreprox.errors import ControlError
 from goreprox.status.query import ask_all
 
 Role = Literal["server", "edge", "broker", "provider"]
@@ -44,4 +44,4 @@ def status(
     else:
         show(responses.documents, verbose=verbose)
     if responses.problems:
-        raise StatusError("; ".join(responses.problems))
+        raise ControlError("; ".join(responses.problems))

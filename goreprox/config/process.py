@@ -67,7 +67,7 @@ class ProcessConfig:
     name: Annotated[str | None, Parameter(group=PROCESS, metavar="NAME")] = None
     """Set the name that the other side shows; processes with one name are replicas. [default: this host's name]"""
     runtime_dir: Annotated[Directory, Parameter(group=PROCESS)] = None
-    """Keep lock files and the status socket in this directory. [default: goreprox in XDG_RUNTIME_DIR or /run, else in
+    """Keep lock files and the control socket in this directory. [default: goreprox in XDG_RUNTIME_DIR or /run, else in
     the temporary directory]"""
     insecure: Annotated[bool, Parameter(group=KEYS)] = False
     """Disable encryption and authentication of links; anyone who can reach the port can join."""

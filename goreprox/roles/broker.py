@@ -10,13 +10,13 @@ from brokers import BindError, Role, Router, Timings
 from goreprox.config.addresses import Address
 from goreprox.config.defaults import EDGE_PORT
 from goreprox.config.roles import BrokerConfig, ServerConfig
+from goreprox.control.socket import serving
 from goreprox.errors import StartError
 from goreprox.keys.guard import Guard
 from goreprox.keys.reach import Reach
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import LINGER_S, Closable, Lifetime
 from goreprox.status.snapshot import Source
-from goreprox.status.socket import serving
 
 
 async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict[str, int], list[Closable]]:
@@ -92,7 +92,7 @@ async def run(config: BrokerConfig) -> None:
     process = config.process
     instance = Instance.acquire(process.lock_dir, "broker", process.own_name, secrets.token_bytes(INCARNATION_BYTES))
     router, ports, ways = await open_router(config)
-    async with serving(instance, Source(instance, ports, router=router).document):
+    async with serving(instance, Source(instance, ports, router=router).commands):
         with Lifetime() as life:
             life.ready(describe(ports), **ports)
             await life.stop.wait()

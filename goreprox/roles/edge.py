@@ -6,6 +6,7 @@ from loguru import logger
 
 from brokers import LimitedLog, Role
 from goreprox.config.roles import EdgeConfig, ServerConfig
+from goreprox.control.socket import serving
 from goreprox.endpoint import Endpoint
 from goreprox.http.client import ClientConnection
 from goreprox.http.clients import ClientConnections
@@ -24,7 +25,6 @@ from goreprox.roles.entrances import announced, by_service, entrances
 from goreprox.roles.member import Member
 from goreprox.roles.sites import sites_of
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
-from goreprox.status.socket import serving
 from goreprox.tunnel.attributes import ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
@@ -189,7 +189,7 @@ async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
     source = Source(member.instance, {"clients": edge.listeners.ports}, owner=edge, links=links.all)
-    async with serving(member.instance, source.document):
+    async with serving(member.instance, source.commands):
         await (life or Lifetime()).serve(
             edge,
             links.all,

@@ -4,6 +4,7 @@ from loguru import logger
 
 from brokers import LimitedLog, Role
 from goreprox.config.roles import ProviderConfig
+from goreprox.control.socket import serving
 from goreprox.net.poller import Poller
 from goreprox.net.sockets import Socket
 from goreprox.process.clock import clock
@@ -19,7 +20,6 @@ from goreprox.roles.loops import HOPS, Loops
 from goreprox.roles.member import Member
 from goreprox.roles.reachable import Reachable
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
-from goreprox.status.socket import serving
 from goreprox.tunnel import attributes
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.driver import Driver, wait_until
@@ -163,7 +163,7 @@ async def run(config: ProviderConfig) -> None:
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))
     source = Source(member.instance, owner=provider, links=links.all)
-    async with serving(member.instance, source.document):
+    async with serving(member.instance, source.commands):
         await Lifetime().serve(
             provider,
             links.all,

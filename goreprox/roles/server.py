@@ -2,6 +2,7 @@
 
 from brokers import Role
 from goreprox.config.roles import ServerConfig
+from goreprox.control.socket import serving
 from goreprox.errors import StartError
 from goreprox.process.lifetime import Lifetime
 from goreprox.roles.broker import describe, open_router
@@ -9,7 +10,6 @@ from goreprox.roles.edge import Edge
 from goreprox.roles.entrances import entrances
 from goreprox.roles.member import Member
 from goreprox.status.snapshot import Source
-from goreprox.status.socket import serving
 
 
 async def run(config: ServerConfig) -> None:
@@ -29,7 +29,7 @@ async def run(config: ServerConfig) -> None:
     local = router.attach(member.name, member.attributes, edge.driver)
     edge.listeners.start()
     source = Source(member.instance, {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)
-    async with serving(member.instance, source.document):
+    async with serving(member.instance, source.commands):
         await Lifetime().serve(
             edge,
             [local, *ways],

@@ -14,6 +14,8 @@ from typing import Final, NamedTuple, Protocol, TypedDict
 
 from brokers import Link, PeerName, Router
 from goreprox import __version__
+from goreprox.control.message import Request
+from goreprox.control.socket import Commands
 from goreprox.process.clock import clock
 from goreprox.process.instance import Instance
 from goreprox.protocol.stream import Stream
@@ -113,6 +115,14 @@ class Source:
     links: Sequence[Link] = ()
     started_at: float = field(default_factory=time.time)
     started: float = field(default_factory=clock)
+
+    @property
+    def commands(self) -> Commands:
+        """What the control socket serves."""
+        return {"status": self._status}
+
+    async def _status(self, _: Request) -> Document:
+        return self.document()
 
     def document(self) -> Document:
         """Return a new document."""

@@ -123,7 +123,7 @@ async def test_killing_a_broker_five_times_loses_no_byte_and_no_connection(tmp_p
 
 @contextlib.asynccontextmanager
 async def short_path() -> AsyncIterator[Tunnel]:
-    """Run in a directory whose path leaves room for the name of a status socket."""
+    """Run in a directory whose path leaves room for the name of a control socket."""
     with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
         async with nothing_yet(Path(path)) as made:
             yield made

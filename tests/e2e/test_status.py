@@ -369,7 +369,7 @@ async def test_a_stopped_process_is_named_and_the_others_are_shown(tmp: Path) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-async def test_the_status_socket_is_in_the_file_system_and_private_to_its_owner(tmp: Path) -> None:
+async def test_the_control_socket_is_in_the_file_system_and_private_to_its_owner(tmp: Path) -> None:
     made = Tunnel(tmp)
     async with made._stack:
         server = await made.serve()

@@ -11,7 +11,7 @@ import pytest
 
 from brokers import Role
 from goreprox.config.paths import default_runtime_dir, runtime_dirs
-from goreprox.errors import StatusError
+from goreprox.errors import ControlError
 from goreprox.keys.state import StateDir
 from goreprox.status.query import ask_all
 
@@ -144,5 +144,5 @@ def test_status_names_directories_of_other_users_if_no_process_responds(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
-    with pytest.raises(StatusError, match=r"goreprox-server: it is another user's; run this as root or as its owner"):
+    with pytest.raises(ControlError, match=r"goreprox-server: it is another user's; run this as root or as its owner"):
         ask_all([tmp_path / "goreprox-server"])

@@ -1,4 +1,4 @@
-"""Serving the status and asking for it, with real sockets in a real directory."""
+"""Asking a process for something by its control socket, with real sockets in a real directory."""
 
 import asyncio
 import contextlib
@@ -9,17 +9,19 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loguru import logger
 
-from goreprox.errors import StatusError
-from goreprox.status import query
-from goreprox.status import socket as status_socket
+from goreprox.control import client
+from goreprox.control import socket as control_socket
+from goreprox.control.message import REQUEST_BYTES, VERSION, Request, encode_request
+from goreprox.control.socket import CLIENTS, ControlSocket
+from goreprox.errors import ControlError, StartError
 from goreprox.status.document import FORMAT, Document
 from goreprox.status.query import Responses, ask_all
-from goreprox.status.socket import READERS, StatusSocket
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 LARGE = 4 << 20
 """More than the kernel takes for a reader that does not read."""
@@ -56,8 +58,22 @@ def directory() -> Iterator[Path]:
 @contextlib.asynccontextmanager
 async def serving(
     directory: Path, lock: str = "server-n.0", describe: Callable[[], Document] = document
-) -> AsyncIterator[StatusSocket]:
-    opened = await StatusSocket.open(directory / lock, describe)
+) -> AsyncIterator[ControlSocket]:
+    async def status(_: Request) -> Document:
+        return describe()
+
+    async def refuse(_: Request) -> None:
+        raise StartError("the port is in use")
+
+    async def fail(_: Request) -> None:
+        raise ZeroDivisionError
+
+    async def wait(_: Request) -> None:
+        await asyncio.Event().wait()
+
+    opened = await ControlSocket.open(
+        directory / lock, {"status": status, "refuse": refuse, "fail": fail, "wait": wait}
+    )
     try:
         yield opened
     finally:
@@ -85,13 +101,24 @@ def connect(path: Path) -> socket.socket:
     return sock
 
 
+async def say(path: Path, data: bytes) -> Any:
+    """Return what is replied to `data`."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(data)
+    writer.write_eof()
+    try:
+        return json.loads(await asyncio.wait_for(reader.read(), DEADLINE_S))
+    finally:
+        writer.close()
+
+
 def leave_stale_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
         sock.listen()
 
 
-async def test_each_reader_gets_the_present_document(directory: Path) -> None:
+async def test_each_client_gets_the_present_document(directory: Path) -> None:
     names = iter(["first", "second"])
     async with serving(directory, describe=lambda: document(next(names))):
         assert await ask(directory) == Responses([document("first")], [])
@@ -123,7 +150,7 @@ async def test_the_socket_of_a_live_process_is_left_alone(directory: Path) -> No
             async with serving(directory, describe=lambda: document("second")):
                 pass
         assert lines == [
-            f"no status at {directory}/server-n.0.sock: another process listens there; "
+            f"no status and no reload at {directory}/server-n.0.sock: another process listens there; "
             "choose another directory with --runtime-dir"
         ]
         assert (await ask(directory)).documents == [document("first")]
@@ -154,47 +181,97 @@ async def test_a_path_too_long_for_a_socket_is_logged_as_a_warning(directory: Pa
     assert "path too long; choose another directory with --runtime-dir" in lines[0]
 
 
-async def test_the_number_of_readers_that_do_not_read_is_bounded(
+async def test_the_number_of_clients_that_do_not_read_is_bounded(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status_socket, "READ_S", 60.0)
+    monkeypatch.setattr(control_socket, "READ_S", 60.0)
     async with serving(directory, describe=lambda: document(filler=LARGE)) as opened:
-        silent = [connect(opened.path) for _ in range(READERS)]
-        await eventually(lambda: len(opened._readers) == READERS)
+        silent = [connect(opened.path) for _ in range(CLIENTS)]
+        await eventually(lambda: len(opened._clients) == CLIENTS)
         with connect(opened.path) as refused:
             assert await asyncio.get_running_loop().sock_recv(refused, 1) == b""
         silent.pop().close()
-        await eventually(lambda: len(opened._readers) < READERS)
+        await eventually(lambda: len(opened._clients) < CLIENTS)
         assert len((await ask(directory)).documents) == 1
         for sock in silent:
             sock.close()
 
 
-async def test_readers_that_do_not_read_are_disconnected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status_socket, "READ_S", 0.1)
+async def test_clients_that_ask_nothing_are_disconnected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_socket, "READ_S", 0.1)
+    async with serving(directory) as opened:
+        with connect(opened.path) as silent:
+            assert await asyncio.get_running_loop().sock_recv(silent, 1) == b""
+        await eventually(lambda: not opened._clients)
+
+
+async def test_clients_that_do_not_read_are_disconnected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_socket, "READ_S", 0.1)
     async with serving(directory, describe=lambda: document(filler=LARGE)) as opened:
         with connect(opened.path) as silent:
-            await eventually(lambda: opened._readers)
-            await eventually(lambda: not opened._readers)
+            silent.send(encode_request("status"))
+            await eventually(lambda: opened._clients)
+            await eventually(lambda: not opened._clients)
             received = b"".join(iter(lambda: silent.recv(1 << 16), b""))
             assert 0 < len(received) < LARGE
 
 
-async def test_bytes_from_a_reader_are_never_read(directory: Path) -> None:
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (b"status\n", "expected one line, like"),
+        (b"\xff\n", "expected one line, like"),
+        (b"[]\n", "expected one line, like"),
+        (b"[" * 4000 + b"\n", "expected one line, like"),
+        (b'{"command": "status"}\n', "expected one line, like"),
+        (b'{"control": 2, "command": "status"}\n', "expected one line, like"),
+        (b'{"control": 1}\n', "expected a command"),
+        (b'{"control": 1, "command": 1}\n', "expected a command"),
+        (encode_request("polish"), "the command 'polish' is not known here; it is of another version"),
+        (encode_request("refuse"), "the port is in use"),
+        (encode_request("fail"), "a fault in this process, which is in its log"),
+    ],
+)
+async def test_what_cannot_be_done_is_said_in_one_line(directory: Path, request_: bytes, error: str) -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     async with serving(directory) as opened:
-        for _ in range(3 * READERS):
-            with connect(opened.path) as sock, contextlib.suppress(ConnectionResetError):
-                sock.send(b"\xff{GET / HTTP/1.1\r\n\r\n" * 1000)
-                while await asyncio.get_running_loop().sock_recv(sock, 1 << 16):
-                    pass
-        await eventually(lambda: not opened._readers)
+        reply = await say(opened.path, request_)
+        assert reply.keys() == {"control", "error", "exit_code"}
+        assert (reply["control"], reply["exit_code"]) == (VERSION, 1)
+        assert reply["error"].startswith(error)
         assert (await ask(directory)).documents == [document()]
+
+
+@pytest.mark.parametrize("data", [b"", b'{"control": 1', b"x" * 2 * REQUEST_BYTES, b"x" * 2 * REQUEST_BYTES + b"\n"])
+async def test_a_request_that_is_no_line_gets_no_reply(directory: Path, data: bytes) -> None:
+    async with serving(directory) as opened:
+        with connect(opened.path) as sock, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            await asyncio.get_running_loop().sock_sendall(sock, data)
+            sock.shutdown(socket.SHUT_WR)
+            assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+        await eventually(lambda: not opened._clients)
+        assert (await ask(directory)).documents == [document()]
+
+
+async def test_a_refusal_is_reported_with_the_name_of_the_process(directory: Path) -> None:
+    async with serving(directory):
+        (reply,) = await asyncio.to_thread(client.ask_all, [directory], "refuse")
+    assert reply == ("server-n.0", None, "server-n.0: the port is in use")
+
+
+async def test_a_command_that_is_still_running_ends_with_the_socket(directory: Path) -> None:
+    async with serving(directory) as opened:
+        with connect(opened.path) as waiting:
+            waiting.send(encode_request("wait"))
+            await eventually(lambda: opened._clients)
+            opened.close()
+            await eventually(lambda: not opened._clients)
 
 
 async def test_a_process_that_hangs_is_reported_beside_the_documents_of_the_others(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "ASK_S", 0.5)
+    monkeypatch.setattr(client, "ASK_S", 0.5)
     with socket.socket(socket.AF_UNIX) as hanging:
         hanging.bind(str(directory / "provider-stopped.3.sock"))
         hanging.listen()
@@ -220,21 +297,21 @@ async def test_processes_are_selected_by_role_and_name(directory: Path) -> None:
         assert await names("server", None) == ["1", "2"]
         assert await names(None, "x") == ["3", "2"]
         assert await names("server", "a.b-c") == ["1"]
-        with pytest.raises(StatusError, match=f"no edge named x runs in {directory}; start one"):
+        with pytest.raises(ControlError, match=f"no edge named x runs in {directory}; start one"):
             await names("edge", "x")
 
 
 def test_sockets_of_dead_processes_count_as_no_process(directory: Path) -> None:
     leave_stale_socket(directory / "server-n.0.sock")
-    with pytest.raises(StatusError, match=f"no process runs in {directory}; start one, or .* --runtime-dir"):
+    with pytest.raises(ControlError, match=f"no process runs in {directory}; start one, or .* --runtime-dir"):
         ask_all([directory])
-    with pytest.raises(StatusError, match="no process runs in"):
+    with pytest.raises(ControlError, match="no process runs in"):
         ask_all([directory / "missing"])
 
 
 def test_an_error_names_the_directory_that_cannot_be_read(directory: Path) -> None:
     (directory / "file").touch()
-    with pytest.raises(StatusError, match="file: Not a directory; name another with --runtime-dir"):
+    with pytest.raises(ControlError, match="file: Not a directory; name another with --runtime-dir"):
         ask_all([directory / "file"])
 
 
@@ -245,15 +322,19 @@ def test_an_error_names_the_directory_that_cannot_be_read(directory: Path) -> No
         (json.dumps(document()).encode()[:-1], "disconnected in the middle"),
         (b"\xff", "disconnected in the middle"),
         (b"[]", "runs another version"),
-        (b'{"format": 2}', "runs another version"),
+        (b'{"format": 1}', "runs another version"),
+        (b'{"control": 2, "result": {"format": 1}}', "runs another version"),
+        (b'{"control": 1, "result": {"format": 2}}', "runs another version"),
+        (b'{"control": 1, "result": []}', "runs another version"),
     ],
 )
 async def test_malformed_documents_are_reported_as_problems(directory: Path, content: bytes, problem: str) -> None:
-    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
         writer.write(content)
         writer.close()
 
-    async with await asyncio.start_unix_server(say, directory / "server-n.0.sock"):
+    async with await asyncio.start_unix_server(reply, directory / "server-n.0.sock"):
         responses = await ask(directory)
     assert responses.documents == []
     assert len(responses.problems) == 1
@@ -261,15 +342,16 @@ async def test_malformed_documents_are_reported_as_problems(directory: Path, con
 
 
 async def test_an_endless_document_is_cut_off(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(query, "DOCUMENT_BYTES", 1 << 20)
-    monkeypatch.setattr(query, "ASK_S", 30.0)
+    monkeypatch.setattr(client, "REPLY_BYTES", 1 << 20)
+    monkeypatch.setattr(client, "ASK_S", 30.0)
 
-    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
         with contextlib.suppress(ConnectionError):
             while True:
                 writer.write(b" " * 65536)
                 await writer.drain()
         writer.close()
 
-    async with await asyncio.start_unix_server(say, directory / "server-n.0.sock"):
+    async with await asyncio.start_unix_server(reply, directory / "server-n.0.sock"):
         assert "disconnected in the middle" in (await ask(directory)).problems[0]

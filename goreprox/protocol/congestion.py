@@ -34,8 +34,11 @@ RATE_WINDOW_S = 1.0
 """The highest rate of the last one to two of these counts."""
 LEAST_QUEUE_S = 0.010
 """A shorter round trip counts as this long: 20 ms of queue."""
-LATE = 2.5
+LATE = 2.1
 """A round trip of this many times the least is not of our making, which is twice the least."""
+DOUBTFUL = 1.9
+"""From this many times the least on, a round trip may be of our making or not; if not, the bound is below what fills the
+path, and follows the rate that it causes down."""
 GREW = 1.25
 """A round trip that is longer by this factor is another one, not noise."""
 
@@ -155,11 +158,9 @@ class Congestion:
         """Whether the least round trip may be out of date."""
         if self._least_s > GREW * self._least_seen_s and now >= self._measured_at + REMEASURE_MAX_S:
             return True  # it was replaced by a longer one: perhaps others filled the queue, and no longer do
-        return (
-            self._round_least_s > LATE * max(self._least_s, LEAST_QUEUE_S)
-            and self._most_s > GREW * self._least_s
-            and now >= self._measured_at + self._pause_s
-        )
+        times = self._round_least_s / max(self._least_s, LEAST_QUEUE_S)
+        pause_s = self._pause_s if times > LATE else REMEASURE_MAX_S
+        return times > DOUBTFUL and self._most_s > GREW * self._least_s and now >= self._measured_at + pause_s
 
     @property
     def _most_s(self) -> float:

@@ -144,6 +144,8 @@ EPOCHS = [
     f"Beyond {size(limits.IN_FLIGHT_MIN)} in flight",
     f"may take {1000 * limits.UNSENT_S:g} ms at the delivery rate ({size(limits.IN_FLIGHT_MIN)} at least)",
     f"more than {congestion.LATE:g} times the least",
+    f"More than {congestion.DOUBTFUL:g} times the least",
+    f"is measured every {limits.REMEASURE_MAX_S:g} s.",
     f"fall to {size(limits.DRAINED_BYTES)} for a round trip",
     f"not again for {limits.REMEASURE_MIN_S:g} to {limits.REMEASURE_MAX_S:g} s",
     f"{limits.REMEASURE_MAX_S:g} s after the least has grown",

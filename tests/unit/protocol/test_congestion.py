@@ -78,6 +78,16 @@ def test_a_longer_route_is_as_full_as_before(delay: float) -> None:
     assert link.run(20) > 0.9
 
 
+@pytest.mark.parametrize("before", [0.001, 0.02, 0.05])
+@pytest.mark.parametrize("times", [1.2, 1.7, 1.9, 2.0, 2.05, 2.1, 2.2, 2.4, 2.6, 3, 5])
+def test_no_longer_route_is_taken_for_our_own_queue(before: float, times: float) -> None:
+    link = Link(delay=before)
+    link.run(5)
+    link.delay = times * max(before, LEAST_QUEUE_S)
+    link.run(REMEASURE_MAX_S + 5)
+    assert link.run(10) > 0.9
+
+
 def test_a_route_that_grows_twice_is_as_full_as_before() -> None:
     link = Link()
     for delay in (0.001, 0.05, 0.2):

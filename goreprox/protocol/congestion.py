@@ -37,7 +37,7 @@ LEAST_QUEUE_S = 0.010
 LATE = 2.1
 """A round trip of this many times the least is not of our making, which is twice the least."""
 DOUBTFUL = 1.9
-"""From this many times the least on, a round trip may be of our making or not; if not, the bound is below what fills the
+"""A round trip of this many times the least may be of our making or not; if not, the bound is below what fills the
 path, and follows the rate that it causes down."""
 GREW = 1.25
 """A round trip that is longer by this factor is another one, not noise."""

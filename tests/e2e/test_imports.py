@@ -2,32 +2,36 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from goreprox.cli import main as cli
+from goreprox.process.log import ACCESS
 from tests.e2e.roles import whole
-from tests.support.processes import Process, Tunnel, nothing_yet
+from tests.support.events import matching
+from tests.support.processes import Process, Tunnel, logging_to, nothing_yet
 from tests.support.relay import Relay
 from tests.support.sockets import HOST, closed_port
 from tests.support.tls import Authority, Client
 from tests.support.traffic import echo
 from tests.support.waiting import DEADLINE_S, eventually
 
-PROGRAM = Path(__file__).parents[1] / "support/imports.py"
+NOTING = Path(__file__).parents[1] / "support/imports"
 PAGE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 async def start(made: Tunnel, *arguments: str) -> Process:
     """Start a role whose imports are noted from `ready` on."""
+    noted = made.tmp / "imports"
+    noted.mkdir(exist_ok=True)
     started = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", str(PROGRAM), *arguments),
-        *("--log-json", "--log-level", "debug", "--runtime-dir", str(made.tmp / "run")),
+        *(sys.executable, "-W", "error", "-m", "goreprox", *arguments, *logging_to(made.tmp)),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(NOTING), "IMPORTS": str(noted)},
         cwd=made.tmp,
     )
     process = Process(started)
@@ -36,14 +40,17 @@ async def start(made: Tunnel, *arguments: str) -> Process:
     return process
 
 
-async def imported(process: Process) -> list[str]:
-    """Stop a role; return what it has imported since it was ready."""
+async def imported(made: Tunnel, process: Process) -> list[str]:
+    """Stop a role; return what it and its workers have imported since they were ready."""
     process.signal(signal.SIGTERM)
-    started = process.process
-    assert isinstance(started, asyncio.subprocess.Process) and started.stdout is not None
-    modules = await asyncio.wait_for(started.stdout.read(), DEADLINE_S)
     assert await process.wait() == 0
-    return list(json.loads(modules))
+    pids = [process.process.pid, *(entry["pid"] for entry in matching(process.log, "worker_ready"))]
+    return [name for pid in pids for name in json.loads((made.tmp / f"imports/{pid}").read_text(encoding="utf-8"))]
+
+
+def workers(parent: Process, event: str) -> set[object]:
+    """Return the workers that have logged this."""
+    return {entry["worker"] for entry in matching(parent.log, event)}
 
 
 async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -95,8 +102,8 @@ async def test_a_server_and_a_provider_import_nothing_once_they_are_ready(tmp_pa
             check=True,
         )
         assert len(json.loads(status.stdout)) == 2
-        assert not await imported(provider)
-        assert not await imported(server)
+        assert not await imported(made, provider)
+        assert not await imported(made, server)
 
 
 async def test_a_broker_and_an_edge_import_nothing_once_they_are_ready(tmp_path: Path) -> None:
@@ -115,20 +122,20 @@ async def test_a_broker_and_an_edge_import_nothing_once_they_are_ready(tmp_path:
         )
         await whole(made, await edge.port("clients"))
         for process in (provider, edge, broker):
-            assert not await imported(process)
+            assert not await imported(made, process)
 
 
-async def test_the_parent_of_workers_imports_nothing_once_they_are_ready(tmp_path: Path) -> None:
+async def test_workers_and_their_parent_import_nothing_once_they_are_ready(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
-        target = await made.target(echo)
+        raw, web = await made.target(echo), await made.target(page)
         broker = await start(made, "broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0", "--insecure")
         edges, providers = [await broker.port(kind) for kind in ("edges", "providers")]
-        await start(made, "provider", str(target), "--server", f"{HOST}:{providers}", "--insecure")
-        with closed_port() as port:
-            parent = await start(
-                made,
-                *("edge", "--listen", f"{HOST}:{port}", "--workers", "2", "--broker", f"{HOST}:{edges}", "--insecure"),
-            )
+        await start(made, "provider", f"raw={raw}", f"web={web}", "--server", f"{HOST}:{providers}", "--insecure")
+        with closed_port() as port, closed_port() as web_port:
+            listen = ("--listen", f"{HOST}:{port}=raw", "--listen", f"http://{HOST}:{web_port}=web")
+            parent = await start(made, "edge", *listen, "--workers", "2", "--broker", f"{HOST}:{edges}", "--insecure")
             await eventually(lambda: parent.events("ready"), "all workers are ready")
-            await whole(made, port)
-            assert not await imported(parent)
+            while any(len(workers(parent, event)) < 2 for event in ("stream_ended", ACCESS)):
+                await whole(made, port)
+                await get(made, web_port)
+            assert not await imported(made, parent)

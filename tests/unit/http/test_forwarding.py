@@ -50,6 +50,36 @@ def test_forwarding_fields_of_a_trusted_proxy_are_extended() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("said", "forwarded"),
+    [
+        (b"X-Forwarded-Proto: https\r\n", b'for=unknown;host="a:80";proto=https, '),
+        (
+            b"X-Forwarded-For: 203.0.113.7:40000, 2001:db8::1, 10.1.1.1\r\nX-Forwarded-Proto: https\r\n"
+            b"X-Forwarded-Host: example.org\r\n",
+            b'for=203.0.113.7;host="example.org";proto=https, for="[2001:db8::1]", for=10.1.1.1, ',
+        ),
+        (b"X-Forwarded-For: _hidden, 203.0.113.7\r\n", b'for=203.0.113.7;host="a:80";proto=http, '),
+        (b"X-Forwarded-For: nonsense\r\n", b'for=unknown;host="a:80";proto=http, '),
+        (
+            b'X-Forwarded-Host: a";for=6.6.6.6\\\r\nX-Forwarded-Proto: https, http\r\n',
+            b'for=unknown;host="a\\";for=6.6.6.6\\\\";proto="https, http", ',
+        ),
+        (
+            b"X-Forwarded-For: " + b"10.0.0.1, " * 1000 + b"\r\n",
+            b'for=10.0.0.1;host="a:80";proto=http, ' + b"for=10.0.0.1, " * 31,
+        ),
+        (b"Forwarded: proto=http\r\nX-Forwarded-Proto: https\r\n", b"proto=http, "),
+        (b"Via: 1.1 proxy\r\n", b""),
+    ],
+)
+def test_forwarded_says_what_a_trusted_proxy_has_said_in_other_fields(said: bytes, forwarded: bytes) -> None:
+    """A Forwarded of its own is believed as it is."""
+    ours = b'for=192.0.2.9;host="a:80";proto=http'
+    assert dict(passed_on(TRUSTING, get(said)))[b"forwarded"] == forwarded + ours
+    assert dict(passed_on(Forwarding(), get(said)))[b"forwarded"] == ours
+
+
 def test_via_is_added_only_when_enabled() -> None:
     """With any Via nginx does not compress, by default (gzip_proxied off)."""
     assert b"via" not in dict(passed_on(Forwarding(), get(LIES)))

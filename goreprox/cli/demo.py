@@ -65,7 +65,7 @@ def _content(size: int) -> Iterator[bytes]:
 
 
 async def target() -> None:
-    """Serve a page, and SIZE bytes at `/SIZE`. Print the port; run until standard input is closed."""
+    """Serve a page, and SIZE bytes at `/SIZE`. Log the port as a role does; run until standard input is closed."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -82,7 +82,8 @@ async def target() -> None:
         writer.close()
 
     server = await asyncio.start_server(handle, HOST, 0)
-    print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 -- read by the parent
+    ready = {"event": "ready", "port": server.sockets[0].getsockname()[1]}
+    print(json.dumps(ready), file=sys.stderr, flush=True)  # noqa: T201 -- read by the parent
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
@@ -135,15 +136,18 @@ class _Link:
 
 @contextlib.asynccontextmanager
 async def _process(*args: str, stdin: int = asyncio.subprocess.DEVNULL) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *args,
-        env={name: value for name, value in os.environ.items() if not name.startswith("GOREPROX_")},
-        stdin=stdin,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *args,
+            env={name: value for name, value in os.environ.items() if not name.startswith("GOREPROX_")},
+            stdin=stdin,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise StartError(f"the demo cannot start a process: {exc.strerror}") from exc
     try:
         yield process
     finally:
@@ -152,19 +156,25 @@ async def _process(*args: str, stdin: int = asyncio.subprocess.DEVNULL) -> Async
         await process.wait()
 
 
-async def _ready(process: asyncio.subprocess.Process) -> dict[str, object]:
-    """Return the fields of the log line `ready` of a process."""
+async def _ready(process: asyncio.subprocess.Process, what: str) -> dict[str, object]:
+    """Return the fields of the log line `ready` of a process.
+
+    Raises:
+        StartError: it ended, or was not ready in time, for the reason that its last line names.
+    """
     assert process.stderr is not None
-    lines: list[str] = []
+    last = "its log is empty"
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_S):
             async for line in process.stderr:
-                lines.append(line.decode().strip())
+                last = line.decode().strip() or last
                 with contextlib.suppress(ValueError):
                     entry = json.loads(line)
-                    if isinstance(entry, dict) and entry.get("event") == "ready":
-                        return entry
-    raise StartError(f"the demo could not start a process: {' '.join(lines) or 'its log is empty'}")
+                    if isinstance(entry, dict):
+                        if entry.get("event") == "ready":
+                            return entry
+                        last = str(entry.get("message", last))
+    raise StartError(f"the demo cannot start its {what}: {last.removeprefix('goreprox: ')}")
 
 
 def _port(ready: dict[str, object], kind: str) -> int:
@@ -182,11 +192,17 @@ async def _drain(process: asyncio.subprocess.Process) -> None:
 
 
 async def _fetch(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection(HOST, port, limit=MIB)
-    writer.write(f"GET /{path} HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n".encode())
-    head = await reader.readuntil(b"\r\n\r\n")
+    try:
+        async with asyncio.timeout(STALL_S):
+            reader, writer = await asyncio.open_connection(HOST, port, limit=MIB)
+            writer.write(f"GET /{path} HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+    except (OSError, EOFError) as exc:  # TimeoutError is an OSError
+        raise StartError(
+            f"the demo got no response through the tunnel: {str(exc) or f'it took {STALL_S:g} s'}"
+        ) from exc
     if not head.startswith(b"HTTP/1.1 200"):
-        raise StartError(f"the demo's page: unexpected response {head[:40]!r}")
+        raise StartError(f"the demo got an unexpected response through the tunnel: {head[:40]!r}")
     return reader, writer
 
 
@@ -201,24 +217,22 @@ async def run(*, keep: bool, size_bytes: int, cuts: int) -> None:
         tmp = stack.enter_context(tempfile.TemporaryDirectory(prefix="goreprox-demo-"))
         code = "import asyncio; from goreprox.cli.demo import target; asyncio.run(target())"
         target_process = await stack.enter_async_context(_process("-c", code, stdin=asyncio.subprocess.PIPE))
-        assert target_process.stdout is not None
-        target_port = int(await target_process.stdout.readline())
+        target_port = _port(await _ready(target_process, "target"), "port")
         common = ["--insecure", "--log-json", "--runtime-dir", str(Path(tmp) / "run"), "--config", os.devnull]
         command = ["-m", "goreprox"]
         server = await stack.enter_async_context(
             _process(*command, "server", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", *common)
         )
-        ready = await _ready(server)
+        ready = await _ready(server, "server")
         port = _port(ready, "clients")
         link = _Link(_port(ready, "providers"))
         await link.start()
         provider = await stack.enter_async_context(
             _process(*command, "provider", f"{HOST}:{target_port}", "--server", f"{HOST}:{link.port}", *common)
         )
-        await _ready(provider)
-        logs = await stack.enter_async_context(asyncio.TaskGroup())
+        await _ready(provider, "provider")
         for process in (server, provider):
-            drain = logs.create_task(_drain(process), name="demo log")
+            drain = asyncio.create_task(_drain(process), name="demo log")
             stack.callback(drain.cancel)
         console.print(f"server (pid {server.pid}) and provider (pid {provider.pid}) are up: http://{HOST}:{port}/")
         reader, writer = await _fetch(port, "")

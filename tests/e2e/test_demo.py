@@ -73,6 +73,21 @@ def test_ctrl_c_ends_a_demo_that_keeps_running_and_leaves_no_process() -> None:
     assert not any(alive(pid) for pid in pids)
 
 
+def test_a_process_that_cannot_start_is_named_in_one_line_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "zmq.py").write_text('raise ImportError("it is broken")')
+    failed = subprocess.run(
+        command(),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert failed.returncode == 1
+    assert failed.stderr == "goreprox: the demo cannot start its server: ImportError: it is broken\n"
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -256,6 +256,7 @@ async def kill_providers(tmp_path: Path) -> None:
         await add("returns", "1")
         assert await asyncio.gather(*map(is_reset, buried)) == [True] * 10
         await eventually(lambda: edge.events("stream_ended") == 10, "all are logged")
+        await edge.logged("peer_restarted")
         (proved,) = matching(edge.log, "peer_restarted")
         ends = matching(edge.log, "stream_ended")
         (died,) = {entry["reason"] for entry in ends}

@@ -26,6 +26,8 @@ async def test_a_target_that_is_the_servers_own_port_is_refused_without_a_loop(t
             response = b""
         assert scheme == "tcp" or response.startswith(b"HTTP/1.1 502 ")
         await eventually(lambda: provider.events("loop"), "the provider says so")
+        provider.signal(signal.SIGTERM)
+        assert await provider.wait() == 0
         assert provider.events("stream_ended") < 20, "a few hops, not all the connections there are"
 
 

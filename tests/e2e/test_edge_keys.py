@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -118,6 +119,8 @@ async def test_a_provider_refuses_and_logs_streams_of_services_that_the_edge_did
             for _ in range(20):
                 assert await edge.opens("secret") == b""
             assert await edge.opens("web") == b"web"
+            provider.signal(signal.SIGTERM)
+            assert await provider.wait() == 0
             assert denied(provider) == 1, "the log is bounded"
 
 

@@ -377,6 +377,8 @@ async def test_a_token_of_the_tokens_command_is_valid_until_it_is_removed(tmp_pa
         statuses.append((await response(reader))[0])
         assert statuses == [401, 200, 401, 200, 401]
         assert "default" in await made.server.logged("token_refused")
+        made.server.signal(signal.SIGTERM)
+        assert await made.server.wait() == 0
         assert token not in str(made.server.log)
 
 

@@ -124,6 +124,9 @@ async def test_clients_of_a_service_without_providers_wait_and_both_sides_log_it
         assert "web" in await other.logged("not_listened", service="wbe")
         right = await start_provider(made, broker, target=f"web={HOST}:{target}")
         assert await client == b"late"
+        await right.logged("serving", service="web")
+        assert await greeted(made, await edge.port("clients")) == b"late"
+        await eventually(lambda: right.events("stream_ended") == 2, "later lines have come")
         assert not right.events("not_listened")
 
 
@@ -142,6 +145,7 @@ async def test_a_service_with_an_unreachable_provider_is_not_reported_as_misspel
         await eventually(lambda: edge.events("no_provider", service="web"), "a client waits")
         await start_provider(made, broker, target=f"web={HOST}:{target}", args=("--name", "gone"))
         assert await client == b"back"
+        await edge.logged("stream_ended")
         assert not edge.events("unknown_service")
 
 

@@ -79,8 +79,8 @@ class Outboxes:
 
     def size(self, key: bytes) -> int:
         """Return how many bytes wait for a peer."""
-        box = self._queues.get(key)
-        return box.size if box is not None else 0
+        queue = self._queues.get(key)
+        return queue.size if queue is not None else 0
 
     @property
     def sizes(self) -> dict[bytes, tuple[int, int]]:

@@ -14,8 +14,6 @@ from docker.models.containers import Container
 
 from tests.containers.cluster import IMAGE, PREFIX, TOOLS, eventually
 
-pytestmark = pytest.mark.timeout(600)
-
 FOLDER = Path(__file__).parents[2] / "docker"
 COMPOSE = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
 ANY_PORT = {"GOREPROX_PORT": "0", "GOREPROX_PROVIDER_PORT": "0"}

@@ -11,8 +11,6 @@ import pytest
 
 from tests.containers.cluster import TOOLS, Cluster, cluster, eventually
 
-pytestmark = pytest.mark.timeout(600)
-
 OUTAGE_S = 8.0
 """Longer than the link timeout."""
 GRACE_S = 60

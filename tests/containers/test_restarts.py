@@ -2,11 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from tests.containers.cluster import STOP_S, cluster, eventually
-
-pytestmark = pytest.mark.timeout(600)
 
 
 def test_restarting_all_hosts_one_after_another_breaks_no_connection() -> None:

@@ -3,15 +3,12 @@
 import asyncio
 from pathlib import Path
 
-import pytest
-
 from tests.e2e.chaos import plan, rampage
 
 SEEDS = (1, 2)
 PACE_S = 0.6
 
 
-@pytest.mark.timeout(300)
 async def test_no_byte_is_lost_and_no_ending_is_invented_whatever_fails(tmp_path: Path) -> None:
     folders = [tmp_path / str(seed) for seed in SEEDS]
     for folder in folders:

@@ -166,7 +166,6 @@ class Victims:
             process.signal(signal.SIGKILL)
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("role", list(Role))
 async def test_ending_a_busy_peer_in_any_way_affects_no_other_peer(tmp_path: Path, role: Role) -> None:
     actions: list[Callable[[Victims], Awaitable[None]]] = [
@@ -322,7 +321,6 @@ async def half_a_message(hostile: Hostile, *, fin: bool) -> None:
     dealer.close()
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("role", list(Role))
 async def test_the_server_serves_others_whatever_a_hostile_key_holder_does(tmp_path: Path, role: Role) -> None:
     async with secured(tmp_path, echo) as it:

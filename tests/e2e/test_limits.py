@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import FULL_LOAD, LOAD_S, MIB_KIB, WAIT_S, Process, Tunnel, descriptors, tunnel
+from tests.support.processes import FULL_LOAD, MIB_KIB, WAIT_S, Process, Tunnel, descriptors, tunnel
 from tests.support.sockets import HOST
 from tests.support.traffic import block, read_digest, send_blocks
 from tests.support.waiting import Level, eventually
@@ -67,7 +67,6 @@ async def stall(sock: socket.socket, port: int, read: int) -> None:
         read -= len(data)
 
 
-@pytest.mark.timeout(LOAD_S)
 @pytest.mark.parametrize(
     ("stalled", "read", "memory_mib", "options", "blocks"),
     [
@@ -148,7 +147,6 @@ async def settled(made: Tunnel, *, idle: dict[Process, int]) -> dict[Process, in
     return {process: process.rss_kib for process in idle}
 
 
-@pytest.mark.timeout(LOAD_S)
 async def test_many_short_connections_leak_neither_memory_nor_descriptors(tmp_path: Path) -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readexactly(20)

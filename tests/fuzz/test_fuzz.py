@@ -8,8 +8,6 @@ import pytest
 from tests.fuzz import corpus
 from tests.fuzz.targets import TARGETS
 
-pytestmark = pytest.mark.timeout(600)  # it computes all the while: on a busy machine that is long
-
 SECONDS = 20
 
 

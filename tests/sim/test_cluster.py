@@ -24,11 +24,6 @@ from tests.sim.far import KIB, Program
 from tests.sim.plan import Arrival, Fault, Plan, draw, report, run, shrink
 from tests.sim.world import Violation
 
-pytestmark = [
-    pytest.mark.timeout(600),  # they compute all the while: on a busy machine that is long
-    pytest.mark.no_cover,  # traced, clusters take five times as long; other tests cover every line
-]
-
 SEEDS = 40
 CHUNK = 4
 FAILED_ONCE = (

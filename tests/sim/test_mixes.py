@@ -10,11 +10,6 @@ from goreprox.protocol.fair import FairQueue, Turns
 from tests.sim.mixes import Mix, check
 from tests.sim.world import Violation
 
-pytestmark = [
-    pytest.mark.timeout(600),  # they compute all the while: on a busy machine that is long
-    pytest.mark.no_cover,
-]
-
 SLOW = 0.5e6
 """4 Mbit/s."""
 MIXES = [

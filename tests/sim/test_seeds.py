@@ -15,8 +15,6 @@ from goreprox.protocol.session import Session
 from goreprox.protocol.stream import Stream
 from tests.sim.sessions import scenario
 
-pytestmark = pytest.mark.timeout(600)  # it computes all the while: on a busy machine that is long
-
 SEEDS = 120
 
 

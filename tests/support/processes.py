@@ -19,8 +19,6 @@ from tests.support.waiting import DEADLINE_S, eventually
 MIB_KIB = 1024
 FULL_LOAD = os.environ.get("LOAD") == "full"
 """Whether to measure at the numbers that are promised, which takes minutes, and not at a fraction of them."""
-LOAD_S = 900 if FULL_LOAD else 300
-"""What a test of load may take in all."""
 WAIT_S = 600.0 if FULL_LOAD else 120.0
 """How long one response may take under load: on a busy machine whole processes stand still for many seconds."""
 Versions = tuple[tuple[int, int], tuple[int, int]] | None

@@ -52,6 +52,7 @@ def test_messages_wait_in_order_until_there_is_room() -> None:
     pipes.outboxes.send(b"b", [b"4"])
     assert pipes.sent == [(b"b", [b"4"])], "nobody else waits"
     assert pipes.outboxes.sizes == {b"a": (2, 4)}
+    assert [pipes.outboxes.size(key) for key in (b"a", b"b")] == [4, 0]
     pipes.fire()
     assert len(pipes.timers) == 1, "it is tried again"
     pipes.full.clear()

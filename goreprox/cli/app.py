@@ -69,8 +69,18 @@ app.command(
     help_epilogue=example("goreprox status", "goreprox status --json --role server", "sudo goreprox status"),
 )
 app.command(
-    "goreprox.cli.check:check",
+    "goreprox.cli.reload:reload",
     sort_key=5,
+    help="""Let the processes on this machine read their configuration again.
+
+    Connections go on. If anything is wrong with the configuration, nothing changes.""",
+    help_epilogue=example(
+        "goreprox check server && goreprox reload --role server", "sudo goreprox reload --name tunnel"
+    ),
+)
+app.command(
+    "goreprox.cli.check:check",
+    sort_key=6,
     help="Check what a role would be started with, without starting it.",
     usage="goreprox check [ROLE] [OPTIONS] [OPTIONS OF ROLE]",
     help_epilogue=example(
@@ -81,13 +91,13 @@ app.command(
 )
 app.command(
     "goreprox.cli.demo:demo",
-    sort_key=6,
+    sort_key=7,
     help="Show a download survive a link that is cut again and again, all on this machine.",
     help_epilogue=example("goreprox demo", "goreprox demo --size 1GiB --cuts 20"),
 )
 app.command(
     "goreprox.cli.roles:edge",
-    sort_key=7,
+    sort_key=8,
     help="Accept clients and pass them on to providers over brokers elsewhere.",
     help_epilogue=example(
         "goreprox edge --listen 8080=web --join-file edge1.join",
@@ -96,7 +106,7 @@ app.command(
 )
 app.command(
     "goreprox.cli.roles:broker",
-    sort_key=8,
+    sort_key=9,
     help="Connect edges and providers with each other. It keeps no state, and there can be several.",
     help_epilogue=example(
         "goreprox broker --address broker1.example.org",
@@ -106,13 +116,13 @@ app.command(
 app.command(
     "goreprox.cli.tokens:app",
     name="token",
-    sort_key=9,
+    sort_key=10,
     help="Manage the tokens that HTTP requests must bring (server and edge --auth-tokens).",
 )
 
 
 @app.command(
-    sort_key=10,
+    sort_key=11,
     help_epilogue=example(
         "goreprox completion bash > /etc/bash_completion.d/goreprox",
         "goreprox completion fish > ~/.config/fish/completions/goreprox.fish",
@@ -129,13 +139,13 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     print(app.generate_completion(shell=shell))
 
 
-@app.command(name="help", sort_key=11, show=False)
+@app.command(name="help", sort_key=12, show=False)
 def help_(*command: str) -> None:
     """Show the help of a command."""
     app.help_print(command)
 
 
-@app.command(sort_key=12, show=False)
+@app.command(sort_key=13, show=False)
 def version() -> None:
     """Show the version."""
     print(__version__)

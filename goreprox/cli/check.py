@@ -6,38 +6,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from cyclopts import Argument, CycloptsError, Parameter
+from cyclopts import Parameter
 from loguru import logger
 
-from goreprox.cli.app import app, sources
+from goreprox.cli.app import sources
 from goreprox.cli.columns import columns
+from goreprox.cli.problems import Problem, examine, option, problem
 from goreprox.cli.setup import Setup
-from goreprox.cli.usage import explain, origin
+from goreprox.cli.usage import origin
 from goreprox.config.listed import options_of
 from goreprox.config.options import PROCESS, File
-from goreprox.errors import ConfigError, GoreproxError, StartError
+from goreprox.errors import ConfigError, StartError
 from goreprox.process.log import configure, counted
 
 Role = Literal["server", "edge", "broker", "provider"]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that a start would find wrong."""
-
-    role: str | None
-    """None: it is wrong for every role."""
-    source: str | None
-    """Where the option was given; None if it was not, or nothing is known of it."""
-    option: str | None
-    message: str
-
-    def __str__(self) -> str:
-        """Return the line, which names the source and the option once."""
-        if self.source is None or self.message.startswith(self.source):
-            return self.message
-        is_named = self.option is None or self.message.startswith(self.option)
-        return f"{self.source}: {'' if is_named else f'{self.option}: '}{self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +60,8 @@ def check(
     if json:
         print(js.dumps({"problems": list(map(asdict, problems)), "options": list(map(asdict, given)) if show else []}))
     else:
-        for problem in problems:
-            print(problem)
+        for each in problems:
+            print(each)
         if show and given:
             print(_table(given))
         if not problems:
@@ -116,46 +98,20 @@ def _examine(role: Role | None, options: Sequence[str], config: Path | None) -> 
 
 
 def _examine_role(role: str, arguments: Sequence[str]) -> tuple[list[Problem], list[Given]]:
-    sources.filled = ()
-    try:
-        setup: Setup = app(arguments)
-    except (CycloptsError, GoreproxError) as exc:
-        return list(_malformed(role)) or [_problem(role, exc)], []
+    found = examine(role, arguments)
+    if isinstance(found, list):
+        return found, []
     from goreprox.roles.preflight import problems  # noqa: PLC0415 -- takes long, and mistakes are answered without
 
-    return [_problem(role, exc) for exc in problems(setup.config)], list(_given(role, setup))
-
-
-def _malformed(role: str) -> Iterator[Problem]:
-    """Yield a problem for each value that is none of its option."""
-    for argument in sources.filled:
-        try:
-            if argument.tokens:
-                argument.convert_and_validate()
-        except (CycloptsError, GoreproxError) as exc:
-            yield Problem(role, origin(argument.tokens[0]), _name(argument), _message(exc))
-
-
-def _problem(role: str, exc: CycloptsError | GoreproxError) -> Problem:
-    """Say where the option was given that a message begins with, if it does."""
-    message = _message(exc)
-    first = message.partition(" ")[0].rstrip(":")
-    argument = next((each for each in sources.filled if _name(each) == first), None)
-    if argument is None:
-        return Problem(role, None, None, message)
-    return Problem(role, origin(argument.tokens[0]) if argument.tokens else None, first, message)
-
-
-def _message(exc: CycloptsError | GoreproxError) -> str:
-    return explain(exc) if isinstance(exc, CycloptsError) else str(exc)
+    return [problem(role, exc) for exc in problems(found.config)], list(_given(role, found))
 
 
 def _given(role: str, setup: Setup) -> Iterator[Given]:
     process = setup.config.process
     known = options_of(setup.config) | {"name": (process.own_name,), "runtime-dir": (str(process.lock_dir),)}
-    is_joined = any(_name(each) in ("join", "join-file") and each.tokens for each in sources.filled)
+    is_joined = any(option(each) in ("join", "join-file") and each.tokens for each in sources.filled)
     for argument in sources.filled:
-        name, tokens = _name(argument), argument.tokens
+        name, tokens = option(argument), argument.tokens
         if not argument.parse or argument.children:
             continue
         values = known.get(name, tuple(token.value for token in tokens))
@@ -163,10 +119,6 @@ def _given(role: str, setup: Setup) -> Iterator[Given]:
             values = ()
         by_default = "join string" if is_joined and name in ("name", "broker", "server") else "default"
         yield Given(role, name, values, origin(tokens[0]) if tokens else by_default)
-
-
-def _name(argument: Argument) -> str:
-    return argument.name.removeprefix("--").lower()
 
 
 def _table(given: Sequence[Given]) -> str:

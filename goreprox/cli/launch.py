@@ -2,20 +2,24 @@
 
 import asyncio
 import resource
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from loguru import logger
 
 from goreprox.cli.app import sources
+from goreprox.cli.reread import Reread
 from goreprox.cli.setup import Config
 from goreprox.config.addresses import Address
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.process.log import configure
 
 
-def launch(config: Config, file: Path | None) -> None:
-    """Run the role that `config` is of, to its end; `file` is where some of its options come from."""
+def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
+    """Run the role that `config` is of, to its end; `file` is where some of its options come from.
+
+    A reload reads them again, with the same `arguments`.
+    """
     configure(config.process.log.level, as_json=config.process.log.json)
     for line in sources.unknown_variables():
         logger.bind(event="unknown_variable").warning("{}", line)
@@ -26,7 +30,7 @@ def launch(config: Config, file: Path | None) -> None:
         logger.bind(event="insecure", addresses=exposed).warning(
             "--insecure: links on {} are plaintext; anyone who can reach that port can join", ", ".join(exposed)
         )
-    role = _role(config)
+    role = _role(config, Reread(arguments))
     raise_file_limit()
     asyncio.run(role)
 
@@ -42,25 +46,25 @@ def _links(config: Config) -> list[Address]:
             return [config.peers.providers, *([] if config.edges is None else [config.edges])]
 
 
-def _role(config: Config) -> Coroutine[object, object, None]:
+def _role(config: Config, reread: Reread) -> Coroutine[object, object, None]:
     """Import the role that `config` is of, and no other: each is loaded as a whole before it is ready."""
     match config:
         case ServerConfig():
             from goreprox.roles.server import run as run_server
 
-            return run_server(config)
+            return run_server(config, read=reread.as_a(ServerConfig))
         case BrokerConfig():
             from goreprox.roles.broker import run as run_broker
 
-            return run_broker(config)
+            return run_broker(config, read=reread.as_a(BrokerConfig))
         case ProviderConfig():
             from goreprox.roles.provider import run as run_provider
 
-            return run_provider(config)
+            return run_provider(config, read=reread.as_a(ProviderConfig))
         case EdgeConfig(workers=1):
             from goreprox.roles.edge import run as run_edge
 
-            return run_edge(config)
+            return run_edge(config, read=reread.as_a(EdgeConfig))
         case EdgeConfig():
             from goreprox.roles.workers import run as run_workers
 

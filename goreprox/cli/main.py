@@ -23,9 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("Windows is not supported; run it on Linux or macOS, or in WSL", 1)
     forget_empty_variables()
     try:
-        role = app(list(sys.argv[1:] if arguments is None else arguments))
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        role = app(given)
         if role is not None:
-            role.run()
+            role.run(given)
         sys.stdout.flush()
     except GoreproxError as exc:
         return _fail(str(exc), exc.exit_code)

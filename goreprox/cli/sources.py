@@ -1,5 +1,6 @@
 """Sources of options besides flags: environment variables and a TOML file."""
 
+import contextlib
 import difflib
 import os
 import tomllib
@@ -30,11 +31,28 @@ class Sources:
         self._app = app
         self._commands: Final = commands
         self.all: Final = (Env(PREFIX, command=False, show=False), self.read_file)
+        self._known: dict[str, dict[str, bool]] = {}
+        """The keys of the commands that are imported."""
+        self._frozen = False
         self.filled: Iterable[Argument] = ()
         """The options of the command that was read last, each with what was given for it and where."""
 
     def keys(self, command: str) -> dict[str, bool]:
         """Return the keys of a command in the file, and whether each takes a list."""
+        if command not in self._known and not self._frozen:
+            self._known[command] = self._look_up(command)
+        return self._known.get(command, {})
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Import no other command while in this context: keys and tables of those are not looked at."""
+        self._frozen = True
+        try:
+            yield
+        finally:
+            self._frozen = False
+
+    def _look_up(self, command: str) -> dict[str, bool]:
         arguments = self._app[command].assemble_argument_collection()
         return {
             argument.name.removeprefix("--"): argument.token_count()[1]
@@ -101,6 +119,8 @@ class Sources:
         top, tables = self._parts(document)
         yield from _problems(top, self._keys_of_any(top.keys()), path, "", also=self._commands)
         for table, content in tables.items():
+            if self._frozen and table not in self._known:
+                continue
             yield from _problems(content, self.keys(table), path, f"[{table}] ")
 
     def _parts(self, document: Mapping[str, object]) -> tuple[dict[str, object], dict[str, dict[str, object]]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Iterator, Sequence
-from typing import Final, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from cyclopts import Parameter
 
@@ -11,33 +11,50 @@ from goreprox.config.addresses import Address
 
 _NAMES: Final = {"brokers": "broker", "servers": "server", "targets": "target", "security": "join"}
 """Options that roles take themselves, where the field has another name."""
-_SECRET: Final = ("security",)
-"""Fields whose value is never shown."""
+_HIDDEN: Final = "security"
+"""The field whose value is never shown."""
+
+
+class Leaf(NamedTuple):
+    """An option of a configuration."""
+
+    name: str
+    value: object
+    texts: tuple[str, ...]
+    """The values as people write them; none if it is not set."""
 
 
 def options_of(config: object) -> dict[str, tuple[str, ...]]:
     """Return the values of all options of a role, or of a group, by their names; none for one that is not set."""
-    return dict(_options(config))
+    return {leaf.name: leaf.texts for leaf in leaves(config)}
 
 
-def _options(config: object) -> Iterator[tuple[str, tuple[str, ...]]]:
+def leaves(config: object) -> Iterator[Leaf]:
+    """Yield all options of a role, or of a group."""
     assert dataclasses.is_dataclass(config)
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
-        if each.default_factory is not dataclasses.MISSING:  # a group
-            yield from _options(value)
+        if is_group(each):
+            yield from leaves(value)
+        elif each.name == _HIDDEN:
+            yield Leaf(option_of(each), value, () if value is None else ("(secret)",))
         else:
-            declared = [part for part in get_args(each.type) if isinstance(part, Parameter)]
-            yield _name(each.name, declared), _secret(value) if each.name in _SECRET else _written(value, declared)
+            yield Leaf(option_of(each), value, _written(value, _declared(each)))
 
 
-def _name(field: str, declared: Sequence[Parameter]) -> str:
-    named = next((name for parameter in declared for name in parameter.name or ()), None)
-    return (named or _NAMES.get(field, field)).removeprefix("--").replace("_", "-")
+def is_group(field: "dataclasses.Field[Any]") -> bool:
+    """Whether a field is a group of options, not an option."""
+    return field.default_factory is not dataclasses.MISSING
 
 
-def _secret(value: object) -> tuple[str, ...]:
-    return () if value is None else ("(secret)",)
+def option_of(field: "dataclasses.Field[Any]") -> str:
+    """Return the name of the option that a field is."""
+    named = next((name for parameter in _declared(field) for name in parameter.name or ()), None)
+    return (named or _NAMES.get(field.name, field.name)).removeprefix("--").replace("_", "-")
+
+
+def _declared(field: "dataclasses.Field[Any]") -> list[Parameter]:
+    return [part for part in get_args(field.type) if isinstance(part, Parameter)]
 
 
 def _written(value: object, declared: Sequence[Parameter]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ room for. A connection, as long as this module owns it:
 
 import enum
 import socket
+from collections.abc import Mapping
 from typing import Final, assert_never
 
 from goreprox.endpoint import Endpoint
@@ -158,6 +159,10 @@ class ClientConnection:
     def check_backend(self) -> None:
         """Let go of a stream that will carry no other request."""
         self._backend.check(self._bridges.clock())
+
+    def follow(self, sites: Mapping[Site, Site]) -> None:
+        """Serve the next request by the site that replaces ours, if one does."""
+        self._gateway.site = sites.get(self._gateway.site, self._gateway.site)
 
     def drain(self) -> None:
         """End the connection after the response that is due, if one is."""

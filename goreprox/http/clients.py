@@ -1,11 +1,13 @@
 """What the HTTP clients of a process share, and what they need of the edge."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from brokers import LimitedLog
 from goreprox.endpoint import Endpoint
 from goreprox.http.access_log import REJECTED_LINES
+from goreprox.http.exchange import Site
 from goreprox.http.provider_stream import ProviderStream
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.stream import Stream
@@ -49,6 +51,9 @@ class Client(Protocol):
 
     def check_backend(self) -> None:
         """Let go of a stream that will carry no other request."""
+
+    def follow(self, sites: Mapping[Site, Site]) -> None:
+        """Serve the next request by the site that replaces ours, if one does."""
 
     def drain(self) -> None:
         """End the connection after the response that is due, if one is."""
@@ -97,6 +102,11 @@ class ClientConnections:
         self.draining = True
         for client in list(self.live):
             client.drain()
+
+    def replace(self, sites: Mapping[Site, Site]) -> None:
+        """Serve the next requests of clients by the sites that replace theirs."""
+        for client in list(self.live):
+            client.follow(sites)
 
     def providers_changed(self) -> None:
         """Let go of idle streams at providers that are about to end."""

@@ -45,9 +45,9 @@ def _draw_id() -> str:
     return secrets.token_hex(8)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Site:
-    """What HTTP needs to know of a listener."""
+    """What HTTP needs to know of a listener; a reload replaces it."""
 
     service: str
     auth: Authenticator | None = None

@@ -30,11 +30,10 @@ class Gateway:
         `client` is the client's address, `authority` host and port that it connected to, `certificate` what targets are
         told of its certificate.
         """
-        self._site = site
+        self.site = site
+        """Requests are for it from their first byte on; it may be replaced at any time."""
         self._address = client
         self._authority = authority.encode()
-        self._scheme = None if site.forwarding.trusts(client) else site.forwarding.proto
-        """The scheme that requests have to be for; None: any."""
         self._certificate = certificate
         self._commands: Commands = []
         self._target = TargetSide(self._commands)
@@ -94,7 +93,7 @@ class Gateway:
 
     def client_lost(self) -> Commands:
         """Take note that the client's connection is over, and can be told nothing more."""
-        if not self.over and self._exchange is not None and self._site.logs:
+        if not self.over and self._exchange is not None and self.site.logs:
             self._log(self._exchange, "the client's connection ended before the response did")
         self.over = True
         return self._take()
@@ -167,7 +166,9 @@ class Gateway:
         try:
             request = self.reader.head()
             if request is not None:
-                request = requests.check(request, self._site.settings.limits, scheme=self._scheme)
+                forwarding = self.site.forwarding
+                scheme = None if forwarding.trusts(self._address) else forwarding.proto  # None: any
+                request = requests.check(request, self.site.settings.limits, scheme=scheme)
         except Rejected as rejected:
             self._respond(rejected, request)
             return
@@ -175,9 +176,9 @@ class Gateway:
             if self._ended:
                 self._finish()
             return
-        exchange = self._exchange = Exchange(request, self._site, self._address)
+        exchange = self._exchange = Exchange(request, self.site, self._address)
         try:
-            exchange.admit(self._site, address=self._address, authority=self._authority, certificate=self._certificate)
+            exchange.admit(self.site, address=self._address, authority=self._authority, certificate=self._certificate)
         except Rejected as rejected:
             self._respond(rejected, last=False)
             return
@@ -199,7 +200,7 @@ class Gateway:
         if end is not None:
             target.replies.asked()
             if reader.chunked:
-                target.send(writer.last_chunk(requests.trailers(end, dropped=self._site.drops)))
+                target.send(writer.last_chunk(requests.trailers(end, dropped=self.site.drops)))
             if self._ended and not reader.ahead:
                 target.half_close()
         elif self._ended:
@@ -317,19 +318,19 @@ class Gateway:
         response = ResponseWriter(request) if exchange is None else exchange.response
         last = last or self._draining or not self.reader.skip()
         accept = requests.value_of(request, b"accept") if request is not None else None
-        request_id = self._site.draw_id() if rejected.detail else ""
+        request_id = self.site.draw_id() if rejected.detail else ""
         text = f"{rejected.text} (request {request_id})" if request_id else rejected.text
         fields, body = own_responses.body(rejected.status, text, accept or b"")
         reason = rejected.status.phrase.encode()
         self._send(response.head(rejected.status, reason, fields + rejected.fields, last=last) + response.body(body))
-        if self._site.logs or request_id:
+        if self.site.logs or request_id:
             entry = log_request(request, response, client=self._address) if exchange is None else exchange.log()
             error = rejected.detail or rejected.text
             self._commands.append(replace(entry, error=error, request_id=request_id))
         self._end_exchange(response)
 
     def _log(self, exchange: Exchange, error: str = "") -> None:
-        if self._site.logs or error:
+        if self.site.logs or error:
             self._commands.append(replace(exchange.log(), error=error))
 
     def _finish(self) -> None:

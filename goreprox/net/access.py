@@ -25,25 +25,27 @@ class Access:
         limit: int | None = None,
         uncounted: Iterable[Network] = (),
     ) -> None:
+        self._connections: Counter[str] = Counter()
+        self.rejected = 0
+        """Clients that were not admitted."""
+        self.reconfigure(allow, deny, limit, uncounted)
+
+    def reconfigure(
+        self, allow: Iterable[Rule], deny: Iterable[Rule], limit: int | None, uncounted: Iterable[Network]
+    ) -> None:
+        """Apply other rules to clients from now on; those that were admitted stay, and count."""
         self._allow = tuple(allow)
         self._deny = tuple(deny)
         self._limit = limit
         self._uncounted = tuple(uncounted)
         self.has_rules = bool(self._allow or self._deny)
-        self.is_restricted = self.has_rules or limit is not None
-        """Whether any client could be rejected: otherwise none need be asked for."""
-        self._connections: Counter[str] = Counter()
-        self.rejected = 0
-        """Clients that were not admitted."""
 
     def admit(self, address: str, *scopes: str) -> bool:
         """Return whether a client is admitted in these scopes; if so, it counts until `release`."""
         if self.objection(address, *scopes) is not None:
             self.rejected += 1
             return False
-        client = ip_of(address)
-        if self._counts(client):
-            self._connections[client_network(client)] += 1
+        self._connections[client_network(ip_of(address))] += 1
         return True
 
     def objection(self, address: str, *scopes: str) -> str | None:
@@ -51,7 +53,7 @@ class Access:
         client, limit = ip_of(address), self._limit
         if self._denies(client, scopes):
             return "denied by --allow or --deny"
-        if limit is not None and self._counts(client) and self._connections[client_network(client)] >= limit:
+        if limit is not None and self._is_limited(client) and self._connections[client_network(client)] >= limit:
             return (
                 f"it has {limit} connections, as many as one address may (--max-connections-per-address; a proxy "
                 "is not counted if it is among --trusted-proxies)"
@@ -64,15 +66,13 @@ class Access:
 
     def release(self, address: str) -> None:
         """Count a client that was admitted no longer."""
-        client = ip_of(address)
-        if self._counts(client):
-            key = client_network(client)
-            self._connections[key] -= 1
-            if not self._connections[key]:
-                del self._connections[key]
+        key = client_network(ip_of(address))
+        self._connections[key] -= 1
+        if not self._connections[key]:
+            del self._connections[key]
 
-    def _counts(self, client: IP) -> bool:
-        return self._limit is not None and not any(client in network for network in self._uncounted)
+    def _is_limited(self, client: IP) -> bool:
+        return not any(client in network for network in self._uncounted)
 
     def _denies(self, client: IP, scopes: tuple[str, ...]) -> bool:
         if any(rule.covers(client, scopes) for rule in self._deny):

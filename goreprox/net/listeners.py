@@ -6,6 +6,7 @@ import errno
 import functools
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from brokers import LimitedLog
 from goreprox.config.addresses import Address, Listener
@@ -24,6 +25,19 @@ _NO_FDS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Accepted = Callable[[socket.socket, Endpoint, Listener], None]
 """Takes over a client's socket, with its address and the listener that accepted it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Open:
+    """The sockets of a listener: one for each version of IP."""
+
+    listener: Listener
+    sockets: list[socket.socket]
+
+    def close(self) -> None:
+        """Close them."""
+        for sock in self.sockets:
+            sock.close()
 
 
 class Listeners:
@@ -52,14 +66,58 @@ class Listeners:
         self._log = LimitedLog()
         self._retry: asyncio.TimerHandle | None = None
         """Ends the pause for want of file descriptors."""
-        self._sockets: list[tuple[socket.socket, Listener]] = []
+        self._reuse_port = reuse_port
+        self._open: list[Open] = []
+        self._open = self.open(listeners)
+
+    @property
+    def _sockets(self) -> list[tuple[socket.socket, Listener]]:
+        return [(sock, each.listener) for each in self._open for sock in each.sockets]
+
+    def open(self, listeners: Sequence[Listener]) -> list["Open"]:
+        """Return sockets for other listeners, for `switch`: those that are open already, and new ones.
+
+        Raises:
+            StartError: an address cannot be listened on; nothing has changed.
+        """
+        kept, rest = _kept(self._open, listeners)
+        found: list[Open] = []
         try:
-            for listener in listeners:
-                found = _bound("listen", listener.address, reuse_port=reuse_port, listening=True)
-                self._sockets += [(sock, listener) for sock in found]
+            for listener, before in zip(listeners, kept, strict=True):
+                found.append(self._opened(listener, rest) if before is None else Open(listener, before.sockets))
         except StartError:
-            self.close()
+            for each, before in zip(found, kept, strict=False):
+                if before is None:
+                    each.close()
             raise
+        return found
+
+    def _opened(self, listener: Listener, removed: Sequence["Open"]) -> "Open":
+        for each in removed:
+            if each.listener.address.overlaps(listener.address):
+                raise StartError(
+                    f"listen {listener.text}: this process has the port as listen {each.listener.text}; remove that in "
+                    "a reload of its own, and then add this"
+                )
+        return Open(listener, _bound("listen", listener.address, reuse_port=self._reuse_port, listening=True))
+
+    def successors(self, opened: Sequence["Open"]) -> dict[Listener, Listener]:
+        """Return which listeners have the sockets of which ones, after a `switch`."""
+        after = {sock: each.listener for each in opened for sock in each.sockets}
+        return {listener: after[sock] for sock, listener in self._sockets if sock in after}
+
+    def switch(self, opened: list["Open"]) -> None:
+        """Accept at the sockets of `open` from now on; close the others, once their backlogs are accepted."""
+        was_accepting = self._accepting
+        self._pause()
+        before, self._open = self._open, opened
+        kept = {sock for each in opened for sock in each.sockets}
+        for each in before:
+            if not kept.issuperset(each.sockets):
+                self._drain(each)
+                each.close()
+        if was_accepting:
+            self.start()
 
     @property
     def ports(self) -> list[int]:
@@ -91,12 +149,17 @@ class Listeners:
 
     def drain(self) -> None:
         """Accept the clients in the backlogs, which the kernel would reset, and close."""
-        for sock, listener in self._sockets:
-            try:
-                self._accept(sock, listener, BACKLOG)
-            except OSError as exc:
-                self._log.say("drain", f"clients waiting at {listener.address} were not accepted: {exc.strerror}")
+        for each in self._open:
+            self._drain(each)
         self.close()
+
+    def _drain(self, listening: "Open") -> None:
+        for sock in listening.sockets:
+            try:
+                self._accept(sock, listening.listener, BACKLOG)
+            except OSError as exc:
+                where = listening.listener.address
+                self._log.say("drain", f"clients waiting at {where} were not accepted: {exc.strerror}")
 
     def close(self) -> None:
         """Close the listening sockets."""
@@ -104,12 +167,12 @@ class Listeners:
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
-        for sock, _ in self._sockets:
-            sock.close()
-        self._sockets.clear()
+        for each in self._open:
+            each.close()
+        self._open = []
 
     def _ready(self, listening: socket.socket, listener: Listener, _: int) -> None:
-        if self._accepting:
+        if self._accepting and listening.fileno() >= 0:  # it may have been closed in this turn
             self._accept(listening, listener, ACCEPTS)
 
     def _accept(self, listening: socket.socket, listener: Listener, most: int) -> None:
@@ -141,6 +204,22 @@ class Listeners:
     def _try_again(self) -> None:
         self._retry = None
         self.start()
+
+
+def _kept(opened: Sequence[Open], listeners: Sequence[Listener]) -> tuple[list[Open | None], list[Open]]:
+    """Return the sockets that each listener can have, and the rest: those of the same one, else of the same address."""
+    rest = list(opened)
+    kept: list[Open | None] = [None] * len(listeners)
+    for exactly in (True, False):
+        for index, listener in enumerate(listeners):
+            if kept[index] is None:
+                kept[index] = next((each for each in rest if _fits(each.listener, listener, exactly=exactly)), None)
+                rest = [each for each in rest if each is not kept[index]]
+    return kept, rest
+
+
+def _fits(before: Listener, after: Listener, *, exactly: bool) -> bool:
+    return before == after if exactly else before.address == after.address
 
 
 def try_address(option: str, address: Address) -> None:

@@ -22,6 +22,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Owner(Protocol):
     """The owner of connections: an edge or a provider."""
 
+    drain_s: float
+    """How long those that are open have to end."""
+
     @property
     def connections(self) -> int:
         """How many are open."""
@@ -50,10 +53,12 @@ class Connection(Protocol):
 
 
 class Lifetime:
-    """Turns SIGTERM and SIGINT into events while in this context. SIGHUP, which ends programs by default, is logged."""
+    """Turns SIGTERM and SIGINT into events while in this context, and SIGHUP into a call."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
+        self.hung_up: Callable[[], None] = lambda: None
+        """Called on SIGHUP, which means a reload; to be set before."""
         self._force = asyncio.Event()
         self._extension: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -61,7 +66,7 @@ class Lifetime:
     def __enter__(self) -> Self:
         for number in _SIGNALS:
             self._loop.add_signal_handler(number, self._signalled)
-        self._loop.add_signal_handler(signal.SIGHUP, _hung_up)
+        self._loop.add_signal_handler(signal.SIGHUP, self.hung_up)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,7 +107,6 @@ class Lifetime:
         owner: Owner,
         links: Sequence[Closable],
         *,
-        drain_s: float,
         ready: str,
         connection: Connection | None = None,
         **ports: object,
@@ -114,7 +118,7 @@ class Lifetime:
             if not self.stop.is_set():
                 self.ready(ready, **ports)
             await self.stop.wait()
-            connections = owner.connections
+            connections, drain_s = owner.connections, owner.drain_s
             _log_drain(connections, drain_s)
             reset = await self.unless_forced(owner.close(drain_s=drain_s))
             if connections:
@@ -146,12 +150,6 @@ class Lifetime:
         with contextlib.suppress(asyncio.CancelledError):
             return await task
         return None
-
-
-def _hung_up() -> None:
-    logger.bind(event="hangup").info(
-        "SIGHUP ignored: there is no reload; tokens, certificates and keys are reread when their files change"
-    )
 
 
 def _log_drain(connections: int, drain_s: float) -> None:

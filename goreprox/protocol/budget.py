@@ -27,10 +27,22 @@ class Budget:
     together stay within `total_bytes`.
     """
 
-    __slots__ = ("max_streams", "pool_bytes", "pool_used_bytes", "reserved_bytes")
+    __slots__ = ("_told_bytes", "max_streams", "pool_bytes", "pool_used_bytes", "reserved_bytes")
 
     def __init__(self, *, total_bytes: int, max_streams: int) -> None:
         """Divide `total_bytes` among at most `max_streams`.
+
+        Raises:
+            ValueError: less than 2 KiB for each direction of each stream.
+        """
+        self.pool_used_bytes = 0
+        self.max_streams = self._told_bytes = 0
+        self.resize(total_bytes=total_bytes, max_streams=max_streams)
+
+    def resize(self, *, total_bytes: int, max_streams: int) -> None:
+        """Divide `total_bytes` anew, among at most `max_streams`; what is held or granted stays.
+
+        A direction uses another part of the pool once it is accounted for next.
 
         Raises:
             ValueError: less than 2 KiB for each direction of each stream.
@@ -41,8 +53,9 @@ class Budget:
             raise ValueError(f"{total_bytes} bytes for {max_streams} streams, expected at least {least}")
         self.reserved_bytes = min(reserved, RESERVED_MAX)
         self.pool_bytes = total_bytes // 2
-        self.pool_used_bytes = 0
-        self.max_streams = max_streams
+        # Peers may have been told the larger reservation, and may have ended as many streams as there could be.
+        self._told_bytes = max(self._told_bytes, self.reserved_bytes)
+        self.max_streams = max(self.max_streams, max_streams)
 
     def allowance(self, used: int, *, moved: int) -> int:
         """Return how many bytes a direction may hold in all that uses `used` of the pool and has moved `moved` so far.
@@ -72,7 +85,7 @@ class Budget:
         Idle streams keep what they were granted; the bound keeps them from using up what busy ones need.
         """
         plenty = self.pool_used_bytes < self.pool_bytes // 4
-        return WINDOW_INITIAL if plenty else self.reserved_bytes
+        return WINDOW_INITIAL if plenty else self._told_bytes
 
     def account(self, *, used: int, holding: int) -> int:
         """Note that a direction which used `used` bytes of the pool now holds `holding`; return what it uses now."""

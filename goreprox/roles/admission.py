@@ -14,7 +14,7 @@ from loguru import logger
 
 from brokers import LimitedLog
 from goreprox.config.addresses import Listener
-from goreprox.config.clients import ClientConfig
+from goreprox.config.clients import ClientConfig, TlsConfig
 from goreprox.endpoint import Endpoint, ip_of
 from goreprox.http.writer import refusal
 from goreprox.net import sockets
@@ -65,16 +65,30 @@ class Admission:
         self._clients = clients
         self._access = access
         self._admitted = admitted
-        self._certificates = None
-        tls = clients.tls
-        if tls.cert is not None and tls.key is not None:
-            self._certificates = Certificates(tls.cert, tls.key, tls.client_ca, alpn=tls.alpn)
+        self._certificates = _certificates(clients.tls)
         self.listeners = Listeners(
             clients.listeners, poller, reuse_port=clients.reuse_port, accepted=self._accepted, has_room=has_room
         )
         self._proxies = Proxies(poller, accepted=self._identified, left=self.listeners.start)
         self._handshakes = Handshakes(poller)
         self._log = LimitedLog()
+
+    def reconfigured(self, clients: ClientConfig) -> Callable[[], None]:
+        """Prepare for another configuration; return what applies it, which cannot fail.
+
+        Raises:
+            StartError: an address cannot be listened on, or a certificate not be used; nothing has changed.
+        """
+        is_same = clients.tls == self._clients.tls
+        certificates = self._certificates if is_same else _certificates(clients.tls)
+        opened = self.listeners.open(clients.listeners)
+
+        def apply() -> None:
+            self.listeners.switch(opened)  # those in the backlog of a removed listener are admitted as it was
+            self._clients = clients
+            self._certificates = certificates or self._certificates  # for handshakes that have begun
+
+        return apply
 
     def __len__(self) -> int:
         """Return the number of clients that are not admitted yet."""
@@ -97,7 +111,7 @@ class Admission:
     def _identified(self, sock: socket.socket, address: Endpoint, destination: Endpoint, listener: Listener) -> None:
         """Apply the access rules to a client whose address is known."""
         scopes = self._scopes(listener)
-        if self._access.is_restricted and not self._access.admit(address.host, *scopes):
+        if not self._access.admit(address.host, *scopes):
             text = f"rejected client {address}: {self._access.objection(address.host, *scopes)}"
             self._log.say("client_denied", text, client=str(address))
             sock.close()  # which resets it
@@ -139,11 +153,16 @@ class Admission:
 
     def leave(self, address: Endpoint) -> None:
         """Note that a client has left: there is room for another one."""
-        if self._access.is_restricted:
-            self._access.release(address.host)
+        self._access.release(address.host)
         self.listeners.start()
 
     def close(self) -> None:
         """Reset all clients that are not admitted yet."""
         self._proxies.close()
         self._handshakes.close()
+
+
+def _certificates(tls: TlsConfig) -> Certificates | None:
+    if tls.cert is None or tls.key is None:
+        return None
+    return Certificates(tls.cert, tls.key, tls.client_ca, alpn=tls.alpn)

@@ -55,7 +55,7 @@ class Assignment:
         rng = random.Random()
         self._balancer = Balancer(rng)
         self._offers = Offers(rng)
-        self.check = OfferCheck(self.driver, self._offers, services)
+        self.check = OfferCheck(self._offers, services)
         self._connections = PendingQueue(timeout_s=grace_s, clock=clock, expired=_reset)
         self._requests = PendingQueue(timeout_s=queue_timeout_s, clock=clock, expired=_unavailable)
         self._refusals: dict[Stream, _Refusals] = {}
@@ -66,6 +66,12 @@ class Assignment:
         self._turn: asyncio.Handle | None = None
         self._retry: asyncio.TimerHandle | None = None
         """When providers that were full are tried again."""
+
+    def reconfigure(self, *, services: Collection[str], queue_timeout_s: float) -> None:
+        """Assign streams of other `services`; HTTP requests are pending for `queue_timeout_s` from now on."""
+        self.check.services = services
+        self.check.changed(services)
+        self._requests.timeout_s = queue_timeout_s
 
     @property
     def pending(self) -> int:

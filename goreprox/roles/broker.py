@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+from collections.abc import Callable
 
 from loguru import logger
 
@@ -16,6 +17,7 @@ from goreprox.keys.guard import Guard
 from goreprox.keys.reach import Reach
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import LINGER_S, Closable, Lifetime
+from goreprox.roles.reload import Reload
 from goreprox.status.snapshot import Source
 
 
@@ -83,8 +85,10 @@ def describe(ports: dict[str, int]) -> str:
     return ", ".join(f"{option} on {port}" for option, port in ports.items())
 
 
-async def run(config: BrokerConfig) -> None:
+async def run(config: BrokerConfig, *, read: Callable[[], BrokerConfig]) -> None:
     """Run a broker until a signal ends it. It does not drain: peers continue over other brokers, or wait for a new one.
+
+    A reload gets the configuration by `read`.
 
     Raises:
         StartError: a port is not available, or a directory cannot be used.
@@ -92,8 +96,12 @@ async def run(config: BrokerConfig) -> None:
     process = config.process
     instance = Instance.acquire(process.lock_dir, "broker", process.own_name, secrets.token_bytes(INCARNATION_BYTES))
     router, ports, ways = await open_router(config)
-    async with serving(instance, Source(instance, ports, router=router).commands):
-        with Lifetime() as life:
+    source = Source(instance, lambda: ports, router=router)
+    reload = Reload(config, read=read)
+    life = Lifetime()
+    life.hung_up = reload.hang_up
+    async with serving(instance, {**source.commands, **reload.commands}):
+        with life:
             life.ready(describe(ports), **ports)
             await life.stop.wait()
             logger.bind(event="stopping").info("shutting down")

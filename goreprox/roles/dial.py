@@ -85,8 +85,11 @@ class Dialer:
         *,
         connected: Callable[[Stream, Socket], None],
         failed: Callable[[Stream, str], None],
+        before: "Dialer | None" = None,
     ) -> None:
-        """`connected` takes over the stream and the target's socket; `failed` is called for one that has ended.
+        """Dial for streams from now on, in place of the dialer `before`, which finishes what it has begun.
+
+        `connected` takes over the stream and the target's socket; `failed` is called for one that has ended.
 
         Raises:
             StartError: the file of `--target-ca` cannot be used.
@@ -105,7 +108,8 @@ class Dialer:
             insecure=config.insecure,
             timeout_s=config.timeout_s,
         )
-        self.dials: set[_Dial] = set()
+        self.dials: set[_Dial] = set() if before is None else before.dials
+        """Those of the dialers before, too."""
 
     def dial(self, stream: Stream) -> None:
         """Connect to the target of a stream; `connected` or `failed` may be called at once."""

@@ -1,15 +1,20 @@
 """The edge: accepts clients, and gives each to a provider of its service. In a server, or a process of its own."""
 
 import functools
+from collections.abc import Callable, Mapping
 
 from loguru import logger
 
 from brokers import LimitedLog, Role
+from goreprox.config.addresses import Listener
 from goreprox.config.roles import EdgeConfig, ServerConfig
+from goreprox.control.message import Request
 from goreprox.control.socket import serving
 from goreprox.endpoint import Endpoint
+from goreprox.errors import ControlError, StartError
 from goreprox.http.client import ClientConnection
 from goreprox.http.clients import ClientConnections
+from goreprox.http.exchange import Site
 from goreprox.http.provider_stream import ProviderStream
 from goreprox.net.access import Access
 from goreprox.net.poller import Poller
@@ -23,9 +28,10 @@ from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
 from goreprox.roles.entrances import announced, by_service, entrances
 from goreprox.roles.member import Member
-from goreprox.roles.sites import sites_of
+from goreprox.roles.reload import Reload
+from goreprox.roles.sites import auth_of, sites_of
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
-from goreprox.tunnel.attributes import ports
+from goreprox.tunnel.attributes import Attributes, ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import wait_until
@@ -59,9 +65,48 @@ class Edge:
         self.http_clients = ClientConnections(self.bridges, self, self._budget)
         self.ended = EndedStreams(self.driver)
         self._access = Access(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
-        self._sites = sites_of(clients, self._access)
+        self._auth = auth_of(clients.tokens)
+        self._sites = sites_of(clients, self._access, self._auth)
+        self.drain_s = connections.drain_s
+        self._announce: Callable[[Attributes], None] = lambda _attributes: None
         self.admission = Admission(clients, poller, self._access, has_room=self._has_room, admitted=self._admitted)
         self.listeners = self.admission.listeners
+
+    def reconfigured(self, config: EdgeConfig | ServerConfig) -> Callable[[], None]:
+        """Prepare for another configuration; return what applies it, which cannot fail.
+
+        Raises:
+            StartError: an address cannot be listened on, or a file not be used; nothing has changed.
+        """
+        clients, connections = config.clients, config.connections
+        if self.driver.draining:
+            raise StartError("it is shutting down")
+        auth = self._auth if clients.tokens == self._clients.tokens else auth_of(clients.tokens)
+        readmit = self.admission.reconfigured(clients)
+        opened = self.listeners.open(clients.listeners)
+
+        def apply() -> None:
+            self._max_connections, self.drain_s = connections.max_connections, connections.drain_s
+            self._budget.resize(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
+            self.bridges.half_closed_timeout_s = connections.half_closed_timeout_s
+            self._access.reconfigure(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
+            self._auth = auth
+            self._replace_sites(sites_of(clients, self._access, auth), self.listeners.successors(opened))
+            self.listeners.switch(opened)  # those in the backlog of a removed listener are admitted as it was
+            self._clients = clients
+            readmit()
+            self.assignment.reconfigure(services=clients.services, queue_timeout_s=clients.http.queue_timeout_s)
+            self._announce({"services": list(clients.services)} | self._ports)
+            self.listeners.start()  # there may be room now
+
+        return apply
+
+    def _replace_sites(self, sites: dict[Listener, Site], successors: Mapping[Listener, Listener]) -> None:
+        """Serve clients by these sites; those of a removed listener, which may still be admitted, as before."""
+        before = {listener: self._sites[listener] for listener in self._clients.listeners if listener in self._sites}
+        after = {listener: sites.get(successors.get(listener, listener), site) for listener, site in before.items()}
+        self.http_clients.replace({before[listener]: site for listener, site in after.items()})
+        self._sites = after | sites
 
     @property
     def connections(self) -> int:
@@ -80,7 +125,11 @@ class Edge:
     def _admitted(self, client: Client) -> None:
         listener = client.listener
         if listener.scheme.is_http:
-            site = self._sites[listener]
+            site = self._sites.get(listener)
+            if site is None:  # it was removed two reloads ago
+                client.sock.close()
+                self.client_ended(client.address)
+                return
             ClientConnection(
                 self.http_clients, client.sock, client.address, client.destination, site, certificate=client.certificate
             )
@@ -163,8 +212,12 @@ class Edge:
 
     def introduce(self, member: Member) -> None:
         """Announce where clients are accepted, in the peer list."""
-        member.attributes |= ports(announced(self._clients, self.listeners.addresses))
-        self.assignment.check.attributes = member.attributes
+        member.attributes |= self._ports
+        self._announce = self.assignment.check.announce = member.announce
+
+    @property
+    def _ports(self) -> dict[str, object]:
+        return ports(announced(self._clients, self.listeners.addresses))
 
     def metrics(self) -> Metrics:
         """Return what the status shows of this edge (snapshot.Owner)."""
@@ -176,8 +229,14 @@ class Edge:
         )
 
 
-async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
-    """Run an edge until a signal ends it.
+async def _refuse(_: Request) -> None:
+    raise ControlError("workers cannot be reloaded; restart their parent")
+
+
+async def run(
+    config: EdgeConfig, *, read: Callable[[], EdgeConfig] | None = None, life: Lifetime | None = None
+) -> None:
+    """Run an edge until a signal ends it. A reload gets the configuration by `read`; None: there is none.
 
     Raises:
         StartError: a port is not available, or the runtime directory cannot be used.
@@ -188,13 +247,16 @@ async def run(config: EdgeConfig, life: Lifetime | None = None) -> None:
     links = member.link(config.brokers, edge.driver, config.security)
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
-    source = Source(member.instance, {"clients": edge.listeners.ports}, owner=edge, links=links.all)
-    async with serving(member.instance, source.commands):
-        await (life or Lifetime()).serve(
+    source = Source(member.instance, lambda: {"clients": edge.listeners.ports}, owner=edge, links=links.all)
+    life, commands = life or Lifetime(), {**source.commands, "reload": _refuse}
+    if read is not None:
+        reload = Reload(config, read=read, prepare=edge.reconfigured)
+        life.hung_up, commands = reload.hang_up, {**commands, **reload.commands}
+    async with serving(member.instance, commands):
+        await life.serve(
             edge,
             links.all,
-            drain_s=config.connections.drain_s,
             ready=f"{entrances(config.clients, edge.listeners.found)}, brokers at {brokers}",
             connection=links,
-            **source.ports,
+            **source.ports(),
         )

@@ -4,14 +4,14 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
-from brokers import Cause, Link, LinkSecurity, PeerName, Receiver, Role, Timings
+from brokers import Carrier, Cause, Link, LinkSecurity, PeerName, Receiver, Role, Timings
 from goreprox.config.addresses import Address
 from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import default_name
 from goreprox.config.process import ProcessConfig
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
-from goreprox.tunnel.attributes import who
+from goreprox.tunnel.attributes import Attributes, who
 
 
 class Links:
@@ -40,9 +40,7 @@ class Links:
 class Member:
     """One life of an edge or a provider. At its clean end `instance` is released."""
 
-    def __init__(
-        self, config: ProcessConfig, what: str, role: Role, *, services: Sequence[str], weight: float | None = None
-    ) -> None:
+    def __init__(self, config: ProcessConfig, what: str, role: Role, *, services: Sequence[str]) -> None:
         """Lock a slot for the process `what` (server, edge, provider), as a new peer of `role`.
 
         Raises:
@@ -56,11 +54,17 @@ class Member:
             ACKS_BEFORE_EOF: True,
             **who(what, default_name()),
         }
-        if weight is not None:
-            self.attributes["weight"] = weight
         if self.instance.predecessor is not None:
             self.attributes["predecessor"] = self.instance.predecessor
+        self.carriers: Sequence[Carrier] = ()
+        """The ways to all brokers, connected or not."""
         self._timings = Timings(link_timeout_s=config.link_timeout_s)
+
+    def announce(self, attributes: Attributes) -> None:
+        """Change these attributes of ours in the peer lists of all brokers."""
+        self.attributes = {**self.attributes, **attributes}
+        for carrier in self.carriers:
+            carrier.announce(self.attributes)
 
     def link(self, addresses: Sequence[Address], receiver: Receiver, security: LinkSecurity | None) -> Links:
         """Start a link to each of the brokers at `addresses`, in plaintext unless there is `security`."""
@@ -80,6 +84,7 @@ class Member:
             )
             for address in addresses
         ]
+        self.carriers = links.all
         for link in links.all:
             link.start()
         return links

@@ -1,14 +1,13 @@
 """Warnings about what providers offer: a service that none offers, and one whose providers have different targets."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from brokers import LimitedLog
 from goreprox.process.log import listing
 from goreprox.roles.offers import Offers
-from goreprox.tunnel.attributes import shared
-from goreprox.tunnel.driver import Driver
+from goreprox.tunnel.attributes import Attributes, shared
 
 SETTLE_S: Final = 1.0
 """Providers come one by one, over several brokers: checks wait this long after a change."""
@@ -17,11 +16,10 @@ SETTLE_S: Final = 1.0
 class OfferCheck:
     """Compares the services that have ports or routes with what providers offer."""
 
-    def __init__(self, driver: Driver, offers: Offers, services: Collection[str]) -> None:
+    def __init__(self, offers: Offers, services: Collection[str]) -> None:
         """Check `offers` for the `services` of our listeners."""
-        self._driver = driver
         self._offers = offers
-        self._services = services
+        self.services = services
         self._log = LimitedLog()
         self._unknown: set[str] = set()
         """Services that no provider offers, which was logged."""
@@ -29,8 +27,8 @@ class OfferCheck:
         """Services whose providers have different targets, which was logged."""
         self._changed: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self.attributes: dict[str, object] = {}
-        """What the peer list says of us; announced again when `shared` changes, so that providers warn, too."""
+        self.announce: Callable[[Attributes], None] = lambda _attributes: None
+        """Called with what the peer list is to say of us when `shared` changes, so that providers warn, too."""
 
     def needed(self, service: str) -> None:
         """Warn, once, if a client needs a service that none of the known providers offers."""
@@ -55,15 +53,13 @@ class OfferCheck:
     def _look(self) -> None:
         self._timer = None
         changed, self._changed = self._changed, set()
-        for service in self._services:
+        for service in self.services:
             self.needed(service)
         before = list(self._shared)
         for service in changed:
             self._compare_targets(service)
         if list(self._shared) != before:
-            self.attributes = self.attributes | shared(self._shared)
-            for carrier in self._driver.carriers:
-                carrier.announce(self.attributes)
+            self.announce(shared(self._shared))
 
     def _compare_targets(self, service: str) -> None:
         differing = self._offers.differing(service)

@@ -1,10 +1,13 @@
 """The provider: connects each stream that an edge opens to the target of its service."""
 
+from collections.abc import Callable
+
 from loguru import logger
 
 from brokers import LimitedLog, Role
 from goreprox.config.roles import ProviderConfig
 from goreprox.control.socket import serving
+from goreprox.errors import StartError
 from goreprox.net.poller import Poller
 from goreprox.net.sockets import Socket
 from goreprox.process.clock import clock
@@ -19,6 +22,7 @@ from goreprox.roles.dial import Dialer
 from goreprox.roles.loops import HOPS, Loops
 from goreprox.roles.member import Member
 from goreprox.roles.reachable import Reachable
+from goreprox.roles.reload import Reload
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
 from goreprox.tunnel import attributes
 from goreprox.tunnel.bridge import Bridge, Bridges
@@ -35,27 +39,61 @@ class Provider:
         Raises:
             StartError: the file of `--target-ca` cannot be used.
         """
-        self._max_connections = config.connections.max_connections
+        connections = config.connections
+        self._max_connections = connections.max_connections
+        self.drain_s = connections.drain_s
+        self._announce: Callable[[attributes.Attributes], None] = lambda _attributes: None
         self._draining = False
         self._log = LimitedLog()
         self._loops = Loops()
-        connections = config.connections
         budget = Budget(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
         self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=connections.grace_s)
-        poller = Poller(self.driver.batch)
-        self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
+        self._poller = Poller(self.driver.batch)
+        self.bridges = Bridges(self._poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
         self.ended = EndedStreams(self.driver)
-        self.dialer = Dialer(
+        self.dialer = self._dialer(config, None)
+        self._targets = self.dialer.targets.by_service
+        self._reachable = Reachable(self.driver, self._targets, self._log)
+
+    def _dialer(self, config: ProviderConfig, before: Dialer | None) -> Dialer:
+        return Dialer(
             config.targets,
             config.dial,
-            poller,
+            self._poller,
             self._loops,
             self._log,
             connected=self._connected,
             failed=self.ended.add,
+            before=before,
         )
-        self._targets = self.dialer.targets.by_service
-        self._reachable = Reachable(self.driver, self._targets, self._log)
+
+    def introduce(self, member: Member, config: ProviderConfig) -> None:
+        """Announce what is offered, in the peer list."""
+        member.attributes |= offer(config)
+        self._announce = member.announce
+
+    def reconfigured(self, config: ProviderConfig) -> Callable[[], None]:
+        """Prepare for another configuration; return what applies it, which cannot fail.
+
+        Connections to targets, and dials, go on as they were begun.
+
+        Raises:
+            StartError: the file of `--target-ca` cannot be used; nothing has changed.
+        """
+        if self._draining:
+            raise StartError("it is shutting down")
+        dialer, connections = self._dialer(config, self.dialer), config.connections
+
+        def apply() -> None:
+            self._max_connections, self.drain_s = connections.max_connections, connections.drain_s
+            self.driver.budget.resize(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
+            self.bridges.half_closed_timeout_s = connections.half_closed_timeout_s
+            self.dialer, self._targets = dialer, dialer.targets.by_service
+            self._reachable.targets = self._targets
+            self._reachable.changed()
+            self._announce(offer(config))
+
+        return apply
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Dial the target."""
@@ -150,24 +188,32 @@ class Provider:
         return Metrics(services, self._max_connections, dialing=len(self.dialer.dials))
 
 
-async def run(config: ProviderConfig) -> None:
-    """Run a provider until a signal ends it.
+def offer(config: ProviderConfig) -> dict[str, object]:
+    """Return what the peer list says of what a provider offers."""
+    targets = attributes.targets([str(target.address) for target in config.targets])
+    return {"services": list(config.services), "weight": config.weight} | targets
+
+
+async def run(config: ProviderConfig, *, read: Callable[[], ProviderConfig]) -> None:
+    """Run a provider until a signal ends it. A reload gets the configuration by `read`.
 
     Raises:
         StartError: the runtime directory cannot be used.
     """
-    member = Member(config.process, "provider", Role.PROVIDER, services=config.services, weight=config.weight)
+    member = Member(config.process, "provider", Role.PROVIDER, services=config.services)
     provider = Provider(config)
-    member.attributes |= attributes.targets([str(target.address) for target in config.targets])
+    provider.introduce(member, config)
     links = member.link(config.servers, provider.driver, config.security)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))
     source = Source(member.instance, owner=provider, links=links.all)
-    async with serving(member.instance, source.commands):
-        await Lifetime().serve(
+    reload = Reload(config, read=read, prepare=provider.reconfigured)
+    life = Lifetime()
+    life.hung_up = reload.hang_up
+    async with serving(member.instance, {**source.commands, **reload.commands}):
+        await life.serve(
             provider,
             links.all,
-            drain_s=config.connections.drain_s,
             ready=f"offering {offered} at {servers}",
             connection=links,
         )

@@ -21,7 +21,7 @@ class Reachable:
     def __init__(self, driver: Driver, targets: Mapping[str, Address], log: LimitedLog) -> None:
         """Check the edges of `driver` for the services of `targets`."""
         self._driver = driver
-        self._targets = targets
+        self.targets = targets
         self._log = log
         self._logged: dict[bytes, frozenset[tuple[str, str]]] = {}
         """Services and URLs that were logged, by edge."""
@@ -40,7 +40,7 @@ class Reachable:
         for edge in edges:
             self._log_addresses(edge)
         listened = {service for edge in edges for service in edge.services}
-        for service in self._targets:
+        for service in self.targets:
             if edges and service not in listened:
                 self._log.say(
                     "not_listened",
@@ -48,12 +48,12 @@ class Reachable:
                     f"{listing(listened)}; is one of the names misspelt?",
                     service=service,
                 )
-        shared = {service for edge in edges for service in shared_of(edge.info.attributes)} & self._targets.keys()
+        shared = {service for edge in edges for service in shared_of(edge.info.attributes)} & self.targets.keys()
         for service in shared - self._shared:
             self._log.say(
                 "shared_service",
                 f"clients of the service {service} are shared with another provider, whose target differs from "
-                f"{self._targets[service]}; if these are different applications, give each a service of its own: "
+                f"{self.targets[service]}; if these are different applications, give each a service of its own: "
                 "goreprox provider NAME=TARGET",
                 service=service,
             )
@@ -62,7 +62,7 @@ class Reachable:
     def _log_addresses(self, edge: Peer) -> None:
         host = self._host(edge)
         found = {
-            (port.service, port.url(host)) for port in ports_of(edge.info.attributes) if port.service in self._targets
+            (port.service, port.url(host)) for port in ports_of(edge.info.attributes) if port.service in self.targets
         }
         new = found - self._logged[edge.id]
         self._logged[edge.id] = frozenset(found)
@@ -70,7 +70,7 @@ class Reachable:
             where = ", ".join(sorted(quoted(url) for name, url in new if name == service))
             self._log.say(
                 "serving",
-                f"serving {service} at {where}: {edge.title} passes clients on to {self._targets[service]}",
+                f"serving {service} at {where}: {edge.title} passes clients on to {self.targets[service]}",
                 "INFO",
                 service=service,
                 at=where,

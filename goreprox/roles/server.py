@@ -1,5 +1,7 @@
 """The server: an edge and a broker in one process, the default way to run."""
 
+from collections.abc import Callable
+
 from brokers import Role
 from goreprox.config.roles import ServerConfig
 from goreprox.control.socket import serving
@@ -9,11 +11,12 @@ from goreprox.roles.broker import describe, open_router
 from goreprox.roles.edge import Edge
 from goreprox.roles.entrances import entrances
 from goreprox.roles.member import Member
+from goreprox.roles.reload import Reload
 from goreprox.status.snapshot import Source
 
 
-async def run(config: ServerConfig) -> None:
-    """Run a server until a signal ends it.
+async def run(config: ServerConfig, *, read: Callable[[], ServerConfig]) -> None:
+    """Run a server until a signal ends it. A reload gets the configuration by `read`.
 
     Raises:
         StartError: a port is not available, or a directory or a file cannot be used.
@@ -27,14 +30,17 @@ async def run(config: ServerConfig) -> None:
         raise
     edge.introduce(member)
     local = router.attach(member.name, member.attributes, edge.driver)
+    member.carriers = [local]
     edge.listeners.start()
-    source = Source(member.instance, {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)
-    async with serving(member.instance, source.commands):
-        await Lifetime().serve(
+    source = Source(member.instance, lambda: {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)
+    reload = Reload(config, read=read, prepare=edge.reconfigured)
+    life = Lifetime()
+    life.hung_up = reload.hang_up
+    async with serving(member.instance, {**source.commands, **reload.commands}):
+        await life.serve(
             edge,
             [local, *ways],
-            drain_s=config.connections.drain_s,
             ready=f"{entrances(config.clients, edge.listeners.found)}, {describe(ports)}",
             connection=None,
-            **source.ports,
+            **source.ports(),
         )

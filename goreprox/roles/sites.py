@@ -3,7 +3,7 @@
 from loguru import logger
 
 from goreprox.config.addresses import Listener, Scheme
-from goreprox.config.clients import ClientConfig
+from goreprox.config.clients import ClientConfig, TokenConfig
 from goreprox.config.routes import Routes
 from goreprox.http.auth import Auth
 from goreprox.http.exchange import Site
@@ -12,16 +12,19 @@ from goreprox.net.access import Access
 from goreprox.process.clock import clock
 
 
-def sites_of(clients: ClientConfig, access: Access) -> dict[Listener, Site]:
-    """Return the site of each HTTP listener.
+def auth_of(tokens: TokenConfig) -> Auth | None:
+    """Return what knows the tokens; None: requests need none.
 
     Raises:
-        StartError: the file of tokens cannot be used.
+        StartError: their file cannot be used.
     """
+    return None if tokens.file is None else Auth(tokens.file, tokens.header, clock=clock)
+
+
+def sites_of(clients: ClientConfig, access: Access, auth: Auth | None) -> dict[Listener, Site]:
+    """Return the site of each HTTP listener, whose requests need a token if there is `auth`."""
     listeners = [listener for listener in clients.listeners if listener.scheme.is_http]
-    auth = None
-    if clients.tokens.file is not None:
-        auth = Auth(clients.tokens.file, clients.tokens.header, clock=clock)
+    if auth is not None:
         plain = [listener.address for listener in listeners if listener.scheme is Scheme.HTTP]
         exposed = [str(address) for address in plain if not address.is_loopback]
         if exposed:

@@ -75,6 +75,7 @@ class Parent(Lifetime):
         self.jobs = jobs
         self.error: str | None = None
         """Why a worker could not start."""
+        self.hung_up = _refuse
         self._processes: dict[int, Process] = {}
         self._starting = {job.number for job in jobs}
         """Workers that have never been ready."""
@@ -138,6 +139,10 @@ class Parent(Lifetime):
                 self.ready(f"{found}, {len(self.jobs)} workers", clients=clients, workers=len(self.jobs))
 
 
+def _refuse() -> None:
+    logger.bind(event="reload_failed").error("workers cannot be reloaded; restart their parent")
+
+
 def _send(process: Process, data: bytes) -> None:
     assert process.stdin is not None
     process.stdin.write(data)
@@ -195,7 +200,7 @@ def _read_job() -> Job | None:
 
 
 async def _work(config: EdgeConfig) -> None:
-    await run_edge(config, Worker())
+    await run_edge(config, life=Worker())
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import heapq
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol, TypedDict
@@ -107,8 +107,8 @@ class Source:
     """A process, and those parts of it that the document is about."""
 
     instance: Instance
-    ports: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
-    """Where it listens for `clients`, `providers` and `edges`."""
+    ports: Callable[[], Mapping[str, int | Sequence[int]]] = dict
+    """Returns where it listens for `clients`, `providers` and `edges`."""
     _: KW_ONLY
     owner: Owner | None = None
     router: Router | None = None
@@ -139,7 +139,7 @@ class Source:
             "started_at": _iso(self.started_at),
             "up_s": round(clock() - self.started, 3),
             "draining": driver is not None and driver.draining,
-            "ports": {who: [ports] if isinstance(ports, int) else list(ports) for who, ports in self.ports.items()},
+            "ports": {who: [ports] if isinstance(ports, int) else list(ports) for who, ports in self.ports().items()},
             "services": metrics.services,
             "streams": _streams(owner, metrics) if owner is not None else None,
             "peers": [_peer(peer) for peer in driver.peers.values() if not peer.gone] if driver is not None else [],

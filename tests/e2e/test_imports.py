@@ -65,6 +65,30 @@ async def get(made: Tunnel, port: int) -> None:
     writer.close()
 
 
+async def reload(made: Tunnel, authority: Authority) -> None:
+    """Reload all roles, with files that are right and wrong."""
+    tables = (
+        "x = 1\n",
+        "size = 1\n",
+        'grace = "60q"\n[status]\nrole = "x"\n[demo]\nx = 1',
+        "[server]\nlisten = []\n",
+        f'[server]\nauth-tokens = "{made.tmp}/none"\n[provider]\nweight = 0',
+        'log-json = true\nlog-level = "trace"\n[server]\nroute = ["a.example=web"]\nallow = ["web=127.0.0.1"]\n'
+        f'tls-client-ca = "{authority.ca_file}"\n[provider]\nweight = 2\nproxy-protocol = "v1"\nserver = "elsewhere"',
+        "",
+    )
+    for text in tables:
+        (made.tmp / "goreprox.toml").write_text(text)
+        await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "goreprox", "reload", "--runtime-dir", str(made.tmp / "run")],
+            cwd="/",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+
+
 async def test_a_server_and_a_provider_import_nothing_once_they_are_ready(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with nothing_yet(tmp_path) as made:
@@ -102,6 +126,7 @@ async def test_a_server_and_a_provider_import_nothing_once_they_are_ready(tmp_pa
             check=True,
         )
         assert len(json.loads(status.stdout)) == 2
+        await reload(made, authority)
         assert not await imported(made, provider)
         assert not await imported(made, server)
 

@@ -17,6 +17,7 @@ class Owner:
     """Has nothing to close."""
 
     connections = 0
+    drain_s = 0.0
 
     async def close(self, *, drain_s: float) -> int:
         return 0
@@ -53,7 +54,7 @@ async def test_a_supervisor_is_made_to_wait_until_there_is_a_connection_and_told
         return dict(line.split("=", 1) for line in text.splitlines())
 
     life, uplink = Lifetime(), Uplink()
-    serving = asyncio.create_task(life.serve(Owner(), [], drain_s=0, ready="here", connection=uplink))
+    serving = asyncio.create_task(life.serve(Owner(), [], ready="here", connection=uplink))
     for _ in range(3):
         assert await told() == {"STATUS": "connecting to nobody", "EXTEND_TIMEOUT_USEC": "20000"}
     uplink.text = "it is away"
@@ -73,7 +74,7 @@ async def test_a_supervisor_is_made_to_wait_until_there_is_a_connection_and_told
 
 async def test_a_signal_ends_a_process_that_was_never_ready() -> None:
     life, uplink = Lifetime(), Uplink()
-    serving = asyncio.create_task(life.serve(Owner(), [], drain_s=0, ready="here", connection=uplink))
+    serving = asyncio.create_task(life.serve(Owner(), [], ready="here", connection=uplink))
     life.stop.set()
     async with asyncio.timeout(30):
         await serving

@@ -25,6 +25,23 @@ def test_the_least_total_is_accepted_and_one_byte_less_is_rejected() -> None:
         Budget(total_bytes=8 * KIB * 10 - 1, max_streams=10)
 
 
+def test_a_budget_is_resized_under_streams() -> None:
+    budget = Budget(total_bytes=4 * MIB, max_streams=64)
+    told = budget.reserved_bytes
+    held = budget.account(used=0, holding=told + MIB)
+    budget.resize(total_bytes=2 * MIB, max_streams=128)
+    assert (budget.reserved_bytes, budget.pool_bytes) == (told // 4, MIB)
+    assert budget.initial_window() == told, "peers may have been told that so much is reserved"
+    assert budget.allowance(0, moved=MUCH) == budget.reserved_bytes, "the pool is used up"
+    assert budget.account(used=held, holding=MIB // 2) == budget.pool_used_bytes == MIB // 2 - budget.reserved_bytes
+    budget.resize(total_bytes=4 * MIB, max_streams=64)
+    assert budget.account(used=budget.pool_used_bytes, holding=0) == budget.pool_used_bytes == 0
+    assert budget.max_streams == 128, "peers may have ended so many streams"
+    with pytest.raises(ValueError, match="expected at least"):
+        budget.resize(total_bytes=MIB, max_streams=1000)
+    assert budget.pool_bytes == 2 * MIB
+
+
 def test_a_direction_may_use_a_fifth_of_what_is_free_to_it() -> None:
     budget = Budget(total_bytes=4 * MIB, max_streams=64)
     assert budget.allowance(0, moved=MUCH) == budget.reserved_bytes + 2 * MIB // 5

@@ -1,0 +1,101 @@
+"""What a reload does with another configuration: which options it applies, and what has changed."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from goreprox.config.listed import is_group, leaves, option_of
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+APPLIED: Final = frozenset(
+    (
+        # clients
+        *("listen", "route", "allow", "deny", "max-connections-per-address", "trusted-proxies", "proxy-protocol-from"),
+        *("queue-timeout", "via", "host-header", "max-header-bytes", "max-header-lines", "access-log"),
+        *("auth-tokens", "auth-header", "without-tokens", "tls-cert", "tls-key", "tls-client-ca", "tls-alpn"),
+        # providers
+        *("target", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
+        # connections and log
+        *("drain", "half-closed-timeout", "max-connections", "memory", "log-level", "log-json"),
+    )
+)
+"""Options that a reload applies to a running role."""
+KEPT: Final = frozenset(
+    (
+        *("name", "runtime-dir", "insecure", "link-timeout", "grace", "reuse-port", "workers"),
+        *("providers", "edges", "address", "max-peers", "state-dir"),
+        *("broker", "server", "join", "join-file", "config"),
+    )
+)
+"""Options that stay as they were at the start."""
+RESTART: Final = "needs a restart"
+
+_C = TypeVar("_C", bound="DataclassInstance")
+
+
+class Difference(NamedTuple):
+    """What differs between two configurations, one line each."""
+
+    applied: list[str]
+    kept: list[str]
+    """What a reload does not apply."""
+
+
+def applicable(before: _C, after: _C) -> _C:
+    """Return `after` with the values that `before` has for the options that a reload does not apply.
+
+    Raises:
+        ConfigError: the two do not fit together.
+    """
+    values: dict[str, object] = {}
+    for each in dataclasses.fields(before):
+        old, new = getattr(before, each.name), getattr(after, each.name)
+        if is_group(each):
+            values[each.name] = applicable(old, new)
+        else:
+            values[each.name] = new if option_of(each) in APPLIED else old
+    return dataclasses.replace(before, **values)
+
+
+def difference(before: object, after: object) -> Difference:
+    """Return what differs between two configurations of a role."""
+    found = Difference([], [])
+    for old, new in zip(leaves(before), leaves(after), strict=True):
+        if old.value == new.value:
+            continue
+        lines = list(_lines(old.name, old.texts, new.texts, several=isinstance(new.value, tuple)))
+        if old.name in APPLIED:
+            found.applied.extend(lines)
+        else:
+            found.kept.extend(f"{line} ({RESTART})" for line in lines)
+    return found
+
+
+def _lines(option: str, before: Sequence[str], after: Sequence[str], *, several: bool) -> Iterator[str]:
+    """Yield `+ option value`, `- option value`, or, where a value or what it is for has changed, `~ option: …`."""
+    added = [text for text in after if text not in before]
+    removed = [text for text in before if text not in after]
+    if not several or not (added or removed):
+        yield f"~ {option}: {', '.join(before) or 'none'} -> {', '.join(after) or 'none'}"
+        return
+    old, new = _by_key(removed), _by_key(added)
+    changed = old.keys() & new.keys()
+    yield from (f"+ {option} {text}" for text in added if _key(text) not in changed)
+    yield from (f"- {option} {text}" for text in removed if _key(text) not in changed)
+    yield from (f"~ {option} {key}: {old[key]} -> {new[key]}" for key in new if key in changed)
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0]
+
+
+def _by_key(texts: Sequence[str]) -> Mapping[str, str]:
+    """Return what is behind `=`, by what is before it, where that is there once."""
+    keys = [_key(text) for text in texts]
+    return {
+        key: value or "default"
+        for key, (_, _, value) in zip(keys, (text.partition("=") for text in texts), strict=True)
+        if keys.count(key) == 1
+    }

@@ -1,0 +1,81 @@
+"""Replaces the configuration of a running role: read and checked whole, then applied without a pause, or not at all."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from loguru import logger
+
+from goreprox.config.reloads import Difference, applicable, difference
+from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
+from goreprox.control.message import Request
+from goreprox.control.socket import Commands
+from goreprox.errors import GoreproxError
+from goreprox.process.log import configure, counted
+
+C = TypeVar("C", bound=ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig)
+LISTED = 16
+"""Changes in a log line; the reply to the command has all."""
+
+
+class Reload(Generic[C]):
+    """The configuration of a role, and how to replace it."""
+
+    def __init__(
+        self, config: C, *, read: Callable[[], C], prepare: Callable[[C], Callable[[], None]] | None = None
+    ) -> None:
+        """Begin with `config`; `read` returns the next one.
+
+        `prepare` does all that may fail, changes nothing, and returns what applies a configuration, which cannot fail.
+        None: nothing but the log can change. Both raise GoreproxError.
+        """
+        self._config = config
+        self._read = read
+        self._prepare = prepare
+
+    @property
+    def commands(self) -> Commands:
+        """What the control socket serves."""
+        return {"reload": self._serve}
+
+    async def _serve(self, _: Request) -> dict[str, list[str]]:
+        return self.run()._asdict()
+
+    def hang_up(self) -> None:
+        """Reload on SIGHUP; an error is in the log."""
+        with contextlib.suppress(GoreproxError):
+            self.run()
+
+    def run(self) -> Difference:
+        """Read the configuration, and apply what has changed; return that.
+
+        Raises:
+            GoreproxError: something is wrong with it; nothing has changed.
+        """
+        try:
+            new = self._read()
+            found = difference(self._config, new)
+            config = applicable(self._config, new)
+            apply = None if self._prepare is None else self._prepare(config)
+        except GoreproxError as exc:
+            logger.bind(event="reload_failed").error("{}; nothing has changed", exc)
+            raise
+        if apply is not None:
+            apply()
+        if config.process.log != self._config.process.log:
+            configure(config.process.log.level, as_json=config.process.log.json)
+        self._config = config
+        _log(found)
+        return found
+
+
+def _log(found: Difference) -> None:
+    text = _listing(found.applied) or "no option that can be applied has changed"
+    logger.bind(event="reloaded", applied=len(found.applied)).info("reloaded: {}", text)
+    if found.kept:
+        logger.bind(event="reload_kept", kept=len(found.kept)).warning("not applied: {}", _listing(found.kept))
+
+
+def _listing(lines: list[str]) -> str:
+    more = len(lines) - LISTED
+    return "; ".join(lines[:LISTED]) + (f"; and {counted(more, 'other change')}" if more > 0 else "")

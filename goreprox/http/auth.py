@@ -10,7 +10,8 @@ from loguru import logger
 
 from brokers import LimitedLog
 from goreprox.errors import ConfigError, StartError
-from goreprox.http.requests import Fields, Rejected
+from goreprox.http.messages import Fields
+from goreprox.http.requests import Rejected
 from goreprox.http.tokens import Failures, Tokens
 from goreprox.process.files import FileKind, read_file
 from goreprox.process.reloaded import Reloaded

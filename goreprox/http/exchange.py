@@ -4,27 +4,17 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, Protocol
-
-import h11
+from typing import Protocol
 
 from goreprox.config.http import HttpConfig
 from goreprox.config.routes import Routes
 from goreprox.http import requests
 from goreprox.http.commands import LogRequest
-from goreprox.http.forwarding import Forwarding, is_forwarding
-from goreprox.http.requests import Fields, Rejected, with_dashes
+from goreprox.http.forwarding import FIELDS, Forwarding
+from goreprox.http.messages import Fields, Request, Response
+from goreprox.http.reply import Reply
+from goreprox.http.requests import Rejected, with_dashes
 from goreprox.http.writer import ResponseWriter, interim_head, request_head
-
-_UPGRADE: Final = ("Upgrade", "-")
-_STAND_INS: Final = {
-    (head, upgrade): h11.Request(
-        method="HEAD" if head else "GET", target="/", headers=[("Host", "-"), *[_UPGRADE] * upgrade]
-    )
-    for head in (False, True)
-    for upgrade in (False, True)
-}
-"""What h11 has to know of a request to parse the response: whether it is HEAD, and whether it may leave HTTP."""
 
 
 class Authenticator(Protocol):
@@ -70,15 +60,16 @@ class Site:
 
     def drops(self, name: bytes) -> bool:
         """Whether a field of a client is not for targets."""
-        return with_dashes(name) == self.secret or is_forwarding(name)
+        name = with_dashes(name)
+        return name == self.secret or name in FIELDS
 
 
 class Exchange:
     """A checked request, and the state of its response."""
 
-    __slots__ = ("client", "failed", "head", "heard", "request", "response", "service", "stand_in", "token")
+    __slots__ = ("client", "failed", "head", "heard", "request", "response", "service", "token")
 
-    def __init__(self, request: h11.Request, site: Site, address: str) -> None:
+    def __init__(self, request: Request, site: Site, address: str) -> None:
         self.request = request
         self.response = ResponseWriter(request)
         self.service = site.service
@@ -87,8 +78,6 @@ class Exchange:
         self.token: str | None = None
         self.head = b""
         """The header section for the target."""
-        self.stand_in = _STAND_INS[request.method == b"HEAD", requests.upgrade_of(request) is not None]
-        """What h11 is told about the request."""
         self.heard = False
         """Whether the target has sent anything."""
         self.failed: tuple[int, str] | None = None
@@ -109,12 +98,12 @@ class Exchange:
             Rejected: there is no such service for this client.
         """
         request = self.request
-        host = requests.value_of(request, b"host") or authority
+        host = request.first(b"host") or authority
         service = site.service if site.routes is None else site.routes.find(host)
         self.service = service or ""
         brought_by = b""
         if site.auth is not None:  # first of all, so that strangers do not learn which hosts there are
-            seen = requests.fields_of(request)
+            seen = [(name.lower(), value) for name, value in request.fields]
             if any(name != site.auth.header == with_dashes(name) for name, _ in seen):
                 raise Rejected(400, "a field name is that of another with _ for -")
             self.token, brought_by = site.auth.admit(seen, service, self.client)
@@ -131,28 +120,32 @@ class Exchange:
 
     # The response.
 
-    def interim(self, event: h11.InformationalResponse) -> bytes:
+    def expect_reply(self) -> Reply:
+        """Return a parser for the target's response."""
+        request = self.request
+        return Reply(to_head=request.method == b"HEAD", may_switch=requests.upgrade_of(request) is not None)
+
+    def interim(self, event: Response) -> bytes:
         """Return the header section of a 1xx response for the client; nothing for HTTP/1.0, which has none."""
-        if self.request.http_version == b"1.0":
+        if self.request.version == b"1.0":
             return b""
         return interim_head(event, _without_length(requests.end_to_end(event)))
 
-    def switch(self, event: h11.InformationalResponse) -> bytes:
+    def switch(self, event: Response) -> bytes:
         """Return the header section of a 101 response for the client."""
         fields = [*requests.end_to_end(event), (b"Connection", b"upgrade")]
-        upgrade = requests.value_of(event, b"upgrade")
+        upgrade = event.first(b"upgrade")
         if upgrade is not None:
             fields.append((b"Upgrade", upgrade))
-        self.response.status = event.status_code
+        self.response.status = event.status
         return interim_head(event, fields)
 
-    def begin_response(self, event: h11.Response, *, last: bool) -> bytes:
+    def begin_response(self, event: Response, *, last: bool) -> bytes:
         """Return the header section of the final response for the client, the `last` one on its connection or not."""
         fields = requests.end_to_end(event)
-        chunked = requests.value_of(event, b"transfer-encoding") is not None
-        if chunked or event.status_code == HTTPStatus.NO_CONTENT:
+        if event.chunked or event.status == HTTPStatus.NO_CONTENT:
             fields = _without_length(fields)
-        return self.response.head(event.status_code, event.reason, fields, last=last)
+        return self.response.head(event.status, event.reason, fields, last=last)
 
     def log(self) -> LogRequest:
         """Return the command that logs the request."""
@@ -165,13 +158,13 @@ def _without_length(fields: Fields) -> Fields:
 
 
 def log_request(
-    request: h11.Request | None, response: ResponseWriter, *, client: str, service: str = "", token: str | None = None
+    request: Request | None, response: ResponseWriter, *, client: str, service: str = "", token: str | None = None
 ) -> LogRequest:
     """Return the command that logs a request, or what could not be read as one."""
     method, host, path = b"", b"", b""
     if request is not None:
         method, path = request.method, request.target.partition(b"?")[0]
-        host = requests.value_of(request, b"host") or b""
+        host = request.first(b"host") or b""
     return LogRequest(
         client,
         service,

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import h11
-
 from goreprox.config.networks import Network
 from goreprox.endpoint import ip_of
-from goreprox.http.requests import Fields, value_of, with_dashes
+from goreprox.http.messages import Fields, Request
 
 PSEUDONYM: Final = b"goreprox"
 MAX_HOPS: Final = 32
@@ -23,11 +21,6 @@ MAX_HOPS: Final = 32
 _FOR, _PROTO, _HOST = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
 _FORWARDED, _VIA, _CERTIFICATE = b"forwarded", b"via", b"x-forwarded-client-cert"
 FIELDS: Final = frozenset((_FOR, _PROTO, _HOST, _FORWARDED, _VIA, _CERTIFICATE, b"x-forwarded-port", b"x-real-ip"))
-
-
-def is_forwarding(name: bytes) -> bool:
-    """Whether a field is one of these; many servers read `_` as `-`."""
-    return with_dashes(name) in FIELDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,26 +36,26 @@ class Forwarding:
         """Whether to believe what an address says about its clients."""
         return any(ip_of(address) in network for network in self.trusted)
 
-    def client_of(self, request: h11.Request, peer: str) -> str:
+    def client_of(self, request: Request, peer: str) -> str:
         """Return the address of the client behind all trusted proxies, of which `peer` is the last if it is one."""
         client, hops = peer, _hops(request)
         while self.trusts(client) and (hop := next(hops, None)) is not None:
             client = hop
         return client
 
-    def fields(self, request: h11.Request, peer: str, *, host: bytes, certificate: bytes = b"") -> Fields:
+    def fields(self, request: Request, peer: str, *, host: bytes, certificate: bytes = b"") -> Fields:
         """Return the fields for the target of a request from `peer`; `certificate` describes the client's."""
         ours = {
             _FOR: peer.encode(),
             _FORWARDED: _element(peer, host=host, proto=self.proto),
-            _VIA: b"%b %b" % (request.http_version, PSEUDONYM) if self.via else b"",
+            _VIA: b"%b %b" % (request.version, PSEUDONYM) if self.via else b"",
             _CERTIFICATE: certificate,
         }
         proto, original = self.proto, host
         if self.trusts(peer):
-            proto, original = value_of(request, _PROTO) or proto, value_of(request, _HOST) or host
+            proto, original = request.first(_PROTO) or proto, request.first(_HOST) or host
             theirs = {name: _joined(request, name) for name in ours}
-            if not theirs[_FORWARDED] and any(value_of(request, name) for name in (_FOR, _PROTO, _HOST)):
+            if not theirs[_FORWARDED] and any(request.first(name) for name in (_FOR, _PROTO, _HOST)):
                 theirs[_FORWARDED] = _converted(request, host=original, proto=proto)
             ours = {name: b", ".join(filter(None, (theirs[name], value))) for name, value in ours.items()}
         fields = [
@@ -76,7 +69,7 @@ class Forwarding:
         return [(name, value) for name, value in fields if value]
 
 
-def _hops(request: h11.Request) -> Iterator[str]:
+def _hops(request: Request) -> Iterator[str]:
     """Yield the addresses in X-Forwarded-For, the nearest one first, up to what is no address."""
     for hop in reversed(_joined(request, _FOR).decode("latin-1").split(",")):
         if address := _without_port(hop.strip()):
@@ -86,7 +79,7 @@ def _hops(request: h11.Request) -> Iterator[str]:
                 return
 
 
-def _converted(request: h11.Request, *, host: bytes, proto: bytes) -> bytes:
+def _converted(request: Request, *, host: bytes, proto: bytes) -> bytes:
     """Return the X- fields in the form of Forwarded (RFC 7239, 7.4): an element for each hop, the client's first.
 
     `host` and `proto` are those that the client used.
@@ -118,5 +111,5 @@ def _without_port(hop: str) -> str:
     return address if port.isdecimal() and ":" not in address else hop
 
 
-def _joined(request: h11.Request, wanted: bytes) -> bytes:
-    return b", ".join(value for name, value in request.headers.raw_items() if name.lower() == wanted)
+def _joined(request: Request, wanted: bytes) -> bytes:
+    return b", ".join(request.values.get(wanted, ()))

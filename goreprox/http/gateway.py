@@ -3,19 +3,19 @@
     between requests --a header section, checked--> exchange --both messages whole--> between requests
                      --rejected, or the last one--> over
 
-The client is parsed by a `Reader`, its targets by the `Replies` of a `TargetSide`. What goes out to either side is
+The client is parsed by a `Reader`, each response of a target by a `Reply`. What goes out to either side is
 written anew from what was parsed of the other (`writer`).
 """
 
 from dataclasses import replace
 from http import HTTPStatus
 
-import h11
-
 from goreprox.http import own_responses, requests, writer
 from goreprox.http.commands import Commands, Finish, ResetClient, SwitchProtocols, ToClient
 from goreprox.http.exchange import Exchange, Site, log_request
+from goreprox.http.messages import EndOfMessage, Malformed, Request, Response
 from goreprox.http.reader import Reader
+from goreprox.http.reply import Reply
 from goreprox.http.requests import Rejected
 from goreprox.http.target_side import TargetSide
 from goreprox.http.writer import ResponseWriter
@@ -72,7 +72,7 @@ class Gateway:
             if self._exchange is None:
                 self._next_request()
             else:
-                self._pump_request()
+                self._pump_request(self._exchange)
         return self._take()
 
     def receive_eof(self) -> Commands:
@@ -86,7 +86,7 @@ class Gateway:
         elif self._exchange is None:
             self._finish()
         elif self.reader.in_body:
-            self._pump_request()
+            self._pump_request(self._exchange)
         elif not self.reader.ahead:  # else another request is still to follow over the stream
             self._target.half_close()
         return self._take()
@@ -104,8 +104,12 @@ class Gateway:
             pass
         elif self.reader.in_head:
             self._respond(Rejected(408, "the header section did not arrive in time"))
-        elif self.half_closed:
-            self._fail(504, "the target did not respond in time after the client had half-closed its connection")
+        elif self._exchange is not None and self.half_closed:
+            self._fail(
+                self._exchange,
+                504,
+                "the target did not respond in time after the client had half-closed its connection",
+            )
         elif self.idle:
             self._finish()
         return self._take()
@@ -125,10 +129,10 @@ class Gateway:
             pass
         elif self._exchange is None:
             self._target.discard()  # nobody asked
-        elif self._target.replies is not None:
+        elif self._target.reply is not None:
             self._exchange.heard = True
-            self._target.replies.receive(data)
-            self._pump_response(self._exchange)
+            self._target.reply.receive(data)
+            self._pump_response(self._exchange, self._target.reply)
         return self._take()
 
     def provider_eof(self, *, unsent: bytes | None = None) -> Commands:
@@ -136,12 +140,12 @@ class Gateway:
 
         `unsent` is the present request as far as it has come, if no byte of it was written to the target.
         """
-        exchange, replies = self._exchange, self._target.replies
+        exchange, reply = self._exchange, self._target.reply
         if self.over:
             pass
-        elif exchange is not None and exchange.response.begun and replies is not None:
-            replies.receive_eof()
-            self._pump_response(exchange)
+        elif exchange is not None and exchange.response.begun and reply is not None:
+            reply.receive_eof()
+            self._pump_response(exchange, reply)
         elif not self._resend(unsent):
             self._target.discard(reset=exchange is not None and self.reader.in_body)
             self._lost(502, "the target closed the connection before it responded", again=True)
@@ -183,28 +187,27 @@ class Gateway:
             self._respond(rejected, last=False)
             return
         self._target.ask(exchange, exchange.head, fresh=False)
-        self._pump_request()
+        self._pump_request(exchange)
 
-    def _pump_request(self) -> None:
+    def _pump_request(self, exchange: Exchange) -> None:
         """Pass on what has come of the body."""
         reader, target = self.reader, self._target
         try:
             body, end = reader.body()
         except Rejected as rejected:
-            self._fail(rejected.status, rejected.text)
+            self._fail(exchange, rejected.status, rejected.text)
             return
-        if target.replies is None:
+        if target.reply is None:
             return
         if body:
             target.send(writer.chunk(body) if reader.chunked else body)
         if end is not None:
-            target.replies.asked()
             if reader.chunked:
                 target.send(writer.last_chunk(requests.trailers(end, dropped=self.site.drops)))
             if self._ended and not reader.ahead:
                 target.half_close()
         elif self._ended:
-            self._fail(400, "the request ended before its body did")
+            self._fail(exchange, 400, "the request ended before its body did")
 
     def _resend(self, request: bytes | None) -> bool:
         """Send a request once more of which nothing has reached its target; return whether it was.
@@ -212,56 +215,43 @@ class Gateway:
         It was not if the target has got some of it (None), has been heard, or this was the second try, or if the client
         has stopped waiting.
         """
-        exchange, before = self._exchange, self._target.replies
-        if request is None or exchange is None or before is None:
+        exchange = self._exchange
+        if request is None or exchange is None or self._target.reply is None:
             return False
         if exchange.failed is not None or exchange.heard or self._ended:
             return False
         exchange.failed = 502, "the target closed the connection before it responded"
         self._target.discard(reset=True)
-        replies = self._target.ask(exchange, request, fresh=True)
-        if not before.asking:
-            replies.asked()
+        self._target.ask(exchange, request, fresh=True)
         return True
 
     # From the target to the client.
 
-    def _pump_response(self, exchange: Exchange) -> None:
+    def _pump_response(self, exchange: Exchange, reply: Reply) -> None:
         """Pass on what has come of the response."""
-        replies = self._target.replies
-        assert replies is not None
-        body: list[bytes] = []
         try:
-            while not self.over:
-                event = replies.next_event()
-                if isinstance(event, h11.Data):
-                    body.append(event.data)
-                    continue
-                if body:
-                    self._send(exchange.response.body(b"".join(body)))
-                    body.clear()
-                if isinstance(event, h11.InformationalResponse):
-                    if event.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-                        self._switch(event, exchange, behind=replies.behind)
-                    else:
-                        self._send(exchange.interim(event))
-                elif isinstance(event, h11.Response):
-                    last = self._draining or self.reader.in_body  # a target that responds early may not want the rest
-                    self._send(exchange.begin_response(event, last=last))
-                elif isinstance(event, h11.EndOfMessage):
+            while not self.over and (event := reply.next_event()) is not None:
+                if isinstance(event, bytes):
+                    self._send(exchange.response.body(event))
+                elif isinstance(event, EndOfMessage):
                     self._send(exchange.response.end(requests.trailers(event)))
                     self._log(exchange)
                     self._end_exchange(exchange.response)
                     return
+                elif event.switches:
+                    self._switch(event, exchange, behind=reply.behind)
+                elif event.interim:
+                    self._send(exchange.interim(event))
                 else:
-                    return
-        except h11.RemoteProtocolError as exc:
-            self._fail(502, f"the target's response is malformed: {exc}")
+                    last = self._draining or self.reader.in_body  # a target that responds early may not want the rest
+                    self._send(exchange.begin_response(event, last=last))
+        except Malformed as exc:
+            self._fail(exchange, 502, f"the target's response is malformed: {exc}")
 
-    def _switch(self, event: h11.InformationalResponse, exchange: Exchange, *, behind: bytes) -> None:
+    def _switch(self, event: Response, exchange: Exchange, *, behind: bytes) -> None:
         """Leave HTTP; `behind` came behind the response."""
         if self.reader.in_body:
-            raise h11.RemoteProtocolError("it switches protocols in the middle of a request")
+            raise Malformed("it switches protocols in the middle of a request")
         self._send(exchange.switch(event))
         self._send(behind)
         if ahead := self.reader.ahead:
@@ -279,7 +269,7 @@ class Gateway:
     def _end_exchange(self, response: ResponseWriter) -> None:
         """Continue with the next request after a whole response, if the client's message is whole, too."""
         self._exchange = None
-        self._target.end_exchange()
+        self._target.end_exchange(whole=not self.reader.in_body)
         if response.last or self._draining or not self.reader.advance():
             self._finish()
         else:
@@ -292,16 +282,14 @@ class Gateway:
             return
         if again and not self._ended and exchange.failed is None and not exchange.heard and exchange.repeatable:
             exchange.failed = status, reason
-            self._target.ask(exchange, exchange.head, fresh=True).asked()
+            self._target.ask(exchange, exchange.head, fresh=True)
         else:
             if status == HTTPStatus.SERVICE_UNAVAILABLE and exchange.failed is not None:
                 status, reason = exchange.failed
-            self._fail(status, reason)
+            self._fail(exchange, status, reason)
 
-    def _fail(self, status: int, reason: str) -> None:
+    def _fail(self, exchange: Exchange, status: int, reason: str) -> None:
         """End the exchange without the target's response, or without the rest of it."""
-        exchange = self._exchange
-        assert exchange is not None
         self._target.discard(reset=True)
         if exchange.response.begun:
             self._log(exchange, reason)
@@ -310,14 +298,14 @@ class Gateway:
         else:
             self._respond(own_responses.failure(status, reason), last=False)
 
-    def _respond(self, rejected: Rejected, request: h11.Request | None = None, *, last: bool = True) -> None:
+    def _respond(self, rejected: Rejected, request: Request | None = None, *, last: bool = True) -> None:
         """Respond in the target's stead. The connection stays open only after a sound request that is whole."""
         exchange = self._exchange
         if exchange is not None:
             request = exchange.request
         response = ResponseWriter(request) if exchange is None else exchange.response
         last = last or self._draining or not self.reader.skip()
-        accept = requests.value_of(request, b"accept") if request is not None else None
+        accept = request.first(b"accept") if request is not None else None
         request_id = self.site.draw_id() if rejected.detail else ""
         text = f"{rejected.text} (request {request_id})" if request_id else rejected.text
         fields, body = own_responses.body(rejected.status, text, accept or b"")

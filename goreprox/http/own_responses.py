@@ -5,7 +5,8 @@ import json
 from http import HTTPStatus
 from typing import Final
 
-from goreprox.http.requests import Fields, Rejected
+from goreprox.http.messages import Fields
+from goreprox.http.requests import Rejected
 
 RETRY_AFTER_S: Final = 5
 """Retry-After of a 503, by which a provider that was restarted is back."""

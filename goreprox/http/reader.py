@@ -1,16 +1,20 @@
-"""Parses what an HTTP client sends: header sections, checked before h11 has them, and bodies. Sans-IO.
+"""Parses what an HTTP client sends: one request after the other. Sans-IO.
 
-h11 parses, with a new connection for each request. What h11 accepts, others read differently, and only the bytes show,
-is rejected before h11 has it: header sections here, in chunked bodies by `chunks`.
+    HEAD --a whole head--> BODY --its end was read--> WHOLE --advance--> HEAD
+                                --malformed--> BROKEN
+
+Whatever is asked in a phase that it is not for gets nothing, or False.
 """
 
+import enum
+import re
 from typing import Final
 
-import h11
-
 from goreprox.config.http import DEFAULT_LIMITS, Limits
-from goreprox.http.chunks import Chunks
-from goreprox.http.requests import BAD_IN_HEAD, Rejected, value_of
+from goreprox.http.bodies import Body, Chunked, Sized
+from goreprox.http.heads import BAD_IN_HEAD, parse_request
+from goreprox.http.messages import EndOfMessage, Malformed, Request
+from goreprox.http.requests import Rejected
 
 AHEAD: Final = 16 * 1024
 """Bytes of later requests that are read before a response is whole, and by which the end of a client is noticed. They
@@ -18,9 +22,18 @@ fit into the two reservations, 13 KiB by default, that a client without a stream
 CHUNKED_READ: Final = 64 * 1024
 """Bytes of a chunked body that are read at once: any number of them may be of later requests."""
 _END: Final = b"\r\n\r\n"
-_BLANK: Final = b"\r\n"
-_LAST: Final = (h11.SEND_BODY, h11.MUST_CLOSE, h11.ERROR)
-"""States of h11 after which no other request can be read."""
+_BLANK: Final = re.compile(rb"(?:\r\n)+")
+
+
+class _Phase(enum.Enum):
+    HEAD = enum.auto()
+    """No whole head has come."""
+    BODY = enum.auto()
+    """The request's end has not been read, which it may be before an empty body, too."""
+    WHOLE = enum.auto()
+    """It has; what is behind it is kept for the next request."""
+    BROKEN = enum.auto()
+    """Nothing else can be read."""
 
 
 class Reader:
@@ -28,139 +41,111 @@ class Reader:
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._most = limits.head_bytes
-        self._head = bytearray()
+        self._phase = _Phase.HEAD
+        self._raw = b""
+        """What has been received and not parsed."""
         self._scanned = 0
-        self._message: h11.Connection | None = None
-        """Parses the request whose header section is complete."""
-        self._chunks: Chunks | None = None
-        """Checks its body, if that is chunked."""
-        self._left = 0
-        """Bytes of its body that have not arrived, if its length is known."""
+        """Bytes of it that were searched for the end of the head."""
+        self._body: Body = Sized(0)
+        """Of the request whose head is complete."""
 
     @property
     def empty(self) -> bool:
         """Whether not even the first byte of a request is here."""
-        return self._message is None and not self._head
+        return self._phase is _Phase.HEAD and not self._raw
 
     @property
     def in_head(self) -> bool:
-        """Whether a header section has begun and not ended."""
-        return self._message is None and bool(self._head)
+        """Whether a head has begun and not ended."""
+        return self._phase is _Phase.HEAD and bool(self._raw)
 
     @property
     def in_body(self) -> bool:
         """Whether the request's end has not been read, which it may be before an empty body, too."""
-        return self._message is not None and self._message.their_state is h11.SEND_BODY
+        return self._phase is _Phase.BODY
 
     @property
     def full(self) -> bool:
         """Whether enough of later requests was read."""
-        return self._message is not None and not self.in_body and len(self.ahead) >= AHEAD
+        return len(self.ahead) >= AHEAD
 
     @property
     def wanted(self) -> int:
         """How many bytes to read at once at most: of later requests no more than `CHUNKED_READ` are ever held."""
         if not self.in_body:
             return self._most
-        return CHUNKED_READ if self.chunked else self._left + AHEAD
+        return self._body.left + AHEAD if isinstance(self._body, Sized) else CHUNKED_READ
 
     @property
     def chunked(self) -> bool:
         """Whether the body of the request is chunked."""
-        return self._chunks is not None
+        return isinstance(self._body, Chunked)
 
     @property
     def ahead(self) -> bytes:
         """What was read behind the request."""
-        assert self._message is not None
-        return self._message.trailing_data[0]
+        return self._raw if self._phase is _Phase.WHOLE else b""
 
     def receive(self, data: bytes) -> None:
         """Take what was read."""
-        if self._message is None:
-            self._head += data
-            return
-        self._to_h11(self._message, data)
+        self._raw = self._raw + data if self._raw else data
 
-    def _to_h11(self, message: h11.Connection, data: bytes) -> None:
-        if self._chunks is not None and self.in_body:
-            data = self._chunks.take(data)
-        if data:
-            message.receive_data(data)
-
-    def head(self) -> h11.Request | None:
-        """Return the next request, once its header section is there.
+    def head(self) -> Request | None:
+        """Return the next request, once its head is there.
 
         Raises:
             Rejected: it is malformed or too long; nothing else can be read.
         """
-        head, most = self._head, self._most
-        while head.startswith(_BLANK):  # RFC 9112, 2.2
-            del head[: len(_BLANK)]
-        end = head.find(_END, max(0, self._scanned - len(_END)), most)
-        seen = most if end < 0 else end + len(_END)
-        if BAD_IN_HEAD.search(head, max(0, self._scanned - 2), seen):
-            raise Rejected(400, "the header section is malformed")
-        if end < 0:
-            if len(head) >= most:
-                raise Rejected(431, f"the header section has more than {most} bytes")
-            self._scanned = len(head)
+        if self._phase is not _Phase.HEAD:
             return None
-        message = self._message = h11.Connection(h11.SERVER, max_incomplete_event_size=most)
-        message.receive_data(bytes(head[:seen]))
-        behind = bytes(head[seen:])
-        self._head = bytearray()
+        if blank := _BLANK.match(self._raw):  # RFC 9112, 2.2
+            self._raw = self._raw[blank.end() :]
+        raw, most = self._raw, self._most
+        end = raw.find(_END, max(0, self._scanned - len(_END)), most)
+        if end < 0:
+            if BAD_IN_HEAD.search(raw, max(0, self._scanned - 2), most):  # no head comes: do not wait for it
+                raise Rejected(400, "the header section is malformed")
+            if len(raw) >= most:
+                raise Rejected(431, f"the header section has more than {most} bytes")
+            self._scanned = len(raw)
+            return None
+        end += len(_END)
+        request = parse_request(raw[:end])
+        self._raw = raw[end:]
         self._scanned = 0
-        try:
-            request = message.next_event()
-        except h11.RemoteProtocolError as exc:
-            raise Rejected(exc.error_status_hint, "the header section is malformed") from exc
-        assert isinstance(request, h11.Request)
-        chunked = value_of(request, b"transfer-encoding") is not None
-        self._chunks = Chunks(max_trailer=most) if chunked else None
-        self._left = int(value_of(request, b"content-length") or 0)
-        self._to_h11(message, behind)
+        self._body = Chunked(max_trailer=most) if request.chunked else Sized(request.length or 0)
+        self._phase = _Phase.BODY
         return request
 
-    def body(self) -> tuple[bytes, h11.EndOfMessage | None]:
+    def body(self) -> tuple[bytes, EndOfMessage | None]:
         """Return what has arrived of the body, and its end if that has; nothing after its end.
 
         Raises:
             Rejected: it is malformed; nothing else can be read.
         """
-        message = self._message
-        assert message is not None
-        if not self.in_body:
-            return b"", None  # what follows the last request of a connection is ignored (RFC 9112, 9.6); h11 raises
-        parts: list[bytes] = []
+        if self._phase is not _Phase.BODY:
+            return b"", None
         try:
-            while isinstance(event := message.next_event(), h11.Data):
-                parts.append(event.data)
-        except h11.RemoteProtocolError as exc:
+            body, self._raw = self._body.take(self._raw)
+        except Malformed as exc:
+            self._phase = _Phase.BROKEN
             raise Rejected(400, "the body is malformed") from exc
-        if self._chunks is not None and self._chunks.malformed:
-            raise Rejected(400, "the body is malformed")
-        end = event if isinstance(event, h11.EndOfMessage) else None
-        body = b"".join(parts)
-        self._left -= len(body)
-        return body, end
+        if not self._body.over:
+            return body, None
+        self._phase = _Phase.WHOLE
+        return body, EndOfMessage(self._body.trailers)
 
     def skip(self) -> bool:
         """Skip the rest of the request; return whether all of it is here and sound: else no other can be found."""
-        if self._message is None:
-            return False
         try:
             self.body()
         except Rejected:
             return False
-        return self._message.their_state not in _LAST
+        return self._phase is _Phase.WHOLE
 
     def advance(self) -> bool:
-        """Continue with the next request; return whether one may follow."""
-        message = self._message
-        if message is None:
+        """Go on to the next request; return whether there can be one: the present one was read to its end."""
+        if self._phase is not _Phase.WHOLE:
             return False
-        assert message.their_state not in _LAST  # else its response was the last
-        self._head += self.ahead
-        self._message = None
+        self._phase = _Phase.HEAD
         return True

@@ -1,28 +1,26 @@
 """Writes requests and responses from what was parsed. Sans-IO.
 
-h11 parses but does not write: it would check again what it has just parsed, at twice the cost of everything else. So
-fields are only those of h11 or our own, and bodies have the lengths that h11 has counted.
+Nothing is checked again: fields are only those that were parsed or our own, and bodies have the lengths that were
+counted.
 """
 
 from http import HTTPStatus
 
-import h11
-
 from goreprox.http import own_responses
-from goreprox.http.requests import Fields, keeps_alive
+from goreprox.http.messages import Fields, Request, Response
+from goreprox.http.reply import BODILESS
 
-_BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 CLOSE = (b"Connection", b"close")
 
 
-def request_head(request: h11.Request, fields: Fields) -> bytes:
+def request_head(request: Request, fields: Fields) -> bytes:
     """Return the header section of a request that is passed on with these fields."""
     return _head(b"%b %b HTTP/1.1" % (request.method, request.target), fields)
 
 
-def interim_head(event: h11.InformationalResponse, fields: Fields) -> bytes:
+def interim_head(event: Response, fields: Fields) -> bytes:
     """Return the header section of a 1xx response that is passed on with these fields."""
-    return _head(b"HTTP/1.1 %d %b" % (event.status_code, event.reason), fields)
+    return _head(b"HTTP/1.1 %d %b" % (event.status, event.reason), fields)
 
 
 def chunk(data: bytes) -> bytes:
@@ -51,11 +49,11 @@ class ResponseWriter:
 
     __slots__ = ("_bodiless", "_chunked", "_old", "begun", "body_bytes", "last", "status")
 
-    def __init__(self, request: h11.Request | None) -> None:
+    def __init__(self, request: Request | None) -> None:
         self._bodiless = request is not None and request.method == b"HEAD"
-        self._old = request is not None and request.http_version == b"1.0"
+        self._old = request is not None and request.version == b"1.0"
         self._chunked = False
-        self.last = request is None or not keeps_alive(request)
+        self.last = request is None or not request.keeps_alive
         """Whether the connection ends with the response."""
         self.begun = False
         """Whether the final response's header section is written."""
@@ -66,8 +64,8 @@ class ResponseWriter:
         """Return the header section. The connection ends with the `last` response, or if only that shows its end."""
         framing: Fields = []
         self.last = self.last or last
-        self._bodiless = self._bodiless or status in _BODILESS
-        if status not in _BODILESS and not any(name.lower() == b"content-length" for name, _ in fields):
+        self._bodiless = self._bodiless or status in BODILESS
+        if status not in BODILESS and not any(name.lower() == b"content-length" for name, _ in fields):
             if self._old:
                 self.last = True
             else:

@@ -94,7 +94,7 @@ async def test_a_slow_header_section_is_408() -> None:
         (connection,) = it.connections
         for size in range(2, 12):  # a byte each second
             await client.send(GET[size - 1 : size])
-            await eventually(lambda size=size: len(connection._gateway.reader._head) == size)  # type: ignore[misc]
+            await eventually(lambda size=size: len(connection._gateway.reader._raw) == size)  # type: ignore[misc]
             it.later((HEAD_S - SHORT_S) / 10)
         assert silent(client)
         it.clock.now += 2 * SHORT_S  # the edge looks by itself

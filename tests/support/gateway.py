@@ -109,22 +109,7 @@ class Talk:
 
     def responses(self, methods: Iterable[bytes] = ()) -> list[h11.Event]:
         """Read what the client got, by h11, as responses to requests of these methods (then: GET)."""
-        rest = self.seen.to_client
-        wanted = iter(methods)
-        events: list[h11.Event] = []
-        while rest:
-            reader = h11.Connection(h11.CLIENT)
-            reader.send(h11.Request(method=next(wanted, b"GET"), target="/", headers=[("Host", "a"), ("Upgrade", "x")]))
-            reader.send(h11.EndOfMessage())
-            reader.receive_data(rest)
-            while isinstance(event := reader.next_event(), h11.Event):
-                events.append(event)
-                if isinstance(event, h11.EndOfMessage):
-                    break
-            else:
-                return events
-            rest = reader.trailing_data[0]
-        return events
+        return read_responses(self.seen.to_client, methods)
 
     def requests(self, stream: int = -1) -> list[h11.Event]:
         """Read what a target got over one stream, by h11; it responds to each at once."""
@@ -138,6 +123,25 @@ class Talk:
                 reader.send(h11.EndOfMessage())
                 reader.start_next_cycle()
         return events
+
+
+def read_responses(data: bytes, methods: Iterable[bytes] = ()) -> list[h11.Event]:
+    """Read responses, by h11, to requests of these methods (then: GET)."""
+    wanted = iter(methods)
+    events: list[h11.Event] = []
+    while data:
+        reader = h11.Connection(h11.CLIENT)
+        reader.send(h11.Request(method=next(wanted, b"GET"), target="/", headers=[("Host", "a"), ("Upgrade", "x")]))
+        reader.send(h11.EndOfMessage())
+        reader.receive_data(data)
+        while isinstance(event := reader.next_event(), h11.Event):
+            events.append(event)
+            if isinstance(event, h11.EndOfMessage):
+                break
+        else:
+            return events
+        data = reader.trailing_data[0]
+    return events
 
 
 def split(data: bytes, cuts: Iterable[int]) -> list[bytes]:

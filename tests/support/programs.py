@@ -129,36 +129,76 @@ async def nginx(tmp: Path, root: Path, *, behind: str | None = None, log: Path |
             "add_header Seen-Destination $proxy_protocol_server_addr:$proxy_protocol_server_port;"
         )
     )
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "\n".join(f"{kind}_temp_path {tmp}/{kind};" for kind in kinds)
     with reserved_port() as port:
-        configuration = tmp / "nginx.conf"
-        configuration.write_text(
-            f"""
-            daemon off;
-            master_process off;
-            pid {tmp}/nginx.pid;
-            error_log stderr;
-            events {{ worker_connections 64; }}
-            http {{
-                log_format line '$request';
-                access_log {"off" if log is None else f"{log} line"};
-                sendfile on;
-                gzip on;
-                gzip_types *;
-                {temporary}
-                server {{
-                    listen {HOST}:{port}{"" if behind is None else " proxy_protocol"};
-                    {told}
-                    root {root};
-                    location /chunked/ {{ ssi on; ssi_types *; alias {root}/; }}
+        server = f"""
+            access_log {"off" if log is None else f"{log} line"};
+            sendfile on;
+            gzip on;
+            gzip_types *;
+            server {{
+                listen {HOST}:{port}{"" if behind is None else " proxy_protocol"};
+                {told}
+                root {root};
+                location /chunked/ {{ ssi on; ssi_types *; alias {root}/; }}
+            }}
+        """
+        async with _nginx(tmp, port, server):
+            yield port
+
+
+@contextlib.asynccontextmanager
+async def nginx_that_tells(tmp: Path) -> AsyncIterator[int]:
+    """Run an nginx that passes requests on, and says in the field `Seen` how it has read each; give the port.
+
+    `Seen` is method, target, host and body, or `?` for one with spaces or control characters, with `|` between them.
+    """
+    with reserved_port() as port:
+        server = f"""
+            access_log off;
+            client_header_timeout 1s;
+            client_body_timeout 1s;
+            keepalive_timeout 1s;
+            lingering_close always;
+            client_header_buffer_size 16k;
+            map $request_body $told {{ "~[\\x00-\\x20\\x7f]" "?"; default $request_body; }}
+            server {{
+                listen {HOST}:{port};
+                location / {{
+                    proxy_pass http://unix:{tmp}/target:/;
+                    add_header Seen "$request_method|$request_uri|$host|$told" always;
                 }}
             }}
-            """
-        )
-        argv = (program("nginx"), "-e", "stderr", "-p", str(tmp), "-c", str(configuration))
-        async with daemon(tmp, port, *argv):
+            server {{
+                listen unix:{tmp}/target;
+                return 200 ok;
+            }}
+        """
+        async with _nginx(tmp, port, server):
             yield port
+
+
+@contextlib.asynccontextmanager
+async def _nginx(tmp: Path, port: int, http: str) -> AsyncIterator[None]:
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "\n".join(f"{kind}_temp_path {tmp}/{kind};" for kind in kinds)
+    configuration = tmp / "nginx.conf"
+    configuration.write_text(
+        f"""
+        daemon off;
+        master_process off;
+        pid {tmp}/nginx.pid;
+        error_log stderr;
+        events {{ worker_connections 1024; }}
+        http {{
+            log_format line '$request';
+            {temporary}
+            {http}
+        }}
+        """
+    )
+    argv = (program("nginx"), "-e", "stderr", "-p", str(tmp), "-c", str(configuration))
+    async with daemon(tmp, port, *argv):
+        yield
 
 
 @contextlib.asynccontextmanager

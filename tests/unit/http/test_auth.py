@@ -169,7 +169,7 @@ def test_a_token_in_a_trailer_is_ignored_and_removed(file: Path) -> None:
     talk = talk_with(file).client(head + b"X-Goreprox-Auth: " + GOOD + b"\r\n" + end).target(OK)
     assert talk.statuses == [200]
     assert GOOD not in talk.seen.to_target[0]
-    assert b"x-sum: 1" in talk.seen.to_target[0]
+    assert b"X-Sum: 1" in talk.seen.to_target[0]
 
 
 def test_a_rejected_request_with_an_unread_body_ends_the_connection(file: Path) -> None:

@@ -10,6 +10,7 @@ from goreprox.config.http import HostHeader, HttpConfig
 from goreprox.http.commands import LogRequest
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
+from goreprox.http.messages import Request
 from tests.support.gateway import CLIENT, OK, Talk
 
 TRUSTING = Forwarding((ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("10.0.0.0/8")))
@@ -105,7 +106,7 @@ def test_targets_get_the_configured_host_header() -> None:
 
 
 def test_an_ipv6_client_is_written_as_in_rfc_7239() -> None:
-    request = h11.Request(method="GET", target="/", headers=[("Host", "a")])
+    request = Request(b"GET", b"/", b"1.1", [(b"Host", b"a")])
     assert dict(Forwarding().fields(request, "2001:db8::1", host=b"a"))[b"Forwarded"] == (
         b'for="[2001:db8::1]";host="a";proto=http'
     )
@@ -128,8 +129,8 @@ def test_an_ipv6_client_is_written_as_in_rfc_7239() -> None:
     ],
 )
 def test_the_client_is_the_last_address_that_is_no_trusted_proxy(peer: str, chain: Sequence[str], client: str) -> None:
-    headers = [("Host", "a"), *(("X-Forwarded-For", each) for each in chain)]
-    assert TRUSTING.client_of(h11.Request(method="GET", target="/", headers=headers), peer) == client
+    fields = [(b"Host", b"a"), *((b"X-Forwarded-For", each.encode()) for each in chain)]
+    assert TRUSTING.client_of(Request(b"GET", b"/", b"1.1", fields), peer) == client
 
 
 def test_every_readable_request_is_logged() -> None:

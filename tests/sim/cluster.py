@@ -142,10 +142,10 @@ class Cluster:
                 (goreprox.net.sockets, "fcntl"),
                 (goreprox.net.sockets, "select"),
                 (goreprox.net.sockets, "os"),
-                (goreprox.net.poller, "selectors"),
             ):
                 stack.enter_context(patch.object(module, name, self.sockets))
             stack.enter_context(patch.object(goreprox.roles.dial, "resolve", self.sockets.resolve))
+            stack.enter_context(patch.object(goreprox.net.poller, "Epoll", self.sockets.epoll))
             for module in [module for name, module in sys.modules.items() if name.startswith("goreprox.")]:
                 if getattr(module, "clock", None) is _CLOCK:
                     stack.enter_context(patch.object(module, "clock", self._clock))

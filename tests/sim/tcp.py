@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.sim.far import Far, text
-from tests.sim.world import Process, Selector, Violation, World
+from tests.sim.world import Epoll, Process, Violation, World
 
 
 class SimSocket:
@@ -232,7 +232,7 @@ class SimSocket:
 
 
 class Sockets:
-    """Stands for the modules `socket`, `fcntl`, `select`, `os` and `selectors` in the processes of one world."""
+    """Stands for the modules `socket`, `fcntl`, `select` and `os` in the processes of one world."""
 
     POLLERR = real_select.POLLERR
     POLLNVAL = real_select.POLLNVAL
@@ -272,8 +272,8 @@ class Sockets:
     def close(self, _: int) -> None:
         """Do nothing: `dup` opens nothing."""
 
-    def DefaultSelector(self) -> Selector:  # noqa: N802 -- its name
-        return Selector(self._process())
+    def epoll(self) -> Epoll:
+        return Epoll(self._process())
 
     def poll(self) -> "_Poll":
         return _Poll(self._process())

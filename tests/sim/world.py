@@ -10,7 +10,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from goreprox.net.poller import READ, WRITE
 
@@ -132,7 +132,7 @@ class Process:
         self._clock_offset = CLOCKS_APART_S * world.random.random()
         self._asleep_s = 0.0
         self._held: list[Event] = []
-        self.selector: Selector | None = None
+        self.epoll: Epoll | None = None
         self._polling = False
         self._free_fds: list[int] = []
         self._next_fd = 3
@@ -248,20 +248,20 @@ class Process:
         return fd
 
     def release(self, fd: int) -> None:
-        if self.alive and self.selector is not None and fd in self.selector.keys:
+        if self.alive and self.epoll is not None and fd in self.epoll.watched:
             raise Violation(f"{self.slot}: descriptor {fd} was closed while the loop watches it")
         del self.files[fd]
         heapq.heappush(self._free_fds, fd)
 
     def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
-        """Call `callback` when `fd` is ready: a selector, since the code under test adds nothing else."""
-        self.selector = self.files[fd]
+        """Call `callback` when `fd` is ready: an epoll, since the code under test adds nothing else."""
+        self.epoll = self.files[fd]
         self._serve = callback
 
     def poke(self, fd: int) -> None:
-        """Have the selector look at a descriptor in the next turn of the loop."""
-        if self.selector is not None and fd in self.selector.keys:
-            self.selector.poked[fd] = None
+        """Have the epoll look at a descriptor in the next turn of the loop."""
+        if self.epoll is not None and fd in self.epoll.watched:
+            self.epoll.poked[fd] = None
             self._poll_soon()
 
     def _poll_soon(self) -> None:
@@ -271,31 +271,24 @@ class Process:
 
     def _poll(self) -> None:
         self._polling = False
-        assert self.selector is not None
-        if self.selector.look():
+        assert self.epoll is not None
+        if self.epoll.look():
             self._serve()
-        if self.selector.look():  # level-triggered
+        if self.epoll.look():  # level-triggered
             self._poll_soon()
 
 
-class Key(NamedTuple):
-    """As selectors.SelectorKey."""
-
-    fd: int
-    events: int
-    data: Any
-
-
-class Selector:
-    """As selectors.DefaultSelector."""
+class Epoll:
+    """As select.epoll."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._fd = process.allocate(self)
-        self.keys: dict[int, Key] = {}
+        self.watched: dict[int, int] = {}
+        """Events by descriptor."""
         self.poked: dict[int, None] = {}
         """Descriptors that may be ready, in the order in which that happened."""
-        self._ready: list[tuple[Key, int]] = []
+        self._ready: list[tuple[int, int]] = []
 
     readable = writable = False
 
@@ -305,32 +298,32 @@ class Selector:
     def close(self) -> None:
         """Do nothing: only the end of the process closes it."""
 
-    def register(self, fd: int, events: int, data: object) -> None:
-        if fd in self.keys:
-            raise KeyError(fd)
-        self.modify(fd, events, data)
+    def register(self, fd: int, events: int) -> None:
+        if fd in self.watched:
+            raise FileExistsError(fd)
+        self.modify(fd, events)
 
-    def modify(self, fd: int, events: int, data: object) -> None:
-        self.keys[fd] = Key(fd, events, data)
+    def modify(self, fd: int, events: int) -> None:
+        self.watched[fd] = events
         self._process.poke(fd)
 
     def unregister(self, fd: int) -> None:
-        del self.keys[fd]
+        del self.watched[fd]
         self.poked.pop(fd, None)
 
     def look(self) -> bool:
         """Find the ready ones among the poked descriptors, and keep only these; return whether there are any."""
         self._ready = []
         for fd in self.poked:
-            key, file = self.keys[fd], self._process.files[fd]
-            readable = READ if key.events & READ and file.readable else 0
-            events = readable | WRITE if key.events & WRITE and file.writable else readable
+            wanted, file = self.watched[fd], self._process.files[fd]
+            readable = READ if wanted & READ and file.readable else 0
+            events = readable | WRITE if wanted & WRITE and file.writable else readable
             if events:
-                self._ready.append((key, events))
-        self.poked = {key.fd: None for key, _ in self._ready}
+                self._ready.append((fd, events))
+        self.poked = {fd: None for fd, _ in self._ready}
         return bool(self._ready)
 
-    def select(self, _: float) -> list[tuple[Key, int]]:
+    def poll(self, _: float) -> list[tuple[int, int]]:
         return self._ready
 
 

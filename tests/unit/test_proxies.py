@@ -71,8 +71,8 @@ async def made(timeout_s: float = 30.0) -> AsyncIterator[Made]:
         yield it
     finally:
         it.proxies.close()
-        loop.remove_reader(poller._selector.fileno())
-        poller._selector.close()
+        loop.remove_reader(poller._epoll.fileno())
+        poller._epoll.close()
         logger.remove(sink)
         for end in it.ends:
             end.close()

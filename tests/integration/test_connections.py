@@ -161,6 +161,7 @@ def test_a_stuck_connection_is_counted_until_it_closes() -> None:
         connections.close()
 
 
+@pytest.mark.pure
 async def test_a_socket_with_too_many_stuck_connections_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Fabric(PATIENT) as fabric:
         port = fabric.ports[Role.EDGE]  # the first that is looked at

@@ -382,6 +382,7 @@ async def test_a_repeated_rotation_disconnects_no_link_with_the_new_key(
     assert (at_edge.ups, at_provider.ups) == (2, 2)
 
 
+@pytest.mark.pure
 async def test_a_rotation_reaches_a_port_that_is_being_replaced(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -364,6 +364,7 @@ DEFECTS: dict[Patch, Trial] = {
 """Each with what catches it soonest. Where that has changed, a search finds another."""
 
 
+@pytest.mark.pure
 def test_a_failing_plan_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
     _leak_the_budget(monkeypatch)
     plan = draw(14)
@@ -374,6 +375,7 @@ def test_a_failing_plan_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "seed 14: " in report(smaller, caught.value)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__.strip("_"))
 def test_a_defect_is_caught(defect: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     defect(monkeypatch)

@@ -180,6 +180,7 @@ DEFECTS: list[Patch] = [
 ]
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__.strip("_"))
 def test_a_defect_is_caught(defect: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     defect(monkeypatch)

@@ -17,7 +17,6 @@ from goreprox.net.poller import Poller
 from goreprox.net.sockets import Socket
 from goreprox.net.tls import TlsSocket
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
 from goreprox.roles.dial import Dialer, Targets
 from goreprox.roles.loops import Loops
@@ -27,17 +26,18 @@ from tests.support.waiting import eventually
 DIAL_TIMEOUT_S = 2.0
 
 
-class Asked(Stream):
+class Asked:
     """A stream, and what became of its dial."""
 
     def __init__(self) -> None:
-        super().__init__(
-            opener=False, service="web", client="192.0.2.9:1", budget=Budget(total_bytes=1 << 20, max_streams=1)
-        )
-        self.outcome: list[object] = []
+        budget = Budget(total_bytes=1 << 20, max_streams=1)
+        self.stream = Stream(opener=False, service="web", client="192.0.2.9:1", budget=budget)
+        self.connected: Socket | None = None
 
-    def refuse(self, _: Code, reason: str) -> None:
-        self.outcome.append(reason)
+    @property
+    def outcome(self) -> object:
+        """The socket, or why there is none; None while it is dialed."""
+        return self.connected or self.stream.end_reason or None
 
 
 def dialer(
@@ -53,7 +53,7 @@ def dialer(
     monkeypatch.setattr("goreprox.roles.dial.resolve", found)
 
     def connected(_: Stream, sock: Socket) -> None:
-        asked.outcome.append(sock)
+        asked.connected = sock
 
     poller = Poller(lambda work: work())
     return Dialer(targets, config, poller, Loops(), LimitedLog(), connected=connected, failed=ignored)
@@ -62,14 +62,14 @@ def dialer(
 def ignored(_: Stream, reason: str) -> None: ...
 
 
-async def dial(monkeypatch: pytest.MonkeyPatch, *where: tuple[str, int], host: str = "example.org") -> list[object]:
+async def dial(monkeypatch: pytest.MonkeyPatch, *where: tuple[str, int], host: str = "example.org") -> object:
     """Dial these addresses in turn; return the address of the one that was reached, or why there is none."""
     asked = Asked()
-    dialer(monkeypatch, asked, *where, host=host).dial(asked)
+    dialer(monkeypatch, asked, *where, host=host).dial(asked.stream)
     await eventually(lambda: asked.outcome)
-    if isinstance(sock := asked.outcome[0], socket.socket):
-        asked.outcome[0] = sock.getpeername()
-        sock.close()
+    if isinstance(sock := asked.connected, socket.socket):
+        with sock:
+            return sock.getpeername()
     return asked.outcome
 
 
@@ -83,7 +83,7 @@ async def test_a_socket_connected_to_itself_counts_as_refused(monkeypatch: pytes
 
     monkeypatch.setattr(sockets, "prepare", as_the_kernel_may_choose)
     with closed_port() as port:
-        (reason,) = await dial(monkeypatch, (HOST, port))
+        reason = await dial(monkeypatch, (HOST, port))
     assert "refused" in str(reason)
 
 
@@ -96,14 +96,14 @@ async def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.Mon
             sock.setblocking(False)
             sock.connect_ex(silent.getsockname())
         outcome = await dial(monkeypatch, silent.getsockname(), good.getsockname())
-        assert outcome == [good.getsockname()]
+        assert outcome == good.getsockname()
         for sock in waiting:
             sock.close()
 
 
 async def test_only_the_first_of_a_thousand_addresses_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     with closed_port() as port:
-        (reason,) = await dial(monkeypatch, *[(HOST, port)] * 1000)
+        reason = await dial(monkeypatch, *[(HOST, port)] * 1000)
     assert "refused" in str(reason)
 
 
@@ -132,9 +132,9 @@ async def test_a_dial_that_timed_out_ends_the_handshake_with_the_second_address(
     monkeypatch.setattr(TlsSocket, "shake_hands", fail_at_once_the_first_time)
     with socket.create_server((HOST, 0)) as first, socket.create_server((HOST, 0)) as silent:
         asked = Asked()
-        dialer(monkeypatch, asked, first.getsockname(), silent.getsockname(), tls=True).dial(asked)
+        dialer(monkeypatch, asked, first.getsockname(), silent.getsockname(), tls=True).dial(asked.stream)
         await eventually(lambda: asked.outcome)
-        assert asked.outcome == ["target example.org:80: no response within 2 s"]
+        assert asked.outcome == "target example.org:80: no response within 2 s"
         sock, _ = silent.accept()
         with sock:
             sock.settimeout(DIAL_TIMEOUT_S)

@@ -243,6 +243,7 @@ async def test_a_fault_in_one_stream_touches_no_other(monkeypatch: pytest.Monkey
     assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("method", ["flush", "receive"])
 async def test_a_fault_in_one_session_ends_it_and_touches_no_other(
     monkeypatch: pytest.MonkeyPatch, method: str

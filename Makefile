@@ -2,13 +2,26 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-containers check docs picture bench fresh fuzz soak dist tagged release example
+.PHONY: demo test compiled test-compiled test-containers check docs picture bench fresh fuzz soak dist tagged release example
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
 # Tests of processes come first and mostly wait: more workers than cores, each of which is given the next test as it ends.
 test: .venv/dev
 	$(BIN)/pytest -n 8 --dist load --maxschedchunk 1 --cov=goreprox/protocol --cov=brokers --cov-branch
+
+# The same, with the modules compiled by mypyc: needs a C compiler and Python's headers.
+compiled: build/compiled/.done
+
+build/compiled/.done: hatch_build.py pyproject.toml $(shell find goreprox brokers -name '*.py') | .venv/runtime
+	rm -rf build/compiled
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(BIN)/pip install --quiet --no-deps --target build/compiled .
+	touch $@
+
+# Tests of that code as compiled; those marked `pure` replace parts of it, which only the sources allow.
+test-compiled: compiled .venv/dev
+	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -n 8 --dist load --maxschedchunk 1 \
+		-o pythonpath='build/compiled .' -m 'not pure' tests/unit tests/sim tests/integration
 
 # For a minute, seeds that nobody has tried, beside the fixed ones of the tests.
 fresh: .venv/dev

@@ -4,9 +4,14 @@ from typing import Final, Literal
 
 from cyclopts import App
 
-from goreprox import __version__
+from goreprox import __version__, build
 from goreprox.cli.helptext import Formatter, example
 from goreprox.cli.sources import Sources
+
+
+def _version() -> str:
+    return f"{__version__} ({build()})"
+
 
 COMMANDS: Final = ("server", "edge", "broker", "provider", "demo", "status")
 """Those whose options are also variables and keys of the file."""
@@ -20,7 +25,7 @@ app: Final = App(
         "also the environment variable GOREPROX_SOME_OPTION and the key some-option of\n"
         "goreprox.toml. ADDR is PORT, HOST:PORT or [IPV6]:PORT."
     ),
-    version=__version__,
+    version=_version,
     version_flags=("--version", "-V"),
     help_format="plaintext",
     help_formatter=Formatter(),
@@ -148,4 +153,4 @@ def help_(*command: str) -> None:
 @app.command(sort_key=13, show=False)
 def version() -> None:
     """Show the version."""
-    print(__version__)
+    print(_version())

@@ -56,8 +56,9 @@ def _show(console: Console, document: Document) -> None:
 def _show_all(console: Console, document: Document) -> None:
     title = f"{document['role']} {printable(document['name'])}"
     console.print(Text(title, style="bold"), end="")
+    build = f" ({document['build']})" if "build" in document else ""
     console.print(
-        f"  {document['incarnation']}, pid {document['pid']}, goreprox {document['version']}, "
+        f"  {document['incarnation']}, pid {document['pid']}, goreprox {document['version']}{build}, "
         f"up {_duration(document['up_s'])}{', draining' if document['draining'] else ''}"
     )
     for line in _facts(document):

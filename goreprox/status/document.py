@@ -111,6 +111,8 @@ class Document(TypedDict):
 
     format: int
     version: str
+    build: NotRequired[str]
+    """Earlier versions do not tell."""
     role: str
     name: str
     incarnation: str

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol, TypedDict
 
 from brokers import Link, PeerName, Router
-from goreprox import __version__
+from goreprox import __version__, build
 from goreprox.control.message import Request
 from goreprox.control.socket import Commands
 from goreprox.process.clock import clock
@@ -132,6 +132,7 @@ class Source:
         return {
             "format": FORMAT,
             "version": __version__,
+            "build": build(),
             "role": self.instance.role,
             "name": self.instance.name,
             "incarnation": _short(self.instance.incarnation),

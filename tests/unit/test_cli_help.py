@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from goreprox import __version__
+from goreprox import __version__, build
 from goreprox.cli import main as cli
 from goreprox.cli.app import COMMANDS, app
 from goreprox.cli.helptext import COLUMNS
@@ -72,7 +72,7 @@ def test_commands_for_a_first_start_are_listed_first(capsys: pytest.CaptureFixtu
 
 def test_help_and_version_have_every_usual_spelling(capsys: pytest.CaptureFixture[str]) -> None:
     for version in ("--version", "-V", "version"):
-        assert shown(capsys, version).strip() == __version__
+        assert shown(capsys, version).strip() == f"{__version__} ({build()})"
     assert shown(capsys) == shown(capsys, "help") == shown(capsys, "--help") == shown(capsys, "-h")
     assert shown(capsys, "help", "provider") == shown(capsys, "provider", "--help")
     assert shown(capsys, "help", "keys", "add") == shown(capsys, "keys", "add", "--help")

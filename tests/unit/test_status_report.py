@@ -36,6 +36,7 @@ PEER: PeerStatus = {
 DOCUMENT: Document = {
     "format": 1,
     "version": "1.2.3",
+    "build": "compiled",
     "role": "server",
     "name": "near",
     "incarnation": "abcdef01",
@@ -114,8 +115,8 @@ def shown(capsys: pytest.CaptureFixture[str], *documents: Document) -> list[list
 
 def test_everything_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, DOCUMENT)
-    assert lines[0] == ["server", "near", "abcdef01,", "pid", "4711,", "goreprox", "1.2.3,", "up", "1:02:03"]
     text = [" ".join(line) for line in lines]
+    assert text[0] == "server near abcdef01, pid 4711, goreprox 1.2.3 (compiled), up 1:02:03"
     assert "listens: clients 80, 81; providers 9887" in text
     assert "services: web = :80, :81" in text
     assert "streams: 12 open of 100, 345 in total, 2 waiting, 0 dialing, 3 refused" in text

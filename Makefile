@@ -87,27 +87,12 @@ bench: .venv/bench
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-.venv/bench: pyproject.toml
+.venv/bench .venv/dev .venv/docs .venv/dist: .venv/%: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[bench]'
-	touch $@ .venv/runtime
-
-.venv/dev: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@ .venv/runtime
-
-.venv/docs: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/pip install --quiet --editable '.[$*]'
 	touch $@ .venv/runtime
 
 .venv/containers: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev,containers]'
 	touch $@ .venv/dev .venv/runtime
-
-.venv/dist: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dist]'
-	touch $@ .venv/runtime

@@ -145,26 +145,25 @@ def _ends_with_reset(sock: socket.socket) -> bool:
     return False
 
 
+def _half_closes(one: socket.socket, other: socket.socket) -> bool:
+    one.sendall(TEXT)
+    one.shutdown(socket.SHUT_WR)
+    received = _read_all(other)
+    other.sendall(TEXT)
+    other.close()
+    return received == TEXT and _read_all(one) == TEXT
+
+
 def client_half_closes(place: Place) -> bool:
     """After the client's end of file the target can still respond."""
     with place.pair() as pair:
-        pair.client.sendall(TEXT)
-        pair.client.shutdown(socket.SHUT_WR)
-        asked = _read_all(pair.target)
-        pair.target.sendall(TEXT)
-        pair.target.close()
-        return asked == TEXT and _read_all(pair.client) == TEXT
+        return _half_closes(pair.client, pair.target)
 
 
 def target_half_closes(place: Place) -> bool:
     """After the target's end of file the client can still write."""
     with place.pair() as pair:
-        pair.target.sendall(TEXT)
-        pair.target.shutdown(socket.SHUT_WR)
-        received = _read_all(pair.client)
-        pair.client.sendall(TEXT)
-        pair.client.close()
-        return received == TEXT and _read_all(pair.target) == TEXT
+        return _half_closes(pair.target, pair.client)
 
 
 def client_resets(place: Place) -> bool:

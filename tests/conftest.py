@@ -63,13 +63,23 @@ def _collected() -> Iterator[None]:
     gc.collect()
 
 
+def _messages(level: str) -> Iterator[list[str]]:
+    found: list[str] = []
+    sink = logger.add(lambda message: found.append(message.record["message"]), level=level)
+    yield found
+    logger.remove(sink)
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What is logged, without details."""
+    yield from _messages("INFO")
+
+
 @pytest.fixture
 def warnings() -> Iterator[list[str]]:
     """What is logged as a warning or worse."""
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
-    yield lines
-    logger.remove(sink)
+    yield from _messages("WARNING")
 
 
 @pytest.fixture

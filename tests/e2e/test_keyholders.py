@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -258,17 +258,24 @@ async def passed(relay: Relay, dealer: "zmq.Socket[bytes]") -> None:
         await asyncio.sleep(0.01)
 
 
-async def flood_then_end(hostile: Hostile, *, fin: bool) -> None:
-    """More than a pipe holds, heartbeats among it, and an end in the middle."""
+@contextlib.asynccontextmanager
+async def greeted(hostile: Hostile, *, fin: bool) -> AsyncIterator["zmq.Socket[bytes]"]:
+    """A connection that has said hello, and is cut at the end of the context."""
     dealer, relay = await hostile.connect(hostile.routing_id(), ping_ms=1)
     say(dealer, hostile.hello())
     await passed(relay, dealer)
-    for index in range(FLOOD):
-        push(dealer, [b"e" + bytes(16), b"x" * (index % 300)])
-        if index % 1000 == 0:
-            await asyncio.sleep(0)
+    yield dealer
     relay.cut(fin=fin)
     dealer.close()
+
+
+async def flood_then_end(hostile: Hostile, *, fin: bool) -> None:
+    """More than a pipe holds, heartbeats among it, and an end in the middle."""
+    async with greeted(hostile, fin=fin) as dealer:
+        for index in range(FLOOD):
+            push(dealer, [b"e" + bytes(16), b"x" * (index % 300)])
+            if index % 1000 == 0:
+                await asyncio.sleep(0)
 
 
 async def rename(hostile: Hostile, *, fin: bool) -> None:
@@ -299,26 +306,18 @@ async def take_over(hostile: Hostile, *, fin: bool) -> None:
 
 async def announce(hostile: Hostile, *, fin: bool) -> None:
     """A flood of attributes, some of them not allowed, some no attributes at all."""
-    dealer, relay = await hostile.connect(hostile.routing_id(), ping_ms=1)
-    say(dealer, hostile.hello())
-    await passed(relay, dealer)
-    for index in range(1000):
-        say(dealer, Announce({"services": [f"s{index}"], "more": "x" * (index % 1000)}))
-        push(dealer, [CONTROL, os.urandom(64)])
-    relay.cut(fin=fin)
-    dealer.close()
+    async with greeted(hostile, fin=fin) as dealer:
+        for index in range(1000):
+            say(dealer, Announce({"services": [f"s{index}"], "more": "x" * (index % 1000)}))
+            push(dealer, [CONTROL, os.urandom(64)])
 
 
 async def half_a_message(hostile: Hostile, *, fin: bool) -> None:
     """The beginning of a message without an end."""
-    dealer, relay = await hostile.connect(hostile.routing_id(), ping_ms=1)
-    say(dealer, hostile.hello())
-    await passed(relay, dealer)
-    for _ in range(5000):
-        with contextlib.suppress(zmq.Again):
-            dealer.send(bytes(200), zmq.SNDMORE | zmq.NOBLOCK)
-    relay.cut(fin=fin)
-    dealer.close()
+    async with greeted(hostile, fin=fin) as dealer:
+        for _ in range(5000):
+            with contextlib.suppress(zmq.Again):
+                dealer.send(bytes(200), zmq.SNDMORE | zmq.NOBLOCK)
 
 
 @pytest.mark.parametrize("role", list(Role))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.processes import tunnel
 from tests.support.relay import Relay
-from tests.support.traffic import echo, read_digest, send_blocks
+from tests.support.traffic import echo, echo_until, read_digest, send_blocks
 from tests.support.waiting import DEADLINE_S, eventually
 
 RESET_WITHIN_S = 15
@@ -146,17 +146,8 @@ async def test_an_outage_of_a_full_minute_is_survived(tmp_path: Path) -> None:
 
 async def test_an_outage_longer_than_the_grace_resets_both_sides(tmp_path: Path) -> None:
     target_saw: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(100):
-                writer.write(data)
-            target_saw.set_result("end of file")
-        except ConnectionResetError:
-            target_saw.set_result("reset")
-
     # the server would wait for an hour: the smaller grace counts on both ends
-    async with tunnel(tmp_path, handler, server=("--grace", "3600"), provider=("--grace", "1")) as made:
+    async with tunnel(tmp_path, echo_until(target_saw), server=("--grace", "3600"), provider=("--grace", "1")) as made:
         reader, writer = await made.connect()
         writer.write(b"1")
         assert await reader.readexactly(1) == b"1"

@@ -229,16 +229,24 @@ async def test_a_target_that_recovers_is_used_again(tmp_path: Path) -> None:
                     await asyncio.sleep(0.1)
 
 
+async def frozen_beside_a_spare(made: Tunnel, *, link_timeout_s: int) -> tuple[Process, Process]:
+    """Return a server and a provider that gets nearly all clients and has just stopped; another one runs."""
+    timeout = ("--link-timeout", str(link_timeout_s))
+    server = await made.serve(*timeout)
+    args = ("--server", f"{HOST}:{await server.port('providers')}", *timeout, "--weight")
+    started = [
+        await made.start("provider", str(await made.target(greeting(name))), *args, weight, "--name", name.decode())
+        for name, weight in ((b"preferred", "1000"), (b"spare", "0.01"))
+    ]
+    await meets(server, "preferred")
+    await meets(server, "spare")
+    started[0].signal(signal.SIGSTOP)
+    return server, started[0]
+
+
 async def test_a_silent_provider_keeps_its_streams_and_new_clients_go_elsewhere(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
-        preferred, spare = await made.target(greeting(b"preferred")), await made.target(greeting(b"spare"))
-        server = await made.serve("--link-timeout", "1")
-        args = ("--server", f"{HOST}:{await server.port('providers')}", "--link-timeout", "1", "--weight")
-        frozen = await made.start("provider", f"{preferred}", *args, "1000", "--name", "preferred")
-        await made.start("provider", f"{spare}", *args, "0.01", "--name", "spare")
-        await meets(server, "preferred")
-        await meets(server, "spare")
-        frozen.signal(signal.SIGSTOP)
+        server, frozen = await frozen_beside_a_spare(made, link_timeout_s=1)
         reader, writer = await made.connect()
         writer.write(b" once")
         await eventually(lambda: server.events("peer_down", peer="preferred"), "the silence is noticed")
@@ -249,14 +257,7 @@ async def test_a_silent_provider_keeps_its_streams_and_new_clients_go_elsewhere(
 
 async def test_new_clients_avoid_a_silent_provider_long_before_its_link_is_lost(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
-        preferred, spare = await made.target(greeting(b"preferred")), await made.target(greeting(b"spare"))
-        server = await made.serve("--link-timeout", "15")
-        args = ("--server", f"{HOST}:{await server.port('providers')}", "--link-timeout", "15", "--weight")
-        frozen = await made.start("provider", f"{preferred}", *args, "1000", "--name", "preferred")
-        await made.start("provider", f"{spare}", *args, "0.01", "--name", "spare")
-        await meets(server, "preferred")
-        await meets(server, "spare")
-        frozen.signal(signal.SIGSTOP)
+        server, frozen = await frozen_beside_a_spare(made, link_timeout_s=15)
         waiting = served = 0
         while served < 10:
             reader, _ = await made.connect()

@@ -11,7 +11,7 @@ import pytest
 from goreprox.net.sockets import unsent_bytes
 from tests.support.processes import Process, Tunnel, nothing_yet, tunnel
 from tests.support.sockets import reset_now
-from tests.support.traffic import echo, read_digest, send_blocks
+from tests.support.traffic import echo, echo_until, read_digest, send_blocks
 from tests.support.waiting import DEADLINE_S, eventually
 
 
@@ -248,16 +248,7 @@ async def test_a_draining_process_lets_streams_end_then_exits_cleanly(tmp_path: 
 @pytest.mark.parametrize("which", ["server", "provider"])
 async def test_streams_left_after_the_drain_are_reset(tmp_path: Path, which: str) -> None:
     target_saw: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(100):
-                writer.write(data)
-            target_saw.set_result("end of file")
-        except ConnectionResetError:
-            target_saw.set_result("reset")
-
-    async with tunnel(tmp_path, handler, **{which: ("--drain", "0.3")}) as made:
+    async with tunnel(tmp_path, echo_until(target_saw), **{which: ("--drain", "0.3")}) as made:
         reader, writer = await made.connect()
         writer.write(b"1")
         assert await reader.readexactly(1) == b"1"
@@ -343,18 +334,7 @@ async def test_a_killed_process_resets_its_sockets_and_its_successor_resets_the_
     tmp_path: Path, which: str
 ) -> None:
     target_saw: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(100):
-                writer.write(data)
-            outcome = "end of file"
-        except ConnectionResetError:
-            outcome = "reset"
-        if not target_saw.done():
-            target_saw.set_result(outcome)
-
-    async with tunnel(tmp_path, handler) as made:
+    async with tunnel(tmp_path, echo_until(target_saw)) as made:
         reader, writer = await made.connect()
         writer.write(b"1")
         assert await reader.readexactly(1) == b"1"

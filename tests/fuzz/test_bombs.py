@@ -100,8 +100,8 @@ def parse(bomb: bytes) -> None:
     assert len(reason) <= MESSAGE_CHARS
 
 
-def receive(bomb: bytes) -> None:
-    """Give it to a session as its first message."""
+def received(message: bytes) -> Session:
+    """Return a session whose first message this was."""
     session = Session(
         opener=False,
         version=VERSION,
@@ -111,7 +111,13 @@ def receive(bomb: bytes) -> None:
         now=0.0,
     )
     session.path_up("a", 0.0)
-    session.receive("a", [bomb], 0.0)
+    session.receive("a", [message], 0.0)
+    return session
+
+
+def receive(bomb: bytes) -> None:
+    """Give it to a session as its first message."""
+    session = received(bomb)
     assert len(session.notices) <= MAX_EVENTS + 1
     assert len(session.failed or "") <= MESSAGE_CHARS
 
@@ -144,17 +150,7 @@ def test_no_bomb_costs_memory_outside_of_python() -> None:
 
 
 def test_one_message_opens_no_more_streams_than_it_may_have_events() -> None:
-    session = Session(
-        opener=False,
-        version=VERSION,
-        budget=Budget(total_bytes=MIB, max_streams=16),
-        grace_s=60.0,
-        wake=lambda: None,
-        now=0.0,
-    )
-    session.path_up("a", 0.0)
-    session.receive("a", [opens(MAX_EVENTS - 1)], 0.0)
-    assert len(session.streams) == MAX_EVENTS - 1
+    assert len(received(opens(MAX_EVENTS - 1)).streams) == MAX_EVENTS - 1
 
 
 def explode() -> int:

@@ -10,7 +10,7 @@ from brokers.envelope import Down
 from brokers.presence import Presence
 from brokers.switch import Switch
 from goreprox.net import sockets
-from goreprox.protocol.events import Ack, Code, Data, Open, Resume
+from goreprox.protocol.events import Ack, Code
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.multiplexer import Multiplexer
 from goreprox.protocol.receiver import ReceiveHalf
@@ -20,6 +20,7 @@ from goreprox.tunnel.bridge import Bridge
 from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
 from tests.sim.cluster import Cluster
+from tests.sim.defects import Patch, accept_stale_epochs, do_not_repeat_open
 from tests.sim.far import KIB, Program
 from tests.sim.plan import Arrival, Fault, Plan, draw, report, run, shrink
 from tests.sim.world import Violation
@@ -222,35 +223,7 @@ def test_what_was_delivered_before_a_long_suspend_is_not_delivered_again(at: flo
 
 # Seeded defects.
 
-Patch = Callable[[pytest.MonkeyPatch], None]
 Trial = Callable[[], object]
-
-
-def _accept_stale_epochs(patch: pytest.MonkeyPatch) -> None:
-    original = Session._receive
-
-    def receive(self: Session, path_id: Any, batch: Any, size: int, now: float) -> None:
-        if self.path is not None and batch.epoch < self.epochs.number:
-            for event in batch.events:
-                if isinstance(event, Data):
-                    self.multiplexer.receive_data(event)
-                elif not isinstance(event, Resume):
-                    self._dispatch(event, self.path, now)
-        else:
-            original(self, path_id, batch, size, now)
-
-    patch.setattr(Session, "_receive", receive)
-
-
-def _do_not_repeat_open(patch: pytest.MonkeyPatch) -> None:
-    original = Multiplexer.establish
-
-    def establish(self: Multiplexer, *args: Any) -> None:
-        original(self, *args)
-        control = self._outbox.control
-        self._outbox.control = type(control)(event for event in control if not isinstance(event, Open))
-
-    patch.setattr(Multiplexer, "establish", establish)
 
 
 def _move_streams_of_a_silent_provider(patch: pytest.MonkeyPatch) -> None:
@@ -345,8 +318,8 @@ def seed(number: int) -> Trial:
 
 
 DEFECTS: dict[Patch, Trial] = {
-    _accept_stale_epochs: seed(21),
-    _do_not_repeat_open: seed(20),
+    accept_stale_epochs: seed(21),
+    do_not_repeat_open: seed(20),
     _move_streams_of_a_silent_provider: seed(20),
     _ignore_the_predecessor: seed(11),
     _use_one_path_only: seed(10),

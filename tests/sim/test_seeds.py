@@ -1,18 +1,17 @@
 """Random scenarios on virtual time, from seeds; and seeded defects, each of which they must catch."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from goreprox.protocol.events import Data, Open, Reset
+from goreprox.protocol.events import Reset
 from goreprox.protocol.multiplexer import Multiplexer
 from goreprox.protocol.outbox import Outbox
 from goreprox.protocol.path import Path
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.sender import SendHalf
-from goreprox.protocol.session import Session
 from goreprox.protocol.stream import Stream
+from tests.sim.defects import Patch, accept_stale_epochs, do_not_repeat_open
 from tests.sim.sessions import scenario
 
 SEEDS = 120
@@ -29,9 +28,6 @@ def test_every_seed_keeps_the_promise(chunk: int) -> None:
         outages += sum(session.counters.outages for session in net.sessions.values())
         replayed += sum(session.counters.replayed_bytes for session in net.sessions.values())
     assert outages > SEEDS and replayed > 0, "the scenarios broke nothing"
-
-
-Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def _acknowledge_before_delivery(patch: pytest.MonkeyPatch) -> None:
@@ -92,33 +88,6 @@ def _reset_overtakes_data(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Stream, "reset", reset)
 
 
-def _do_not_repeat_open(patch: pytest.MonkeyPatch) -> None:
-    original = Multiplexer.establish
-
-    def establish(self: Multiplexer, *args: Any) -> None:
-        original(self, *args)
-        control = self._outbox.control
-        self._outbox.control = type(control)(event for event in control if not isinstance(event, Open))
-
-    patch.setattr(Multiplexer, "establish", establish)
-
-
-def _accept_stale_epochs(patch: pytest.MonkeyPatch) -> None:
-    original = Session._receive
-
-    def receive(self: Session, path_id: Any, batch: Any, size: int, now: float) -> None:
-        if self.path is not None and batch.epoch < self.epochs.number:
-            for event in batch.events:
-                if isinstance(event, Data):
-                    self.multiplexer.receive_data(event)
-                else:
-                    self._dispatch(event, self.path, now)
-            return
-        original(self, path_id, batch, size, now)
-
-    patch.setattr(Session, "_receive", receive)
-
-
 def _ignore_gaps(patch: pytest.MonkeyPatch) -> None:
     original = Path.receive
 
@@ -170,8 +139,8 @@ DEFECTS: list[Patch] = [
     _rewind_too_little,
     _lose_resets,
     _reset_overtakes_data,
-    _do_not_repeat_open,
-    _accept_stale_epochs,
+    do_not_repeat_open,
+    accept_stale_epochs,
     _ignore_gaps,
     _leak_the_budget,
     _count_the_window_twice,

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -10,6 +11,22 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write(data)
         await writer.drain()
     writer.close()
+
+
+def echo_until(ended: "asyncio.Future[str]") -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """Return a target that echoes, and whose first connection sets `ended` to `end of file` or `reset`."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        how = "end of file"
+        try:
+            while data := await reader.read(100):
+                writer.write(data)
+        except ConnectionResetError:
+            how = "reset"
+        if not ended.done():
+            ended.set_result(how)
+
+    return handler
 
 
 def block(index: int) -> bytes:

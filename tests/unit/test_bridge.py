@@ -163,6 +163,15 @@ class Joined:
         """Return what the far side reads next: b"" for an end of file."""
         return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.far, 64 * KIB), 10)
 
+    def fills(self) -> int:
+        """Send until the kernel takes no more, which our side keeps; return how many bytes."""
+        size = 0
+        while not self.stream.receive.chunks:
+            self.say(Data(1, size, bytes(16 * KIB)))
+            size += 16 * KIB
+            self.peer.heard()
+        return size
+
     def is_over(self) -> bool:
         return self.ended == [self.bridge] and not self.bridges.connections and self.stream.state is State.CLOSED
 
@@ -262,11 +271,7 @@ async def test_a_socket_is_read_no_further_than_the_stream_has_room() -> None:
 
 async def test_a_reset_waits_for_a_socket_that_takes_nothing_no_longer_than_the_linger() -> None:
     with Joined() as it:
-        size = 0
-        while not it.stream.receive.chunks:  # until the kernel takes no more
-            it.say(Data(1, size, bytes(16 * KIB)))
-            size += 16 * KIB
-            it.peer.heard()
+        size = it.fills()
         it.say(Reset(1, size, "there"))
         it.far.send(b"nobody reads this")
         it.clock.now = RESET_LINGER_S - 0.1
@@ -326,11 +331,7 @@ async def test_bytes_before_a_reset_of_the_socket_wait_for_room_as_long_as_the_l
 
 async def test_a_socket_that_is_full_gets_the_rest_as_it_is_read() -> None:
     with Joined() as it:
-        size = 0
-        while not it.stream.receive.chunks:  # until the kernel takes no more
-            it.say(Data(1, size, bytes(16 * KIB)))
-            size += 16 * KIB
-            it.peer.heard()
+        size = it.fills()
         it.say(Data(1, size, b"the end"), Eof(1, size + len(b"the end")))
         received = b""
         while part := await it.reads():

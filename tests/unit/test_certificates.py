@@ -3,14 +3,13 @@
 import datetime
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from loguru import logger
 
 from goreprox.config.addresses import Scheme
 from goreprox.errors import StartError
@@ -21,14 +20,6 @@ from tests.support.tls import Authority
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(str(message)), level="INFO")
-    yield lines
-    logger.remove(sink)
 
 
 def certificates(authority: Authority) -> Certificates:
@@ -106,18 +97,18 @@ def test_unusable_certificate_files_are_reported_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_changed_certificates_are_read_again_and_unusable_ones_ignored(authority: Authority, logged: list[str]) -> None:
+def test_changed_certificates_are_read_again_and_unusable_ones_ignored(authority: Authority, lines: list[str]) -> None:
     read = certificates(authority)
     first = read.context(Scheme.TLS)
     assert read.context(Scheme.TLS) is first
     swap_key(authority)
     assert [read.context(Scheme.TLS) for _ in range(3)] == [first] * 3
-    assert ["stays in use" in line for line in logged] == [True]
+    assert ["stays in use" in line for line in lines] == [True]
     authority.renew()
     second = read.context(Scheme.TLS)
     assert second is not first
     assert read.context(Scheme.TLS) is second
-    assert "read again" in logged[-1]
+    assert "read again" in lines[-1]
     authority.ca_file.unlink()
     assert read.context(Scheme.TLS) is second
 

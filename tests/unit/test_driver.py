@@ -146,13 +146,18 @@ async def joined() -> tuple[Wire, Wire, Peer]:
     return edge, provider, peer
 
 
-async def test_a_revoked_peer_is_sent_nothing_more_and_may_return_with_a_new_session() -> None:
-    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
-    peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
-    await eventually(lambda: peer.session.established and back.session.established)
+async def opened() -> tuple[Wire, Wire, Peer, Stream]:
+    """Return the same, and a stream that has reached the provider."""
+    edge, provider, peer = await joined()
     stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
     peer.session.open(stream)
     await eventually(lambda: len(provider.opened) == 1)
+    return edge, provider, peer, stream
+
+
+async def test_a_revoked_peer_is_sent_nothing_more_and_may_return_with_a_new_session() -> None:
+    edge, provider, peer, stream = await opened()
+    back = provider.driver.peers[edge.name.id]
 
     def something_is_due() -> bool:
         """Open streams until both ends have a timer that has not fired."""
@@ -328,12 +333,7 @@ async def test_of_absent_peers_without_streams_only_the_last_are_kept(
 async def test_only_a_successor_of_the_same_name_declares_a_process_dead(
     events: list[str], name: str, *, buried: bool
 ) -> None:
-    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
-    peer, back = edge.meets(provider, 1), provider.meets(edge, 1)
-    await eventually(lambda: peer.session.established and back.session.established)
-    stream = Stream(opener=True, service="web", client="test", budget=edge.driver.budget)
-    peer.session.open(stream)
-    await eventually(lambda: len(provider.opened) == 1)
+    edge, provider, _, stream = await opened()
     attributes: Mapping[str, object] = {
         "protocol": [VERSION_LEAST, VERSION],
         "predecessor": provider.name.incarnation,

@@ -105,25 +105,22 @@ def test_root_finds_the_keys_of_the_systemd_unit(
         "import sys; from pathlib import Path; import goreprox.cli.keys as keys, goreprox.cli.main as cli;"
         "keys.OF_UNIT = Path(sys.argv[1]); sys.exit(cli.main(sys.argv[2:]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(theirs), "keys", "list"],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "own")},
-    )
-    assert (done.returncode, "default" in done.stdout) == (0, True), done.stderr
+
+    def listed() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(theirs), "keys", "list"],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "own")},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "default" in listed()
     goreprox("keys", "add", "mine", XDG_STATE_HOME=str(tmp_path / "own"))
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(theirs), "keys", "list"],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "own")},
-    )
-    assert "mine" in done.stdout and "default" not in done.stdout
+    assert "mine" in listed() and "default" not in listed()
 
 
 def test_status_also_asks_processes_of_systemd_units(tmp_path: Path) -> None:

@@ -5,11 +5,9 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loguru import logger
 
 from brokers import BindError, Grant, KeyPair, Role
 from goreprox.config.addresses import Address
@@ -27,14 +25,6 @@ HERE = (Address("tunnel.example.org", 9887),)
 @pytest.fixture
 def state(tmp_path: Path) -> StateDir:
     return StateDir(tmp_path / "state")
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    found: list[str] = []
-    sink = logger.add(lambda message: found.append(message.record["message"]), level="INFO")
-    yield found
-    logger.remove(sink)
 
 
 def mode(path: Path) -> int:

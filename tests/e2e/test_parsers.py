@@ -1,8 +1,10 @@
-"""Whatever we pass on, nginx reads in the same bytes, too, and as we do."""
+"""Whatever we pass on, requests or responses, nginx reads in the same bytes, too, and as we do."""
 
 import asyncio
+import contextlib
 import random
 import re
+from collections.abc import Awaitable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,17 @@ import pytest
 
 from tests.support.gateway import read_responses
 from tests.support.malformed import ONE_READING
-from tests.support.programs import nginx_that_tells
-from tests.support.readings import REQUESTS, Reading, mutant, requests_by_us, same
+from tests.support.programs import nginx_before, nginx_that_tells
+from tests.support.readings import (
+    REQUESTS,
+    RESPONSES,
+    Reading,
+    mutant,
+    requests_by_us,
+    response_by_us,
+    same,
+    whole_response,
+)
 from tests.support.sockets import HOST
 
 pytestmark = pytest.mark.programs
@@ -63,11 +74,46 @@ async def test_nginx_reads_what_we_accept_as_we_do(tmp_path: Path) -> None:
 
 async def test_no_target_gets_a_request_that_nginx_reads_otherwise(tmp_path: Path) -> None:
     chance = random.Random(1)
+    async with nginx_that_tells(tmp_path) as port:
+        await at_once(compare(port, mutant(chance, REQUESTS)) for _ in range(MUTANTS))
+
+
+async def at_once(comparisons: Iterable[Awaitable[None]]) -> None:
+    """Make some at a time."""
     free = asyncio.Semaphore(CONNECTIONS)
 
-    async def one() -> None:
+    async def one(comparison: Awaitable[None]) -> None:
         async with free:
-            await compare(port, mutant(chance, REQUESTS))
+            await comparison
 
-    async with nginx_that_tells(tmp_path) as port:
-        await asyncio.gather(*(one() for _ in range(MUTANTS)))
+    await asyncio.gather(*map(one, comparisons))
+
+
+async def test_no_client_gets_a_response_that_nginx_reads_otherwise(tmp_path: Path) -> None:
+    """But for two: blank lines first are HTTP/0.9 to nginx, and interim responses final ones."""
+    chance = random.Random(1)
+    raws = [*RESPONSES, *(mutant(chance, RESPONSES) for _ in range(MUTANTS))]
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(raws[int(head.split()[1][1:])])
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+
+    async def compare(port: int, index: int, method: bytes) -> None:
+        raw = raws[index]
+        ours = response_by_us(raw, method)
+        if ours is None or raw.startswith((b"\r\n", b"\n")) or b"HTTP/1.1 1" in raw:
+            return
+        reader, writer = await asyncio.open_connection(HOST, port)
+        writer.write(b"%b /%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % (method, index))
+        received = await reader.read()
+        writer.close()
+        assert whole_response(read_responses(received, [method])) == ours, raw
+
+    async with (
+        await asyncio.start_server(respond, HOST, 0) as server,
+        nginx_before(tmp_path, server.sockets[0].getsockname()[1]) as port,
+    ):
+        await at_once(compare(port, index, chance.choice([b"GET", b"HEAD"])) for index in range(len(raws)))

@@ -178,6 +178,21 @@ async def nginx_that_tells(tmp: Path) -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
+async def nginx_before(tmp: Path, target: int) -> AsyncIterator[int]:
+    """Run an nginx that passes requests on to a port; give its own."""
+    with reserved_port() as port:
+        server = f"""
+            access_log off;
+            server {{
+                listen {HOST}:{port};
+                location / {{ proxy_pass http://{HOST}:{target}; proxy_http_version 1.1; }}
+            }}
+        """
+        async with _nginx(tmp, port, server):
+            yield port
+
+
+@contextlib.asynccontextmanager
 async def _nginx(tmp: Path, port: int, http: str) -> AsyncIterator[None]:
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "\n".join(f"{kind}_temp_path {tmp}/{kind};" for kind in kinds)

@@ -135,7 +135,7 @@ def response_by_h11(raw: bytes, method: bytes) -> tuple[int, bytes] | None:
     if raw:
         reader.receive_data(raw)
     reader.receive_data(b"")
-    return _response(_next_message(reader))
+    return whole_response(_next_message(reader))
 
 
 def response_by_us(raw: bytes, method: bytes) -> tuple[int, bytes] | None:
@@ -146,10 +146,11 @@ def response_by_us(raw: bytes, method: bytes) -> tuple[int, bytes] | None:
     talk = Talk().client(method + b" / HTTP/1.1\r\nHost: a\r\n\r\n").target(raw)
     if not talk.gateway.over and not talk.gateway.idle:
         talk.target_eof()
-    return None if talk.seen.logged else _response(talk.responses([method]))
+    return None if talk.seen.logged else whole_response(talk.responses([method]))
 
 
-def _response(events: list[h11.Event]) -> tuple[int, bytes] | None:
+def whole_response(events: list[h11.Event]) -> tuple[int, bytes] | None:
+    """Return status and body of the final response; None if it is not whole."""
     status = next((event.status_code for event in events if isinstance(event, h11.Response)), None)
     if status is None or not isinstance(events[-1], h11.EndOfMessage):
         return None

@@ -66,6 +66,10 @@ def fetch(container: Container, url: str) -> str:
     return "" if code else output.decode()
 
 
+def test_the_image_is_compiled(engine: docker.DockerClient) -> None:
+    assert engine.containers.run(IMAGE, ["--version"], remove=True).endswith(b" (compiled)\n")
+
+
 def test_the_composition_of_all_roles_serves_its_page(engine: docker.DockerClient) -> None:
     with Composition("compose.yaml") as project:
         edge = project.container(engine, "edge-1")

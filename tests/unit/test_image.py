@@ -17,7 +17,8 @@ def test_every_dependency_is_pinned_for_the_image() -> None:
 def test_all_that_a_wheel_is_made_of_gets_into_the_image() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = {*wheel["packages"], *wheel["shared-data"], project["project"]["readme"], "pyproject.toml"}
+    needed = {*wheel["packages"], *wheel["shared-data"], project["project"]["readme"]}
+    needed |= {"pyproject.toml", "hatch_build.py"}
     lines = [line.split() for line in (ROOT / "docker/Dockerfile").read_text().splitlines()]
     copied = {name for line in lines if line[:1] == ["COPY"] for name in line[1:-1]}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}

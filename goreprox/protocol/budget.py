@@ -27,7 +27,7 @@ class Budget:
     together stay within `total_bytes`.
     """
 
-    __slots__ = ("_told_bytes", "max_streams", "pool_bytes", "pool_used_bytes", "reserved_bytes")
+    __slots__ = ("max_streams", "pool_bytes", "pool_used_bytes", "reserved_bytes", "told_bytes")
 
     def __init__(self, *, total_bytes: int, max_streams: int) -> None:
         """Divide `total_bytes` among at most `max_streams`.
@@ -36,7 +36,7 @@ class Budget:
             ValueError: less than 2 KiB for each direction of each stream.
         """
         self.pool_used_bytes = 0
-        self.max_streams = self._told_bytes = 0
+        self.max_streams = self.told_bytes = 0
         self.resize(total_bytes=total_bytes, max_streams=max_streams)
 
     def resize(self, *, total_bytes: int, max_streams: int) -> None:
@@ -54,7 +54,12 @@ class Budget:
         self.reserved_bytes = min(reserved, RESERVED_MAX)
         self.pool_bytes = total_bytes // 2
         # Peers may have been told the larger reservation, and may have ended as many streams as there could be.
-        self._told_bytes = max(self._told_bytes, self.reserved_bytes)
+        self.told_bytes = max(self.told_bytes, self.reserved_bytes)
+        self.max_streams = max(self.max_streams, max_streams)
+
+    def take_over(self, *, told_bytes: int, max_streams: int) -> None:
+        """Take into account what peers were told by the process that this one has replaced."""
+        self.told_bytes = max(self.told_bytes, told_bytes)
         self.max_streams = max(self.max_streams, max_streams)
 
     def allowance(self, used: int, *, moved: int) -> int:
@@ -85,7 +90,7 @@ class Budget:
         Idle streams keep what they were granted; the bound keeps them from using up what busy ones need.
         """
         plenty = self.pool_used_bytes < self.pool_bytes // 4
-        return WINDOW_INITIAL if plenty else self._told_bytes
+        return WINDOW_INITIAL if plenty else self.told_bytes
 
     def account(self, *, used: int, holding: int) -> int:
         """Note that a direction which used `used` bytes of the pool now holds `holding`; return what it uses now."""

@@ -1,8 +1,8 @@
-"""Violations of the protocol, ours and the peer's."""
+"""Violations of the protocol, ours and the peer's; and of the form of an export."""
 
 
 class ProtocolError(Exception):
-    """Base of both kinds."""
+    """Base of all kinds."""
 
 
 class LocalProtocolError(ProtocolError):
@@ -11,3 +11,7 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """The peer sent what the protocol does not allow; its session ends, and nothing else."""
+
+
+class ExportError(ProtocolError):
+    """What was exported cannot be restored: another version wrote it, or it is damaged."""

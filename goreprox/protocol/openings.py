@@ -35,6 +35,10 @@ class Openings:
         """Return when the stream's latest Open was sent, or None."""
         return self._sent.get(stream_id)
 
+    def restore(self, stream_id: int, sent_at: float) -> None:
+        """Add a stream whose Open was sent by the process that this one has replaced."""
+        self._sent[stream_id] = sent_at
+
     def remove(self, stream_id: int) -> None:
         """Forget a stream: the peer has responded, or it has ended."""
         self._sent.pop(stream_id, None)

@@ -6,11 +6,14 @@ Duplicates are trimmed, gaps rejected. The window grows while the socket keeps u
 """
 
 from collections import deque
+from collections.abc import Iterable
+from typing import Self
 
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.chunks import add, part
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import Buffer
+from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import KIB
 
 ACK_SHARE = 16
@@ -160,3 +163,36 @@ class ReceiveHalf:
         """Drop everything: the stream has ended."""
         self.chunks.clear()
         self.pool_used_bytes = self._budget.account(used=self.pool_used_bytes, holding=0)
+
+    # Export.
+
+    def export(self) -> dict[str, object]:
+        """Return the marks; the bytes are in `chunks`."""
+        return {
+            "received": self.received,
+            "delivered": self.delivered,
+            "acked": self._acked,
+            "limit": self.limit,
+            "eof": self.eof,
+            "eof_delivered": self.eof_delivered,
+        }
+
+    @classmethod
+    def restore(cls, budget: Budget, marks: Fields, chunks: Iterable[bytes]) -> Self:
+        """Make what was exported, with the bytes from `delivered` to `received`, or with none of them.
+
+        The window is what was granted with the latest Ack; how fast the socket is, is measured anew.
+
+        Raises:
+            ExportError: it is not what `export` returns.
+        """
+        half = cls(budget)
+        half.received, half.limit = marks.count("received"), marks.count("limit")
+        half.delivered = half._mark = marks.count("delivered")
+        half._acked = marks.count("acked")
+        half.eof, half.eof_delivered = marks.flag("eof"), marks.flag("eof_delivered")
+        half._set_window(max(half.limit - half._acked, budget.reserved_bytes))
+        half.pool_used_bytes = budget.account(used=half.pool_used_bytes, holding=half.limit - half.delivered)
+        for chunk in chunks:
+            add(half.chunks, chunk)
+        return half

@@ -7,11 +7,14 @@ Bytes below `acked` are dropped, those up to `sent` are on their way (or lost: a
 """
 
 from collections import deque
+from collections.abc import Iterable
+from typing import Self
 
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.chunks import add, part
 from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
 from goreprox.protocol.events import Buffer
+from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import RAW_PAYLOAD
 
 
@@ -181,6 +184,45 @@ class SendHalf:
         self._unsent.clear()
         self.acked = self.sent = self.end
         self._account()
+
+    # Export.
+
+    def export(self) -> dict[str, object]:
+        """Return the marks; `chunks` has the bytes."""
+        return {
+            "acked": self.acked,
+            "sent": self.sent,
+            "end": self.end,
+            "limit": self.limit,
+            "eof": self.eof,
+            "eof_sent": self.eof_sent,
+            "finished": self.finished,
+        }
+
+    @property
+    def chunks(self) -> tuple[deque[Buffer], deque[Buffer]]:
+        """The bytes from `acked` on, in order: those that are on their way, then those that wait."""
+        return self._unacked, self._unsent
+
+    @classmethod
+    def restore(cls, budget: Budget, marks: Fields, chunks: Iterable[bytes]) -> Self:
+        """Make what was exported, with the bytes from `acked` to `end`, or with none of them.
+
+        Raises:
+            ExportError: it is not what `export` returns.
+        """
+        half = cls(budget, limit=marks.count("limit"))
+        half.acked = half.sent = marks.count("acked")
+        for chunk in chunks:
+            add(half._unsent, chunk)
+        sent = marks.count("sent")
+        while half._unsent and half.sent < sent:
+            half.take(sent - half.sent)
+        half.sent = sent
+        half.end = marks.count("end")
+        half.eof, half.eof_sent, half.finished = marks.flag("eof"), marks.flag("eof_sent"), marks.flag("finished")
+        half._account()
+        return half
 
     def _account(self) -> None:
         self.pool_used_bytes = self._budget.account(used=self.pool_used_bytes, holding=self.end - self.acked)

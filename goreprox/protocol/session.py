@@ -67,21 +67,21 @@ class Session:
         self.failed: str | None = None
         """Why the session has failed."""
         self.peer_draining = False
-        self._version = version
+        self.version = version
         self._budget = budget
         self._grace_s = float(grace_s)
         self.epochs = Epochs(opener=opener, grace_s=self._grace_s, now=now)
-        self._endings = Endings()
-        self._outbox = Outbox(self._endings, wake)
+        self.endings = Endings()
+        self._outbox = Outbox(self.endings, wake)
         self.multiplexer = Multiplexer(
-            opener=opener, budget=budget, epochs=self.epochs, outbox=self._outbox, endings=self._endings
+            opener=opener, budget=budget, epochs=self.epochs, outbox=self._outbox, endings=self.endings
         )
         self.streams = self.multiplexer.streams
         """Live ones, by id."""
         self.notices = self.multiplexer.notices
         """For the driver, which takes them from the left."""
         self.counters = self.multiplexer.counters
-        self._draining = False
+        self.draining = False
         self._goodbye: str | None = None
 
     # How it stands.
@@ -162,7 +162,7 @@ class Session:
     def _begin_epoch(self) -> None:
         """Prepare what is said first in the epoch that has begun."""
         self.multiplexer.resumption = Resumption(self.streams)
-        if self._draining:
+        if self.draining:
             self._outbox.control.append(Drain())
         if self._goodbye is not None:
             self._outbox.control.append(Goodbye(self._goodbye))
@@ -176,7 +176,7 @@ class Session:
         times = self.epochs.deadlines(streams=bool(self.streams))
         if self._outbox.acks_due is not None:
             times.append(self._outbox.acks_due)
-        if self.established and (due := self._endings.deadline) is not None:
+        if self.established and (due := self.endings.deadline) is not None:
             times.append(due)
         return min(times, default=None)
 
@@ -196,7 +196,7 @@ class Session:
             epochs.begin(now)
             self._begin_epoch()
         if self.established:
-            for stream_id in self._endings.overdue(now):
+            for stream_id in self.endings.overdue(now):
                 reason = "the bytes before the reset could not be delivered in time"
                 self.multiplexer.abort(self.streams[stream_id], reason)
         if epochs.grace_over(now):
@@ -216,7 +216,7 @@ class Session:
 
     def drain(self) -> None:
         """Ask the peer for no new streams."""
-        self._draining = True
+        self.draining = True
         if self.path is not None:
             self._outbox.say(Drain())
 
@@ -254,9 +254,9 @@ class Session:
         if path is None:
             return
         path.ack(batch.ack, now)
-        carried = self._endings.carried
+        carried = self.endings.carried
         if carried and carried[0][0] < batch.ack:
-            for stream_id in self._endings.acknowledge(batch.ack):
+            for stream_id in self.endings.acknowledge(batch.ack):
                 self.multiplexer.reset_arrived(stream_id)
         try:
             new = path.receive(batch.seq, size if batch.events else 0, now)
@@ -364,11 +364,11 @@ class Session:
             page = resumption.page(
                 self.streams, grace_s=self._grace_s, window=self._budget.reserved_bytes, next_id=multiplexer.next_id
             )
-            messages.append(_message(path, [page], version=self._version, now=now))
+            messages.append(_message(path, [page], version=self.version, now=now))
             outbox.wake()
             return messages
         if not resumption.all_responded:
-            outbox.control.extend(resumption.endings(self._endings.last_words))
+            outbox.control.extend(resumption.endings(self.endings.last_words))
             if not resumption.all_responded:
                 outbox.wake()
         multiplexer.openings.mark_sent(self.streams, now)
@@ -376,11 +376,11 @@ class Session:
             events = outbox.batch(path)
             if not events:
                 break
-            messages.append(_message(path, events, version=self._version, now=now))
+            messages.append(_message(path, events, version=self.version, now=now))
         if path.ack_due(now):
             path.acknowledged()
             batch = Batch(path.epoch, path.seq, path.received, ())
-            messages.append((path.path_id, wire.encode(batch, version=self._version)))
+            messages.append((path.path_id, wire.encode(batch, version=self.version)))
         return messages
 
 

@@ -29,19 +29,27 @@ def scenario(seed: int) -> Network:
             rng.choice(sockets).write_eof()
         elif action < 0.71 and sockets:
             rng.choice(sockets).reset(net.now)
-        elif action < 0.73:
-            if net.up:
-                net.cut(rng.choice(sorted(map(str, net.up))), unseen_by=rng.choice(["", "edge", "provider"]))
-        elif action < 0.76:
-            net.connect(rng.choice("ab"))
-        elif action < 0.77:
-            net.loss, net.doubling = rng.choice([0.0, 0.05, 0.3]), rng.choice([0.0, 0.3])
-            net.disorder = rng.choice([0.0, 0.2])
-        elif action < 0.775:
-            net.mute ^= {rng.choice(["edge", "provider"])}
+        else:
+            _break(net, rng, action)
         net.step(rng.choice([0.001, 0.01, 0.1]), deliver=rng.random() < 0.9)
     net.finish()
     return net
+
+
+def _break(net: Network, rng: random.Random, action: float) -> None:
+    """Break something, or nothing."""
+    if action < 0.73:
+        if net.up:
+            net.cut(rng.choice(sorted(map(str, net.up))), unseen_by=rng.choice(["", "edge", "provider"]))
+    elif action < 0.76:
+        net.connect(rng.choice("ab"))
+    elif action < 0.77:
+        net.loss, net.doubling = rng.choice([0.0, 0.05, 0.3]), rng.choice([0.0, 0.3])
+        net.disorder = rng.choice([0.0, 0.2])
+    elif action < 0.775:
+        net.mute ^= {rng.choice(["edge", "provider"])}
+    elif action < 0.79:
+        net.upgrade(rng.choice(["edge", "provider"]), unseen=rng.random() < 0.5)
 
 
 def main() -> int:

@@ -4,8 +4,11 @@ import random
 from collections import deque
 from collections.abc import Hashable
 
+import cbor2
+
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Buffer, Code
+from goreprox.protocol.export import export_session, restore_session
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.session import Session
 from goreprox.protocol.state import State
@@ -91,6 +94,7 @@ class Network:
         self, seed: int, *, grace_s: float = 60.0, memory: int = 4 * 1024 * KIB, max_streams: int = 64
     ) -> None:
         self.random = random.Random(seed)
+        self.grace_s = grace_s
         self.now = 0.0
         self.budgets = {end: Budget(total_bytes=memory, max_streams=max_streams) for end in ("edge", "provider")}
         self.sessions = {
@@ -129,6 +133,41 @@ class Network:
             self.queues[end, path] = deque()
             if end != unseen_by:
                 session.path_down(path, self.now)
+
+    def upgrade(self, end: str, *, unseen: bool) -> None:
+        """Replace the process of `end` by one that has nothing but its export; its links come up anew.
+
+        The other end may not notice that they were down.
+        """
+        other = "provider" if end == "edge" else "edge"
+        paths = list(self.up)
+        for path in paths:
+            self.cut(path, unseen_by=other if unseen else "")
+        self._notices("edge")
+        self._notices("provider")
+        before = self.sessions[end]
+        for path in list(before.epochs._paths):
+            before.path_down(path, self.now)
+        self._notices(end)
+        owners = {stream_id: stream.owner for stream_id, stream in before.streams.items()}
+        trial = list(export_session(before, payload=False))
+        items = [cbor2.dumps(item) for item in export_session(before, payload=True)]
+        budget = self.budgets[end]
+        budget = self.budgets[end] = Budget(total_bytes=2 * budget.pool_bytes, max_streams=budget.max_streams)
+        after = self.sessions[end] = restore_session(
+            map(cbor2.loads, items),
+            opener=end == "edge",
+            budget=budget,
+            grace_s=self.grace_s,
+            wake=lambda: None,
+            now=self.now,
+        )
+        assert list(export_session(after, payload=False)) == trial
+        for stream_id, stream in after.streams.items():
+            owners[stream_id].stream = stream
+            stream.owner = owners[stream_id]
+        for path in paths:
+            self.connect(path)
 
     def step(self, dt: float = 0.01, *, deliver: bool = True) -> None:
         """Let time pass; exchange messages; check what must hold always."""

@@ -153,6 +153,8 @@ def _text(path: Path, content: bytes, kind: FileKind) -> str:
         text = content.decode(kind.encoding)
     except ValueError:
         raise StartError(f"{path}: not a text, expected {kind.what}; name the right file") from None
+    if kind.sign and not text.strip():
+        raise StartError(f"{path}: empty, expected {kind.what}; name the right file")
     if kind.sign not in text:
         raise StartError(f"{path}: not {kind.what}; name the right file")
     return text

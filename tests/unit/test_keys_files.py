@@ -127,6 +127,9 @@ def test_no_chmod_is_advised_for_a_file_of_the_wrong_kind(path: Path) -> None:
     with pytest.raises(StartError) as caught:
         read_file(path, FileKind("the join string of a server", secret=True, sign="goreprox://"))
     assert str(caught.value) == f"{path}: not the join string of a server; name the right file"
+    path.write_text("\n")
+    with pytest.raises(StartError, match=f"{path}: empty, expected the join string of a server; name the right file$"):
+        read_file(path, FileKind("the join string of a server", secret=True, sign="goreprox://"))
 
 
 def test_a_pipe_is_read_only_where_one_is_allowed(path: Path) -> None:

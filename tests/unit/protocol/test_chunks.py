@@ -5,6 +5,7 @@ import tracemalloc
 from collections import deque
 from typing import cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,29 @@ def test_joining_changes_no_byte_and_nothing_large(pieces: list[bytes], large: i
         add(chunks, piece)
     assert b"".join(chunks) == b"".join(pieces) + block + b"".join(pieces)
     assert large <= PACK_BYTES or any(chunk is block for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "joined"),
+    [
+        ([KIB] * PACK_EVERY, [PACK_BYTES] * 16),
+        ([KIB + 1] * PACK_EVERY, [3 * (KIB + 1)] * 21 + [KIB + 1]),
+        ([1] * (PACK_EVERY - 2) + [PACK_BYTES + 1, 1], [PACK_EVERY - 2, PACK_BYTES + 1, 1]),
+        ([1] * (PACK_EVERY - 1), [1] * (PACK_EVERY - 1)),
+        ([1] * PACK_EVERY + [2] * (PACK_EVERY - 1), [PACK_EVERY + 2 * (PACK_EVERY - 1)]),
+    ],
+)
+def test_neighbours_are_joined_as_far_as_they_fit_and_what_stays_alone_is_not_copied(
+    sizes: list[int], joined: list[int]
+) -> None:
+    pieces = [memoryview(bytes([number]) * size) for number, size in enumerate(sizes)]
+    chunks: deque[Buffer] = deque()
+    for piece in pieces:
+        add(chunks, piece)
+    assert list(map(len, chunks)) == joined
+    assert b"".join(chunks) == b"".join(pieces)
+    ours = {id(piece) for piece in pieces}
+    assert [id(chunk) in ours for chunk in chunks] == [size in sizes for size in joined]
 
 
 def test_small_pieces_hold_little_more_than_they_count() -> None:

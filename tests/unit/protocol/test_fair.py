@@ -89,6 +89,17 @@ def test_a_flow_that_exceeded_its_credit_waits_longer() -> None:
     assert run(queue, piece=100, turns=4) == "sssb"
 
 
+def test_a_flow_that_exceeded_its_credit_and_left_returns_without_a_debt() -> None:
+    queue: FairQueue[Source] = FairQueue()
+    back = Source("b", 100)
+    queue.add(back)
+    assert queue.turn(QUANTUM) is back
+    queue.done(back, 300, more=False)
+    queue.add(back)
+    queue.add(Source("o", 100))
+    assert run(queue, piece=100, turns=2) == "bo"
+
+
 def test_a_new_flow_goes_before_those_that_have_been_sending() -> None:
     queue: FairQueue[Source] = FairQueue()
     for name in "ab":
@@ -129,6 +140,8 @@ def test_clear_forgets_new_and_old_flows() -> None:
     assert len(queue) == 0
     assert old.place is None
     assert new.place is None
+    assert queue.turn(QUANTUM) is None
+    assert not queue._clients, "nothing is kept of them"
     queue.add(old)
     assert run(queue, piece=100, turns=1) == "o"
 
@@ -247,6 +260,7 @@ def test_every_flow_gets_its_share_whatever_joins(arrivals: Arrivals, clients: s
         ("[fe80::1%eth0]:1", "[fe80::2%eth0]:2", True),
         ("[no address]:1", "[none either]:1", False),
         ("", "192.0.2.1:1", False),
+        ("not an address:1", "not an address:2", True),
     ],
 )
 def test_addresses_that_count_as_one_client(client: str, other: str, *, same: bool) -> None:

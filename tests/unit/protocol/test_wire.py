@@ -408,3 +408,10 @@ def test_a_raw_frame_of_a_wrong_length_is_rejected(announced: int, actual: int) 
     head = cbor2.dumps([1, 2, 3, 4, [[wire.DATA, 1, 2, announced]]])
     with pytest.raises(RemoteProtocolError, match=f"a payload of {announced} bytes"):
         wire.decode([head, bytes(actual)])
+
+
+@pytest.mark.parametrize("announced", [float(RAW_PAYLOAD), "16384", None, [RAW_PAYLOAD], True])
+def test_the_length_of_a_raw_frame_is_an_integer(announced: object) -> None:
+    head = cbor2.dumps([1, 2, 3, 4, [[wire.DATA, 1, 2, announced]]])
+    with pytest.raises(RemoteProtocolError, match="expected an unsigned integer"):
+        wire.decode([head, bytes(RAW_PAYLOAD)])

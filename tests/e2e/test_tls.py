@@ -57,6 +57,8 @@ async def test_every_way_of_ending_a_tls_connection_is_passed_through(tmp_path: 
         if what == b"f":  # the target ends first
             writer.write(b"bye")
             writer.write_eof()
+        if what == b"g":  # a reset discards what is still on its way
+            writer.write(b"here")
         if what == b"r":
             writer.write(b"some")
             await writer.drain()
@@ -95,7 +97,9 @@ async def test_every_way_of_ending_a_tls_connection_is_passed_through(tmp_path: 
         await truncated.write(b"t" + body)
         truncated.writer.write_eof()
         gone = await client(made, context)
-        await gone.write(b"g" + body)
+        await gone.write(b"g")
+        assert await gone.read() == b"here"
+        await gone.write(body)
         reset_now(gone.writer)
         await eventually(lambda: len(seen) == 4, "both are seen")
         assert seen == {b"c": digest, b"f": digest, b"t": "reset", b"g": "reset"}

@@ -101,7 +101,7 @@ def _examine_role(role: str, arguments: Sequence[str]) -> tuple[list[Problem], l
     found = examine(role, arguments)
     if isinstance(found, list):
         return found, []
-    from goreprox.roles.preflight import problems  # noqa: PLC0415 -- takes long, and mistakes are answered without
+    from goreprox.roles.preflight import problems  # noqa: PLC0415 -- takes long, and mistakes need no more
 
     return [problem(role, exc) for exc in problems(found.config)], list(_given(role, found))
 

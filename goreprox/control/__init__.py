@@ -1,1 +1,1 @@
-"""Asks a running process for something, and answers: one request and one reply over a Unix socket."""
+"""Asks a running process for something, and replies: one request and one reply over a Unix socket."""

@@ -81,7 +81,7 @@ async def disturb(relay: Relay, rng: random.Random, *, faults: int, busy: asynci
         else:
             relay.cut(fin=kind == "fin")
         done += 1
-        await eventually(lambda floor=before: relay.connections > floor or busy.done(), "the link is back")  # type: ignore[misc]
+        await eventually(lambda least=before: relay.connections > least or busy.done(), "the link is back")  # type: ignore[misc]
         await asyncio.sleep(rng.uniform(0.05, 0.4))
     return done
 

@@ -466,9 +466,9 @@ async def test_a_new_certificate_is_used_for_new_clients_and_a_damaged_one_is_ig
         assert await shown() != before
         await ask(old)
         await made.server.logged("certificate_read")  # later lines have come, so earlier ones have
-        complaints = [message(entry) for entry in matching(made.server.log, "certificate_kept")]
-        assert len(complaints) == 1
-        assert "not a private key in PEM form" in complaints[0]
+        kept = [message(entry) for entry in matching(made.server.log, "certificate_kept")]
+        assert len(kept) == 1
+        assert "not a private key in PEM form" in kept[0]
         made.server.signal(signal.SIGTERM)
         assert await old.read() == b""  # close_notify
         old.writer.close()

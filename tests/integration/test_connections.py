@@ -16,7 +16,7 @@ from brokers import connections as bounds
 from brokers.envelope import Hello, control
 from brokers.peers import NONCE_BYTES
 from brokers.sockets import secure_link
-from tests.support.fabric import MIB, PATIENT, STEADY, Fabric, Recorder, name
+from tests.support.fabric import MIB, SLOW, STEADY, Fabric, Recorder, name
 from tests.support.sockets import HOST
 from tests.support.waiting import eventually
 
@@ -40,7 +40,7 @@ def hello(dealer: "zmq.Socket[bytes]") -> None:
 @pytest.mark.parametrize("secure", [False, True])
 async def test_unread_bytes_are_counted_exactly(secure: bool) -> None:
     server = KeyPair.generate()
-    async with Fabric(PATIENT, BrokerSecurity(server, Anybody()) if secure else None) as it:
+    async with Fabric(SLOW, BrokerSecurity(server, Anybody()) if secure else None) as it:
         heard = Recorder()
         edge = name(Role.EDGE)
         it.router.attach(edge, {}, heard)
@@ -80,7 +80,7 @@ GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01" + b"NULL".ljust(20, b"\0") +
 
 
 async def test_a_connection_that_announces_megabytes_before_its_hello_is_ended() -> None:
-    async with Fabric(PATIENT) as fabric:
+    async with Fabric(SLOW) as fabric:
         raw = connect(fabric, GREETING + b"\x06" + (2_000_000).to_bytes(8, "big"))  # a long command
         for _ in range(64):
             try:
@@ -92,7 +92,7 @@ async def test_a_connection_that_announces_megabytes_before_its_hello_is_ended()
 
 async def test_a_connection_without_a_hello_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brokers.port.GREETING_S", 0.2)
-    async with Fabric(PATIENT) as fabric:
+    async with Fabric(SLOW) as fabric:
         assert await is_ended(connect(fabric, b""))
         shaken = fabric.raw(Role.PROVIDER, name(Role.PROVIDER).routing_id(os.urandom(NONCE_BYTES)))
         monitor = shaken.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -103,7 +103,7 @@ async def test_a_connection_without_a_hello_is_ended(monkeypatch: pytest.MonkeyP
 
 async def test_too_many_connections_without_a_hello_keep_no_peer_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "GREETING_CONNECTIONS", 8)
-    async with Fabric(PATIENT) as fabric:
+    async with Fabric(SLOW) as fabric:
         connections = [connect(fabric, GREETING) for _ in range(24)]
         for raw in connections[:16]:
             assert await is_ended(raw)
@@ -120,7 +120,7 @@ async def test_a_peer_with_too_many_unread_bytes_is_disconnected_alone(
     monkeypatch: pytest.MonkeyPatch, bound: str, warnings: list[str]
 ) -> None:
     monkeypatch.setattr(bounds, bound, MIB)
-    async with Fabric(PATIENT) as fabric:
+    async with Fabric(SLOW) as fabric:
         _, recorder = fabric.link(name(Role.PROVIDER, "other"))
         await eventually(lambda: recorder.ups == 1)
         loop = asyncio.get_running_loop()
@@ -163,7 +163,7 @@ def test_a_stuck_connection_is_counted_until_it_closes() -> None:
 
 @pytest.mark.pure
 async def test_a_socket_with_too_many_stuck_connections_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Fabric(PATIENT) as fabric:
+    async with Fabric(SLOW) as fabric:
         port = fabric.ports[Role.EDGE]  # the first that is looked at
         _, recorder = fabric.link(name(Role.EDGE))
         await eventually(lambda: recorder.ups == 1)

@@ -23,7 +23,7 @@ from brokers.envelope import Hello, Refused, Welcome, control, parse_control
 from brokers.link import LinkState
 from brokers.outboxes import OUTBOX_BYTES, OUTBOX_MESSAGES
 from tests.support.events import Events, logged, matching, message
-from tests.support.fabric import FAST, PATIENT, STEADY, Fabric, Recorder, name, receive
+from tests.support.fabric import FAST, SLOW, STEADY, Fabric, Recorder, name, receive
 from tests.support.sockets import HOST, closed_port
 from tests.support.waiting import eventually
 
@@ -161,7 +161,7 @@ async def test_a_closed_connection_is_noticed_long_before_the_lease_expires() ->
 
 
 async def test_a_peer_that_reconnects_replaces_its_half_open_connection() -> None:
-    async with Fabric(PATIENT) as fabric:
+    async with Fabric(SLOW) as fabric:
         recorder, provider = Recorder(), name(Role.PROVIDER)
         local = fabric.router.attach(name(Role.EDGE), {}, recorder)
         nonce = os.urandom(16)
@@ -238,13 +238,13 @@ async def test_a_link_reconnects_to_a_broker_that_hung() -> None:
 
 
 async def test_a_link_reconnects_to_a_restarted_broker(fabric: Fabric) -> None:
-    first = Router(timings=PATIENT)
+    first = Router(timings=SLOW)
     port = first.bind(Role.PROVIDER, HOST, 0)
     _, at_provider = fabric.link_to(HOST, port, name(Role.PROVIDER))
     await eventually(lambda: at_provider.ups == 1)
     await first.close(linger_s=0)
     await eventually(lambda: len(at_provider.downs) == 1)
-    second = Router(timings=PATIENT)
+    second = Router(timings=SLOW)
     fabric.stack.push_async_callback(second.close, linger_s=0)
     assert second.bind(Role.PROVIDER, HOST, port) == port
     await eventually(lambda: at_provider.ups == 2)
@@ -402,7 +402,7 @@ async def test_a_peer_at_the_port_for_the_other_role_is_refused(fabric: Fabric, 
 
 
 async def test_a_flood_of_garbage_does_not_affect_other_peers(warnings: list[str]) -> None:
-    async with Fabric(PATIENT) as fabric:
+    async with Fabric(SLOW) as fabric:
         recorder, provider = Recorder(), name(Role.PROVIDER)
         local = fabric.router.attach(name(Role.EDGE), {}, recorder)
         link, at_provider = fabric.link(provider)
@@ -438,7 +438,7 @@ async def test_a_flood_of_garbage_does_not_affect_other_peers(warnings: list[str
 
 
 async def test_an_oversized_frame_ends_its_connection() -> None:
-    async with Fabric(PATIENT) as fabric:
+    async with Fabric(SLOW) as fabric:
         recorder, good = Recorder(), name(Role.PROVIDER)
         local = fabric.router.attach(name(Role.EDGE), {}, recorder)
         fabric.link(good)
@@ -455,7 +455,7 @@ async def test_an_oversized_frame_ends_its_connection() -> None:
 
 
 async def test_a_slow_peer_overflows_without_affecting_others() -> None:
-    async with Fabric(PATIENT) as fabric:
+    async with Fabric(SLOW) as fabric:
         recorder, quick, slow = Recorder(), name(Role.PROVIDER), name(Role.PROVIDER, "slow")
         local = fabric.router.attach(name(Role.EDGE), {}, recorder)
         _, at_quick = fabric.link(quick)
@@ -480,7 +480,7 @@ async def test_a_slow_peer_overflows_without_affecting_others() -> None:
 @pytest.mark.parametrize(("size", "most_messages"), [(1000, OUTBOX_MESSAGES), (64 * 1024, OUTBOX_BYTES // (64 * 1024))])
 async def test_an_outbox_is_bounded_by_messages_and_by_bytes(size: int, most_messages: int) -> None:
     burst = 20
-    async with Fabric(PATIENT) as fabric:
+    async with Fabric(SLOW) as fabric:
         recorder, slow = Recorder(), name(Role.PROVIDER, "slow")
         local = fabric.router.attach(name(Role.EDGE), {}, recorder)
         dealer = fabric.raw(Role.PROVIDER, slow.routing_id(os.urandom(16)), RCVHWM=1, RCVBUF=4096)
@@ -502,7 +502,7 @@ async def test_an_outbox_is_bounded_by_messages_and_by_bytes(size: int, most_mes
 
 
 async def test_a_port_in_use_raises_bind_error(fabric: Fabric) -> None:
-    router = Router(timings=PATIENT)
+    router = Router(timings=SLOW)
     try:
         with pytest.raises(BindError) as caught:
             router.bind(Role.PROVIDER, HOST, fabric.ports[Role.PROVIDER])
@@ -519,7 +519,7 @@ async def test_a_router_listens_on_the_given_address(fabric: Fabric, host: str |
 
     if host in (None, "::1") and not socket.has_ipv6:
         pytest.skip("no IPv6 here")
-    router = Router(timings=PATIENT)
+    router = Router(timings=SLOW)
     fabric.stack.push_async_callback(router.close, linger_s=0)
     port = router.bind(Role.PROVIDER, host, 0)
     for address in {"::1"} if host == "::1" else {HOST} if host else {HOST, "::1"}:

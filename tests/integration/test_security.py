@@ -26,7 +26,7 @@ from goreprox.keys.join import Join
 from goreprox.keys.reach import Reach
 from goreprox.keys.state import StateDir
 from tests.support.events import Events, logged
-from tests.support.fabric import PATIENT, Fabric, Recorder, name, receive
+from tests.support.fabric import SLOW, Fabric, Recorder, name, receive
 from tests.support.sockets import HOST, abort, stop_accepting
 from tests.support.waiting import eventually
 
@@ -60,7 +60,7 @@ class Keys:
 class Guarded(Fabric):
     """A fabric with keys, an edge on it, and a provider named web."""
 
-    def __init__(self, timings: Timings = PATIENT) -> None:
+    def __init__(self, timings: Timings = SLOW) -> None:
         self.keys = Keys()
         super().__init__(timings, BrokerSecurity(SERVER, self.keys))
         self.edge, self.provider = name(Role.EDGE, "front"), name(Role.PROVIDER)
@@ -303,7 +303,7 @@ async def test_a_peer_without_keys_is_refused_by_a_broker_with_keys(guarded: Gua
 
 
 async def test_a_peer_with_keys_rejects_a_broker_without(guarded: Guarded, events: Events) -> None:
-    plain = Fabric(PATIENT)
+    plain = Fabric(SLOW)
     async with plain.stack:
         _link, recorder = plain.link(guarded.provider, security=guarded.provider_keys)
         await logged(events, "link_down", cause="no keys")
@@ -429,12 +429,12 @@ async def test_a_rotation_without_descriptors_disconnects_nobody_and_can_be_repe
     async with contextlib.AsyncExitStack() as stack:
         keys, following = Keys(), KeyPair.generate()
         security = LinkSecurity(keys.add(Role.PROVIDER, "web").keys, (SERVER.public, following.public))
-        router = Router(timings=PATIENT, security=BrokerSecurity(SERVER, keys))
+        router = Router(timings=SLOW, security=BrokerSecurity(SERVER, keys))
         stack.push_async_callback(router.close, linger_s=0)
         port = router.bind(Role.PROVIDER, host, 0)
         edge, provider, at_edge, at_provider = name(Role.EDGE), name(Role.PROVIDER), Recorder(), Recorder()
         local = router.attach(edge, {}, at_edge)
-        link = Link(provider, {}, HOST, port, at_provider, timings=PATIENT, security=security)
+        link = Link(provider, {}, HOST, port, at_provider, timings=SLOW, security=security)
         stack.push_async_callback(link.close, linger_s=0)
         link.start()
         await eventually(lambda: at_edge.peers and at_provider.peers)
@@ -512,7 +512,7 @@ async def test_neither_an_older_protocol_nor_another_mechanism_bypasses_keys(
     guarded: Guarded, handshake: Callable[[bytes], bytes], until: bytes
 ) -> None:
     greeting = handshake(guarded.provider.routing_id(os.urandom(NONCE_BYTES)))
-    plain = Fabric(PATIENT)
+    plain = Fabric(SLOW)
     async with plain.stack:  # where there are no keys, the newer protocol is a way in
         raw = await say_hello(plain, greeting, until)
         if handshake is null:
@@ -530,7 +530,7 @@ async def test_neither_an_older_protocol_nor_another_mechanism_bypasses_keys(
 async def test_changes_in_the_state_directory_take_effect_while_the_server_runs(tmp_path: Path) -> None:
     guard = Guard(tmp_path / "state")
     state = StateDir(tmp_path / "state")
-    it = Fabric(PATIENT, guard.security)
+    it = Fabric(SLOW, guard.security)
     async with it.stack:
         guard.start(it.router, Reach(providers=Address(HOST, it.ports[Role.PROVIDER])))
         it.stack.push_async_callback(guard.close, linger_s=0)
@@ -564,7 +564,7 @@ async def test_a_server_with_keys_starts_with_damaged_files(
     (state.directory / damaged).chmod(0o600)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     guard = Guard(state.directory)
-    it = Fabric(PATIENT, guard.security)
+    it = Fabric(SLOW, guard.security)
     async with it.stack:
         guard.start(it.router, Reach())
         it.stack.push_async_callback(guard.close, linger_s=0)
@@ -581,7 +581,7 @@ async def test_a_read_only_state_directory_is_not_written(
     monkeypatch.setattr(StateDir, "is_read_only", True)  # permissions do not keep root out
     before = sorted(state.directory.rglob("*"))
     guard = Guard(state.directory)
-    it = Fabric(PATIENT, guard.security)
+    it = Fabric(SLOW, guard.security)
     async with it.stack:
         guard.start(it.router, Reach((Address("h", 0),)))
         await guard.close(linger_s=0)
@@ -591,7 +591,7 @@ async def test_a_read_only_state_directory_is_not_written(
 
 async def test_if_watching_keys_fails_all_peers_are_disconnected(tmp_path: Path, events: Events) -> None:
     guard = Guard(tmp_path / "state")
-    it = Fabric(PATIENT, guard.security)
+    it = Fabric(SLOW, guard.security)
     async with it.stack:
         guard.start(it.router, Reach())
         it.stack.push_async_callback(guard.close, linger_s=0)

@@ -27,9 +27,9 @@ from brokers import (
 from tests.support.sockets import HOST, abort, stop_accepting
 from tests.support.waiting import eventually
 
-PATIENT = Timings(link_timeout_s=60.0, reconnect_min_s=0.02, reconnect_max_s=0.1)
+SLOW = Timings(link_timeout_s=60.0, reconnect_min_s=0.02, reconnect_max_s=0.1)
 """No machine is too slow for these, and a peer that a test plays itself need not renew its lease."""
-FAST = dataclasses.replace(PATIENT, link_timeout_s=1.5, connect_timeout_s=0.5)
+FAST = dataclasses.replace(SLOW, link_timeout_s=1.5, connect_timeout_s=0.5)
 """For tests of what the timeout of a link is for."""
 STEADY = dataclasses.replace(FAST, link_timeout_s=4.5)
 """For links that a busy machine must not lose."""
@@ -151,7 +151,7 @@ class Relay:
 class Fabric:
     """A broker with whatever a test connects to it; all is closed at the end."""
 
-    def __init__(self, timings: Timings = PATIENT, security: BrokerSecurity | None = None) -> None:
+    def __init__(self, timings: Timings = SLOW, security: BrokerSecurity | None = None) -> None:
         self.timings = timings
         self.router = Router(timings=timings, security=security)
         self.ports = {role: self.router.bind(role, HOST, 0) for role in Role}

@@ -9,7 +9,7 @@ from goreprox.protocol.errors import LocalProtocolError, RemoteProtocolError
 from goreprox.protocol.limits import MIB, RAW_PAYLOAD
 from goreprox.protocol.sender import SendHalf
 
-FLOOR = 16 * 1024
+RESERVED = 16 * 1024
 
 
 def half(limit: int = MIB) -> SendHalf:
@@ -234,7 +234,7 @@ def test_a_stopped_sender_sends_nothing_and_keeps_what_was_not_delivered() -> No
 def test_a_discard_gives_the_budget_back() -> None:
     budget = Budget(total_bytes=4 * MIB, max_streams=64)
     send = SendHalf(budget, limit=MIB)
-    send.write(bytes(FLOOR + 1000))
+    send.write(bytes(RESERVED + 1000))
     assert budget.pool_used_bytes == 1000
     send.take(1000)
     send.discard()

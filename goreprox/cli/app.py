@@ -13,7 +13,8 @@ def _version() -> str:
     return f"{__version__} ({build()})"
 
 
-COMMANDS: Final = ("server", "edge", "broker", "provider", "demo", "status")
+ROLES: Final = ("server", "edge", "broker", "provider")
+COMMANDS: Final = (*ROLES, "demo", "status")
 """Those whose options are also variables and keys of the file."""
 
 app: Final = App(
@@ -32,6 +33,7 @@ app: Final = App(
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
+    error_console=object(),  # type: ignore[arg-type] # never used: `main` prints errors; a real one imports rich
     verbose=False,
     suppress_keyboard_interrupt=False,
 )

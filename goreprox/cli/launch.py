@@ -68,7 +68,7 @@ def _role(config: Config, reread: Reread) -> Coroutine[object, object, None]:
         case EdgeConfig():
             from goreprox.roles.workers import run as run_workers
 
-            return run_workers(config)
+            return run_workers(config, read=reread.as_a(EdgeConfig))
 
 
 def raise_file_limit() -> None:

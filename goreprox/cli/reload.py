@@ -6,7 +6,7 @@ from cyclopts import Parameter
 
 from goreprox.config.options import Directory
 from goreprox.config.paths import runtime_dirs
-from goreprox.control.client import ROLES, Reply, ask_all
+from goreprox.control.client import PARENT, ROLES, ask_all
 from goreprox.errors import ControlError
 
 Role = Literal["server", "edge", "broker", "provider"]
@@ -33,17 +33,19 @@ def reload(
     """
     directories = [runtime_dir] if runtime_dir else runtime_dirs()
     roles = ROLES if role is None else (role,)
+    if "edge" in roles:
+        roles = (*roles, PARENT)
     replies = ask_all(directories, "reload", roles=roles, name=name, deadline_s=RELOAD_S)
-    done = [reply for reply in replies if reply.problem is None]
+    done = [reply for reply in replies if isinstance(reply.result, dict)]  # a worker leaves it to its parent
     for reply in done:
-        for line in _lines(reply):
-            print(f"{reply.who}: {line}" if len(replies) > 1 else line)
+        for line in _lines(reply.result):
+            print(f"{reply.who}: {line}" if len(done) > 1 else line)
     if problems := [reply.problem for reply in replies if reply.problem is not None]:
         raise ControlError("; ".join(problems))
 
 
-def _lines(reply: Reply) -> list[str]:
-    match reply.result:
+def _lines(result: object) -> list[str]:
+    match result:
         case {"applied": list(applied), "kept": list(kept)}:
             return [*map(str, applied), *(f"! {line}" for line in kept)] or ["nothing has changed"]
     return ["reloaded"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from goreprox.cli.app import sources
+from goreprox.cli.app import ROLES, sources
 from goreprox.cli.problems import examine, option
 from goreprox.errors import ConfigError
 
@@ -33,7 +33,7 @@ class Reread:
             for name, path in self._files:
                 if path.exists() and not path.is_file():
                     raise ConfigError(f"{name} {path}: it is not a regular file, and cannot be read again")
-            with sources.frozen():
+            with sources.only(ROLES):
                 found = examine(self._arguments[0], self._arguments)
             if isinstance(found, list):
                 first, *more = found

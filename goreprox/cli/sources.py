@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,24 +33,25 @@ class Sources:
         self.all: Final = (Env(PREFIX, command=False, show=False), self.read_file)
         self._known: dict[str, dict[str, bool]] = {}
         """The keys of the commands that are imported."""
-        self._frozen = False
+        self._loaded: Collection[str] | None = None
+        """Commands that may be looked at; None: all, which imports them."""
         self.filled: Iterable[Argument] = ()
         """The options of the command that was read last, each with what was given for it and where."""
 
     def keys(self, command: str) -> dict[str, bool]:
         """Return the keys of a command in the file, and whether each takes a list."""
-        if command not in self._known and not self._frozen:
+        if command not in self._known and (self._loaded is None or command in self._loaded):
             self._known[command] = self._look_up(command)
         return self._known.get(command, {})
 
     @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Import no other command while in this context: keys and tables of those are not looked at."""
-        self._frozen = True
+    def only(self, loaded: Collection[str]) -> Iterator[None]:
+        """Import no command while in this context: keys and tables of others than those loaded are not looked at."""
+        self._loaded = loaded
         try:
             yield
         finally:
-            self._frozen = False
+            self._loaded = None
 
     def _look_up(self, command: str) -> dict[str, bool]:
         arguments = self._app[command].assemble_argument_collection()
@@ -119,9 +120,8 @@ class Sources:
         top, tables = self._parts(document)
         yield from _problems(top, self._keys_of_any(top.keys()), path, "", also=self._commands)
         for table, content in tables.items():
-            if self._frozen and table not in self._known:
-                continue
-            yield from _problems(content, self.keys(table), path, f"[{table}] ")
+            if known := self.keys(table):
+                yield from _problems(content, known, path, f"[{table}] ")
 
     def _parts(self, document: Mapping[str, object]) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
         """Return the top level of a file, and its tables of commands."""

@@ -12,6 +12,8 @@ from goreprox.errors import ControlError
 ASK_S: Final = 2.0
 """Deadline for each process, unless a command takes longer."""
 ROLES: Final = ("server", "edge", "broker", "provider")
+PARENT: Final = "workers"
+"""What a process is called that has no status itself, but a worker for each core that has."""
 _SOCKET: Final = re.compile(r"(?P<role>[a-z]+)-(?P<name>[A-Za-z0-9._-]{1,64})\.[0-9]+\.sock")
 
 

@@ -8,10 +8,9 @@ from loguru import logger
 from brokers import LimitedLog, Role
 from goreprox.config.addresses import Listener
 from goreprox.config.roles import EdgeConfig, ServerConfig
-from goreprox.control.message import Request
-from goreprox.control.socket import serving
+from goreprox.control.socket import Commands, serving
 from goreprox.endpoint import Endpoint
-from goreprox.errors import ControlError, StartError
+from goreprox.errors import StartError
 from goreprox.http.client import ClientConnection
 from goreprox.http.clients import ClientConnections
 from goreprox.http.exchange import Site
@@ -72,8 +71,8 @@ class Edge:
         self.admission = Admission(clients, poller, self._access, has_room=self._has_room, admitted=self._admitted)
         self.listeners = self.admission.listeners
 
-    def reconfigured(self, config: EdgeConfig | ServerConfig) -> Callable[[], None]:
-        """Prepare for another configuration; return what applies it, which cannot fail.
+    async def reconfigure(self, config: EdgeConfig | ServerConfig) -> None:
+        """Take over another configuration, in one turn of the loop.
 
         Raises:
             StartError: an address cannot be listened on, or a file not be used; nothing has changed.
@@ -84,22 +83,19 @@ class Edge:
         auth = self._auth if clients.tokens == self._clients.tokens else auth_of(clients.tokens)
         readmit = self.admission.reconfigured(clients)
         opened = self.listeners.open(clients.listeners)
-
-        def apply() -> None:
-            self._max_connections, self.drain_s = connections.max_connections, connections.drain_s
-            self._budget.resize(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
-            self.bridges.half_closed_timeout_s = connections.half_closed_timeout_s
-            self._access.reconfigure(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
-            self._auth = auth
-            self._replace_sites(sites_of(clients, self._access, auth), self.listeners.successors(opened))
-            self.listeners.switch(opened)  # those in the backlog of a removed listener are admitted as it was
-            self._clients = clients
-            readmit()
-            self.assignment.reconfigure(services=clients.services, queue_timeout_s=clients.http.queue_timeout_s)
-            self._announce({"services": list(clients.services)} | self._ports)
-            self.listeners.start()  # there may be room now
-
-        return apply
+        # From here on nothing can fail.
+        self._max_connections, self.drain_s = connections.max_connections, connections.drain_s
+        self._budget.resize(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
+        self.bridges.half_closed_timeout_s = connections.half_closed_timeout_s
+        self._access.reconfigure(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
+        self._auth = auth
+        self._replace_sites(sites_of(clients, self._access, auth), self.listeners.successors(opened))
+        self.listeners.switch(opened)  # those in the backlog of a removed listener are admitted as it was
+        self._clients = clients
+        readmit()
+        self.assignment.reconfigure(services=clients.services, queue_timeout_s=clients.http.queue_timeout_s)
+        self._announce({"services": list(clients.services)} | self._ports)
+        self.listeners.start()  # there may be room now
 
     def _replace_sites(self, sites: dict[Listener, Site], successors: Mapping[Listener, Listener]) -> None:
         """Serve clients by these sites; those of a removed listener, which may still be admitted, as before."""
@@ -229,14 +225,24 @@ class Edge:
         )
 
 
-async def _refuse(_: Request) -> None:
-    raise ControlError("workers cannot be reloaded; restart their parent")
+async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
+    """Run an edge until a signal ends it. A reload gets the configuration by `read`.
+
+    Raises:
+        StartError: a port is not available, or the runtime directory cannot be used.
+    """
+    life = Lifetime()
+
+    def reloading(edge: Edge) -> Commands:
+        reload = Reload(config, read=read, apply=edge.reconfigure)
+        life.hung_up = reload.hang_up
+        return reload.commands
+
+    await serve(config, life, reloading)
 
 
-async def run(
-    config: EdgeConfig, *, read: Callable[[], EdgeConfig] | None = None, life: Lifetime | None = None
-) -> None:
-    """Run an edge until a signal ends it. A reload gets the configuration by `read`; None: there is none.
+async def serve(config: EdgeConfig, life: Lifetime, control: Callable[[Edge], Commands]) -> None:
+    """Serve as an edge until `life` ends; `control` takes note of the edge, and returns further commands.
 
     Raises:
         StartError: a port is not available, or the runtime directory cannot be used.
@@ -248,11 +254,7 @@ async def run(
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
     source = Source(member.instance, lambda: {"clients": edge.listeners.ports}, owner=edge, links=links.all)
-    life, commands = life or Lifetime(), {**source.commands, "reload": _refuse}
-    if read is not None:
-        reload = Reload(config, read=read, prepare=edge.reconfigured)
-        life.hung_up, commands = reload.hang_up, {**commands, **reload.commands}
-    async with serving(member.instance, commands):
+    async with serving(member.instance, {**source.commands, **control(edge)}):
         await life.serve(
             edge,
             links.all,

@@ -72,10 +72,8 @@ class Provider:
         member.attributes |= offer(config)
         self._announce = member.announce
 
-    def reconfigured(self, config: ProviderConfig) -> Callable[[], None]:
-        """Prepare for another configuration; return what applies it, which cannot fail.
-
-        Connections to targets, and dials, go on as they were begun.
+    async def reconfigure(self, config: ProviderConfig) -> None:
+        """Take over another configuration, in one turn of the loop; connections to targets, and dials, go on.
 
         Raises:
             StartError: the file of `--target-ca` cannot be used; nothing has changed.
@@ -83,17 +81,14 @@ class Provider:
         if self._draining:
             raise StartError("it is shutting down")
         dialer, connections = self._dialer(config, self.dialer), config.connections
-
-        def apply() -> None:
-            self._max_connections, self.drain_s = connections.max_connections, connections.drain_s
-            self.driver.budget.resize(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
-            self.bridges.half_closed_timeout_s = connections.half_closed_timeout_s
-            self.dialer, self._targets = dialer, dialer.targets.by_service
-            self._reachable.targets = self._targets
-            self._reachable.changed()
-            self._announce(offer(config))
-
-        return apply
+        # From here on nothing can fail.
+        self._max_connections, self.drain_s = connections.max_connections, connections.drain_s
+        self.driver.budget.resize(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
+        self.bridges.half_closed_timeout_s = connections.half_closed_timeout_s
+        self.dialer, self._targets = dialer, dialer.targets.by_service
+        self._reachable.targets = self._targets
+        self._reachable.changed()
+        self._announce(offer(config))
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Dial the target."""
@@ -207,7 +202,7 @@ async def run(config: ProviderConfig, *, read: Callable[[], ProviderConfig]) -> 
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))
     source = Source(member.instance, owner=provider, links=links.all)
-    reload = Reload(config, read=read, prepare=provider.reconfigured)
+    reload = Reload(config, read=read, apply=provider.reconfigure)
     life = Lifetime()
     life.hung_up = reload.hang_up
     async with serving(member.instance, {**source.commands, **reload.commands}):

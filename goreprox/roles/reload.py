@@ -1,7 +1,8 @@
 """Replaces the configuration of a running role: read and checked whole, then applied without a pause, or not at all."""
 
+import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from loguru import logger
@@ -22,16 +23,19 @@ class Reload(Generic[C]):
     """The configuration of a role, and how to replace it."""
 
     def __init__(
-        self, config: C, *, read: Callable[[], C], prepare: Callable[[C], Callable[[], None]] | None = None
+        self, config: C, *, read: Callable[[], C], apply: Callable[[C], Awaitable[None]] | None = None
     ) -> None:
         """Begin with `config`; `read` returns the next one.
 
-        `prepare` does all that may fail, changes nothing, and returns what applies a configuration, which cannot fail.
-        None: nothing but the log can change. Both raise GoreproxError.
+        `apply` does all that may fail before it changes anything; None: nothing but the log can change. Both raise
+        GoreproxError.
         """
         self._config = config
         self._read = read
-        self._prepare = prepare
+        self._apply = apply
+        self._lock = asyncio.Lock()
+        self._hung_up: set[asyncio.Task[None]] = set()
+        """Reloads that signals have asked for: the present one, and one for all signals since it began."""
 
     @property
     def commands(self) -> Commands:
@@ -39,32 +43,38 @@ class Reload(Generic[C]):
         return {"reload": self._serve}
 
     async def _serve(self, _: Request) -> dict[str, list[str]]:
-        return self.run()._asdict()
+        return (await self.run())._asdict()
 
     def hang_up(self) -> None:
-        """Reload on SIGHUP; an error is in the log."""
-        with contextlib.suppress(GoreproxError):
-            self.run()
+        """Reload on SIGHUP, once an earlier reload has ended; an error is in the log."""
+        if len(self._hung_up) < 2:
+            task = asyncio.get_running_loop().create_task(self._run_quietly(), name="reload")
+            self._hung_up.add(task)
+            task.add_done_callback(self._hung_up.discard)
 
-    def run(self) -> Difference:
+    async def _run_quietly(self) -> None:
+        with contextlib.suppress(GoreproxError):
+            await self.run()
+
+    async def run(self) -> Difference:
         """Read the configuration, and apply what has changed; return that.
 
         Raises:
             GoreproxError: something is wrong with it; nothing has changed.
         """
-        try:
-            new = self._read()
-            found = difference(self._config, new)
-            config = applicable(self._config, new)
-            apply = None if self._prepare is None else self._prepare(config)
-        except GoreproxError as exc:
-            logger.bind(event="reload_failed").error("{}; nothing has changed", exc)
-            raise
-        if apply is not None:
-            apply()
-        if config.process.log != self._config.process.log:
-            configure(config.process.log.level, as_json=config.process.log.json)
-        self._config = config
+        async with self._lock:
+            try:
+                new = self._read()
+                found = difference(self._config, new)
+                config = applicable(self._config, new)
+                if self._apply is not None:
+                    await self._apply(config)
+            except GoreproxError as exc:
+                logger.bind(event="reload_failed").error("{}; nothing has changed", exc)
+                raise
+            if config.process.log != self._config.process.log:
+                configure(config.process.log.level, as_json=config.process.log.json)
+            self._config = config
         _log(found)
         return found
 

@@ -33,7 +33,7 @@ async def run(config: ServerConfig, *, read: Callable[[], ServerConfig]) -> None
     member.carriers = [local]
     edge.listeners.start()
     source = Source(member.instance, lambda: {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)
-    reload = Reload(config, read=read, prepare=edge.reconfigured)
+    reload = Reload(config, read=read, apply=edge.reconfigure)
     life = Lifetime()
     life.hung_up = reload.hang_up
     async with serving(member.instance, {**source.commands, **reload.commands}):

@@ -1,9 +1,10 @@
 """Several edge processes on the same ports, under a parent that restarts a crashed one and passes signals on.
 
-The parent carries no traffic. A worker reads its job from standard input, then a byte for each signal of the parent,
-and the end of file when the parent ends, however it does. (Signals themselves would reach a worker twice where a
-supervisor sends them to all processes of a service.) A worker writes to standard output that it is ready, or why it
-cannot start. It has a lock and an incarnation of its own, so that the successor of a killed one proves its death.
+The parent carries no traffic. A worker reads its job from standard input, then a byte for each signal of the parent, or
+another configuration, and the end of file when the parent ends, however it does. (Signals themselves would reach a
+worker twice where a supervisor sends them to all processes of a service.) A worker writes to standard output that it is
+ready, or why it cannot start, and for each configuration whether it has taken it over. It has a lock and an incarnation
+of its own, so that the successor of a killed one proves its death.
 
 Not by `multiprocessing`, because its spawn method keeps another process (the resource tracker), imports the main module
 again in each worker, and starts workers in the parent's process group, whose signals they must not get.
@@ -15,18 +16,25 @@ import dataclasses
 import json
 import os
 import pickle
+import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from loguru import logger
 
 from goreprox.config.roles import EdgeConfig
+from goreprox.control.client import PARENT
+from goreprox.control.message import Request
+from goreprox.control.socket import Commands, serving
 from goreprox.errors import GoreproxError, StartError
+from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import configure
-from goreprox.roles.edge import run as run_edge
+from goreprox.roles.edge import Edge, serve
 from goreprox.roles.entrances import entrances
+from goreprox.roles.reload import Reload
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
@@ -39,6 +47,10 @@ _STDOUT: Final = 1
 _SIZE_BYTES: Final = 4
 _STOP: Final = b"s"
 _FORCE: Final = b"h"
+_CONFIGURE: Final = b"c"
+_READ_BYTES: Final = 1 << 16
+REPLY_S: Final = 10.0
+"""How long a worker may take to take over a configuration."""
 
 
 class Job(NamedTuple):
@@ -48,60 +60,88 @@ class Job(NamedTuple):
     number: int
 
 
-async def run(config: EdgeConfig) -> None:
-    """Run `config.workers` edges until a signal has ended them all.
+async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
+    """Run `config.workers` edges until a signal has ended them all. A reload gets the configuration by `read`.
 
     Raises:
         StartError: one of them cannot start; the others were ended.
     """
-    worker = dataclasses.replace(config, workers=1, clients=dataclasses.replace(config.clients, reuse_port=True))
-    parent = Parent([Job(worker, number) for number in range(config.workers)])
-    with parent:
-        parent.wait_for_ready(
-            f"starting {config.workers} workers, which connect to {', '.join(map(str, config.brokers))}"
-        )
-        async with asyncio.TaskGroup() as group:
-            for job in parent.jobs:
-                group.create_task(parent.keep(job), name=f"worker {job.number}")
+    process = config.process
+    instance = Instance.acquire(process.lock_dir, PARENT, process.own_name, secrets.token_bytes(INCARNATION_BYTES))
+    parent = Parent(config)
+    reload = Reload(config, read=read, apply=parent.reconfigure)
+    parent.hung_up = reload.hang_up
+    async with serving(instance, reload.commands):
+        with parent:
+            parent.wait_for_ready(
+                f"starting {config.workers} workers, which connect to {', '.join(map(str, config.brokers))}"
+            )
+            async with asyncio.TaskGroup() as group:
+                for number in range(config.workers):
+                    group.create_task(parent.keep(number), name=f"worker {number}")
     if parent.error is not None:
         raise StartError(parent.error)
+
+
+def _for_workers(config: EdgeConfig) -> EdgeConfig:
+    return dataclasses.replace(config, workers=1, clients=dataclasses.replace(config.clients, reuse_port=True))
 
 
 class Parent(Lifetime):
     """Keeps one process running for each job, until it is to stop."""
 
-    def __init__(self, jobs: list[Job]) -> None:
+    def __init__(self, config: EdgeConfig) -> None:
         super().__init__()
-        self.jobs = jobs
+        self._config = _for_workers(config)
+        self._workers = config.workers
         self.error: str | None = None
         """Why a worker could not start."""
-        self.hung_up = _refuse
-        self._processes: dict[int, Process] = {}
-        self._starting = {job.number for job in jobs}
+        self._processes: dict[int, _Running] = {}
+        self._starting = set(range(config.workers))
         """Workers that have never been ready."""
+
+    async def reconfigure(self, config: EdgeConfig) -> None:
+        """Let all workers take over another configuration, or none of them.
+
+        Raises:
+            StartError: one of them cannot.
+        """
+        if self.stop.is_set() or self._starting:
+            raise StartError("it is starting or shutting down")
+        before, after, told = self._config, _for_workers(config), list[_Running]()
+        try:
+            while untold := [worker for worker in self._processes.values() if worker not in told]:
+                told.append(untold[0])
+                await untold[0].reconfigure(after)
+        except StartError:
+            for worker in told[:-1]:
+                with contextlib.suppress(StartError):
+                    await worker.reconfigure(before)
+            raise
+        self._config = after  # for those that are started from now on
 
     def _signalled(self) -> None:
         super()._signalled()
-        for process in self._processes.values():
-            _send(process, _FORCE if self.forced else _STOP)
+        for worker in self._processes.values():
+            worker.send(_FORCE if self.forced else _STOP)
 
-    async def keep(self, job: Job) -> None:
+    async def keep(self, number: int) -> None:
         """Run a worker, and restart it whenever it ends."""
         pause_s = BACKOFF_MIN_S
         while not self.stop.is_set():
             began = self._loop.time()
-            how = await self._run(job)
+            how = await self._run(number)
             if self.stop.is_set():
                 break
             if self._loop.time() - began > STABLE_S:
                 pause_s = BACKOFF_MIN_S
-            logger.bind(event="worker_ended", worker=job.number).warning("{}; restarting in {:g} s", how, pause_s)
+            logger.bind(event="worker_ended", worker=number).warning("{}; restarting in {:g} s", how, pause_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self.stop.wait()
             pause_s = min(2 * pause_s, BACKOFF_MAX_S)
 
-    async def _run(self, job: Job) -> str:
+    async def _run(self, number: int) -> str:
         """Run a worker to its end; return how it ended."""
         try:
             process = await asyncio.create_subprocess_exec(
@@ -109,47 +149,94 @@ class Parent(Lifetime):
             )
         except OSError as exc:
             return f"cannot be started: {exc.strerror}"
-        self._processes[job.number] = process
-        data = pickle.dumps(job)
-        _send(process, len(data).to_bytes(_SIZE_BYTES, "big") + data)
+        worker = self._processes[number] = _Running(process)
+        worker.send(_framed(Job(self._config, number)))
         if self.stop.is_set():  # since we began to start it
-            _send(process, _FORCE if self.forced else _STOP)
+            worker.send(_FORCE if self.forced else _STOP)
         assert process.stdout is not None
         if report := await process.stdout.readline():
-            self._reported(job, process.pid, **json.loads(report))
+            self._reported(number, process.pid, **json.loads(report))
+        await worker.hear()
         code = await process.wait()
-        del self._processes[job.number]
+        del self._processes[number]
         return f"ended with code {code} (pid {process.pid})"
 
-    def _reported(self, job: Job, pid: int, *, clients: list[int] | None = None, error: str | None = None) -> None:
+    def _reported(self, number: int, pid: int, *, clients: list[int] | None = None, error: str | None = None) -> None:
         if error is not None:
             if not self._starting:
-                logger.bind(event="worker_failed", worker=job.number).error("{}", error)
+                logger.bind(event="worker_failed", worker=number).error("{}", error)
             elif self.error is None:
                 self.error = error
                 self._signalled()
                 self._signalled()
             return
-        logger.bind(event="worker_ready", worker=job.number, pid=pid).info("ready (pid {})", pid)
+        logger.bind(event="worker_ready", worker=number, pid=pid).info("ready (pid {})", pid)
         if self._starting:
-            self._starting.discard(job.number)
+            self._starting.discard(number)
             if not self._starting:
-                config = self.jobs[0].config
-                found = entrances(config.clients, [(each, each.address.port) for each in config.clients.listeners])
-                self.ready(f"{found}, {len(self.jobs)} workers", clients=clients, workers=len(self.jobs))
+                listeners = self._config.clients.listeners
+                found = entrances(self._config.clients, [(each, each.address.port) for each in listeners])
+                self.ready(f"{found}, {self._workers} workers", clients=clients, workers=self._workers)
 
 
-def _refuse() -> None:
-    logger.bind(event="reload_failed").error("workers cannot be reloaded; restart their parent")
+class _Running:
+    """A worker's process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._replies: asyncio.Queue[str | None] = asyncio.Queue()
+        """Of configurations: why one was refused; None: it was taken over."""
+        self._ended = False
+        self._late = 0
+        """Replies that nobody waits for any more."""
+
+    def send(self, data: bytes) -> None:
+        """Write to its standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(data)
+
+    async def hear(self) -> None:
+        """Read its replies until its end, after which it needs no configuration."""
+        assert self._process.stdout is not None
+        while line := await self._process.stdout.readline():
+            if self._late:
+                self._late -= 1
+            else:
+                self._replies.put_nowait(json.loads(line)["refused"])
+        self._ended = True
+        self._replies.put_nowait(None)
+
+    async def reconfigure(self, config: EdgeConfig) -> None:
+        """Let it take over another configuration.
+
+        Raises:
+            StartError: it cannot, or does not respond.
+        """
+        if self._ended:
+            return
+        self.send(_CONFIGURE + _framed(config))
+        try:
+            async with asyncio.timeout(REPLY_S):
+                refused = await self._replies.get()
+        except TimeoutError:
+            self._late += 1
+            raise StartError(f"the worker with pid {self._process.pid} does not respond within {REPLY_S:g} s") from None
+        if refused is not None:
+            raise StartError(refused)
 
 
-def _send(process: Process, data: bytes) -> None:
-    assert process.stdin is not None
-    process.stdin.write(data)
+def _framed(value: object) -> bytes:
+    data = pickle.dumps(value)
+    return len(data).to_bytes(_SIZE_BYTES, "big") + data
 
 
 class Worker(Lifetime):
     """A lifetime that the parent controls: its end, too, is a signal. Signals from elsewhere only stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._input = bytearray()
+        self._configured: asyncio.Queue[EdgeConfig] = asyncio.Queue()
 
     def __enter__(self) -> "Worker":
         self._loop.add_reader(_STDIN, self._received)
@@ -164,12 +251,39 @@ class Worker(Lifetime):
         self.stop.set()
 
     def _received(self) -> None:
-        data = os.read(_STDIN, 64)
-        self.stop.set()
-        if _FORCE in data:
-            self._force.set()
+        data = os.read(_STDIN, _READ_BYTES)
+        self._input += data
         if not data:
             self._loop.remove_reader(_STDIN)
+            self.stop.set()
+        while self._input and (taken := self._take()):
+            del self._input[:taken]
+
+    def _take(self) -> int:
+        """Obey the first message of the parent, if it is whole; return its length, or 0."""
+        kind = bytes(self._input[:1])
+        if kind != _CONFIGURE:
+            self.stop.set()
+            if kind == _FORCE:
+                self._force.set()
+            return 1
+        end = 1 + _SIZE_BYTES + int.from_bytes(self._input[1 : 1 + _SIZE_BYTES], "big")
+        if len(self._input) < max(end, 1 + _SIZE_BYTES):
+            return 0
+        self._configured.put_nowait(pickle.loads(self._input[1 + _SIZE_BYTES : end]))  # noqa: S301 -- from our parent
+        return end
+
+    async def reconfigure(self, edge: Edge) -> None:
+        """Let an edge take over the configurations that the parent sends, and reply to each, for ever."""
+        while True:
+            config = await self._configured.get()
+            try:
+                await edge.reconfigure(config)
+                configure(config.process.log.level, as_json=config.process.log.json)
+            except StartError as exc:
+                _report(refused=str(exc))
+            else:
+                _report(refused=None)
 
     def ready(self, text: str, **ports: object) -> None:
         """Tell the parent that this worker is ready."""
@@ -200,7 +314,20 @@ def _read_job() -> Job | None:
 
 
 async def _work(config: EdgeConfig) -> None:
-    await run_edge(config, life=Worker())
+    life = Worker()
+    following: list[asyncio.Task[None]] = []
+
+    def control(edge: Edge) -> Commands:
+        following.append(asyncio.get_running_loop().create_task(life.reconfigure(edge), name="reconfigure"))
+        return {"reload": _leave_to_parent}
+
+    await serve(config, life, control)
+    for task in following:
+        task.cancel()
+
+
+async def _leave_to_parent(_: Request) -> None:
+    """Do nothing: whoever asks for a reload asks the parent, too."""
 
 
 def main() -> int:

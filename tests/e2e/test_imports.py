@@ -65,26 +65,14 @@ async def get(made: Tunnel, port: int) -> None:
     writer.close()
 
 
-async def reload(made: Tunnel, authority: Authority) -> None:
-    """Reload all roles, with files that are right and wrong."""
-    tables = (
-        "x = 1\n",
-        "size = 1\n",
-        'grace = "60q"\n[status]\nrole = "x"\n[demo]\nx = 1',
-        "[server]\nlisten = []\n",
-        f'[server]\nauth-tokens = "{made.tmp}/none"\n[provider]\nweight = 0',
-        'log-json = true\nlog-level = "trace"\n[server]\nroute = ["a.example=web"]\nallow = ["web=127.0.0.1"]\n'
-        f'tls-client-ca = "{authority.ca_file}"\n[provider]\nweight = 2\nproxy-protocol = "v1"\nserver = "elsewhere"',
-        "",
-    )
-    for text in tables:
+async def reload(made: Tunnel, *files: str) -> None:
+    """Reload all roles with each of these files."""
+    for text in files:
         (made.tmp / "goreprox.toml").write_text(text)
         await asyncio.to_thread(
             subprocess.run,
             [sys.executable, "-m", "goreprox", "reload", "--runtime-dir", str(made.tmp / "run")],
-            cwd="/",
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
             check=False,
         )
 
@@ -126,7 +114,17 @@ async def test_a_server_and_a_provider_import_nothing_once_they_are_ready(tmp_pa
             check=True,
         )
         assert len(json.loads(status.stdout)) == 2
-        await reload(made, authority)
+        await reload(
+            made,
+            *("x = 1", "size = 1", "[server]\nx = 1", 'grace = "60q"\n[status]\nrole = "x"\n[demo]\nx = 1'),
+            f'[server]\nauth-tokens = "{tmp_path}/none"\n[provider]\nweight = 0',
+            f'[server]\nvia = true\nallow = ["web=127.0.0.1"]\ntls-client-ca = "{authority.ca_file}"\n'
+            '[provider]\nweight = 2\nproxy-protocol = "v1"',
+            "",
+        )
+        for process in (server, provider):
+            assert process.events("reload_failed") == 5
+            assert process.events("reloaded") == 2
         assert not await imported(made, provider)
         assert not await imported(made, server)
 
@@ -163,4 +161,6 @@ async def test_workers_and_their_parent_import_nothing_once_they_are_ready(tmp_p
             while any(len(workers(parent, event)) < 2 for event in ("stream_ended", ACCESS)):
                 await whole(made, port)
                 await get(made, web_port)
+            await reload(made, "[edge]\nx = 1", "[edge]\ndrain = 3", '[edge]\nauth-tokens = "none"', "memory = 'x'")
+            assert parent.events("reloaded") == 1
             assert not await imported(made, parent)

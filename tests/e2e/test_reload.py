@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from goreprox.cli import main as cli
 from goreprox.control.client import Reply, ask_all
 from tests.e2e.roles import ANY, Client, echoed, greeted, greeting, start_broker
 from tests.support.processes import FULL_LOAD, MIB_KIB, Process, Tunnel, descriptors, nothing_yet
-from tests.support.sockets import HOST
+from tests.support.sockets import HOST, closed_port
 from tests.support.tls import Authority
 from tests.support.tls import Client as TlsClient
 from tests.support.traffic import echo
@@ -368,3 +369,41 @@ async def test_many_reloads_under_load_leave_memory_and_descriptors_as_they_were
         for process, (files, memory_kib) in zip(processes, before, strict=True):
             assert len(descriptors(process)) <= files + 4  # the load's present client
             assert process.rss_kib - memory_kib < 4 * MIB_KIB
+
+
+async def test_workers_reload_with_their_parent_all_or_none(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        target = await made.target(greeting(b"hello"))
+        broker = await start_broker(made)
+        edges, providers = [await broker.port(kind) for kind in ("edges", "providers")]
+        await made.start("provider", f"web={HOST}:{target}", "--server", f"{HOST}:{providers}")
+        with closed_port() as first, closed_port() as second, socket.create_server((HOST, 0)) as taken:
+            configure(tmp, "edge", listen=[f"{HOST}:{first}=web"])
+            parent = await made.start(
+                *("edge", "--config", "edge.toml", "--broker", f"{HOST}:{edges}", "--workers", "2")
+            )
+            await parent.logged("ready")
+            old = await connected(made, first, b"hello")
+            configure(tmp, "edge", listen=[f"{HOST}:{second}=web"], drain=3)
+            code, lines, errors = await reload(tmp, "--role", "edge")
+            assert (code, errors) == (0, "")
+            assert lines == ["~ drain: 30 -> 3", f"+ listen {HOST}:{second}=web", f"- listen {HOST}:{first}=web"]
+            await echoed(old, b"after")
+            assert await refused(made, first)
+            assert {await greeted(made, second) for _ in range(20)} == {b"hello"}
+            configure(tmp, "edge", listen=[f"{HOST}:{taken.getsockname()[1]}=web"])
+            code, lines, errors = await reload(tmp)
+            assert code == 1
+            assert "Address already in use" in errors
+            assert await greeted(made, second) == b"hello"
+            victim = next(entry["pid"] for entry in parent.log if entry.get("event") == "worker_ready")
+            os.kill(int(str(victim)), signal.SIGKILL)
+            await eventually(lambda: parent.events("worker_ready") == 3, "it is replaced")
+            await eventually_serving(made, second)
+            assert await refused(made, first)  # the new one has the new configuration
+
+
+async def eventually_serving(made: Tunnel, port: int) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while {await greeted(made, port) for _ in range(10)} != {b"hello"}:
+            pass

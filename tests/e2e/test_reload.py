@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -338,37 +338,36 @@ async def test_many_reloads_under_load_leave_memory_and_descriptors_as_they_were
         target = await made.target(echo)
         await run(made, f"{HOST}:{target}")
         kept = await connected(made, made.port)
+        processes = (made.server, made.provider)
 
-        async def traffic() -> None:
-            while True:
-                client = await connected(made, made.port)
-                client[1].write_eof()
-                assert await asyncio.wait_for(client[0].read(), DEADLINE_S) == b""
-                client[1].close()
+        async def visit() -> None:
+            reader, writer = await connected(made, made.port)
+            writer.write_eof()
+            assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
+            writer.close()
 
-        async def churn(rounds: Sequence[int]) -> None:
-            for number in rounds:
+        async def apply_under_load(role: str, **options: object) -> None:
+            await asyncio.gather(apply(tmp, role, **options), *(visit() for _ in range(4)))
+
+        async def churn(rounds: int) -> list[tuple[int, int]]:
+            """Reload twice in each round; return how many descriptors, and how much memory, the processes have then."""
+            for number in range(rounds):
                 more = [f"{ANY}=s{number}", f"http://{ANY}"] if number % 2 else []
                 server = {"listen": [ANY, *more], "providers": ANY, "deny": [f"192.0.2.{number % 250}"]}
                 server |= {"route": [f"h{number}.example=web"]} if more else {}
-                await apply(tmp, "server", **server, max_connections=1000 + number)
+                await apply_under_load("server", **server, max_connections=1000 + number)
                 targets = [f"{HOST}:{target}", f"s{number}={HOST}:{target}"]
-                await apply(tmp, "provider", target=targets, weight=1 + number % 3)
+                await apply_under_load("provider", target=targets, weight=1 + number % 3)
             await apply(tmp, "server", listen=[ANY], providers=ANY)
             await apply(tmp, "provider", target=[f"{HOST}:{target}"])
+            return [(len(descriptors(process)), process.rss_kib) for process in processes]
 
-        load = asyncio.create_task(traffic())
-        processes = (made.server, made.provider)
-        await churn(range(1, RELOADS // 5))  # until all that is allocated once is
-        before = [(len(descriptors(each)), each.rss_kib) for each in processes]
-        await churn(range(RELOADS))
-        assert not load.done(), load.exception()
-        load.cancel()
-        await asyncio.wait([load])
+        before = await churn(RELOADS // 10)  # until all that is allocated once is
+        after = await churn(RELOADS // 2)
         await echoed(kept, b"after")
-        for process, (files, memory_kib) in zip(processes, before, strict=True):
-            assert len(descriptors(process)) <= files + 4  # the load's present client
-            assert process.rss_kib - memory_kib < 4 * MIB_KIB
+        for (files, memory_kib), (more_files, more_memory_kib) in zip(before, after, strict=True):
+            assert more_files <= files + 4  # of clients that have just left
+            assert more_memory_kib - memory_kib < 4 * MIB_KIB
 
 
 async def test_workers_reload_with_their_parent_all_or_none(tmp: Path) -> None:

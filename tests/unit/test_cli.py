@@ -623,7 +623,7 @@ def test_version_and_help_import_no_networking() -> None:
         "print(sorted({'zmq', 'asyncio', 'cbor2', 'loguru'} & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert shown.startswith(f"{__version__}\n")
+    assert shown.startswith(f"{__version__} (")
     assert shown.endswith("[]\n")
 
 

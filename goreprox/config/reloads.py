@@ -17,7 +17,8 @@ APPLIED: Final = frozenset(
         *("auth-tokens", "auth-header", "without-tokens", "tls-cert", "tls-key", "tls-client-ca", "tls-alpn"),
         # providers
         *("target", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
-        # connections and log
+        # links, connections and log
+        *("broker", "server"),
         *("drain", "half-closed-timeout", "max-connections", "memory", "log-level", "log-json"),
     )
 )
@@ -26,7 +27,7 @@ KEPT: Final = frozenset(
     (
         *("name", "runtime-dir", "insecure", "link-timeout", "grace", "reuse-port", "workers"),
         *("providers", "edges", "address", "max-peers", "state-dir"),
-        *("broker", "server", "join", "join-file", "config"),
+        *("join", "join-file", "config"),
     )
 )
 """Options that stay as they were at the start."""

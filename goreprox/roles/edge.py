@@ -1,7 +1,7 @@
 """The edge: accepts clients, and gives each to a provider of its service. In a server, or a process of its own."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from loguru import logger
 
@@ -34,6 +34,9 @@ from goreprox.tunnel.attributes import Attributes, ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import wait_until
+
+Apply = Callable[[EdgeConfig], Awaitable[None]]
+"""Takes over a configuration; raises StartError if it cannot, and nothing has changed then."""
 
 
 class Edge:
@@ -233,16 +236,16 @@ async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
     """
     life = Lifetime()
 
-    def reloading(edge: Edge) -> Commands:
-        reload = Reload(config, read=read, apply=edge.reconfigure)
+    def reloading(apply: Apply) -> Commands:
+        reload = Reload(config, read=read, apply=apply)
         life.hung_up = reload.hang_up
         return reload.commands
 
     await serve(config, life, reloading)
 
 
-async def serve(config: EdgeConfig, life: Lifetime, control: Callable[[Edge], Commands]) -> None:
-    """Serve as an edge until `life` ends; `control` takes note of the edge, and returns further commands.
+async def serve(config: EdgeConfig, life: Lifetime, control: Callable[[Apply], Commands]) -> None:
+    """Serve as an edge until `life` ends; `control` gets what takes over a configuration, and returns commands.
 
     Raises:
         StartError: a port is not available, or the runtime directory cannot be used.
@@ -254,7 +257,12 @@ async def serve(config: EdgeConfig, life: Lifetime, control: Callable[[Edge], Co
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
     source = Source(member.instance, lambda: {"clients": edge.listeners.ports}, owner=edge, links=links.all)
-    async with serving(member.instance, {**source.commands, **control(edge)}):
+
+    async def apply(new: EdgeConfig) -> None:
+        await edge.reconfigure(new)
+        links.reconfigure(new.brokers, edge.driver)
+
+    async with serving(member.instance, {**source.commands, **control(apply)}):
         await life.serve(
             edge,
             links.all,

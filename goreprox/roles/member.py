@@ -1,6 +1,5 @@
 """An edge or a provider as a peer: its lock, its name, its entry in the peer list, its links."""
 
-import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
@@ -11,30 +10,8 @@ from goreprox.config.names import default_name
 from goreprox.config.process import ProcessConfig
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
+from goreprox.roles.links import Links
 from goreprox.tunnel.attributes import Attributes, who
-
-
-class Links:
-    """The links of a process (lifetime.Connection)."""
-
-    def __init__(self) -> None:
-        self.all: list[Link] = []
-        self.up = asyncio.Event()
-        self.changed: Callable[[], None] = lambda: None
-
-    def link_changed(self) -> None:
-        """Note that a link came up or went down, or has another problem."""
-        if any(link.up for link in self.all):
-            self.up.set()
-        self.changed()
-
-    def describe(self) -> str:
-        """Describe which links are up, and why the others are not."""
-        up = ", ".join(link.label for link in self.all if link.up)
-        down = ", ".join(
-            f"{link.label} ({link.problem})" if link.problem else link.label for link in self.all if not link.up
-        )
-        return "; ".join(filter(None, (up and f"connected to {up}", down and f"connecting to {down}")))
 
 
 class Member:
@@ -68,9 +45,9 @@ class Member:
 
     def link(self, addresses: Sequence[Address], receiver: Receiver, security: LinkSecurity | None) -> Links:
         """Start a link to each of the brokers at `addresses`, in plaintext unless there is `security`."""
-        links = Links()
-        links.all = [
-            Link(
+
+        def make(address: Address, changed: Callable[[], None]) -> Link:
+            return Link(
                 self.name,
                 self.attributes,
                 address.host or "127.0.0.1",
@@ -80,13 +57,11 @@ class Member:
                 security=security,
                 called=_broker_of(self.name.role),
                 advise=advice(self.name.role, address.port),
-                changed=links.link_changed,
+                changed=changed,
             )
-            for address in addresses
-        ]
+
+        links = Links(addresses, make)
         self.carriers = links.all
-        for link in links.all:
-            link.start()
         return links
 
 

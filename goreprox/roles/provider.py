@@ -202,7 +202,12 @@ async def run(config: ProviderConfig, *, read: Callable[[], ProviderConfig]) -> 
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))
     source = Source(member.instance, owner=provider, links=links.all)
-    reload = Reload(config, read=read, apply=provider.reconfigure)
+
+    async def apply(new: ProviderConfig) -> None:
+        await provider.reconfigure(new)
+        links.reconfigure(new.servers, provider.driver)
+
+    reload = Reload(config, read=read, apply=apply)
     life = Lifetime()
     life.hung_up = reload.hang_up
     async with serving(member.instance, {**source.commands, **reload.commands}):

@@ -32,7 +32,7 @@ from goreprox.errors import GoreproxError, StartError
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import configure
-from goreprox.roles.edge import Edge, serve
+from goreprox.roles.edge import Apply, serve
 from goreprox.roles.entrances import entrances
 from goreprox.roles.reload import Reload
 
@@ -273,12 +273,12 @@ class Worker(Lifetime):
         self._configured.put_nowait(pickle.loads(self._input[1 + _SIZE_BYTES : end]))  # noqa: S301 -- from our parent
         return end
 
-    async def reconfigure(self, edge: Edge) -> None:
-        """Let an edge take over the configurations that the parent sends, and reply to each, for ever."""
+    async def reconfigure(self, apply: Apply) -> None:
+        """Apply the configurations that the parent sends, and reply to each, for ever."""
         while True:
             config = await self._configured.get()
             try:
-                await edge.reconfigure(config)
+                await apply(config)
                 configure(config.process.log.level, as_json=config.process.log.json)
             except StartError as exc:
                 _report(refused=str(exc))
@@ -317,8 +317,8 @@ async def _work(config: EdgeConfig) -> None:
     life = Worker()
     following: list[asyncio.Task[None]] = []
 
-    def control(edge: Edge) -> Commands:
-        following.append(asyncio.get_running_loop().create_task(life.reconfigure(edge), name="reconfigure"))
+    def control(apply: Apply) -> Commands:
+        following.append(asyncio.get_running_loop().create_task(life.reconfigure(apply), name="reconfigure"))
         return {"reload": _leave_to_parent}
 
     await serve(config, life, control)

@@ -415,3 +415,54 @@ async def eventually_serving(made: Tunnel, port: int) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while {await greeted(made, port) for _ in range(10)} != {b"hello"}:
             pass
+
+
+async def test_peers_move_to_another_broker_and_their_connections_go_on(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        target = await made.target(greeting(b"hello"))
+        first, second = await start_broker(made), await start_broker(made)
+        at = {
+            (broker, kind): f"{HOST}:{await broker.port(kind)}"
+            for broker in (first, second)
+            for kind in ("edges", "providers")
+        }
+        configure(tmp, "edge", listen=[f"{ANY}=web"], broker=[at[first, "edges"]])
+        configure(tmp, "provider", target=[f"web={HOST}:{target}"], server=[at[first, "providers"]])
+        edge = await made.start("edge", "--config", "edge.toml")
+        provider = await made.start("provider", "--config", "provider.toml")
+        port = await edge.port("clients")
+        await eventually(lambda: edge.events("peer_up"), "they know each other")
+        kept = await connected(made, port, b"hello")
+        changes = await apply(tmp, "edge", listen=[f"{ANY}=web"], broker=[at[second, "edges"]])
+        assert changes["applied"] == [f"+ broker {at[second, 'edges']}", f"- broker {at[first, 'edges']}"]
+        await eventually(lambda: edge.events("link_up") == 2, "the new link is up")
+        await echoed(kept, b"the provider is at the first alone")
+        assert not edge.events("link_removed")
+        await apply(tmp, "provider", target=[f"web={HOST}:{target}"], server=[at[second, "providers"]])
+        for process in (edge, provider):
+            await eventually(lambda: process.events("link_removed"), "the old link is gone")  # noqa: B023
+        await echoed(kept, b"over the second")
+        first.signal(signal.SIGTERM)
+        assert await first.wait() == 0
+        await echoed(kept, b"without the first")
+        assert await greeted(made, port) == b"hello"
+        assert not edge.events("peer_left")
+
+
+async def test_a_link_stays_until_another_is_up_and_may_be_configured_again(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        target = await made.target(greeting(b"hello"))
+        broker = await start_broker(made)
+        edges, providers = [f"{HOST}:{await broker.port(kind)}" for kind in ("edges", "providers")]
+        configure(tmp, "edge", listen=[ANY], broker=[edges])
+        edge = await made.start("edge", "--config", "edge.toml")
+        await made.start("provider", f"{HOST}:{target}", "--server", providers)
+        port = await edge.port("clients")
+        assert await greeted(made, port) == b"hello"
+        with closed_port() as nobody:
+            for where in (f"{HOST}:{nobody}", edges):
+                await apply(tmp, "edge", listen=[ANY], broker=[where])
+                assert await greeted(made, port) == b"hello"
+            await edge.logged("link_removed", broker=f"{HOST}:{nobody}")
+        assert edge.events("link_removed") == 1
+        assert await greeted(made, port) == b"hello"

@@ -1,0 +1,84 @@
+"""The links of an edge or a provider to its brokers, which a reload may add and remove."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from loguru import logger
+
+from brokers import Link
+from goreprox.config.addresses import Address
+from goreprox.process.lifetime import LINGER_S
+from goreprox.tunnel.driver import Driver
+
+LOOK_S: Final = 0.25
+"""How often it is looked whether a link that is to be removed is needed."""
+
+
+class Links:
+    """Owns the links of a process (lifetime.Connection)."""
+
+    def __init__(self, addresses: Sequence[Address], make: Callable[[Address, Callable[[], None]], Link]) -> None:
+        """Start a link to each address; `make` makes one, which calls its argument when it changes."""
+        self.all: list[Link] = []
+        self.up = asyncio.Event()
+        self.changed: Callable[[], None] = lambda: None
+        self._make = make
+        self._by_address: dict[Address, Link] = {}
+        self._removed: dict[Link, asyncio.Task[None]] = {}
+        """Links that are to be removed once nobody needs them."""
+        self._add(addresses)
+
+    def reconfigure(self, addresses: Sequence[Address], driver: Driver) -> None:
+        """Have links to these addresses.
+
+        Others are removed once each peer of `driver` that they reach is reached over one that stays: a stream has its
+        new path before the old one goes.
+        """
+        for address, link in self._by_address.items():
+            if address in addresses and link in self._removed:
+                self._removed.pop(link).cancel()
+        self._add([address for address in addresses if address not in self._by_address])
+        loop = asyncio.get_running_loop()
+        for address, link in self._by_address.items():
+            if address not in addresses and link not in self._removed:
+                self._removed[link] = loop.create_task(self._remove(address, driver), name=f"remove {link.label}")
+
+    def _add(self, addresses: Sequence[Address]) -> None:
+        for address in addresses:
+            link = self._by_address[address] = self._make(address, self._link_changed)
+            self.all.append(link)
+            link.start()
+
+    async def _remove(self, address: Address, driver: Driver) -> None:
+        link = self._by_address[address]
+        while not self._is_spare(link, driver):  # noqa: ASYNC110 -- depends on every peer, and seldom lasts
+            await asyncio.sleep(LOOK_S)
+        del self._by_address[address]
+        self.all.remove(link)
+        driver.carrier_down(link, "the link is no longer configured")
+        logger.bind(event="link_removed", broker=link.label).info("removed the link to {}", link.label)
+        await link.close(linger_s=LINGER_S)
+        del self._removed[link]
+
+    def _is_spare(self, link: Link, driver: Driver) -> bool:
+        """Return whether another link is up, and each peer that this one reaches is reached over one that stays."""
+        staying = [each for each in self.all if each not in self._removed]
+        reached = [peer for peer in driver.peers.values() if link in peer.epochs]
+        return any(each.up for each in staying) and all(
+            any(each in peer.epochs for each in staying) for peer in reached
+        )
+
+    def _link_changed(self) -> None:
+        """Note that a link came up or went down, or has another problem."""
+        if any(link.up for link in self.all):
+            self.up.set()
+        self.changed()
+
+    def describe(self) -> str:
+        """Describe which links are up, and why the others are not."""
+        up = ", ".join(link.label for link in self.all if link.up)
+        down = ", ".join(
+            f"{link.label} ({link.problem})" if link.problem else link.label for link in self.all if not link.up
+        )
+        return "; ".join(filter(None, (up and f"connected to {up}", down and f"connecting to {down}")))

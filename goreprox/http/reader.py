@@ -103,7 +103,7 @@ class Reader:
         raw, most = self._raw, self._most
         end = raw.find(_END, max(0, self._scanned - len(_END)), most)
         if end < 0:
-            if BAD_IN_HEAD.search(raw, max(0, self._scanned - 2), most):  # no head comes: do not wait for it
+            if BAD_IN_HEAD.search(raw, max(0, self._scanned - 1), most):  # no head comes: do not wait for it
                 raise Rejected(400, "the header section is malformed")
             if len(raw) >= most:
                 raise Rejected(431, f"the header section has more than {most} bytes")

@@ -189,6 +189,12 @@ def test_a_folded_line_of_a_target_is_502() -> None:
 # -- what does not end
 
 
+@pytest.mark.parametrize("bad", [b"X: 1\rX", b"X: 1\n", b"X: 1\r\n ", b"X: 1\r\n\t", b"X: \0"])
+def test_a_malformed_line_is_rejected_before_the_header_section_ends_wherever_reads_end(bad: bytes) -> None:
+    for parts in pieces(b"GET / HTTP/1.1\r\nHost: a\r\n" + bad):
+        assert Talk().client(*parts).statuses == [400]
+
+
 @pytest.mark.parametrize("size", [1, 100, 4096])
 @pytest.mark.parametrize(
     ("begun", "unit", "status"),

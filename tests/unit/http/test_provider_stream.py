@@ -51,6 +51,7 @@ async def test_finishing_a_stream_before_all_is_sent_resets_it(
     provider_stream.finish()
     assert not provider_stream.stream.send.eof
     assert provider_stream.stream.state is State.CLOSED
+    assert provider_stream.settled, "what waited is not kept: the status keeps the last streams"
     assert ended == [provider_stream]
 
 

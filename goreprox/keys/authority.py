@@ -63,8 +63,8 @@ class Watcher:
         more = sorted(str(service) for service in services if service not in key.services)
         if not more:
             return None
-        where = f"authorized/{key.name}.toml on the server"
-        return f"the key {key.name} does not allow the service {more[0][:64]}: see {where}"
+        remedy = f"`goreprox keys set {key.name} --services …` on the server changes what it allows"
+        return f"the key {key.name} does not allow the service {more[0][:64]}; {remedy}"
 
     def forget(self) -> None:
         """Authorise nobody from now on."""

@@ -251,12 +251,13 @@ def test_which_services_a_provider_key_may_offer(state: StateDir) -> None:
     watcher = Watcher(state)
     some, anything, nothing = (state.key(name).public for name in ("some", "any", "none"))
     assert watcher.objection(some, {"services": ["ssh"]}) is None
-    assert "does not allow the service smtp:" in str(watcher.objection(some, {"services": ["ssh", "smtp"]}))
+    objection = str(watcher.objection(some, {"services": ["ssh", "smtp"]}))
+    assert "does not allow the service smtp; `goreprox keys set some --services" in objection
     assert watcher.objection(some, {"services": "web"}) == "its services are malformed"
     assert watcher.objection(some, {"services": [["web"], 3]}) is not None
     assert watcher.objection(anything, {"services": ["smtp"]}) is None
     assert watcher.objection(nothing, {}) is None
-    assert "does not allow the service web:" in str(watcher.objection(nothing, {"services": ["web"]}))
+    assert "does not allow the service web; " in str(watcher.objection(nothing, {"services": ["web"]}))
     assert watcher.objection(KEY.encode(), {}) == "its key is not authorised"
 
 

@@ -3,8 +3,6 @@
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 
-from loguru import logger
-
 from brokers import LimitedLog, Role
 from goreprox.config.addresses import Listener
 from goreprox.config.roles import EdgeConfig, ServerConfig
@@ -183,11 +181,8 @@ class Edge:
         self.admission.leave(client)
 
     def _stream_ended(self, owner: StreamOwner) -> None:
-        stream = owner.stream
         self.assignment.ended(owner)
-        reason = stream.end_reason or "done"
-        self.ended.add(stream, reason)
-        logger.debug("stream {} of {} ended: {}", stream.id, stream.client, reason, event="stream_ended", reason=reason)
+        self.ended.add(owner.stream, owner.stream.end_reason or "done")
 
     async def close(self, *, drain_s: float) -> int:
         """Stop accepting, wait `drain_s` for streams to end, reset the rest; return how many."""

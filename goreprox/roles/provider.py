@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-from loguru import logger
-
 from brokers import LimitedLog, Role
 from goreprox.config.roles import ProviderConfig
 from goreprox.control.socket import serving
@@ -136,9 +134,7 @@ class Provider:
     def _ended(self, bridge: Bridge) -> None:
         stream = bridge.stream
         self._loops.discard(stream)
-        reason = stream.end_reason or "done"
-        self.ended.add(stream, reason)
-        logger.debug("stream {} of {} ended: {}", stream.id, stream.client, reason, event="stream_ended", reason=reason)
+        self.ended.add(stream, stream.end_reason or "done")
 
     def stream_accepted(self, peer: Peer, stream: Stream) -> None:
         """Never called: only the edge's streams are accepted."""

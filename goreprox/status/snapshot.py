@@ -12,6 +12,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol, TypedDict
 
+from loguru import logger
+
 from brokers import Link, PeerName, Router
 from goreprox import __version__, build
 from goreprox.control.message import Request
@@ -44,7 +46,7 @@ LAST_ENDED: Final = 20
 
 
 class EndedStreams:
-    """Sums of the streams that have ended, and the last of them."""
+    """Sums of the streams that have ended, and the last of them; each is a line of the log."""
 
     def __init__(self, driver: Driver) -> None:
         """Take the names of peers from `driver`."""
@@ -55,12 +57,23 @@ class EndedStreams:
         self._driver = driver
 
     def add(self, stream: Stream, reason: str) -> None:
-        """Add a stream that has ended, or is about to; once for each."""
+        """Add a stream that has ended, or is about to, and log it; once for each."""
         peer = self._driver.peer_of(stream)
+        name = peer.info.name.name if peer is not None else None
         self.count += 1
         self.sent_bytes += stream.sent_bytes
         self.received_bytes += stream.received_bytes
-        self._last.append((time.time(), stream, peer.info.name.name if peer is not None else None, reason))
+        self._last.append((time.time(), stream, name, reason))
+        logger.debug(
+            "stream {} of {} for {} ended: {}",
+            *(stream.id, stream.client, stream.service, reason),
+            event="stream_ended",
+            service=stream.service,
+            peer=name,
+            sent_bytes=stream.sent_bytes,
+            received_bytes=stream.received_bytes,
+            reason=reason,
+        )
 
     @property
     def last(self) -> list[EndedStreamStatus]:

@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from loguru import logger
+
 from brokers import Link, PeerInfo, PeerName, Role, Router
 from goreprox.config.addresses import Address, Target
 from goreprox.config.roles import ProviderConfig
@@ -107,6 +109,18 @@ async def test_ended_streams_are_counted_and_only_the_last_ones_kept() -> None:
         ("far", f"reason {LAST_ENDED + 4}", 4),
         (None, "never assigned", 0),
     ]
+
+
+async def test_an_ended_stream_is_logged_with_its_service_its_peer_and_its_bytes() -> None:
+    driver = provider().driver
+    driver.peer_up(Way("way"), PEER)
+    (peer,) = driver.peers.values()
+    logged: list[dict[str, object]] = []
+    sink = logger.add(lambda line: logged.append(line.record["extra"]), level="DEBUG", format="{message}")
+    EndedStreams(driver).add(stream(peer, Budget(total_bytes=64 * MIB, max_streams=1)), "done")
+    logger.remove(sink)
+    ended = {"service": "web", "peer": "far", "sent_bytes": 4, "received_bytes": 0, "reason": "done"}
+    assert [each for each in logged if each.get("event") == "stream_ended"] == [{"event": "stream_ended"} | ended]
 
 
 async def test_the_document_says_whether_the_process_is_draining() -> None:

@@ -24,7 +24,9 @@ app: Final = App(
     help_epilogue=(
         "`goreprox COMMAND --help` shows the options of a command. Each --some-option is\n"
         "also the environment variable GOREPROX_SOME_OPTION and the key some-option of\n"
-        "goreprox.toml. ADDR is PORT, HOST:PORT or [IPV6]:PORT."
+        "goreprox.toml. ADDR is PORT, HOST:PORT or [IPV6]:PORT.\n"
+        "\n"
+        "The documents are in share/doc/goreprox of the environment it is installed in."
     ),
     version=_version,
     version_flags=("--version", "-V"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from goreprox.config.addresses import Address
@@ -29,8 +30,8 @@ def check_range(option: str, value: float, least: float, most: float) -> None:
 
 def check_distinct(option: str, names: Sequence[str]) -> None:
     """Accept names of which each is given once."""
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(names).items():
+        if times > 1:
             raise ConfigError(f"{option} {name}: given twice; once is enough")
 
 

@@ -1,6 +1,7 @@
 """What a reload does with another configuration: which options it applies, and what has changed."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -76,8 +77,9 @@ def difference(before: object, after: object) -> Difference:
 
 def _lines(option: str, before: Sequence[str], after: Sequence[str], *, several: bool) -> Iterator[str]:
     """Yield `+ option value`, `- option value`, or, where a value or what it is for has changed, `~ option: …`."""
-    added = [text for text in after if text not in before]
-    removed = [text for text in before if text not in after]
+    had, has = set(before), set(after)
+    added = [text for text in after if text not in had]
+    removed = [text for text in before if text not in has]
     if not several or not (added or removed):
         yield f"~ {option}: {', '.join(before) or 'none'} -> {', '.join(after) or 'none'}"
         return
@@ -94,9 +96,5 @@ def _key(text: str) -> str:
 
 def _by_key(texts: Sequence[str]) -> Mapping[str, str]:
     """Return what is behind `=`, by what is before it, where that is there once."""
-    keys = [_key(text) for text in texts]
-    return {
-        key: value or "default"
-        for key, (_, _, value) in zip(keys, (text.partition("=") for text in texts), strict=True)
-        if keys.count(key) == 1
-    }
+    times = Counter(map(_key, texts))
+    return {_key(text): text.partition("=")[2] or "default" for text in texts if times[_key(text)] == 1}

@@ -136,3 +136,14 @@ def test_what_is_applied_has_to_fit_what_is_kept() -> None:
     after = server(listeners=(Listener(Address(None, 9887)),), providers=Address(None, 1))
     with pytest.raises(ConfigError, match="listen :9887 and providers :9887: one port for two"):
         applicable(before, after)
+
+
+def test_a_thousand_routes_are_compared_by_their_hosts() -> None:
+    web = (Listener(Address(None, 80), scheme=Scheme.HTTP),)
+    before = server(listeners=web, routes=tuple(Route(f"h{number}", "web") for number in range(1000)))
+    after = server(listeners=web, routes=tuple(Route(f"h{number}", "site") for number in range(500, 1500)))
+    applied, _ = difference(before, after)
+    assert len(applied) == 1500
+    assert applied[0] == "+ route h1000=site"
+    assert applied[500] == "- route h0=web"
+    assert applied[1000] == "~ route h500: web -> site"

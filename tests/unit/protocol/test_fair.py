@@ -109,9 +109,10 @@ def test_a_new_flow_goes_before_those_that_have_been_sending() -> None:
     assert run(queue, piece=100, turns=3) == "nba"
 
 
-def test_a_removed_flow_gets_no_turn() -> None:
+@pytest.mark.parametrize("client", ["", "another"])
+def test_a_removed_flow_gets_no_turn(client: str) -> None:
     queue: FairQueue[Source] = FairQueue()
-    gone, here = Source("g", 10), Source("h", 10)
+    gone, here = Source("g", 10), Source("h", 10, client_key=client)
     queue.add(gone)
     queue.add(here)
     queue.remove(gone)
@@ -119,9 +120,10 @@ def test_a_removed_flow_gets_no_turn() -> None:
     assert run(queue, piece=10, turns=5) == "h"
 
 
-def test_a_flow_that_waits_behind_others_can_be_removed() -> None:
+@pytest.mark.parametrize("client", ["", "another"])
+def test_a_flow_that_waits_behind_others_can_be_removed(client: str) -> None:
     queue: FairQueue[Source] = FairQueue()
-    gone, here = Source("g", 1000), Source("h", 1000)
+    gone, here = Source("g", 1000), Source("h", 1000, client_key=client)
     queue.add(gone)
     queue.add(here)
     assert run(queue, piece=100, turns=2) == "gh"
@@ -129,9 +131,10 @@ def test_a_flow_that_waits_behind_others_can_be_removed() -> None:
     assert run(queue, piece=100, turns=2) == "hh"
 
 
-def test_clear_forgets_new_and_old_flows() -> None:
+@pytest.mark.parametrize("client", ["", "another"])
+def test_clear_forgets_new_and_old_flows(client: str) -> None:
     queue: FairQueue[Source] = FairQueue()
-    old, new = Source("o", 1000), Source("n", 10)
+    old, new = Source("o", 1000), Source("n", 10, client_key=client)
     queue.add(old)
     run(queue, piece=100, turns=1)
     queue.add(new)

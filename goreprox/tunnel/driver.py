@@ -108,7 +108,6 @@ class Driver:
             return
         peer.epochs[carrier] = info.epoch
         peer.session.path_up(carrier, clock())
-        self._wake(peer)
 
     def _bury(self, info: PeerInfo) -> None:
         """End the session with the predecessor of a peer, which has proven by its lock that the predecessor is dead."""

@@ -419,12 +419,15 @@ async def test_a_peer_that_said_goodbye_is_forgotten_with_its_last_path(events: 
 
 
 async def test_a_draining_driver_asks_for_no_new_streams_also_of_peers_that_come_later() -> None:
-    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    _, provider, peer = await joined()
+    assert peer.available
     provider.driver.drain()
     assert provider.driver.draining
-    peer, _ = edge.meets(provider, 1), provider.meets(edge, 1)
     await eventually(lambda: peer.session.peer_draining)
-    assert not peer.available
+    late = Wire(Role.EDGE)
+    other, _ = late.meets(provider, 1), provider.meets(late, 1)
+    await eventually(lambda: other.session.peer_draining)
+    assert not peer.available and not other.available
 
 
 async def test_the_peer_of_a_stream_is_known_as_long_as_its_session() -> None:

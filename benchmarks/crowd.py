@@ -13,7 +13,8 @@ from goreprox.config.addresses import Address, Target
 from goreprox.config.process import ProcessConfig
 from goreprox.config.roles import ProviderConfig
 from goreprox.process.log import configure
-from goreprox.roles.member import Links, Member
+from goreprox.roles.links import Links
+from goreprox.roles.member import Member
 from goreprox.roles.provider import Provider
 
 

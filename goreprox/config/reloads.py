@@ -20,13 +20,13 @@ APPLIED: Final = frozenset(
         *("target", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
         # links, connections and log
         *("broker", "server"),
-        *("drain", "half-closed-timeout", "max-connections", "memory", "log-level", "log-json"),
+        *("grace", "drain", "half-closed-timeout", "max-connections", "memory", "log-level", "log-json"),
     )
 )
 """Options that a reload applies to a running role."""
 KEPT: Final = frozenset(
     (
-        *("name", "runtime-dir", "insecure", "link-timeout", "grace", "reuse-port", "workers"),
+        *("name", "runtime-dir", "insecure", "link-timeout", "reuse-port", "workers"),
         *("providers", "edges", "address", "max-peers", "state-dir"),
         *("join", "join-file", "config"),
     )

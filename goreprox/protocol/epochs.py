@@ -158,6 +158,10 @@ class Epochs:
         self._change(Change.ESTABLISH)
         self.lost_at = None
 
+    def set_grace(self, grace_s: float) -> None:
+        """Have another grace of ours, from the next `take_grace` on: until then the peer knows the old one."""
+        self._own_grace_s = grace_s
+
     def take_grace(self, grace_s: float) -> None:
         """Take the peer's grace into account."""
         self.grace_s = min(self._own_grace_s, grace_s)

@@ -86,6 +86,11 @@ class Session:
 
     # How it stands.
 
+    def set_grace(self, grace_s: float) -> None:
+        """Keep streams for `grace_s` (0 to 86,400 s) once an epoch has begun that the peer is told so in."""
+        self._grace_s = float(grace_s)
+        self.epochs.set_grace(self._grace_s)
+
     @property
     def established(self) -> bool:
         """Whether streams flow at this moment."""

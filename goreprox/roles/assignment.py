@@ -67,11 +67,13 @@ class Assignment:
         self._retry: asyncio.TimerHandle | None = None
         """When providers that were full are tried again."""
 
-    def reconfigure(self, *, services: Collection[str], queue_timeout_s: float) -> None:
-        """Assign streams of other `services`; HTTP requests are pending for `queue_timeout_s` from now on."""
+    def reconfigure(self, *, services: Collection[str], grace_s: float, queue_timeout_s: float) -> None:
+        """Assign streams of other `services`, with other timeouts."""
         self.check.services = services
         self.check.changed(services)
-        self._requests.timeout_s = queue_timeout_s
+        self.driver.set_grace(grace_s)
+        self._connections.set_timeout(grace_s)
+        self._requests.set_timeout(queue_timeout_s)
 
     @property
     def pending(self) -> int:

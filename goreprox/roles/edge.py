@@ -94,7 +94,9 @@ class Edge:
         self.listeners.switch(opened)  # those in the backlog of a removed listener are admitted as it was
         self._clients = clients
         readmit()
-        self.assignment.reconfigure(services=clients.services, queue_timeout_s=clients.http.queue_timeout_s)
+        self.assignment.reconfigure(
+            services=clients.services, grace_s=connections.grace_s, queue_timeout_s=clients.http.queue_timeout_s
+        )
         self._announce({"services": list(clients.services)} | self._ports)
         self.listeners.start()  # there may be room now
 

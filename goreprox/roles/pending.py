@@ -24,6 +24,16 @@ class PendingQueue:
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
+    def set_timeout(self, timeout_s: float) -> None:
+        """Hold streams for `timeout_s` at most from now on, those that are here, too."""
+        self.timeout_s = timeout_s
+        most = self._clock() + timeout_s
+        self._until = {owner: min(until, most) for owner, until in self._until.items()}
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._watch()
+
     @property
     def services(self) -> Collection[str]:
         """The services that streams are pending for."""

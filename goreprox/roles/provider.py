@@ -82,6 +82,7 @@ class Provider:
         # From here on nothing can fail.
         self._max_connections, self.drain_s = connections.max_connections, connections.drain_s
         self.driver.budget.resize(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
+        self.driver.set_grace(connections.grace_s)
         self.bridges.half_closed_timeout_s = connections.half_closed_timeout_s
         self.dialer, self._targets = dialer, dialer.targets.by_service
         self._reachable.targets = self._targets

@@ -77,6 +77,12 @@ class Driver:
         self._log = LimitedLog()
         self._by_host: dict[Host, Peer] = {}
 
+    def set_grace(self, grace_s: float) -> None:
+        """Keep streams for `grace_s` in the epochs that begin from now on."""
+        self._grace_s = grace_s
+        for peer in self.peers.values():
+            peer.session.set_grace(grace_s)
+
     # Events of carriers (brokers.Receiver).
 
     def carrier_up(self, carrier: Carrier) -> None:

@@ -524,3 +524,11 @@ async def test_a_session_is_forgotten_once_it_has_been_without_path_and_streams_
 async def test_waiting_for_a_condition_ends_with_it_or_at_the_deadline() -> None:
     await asyncio.wait_for(wait_until(lambda: True, deadline_s=1000.0), 10)
     await asyncio.wait_for(wait_until(lambda: False, deadline_s=0.05), 10)
+
+
+async def test_a_session_that_begins_later_has_another_grace_at_once() -> None:
+    edge = Wire(Role.EDGE)
+    before = edge.meets(Wire(Role.PROVIDER), 1)
+    edge.driver.set_grace(5.0)
+    after = edge.meets(Wire(Role.PROVIDER), 1)
+    assert (before.session.epochs.grace_s, after.session.epochs.grace_s) == (60.0, 5.0)

@@ -33,6 +33,22 @@ async def test_pending_streams_are_found_by_service_in_order() -> None:
     assert (queue.of("web"), set(queue.services), len(queue)) == (web[1:], {"web"}, 2)
 
 
+async def test_another_timeout_counts_for_streams_that_wait_and_is_never_prolonged() -> None:
+    now, gone = 0.0, list[StreamOwner]()
+    queue = PendingQueue(timeout_s=1000.0, clock=lambda: now, expired=lambda owner, _: gone.append(owner))
+    first, second = Client("web"), Client("web")
+    queue.set_timeout(100.0)
+    queue.add(first)
+    queue.set_timeout(1000.0)
+    queue.add(second)
+    now = 100.0
+    queue.set_timeout(50.0)
+    await eventually(lambda: gone == [first])
+    now = 150.0
+    queue.set_timeout(60.0)
+    await eventually(lambda: gone == [first, second])
+
+
 async def test_the_timeout_includes_time_that_the_machine_slept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending, "MOST_S", 0.01)
     slept_s = 0.0

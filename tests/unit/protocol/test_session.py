@@ -345,6 +345,20 @@ def test_streams_end_when_no_path_comes_back_in_the_grace_of_both() -> None:
     assert peer.session.deadline() is None
 
 
+def test_another_grace_counts_once_both_ends_know_it() -> None:
+    peer = edge()
+    peer.session.set_grace(5)
+    assert peer.session.epochs.grace_s == GRACE_S
+    peer.session.path_down("a", 0.0)
+    assert peer.session.epochs.grace_s == GRACE_S
+    peer.session.path_up("a", 0.0)
+    (told,) = peer.heard()
+    assert isinstance(told, Resume)
+    assert told.grace_s == 5.0
+    peer.say(hello())
+    assert peer.session.epochs.grace_s == 5.0
+
+
 def test_a_reset_follows_the_acknowledgement_of_what_was_delivered_before_it() -> None:
     peer, stream = accepted()
     peer.say(Data(1, 0, b"request"))

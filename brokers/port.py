@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -24,12 +25,16 @@ GREETING_S: Final = 15.0
 REBIND_S: Final = 5.0
 REBIND_PAUSE_S: Final = 0.01
 """libzmq's I/O thread closes ports without telling when."""
+ROTATION_S: Final = 30.0
+"""For so long after a change of the keys, a failed handshake with the earlier one is how a peer learns of it, and no
+cause for a warning. Links that were up return within seconds; pauses between attempts last 8 s at most."""
 _EVENTS: Final = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 """Other failed handshakes are not logged here: the ZAP handler has rejected a key, or a connection was closed."""
+_SERVER_KEY: Final = "server key"
 _CAUSES: Final[dict[int, tuple[str, str]]] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: ("keys", "the peer has no keys and this broker has, or the reverse"),
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: (
-        "server key",
+        _SERVER_KEY,
         "the peer expects another server key; if this repeats, it needs a new join string",
     ),
 }
@@ -76,6 +81,8 @@ class Port:
         self._host = host
         self._handlers = handlers
         self._log = log
+        self.rotated_at = -math.inf
+        """When this port replaced one with other keys, by the clock of the loop."""
         address = f"[{host}]" if host is not None and ":" in host else host or "*"
         with contextlib.ExitStack() as undo:
             try:
@@ -107,6 +114,7 @@ class Port:
         with contextlib.suppress(zmq.ZMQError):  # unbound by an attempt that failed
             self.channel.socket.unbind(self._endpoint)
         port = await self._open_again(keys)
+        port.rotated_at = self.rotated_at if keys == self.keys else asyncio.get_running_loop().time()
         self.close(0)
         return port
 
@@ -155,7 +163,9 @@ class Port:
             self._handlers.disconnected()
         else:
             cause, text = _CAUSES.get(value, _OTHER_CAUSE)
-            self._log.say("handshake_failed", f"a handshake at the port for {self.role}s failed: {text}", cause=cause)
+            expected = cause == _SERVER_KEY and asyncio.get_running_loop().time() < self.rotated_at + ROTATION_S
+            text = f"a handshake at the port for {self.role}s failed: {text}"
+            self._log.say("handshake_failed", text, "INFO" if expected else "WARNING", cause=cause)
 
     def close(self, linger_s: float) -> None:
         """Close all connections; what is queued has `linger_s` seconds to go out once the context is terminated."""

@@ -355,6 +355,21 @@ async def test_links_follow_a_key_rotation_and_reject_the_old_key_afterwards(gua
     assert (at_edge.ups, at_provider.ups) == (2, 2)
 
 
+@pytest.mark.parametrize("rotation_s", [600.0, 0.0])
+async def test_a_handshake_with_the_earlier_key_is_no_warning_just_after_a_rotation(
+    guarded: Guarded, events: Events, warnings: list[str], monkeypatch: pytest.MonkeyPatch, rotation_s: float
+) -> None:
+    monkeypatch.setattr("brokers.port.ROTATION_S", rotation_s)
+    following = KeyPair.generate()
+    guarded.provider_keys = LinkSecurity(guarded.provider_keys.keys, (SERVER.public, following.public))
+    _, at_provider = guarded.link(guarded.provider, security=guarded.provider_keys)
+    await eventually(lambda: at_provider.ups == 1)
+    await guarded.router.rekey(following)
+    await eventually(lambda: at_provider.ups == 2)
+    said = await logged(events, "handshake_failed", cause="server key")
+    assert (said in warnings) is (rotation_s == 0)
+
+
 async def test_a_repeated_rotation_disconnects_no_link_with_the_new_key(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,10 +18,10 @@ build/compiled/.done: hatch_build.py pyproject.toml $(shell find goreprox broker
 	HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(BIN)/pip install --quiet --no-deps --target build/compiled .
 	touch $@
 
-# Tests of that code as compiled; those marked `pure` replace parts of it, which only the sources allow.
+# Tests of that code as compiled; those marked `pure` replace or instrument parts of it, which only the sources allow.
 test-compiled: compiled .venv/dev
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -n 8 --dist load --maxschedchunk 1 \
-		-o pythonpath='build/compiled .' -m 'not pure' tests/unit tests/sim tests/integration
+		-o pythonpath='build/compiled .' -m 'not pure' tests/unit tests/sim tests/integration tests/fuzz
 
 # For a minute, seeds that nobody has tried, beside the fixed ones of the tests.
 fresh: .venv/dev

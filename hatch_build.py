@@ -44,7 +44,6 @@ class CompileHook(BuildHookInterface[Any]):
 
 def _compile(modules: list[str], directory: Path) -> None:
     """Build extension modules in `directory`; the working directory is that of the sources."""
-    import setuptools  # noqa: F401, PLC0415 -- before mypyc, which else uses what Python has no more
     from mypyc.build import mypycify  # noqa: PLC0415 -- there only if it is asked for
     from setuptools import Distribution  # noqa: PLC0415
 

@@ -95,6 +95,10 @@ class Router:
         self._replacing: asyncio.Task[None] | None = None
         self._closed = False
 
+    def limit(self, max_peers: int) -> None:
+        """Accept no other peers than those that are up, while there are as many."""
+        self._switch.max_peers = max_peers
+
     @property
     def peers(self) -> list[PeerInfo]:
         """The peers that are up, local ones included."""

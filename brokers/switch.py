@@ -56,7 +56,8 @@ class Switch:
         self._objection = objection
         self._refused = refused
         self._presence = Presence(lease_s)
-        self._max_peers = max_peers
+        self.max_peers = max_peers
+        """Peers that are up stay, however many they are."""
         self._peers: dict[Hashable, PeerInfo] = {}
         self._keys: dict[bytes, Hashable] = {}
         self.messages = 0
@@ -148,8 +149,8 @@ class Switch:
             return objection
         if self._keys.get(name.id, key) != key:
             return "another connection uses this incarnation"
-        if key not in self._peers and len(self._peers) >= self._max_peers:
-            return f"this broker has its {self._max_peers} peers already"
+        if key not in self._peers and len(self._peers) >= self.max_peers:
+            return f"this broker has its {self.max_peers} peers already"
         return None
 
     def lost(self, key: Hashable, reason: str) -> list[Output]:

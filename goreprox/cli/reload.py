@@ -40,6 +40,10 @@ def reload(
     for reply in done:
         for line in _lines(reply.result):
             print(f"{reply.who}: {line}" if len(done) > 1 else line)
+    if not done and not any(reply.problem for reply in replies):
+        raise ControlError(
+            "there are workers, but no parent that could reload them; name its directory with --runtime-dir"
+        )
     if problems := [reply.problem for reply in replies if reply.problem is not None]:
         raise ControlError("; ".join(problems))
 

@@ -44,9 +44,14 @@ def check_ports(ports: Sequence[tuple[str, Address]]) -> None:
             )
 
 
+def services_bytes(names: Sequence[str]) -> int:
+    """Return how much names take in what a peer tells of itself, with the head that CBOR puts before each."""
+    return sum(len(name) + 2 for name in names)
+
+
 def check_services(names: Sequence[str]) -> None:
     """Accept names of services that fit into what a peer may tell of itself."""
-    size = sum(len(name) + 2 for name in names)  # with the head that CBOR puts before each
+    size = services_bytes(names)
     if size > MAX_SERVICES_BYTES:
         raise ConfigError(
             f"services: their names take {size:,} bytes, expected at most {MAX_SERVICES_BYTES:,}; choose shorter ones"

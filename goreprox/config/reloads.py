@@ -19,7 +19,7 @@ APPLIED: Final = frozenset(
         # providers
         *("target", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
         # links, connections and log
-        *("broker", "server"),
+        *("broker", "server", "max-peers"),
         *("grace", "drain", "half-closed-timeout", "max-connections", "memory", "log-level", "log-json"),
     )
 )
@@ -27,7 +27,7 @@ APPLIED: Final = frozenset(
 KEPT: Final = frozenset(
     (
         *("name", "runtime-dir", "insecure", "link-timeout", "reuse-port", "workers"),
-        *("providers", "edges", "address", "max-peers", "state-dir"),
+        *("providers", "edges", "address", "state-dir"),
         *("join", "join-file", "config"),
     )
 )

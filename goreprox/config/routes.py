@@ -46,6 +46,11 @@ class Routes:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._services = {route.host.encode(): route.service for route in routes}
 
+    @property
+    def services(self) -> Iterable[str]:
+        """The services that hosts can have."""
+        return self._services.values()
+
     def find(self, host: bytes) -> str | None:
         """Return the service of a Host field, ignoring its port and case; None if there is none."""
         name = _PORT.sub(b"", host).lower().removesuffix(b".")

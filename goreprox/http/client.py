@@ -160,6 +160,11 @@ class ClientConnection:
         """Let go of a stream that will carry no other request."""
         self._backend.check(self._bridges.clock())
 
+    @property
+    def site(self) -> Site:
+        """What the next request is served by."""
+        return self._gateway.site
+
     def follow(self, sites: Mapping[Site, Site]) -> None:
         """Serve the next request by the site that replaces ours, if one does."""
         self._gateway.site = sites.get(self._gateway.site, self._gateway.site)

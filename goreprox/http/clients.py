@@ -52,6 +52,10 @@ class Client(Protocol):
     def check_backend(self) -> None:
         """Let go of a stream that will carry no other request."""
 
+    @property
+    def site(self) -> Site:
+        """What the next request is served by."""
+
     def follow(self, sites: Mapping[Site, Site]) -> None:
         """Serve the next request by the site that replaces ours, if one does."""
 
@@ -107,6 +111,11 @@ class ClientConnections:
         """Serve the next requests of clients by the sites that replace theirs."""
         for client in list(self.live):
             client.follow(sites)
+
+    @property
+    def sites(self) -> set[Site]:
+        """What the next requests of clients are served by."""
+        return {client.site for client in self.live}
 
     def providers_changed(self) -> None:
         """Let go of idle streams at providers that are about to end."""

@@ -1,7 +1,7 @@
 """One request and its response: who asks, for which service, what the target is sent and the client gets. Sans-IO."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Protocol
@@ -52,6 +52,11 @@ class Site:
     """Whether requests are logged."""
     draw_id: Callable[[], str] = _draw_id
     """Makes the ids of requests that fail."""
+
+    @property
+    def services(self) -> Iterable[str]:
+        """The services that requests can be for."""
+        return (self.service,) if self.routes is None else self.routes.services
 
     @property
     def secret(self) -> bytes | None:

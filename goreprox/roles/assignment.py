@@ -76,6 +76,11 @@ class Assignment:
         self._requests.set_timeout(queue_timeout_s)
 
     @property
+    def pending_services(self) -> set[str]:
+        """The services of streams that have no provider yet."""
+        return {*self._connections.services, *self._requests.services}
+
+    @property
     def pending(self) -> int:
         """The number of streams that have no provider yet."""
         return len(self._connections) + len(self._requests)

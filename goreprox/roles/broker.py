@@ -97,7 +97,11 @@ async def run(config: BrokerConfig, *, read: Callable[[], BrokerConfig]) -> None
     instance = Instance.acquire(process.lock_dir, "broker", process.own_name, secrets.token_bytes(INCARNATION_BYTES))
     router, ports, ways = await open_router(config)
     source = Source(instance, lambda: ports, router=router)
-    reload = Reload(config, read=read)
+
+    async def apply(new: BrokerConfig) -> None:
+        router.limit(new.peers.max_peers)
+
+    reload = Reload(config, read=read, apply=apply)
     life = Lifetime()
     life.hung_up = reload.hang_up
     async with serving(instance, {**source.commands, **reload.commands}):

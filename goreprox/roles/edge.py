@@ -1,7 +1,7 @@
 """The edge: accepts clients, and gives each to a provider of its service. In a server, or a process of its own."""
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from brokers import LimitedLog, Role
 from goreprox.config.addresses import Listener
@@ -24,11 +24,12 @@ from goreprox.protocol.stream import Stream
 from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
 from goreprox.roles.entrances import announced, by_service, entrances
+from goreprox.roles.former import FormerServices
 from goreprox.roles.member import Member
 from goreprox.roles.reload import Reload
 from goreprox.roles.sites import auth_of, sites_of
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
-from goreprox.tunnel.attributes import Attributes, ports
+from goreprox.tunnel.attributes import ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import wait_until
@@ -68,7 +69,7 @@ class Edge:
         self._auth = auth_of(clients.tokens)
         self._sites = sites_of(clients, self._access, self._auth)
         self.drain_s = connections.drain_s
-        self._announce: Callable[[Attributes], None] = lambda _attributes: None
+        self._services = FormerServices(clients.services, self._services_in_use)
         self.admission = Admission(clients, poller, self._access, has_room=self._has_room, admitted=self._admitted)
         self.listeners = self.admission.listeners
 
@@ -97,7 +98,7 @@ class Edge:
         self.assignment.reconfigure(
             services=clients.services, grace_s=connections.grace_s, queue_timeout_s=clients.http.queue_timeout_s
         )
-        self._announce({"services": list(clients.services)} | self._ports)
+        self._services.replace(clients.services)
         self.listeners.start()  # there may be room now
 
     def _replace_sites(self, sites: dict[Listener, Site], successors: Mapping[Listener, Listener]) -> None:
@@ -209,7 +210,14 @@ class Edge:
     def introduce(self, member: Member) -> None:
         """Announce where clients are accepted, in the peer list."""
         member.attributes |= self._ports
-        self._announce = self.assignment.check.announce = member.announce
+        self.assignment.check.announce = member.announce
+        self._services.announce = lambda services: member.announce({"services": services} | self._ports)
+
+    def _services_in_use(self) -> Iterator[str]:
+        """Yield the services of clients that will open a stream, or may."""
+        yield from self.assignment.pending_services
+        for site in self.http_clients.sites:
+            yield from site.services
 
     @property
     def _ports(self) -> dict[str, object]:

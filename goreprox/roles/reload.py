@@ -22,13 +22,10 @@ LISTED = 16
 class Reload(Generic[C]):
     """The configuration of a role, and how to replace it."""
 
-    def __init__(
-        self, config: C, *, read: Callable[[], C], apply: Callable[[C], Awaitable[None]] | None = None
-    ) -> None:
+    def __init__(self, config: C, *, read: Callable[[], C], apply: Callable[[C], Awaitable[None]]) -> None:
         """Begin with `config`; `read` returns the next one.
 
-        `apply` does all that may fail before it changes anything; None: nothing but the log can change. Both raise
-        GoreproxError.
+        `apply` does all that may fail before it changes anything. Both raise GoreproxError.
         """
         self._config = config
         self._read = read
@@ -67,8 +64,7 @@ class Reload(Generic[C]):
                 new = self._read()
                 found = difference(self._config, new)
                 config = applicable(self._config, new)
-                if self._apply is not None:
-                    await self._apply(config)
+                await self._apply(config)
             except GoreproxError as exc:
                 logger.bind(event="reload_failed").error("{}; nothing has changed", exc)
                 raise

@@ -33,7 +33,12 @@ async def run(config: ServerConfig, *, read: Callable[[], ServerConfig]) -> None
     member.carriers = [local]
     edge.listeners.start()
     source = Source(member.instance, lambda: {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)
-    reload = Reload(config, read=read, apply=edge.reconfigure)
+
+    async def apply(new: ServerConfig) -> None:
+        await edge.reconfigure(new)
+        router.limit(new.peers.max_peers)
+
+    reload = Reload(config, read=read, apply=apply)
     life = Lifetime()
     life.hung_up = reload.hang_up
     async with serving(member.instance, {**source.commands, **reload.commands}):

@@ -466,3 +466,27 @@ async def test_a_link_stays_until_another_is_up_and_may_be_configured_again(tmp:
             await edge.logged("link_removed", broker=f"{HOST}:{nobody}")
         assert edge.events("link_removed") == 1
         assert await greeted(made, port) == b"hello"
+
+
+async def test_a_client_that_is_being_admitted_is_served_though_its_listener_was_removed(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        target = await made.target(page)
+        await run(made, f"{HOST}:{target}")
+        plain = {"providers": ANY, "proxy_protocol_from": [f"{HOST}/32"]}
+        header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
+        await apply(tmp, "server", **plain, listen=[f"http://{ANY}", f"{ANY}=raw"])
+        port = await port_of(tmp, "default")
+        clients = [await made.connect(port) for _ in range(3)]
+        first, second, third = clients
+        first[1].write(header)
+        assert (await get(first))[0] == 200
+        await apply(tmp, "server", **plain, listen=[f"{ANY}=raw"])
+        assert await refused(made, port)
+        second[1].write(header)
+        assert (await get(second))[0] == 200
+        await apply(tmp, "server", **plain, listen=[f"{ANY}=raw"], drain=5)
+        third[1].write(header)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await get(third)
+        for client in (first, second):
+            assert (await get(client))[0] == 200

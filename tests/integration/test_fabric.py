@@ -50,6 +50,18 @@ async def test_peers_of_both_roles_learn_of_each_other_with_attributes(fabric: F
     assert at_edge.peers[provider.id].epoch == epoch
 
 
+async def test_more_peers_are_accepted_once_the_limit_is_raised(fabric: Fabric) -> None:
+    _, first = fabric.link(name(Role.EDGE, "first"))
+    await eventually(lambda: first.ups)
+    fabric.router.limit(1)
+    second_link, second = fabric.link(name(Role.EDGE, "second"))
+    await eventually(lambda: second_link.problem is not None)
+    assert "1 peers already" in str(second_link.problem)
+    fabric.router.limit(2)
+    await eventually(lambda: second.ups)
+    assert not first.downs
+
+
 async def test_messages_arrive_whole_and_in_order_in_both_directions(fabric: Fabric) -> None:
     edge, provider = name(Role.EDGE), name(Role.PROVIDER)
     at, at_edge = fabric.link(edge)

@@ -246,6 +246,9 @@ def test_peers_are_bounded_but_known_ones_may_reconnect() -> None:
     broker.hello("p1")
     broker.tell("p1", Leave())
     broker.hello("p2")
+    broker.switch.max_peers = 1
+    broker.hello("p2")
+    assert len(broker.switch.peers) == 2, "those that are up stay"
 
 
 @pytest.mark.parametrize("message", [Welcome(1, 1, 1), up("p1", 1), Down(b"p", 1, "lost"), Renewed(), Refused("no")])

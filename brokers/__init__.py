@@ -12,7 +12,7 @@ from brokers.keys import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity
 from brokers.limited_log import LimitedLog
 from brokers.link import Link
 from brokers.local import LocalPeer
-from brokers.peers import PeerInfo, PeerName, Role
+from brokers.peers import LinkIdentity, PeerInfo, PeerName, Role
 from brokers.resolver import SocketAddress, resolve
 from brokers.router import Router
 
@@ -32,6 +32,7 @@ __all__ = [
     "LimitedLog",
     "Link",
     "LinkCondition",
+    "LinkIdentity",
     "LinkSecurity",
     "LocalPeer",
     "PeerInfo",

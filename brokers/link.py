@@ -11,6 +11,8 @@ After a failed handshake libzmq gives up or tries again ten times a second, depe
 up and dials again itself, with growing pauses. It hangs up after a lost connection as well, which drops what is queued:
 the option for this, ZMQ_IMMEDIATE, aborts the process where a connection is lost while a message of several frames is
 read (`recvpipe` in libzmq's fq.cpp).
+
+Every step of a connection is here, from its address to its end, hence so long.
 """
 
 import asyncio
@@ -21,7 +23,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Final, NamedTuple
 
 import zmq
@@ -49,7 +51,7 @@ from brokers.envelope import (
 from brokers.errors import BadMessage
 from brokers.inbox import Inbox
 from brokers.keys import LinkSecurity
-from brokers.peers import NONCE_BYTES, PeerName
+from brokers.peers import NONCE_BYTES, LinkIdentity, PeerName
 from brokers.resolver import SocketAddress, resolve
 from brokers.sockets import dealer_socket, secure_link
 from brokers.tcp_info import link_condition
@@ -104,11 +106,13 @@ class Link:
         called: str = "broker",
         advise: Callable[[Cause], str | None] = lambda _cause: None,
         changed: Callable[[], None] = lambda: None,
+        identities: MutableMapping[str, LinkIdentity] | None = None,
     ) -> None:
         """Be `name` at the broker on `host`:`port`, in plaintext unless there is `security`; call `start`.
 
         Log lines name the broker as it is `called`, and say what to do about a cause if `advise` returns something.
-        `changed` is called when the link comes up, and when there is another reason why it is down.
+        `changed` is called when the link comes up, and when there is another reason why it is down. A link that
+        finds its label in `identities`, and takes it, is the same to the broker as an earlier one.
         """
         self.label = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.state = LinkState.DOWN
@@ -120,7 +124,8 @@ class Link:
         self._context = zmq.Context()
         self._loop = asyncio.get_running_loop()
         self._heard_at = self._silent_at = self._greeted_at = self._loop.time()
-        self._attempt = secrets.randbelow(2**32)
+        known = None if identities is None else identities.pop(self.label, None)
+        self._nonce, self._attempt = known or (secrets.token_bytes(NONCE_BYTES), secrets.randbelow(2**32))
         self._endpoint: str | None = None
         self._address: SocketAddress | None = None
         """The same as `_endpoint`, for a plain connection."""
@@ -140,8 +145,9 @@ class Link:
         self._redial: asyncio.TimerHandle | None = None
         """Runs while the link has hung up and waits for its next attempt."""
         self._tasks: list[asyncio.Task[None]] = []
-        routing_id = name.routing_id(secrets.token_bytes(NONCE_BYTES))
-        self._socket = dealer_socket(self._context, routing_id, self._timings, handshake_s=self._handshake_s)
+        self._socket = dealer_socket(
+            self._context, name.routing_id(self._nonce), self._timings, handshake_s=self._handshake_s
+        )
         self._monitor = Monitor(self._socket, _EVENTS, self._monitored)
         self._channel = Channel(self._socket, self._receive)
 
@@ -149,6 +155,11 @@ class Link:
     def up(self) -> bool:
         """Whether the broker has welcomed us."""
         return self.state is LinkState.UP
+
+    @property
+    def identity(self) -> LinkIdentity:
+        """What the process that replaces this one needs to be the same to the broker."""
+        return LinkIdentity(self._nonce, self._attempt)
 
     @property
     def problem(self) -> str | None:

@@ -4,7 +4,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from brokers.errors import BadName
 
@@ -71,6 +71,15 @@ class PeerName:
         except ValueError as exc:
             raise BadName("malformed routing id") from exc
         return cls(role, name, routing_id[1:ID_BYTES])
+
+
+class LinkIdentity(NamedTuple):
+    """What a broker knows a link by, beside the name of its peer."""
+
+    nonce: bytes
+    """Of the routing id, secret. A broker refuses a peer under another one while it takes the old one for alive."""
+    attempt: int
+    """Of the latest Hello; they count up."""
 
 
 @dataclass(frozen=True, slots=True)

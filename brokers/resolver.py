@@ -6,6 +6,7 @@ them when it ends, for up to half a minute.
 
 import asyncio
 import contextlib
+import signal
 import socket
 import threading
 from typing import Any
@@ -28,6 +29,8 @@ async def resolve(host: str | None, port: int) -> list[SocketAddress]:
     resolved: asyncio.Future[list[SocketAddress]] = loop.create_future()
 
     def ask() -> None:
+        # A signal must not be delivered here while the main thread has it blocked.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         found: list[SocketAddress] | Exception
         try:
             entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

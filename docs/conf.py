@@ -47,6 +47,7 @@ docs/benchmarks
 CONTRIBUTING
 docs/architecture
 docs/protocol
+docs/upgrade
 deploy/publish
 CHANGELOG
 SECURITY

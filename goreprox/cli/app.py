@@ -88,6 +88,14 @@ app.command(
     ),
 )
 app.command(
+    "goreprox.cli.upgrade:upgrade",
+    sort_key=5,
+    help="""Replace running processes by the code that is installed now.
+
+    Connections go on, and the process id stays. If the new code does not start, nothing changes.""",
+    help_epilogue=example("goreprox upgrade --role provider", "sudo goreprox upgrade --name laptop"),
+)
+app.command(
     "goreprox.cli.check:check",
     sort_key=6,
     help="Check what a role would be started with, without starting it.",

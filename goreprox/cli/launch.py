@@ -2,17 +2,23 @@
 
 import asyncio
 import resource
+import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from loguru import logger
 
+from goreprox import __version__
 from goreprox.cli.app import sources
 from goreprox.cli.reread import Reread
 from goreprox.cli.setup import Config
 from goreprox.config.addresses import Address
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
-from goreprox.process.log import configure
+from goreprox.errors import StartError
+from goreprox.process import handover
+from goreprox.process.handover import Handover, Inherited
+from goreprox.process.log import configure, flush
+from goreprox.protocol.errors import ExportError
 
 
 def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
@@ -20,6 +26,7 @@ def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
 
     A reload reads them again, with the same `arguments`.
     """
+    inherited = handover.inherited()
     configure(config.process.log.level, as_json=config.process.log.json)
     for line in sources.unknown_variables():
         logger.bind(event="unknown_variable").warning("{}", line)
@@ -30,9 +37,40 @@ def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
         logger.bind(event="insecure", addresses=exposed).warning(
             "--insecure: links on {} are plaintext; anyone who can reach that port can join", ", ".join(exposed)
         )
-    role = _role(config, Reread(arguments))
     raise_file_limit()
-    asyncio.run(role)
+    reread = Reread(arguments)
+    following = _run(config, reread, inherited)
+    while following is not None:
+        flush()
+        try:
+            handover.execute(following)
+        except OSError as exc:
+            problem = f"{sys.executable} could not be started: {exc.strerror}; the code before it goes on"
+            logger.bind(event="upgrade_failed").error("{}", problem)
+            following = _run(config, reread, Inherited(following.state, trial=False, problem=problem))
+
+
+def _run(config: Config, reread: Reread, inherited: Inherited | None) -> Handover | None:
+    """Run a role to its end; return what other code needs that is to take over from it.
+
+    Raises:
+        GoreproxError: it cannot be run.
+    """
+    try:
+        following = asyncio.run(_role(config, reread, inherited))
+    except Exception as exc:
+        if inherited is None or inherited.restored:
+            raise
+        if not inherited.trial:
+            logger.bind(event="restore_failed").opt(exception=True).critical(
+                "the state of the code before this one cannot be restored: starting anew, connections are reset"
+            )
+            flush()
+            handover.start_anew()
+        raise StartError(str(exc)) if isinstance(exc, ExportError) else exc from None
+    if inherited is not None and inherited.trial:
+        sys.stdout.write(f"{__version__}\n")
+    return following
 
 
 def _links(config: Config) -> list[Address]:
@@ -46,7 +84,7 @@ def _links(config: Config) -> list[Address]:
             return [config.peers.providers, *([] if config.edges is None else [config.edges])]
 
 
-def _role(config: Config, reread: Reread) -> Coroutine[object, object, None]:
+def _role(config: Config, reread: Reread, inherited: Inherited | None) -> Coroutine[object, object, Handover | None]:
     """Import the role that `config` is of, and no other: each is loaded as a whole before it is ready."""
     match config:
         case ServerConfig():
@@ -60,7 +98,7 @@ def _role(config: Config, reread: Reread) -> Coroutine[object, object, None]:
         case ProviderConfig():
             from goreprox.roles.provider import run as run_provider
 
-            return run_provider(config, read=reread.as_a(ProviderConfig))
+            return run_provider(config, read=reread.as_a(ProviderConfig), inherited=inherited)
         case EdgeConfig(workers=1):
             from goreprox.roles.edge import run as run_edge
 

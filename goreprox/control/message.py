@@ -23,6 +23,8 @@ class Request(NamedTuple):
 
     command: str
     options: Mapping[str, object]
+    client: int = -1
+    """The descriptor of its connection. The control socket closes it."""
 
 
 def encode_request(command: str, **options: object) -> bytes:

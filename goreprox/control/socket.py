@@ -18,6 +18,7 @@ from loguru import logger
 from goreprox.control.message import REQUEST_BYTES, Request, encode_error, encode_result, parse_request
 from goreprox.errors import ControlError, GoreproxError
 from goreprox.process.instance import Instance
+from goreprox.process.lifetime import NO_UPGRADE
 
 READ_S: Final = 5.0
 """A client that has not sent its request by then, or not taken the reply, is disconnected."""
@@ -77,7 +78,7 @@ class ControlSocket:
         try:
             async with asyncio.timeout(READ_S):
                 line = await reader.readuntil(b"\n")
-            reply = await self._reply(line)
+            reply = await self._reply(line, writer.get_extra_info("socket").fileno())
             async with asyncio.timeout(READ_S):
                 writer.write(reply)
                 writer.close()
@@ -87,9 +88,9 @@ class ControlSocket:
         finally:
             writer.transport.abort()
 
-    async def _reply(self, line: bytes) -> bytes:
+    async def _reply(self, line: bytes, client: int) -> bytes:
         try:
-            request = parse_request(line)
+            request = parse_request(line)._replace(client=client)
             command = self._commands.get(request.command)
             if command is None:
                 raise ControlError(f"the command {request.command[:64]!r} is not known here; it is of another version")
@@ -115,10 +116,14 @@ class ControlSocket:
 @contextlib.asynccontextmanager
 async def serving(instance: Instance, commands: Commands) -> AsyncIterator[None]:
     """Serve `commands` while in this context; at a clean end release `instance`, too."""
-    control = await ControlSocket.open(instance.path, commands)
+    control = await ControlSocket.open(instance.path, {"upgrade": _cannot_upgrade, **commands})
     yield
     control.close()
     instance.release()
+
+
+async def _cannot_upgrade(_: Request) -> object:
+    raise ControlError(NO_UPGRADE)
 
 
 def _remove_stale(path: Path) -> None:

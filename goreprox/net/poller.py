@@ -66,6 +66,11 @@ class Poller:
             self._holding.discard(fd)
             self._awaited.discard(fd)
 
+    def close(self) -> None:
+        """Watch nothing any more; the descriptors stay open."""
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
     def _await(self, fd: int, events: int) -> None:
         if events & READ:
             self._awaited.add(fd)

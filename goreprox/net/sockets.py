@@ -82,6 +82,17 @@ def adopt(sock: socket.socket) -> None:
     sock.setblocking(False)
 
 
+def restored(descriptor: int | None) -> socket.socket:
+    """Return a prepared socket that this process has inherited, or a closed one for None."""
+    if descriptor is None:
+        sock = socket.socket()
+        sock.close()
+        return sock
+    sock = socket.socket(fileno=descriptor)
+    sock.setblocking(False)
+    return sock
+
+
 def spare_descriptors(most: int) -> int:
     """Return how many of `most` descriptors are not for clients; those that strangers can take are among them."""
     return SPARE_DESCRIPTORS + min(STRANGERS_DESCRIPTORS, most // 8)

@@ -69,6 +69,12 @@ class Instance:
             ) from exc
         raise StartError(f"name {name}: {MAX_SLOTS} processes of that name run here already; choose another name")
 
+    def detach(self) -> int:
+        """Leave the lock to the code that takes over; return its descriptor."""
+        assert self._fd is not None
+        fd, self._fd = self._fd, None
+        return fd
+
     def release(self) -> None:
         """Release the lock, as the end of the process does. Idempotent."""
         if self._fd is not None:

@@ -10,12 +10,14 @@ from typing import Protocol, Self
 
 from loguru import logger
 
+from goreprox.process.handover import SIGNALS, block_signals, unblock_signals
 from goreprox.process.log import counted
 
 LINGER_S = 1.0
 """How long queued messages may take to be sent, unless there is a second signal."""
 EXTEND_S = 60.0
 """How much longer a supervisor waits for `ready`. It is asked again in time: a server may be away for any time."""
+NO_UPGRADE = "this role cannot be upgraded in place; restart it: that drains its connections first"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -59,20 +61,32 @@ class Lifetime:
         self.stop = asyncio.Event()
         self.hung_up: Callable[[], None] = lambda: None
         """Called on SIGHUP, which means a reload; to be set before."""
+        self.upgrade_asked: Callable[[], None] = _cannot_upgrade
+        """Called on SIGUSR2, which means an upgrade; to be set before."""
+        self.replaced = False
+        """Whether other code is to take over."""
         self._force = asyncio.Event()
         self._extension: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
-            self._loop.add_signal_handler(number, self._signalled)
+            self._loop.add_signal_handler(number, self._take_signal, number)
         self._loop.add_signal_handler(signal.SIGHUP, self.hung_up)
+        self._loop.add_signal_handler(signal.SIGUSR2, self.upgrade_asked)
+        unblock_signals()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._extend_no_more()
-        for number in (*_SIGNALS, signal.SIGHUP):
+        for number in SIGNALS:
             self._loop.remove_signal_handler(number)
+
+    def _take_signal(self, number: signal.Signals) -> None:
+        if self.replaced:
+            signal.raise_signal(number)  # it is blocked by now, and waits for the code that takes over
+        else:
+            self._signalled()
 
     def _signalled(self) -> None:
         (self._force if self.stop.is_set() else self.stop).set()
@@ -81,6 +95,12 @@ class Lifetime:
     def forced(self) -> bool:
         """Whether there was a second signal."""
         return self._force.is_set()
+
+    def replace(self) -> None:
+        """End without a drain: other code takes over, and handles what signals come from now on."""
+        block_signals()
+        self.replaced = True
+        self.stop.set()
 
     def start(self, text: str, **ports: object) -> None:
         """Log that the process has started, and waits for others."""
@@ -118,6 +138,10 @@ class Lifetime:
             if not self.stop.is_set():
                 self.ready(ready, **ports)
             await self.stop.wait()
+            if self.replaced:
+                for link in links:
+                    await link.close(linger_s=0.0)
+                return
             connections, drain_s = owner.connections, owner.drain_s
             _log_drain(connections, drain_s)
             reset = await self.unless_forced(owner.close(drain_s=drain_s))
@@ -150,6 +174,10 @@ class Lifetime:
         with contextlib.suppress(asyncio.CancelledError):
             return await task
         return None
+
+
+def _cannot_upgrade() -> None:
+    logger.bind(event="upgrade_failed").warning("SIGUSR2 ignored: {}", NO_UPGRADE)
 
 
 def _log_drain(connections: int, drain_s: float) -> None:

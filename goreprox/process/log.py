@@ -107,6 +107,11 @@ def say(text: str) -> None:
     writer.flush()
 
 
+def flush() -> None:
+    """Wait for all lines to be written, at most `FLUSH_S`."""
+    _writer_to(sys.stderr).flush()
+
+
 @functools.lru_cache(maxsize=1)
 def _writer_to(stream: TextIO) -> LogWriter:
     """Return the one writer to a stream."""

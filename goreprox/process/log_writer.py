@@ -8,6 +8,7 @@ The stream is not made non-blocking: a standard stream is shared with other proc
 import contextlib
 import os
 import select
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -62,6 +63,8 @@ class LogWriter:
         self._changed.notify_all()
 
     def _run(self) -> None:
+        # A signal must not be delivered here while the main thread has it blocked for an upgrade.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines)

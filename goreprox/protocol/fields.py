@@ -30,6 +30,10 @@ class Fields:
             raise ExportError(f"{name} {value} in the export, expected 0 to {most}")
         return value
 
+    def count_or_none(self, name: str) -> int | None:
+        """Return a number, if there is one."""
+        return None if self._values.get(name) is None else self.count(name)
+
     def flag(self, name: str) -> bool:
         """Return a truth value."""
         return self._take(name, bool)
@@ -50,9 +54,13 @@ class Fields:
         """Return a text, if there is one."""
         return None if self._values.get(name) is None else self._take(name, str)
 
-    def bytes(self, name: str) -> bytes:
+    def data(self, name: str) -> bytes:
         """Return bytes."""
         return self._take(name, bytes)
+
+    def data_or_none(self, name: str) -> bytes | None:
+        """Return bytes, if there are any."""
+        return None if self._values.get(name) is None else self._take(name, bytes)
 
     def items(self, name: str) -> list[object]:
         """Return a list."""
@@ -61,6 +69,10 @@ class Fields:
     def fields(self, name: str) -> "Fields":
         """Return a map."""
         return Fields(self._values.get(name))
+
+    def by_text(self) -> dict[str, object]:
+        """Return all values, whose names are texts."""
+        return {name: value for name, value in self._values.items() if isinstance(name, str)}
 
     def _take(self, name: str, kind: type[T]) -> T:
         value = self._values.get(name)

@@ -5,6 +5,8 @@ the stream came through it, one hop further. Private addresses are not unique, s
 not. A loop through several replicas is detected only once a chain stays in one process.
 """
 
+import contextlib
+import socket
 from typing import Final
 
 from goreprox.endpoint import Endpoint
@@ -34,6 +36,11 @@ class Loops:
         self.discard(stream)
         addresses = self._addresses[stream] = str(Endpoint(*near)), str(Endpoint(*far))
         self._hops[addresses] = hops
+
+    def found(self, stream: Stream, sock: socket.socket) -> None:
+        """Add the connection that this process has inherited. How many hops led to it is counted anew."""
+        with contextlib.suppress(OSError):  # it is closed, or was reset
+            self.add(stream, sock.getsockname()[:2], sock.getpeername()[:2])
 
     def discard(self, stream: Stream) -> None:
         """Remove the connection of a stream, if it has one."""

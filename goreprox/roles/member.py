@@ -8,23 +8,40 @@ from goreprox.config.addresses import Address
 from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import default_name
 from goreprox.config.process import ProcessConfig
+from goreprox.errors import StartError
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
 from goreprox.roles.links import Links
+from goreprox.roles.upgrade import Before
 from goreprox.tunnel.attributes import Attributes, who
 
 
 class Member:
     """One life of an edge or a provider. At its clean end `instance` is released."""
 
-    def __init__(self, config: ProcessConfig, what: str, role: Role, *, services: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: ProcessConfig,
+        what: str,
+        role: Role,
+        *,
+        services: Sequence[str],
+        before: Before | None = None,
+    ) -> None:
         """Lock a slot for the process `what` (server, edge, provider), as a new peer of `role`.
 
+        After an upgrade be the same peer as `before`, with its lock.
+
         Raises:
-            StartError: the runtime directory cannot be used.
+            StartError: the runtime directory cannot be used, or it or the name has changed in an upgrade.
         """
-        self.name = PeerName(role, config.own_name, secrets.token_bytes(INCARNATION_BYTES))
-        self.instance = Instance.acquire(config.lock_dir, what, config.own_name, self.name.incarnation)
+        self._identities = {} if before is None else before.links
+        if before is None:
+            self.name = PeerName(role, config.own_name, secrets.token_bytes(INCARNATION_BYTES))
+            self.instance = Instance.acquire(config.lock_dir, what, config.own_name, self.name.incarnation)
+        else:
+            self.name = PeerName(role, before.name, before.incarnation)
+            self.instance = _instance(config, what, before)
         self.attributes: dict[str, object] = {
             "protocol": [VERSION_LEAST, VERSION],
             "services": list(services),
@@ -58,11 +75,28 @@ class Member:
                 called=_broker_of(self.name.role),
                 advise=advice(self.name.role, address.port),
                 changed=changed,
+                identities=self._identities,
             )
 
         links = Links(addresses, make)
         self.carriers = links.all
         return links
+
+
+def _instance(config: ProcessConfig, what: str, before: Before) -> Instance:
+    if (config.own_name, config.lock_dir) != (before.name, before.lock_path.parent):
+        raise StartError(
+            f"--name and --runtime-dir were {before.name} and {before.lock_path.parent} so far, and cannot change in "
+            "an upgrade; restart the process for that"
+        )
+    return Instance(
+        before.lock,
+        before.lock_path,
+        role=what,
+        name=before.name,
+        incarnation=before.incarnation,
+        predecessor=before.predecessor,
+    )
 
 
 def _broker_of(role: Role) -> str:

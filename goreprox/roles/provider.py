@@ -1,18 +1,21 @@
 """The provider: connects each stream that an edge opens to the target of its service."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from brokers import LimitedLog, Role
 from goreprox.config.roles import ProviderConfig
 from goreprox.control.socket import serving
 from goreprox.errors import StartError
 from goreprox.net.poller import Poller
-from goreprox.net.sockets import Socket
+from goreprox.net.sockets import Socket, restored
 from goreprox.process.clock import clock
+from goreprox.process.handover import Handover, Inherited
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import quoted
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.errors import ExportError
 from goreprox.protocol.events import Code
+from goreprox.protocol.fields import Fields
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
@@ -21,6 +24,7 @@ from goreprox.roles.loops import HOPS, Loops
 from goreprox.roles.member import Member
 from goreprox.roles.reachable import Reachable
 from goreprox.roles.reload import Reload
+from goreprox.roles.upgrade import Before, Upgrade
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
 from goreprox.tunnel import attributes
 from goreprox.tunnel.bridge import Bridge, Bridges
@@ -174,6 +178,69 @@ class Provider:
         await self.driver.goodbye("the provider was shut down", deadline_s=1.0)
         return reset
 
+    # Upgrade (upgrade.Portable).
+
+    async def end_what_stays(self) -> None:
+        """Give connections that speak TLS time to end, then reset them. New streams wait at their edges."""
+
+        def staying() -> list[Bridge]:
+            return [bridge for bridge in self._bridges if not bridge.portable]
+
+        if staying():
+            self._draining = True
+            await wait_until(lambda: not staying(), deadline_s=self.drain_s)
+            for bridge in staying():
+                bridge.abort("the provider was upgraded, and TLS cannot be handed over")
+
+    def descriptors(self) -> list[int]:
+        """Return the sockets of all connections to targets."""
+        return [bridge.descriptor for bridge in self._bridges if bridge.descriptor is not None]
+
+    def export(self, *, payload: bool) -> Iterator[object]:
+        """Yield sessions, then sockets. Streams without one wait for their target, which is dialled anew."""
+        yield from self.driver.export(payload=payload)
+        bridges = [(bridge, peer) for bridge in self._bridges if (peer := self.driver.peer_of(bridge.stream))]
+        ended = self.ended
+        yield {
+            "sockets": len(bridges),
+            "ended": [ended.count, ended.sent_bytes, ended.received_bytes],
+        }
+        for bridge, peer in bridges:
+            yield {"peer": peer.id, "stream": bridge.stream.id} | bridge.export(payload=payload)
+        if payload:
+            self._poller.close()
+
+    def restore(self, items: Iterator[object], *, trial: bool) -> None:
+        """Go on with what `export` has yielded; of a `trial` only look at it.
+
+        Raises:
+            ExportError: it is something else.
+        """
+        self.driver.restore(items)
+        head = Fields(next(items, None))
+        self.ended.take_over(head.items("ended"))
+        for _ in range(head.count("sockets")):
+            fields = Fields(next(items, None))
+            peer = self.driver.peers.get(fields.data("peer"))
+            stream = peer and peer.session.streams.get(fields.count("stream"))
+            if not stream:
+                raise ExportError("a socket without a stream in the export")
+            if not trial:
+                sock = restored(fields.count_or_none("descriptor"))
+                self._loops.found(stream, sock)
+                Bridge.restore(self.bridges, sock, stream, self._ended, fields)
+        if not trial:
+            for peer in self.driver.peers.values():
+                for stream in list(peer.session.streams.values()):
+                    if stream.owner is None:
+                        self.stream_opened(peer, stream)
+        for _ in items:
+            raise ExportError("more in the export than expected")
+
+    @property
+    def _bridges(self) -> list[Bridge]:
+        return [bridge for bridge in self.bridges.connections if isinstance(bridge, Bridge)]
+
     def metrics(self) -> Metrics:
         """Return what the status shows of this provider (snapshot.Owner)."""
         services = {service: [str(address)] for service, address in self._targets.items()}
@@ -186,14 +253,22 @@ def offer(config: ProviderConfig) -> dict[str, object]:
     return {"services": list(config.services), "weight": config.weight} | targets
 
 
-async def run(config: ProviderConfig, *, read: Callable[[], ProviderConfig]) -> None:
-    """Run a provider until a signal ends it. A reload gets the configuration by `read`.
+async def run(
+    config: ProviderConfig, *, read: Callable[[], ProviderConfig], inherited: Inherited | None = None
+) -> Handover | None:
+    """Run a provider until a signal ends it, or other code is to take over. A reload gets the configuration by `read`.
 
     Raises:
         StartError: the runtime directory cannot be used.
+        ExportError: what was inherited is not the state of a provider.
     """
-    member = Member(config.process, "provider", Role.PROVIDER, services=config.services)
+    before = None if inherited is None else Before.read(inherited)
+    member = Member(config.process, "provider", Role.PROVIDER, services=config.services, before=before)
     provider = Provider(config)
+    if before is not None:
+        provider.restore(before.items, trial=before.inherited.trial)
+        if before.inherited.trial:
+            return None
     provider.introduce(member, config)
     links = member.link(config.servers, provider.driver, config.security)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
@@ -207,10 +282,15 @@ async def run(config: ProviderConfig, *, read: Callable[[], ProviderConfig]) -> 
     reload = Reload(config, read=read, apply=apply)
     life = Lifetime()
     life.hung_up = reload.hang_up
-    async with serving(member.instance, {**source.commands, **reload.commands}):
+    upgrade = Upgrade(life, provider, member.instance, links.all)
+    life.upgrade_asked = upgrade.signalled
+    if before is not None:
+        upgrade.took_over(before)
+    async with serving(member.instance, {**source.commands, **reload.commands, **upgrade.commands}):
         await life.serve(
             provider,
             links.all,
             ready=f"offering {offered} at {servers}",
             connection=links,
         )
+        return upgrade.handover()

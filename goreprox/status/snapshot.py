@@ -20,6 +20,7 @@ from goreprox.control.message import Request
 from goreprox.control.socket import Commands
 from goreprox.process.clock import clock
 from goreprox.process.instance import Instance
+from goreprox.protocol.errors import ExportError
 from goreprox.protocol.stream import Stream
 from goreprox.status.document import (
     FORMAT,
@@ -74,6 +75,18 @@ class EndedStreams:
             received_bytes=stream.received_bytes,
             reason=reason,
         )
+
+    def take_over(self, sums: Sequence[object]) -> None:
+        """Go on with the sums (streams, bytes sent, bytes received) of the code before this one.
+
+        Raises:
+            ExportError: they are none.
+        """
+        match sums:
+            case [int(count), int(sent_bytes), int(received_bytes)]:
+                self.count, self.sent_bytes, self.received_bytes = count, sent_bytes, received_bytes
+            case _:
+                raise ExportError("malformed sums in the export")
 
     @property
     def last(self) -> list[EndedStreamStatus]:

@@ -11,6 +11,8 @@ The socket, as long as the bridge owns it:
     any  --the stream was aborted--> CLOSED, with RST
 
 `RESET_LINGER_S` bounds how long what came before a reset may wait without moving on.
+
+All that may happen to one socket is in this module, its way to another process included, hence so long.
 """
 
 import asyncio
@@ -22,6 +24,7 @@ from typing import Protocol
 from goreprox.net import sockets
 from goreprox.net.poller import READ, WRITE, Poller
 from goreprox.net.sockets import Socket, send_some
+from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import MIB, RESET_LINGER_S
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import RESET, State
@@ -117,7 +120,15 @@ class Bridge:
         "stream",
     )
 
-    def __init__(self, bridges: Bridges, sock: Socket, stream: Stream, on_end: "Callable[[Bridge], None]") -> None:
+    def __init__(
+        self,
+        bridges: Bridges,
+        sock: Socket,
+        stream: Stream,
+        on_end: "Callable[[Bridge], None]",
+        *,
+        phase: Phase = Phase.OPEN,
+    ) -> None:
         """Take over `sock`, prepared and connected, and begin to read it. `on_end` is called once both are over."""
         self.stream = stream
         self.began_at = bridges.clock()
@@ -127,7 +138,7 @@ class Bridge:
         self._on_end = on_end
         self._watched = 0
         """READ while the stream has room, WRITE while the socket has none."""
-        self._phase = Phase.OPEN
+        self._phase = phase
         self._failure = ""
         """Why the socket FAILED."""
         self._reset_by = 0.0
@@ -138,7 +149,60 @@ class Bridge:
         """For the half-closed timeout, or a reset that waits."""
         stream.owner = self
         bridges.connections.add(self)
-        self._read()
+        if phase is not FAILED:
+            self._read()
+
+    @classmethod
+    def restore(
+        cls,
+        bridges: Bridges,
+        sock: Socket,
+        stream: Stream,
+        on_end: "Callable[[Bridge], None]",
+        marks: Fields,
+    ) -> "Bridge":
+        """Go on with what another process has exported; `sock` is closed if it was closed there.
+
+        Raises:
+            ExportError: it is not what `export` returns.
+        """
+        bridge = cls(bridges, sock, stream, on_end, phase=Phase(marks.count("phase", CLOSED)))
+        bridge.began_at, bridge._failure = marks.seconds("began_at"), marks.text("failure")
+        bridge._reset_by, bridge._active_at = marks.seconds("reset_by"), marks.seconds("active_at")
+        if bridge._phase is FAILED:
+            bridge._pass_on_rest()
+        elif bridge.open:
+            if bridge._phase in (Phase.READ_CLOSED, WRITE_CLOSED) and bridges.half_closed_timeout_s is not None:
+                bridge._check_half_closed()
+            bridge._write()
+        return bridge
+
+    def export(self, *, payload: bool) -> dict[str, object]:
+        """Return how far the socket has come.
+
+        With `payload` let go of its descriptor without closing it; nothing may follow.
+        """
+        descriptor = self.descriptor if payload else None
+        if descriptor is not None and isinstance(self._sock, socket.socket):
+            self._sock.detach()
+        return {
+            "descriptor": descriptor,
+            "phase": int(self._phase),
+            "began_at": self.began_at,
+            "failure": self._failure,
+            "reset_by": self._reset_by,
+            "active_at": self._active_at,
+        }
+
+    @property
+    def portable(self) -> bool:
+        """Whether another process could go on with the socket: not with TLS, whose state is in OpenSSL."""
+        return not self.open or isinstance(self._sock, socket.socket)
+
+    @property
+    def descriptor(self) -> int | None:
+        """Of the socket; None if it was closed."""
+        return self._fd if self.open else None
 
     @property
     def open(self) -> bool:

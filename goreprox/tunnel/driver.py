@@ -1,17 +1,21 @@
 """Runs the sessions of a process on the fabric: one session for each peer, over all carriers that reach it.
 
 It gives sessions messages, paths and the time, sends their messages, and passes their notices on to the owners of
-streams and to the application. What a stream holds is the session's matter.
+streams and to the application. What a stream holds is the session's matter. What a session goes through, its way to
+another process included, is all here, hence so long.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from brokers import REVOKED, Buffer, Carrier, LimitedLog, PeerInfo, Role
+from brokers import REVOKED, BadName, Buffer, Carrier, LimitedLog, PeerInfo, PeerName, Role
 from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.errors import ExportError
 from goreprox.protocol.events import Code
+from goreprox.protocol.export import export_session, restore_session
+from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import IN_FLIGHT_MIN, PATH_ACK_DELAY_S
 from goreprox.protocol.notices import Kind, Notice
 from goreprox.protocol.path import Path
@@ -54,7 +58,10 @@ class Application(Protocol):
 
 
 class Driver:
-    """Receives from all carriers of a process (brokers.Receiver), and owns its peers."""
+    """Receives from all carriers of a process (brokers.Receiver), and owns its peers.
+
+    It has a method for each event of a carrier and for each step of a session's life, hence so many.
+    """
 
     def __init__(self, application: Application, *, role: Role, budget: Budget, grace_s: float) -> None:
         """Run the sessions of an edge, which opens streams, or of a provider."""
@@ -106,7 +113,17 @@ class Driver:
         self._bury(info)
         peer = self.peers.get(info.name.id)
         if peer is None:
-            peer = self.peers[info.name.id] = self._meet(info, version)
+            peer = self._meet(
+                info,
+                lambda wake: Session(
+                    opener=self._role is Role.EDGE,
+                    version=version,
+                    budget=self.budget,
+                    grace_s=self._grace_s,
+                    wake=wake,
+                    now=clock(),
+                ),
+            )
         peer.info = info
         self._absent.pop(peer.id, None)
         if peer.epochs.get(carrier) == info.epoch:
@@ -144,21 +161,15 @@ class Driver:
                 del known[peer.id]
         self._application.peer_changed(peer)
 
-    def _meet(self, info: PeerInfo, version: int) -> Peer:
+    def _meet(self, info: PeerInfo, make: Callable[[Callable[[], None]], Session]) -> Peer:
+        """Add a peer with the session that `make(wake)` returns."""
         peer: Peer
 
         def wake() -> None:
             self._wake(peer)
 
-        session = Session(
-            opener=self._role is Role.EDGE,
-            version=version,
-            budget=self.budget,
-            grace_s=self._grace_s,
-            wake=wake,
-            now=clock(),
-        )
-        peer = self._by_host[session.multiplexer] = Peer(info, session)
+        session = make(wake)
+        peer = self.peers[info.name.id] = self._by_host[session.multiplexer] = Peer(info, session)
         if self.draining:
             session.drain()
         return peer
@@ -310,6 +321,62 @@ class Driver:
         log_notice(peer, notice)
         self._application.peer_changed(peer)
 
+    # Upgrade.
+
+    def leave(self, reason: str) -> None:
+        """Leave all paths, as in an outage, so that the sessions can be exported."""
+        for carrier in list(self.carriers):
+            self.carrier_down(carrier, reason)
+
+    def export(self, *, payload: bool) -> Iterator[object]:
+        """Yield the sessions for the code that takes over; with `payload` they are of no use any more.
+
+        Those that have ended for good are left out.
+        """
+        peers = [peer for peer in self.peers.values() if not peer.gone]
+        yield {
+            "told_bytes": self.budget.told_bytes,
+            "max_streams": self.budget.max_streams,
+            "peers": len(peers),
+        }
+        for peer in peers:
+            name = peer.info.name
+            yield {
+                "role": name.role.value,
+                "name": name.name,
+                "incarnation": name.incarnation,
+                "epoch": peer.info.epoch,
+                "attributes": peer.info.attributes,
+                "address": peer.info.address,
+            }
+            yield from export_session(peer.session, payload=payload)
+            if payload and peer.timer is not None:
+                peer.timer.cancel()
+
+    def restore(self, items: Iterator[object]) -> None:
+        """Go on with the sessions that come next in `items`.
+
+        Raises:
+            ExportError: they are not what `export` yields.
+        """
+        head = Fields(next(items, None))
+        self.budget.take_over(told_bytes=head.count("told_bytes"), max_streams=head.count("max_streams"))
+        for _ in range(head.count("peers")):
+            peer = self._meet(
+                _restored_info(Fields(next(items, None))),
+                lambda wake: restore_session(
+                    items,
+                    opener=self._role is Role.EDGE,
+                    budget=self.budget,
+                    grace_s=self._grace_s,
+                    wake=wake,
+                    now=clock(),
+                ),
+            )
+            if not peer.session.streams:
+                self._absent[peer.id] = peer
+            self._wake(peer)
+
     # Shutdown.
 
     def drain(self) -> None:
@@ -332,6 +399,15 @@ class Driver:
     def peer_of(self, stream: Stream) -> Peer | None:
         """Return the peer whose session carries `stream`, if one does."""
         return None if stream.host is None else self._by_host.get(stream.host)
+
+
+def _restored_info(fields: Fields) -> PeerInfo:
+    try:
+        name = PeerName(Role(fields.data("role")), fields.text("name"), fields.data("incarnation"))
+    except (ValueError, BadName) as exc:
+        raise ExportError(f"a peer in the export: {exc}") from exc
+    attributes = fields.fields("attributes").by_text()
+    return PeerInfo(name, fields.count("epoch"), attributes, fields.text_or_none("address"))
 
 
 async def wait_until(is_so: Callable[[], bool], *, deadline_s: float) -> None:

@@ -13,6 +13,7 @@ import pytest
 from goreprox.net import sockets
 from goreprox.net.poller import READ, Poller
 from goreprox.protocol.events import Abort, Ack, Code, Data, Eof, Event, Reset
+from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import KIB, RESET_LINGER_S
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
@@ -381,3 +382,94 @@ async def test_a_socket_that_is_reported_ready_and_is_not_does_no_harm() -> None
         it.bridge._ready(READ)
         it.far.send(b"later")
         assert data(await it.hears(Data)) == b"later"
+
+
+def moved(bridge: Bridge, clock: Clock) -> Bridge:
+    """Go on with a socket and its stream as another process would."""
+    bridge._bridges.poller.close()
+    marks = bridge.export(payload=True)
+    descriptor = marks["descriptor"]
+    assert descriptor is None or isinstance(descriptor, int)
+    sock = sockets.restored(descriptor)
+    return Bridge.restore(bridges(clock), sock, bridge.stream, lambda _: None, Fields(marks))
+
+
+async def test_a_socket_goes_on_in_another_process_in_both_directions() -> None:
+    peer, stream = accepted()
+    ours, far = pair()
+    with far:
+        bridge = moved(Bridge(bridges(Clock()), ours, stream, lambda _: None), Clock())
+        far.sendall(b"from the socket")
+        await eventually(lambda: stream.send.end == 15)
+        peer.say(Data(1, 0, b"from the stream"))
+        bridge.notice(Kind.READABLE)
+        assert far.recv(100) == b"from the stream"
+        bridge.abort("done")
+        assert not bridge.open and bridge.portable
+
+
+async def test_what_waits_for_a_socket_is_written_by_the_next_process() -> None:
+    peer, stream = accepted()
+    ours, far = pair()
+    with far:
+        bridge = Bridge(bridges(Clock()), ours, stream, lambda _: None)
+        peer.say(Data(1, 0, b"waits"), Eof(1, 5))
+        bridge = moved(bridge, Clock())
+        assert (far.recv(100), far.recv(100)) == (b"waits", b"")
+        bridge.abort("done")
+
+
+async def test_a_half_closed_socket_stays_so_and_its_timeout_goes_on() -> None:
+    clock = Clock()
+    _, stream = accepted()
+    ours, far = pair()
+    with far:
+        bridge = Bridge(bridges(clock), ours, stream, lambda _: None)
+        far.shutdown(socket.SHUT_WR)
+        await eventually(lambda: stream.send.eof)
+        clock.now = TIMEOUT_S - 1.0
+        bridge = moved(bridge, clock)
+        assert bridge.open
+        clock.now = TIMEOUT_S
+        bridge._check_half_closed()
+        assert not bridge.open
+
+
+async def test_a_socket_that_has_failed_passes_on_its_reset() -> None:
+    _, stream = accepted()
+    ours, far = pair()
+    with far:
+        bridge = Bridge(bridges(Clock()), ours, stream, lambda _: None)
+        stream.send.limit = 0  # no room for what comes before the reset
+        bridge.failed("there")
+        assert bridge.open
+        stream.send.limit = WINDOW
+        bridge = moved(bridge, Clock())
+        assert not bridge.open and stream.state is State.RESETTING and stream.end_reason == "there"
+
+
+async def test_a_reset_that_waits_for_its_bytes_does_so_in_the_next_process() -> None:
+    size = 60 * KIB
+    peer, stream = accepted()
+    ours, far = pair()
+    bridge = Bridge(bridges(Clock()), ours, stream, lambda _: None)
+    peer.say(*(Data(1, i * 15 * KIB, bytes(15 * KIB)) for i in range(4)), Reset(1, size, "there"))
+    bridge.notice(Kind.RESET)
+    assert bridge.open
+    bridge = moved(bridge, Clock())
+    assert await asyncio.to_thread(read_all, far) == size
+    await eventually(lambda: not bridge.open)
+
+
+async def test_a_socket_that_was_closed_stays_so_until_its_stream_is_over() -> None:
+    _, stream = accepted()
+    ours, far = pair()
+    with far:
+        bridge = Bridge(bridges(Clock()), ours, stream, lambda _: None)
+        bridge.failed("there")
+        assert not bridge.open and stream.state is State.RESETTING
+        bridge = moved(bridge, Clock())
+        assert not bridge.open and bridge.descriptor is None
+        stream.abort("done")
+        bridge.notice(Kind.ABORTED)
+        assert not len(bridge._bridges.connections)

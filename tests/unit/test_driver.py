@@ -11,6 +11,7 @@ from loguru import logger
 
 from brokers import REVOKED, Buffer, Carrier, LinkCondition, PeerInfo, PeerName, Role
 from goreprox.protocol.budget import Budget
+from goreprox.protocol.errors import ExportError
 from goreprox.protocol.events import Code
 from goreprox.protocol.limits import IN_FLIGHT_MIN, MIB, VERSION, VERSION_LEAST
 from goreprox.protocol.state import State
@@ -519,6 +520,53 @@ async def test_a_session_is_forgotten_once_it_has_been_without_path_and_streams_
     now = 3 * kept_s + 1.0
     edge.driver._tick(peer)
     assert not edge.driver.peers
+
+
+async def test_sessions_go_on_in_another_driver() -> None:
+    edge, provider, peer, stream = await opened()
+    provider.opened[0].accept()
+    await eventually(lambda: stream.state is State.OPEN)
+    provider.driver.carrier_up(provider)
+    provider.driver.leave("a test")
+    edge.driver.peer_down(edge, provider.name.id, "a test")
+    before = provider.driver.peers[edge.name.id]
+    assert not before.epochs and not before.session.established
+    items = list(provider.driver.export(payload=True))
+    after = Wire(Role.PROVIDER)
+    after.name = provider.name
+    after.driver.restore(iter(items))
+    restored = after.driver.peers[edge.name.id]
+    assert restored.info == before.info and restored.timer is None
+    (restored_stream,) = restored.session.streams.values()
+    assert after.driver.peer_of(restored_stream) is restored
+    edge.meets(after, 2)
+    assert after.meets(edge, 2) is restored
+    await eventually(lambda: peer.session.established and restored.session.established)
+    stream.write(b"after")
+    await eventually(lambda: restored_stream.receive.received == 5)
+    for end, other in ((edge, after), (after, edge)):
+        end.driver.peer_down(end, other.name.id, REVOKED)
+
+
+async def test_of_sessions_without_streams_that_are_restored_only_the_last_are_kept() -> None:
+    edge, provider, _ = await joined()
+    after = Wire(Role.PROVIDER)
+    after.driver.restore(provider.driver.export(payload=False))
+    assert list(after.driver._absent) == [edge.name.id]
+    for end, other in ((edge, provider), (provider, edge)):
+        end.driver.peer_down(end, other.name.id, REVOKED)
+    after.driver._forget(after.driver.peers[edge.name.id])
+
+
+@pytest.mark.parametrize("change", [{"incarnation": b"short"}, {"role": b"x"}])
+async def test_a_peer_that_cannot_be_is_not_restored(change: dict[str, object]) -> None:
+    edge, provider, _ = await joined()
+    head, entry, *rest = provider.driver.export(payload=False)
+    assert isinstance(entry, dict)
+    with pytest.raises(ExportError, match="a peer in the export"):
+        Wire(Role.PROVIDER).driver.restore(iter([head, entry | change, *rest]))
+    for end, other in ((edge, provider), (provider, edge)):
+        end.driver.peer_down(end, other.name.id, REVOKED)
 
 
 async def test_waiting_for_a_condition_ends_with_it_or_at_the_deadline() -> None:

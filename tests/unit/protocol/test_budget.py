@@ -111,3 +111,12 @@ def test_new_streams_get_an_initial_window_until_a_quarter_of_the_pool_is_used()
     budget = Budget(total_bytes=4 * MIB, max_streams=64)
     budget.account(used=0, holding=budget.reserved_bytes + budget.pool_bytes // 4 - 1)
     assert budget.initial_window() == WINDOW_INITIAL
+
+
+def test_what_peers_were_told_by_an_earlier_process_holds() -> None:
+    budget = Budget(total_bytes=4 * MIB, max_streams=64)
+    budget.take_over(told_bytes=32 * KIB, max_streams=100)
+    budget.account(used=0, holding=budget.reserved_bytes + budget.pool_bytes // 4)
+    assert (budget.initial_window(), budget.max_streams) == (32 * KIB, 100)
+    budget.take_over(told_bytes=1, max_streams=1)
+    assert (budget.initial_window(), budget.max_streams) == (32 * KIB, 100)

@@ -314,6 +314,9 @@ def test_a_newer_version_may_add_fields() -> None:
 
 
 def test_fields_are_checked() -> None:
-    fields = Fields({"bytes": b"x", "none": None})
-    assert fields.bytes("bytes") == b"x"
+    fields = Fields({"bytes": b"x", "count": 1, "none": None, 2: "ignored"})
+    assert fields.data("bytes") == fields.data_or_none("bytes") == b"x"
+    assert fields.count_or_none("count") == 1
+    assert fields.data_or_none("none") is None and fields.count_or_none("none") is None
+    assert fields.by_text() == {"bytes": b"x", "count": 1, "none": None}
     assert fields.text_or_none("none") is None and fields.seconds_or_none("absent") is None

@@ -1,0 +1,204 @@
+"""The state of a process for the code that takes its place, with the same process id: docs/upgrade.md.
+
+A state is a file in memory (memfd_create(2)), sealed once it is written:
+
+    "goreprox"  format, 4 bytes  length of what follows, 8 bytes  items
+
+Each item is CBOR (RFC 8949) after its length in 4 bytes. Sockets and the lock stay open across `execve`; the items name
+their descriptors. The file itself is found by a variable of the environment.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple, NoReturn
+
+import cbor2
+
+from brokers import decode_cbor
+from goreprox.errors import ControlError
+from goreprox.protocol.errors import ExportError
+
+FORMAT: Final = 1
+"""Of the items, too. A version reads its own format and the one before it."""
+VARIABLE: Final = "_GOREPROX_HANDOVER"
+"""Set for a moment only, between `execve` and the start of the new code."""
+PREFLIGHT_S: Final = 60.0
+"""How long the new code may take to prove that it starts: importing takes half a second, on a busy machine many."""
+MAX_ITEM: Final = 64 << 20
+"""The largest are the last words of a session: at most 65,536 + 10,000 of 300 bytes, 23 MiB."""
+_MAX_DEPTH: Final = 8
+"""Attributes of peers are nested most: 4 by the envelope, and 2 of ours; two to spare."""
+_HEAD: Final = struct.Struct(">8sIQ")
+_MAGIC: Final = b"goreprox"
+_LENGTH: Final = struct.Struct(">I")
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
+"""They wait from before `execve` until the new code has its handlers: by default each would end the process."""
+
+
+class Handover(NamedTuple):
+    """What the next code needs: the file with the state, and descriptors that stay open."""
+
+    state: int
+    descriptors: list[int]
+
+
+@dataclass(slots=True)
+class Inherited:
+    """A state that was found."""
+
+    descriptor: int
+    trial: bool
+    """It is there to be read, and nothing more: there are no descriptors, and no bytes of streams."""
+    problem: str | None = None
+    """Why the code that has written it goes on itself."""
+    restored: bool = False
+    """Whether all of it is in use."""
+
+    def items(self) -> Iterator[object]:
+        """Yield the items, each once it is asked for.
+
+        Raises:
+            ExportError: it is not a state, is incomplete, or has a format that we do not know.
+        """
+        with os.fdopen(os.dup(self.descriptor), "rb") as file:
+            file.seek(0)
+            head = file.read(_HEAD.size)
+            if len(head) < _HEAD.size:
+                raise ExportError("the state is incomplete")
+            magic, form, length = _HEAD.unpack(head)
+            if magic != _MAGIC or form != FORMAT:
+                raise ExportError(f"a state of format {form}, expected {FORMAT}")
+            while length > 0:
+                (size,) = _LENGTH.unpack(file.read(_LENGTH.size).ljust(_LENGTH.size, b"\xff"))
+                length -= _LENGTH.size + size
+                item = file.read(size) if length >= 0 else b""
+                if len(item) < size:
+                    raise ExportError("the state is incomplete")
+                yield decode_cbor(item, max_bytes=MAX_ITEM, max_depth=_MAX_DEPTH, error=ExportError)
+
+    def close(self) -> None:
+        """Free the memory of the state, which is in use."""
+        self.restored = True
+        os.close(self.descriptor)
+
+
+def inherited() -> Inherited | None:
+    """Return the state that the code before us has left, once; None if this is a start like any other."""
+    value = os.environ.pop(VARIABLE, None)
+    if value is None:
+        return None
+    kind, _, number = value.partition(" ")
+    os.set_inheritable(int(number), False)
+    return Inherited(int(number), trial=kind == "trial")
+
+
+def write(items: Iterable[object]) -> int:
+    """Write a state; return its descriptor. Each item is made, and what it holds freed, as it is written.
+
+    Raises:
+        ControlError: the system has no such files, or no memory or descriptor for one.
+    """
+    if sys.platform != "linux":
+        raise ControlError("an upgrade in place needs Linux; restart the process, which drains it first")
+    try:
+        state = os.memfd_create("goreprox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as exc:
+        raise ControlError(f"no memory for the state: {exc.strerror}; nothing has changed") from exc
+    with os.fdopen(state, "wb", closefd=False) as file:
+        file.write(bytes(_HEAD.size))
+        for item in items:
+            data = cbor2.dumps(item)
+            file.write(_LENGTH.pack(len(data)))
+            file.write(data)
+        length = file.tell() - _HEAD.size
+        file.seek(0)
+        file.write(_HEAD.pack(_MAGIC, FORMAT, length))
+    fcntl.fcntl(
+        state, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    )
+    return state
+
+
+async def preflight(state: int) -> str:
+    """Prove, in a child that has no socket and no lock of ours, that the new code starts and reads `state`.
+
+    Returns its version.
+
+    Raises:
+        ControlError: it does not.
+    """
+    try:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *sys.orig_argv[1:],
+            pass_fds=(state,),
+            env={**os.environ, VARIABLE: f"trial {state}"},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as exc:
+        raise ControlError(f"{sys.executable}: {exc.strerror}; install it again; nothing has changed") from exc
+    try:
+        async with asyncio.timeout(PREFLIGHT_S):
+            out, err = await child.communicate()
+    except TimeoutError:
+        raise ControlError(f"the new code does not start within {PREFLIGHT_S:g} s; nothing has changed") from None
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    if child.returncode:
+        lines = err.decode(errors="replace").split("\n")
+        reason = next((line for line in reversed(lines) if line), f"exit code {child.returncode}")
+        raise ControlError(f"the new code cannot take over: {reason.removeprefix('goreprox: ')}; nothing has changed")
+    return out.decode(errors="replace").strip()
+
+
+def execute(handover: Handover) -> NoReturn:
+    """Replace this process by the code that is installed now, which finds the state.
+
+    Raises:
+        OSError: it could not be started. All is as it was.
+    """
+    try:
+        _keep({handover.state, *handover.descriptors})
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, VARIABLE: f"real {handover.state}"})  # noqa: S606 -- itself
+    finally:
+        _keep(set())
+
+
+def start_anew() -> NoReturn:
+    """Replace this process by one that has nothing: its sockets are reset, and its lock says that it has died.
+
+    Raises:
+        OSError: it could not be started.
+    """
+    _keep(set())
+    os.execve(sys.executable, sys.orig_argv, os.environ)  # noqa: S606 -- itself
+
+
+def _keep(descriptors: set[int]) -> None:
+    """Let these survive `execve`, and those of the standard streams, but no other: libzmq has some that would."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        if (descriptor := int(entry.name)) > 2:
+            with contextlib.suppress(OSError):  # that of the list itself
+                os.set_inheritable(descriptor, descriptor in descriptors)
+
+
+def block_signals() -> None:
+    """Let signals wait that end or change a process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def unblock_signals() -> None:
+    """Handle signals again, those that waited first."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,0 +1,236 @@
+"""Replaces the code of a running role, whose connections go on: docs/upgrade.md."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+from loguru import logger
+
+from brokers import Link, LinkIdentity
+from goreprox import __version__
+from goreprox.control.message import Request, encode_error, encode_result
+from goreprox.control.socket import Commands
+from goreprox.errors import ControlError, GoreproxError
+from goreprox.process import handover
+from goreprox.process.clock import clock
+from goreprox.process.handover import Handover, Inherited
+from goreprox.process.instance import Instance
+from goreprox.process.lifetime import Lifetime
+from goreprox.process.log import counted
+from goreprox.protocol.errors import ExportError
+from goreprox.protocol.fields import Fields
+from goreprox.tunnel.driver import Driver, wait_until
+
+RESUME_S = 30.0
+"""How long the report of an upgrade waits for the peers; they may be away for longer."""
+
+
+class Portable(Protocol):
+    """An owner of connections that other code may go on with."""
+
+    driver: Driver
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+
+    async def end_what_stays(self) -> None:
+        """Give connections that cannot be handed over time to end, then reset them."""
+
+    def descriptors(self) -> list[int]:
+        """Return the sockets that are handed over."""
+
+    def export(self, *, payload: bool) -> Iterator[object]:
+        """Yield its state; with `payload` it lets go of the sockets, and is of no use any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the code before this one has left of the process, and the items of its owner of connections."""
+
+    inherited: Inherited
+    items: Iterator[object]
+    version: str
+    name: str
+    incarnation: bytes
+    predecessor: bytes | None
+    lock: int
+    lock_path: Path
+    links: dict[str, LinkIdentity]
+    """By label."""
+    client: int | None
+    """The descriptor of the connection over which the upgrade was asked for."""
+    paused_at: float
+    connections: int
+
+    @classmethod
+    def read(cls, inherited: Inherited) -> Self:
+        """Read the first item; every descriptor is closed on `execve` again.
+
+        Raises:
+            ExportError: it is not what `Upgrade` writes.
+        """
+        items = inherited.items()
+        head = Fields(next(items, None))
+        if not inherited.trial:
+            for descriptor in head.items("descriptors"):
+                if not isinstance(descriptor, int):
+                    raise ExportError("malformed descriptors in the export")
+                os.set_inheritable(descriptor, False)
+        return cls(
+            inherited=inherited,
+            items=items,
+            version=head.text("version"),
+            name=head.text("name"),
+            incarnation=head.data("incarnation"),
+            predecessor=head.data_or_none("predecessor"),
+            lock=head.count("lock"),
+            lock_path=Path(head.text("lock_path")),
+            links=dict(map(_link, head.items("links"))),
+            client=head.count_or_none("client"),
+            paused_at=head.seconds("paused_at"),
+            connections=head.count("connections"),
+        )
+
+
+def _link(item: object) -> tuple[str, LinkIdentity]:
+    match item:
+        case [str(label), bytes(nonce), int(attempt)]:
+            return label, LinkIdentity(nonce, attempt)
+    raise ExportError("malformed link in the export")
+
+
+class Upgrade:
+    """Hands a process over to the code that is installed when it is asked to."""
+
+    def __init__(self, life: Lifetime, owner: Portable, instance: Instance, links: Sequence[Link]) -> None:
+        self._life = life
+        self._owner = owner
+        self._instance = instance
+        self._links = links
+        self._client: int | None = None
+        self._busy = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def commands(self) -> Commands:
+        """What the control socket serves."""
+        return {"upgrade": self._serve}
+
+    async def _serve(self, request: Request) -> object:
+        client = os.dup(request.client)
+        try:
+            await self._prepare()
+        except BaseException:
+            os.close(client)
+            raise
+        self._client = client
+        self._life.replace()
+        return await asyncio.get_running_loop().create_future()  # the code that takes over replies
+
+    def signalled(self) -> None:
+        """Upgrade on SIGUSR2; an error is in the log."""
+        self._start(self._upgrade())
+
+    async def _upgrade(self) -> None:
+        with contextlib.suppress(GoreproxError):
+            await self._prepare()
+            self._life.replace()
+
+    async def _prepare(self) -> None:
+        """Do all that may fail, then end what cannot be handed over.
+
+        Raises:
+            ControlError: something is wrong with the new code, or this is not the time; nothing has changed.
+        """
+        try:
+            if self._busy or self._life.stop.is_set():
+                raise ControlError("an upgrade is in progress" if self._busy else "it is shutting down")
+            self._busy = True
+            try:
+                await self._check()
+            finally:
+                self._busy = False
+        except ControlError as exc:
+            logger.bind(event="upgrade_failed").error("no upgrade: {}", exc)
+            raise
+
+    async def _check(self) -> None:
+        state = handover.write(self._items([], payload=False))
+        try:
+            version = await handover.preflight(state)
+        finally:
+            os.close(state)
+        logger.bind(event="upgrading", version=version).info("upgrading from {} to {}", __version__, version)
+        await self._owner.end_what_stays()
+        if self._life.stop.is_set():
+            raise ControlError("it is shutting down")
+
+    def _items(self, descriptors: list[int], *, payload: bool) -> Iterator[object]:
+        instance = self._instance
+        yield {
+            "version": __version__,
+            "name": instance.name,
+            "incarnation": instance.incarnation,
+            "predecessor": instance.predecessor,
+            "lock": descriptors[0] if descriptors else 0,
+            "lock_path": str(instance.path),
+            "links": [[link.label, *link.identity] for link in self._links],
+            "client": self._client,
+            "paused_at": clock(),
+            "connections": self._owner.connections,
+            "descriptors": descriptors,
+        }
+        yield from self._owner.export(payload=payload)
+
+    def handover(self) -> Handover | None:
+        """Return what the next code needs, None if none is to take over. The links are closed; nothing may follow."""
+        if not self._life.replaced:
+            return None
+        self._owner.driver.leave("this process is being upgraded")
+        descriptors = [self._instance.detach(), *self._owner.descriptors()]
+        if self._client is not None:
+            descriptors.append(self._client)
+        return Handover(handover.write(self._items(descriptors, payload=True)), descriptors)
+
+    def took_over(self, before: Before) -> None:
+        """Report the upgrade that has led here, once the sessions have resumed."""
+        before.inherited.close()
+        self._busy = True
+        self._start(self._report(before))
+
+    async def _report(self, before: Before) -> None:
+        peers = [peer for peer in self._owner.driver.peers.values() if peer.session.streams]
+        await wait_until(lambda: all(peer.session.established or peer.gone for peer in peers), deadline_s=RESUME_S)
+        self._busy = False
+        paused_s = round(clock() - before.paused_at, 3)
+        result = {
+            "from": before.version,
+            "to": __version__,
+            "connections": before.connections,
+            "paused_s": paused_s,
+        }
+        problem = before.inherited.problem
+        if problem is None:
+            logger.bind(event="upgraded", **result).info(
+                "upgraded from {} to {}: {} went on after {:g} s",
+                before.version,
+                __version__,
+                counted(before.connections, "connection"),
+                paused_s,
+            )
+        if before.client is not None:
+            reply = encode_result(result) if problem is None else encode_error(ControlError(problem))
+            with socket.socket(fileno=before.client) as client, contextlib.suppress(OSError):
+                client.setblocking(False)
+                client.send(reply)  # small enough for the socket of a client that has read nothing yet
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="upgrade")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

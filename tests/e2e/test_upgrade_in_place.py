@@ -1,0 +1,289 @@
+"""An upgrade in place: real processes are replaced by the code that is installed, and no connection notices."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.roles import echoed, whole
+from tests.support.processes import Handler, Process, Tunnel, descriptors, logging_to, nothing_yet
+from tests.support.sockets import HOST
+from tests.support.traffic import block, echo, read_digest
+from tests.support.waiting import DEADLINE_S, eventually
+
+UPGRADES = 3
+IDLE = 40
+
+
+@pytest.fixture
+def tmp() -> Iterator[Path]:
+    """A directory whose path leaves room for the name of a socket."""
+    with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
+        yield Path(path)
+
+
+MODULE = ("-m", "goreprox")
+
+
+async def start(made: Tunnel, *arguments: str, path: str = "", program: Sequence[str] = MODULE) -> Process:
+    """Start a role by the interpreter, which is what an upgrade starts anew; `path` goes before its modules."""
+    started = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", *program, *arguments, "--insecure", *logging_to(made.tmp)),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")]))},
+        cwd=made.tmp,
+    )
+    process = Process(started)
+    made._stack.push_async_callback(process.stop)
+    await process.ready()
+    return process
+
+
+async def run(made: Tunnel, target: Handler, *options: str, path: str = "", program: Sequence[str] = MODULE) -> None:
+    """Start a server, and a provider of `target` that can be upgraded."""
+    await made.target(target)
+    await made.serve()
+    where = ("--server", f"{HOST}:{made.relay.port}")
+    made.provider = await start(
+        made, "provider", f"{HOST}:{made.target_port}", *where, *options, path=path, program=program
+    )
+    await eventually(lambda: made.server.events("peer_up"), "the server knows the provider")
+
+
+async def upgrade(tmp: Path, *args: str) -> tuple[int, str, str]:
+    """Run the command; return its exit code, output and errors."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-m", "goreprox", "upgrade", "--runtime-dir", str(tmp / "run"), *args),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=tmp,
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def upgraded(tmp: Path, connections: int) -> None:
+    code, out, err = await upgrade(tmp, "--role", "provider")
+    assert not code, err
+    assert f"; {connections} connection" in out
+
+
+def kinds(process: Process) -> Counter[str]:
+    """Count the kinds of descriptors."""
+    return Counter(each.partition(":")[0] for each in descriptors(process))
+
+
+class Target:
+    """Echoes; one connection is half-closed by its client, one by the target, until `released`."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+        self.heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kind = await reader.readexactly(1)
+        writer.write(kind)
+        if kind == b"c":
+            data = await reader.read()
+            await self.released.wait()
+            writer.write(data)
+            writer.close()
+        elif kind == b"t":
+            writer.write_eof()
+            self.heard.set_result(await reader.read())
+            writer.close()
+        else:
+            await echo(reader, writer)
+
+
+async def test_connections_go_on_through_upgrades_of_their_provider(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        target = Target()
+        await run(made, target.serve)
+        pid = made.provider.process.pid
+        idle = [await made.connect() for _ in range(IDLE)]
+        for client in idle:
+            await echoed(client, b"before")
+        by_client, by_target, bulk = await made.connect(), await made.connect(), await made.connect()
+        await echoed(by_client, b"c")
+        by_client[1].write(b"x" * (1 << 20))
+        by_client[1].write_eof()
+        await echoed(by_target, b"t")
+        assert not await asyncio.wait_for(by_target[0].read(), DEADLINE_S)
+        reading = asyncio.create_task(read_digest(bulk[0]))
+        over = asyncio.Event()
+
+        async def send() -> tuple[int, str]:
+            digest, count = hashlib.sha256(), 0
+            while not over.is_set():
+                data = block(count)
+                digest.update(data)
+                bulk[1].write(data)
+                await bulk[1].drain()
+                count += 1
+            bulk[1].write_eof()
+            return count << 16, digest.hexdigest()
+
+        sending = asyncio.create_task(send())
+        before = kinds(made.provider)
+        for _ in range(UPGRADES):
+            await upgraded(tmp, IDLE + 3)
+            for client in idle:
+                await echoed(client, b"after")
+            by_target[1].write(b"more")
+            await whole(made, made.port)
+        over.set()
+        assert await asyncio.wait_for(reading, DEADLINE_S) == await sending
+        target.released.set()
+        assert await asyncio.wait_for(by_client[0].read(), DEADLINE_S) == b"x" * (1 << 20)
+        by_target[1].write_eof()
+        assert await asyncio.wait_for(target.heard, DEADLINE_S) == b"more" * UPGRADES
+        assert made.provider.process.pid == pid and made.provider.events("upgraded") == UPGRADES
+        assert not made.server.events("peer_restarted") and not made.provider.events("restore_failed")
+        # pyzmq makes a context of its own, of seven, once it has referred to a large frame.
+        most = before - Counter({"socket": 3}) + Counter({"anon_inode": 7})
+        await eventually(lambda: kinds(made.provider) <= most, "it has no more descriptors than before")
+        for _, writer in (*idle, by_client, by_target, bulk):
+            writer.close()
+        made.provider.signal(signal.SIGTERM)
+        assert await made.provider.wait() == 0
+
+
+async def test_code_that_does_not_start_changes_nothing(tmp: Path) -> None:
+    broken = tmp / "modules"
+    broken.mkdir()
+    async with nothing_yet(tmp) as made:
+        await run(made, echo, path=str(broken))
+        client = await made.connect()
+        await echoed(client, b"before")
+        (broken / "goreprox").mkdir()
+        (broken / "goreprox/__init__.py").write_text("raise RuntimeError('half installed')")
+        for _ in range(2):
+            code, out, err = await upgrade(tmp, "--role", "provider")
+            assert (code, out) == (1, "")
+            assert err == (
+                f"goreprox: provider-{socket.gethostname()}.0: the new code cannot take over: "
+                "RuntimeError: half installed; nothing has changed\n"
+            )
+        await echoed(client, b"after")
+        shutil.rmtree(broken / "goreprox")
+        await upgraded(tmp, 1)
+        await echoed(client, b"later")
+        client[1].close()
+
+
+async def test_a_signal_upgrades_too_and_the_end_of_a_provider_is_clean(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        await run(made, echo)
+        client = await made.connect()
+        await echoed(client, b"before")
+        made.provider.signal(signal.SIGUSR2)
+        await made.provider.logged("upgraded", connections=1)
+        await echoed(client, b"after")
+        client[1].close()
+        made.provider.signal(signal.SIGTERM)
+        assert await made.provider.wait() == 0
+
+
+async def test_an_upgrade_during_an_outage(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        await run(made, echo)
+        client = await made.connect()
+        await echoed(client, b"before")
+        made.relay.silence()
+        made.provider.signal(signal.SIGUSR2)
+        await eventually(lambda: made.provider.events("starting") == 2, "the new code has started")
+        client[1].write(b"meanwhile")
+        made.relay.resume()
+        assert await asyncio.wait_for(client[0].readexactly(9), DEADLINE_S) == b"meanwhile"
+        client[1].close()
+
+
+NO_EXECVE = """
+import os, sys
+
+def execve(path, arguments, environment):
+    raise FileNotFoundError(2, "No such file or directory")
+
+os.execve = execve
+from goreprox.cli.main import main
+sys.exit(main())
+"""
+
+
+async def test_code_that_goes_missing_after_the_check_leaves_the_old_code_at_work(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        await run(made, echo, program=("-c", NO_EXECVE))
+        client = await made.connect()
+        for word in (b"one", b"two"):
+            await echoed(client, word)
+            code, out, err = await upgrade(tmp, "--role", "provider")
+            assert (code, out) == (1, "")
+            assert err.endswith(" could not be started: No such file or directory; the code before it goes on\n")
+        await echoed(client, b"three")
+        await whole(made, made.port)
+        client[1].close()
+        made.provider.signal(signal.SIGTERM)
+        assert await made.provider.wait() == 0
+
+
+NO_RESTORE = """
+import sys
+from goreprox.roles.provider import Provider
+
+restore = Provider.restore
+
+def restore_trials(self, items, *, trial):
+    if not trial:
+        raise ValueError("a bug")
+    restore(self, items, trial=trial)
+
+Provider.restore = restore_trials
+from goreprox.cli.main import main
+sys.exit(main())
+"""
+
+
+async def test_code_that_cannot_restore_the_state_starts_anew_and_resets_its_connections(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        await run(made, echo, program=("-c", NO_RESTORE))
+        client = await made.connect()
+        await echoed(client, b"before")
+        made.provider.signal(signal.SIGUSR2)
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(client[0].read(), DEADLINE_S)
+        await made.server.logged("peer_restarted")
+        await whole(made, made.port)
+        assert made.provider.events("restore_failed") == 1 and made.provider.process.returncode is None
+
+
+async def test_a_signal_to_end_that_comes_in_the_midst_of_an_upgrade_is_not_lost(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        await run(made, echo)
+        made.provider.signal(signal.SIGUSR2)
+        await made.provider.logged("upgrading")
+        made.provider.signal(signal.SIGTERM)
+        assert await made.provider.wait() == 0
+
+
+async def test_a_role_that_cannot_be_upgraded_says_so(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        server = await made.serve()
+        code, out, err = await upgrade(tmp, "--role", "server")
+        assert (code, out) == (1, "") and "cannot be upgraded in place; restart it" in err
+        server.signal(signal.SIGUSR2)
+        await server.logged("upgrade_failed")
+        assert server.process.returncode is None

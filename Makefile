@@ -1,6 +1,7 @@
 # Targets make their own virtual environment; nothing is needed but Python 3.11 or later and make.
 PYTHON ?= python3
 BIN := .venv/bin
+AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR)
 
 .PHONY: demo test compiled test-compiled test-containers check docs picture bench fresh fuzz soak dist tagged release example
 demo: .venv/runtime
@@ -20,8 +21,9 @@ build/compiled/.done: hatch_build.py pyproject.toml $(shell find goreprox broker
 
 # Tests of that code as compiled; those marked `pure` replace or instrument parts of it, which only the sources allow.
 test-compiled: compiled .venv/dev
-	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -n 8 --dist load --maxschedchunk 1 \
-		-o pythonpath='build/compiled .' -m 'not pure' tests/unit tests/sim tests/integration tests/fuzz
+	$(AS_COMPILED) $(BIN)/goreprox --version | grep -F '(compiled)'
+	$(AS_COMPILED) $(BIN)/pytest -n 8 --dist load --maxschedchunk 1 -o pythonpath= -m 'not pure' \
+		tests/unit tests/sim tests/integration tests/fuzz
 
 # For a minute, seeds that nobody has tried, beside the fixed ones of the tests.
 fresh: .venv/dev
@@ -78,9 +80,9 @@ fuzz: .venv/dev
 soak: .venv/dev
 	SOAK_S=$${SOAK_S:-600} $(BIN)/python -m tests.soak
 
-# QUICK=1: two minutes. ARGS: options of `python -m benchmarks --help`, such as ARGS='--peers DIR'
-bench: .venv/bench
-	$(BIN)/python -m benchmarks $(if $(QUICK),--quick,--docs docs) $(ARGS)
+# QUICK=1: two minutes. COMPILED=1: as compiled. ARGS: options of `python -m benchmarks --help`, such as ARGS='--peers DIR'
+bench: .venv/bench $(if $(COMPILED),compiled)
+	$(if $(COMPILED),$(AS_COMPILED)) $(BIN)/python -m benchmarks $(if $(QUICK),--quick,--docs docs) $(ARGS)
 
 .venv/runtime: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -29,7 +29,7 @@ from benchmarks.processes import Processes
 from benchmarks.sides import Kind, Side
 from benchmarks.targets import Targets
 from benchmarks.verdicts import Party
-from goreprox import __version__
+from goreprox import __version__, build
 
 ROUNDS = 5
 START_S = 1.5  # a side's start and end, as an estimate
@@ -164,7 +164,8 @@ def _measure(console: Console, plan: Plan, results: report.Results, docs: Path |
 
 def _results(plan: Plan) -> report.Results:
     parties = [Party(side.key, side.title, side.kind is Kind.TUNNEL, side.encrypted) for side in SIDES]
-    versions = {"goreprox": f"{__version__}{_commit()}, libzmq {zmq.zmq_version()}, pyzmq {zmq.__version__}"}
+    libraries = f"libzmq {zmq.zmq_version()}, pyzmq {zmq.__version__}"
+    versions = {"goreprox": f"{__version__}{_commit()} ({build()}), {libraries}"}
     commands = {side.version[0]: side.version for side in plan.sides if side.version} | {"wrk": ("wrk", "-v")}
     versions |= {name: report.version((find(name) or name, *rest)) for name, (_, *rest) in commands.items()}
     began = datetime.now(UTC).isoformat(timespec="seconds")

@@ -117,6 +117,7 @@ ATTRIBUTES: dict[type, dict[str, str]] = {
 """Every attribute of what makes up a session, and how the new process comes by it."""
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("kind", ATTRIBUTES, ids=lambda kind: kind.__name__)
 def test_every_attribute_is_accounted_for(kind: type) -> None:
     slots = getattr(kind, "__slots__", None)

@@ -184,7 +184,7 @@ class Provider:
         """Give connections that speak TLS time to end, then reset them. New streams wait at their edges."""
 
         def staying() -> list[Bridge]:
-            return [bridge for bridge in self._bridges if not bridge.portable]
+            return [bridge for bridge, _ in self._live_bridges if not bridge.portable]
 
         if staying():
             self._draining = True
@@ -194,12 +194,12 @@ class Provider:
 
     def descriptors(self) -> list[int]:
         """Return the sockets of all connections to targets."""
-        return [bridge.descriptor for bridge in self._bridges if bridge.descriptor is not None]
+        return [bridge.descriptor for bridge, _ in self._live_bridges if bridge.descriptor is not None]
 
     def export(self, *, payload: bool) -> Iterator[object]:
         """Yield sessions, then sockets. Streams without one wait for their target, which is dialled anew."""
         yield from self.driver.export(payload=payload)
-        bridges = [(bridge, peer) for bridge in self._bridges if (peer := self.driver.peer_of(bridge.stream))]
+        bridges = self._live_bridges
         ended = self.ended
         yield {
             "sockets": len(bridges),
@@ -238,8 +238,14 @@ class Provider:
             raise ExportError("more in the export than expected")
 
     @property
-    def _bridges(self) -> list[Bridge]:
-        return [bridge for bridge in self.bridges.connections if isinstance(bridge, Bridge)]
+    def _live_bridges(self) -> list[tuple[Bridge, Peer]]:
+        """Those whose stream has not ended, and the peers of these streams."""
+        return [
+            (bridge, peer)
+            for bridge in self.bridges.connections
+            if isinstance(bridge, Bridge) and (peer := self.driver.peer_of(bridge.stream)) is not None
+            if bridge.stream.id in peer.session.streams
+        ]
 
     def metrics(self) -> Metrics:
         """Return what the status shows of this provider (snapshot.Owner)."""

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import cbor2
 from loguru import logger
 
 import goreprox.net.listeners
 import goreprox.net.poller
 import goreprox.net.sockets
 import goreprox.roles.dial
+import goreprox.roles.provider
 from brokers import PeerName, Role
 from goreprox.config.addresses import Address, Listener, Target
 from goreprox.config.roles import EdgeConfig, ProviderConfig
@@ -126,6 +128,8 @@ class Cluster:
         self.by_address: dict[str, Client] = {}
         self.dial_failure: dict[str, str] = {}
         """By slot of a provider, what happens to its dials: `refuse` or `hang`."""
+        self.moved = 0
+        """Sockets that were handed over in upgrades."""
         self.oracle = Oracle(self)
 
     # Running.
@@ -145,6 +149,7 @@ class Cluster:
             ):
                 stack.enter_context(patch.object(module, name, self.sockets))
             stack.enter_context(patch.object(goreprox.roles.dial, "resolve", self.sockets.resolve))
+            stack.enter_context(patch.object(goreprox.roles.provider, "restored", self.sockets.restored))
             stack.enter_context(patch.object(goreprox.net.poller, "Epoll", self.sockets.epoll))
             for module in [module for name, module in sys.modules.items() if name.startswith("goreprox.")]:
                 if getattr(module, "clock", None) is _CLOCK:
@@ -253,6 +258,27 @@ class Cluster:
             self.world.after(0.5, self.kill, slot)
 
         node.process.run(node.process.create_task, close())
+
+    def upgrade(self, slot: str) -> None:
+        """Replace the code of a provider, once no target has accepted a connection that it does not know of yet."""
+        node = self.nodes[slot]
+        if not node.process.running or node.closing_at is not None:
+            return
+        if any(dial._sock is not None and dial._sock.far is not None for dial in node.app.dialer.dials):
+            self.world.after(0.001, self.upgrade, slot)
+            return
+        node.process.run(self._upgrade, node)
+        self.oracle.look()
+
+    def _upgrade(self, node: Node) -> None:
+        node.driver.leave("an upgrade")
+        kept = set(node.app.descriptors())
+        self.moved += len(kept)
+        items = [cbor2.dumps(item) for item in node.app.export(payload=True)]
+        node.process.execve(kept)
+        before, node.app = node.links, self.provider()
+        node.app.restore(map(cbor2.loads, items), trial=False)
+        node.links = [link.again(node.driver) for link in before]
 
     # Sockets.
 

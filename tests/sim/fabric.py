@@ -238,6 +238,22 @@ class SimLink:
         process.call_soon(self._connect)
         process.call_later(GREET_S, self._keep)
 
+    def again(self, receiver: Receiver) -> "SimLink":
+        """Return the link of the code that replaces the one that this link belonged to."""
+        self.state = "closed"
+        if self.wire is not None:
+            self.wire.close("link")
+        new = SimLink(
+            self._net,
+            self.process,
+            self.name,
+            attributes=self._attributes,
+            broker=self.label,
+            receiver=receiver,
+        )
+        new.key, new._attempt = self.key, self._attempt
+        return new
+
     def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
         return self.state == "up" and self._send([peer_id, *frames])
 

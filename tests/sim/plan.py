@@ -125,6 +125,8 @@ def _busy(seed: int, dice: random.Random, topology: dict[str, Any]) -> Plan:
     several = [group[0] for group in (slots["e"], slots["p"]) if len(group) > 1]
     if seed % 16 == 12 and several:  # as above
         faults.append(Fault(seconds * dice.random(), 0.0, "gone", (dice.choice(several),)))
+    if seed % 4 == 3:  # as above
+        faults += [Fault(seconds * dice.random(), 0.0, "upgrade", (dice.choice(slots["p"]),)) for _ in range(6)]
     return Plan(seed, topology, tuple(arrivals), tuple(sorted(faults, key=lambda fault: fault.at)))
 
 
@@ -154,7 +156,7 @@ def _program(dice: random.Random, seed: int, seconds: float, *, crowd: bool) -> 
 
 
 def _fault(dice: random.Random, seconds: float, slots: dict[str, list[str]]) -> Fault:
-    kind = dice.choice(sorted(_FAULTS.keys() - {"disorder messages"}))
+    kind = dice.choice(sorted(_FAULTS.keys() - {"disorder messages", "upgrade"}))
     peer, broker = dice.choice(slots["e"] + slots["p"]), dice.choice(slots["b"])
     anyone = dice.choice([slot for group in slots.values() for slot in group])
     where: tuple[str, ...]
@@ -223,6 +225,11 @@ def _drain(cluster: Cluster, fault: Fault) -> Callable[[], object]:
     return lambda: cluster.world.after(3.0, cluster.restart, fault.where[0])
 
 
+def _upgrade(cluster: Cluster, fault: Fault) -> Callable[[], object]:
+    cluster.upgrade(fault.where[0])
+    return lambda: None
+
+
 def _dials(failure: str) -> Callable[[Cluster, Fault], Callable[[], object]]:
     def begin(cluster: Cluster, fault: Fault) -> Callable[[], object]:
         cluster.dial_failure[fault.where[0]] = failure
@@ -246,6 +253,7 @@ _FAULTS: dict[str, Callable[[Cluster, Fault], Callable[[], object]]] = {
     "drain": _drain,
     "refuse": _dials("refuse"),
     "hang dials": _dials("hang"),
+    "upgrade": _upgrade,
 }
 """By kind: begins a fault, and returns what ends it."""
 

@@ -30,7 +30,7 @@ class SimSocket:
         self.far: Far | None = None
         self.listening = False
         self.dialed = False
-        self.address: tuple[str, int] = ("0.0.0.0", 0)
+        self.address = self.peer = ("0.0.0.0", 0)
         self.backlog: deque[tuple[SimSocket, tuple[str, int]]] = deque()
         self.connect_code: int | None = None
         self._linger = False
@@ -134,6 +134,9 @@ class SimSocket:
     def getsockname(self) -> tuple[str, int]:
         return self.address
 
+    def getpeername(self) -> tuple[str, int]:
+        return self.peer
+
     def bind(self, address: tuple[str, int]) -> None:
         self.address = address
 
@@ -151,6 +154,7 @@ class SimSocket:
         if self.dialed:
             return errno.EALREADY
         self.dialed = True
+        self.peer = address
         self.net.dial(self, address)
         return errno.EINPROGRESS
 
@@ -271,6 +275,16 @@ class Sockets:
 
     def close(self, _: int) -> None:
         """Do nothing: `dup` opens nothing."""
+
+    def restored(self, fd: int | None) -> SimSocket:
+        """Return the socket of a descriptor, or a closed one."""
+        if fd is None:
+            sock = self.socket()
+            sock.close()
+            return sock
+        found = self._process().files[fd]
+        assert isinstance(found, SimSocket)
+        return found
 
     def epoll(self) -> Epoll:
         return Epoll(self._process())

@@ -54,6 +54,7 @@ def test_clusters_keep_the_promise(first: int) -> None:
     clusters = [check(draw(seed)) for seed in range(first, first + CHUNK)]
     assert sum(cluster.oracle.bytes_checked for cluster in clusters) > 1 << 20
     assert sum(len(cluster.targets) for cluster in clusters) > 10
+    assert sum(cluster.moved for cluster in clusters) > 0
 
 
 @pytest.mark.parametrize("seed", FAILED_ONCE)

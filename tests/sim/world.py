@@ -86,6 +86,12 @@ class World:
         heapq.heappush(self._heap, (when if when > self.now else self.now, next(self._count), event))
         return event
 
+    def forget(self, process: "Process") -> None:
+        """Cancel all events of a process."""
+        for _, _, event in self._heap:
+            if event.process is process:
+                event.cancel()
+
     def run_until(self, end: float) -> None:
         """Let everything happen that is due until `end`."""
         heap, pop = self._heap, heapq.heappop
@@ -195,12 +201,27 @@ class Process:
     def kill(self) -> None:
         """Die at once; the kernel closes its descriptors."""
         self.died_at = self.world.now
+        self._end_tasks()
+        for file in list(self.files.values()):
+            file.close()
+
+    def _end_tasks(self) -> None:
         for task in self.tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 task.get_coro().close()
-        for file in list(self.files.values()):
-            file.close()
+
+    def execve(self, kept: set[int]) -> None:
+        """Forget all code and what it waits for; the kernel closes all descriptors but those that are `kept`."""
+        self.world.forget(self)
+        self._end_tasks()
+        self.tasks, self._held = [], []
+        self.epoll, self._polling = None, False
+        for fd, file in list(self.files.items()):
+            if isinstance(file, Epoll):
+                self.release(fd)
+            elif fd not in kept:
+                file.close()
 
     # The methods of asyncio's loops that are used.
 
@@ -257,6 +278,10 @@ class Process:
         """Call `callback` when `fd` is ready: an epoll, since the code under test adds nothing else."""
         self.epoll = self.files[fd]
         self._serve = callback
+
+    def remove_reader(self, fd: int) -> None:
+        """Forget the epoll."""
+        self.epoll = None
 
     def poke(self, fd: int) -> None:
         """Have the epoll look at a descriptor in the next turn of the loop."""

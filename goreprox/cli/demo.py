@@ -151,8 +151,9 @@ async def _process(*args: str, stdin: int = asyncio.subprocess.DEVNULL) -> Async
     try:
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
         await process.wait()
 
 
@@ -174,6 +175,7 @@ async def _ready(process: asyncio.subprocess.Process, what: str) -> dict[str, ob
                         if entry.get("event") == "ready":
                             return entry
                         last = str(entry.get("message", last))
+            await process.wait()  # one that was killed as it ended would be reported as unknown
     raise StartError(f"the demo cannot start its {what}: {last.removeprefix('goreprox: ')}")
 
 

@@ -19,7 +19,7 @@ from goreprox.protocol.stream import Stream
 from goreprox.tunnel import driver
 from goreprox.tunnel.driver import Driver, wait_until
 from goreprox.tunnel.peer import Peer, common_version
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 
 @pytest.mark.parametrize(
@@ -567,6 +567,24 @@ async def test_a_peer_that_cannot_be_is_not_restored(change: dict[str, object]) 
         Wire(Role.PROVIDER).driver.restore(iter([head, entry | change, *rest]))
     for end, other in ((edge, provider), (provider, edge)):
         end.driver.peer_down(end, other.name.id, REVOKED)
+
+
+async def test_the_application_is_told_once_streams_may_flow() -> None:
+    edge, _, peer = await joined()
+    assert edge.changed == [peer]
+
+
+async def test_a_message_of_an_unknown_peer_is_ignored() -> None:
+    edge, _, peer = await joined()
+    edge.driver.message(edge, os.urandom(17), [b"nothing"])
+    assert peer.available
+
+
+async def test_a_goodbye_waits_until_the_peer_has_it() -> None:
+    edge, provider, peer = await joined()
+    await edge.driver.goodbye("we are leaving", deadline_s=DEADLINE_S)
+    assert edge.driver.settled and peer.session.settled
+    assert provider.driver.peers[edge.name.id].gone
 
 
 async def test_waiting_for_a_condition_ends_with_it_or_at_the_deadline() -> None:

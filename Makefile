@@ -23,7 +23,7 @@ build/compiled/.done: hatch_build.py pyproject.toml $(shell find goreprox broker
 test-compiled: compiled .venv/dev
 	$(AS_COMPILED) $(BIN)/goreprox --version | grep -F '(compiled)'
 	$(AS_COMPILED) $(BIN)/pytest -n 8 --dist load --maxschedchunk 1 -o pythonpath= -m 'not pure' \
-		tests/unit tests/sim tests/integration tests/fuzz
+		tests/unit tests/sim tests/integration tests/fuzz $(addprefix tests/e2e/test_,chaos.py reload.py upgrade_in_place.py)
 
 # For a minute, seeds that nobody has tried, beside the fixed ones of the tests.
 fresh: .venv/dev

@@ -1,5 +1,6 @@
 """What a session is for the process that replaces this one: complete, checked, and in memory once."""
 
+import io
 import tracemalloc
 from typing import Any
 
@@ -312,6 +313,29 @@ def test_a_newer_version_may_add_fields() -> None:
         if isinstance(item, dict):
             item["from a later version"] = 1
     assert restored(items).streams
+
+
+GOLDEN = """
+ac6776657273696f6e01666661696c6564f668647261696e696e67f46d706565725f647261696e696e67f56565706f6368026767726163
+655f73fb404e000000000000676c6f73745f6174fb3fb1eb851eb851ec676e6578745f6964036b706565725f77696e646f771940006863
+6f756e74657273a5676f757461676573016e7265706c617965645f627974657300666f70656e6564026a73656e745f6279746573006e72
+656365697665645f6279746573006a6c6173745f776f726473818402f40064676f6e656773747265616d7301ad62696401666f70656e65
+72f567736572766963656764656661756c7466636c69656e7464746573746b64657374696e6174696f6e60657374617465646f70656e68
+6163636570746564f56a656e645f726561736f6e60696f70656e65645f6174f66473656e64a76561636b6564006473656e740b63656e64
+0b656c696d69741a0001000063656f66f468656f665f73656e74f46866696e6973686564f46772656365697665a6687265636569766564
+056964656c697665726564036561636b656400656c696d69741a0001000063656f66f46d656f665f64656c697665726564f46b73656e64
+5f6368756e6b73026e726563656976655f6368756e6b730149001f3e5d7c9bbad9f9421d3c426483
+"""
+"""What format 1 (`process.handover.FORMAT`) was when it was new: a session, a stream, three chunks, an end."""
+
+
+def test_an_export_of_format_1_can_still_be_restored() -> None:
+    data = io.BytesIO(bytes.fromhex(GOLDEN))
+    items = [cbor2.load(data) for _ in range(5)]
+    after = restored(items)
+    (stream,) = after.streams.values()
+    assert bytes_of(stream) == (bytes.fromhex("001f3e5d7c9bbad9f91d3c"), bytes.fromhex("6483"))
+    assert exported(after) == [items[0], items[1] | {"send_chunks": 0, "receive_chunks": 0}]
 
 
 def test_fields_are_checked() -> None:

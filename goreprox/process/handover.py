@@ -135,6 +135,8 @@ async def preflight(state: int) -> str:
     Raises:
         ControlError: it does not.
     """
+    # Python 3.11 waits for a child in a thread, which may outlive it for a moment. No signal may be delivered there.
+    block_signals()
     try:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -147,6 +149,8 @@ async def preflight(state: int) -> str:
         )
     except OSError as exc:
         raise ControlError(f"{sys.executable}: {exc.strerror}; install it again; nothing has changed") from exc
+    finally:
+        unblock_signals()
     try:
         async with asyncio.timeout(PREFLIGHT_S):
             out, err = await child.communicate()

@@ -4,13 +4,14 @@ import json as js
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 from cyclopts import Parameter
 from loguru import logger
 
 from goreprox.cli.app import sources
 from goreprox.cli.columns import columns
+from goreprox.cli.options import Role
 from goreprox.cli.problems import Problem, examine, option, problem
 from goreprox.cli.setup import Setup
 from goreprox.cli.usage import origin
@@ -18,8 +19,6 @@ from goreprox.config.listed import options_of
 from goreprox.config.options import PROCESS, File
 from goreprox.errors import ConfigError, StartError
 from goreprox.process.log import configure, counted
-
-Role = Literal["server", "edge", "broker", "provider"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,17 @@
-"""Groups of options for commands: those of every role, and where keys come from."""
+"""Groups of options for commands: those of every role, where keys come from, and which processes are asked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 
 from goreprox.config.options import GROUP, KEYS, PROCESS, Directory, File
+from goreprox.config.paths import runtime_dirs
 from goreprox.config.process import ProcessConfig
+
+Role = Literal["server", "edge", "broker", "provider"]
 
 
 @GROUP
@@ -37,6 +42,27 @@ class JoinOptions:
     the list of processes: prefer --join-file."""
     join_file: Annotated[File, Parameter(group=KEYS)] = None
     """Read the join string from this file."""
+
+
+@GROUP
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskOptions:
+    """Which processes of this machine a command asks."""
+
+    name: Annotated[str | None, Parameter(metavar="NAME")] = None
+    """Ask only processes with this name."""
+    role: Annotated[Role | None, Parameter(metavar="ROLE")] = None
+    """Ask only processes of this role."""
+    runtime_dir: Directory = None
+    """Look for processes in this directory. [default: that of roles, and /run/goreprox*]"""
+
+    @property
+    def directories(self) -> Sequence[Path]:
+        """Where to look."""
+        return runtime_dirs() if self.runtime_dir is None else [self.runtime_dir]
+
+
+ALL: Final = AskOptions()
 
 
 StateDir = Annotated[

@@ -1,41 +1,24 @@
 """The command `reload`."""
 
-from typing import Annotated, Literal
+from typing import Final
 
-from cyclopts import Parameter
-
-from goreprox.config.options import Directory
-from goreprox.config.paths import runtime_dirs
+from goreprox.cli.options import ALL, AskOptions
 from goreprox.control.client import PARENT, ROLES, ask_all
 from goreprox.errors import ControlError
 
-Role = Literal["server", "edge", "broker", "provider"]
-RELOAD_S = 60.0
+RELOAD_S: Final = 60.0
 """Deadline: workers, too, take over the configuration one by one."""
 
 
 def reload(
     *,
-    name: Annotated[str | None, Parameter(metavar="NAME")] = None,
-    role: Annotated[Role | None, Parameter(metavar="ROLE")] = None,
-    runtime_dir: Directory = None,
+    of: AskOptions = ALL,
 ) -> None:
-    """Let the processes of this machine read their configuration again, and print what has changed.
-
-    Parameters
-    ----------
-    name
-        Reload only processes with this name.
-    role
-        Reload only processes of this role.
-    runtime_dir
-        Look for processes in this directory. [default: that of roles, and /run/goreprox*]
-    """
-    directories = [runtime_dir] if runtime_dir else runtime_dirs()
-    roles = ROLES if role is None else (role,)
+    """Let the processes of this machine read their configuration again, and print what has changed."""
+    roles = ROLES if of.role is None else (of.role,)
     if "edge" in roles:
         roles = (*roles, PARENT)
-    replies = ask_all(directories, "reload", roles=roles, name=name, deadline_s=RELOAD_S)
+    replies = ask_all(of.directories, "reload", roles=roles, name=of.name, deadline_s=RELOAD_S)
     done = [reply for reply in replies if isinstance(reply.result, dict)]  # a worker leaves it to its parent
     for reply in done:
         for line in _lines(reply.result):

@@ -7,28 +7,22 @@ machine's own. A byte lost, an end invented, a death of the server or descriptor
 import argparse
 import asyncio
 import contextlib
-import os
 import random
 import socket
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-import zmq
-
-from brokers import Buffer, Role
-from brokers.envelope import Announce, Hello, Leave, Renew, control
-from brokers.peers import INCARNATION_BYTES, NONCE_BYTES, PeerName
-from brokers.sockets import secure_link
+from brokers import Role
 from goreprox.errors import GoreproxError
-from goreprox.keys.join import Join
 from goreprox.keys.state import StateDir
 from tests.e2e.chaos import HEADER, End, Report, unfaithful
 from tests.e2e.hostile import OPENINGS, Cutter, perform, ready, scripts
+from tests.e2e.key_holder import DEEDS, act
 from tests.e2e.secured import Secured
+from tests.support.forks import FORKS
 from tests.support.processes import Process
 from tests.support.sockets import HOST
 from tests.support.waiting import eventually
@@ -36,53 +30,13 @@ from tests.support.waiting import eventually
 CLIENTS = 6
 BESIEGERS = 4
 """Of each at a time; each is followed by the next."""
-MESSAGES = 4000
-"""A flood: four times what a pipe of libzmq holds by default."""
-PARTS = 20_000
+DEED_S = 3.0
+"""How long somebody with a key goes on after its fate."""
 HALF_OPEN = 100
 REST_S = 60.0
 """Streams, and what libzmq keeps of connections, are over so long after the last attack."""
 KEPT_DESCRIPTORS = 2 * 64 + 8
 """libzmq may keep 64 connections, with two descriptors each, before a broker does something; a few are of clients."""
-
-
-class KeyHolder:
-    """A provider's key in the wrong hands: a DEALER that says what it likes."""
-
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", join: Join, dice: random.Random) -> None:
-        self._context, self._join, self._dice = context, join, dice
-        self._incarnation = dice.randbytes(INCARNATION_BYTES)
-        self.sockets: list[zmq.Socket[bytes]] = []
-
-    def identity(self, name: str) -> bytes:
-        return PeerName(Role.PROVIDER, name, self._incarnation).routing_id(bytes(NONCE_BYTES))
-
-    def connect(self, port: int, identity: bytes) -> "zmq.Socket[bytes]":
-        sock = self._context.socket(zmq.DEALER)
-        self.sockets.append(sock)
-        options = {zmq.LINGER: 0, zmq.HEARTBEAT_IVL: 20, zmq.RECONNECT_IVL: 50, zmq.SNDHWM: 0, zmq.RCVHWM: 0}
-        for option, value in options.items():
-            sock.setsockopt(option, value)
-        if identity:
-            sock.setsockopt(zmq.ROUTING_ID, identity)
-        secure_link(sock, self._join.security.keys, self._join.server_keys[0])
-        sock.connect(f"tcp://{HOST}:{port}")
-        return sock
-
-    def greet(self, sock: "zmq.Socket[bytes]", services: list[str]) -> None:
-        sock.send_multipart(control(Hello(1, 1, 1, {"protocol": [1, 1], "services": services})))
-
-    async def flood(self, socks: "list[zmq.Socket[bytes]]", make: Callable[[], list[Buffer]], count: int) -> None:
-        """Send so many messages over these, in turns, and let everybody else have theirs."""
-        for index in range(count):
-            with contextlib.suppress(zmq.Again):
-                socks[index % len(socks)].send_multipart(make(), zmq.NOBLOCK)
-            if index % 100 == 0:
-                await asyncio.sleep(self._dice.choice((0, 0.01)))
-
-    def close(self) -> None:
-        for sock in self.sockets:
-            sock.close(0)
 
 
 class Siege:
@@ -94,7 +48,6 @@ class Siege:
         self._seconds = seconds
         self._dice = random.Random(f"{seed} siege")
         self._state = StateDir(made.state)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._clients: list[End] = []
         self._targets: dict[int, End] = {}
         self._holders = 0
@@ -147,21 +100,19 @@ class Siege:
         self._holders += 1
         name = f"holder-{self._holders}"
         path = await asyncio.to_thread(self._state.add, Role.PROVIDER, name, ["theirs"])
-        holder = KeyHolder(self._context, Join.parse(path.read_text()), dice)
         cut = (dice.randrange(2), dice.choice((dice.randrange(1000), dice.randrange(1 << 20))), dice.random() < 0.5)
         cutter = Cutter(self.made.providers, lambda: cut if dice.random() < 0.5 else None)
-        kind, fate = dice.choice(list(_DEEDS)), dice.choice((self._revoke, self._narrow, self._nothing))
+        kind, fate = dice.choice(list(DEEDS)), dice.choice((self._revoke, self._narrow, self._nothing))
         self.report.faults[f"{kind}, {fate.__name__.strip('_')}"] += 1
-        deed = asyncio.create_task(_DEEDS[kind](holder, cutter.port, name), name=kind)
+        holder = FORKS.Process(target=act, args=(kind, path.read_text(), cutter.port, dice.random()), name=name)
+        holder.start()
         try:
             await asyncio.sleep(dice.uniform(0, 1))
             await fate(name)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(3):
-                    await deed
+            await asyncio.to_thread(holder.join, DEED_S)
         finally:
-            deed.cancel()
-            await asyncio.gather(deed, return_exceptions=True)
+            holder.kill()
+            await asyncio.to_thread(holder.join)
             holder.close()
             await cutter.stop()
             with contextlib.suppress(GoreproxError):
@@ -199,7 +150,6 @@ class Siege:
             await asyncio.gather(*clients, *besiegers, return_exceptions=True)
         finally:
             death.cancel()
-            await asyncio.to_thread(self._context.destroy, 0)
         self._judge()
 
     async def _quiet(self, server: Process, before: int) -> None:
@@ -223,65 +173,6 @@ class Siege:
         for entry in self.made.server.log:
             if "Traceback" in str(entry.get("message", "")):
                 self.report.violations.append(f"server: {entry}")
-
-
-async def _announce(holder: KeyHolder, port: int, name: str) -> None:
-    sock = holder.connect(port, holder.identity(name))
-    holder.greet(sock, ["theirs"])
-    turns = iter(range(1 << 30))
-    await holder.flood([sock], lambda: control(Announce({"services": ["theirs"], "turn": next(turns)})), MESSAGES)
-
-
-async def _more_than_allowed(holder: KeyHolder, port: int, name: str) -> None:
-    sock = holder.connect(port, holder.identity(name))
-    holder.greet(sock, ["theirs"])
-    await holder.flood([sock], lambda: control(Announce({"services": ["default"]})), MESSAGES // 10)
-
-
-async def _as_another(holder: KeyHolder, port: int, name: str) -> None:
-    sock = holder.connect(port, holder.identity(f"not-{name}"))
-    holder.greet(sock, ["theirs"])
-    await holder.flood([sock], lambda: control(Renew()), MESSAGES)
-
-
-async def _without_a_name(holder: KeyHolder, port: int, name: str) -> None:
-    socks = [holder.connect(port, identity) for identity in (b"\0\0\0\0\1", b"\0" + os.urandom(4), b"", b"")]
-    await holder.flood(socks, lambda: control(Leave()), MESSAGES // 10)
-
-
-async def _to_nobody(holder: KeyHolder, port: int, name: str) -> None:
-    sock = holder.connect(port, holder.identity(name))
-    holder.greet(sock, ["theirs"])
-    await holder.flood([sock], lambda: [b"e" + os.urandom(16), bytes(1000)], MESSAGES)
-
-
-async def _twins(holder: KeyHolder, port: int, name: str) -> None:
-    socks = [holder.connect(port, holder.identity(name)) for _ in range(2)]
-    holder.greet(socks[0], ["theirs"])
-    await holder.flood(socks, lambda: control(Renew()), MESSAGES // 10)
-
-
-async def _many_parts(holder: KeyHolder, port: int, name: str) -> None:
-    sock = holder.connect(port, holder.identity(name))
-    holder.greet(sock, ["theirs"])
-    await holder.flood([sock], lambda: [b""] * PARTS, 3)
-
-
-async def _garbage(holder: KeyHolder, port: int, name: str) -> None:
-    sock = holder.connect(port, holder.identity(name))
-    await holder.flood([sock], lambda: [b"", os.urandom(300)], MESSAGES)
-
-
-_DEEDS: dict[str, Callable[[KeyHolder, int, str], Coroutine[object, object, None]]] = {
-    "announce": _announce,
-    "more than allowed": _more_than_allowed,
-    "as another": _as_another,
-    "without a name": _without_a_name,
-    "to nobody": _to_nobody,
-    "twins": _twins,
-    "many parts": _many_parts,
-    "garbage": _garbage,
-}
 
 
 def _descriptors(process: Process) -> int:

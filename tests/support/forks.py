@@ -15,8 +15,8 @@ from typing import Final
 
 from goreprox.__main__ import main
 
-_CONTEXT: Final = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["goreprox.cli.main", "goreprox.roles.server", "goreprox.roles.workers"])
+FORKS: Final = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["goreprox.cli.main", "goreprox.roles.server", "goreprox.roles.workers"])
 
 
 def _run(arguments: tuple[str, ...], environment: dict[str, str], directory: Path, stderr: Connection) -> None:
@@ -40,8 +40,8 @@ class Fork:
 
     @classmethod
     async def start(cls, *arguments: str, env: dict[str, str], cwd: Path) -> "Fork":
-        ours, theirs = _CONTEXT.Pipe(duplex=False)
-        process = _CONTEXT.Process(target=_run, args=(arguments, env, cwd, theirs))
+        ours, theirs = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(target=_run, args=(arguments, env, cwd, theirs))
         process.start()
         theirs.close()
         stderr = asyncio.StreamReader()

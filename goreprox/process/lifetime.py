@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import os
 import signal
-import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Protocol, Self
 
 from loguru import logger
 
+from goreprox.process import supervisor
 from goreprox.process.handover import SIGNALS, block_signals, unblock_signals
 from goreprox.process.log import counted
 
@@ -65,11 +64,18 @@ class Lifetime:
         """Called on SIGUSR2, which means an upgrade; to be set before."""
         self.replaced = False
         """Whether other code is to take over."""
+        self.was_ready = False
+        """Whether it has been of use, be it before an upgrade: a supervisor is not to wait for it again."""
         self._force = asyncio.Event()
+        self._status = ""
+        """What a supervisor shows of the process."""
         self._extension: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> Self:
+        if (interval_s := supervisor.watchdog_s()) is not None:
+            self._stay_alive(interval_s / 2)
         for number in _SIGNALS:
             self._loop.add_signal_handler(number, self._take_signal, number)
         self._loop.add_signal_handler(signal.SIGHUP, self.hung_up)
@@ -79,6 +85,8 @@ class Lifetime:
 
     def __exit__(self, *_: object) -> None:
         self._extend_no_more()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         for number in SIGNALS:
             self._loop.remove_signal_handler(number)
 
@@ -89,7 +97,16 @@ class Lifetime:
             self._signalled()
 
     def _signalled(self) -> None:
-        (self._force if self.stop.is_set() else self.stop).set()
+        if self.stop.is_set():
+            self._force.set()
+        else:
+            self.tell(supervisor.STOPPING)
+            self.stop.set()
+
+    def _stay_alive(self, pause_s: float) -> None:
+        """Tell the supervisor's watchdog that the loop turns, again and again."""
+        self.tell(supervisor.ALIVE)
+        self._watchdog = self._loop.call_later(pause_s, self._stay_alive, pause_s)
 
     @property
     def forced(self) -> bool:
@@ -99,24 +116,42 @@ class Lifetime:
     def replace(self) -> None:
         """End without a drain: other code takes over, and handles what signals come from now on."""
         block_signals()
+        self.tell(supervisor.reloading("upgrading"))
         self.replaced = True
         self.stop.set()
 
     def start(self, text: str, **ports: object) -> None:
         """Log that the process has started, and waits for others."""
         logger.bind(event="starting", **ports).info("{}", text)
-        self.wait_for_ready(text)
+        if self.was_ready:
+            self._tell_status(text, supervisor.READY)
+        else:
+            self.wait_for_ready(text)
 
     def wait_for_ready(self, text: str) -> None:
         """Make a supervisor wait until `ready`, however long, and tell it for what."""
-        self.tell(f"STATUS={text}\nEXTEND_TIMEOUT_USEC={round(EXTEND_S * 1e6)}")
+        self._tell_status(text, supervisor.extended(EXTEND_S))
         self._extension = self._loop.call_later(EXTEND_S / 2, self.wait_for_ready, text)
 
     def ready(self, text: str, **ports: object) -> None:
         """Log that the process is of use now, with its `ports`, and tell a supervisor."""
         self._extend_no_more()
         logger.bind(event="ready", **ports).info("ready: {}", text)
-        self.tell("READY=1")
+        self.was_ready = True
+        self._tell_status(text, supervisor.READY)
+
+    @contextlib.contextmanager
+    def reloading(self) -> Iterator[None]:
+        """Tell a supervisor that a reload begins, and at its end that the process is ready again."""
+        if not self.was_ready or self.stop.is_set():
+            yield  # READY would tell a supervisor that a start, or an end, is over
+            return
+        self.tell(supervisor.reloading("reloading"))
+        try:
+            yield
+        finally:
+            if not self.stop.is_set():
+                self._tell_status(self._status, supervisor.READY)
 
     def _extend_no_more(self) -> None:
         if self._extension is not None:
@@ -144,6 +179,7 @@ class Lifetime:
                 return
             connections, drain_s = owner.connections, owner.drain_s
             _log_drain(connections, drain_s)
+            self.tell(supervisor.extended(drain_s + EXTEND_S))  # whatever its own limit is
             reset = await self.unless_forced(owner.close(drain_s=drain_s))
             if connections:
                 _log_drained(owner.connections if reset is None else reset)
@@ -153,16 +189,19 @@ class Lifetime:
     async def _connect(self, connection: Connection, **ports: object) -> None:
         """Wait for a connection or a signal; tell a supervisor about the links, now and whenever they change."""
         self.start(connection.describe(), **ports)
-        connection.changed = lambda: self.tell(f"STATUS={connection.describe()}")
+        connection.changed = lambda: self._tell_status(connection.describe())
         waits = [asyncio.create_task(event.wait(), name="start") for event in (connection.up, self.stop)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for task in waits:
             task.cancel()
 
+    def _tell_status(self, text: str, *more: str) -> None:
+        self._status = text
+        self.tell("\n".join((*more, f"STATUS={text}")))
+
     def tell(self, text: str) -> None:
         """Notify the supervisor, if there is one (sd_notify(3)); `text` has one assignment a line."""
-        if address := os.environ.get("NOTIFY_SOCKET"):
-            _notify(address, text)
+        supervisor.notify(text)
 
     async def unless_forced(self, work: Coroutine[object, object, int]) -> int | None:
         """Return the result of `work`; at a second signal cancel it, and return None."""
@@ -194,14 +233,3 @@ def _log_drained(reset: int) -> None:
         logger.bind(event="drained", reset=reset).warning("{}", text)
     else:
         logger.bind(event="drained", reset=0).info("all connections have ended")
-
-
-def _notify(address: str, text: str) -> None:
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
-            sock.sendto(text.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
-    except OSError as exc:
-        logger.bind(event="notify_failed", address=address).warning(
-            "NOTIFY_SOCKET {}: {}; the supervisor does not know about this process", address, exc
-        )

@@ -101,9 +101,8 @@ async def run(config: BrokerConfig, *, read: Callable[[], BrokerConfig]) -> None
     async def apply(new: BrokerConfig) -> None:
         router.limit(new.peers.max_peers)
 
-    reload = Reload(config, read=read, apply=apply)
     life = Lifetime()
-    life.hung_up = reload.hang_up
+    reload = Reload(config, life, read=read, apply=apply)
     async with serving(instance, {**source.commands, **reload.commands}):
         with life:
             life.ready(describe(ports), **ports)

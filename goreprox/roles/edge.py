@@ -242,9 +242,7 @@ async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
     life = Lifetime()
 
     def reloading(apply: Apply) -> Commands:
-        reload = Reload(config, read=read, apply=apply)
-        life.hung_up = reload.hang_up
-        return reload.commands
+        return Reload(config, life, read=read, apply=apply).commands
 
     await serve(config, life, reloading)
 

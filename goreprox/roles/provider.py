@@ -285,9 +285,8 @@ async def run(
         await provider.reconfigure(new)
         links.reconfigure(new.servers, provider.driver)
 
-    reload = Reload(config, read=read, apply=apply)
     life = Lifetime()
-    life.hung_up = reload.hang_up
+    reload = Reload(config, life, read=read, apply=apply)
     upgrade = Upgrade(life, provider, member.instance, links.all)
     life.upgrade_asked = upgrade.signalled
     if before is not None:

@@ -12,6 +12,7 @@ from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, Serv
 from goreprox.control.message import Request
 from goreprox.control.socket import Commands
 from goreprox.errors import GoreproxError
+from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import configure, counted
 
 C = TypeVar("C", bound=ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig)
@@ -22,12 +23,16 @@ LISTED = 16
 class Reload(Generic[C]):
     """The configuration of a role, and how to replace it."""
 
-    def __init__(self, config: C, *, read: Callable[[], C], apply: Callable[[C], Awaitable[None]]) -> None:
-        """Begin with `config`; `read` returns the next one.
+    def __init__(
+        self, config: C, life: Lifetime, *, read: Callable[[], C], apply: Callable[[C], Awaitable[None]]
+    ) -> None:
+        """Begin with `config`; `read` returns the next one. SIGHUP is for us, as long as `life` lasts.
 
         `apply` does all that may fail before it changes anything. Both raise GoreproxError.
         """
+        life.hung_up = self._hang_up
         self._config = config
+        self._life = life
         self._read = read
         self._apply = apply
         self._lock = asyncio.Lock()
@@ -42,7 +47,7 @@ class Reload(Generic[C]):
     async def _serve(self, _: Request) -> dict[str, list[str]]:
         return (await self.run())._asdict()
 
-    def hang_up(self) -> None:
+    def _hang_up(self) -> None:
         """Reload on SIGHUP, once an earlier reload has ended; an error is in the log."""
         if len(self._hung_up) < 2:
             task = asyncio.get_running_loop().create_task(self._run_quietly(), name="reload")
@@ -60,18 +65,23 @@ class Reload(Generic[C]):
             GoreproxError: something is wrong with it; nothing has changed.
         """
         async with self._lock:
-            try:
-                new = self._read()
-                found = difference(self._config, new)
-                config = applicable(self._config, new)
-                await self._apply(config)
-            except GoreproxError as exc:
-                logger.bind(event="reload_failed").error("{}; nothing has changed", exc)
-                raise
-            if config.process.log != self._config.process.log:
-                configure(config.process.log.level, as_json=config.process.log.json)
-            self._config = config
+            with self._life.reloading():
+                found = await self._replace()
         _log(found)
+        return found
+
+    async def _replace(self) -> Difference:
+        try:
+            new = self._read()
+            found = difference(self._config, new)
+            config = applicable(self._config, new)
+            await self._apply(config)
+        except GoreproxError as exc:
+            logger.bind(event="reload_failed").error("{}; nothing has changed", exc)
+            raise
+        if config.process.log != self._config.process.log:
+            configure(config.process.log.level, as_json=config.process.log.json)
+        self._config = config
         return found
 
 

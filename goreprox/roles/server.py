@@ -38,9 +38,8 @@ async def run(config: ServerConfig, *, read: Callable[[], ServerConfig]) -> None
         await edge.reconfigure(new)
         router.limit(new.peers.max_peers)
 
-    reload = Reload(config, read=read, apply=apply)
     life = Lifetime()
-    life.hung_up = reload.hang_up
+    reload = Reload(config, life, read=read, apply=apply)
     async with serving(member.instance, {**source.commands, **reload.commands}):
         await life.serve(
             edge,

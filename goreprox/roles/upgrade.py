@@ -66,6 +66,7 @@ class Before:
     client: int | None
     """The descriptor of the connection over which the upgrade was asked for."""
     paused_at: float
+    was_ready: bool
     connections: int
 
     @classmethod
@@ -94,6 +95,7 @@ class Before:
             links=dict(map(_link, head.items("links"))),
             client=head.count_or_none("client"),
             paused_at=head.seconds("paused_at"),
+            was_ready=head.flag("was_ready"),
             connections=head.count("connections"),
         )
 
@@ -183,6 +185,7 @@ class Upgrade:
             "links": [[link.label, *link.identity] for link in self._links],
             "client": self._client,
             "paused_at": clock(),
+            "was_ready": self._life.was_ready,
             "connections": self._owner.connections,
             "descriptors": descriptors,
         }
@@ -201,6 +204,7 @@ class Upgrade:
     def took_over(self, before: Before) -> None:
         """Report the upgrade that has led here, once the sessions have resumed."""
         before.inherited.close()
+        self._life.was_ready = before.was_ready
         self._busy = True
         self._start(self._report(before))
 

@@ -69,8 +69,7 @@ async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
     process = config.process
     instance = Instance.acquire(process.lock_dir, PARENT, process.own_name, secrets.token_bytes(INCARNATION_BYTES))
     parent = Parent(config)
-    reload = Reload(config, read=read, apply=parent.reconfigure)
-    parent.hung_up = reload.hang_up
+    reload = Reload(config, parent, read=read, apply=parent.reconfigure)
     async with serving(instance, reload.commands):
         with parent:
             parent.wait_for_ready(

@@ -144,7 +144,7 @@ def test_a_server_works_whatever_its_standard_streams_are(tmp_path: Path, closin
             env=os.environ | {"NOTIFY_SOCKET": "notify"},
         ) as server:
             try:
-                assert supervisor.recv(64) == b"READY=1"
+                assert supervisor.recv(64).startswith(b"READY=1\n")
                 server.terminate()
                 assert server.wait(DEADLINE_S) == 0
             finally:

@@ -2,22 +2,19 @@
 
 import asyncio
 import hashlib
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.roles import echoed, whole
-from tests.support.processes import Handler, Process, Tunnel, descriptors, logging_to, nothing_yet
-from tests.support.sockets import HOST
+from tests.e2e.upgrading import run, upgrade, upgraded
+from tests.support.processes import Process, descriptors, nothing_yet
 from tests.support.traffic import block, echo, read_digest
 from tests.support.waiting import DEADLINE_S, eventually
 
@@ -30,55 +27,6 @@ def tmp() -> Iterator[Path]:
     """A directory whose path leaves room for the name of a socket."""
     with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
         yield Path(path)
-
-
-MODULE = ("-m", "goreprox")
-
-
-async def start(made: Tunnel, *arguments: str, path: str = "", program: Sequence[str] = MODULE) -> Process:
-    """Start a role by the interpreter, which is what an upgrade starts anew; `path` goes before its modules."""
-    started = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", *program, *arguments, "--insecure", *logging_to(made.tmp)),
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")]))},
-        cwd=made.tmp,
-    )
-    process = Process(started)
-    made._stack.push_async_callback(process.stop)
-    await process.ready()
-    return process
-
-
-async def run(made: Tunnel, target: Handler, *options: str, path: str = "", program: Sequence[str] = MODULE) -> None:
-    """Start a server, and a provider of `target` that can be upgraded."""
-    await made.target(target)
-    await made.serve()
-    where = ("--server", f"{HOST}:{made.relay.port}")
-    made.provider = await start(
-        made, "provider", f"{HOST}:{made.target_port}", *where, *options, path=path, program=program
-    )
-    await eventually(lambda: made.server.events("peer_up"), "the server knows the provider")
-
-
-async def upgrade(tmp: Path, *args: str) -> tuple[int, str, str]:
-    """Run the command; return its exit code, output and errors."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "goreprox", "upgrade", "--runtime-dir", str(tmp / "run"), *args),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd=tmp,
-    )
-    async with asyncio.timeout(DEADLINE_S):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
-async def upgraded(tmp: Path, connections: int) -> None:
-    code, out, err = await upgrade(tmp, "--role", "provider")
-    assert not code, err
-    assert f"; {connections} connection" in out
 
 
 def kinds(process: Process) -> Counter[str]:

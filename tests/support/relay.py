@@ -15,6 +15,8 @@ class Relay:
         self.port = 0
         self.refusing = False
         self.silent = False
+        self.half_open = False
+        """Whether one side does not notice that the other has closed its connection."""
         self.bytes_per_s: float | None = None
         self.delay_s = 0.0
         """What is passed on waits for so long, and at most twice as long."""
@@ -63,7 +65,8 @@ class Relay:
                     await asyncio.sleep(len(data) / self.bytes_per_s)
                 writer.write(data)
                 await writer.drain()
-        writer.close()
+        if not self.half_open:
+            writer.close()
 
     def cut(self, *, fin: bool = False) -> None:
         """End all connections, with RST or with FIN. What was silent is lost."""

@@ -1,0 +1,270 @@
+"""What may happen in the middle of an upgrade in place of a provider, at each of its steps."""
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import brokers
+import goreprox
+from tests.e2e.roles import echoed
+from tests.e2e.upgrading import provide, run, upgrade, upgraded
+from tests.support.processes import Tunnel, nothing_yet
+from tests.support.programs import program
+from tests.support.traffic import echo, echo_until
+from tests.support.waiting import DEADLINE_S, eventually
+
+TRIAL = "trial goreprox.roles.provider Provider.restore"
+"""In the child that proves that the new code starts; the process itself goes on meanwhile."""
+STEPS = (
+    "real goreprox.process.handover preflight",
+    TRIAL,
+    "real goreprox.process.instance Instance.detach",
+    "real goreprox.process.handover execute",
+    "real os execve",
+    "real goreprox.roles.upgrade Before.read",
+    "real goreprox.roles.provider restored",
+    "real goreprox.roles.upgrade Upgrade.took_over",
+)
+"""In their order, by what is about to be called; the first five are in the code before the upgrade."""
+
+GATED = """
+import importlib, os, sys
+
+def gate(module, path):
+    *names, name = path.split(".")
+    owner = importlib.import_module(module)
+    for each in names:
+        owner = getattr(owner, each)
+    function = getattr(owner, name)
+
+    def gated(*args, **options):
+        with open("gate") as file:
+            file.read()
+        return function(*args, **options)
+
+    setattr(owner, name, gated)
+
+kind, *step = {step!r}.split()
+if (kind == "trial") == os.environ.get("_GOREPROX_HANDOVER", "").startswith("trial"):
+    gate(*step)
+from goreprox.cli.main import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def tmp() -> Iterator[Path]:
+    """A directory whose path leaves room for the name of a socket."""
+    with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
+        yield Path(path)
+
+
+class Gate:
+    """Where a process waits at a step."""
+
+    def __init__(self, tmp: Path, step: str) -> None:
+        self._path = tmp / "gate"
+        os.mkfifo(self._path)
+        self.program = ("-c", GATED.format(step=step))
+        """Of a process that waits there."""
+        self._open: int | None = None
+
+    def _is_reached(self) -> bool:
+        try:
+            self._open = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                raise
+            return False  # nobody has opened it for reading
+        return True
+
+    async def reached(self) -> None:
+        """Wait for the process, and let it wait."""
+        await eventually(self._is_reached, "the step is reached")
+
+    def open(self) -> None:
+        """Let the process go on, through whatever gates may follow."""
+        assert self._open is not None
+        os.close(self._open)
+        self._open = None
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_kill_at_any_step_resets_connections_and_one_death_is_proved(tmp: Path, step: str) -> None:
+    async with nothing_yet(tmp) as made:
+        gate, ended = Gate(tmp, step), asyncio.get_running_loop().create_future()
+        await run(made, echo_until(ended), program=gate.program)
+        client = await made.connect()
+        await echoed(client, b"before")
+        made.provider.signal(signal.SIGUSR2)
+        await gate.reached()
+        made.provider.signal(signal.SIGKILL)
+        assert await made.provider.process.wait() == -signal.SIGKILL
+        assert await asyncio.wait_for(ended, DEADLINE_S) == "reset"
+        await provide(made)  # while the child, if there is one, still runs
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(client[0].read(), DEADLINE_S)
+        gate.open()
+        await made.server.logged("peer_restarted")
+        another = await made.connect()
+        await echoed(another, b"after")
+        assert made.server.events("peer_restarted") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_signal_at_any_step_is_obeyed_and_connections_go_on(
+    tmp: Path, step: str, number: signal.Signals
+) -> None:
+    async with nothing_yet(tmp) as made:
+        gate = Gate(tmp, step)
+        await run(made, echo, program=gate.program)
+        client = await made.connect()
+        await echoed(client, b"before")
+        made.provider.signal(signal.SIGUSR2)
+        await gate.reached()
+        made.provider.signal(number)
+        gate.open()
+        if number is signal.SIGHUP:
+            await made.provider.logged("reloaded")
+            await made.provider.logged("upgraded")
+        else:
+            await made.provider.logged("draining")
+        await echoed(client, b"after")
+        client[1].close()
+        if number is signal.SIGHUP:
+            made.provider.signal(signal.SIGTERM)
+        assert await made.provider.wait() == 0
+        assert not made.server.events("peer_restarted")
+
+
+@pytest.mark.parametrize("step", STEPS[2:])
+async def test_another_process_of_that_name_that_starts_meanwhile_declares_nobody_dead(tmp: Path, step: str) -> None:
+    async with nothing_yet(tmp) as made:
+        gate = Gate(tmp, step)
+        await run(made, echo, program=gate.program)
+        client = await made.connect()
+        await echoed(client, b"before")
+        made.provider.signal(signal.SIGUSR2)
+        await gate.reached()
+        another = await provide(made)
+        await another.logged("peer_up")
+        gate.open()
+        await made.provider.logged("upgraded")
+        await echoed(client, b"after")
+        assert not made.server.events("peer_restarted")
+        assert len(list((tmp / "run").glob("provider-*[0-9]"))) == 2
+        client[1].close()
+
+
+async def test_an_upgrade_during_another_one_is_refused(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        gate = Gate(tmp, TRIAL)
+        await run(made, echo, program=gate.program)
+        client = await made.connect()
+        await echoed(client, b"before")
+        made.provider.signal(signal.SIGUSR2)
+        await gate.reached()
+        code, out, err = await upgrade(tmp, "--role", "provider")
+        assert (code, out) == (1, "") and "an upgrade is in progress" in err
+        made.provider.signal(signal.SIGUSR2)
+        await eventually(lambda: made.provider.events("upgrade_failed") == 2, "the signal is refused, too")
+        gate.open()
+        await made.provider.logged("upgraded")
+        await echoed(client, b"after")
+        assert made.provider.events("upgraded") == 1
+        client[1].close()
+
+
+async def test_an_upgrade_during_a_drain_is_refused_and_the_drain_goes_on(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        await run(made, echo)
+        client = await made.connect()
+        await echoed(client, b"before")
+        made.provider.signal(signal.SIGTERM)
+        await made.provider.logged("draining")
+        code, out, err = await upgrade(tmp, "--role", "provider")
+        assert (code, out) == (1, "") and "it is shutting down" in err
+        await echoed(client, b"after")
+        client[1].close()
+        assert await made.provider.wait() == 0
+
+
+async def test_a_broker_that_has_not_noticed_the_end_of_the_old_link_takes_the_new_one(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        await run(made, echo)
+        client = await made.connect()
+        await echoed(client, b"before")
+        made.relay.half_open = True
+        await upgraded(tmp, 1)
+        await echoed(client, b"after")
+        assert not made.server.events("peer_restarted")
+        made.relay.half_open = False
+        client[1].close()
+
+
+def child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+@pytest.mark.programs
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces of process ids everywhere")
+async def test_process_1_of_a_container_is_upgraded(tmp: Path) -> None:
+    async with nothing_yet(tmp) as made:
+        contained = (program("unshare"), "--pid", "--fork", "--mount-proc", "--kill-child")
+        await run(made, echo, before=contained)
+        client = await made.connect()
+        await echoed(client, b"before")
+        first = child_of(made.provider.process.pid)
+        for _ in range(2):
+            await upgraded(tmp, 1)
+            await echoed(client, b"after")
+        assert child_of(made.provider.process.pid) == first
+        assert not Path(f"/proc/{first}/task/{first}/children").read_text(), "a child was not reaped"
+        client[1].close()
+        os.kill(first, signal.SIGTERM)
+        assert await made.provider.wait() == 0
+
+
+async def reload(made: Tunnel, text: str) -> None:
+    (made.tmp / "goreprox.toml").write_text(text)
+    made.provider.signal(signal.SIGHUP)
+
+
+async def test_a_provider_goes_on_whose_package_was_replaced_by_one_that_cannot_be_imported(tmp: Path) -> None:
+    modules = tmp / "modules"
+    packages = [Path(package.__file__).parent for package in (goreprox, brokers) if package.__file__]
+    for package in packages:
+        shutil.copytree(package, modules / package.name)
+    async with nothing_yet(tmp) as made:
+        await run(made, echo, path=str(modules))
+        client = await made.connect()
+        await echoed(client, b"before")
+        for package in packages:
+            shutil.rmtree(modules / package.name)
+            (modules / package.name).mkdir()
+            (modules / package.name / "__init__.py").write_text("raise RuntimeError('another version')")
+        await reload(made, "[provider]\nweight = 2\ndrain = 20")
+        await made.provider.logged("reloaded", applied=2)
+        await reload(made, "[provider]\nweight = 0")
+        await made.provider.logged("reload_failed")
+        made.provider.signal(signal.SIGUSR2)
+        assert "another version" in await made.provider.logged("upgrade_failed")
+        made.relay.cut()
+        await echoed(client, b"after")
+        another = await made.connect()
+        await echoed(another, b"after")
+        made.provider.signal(signal.SIGTERM)
+        await made.provider.logged("draining")
+        await echoed(client, b"on")
+        for each in (client, another):
+            each[1].close()
+        assert await made.provider.wait() == 0
+        assert not any("Traceback" in str(entry) for entry in made.provider.log)

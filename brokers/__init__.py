@@ -5,7 +5,7 @@ It reports which peers are up. It may lose messages; its users recover. It impor
 
 from brokers.carrier import Buffer, Carrier, LinkCondition, Receiver, Timings
 from brokers.cbor import decode_cbor
-from brokers.diagnosis import Cause
+from brokers.diagnosis import Cause, Finding, probe
 from brokers.envelope import REVOKED
 from brokers.errors import BadMessage, BadName, BindError, FabricError
 from brokers.keys import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity, is_key
@@ -27,6 +27,7 @@ __all__ = [
     "Carrier",
     "Cause",
     "FabricError",
+    "Finding",
     "Grant",
     "KeyPair",
     "LimitedLog",
@@ -44,5 +45,6 @@ __all__ = [
     "Timings",
     "decode_cbor",
     "is_key",
+    "probe",
     "resolve",
 ]

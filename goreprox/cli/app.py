@@ -107,6 +107,17 @@ app.command(
     ),
 )
 app.command(
+    "goreprox.cli.doctor:doctor",
+    sort_key=6,
+    help="Find out why a role does not do its work: names, ports, keys, versions, services, targets, limits.",
+    usage="goreprox doctor [ROLE] [OPTIONS] [OPTIONS OF ROLE]",
+    help_epilogue=example(
+        "goreprox doctor provider 3000 --join-file laptop.join",
+        "goreprox doctor --config /etc/goreprox/goreprox.toml",
+        "goreprox doctor server --json",
+    ),
+)
+app.command(
     "goreprox.cli.demo:demo",
     sort_key=7,
     help="Show a download survive a link that is cut again and again, all on this machine.",

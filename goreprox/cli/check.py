@@ -3,8 +3,7 @@
 import json as js
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 from cyclopts import Parameter
 from loguru import logger
@@ -12,12 +11,12 @@ from loguru import logger
 from goreprox.cli.app import sources
 from goreprox.cli.columns import columns
 from goreprox.cli.options import Role
-from goreprox.cli.problems import Problem, examine, option, problem
+from goreprox.cli.problems import Problem, examine_all, option, problem
 from goreprox.cli.setup import Setup
 from goreprox.cli.usage import origin
 from goreprox.config.listed import options_of
 from goreprox.config.options import PROCESS, File
-from goreprox.errors import ConfigError, StartError
+from goreprox.errors import StartError
 from goreprox.process.log import configure, counted
 
 
@@ -55,12 +54,21 @@ def check(
     configure("warning", as_json=False)
     for line in sources.unknown_variables():
         logger.bind(event="unknown_variable").warning("{}", line)
-    problems, given = _examine(role, options, config)
+    problems: dict[str, Problem] = {}
+    given: list[Given] = []
+    for each, found in examine_all("check", role, options, config):
+        wrong, given_here = (found, []) if isinstance(found, list) else _examine(str(each), found)
+        problems |= {str(problem): problem for problem in wrong if str(problem) not in problems}
+        given += given_here
     if json:
-        print(js.dumps({"problems": list(map(asdict, problems)), "options": list(map(asdict, given)) if show else []}))
+        print(
+            js.dumps(
+                {"problems": list(map(asdict, problems.values())), "options": list(map(asdict, given)) if show else []}
+            )
+        )
     else:
-        for each in problems:
-            print(each)
+        for line in problems:
+            print(line)
         if show and given:
             print(_table(given))
         if not problems:
@@ -69,40 +77,11 @@ def check(
         raise StartError(f"{counted(len(problems), 'problem')} found; nothing would be started")
 
 
-def _examine(role: Role | None, options: Sequence[str], config: Path | None) -> tuple[list[Problem], list[Given]]:
-    """Return what is wrong, and what is given.
-
-    Raises:
-        ConfigError: it is not known for which role.
-    """
-    try:
-        if config is not None and config.exists() and not config.is_file():
-            raise ConfigError(f"file {config}: it is not a regular file, and has to be read twice; name one that is")
-        path, document = sources.read(config)
-    except ConfigError as exc:
-        return [Problem(None, None, None, str(exc))], []
-    if path is not None and (wrong := list(sources.problems(document, path))):
-        return [Problem(None, f"file {path}", None, str(exc)) for exc in wrong], []
-    roles = [each for each in get_args(Role) if isinstance(document.get(each), dict)] if role is None else [role]
-    if not roles:
-        raise ConfigError("check: of which role? name it, like `goreprox check server`")
-    problems: dict[str, Problem] = {}
-    given: list[Given] = []
-    named = () if config is None else ("--config", str(config))
-    for each in roles:
-        wrong_here, given_here = _examine_role(each, [each, *options, *named])
-        problems |= {str(problem): problem for problem in wrong_here if str(problem) not in problems}
-        given += given_here
-    return list(problems.values()), given
-
-
-def _examine_role(role: str, arguments: Sequence[str]) -> tuple[list[Problem], list[Given]]:
-    found = examine(role, arguments)
-    if isinstance(found, list):
-        return found, []
+def _examine(role: str, setup: Setup) -> tuple[list[Problem], list[Given]]:
+    """Return what a start of the role would find wrong, and what is given."""
     from goreprox.roles.preflight import problems  # noqa: PLC0415 -- takes long, and mistakes need no more
 
-    return [problem(role, exc) for exc in problems(found.config)], list(_given(role, found))
+    return [problem(role, exc) for exc in problems(setup.config)], list(_given(role, setup))
 
 
 def _given(role: str, setup: Setup) -> Iterator[Given]:

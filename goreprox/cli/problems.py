@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
 
 from cyclopts import Argument, CycloptsError
 
 from goreprox.cli.app import app, sources
+from goreprox.cli.options import Role
 from goreprox.cli.setup import Setup
 from goreprox.cli.usage import explain, origin
 from goreprox.errors import ConfigError, GoreproxError
@@ -28,6 +31,34 @@ class Problem:
             return self.message
         is_named = self.option is None or self.message.startswith(self.option)
         return f"{self.source}: {'' if is_named else f'{self.option}: '}{self.message}"
+
+
+def examine_all(
+    command: str, role: Role | None, options: Sequence[str], config: Path | None
+) -> Iterator[tuple[str | None, Setup | list[Problem]]]:
+    """Yield what `examine` returns for a role, or for each role that has a table in the file; None: for every role.
+
+    `sources.filled` has the options of the role that was yielded last.
+
+    Raises:
+        ConfigError: it is not known for which role the `command` is.
+    """
+    try:
+        if config is not None and config.exists() and not config.is_file():
+            raise ConfigError(f"file {config}: it is not a regular file, and has to be read twice; name one that is")
+        path, document = sources.read(config)
+    except ConfigError as exc:
+        yield None, [Problem(None, None, None, str(exc))]
+        return
+    if path is not None and (wrong := list(sources.problems(document, path))):
+        yield None, [Problem(None, f"file {path}", None, str(exc)) for exc in wrong]
+        return
+    roles = [each for each in get_args(Role) if isinstance(document.get(each), dict)] if role is None else [role]
+    if not roles:
+        raise ConfigError(f"{command}: of which role? name it, like `goreprox {command} server`")
+    named = () if config is None else ("--config", str(config))
+    for each in roles:
+        yield each, examine(each, [each, *options, *named])
 
 
 def examine(role: str, arguments: Sequence[str]) -> Setup | list[Problem]:

@@ -20,6 +20,7 @@ from goreprox.net.proxy_protocol import write
 from goreprox.net.sockets import Socket
 from goreprox.net.target_tls import TargetTls
 from goreprox.process.clock import clock
+from goreprox.process.machine import in_container
 from goreprox.protocol.events import Code
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.stream import Stream
@@ -31,6 +32,21 @@ MAX_ADDRESSES: Final = 16
 """Addresses of one name that are tried: by default each then has 0.6 s. A DNS message has room for thousands."""
 _CONNECTING: Final = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED: Final = (0, errno.EISCONN)
+
+
+def advice(address: Address, why: str) -> str:
+    """Return what else to try after `why` there is no connection to a target, after a semicolon; "" if nothing."""
+    hint = ""
+    if why != os.strerror(errno.ECONNREFUSED) or not address.is_loopback:
+        return hint
+    if address.host == "127.0.0.1":
+        hint = f"; if it listens on [::1] alone, give the target as localhost:{address.port}"
+    if in_container():
+        hint += (
+            f"; if it runs outside this container, {address.host} is not where it is: give its address, like "
+            f"host.docker.internal:{address.port}"
+        )
+    return hint
 
 
 class Targets:
@@ -270,12 +286,9 @@ class _Dial:
     def _refuse(self, why: str) -> None:
         self._abandon()
         address = self._dialer.targets.by_service[self._stream.service]
-        hint = ""
-        if why == os.strerror(errno.ECONNREFUSED) and address.host == "127.0.0.1":
-            hint = f"; if it listens on [::1] alone, give the target as localhost:{address.port}"
         self._dialer.log.say(
             "target_failed",
-            f"cannot reach the target {address} for {self._stream.client}: {why}{hint}",
+            f"cannot reach the target {address} for {self._stream.client}: {why}{advice(address, why)}",
             service=self._stream.service,
             target=str(address),
         )

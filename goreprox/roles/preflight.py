@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from goreprox.config.addresses import Address
 from goreprox.config.clients import ClientConfig
@@ -17,53 +18,69 @@ from goreprox.process.clock import clock
 from goreprox.process.files import check_directory
 
 
-def problems(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> Iterator[GoreproxError]:
-    """Yield an error for each thing that is wrong: directories, files, and addresses to listen on.
+class Step(NamedTuple):
+    """Something that a start needs."""
 
-    An address that is in use is none: the process that listens there may be the one that runs with this configuration.
+    subject: str
+    """An option and its value."""
+    problem: GoreproxError | None
+
+
+def problems(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> Iterator[GoreproxError]:
+    """Yield an error for each thing that is wrong."""
+    return (step.problem for step in steps(config) if step.problem is not None)
+
+
+def steps(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> Iterator[Step]:
+    """Yield all that a start needs: directories, files, and addresses to listen on.
+
+    An address that is in use is no problem: the process that listens there may be the one that runs with this
+    configuration.
     """
-    yield from _wrong(lambda: _check_runtime_dir(config.process.lock_dir))
+    runtime_dir = config.process.lock_dir
+    yield _step(f"runtime-dir {runtime_dir}", lambda: _check_runtime_dir(runtime_dir))
     match config:
         case ServerConfig() | EdgeConfig():
             yield from _of_clients(config.clients)
         case ProviderConfig(dial=dial) if dial.ca is not None:
-            yield from _wrong(lambda: target_context(dial.ca, insecure=False))
+            yield _step(f"target-ca {dial.ca}", lambda: target_context(dial.ca, insecure=False))
         case _:
             pass
     match config:
         case ServerConfig(state_dir=state, edges=edges) | BrokerConfig(state_dir=state, edges=edges):
             if state is not None:
-                yield from _wrong(lambda: _check_state_dir(state))
-            yield from _of_address("providers", config.peers.providers)
+                yield _step(f"state-dir {state}", lambda: _check_state_dir(state))
+            yield _of_address("providers", config.peers.providers)
             if edges is not None:
-                yield from _of_address("edges", edges)
+                yield _of_address("edges", edges)
         case _:
             pass
 
 
-def _of_clients(clients: ClientConfig) -> Iterator[GoreproxError]:
+def _of_clients(clients: ClientConfig) -> Iterator[Step]:
     tls, tokens = clients.tls, clients.tokens
     cert, key, file = tls.cert, tls.key, tokens.file
     if cert is not None and key is not None:
-        yield from _wrong(lambda: Certificates(cert, key, tls.client_ca, alpn=tls.alpn))
+        yield _step(f"tls-cert {cert}", lambda: Certificates(cert, key, tls.client_ca, alpn=tls.alpn))
     if file is not None:
-        yield from _wrong(lambda: Auth(file, tokens.header, clock=clock))
+        yield _step(f"auth-tokens {file}", lambda: Auth(file, tokens.header, clock=clock))
     for listener in clients.listeners:
-        yield from _of_address("listen", listener.address)
+        yield _of_address("listen", listener.address)
 
 
-def _of_address(option: str, address: Address) -> Iterator[GoreproxError]:
-    for exc in _wrong(lambda: try_address(option, address)):
-        cause = exc.__cause__
-        if not (isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE):
-            yield exc
+def _of_address(option: str, address: Address) -> Step:
+    step = _step(f"{option} {address}", lambda: try_address(option, address))
+    cause = None if step.problem is None else step.problem.__cause__
+    in_use = isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
+    return Step(step.subject, None) if in_use else step
 
 
-def _wrong(check: Callable[[], object]) -> Iterator[GoreproxError]:
+def _step(subject: str, check: Callable[[], object]) -> Step:
     try:
         check()
     except GoreproxError as exc:
-        yield exc
+        return Step(subject, exc)
+    return Step(subject, None)
 
 
 def _check_runtime_dir(path: Path) -> None:

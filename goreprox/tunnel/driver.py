@@ -103,8 +103,8 @@ class Driver:
             self.peer_down(carrier, peer_id, reason)
 
     def peer_up(self, carrier: Carrier, info: PeerInfo) -> None:
-        """Add a path to a peer, or take its new attributes."""
-        if info.name.role is self._role:
+        """Add a path to a peer, or take its new attributes; one that announces no version has no sessions."""
+        if info.name.role is self._role or "protocol" not in info.attributes:
             return
         version = common_version(info.attributes.get("protocol"))
         if version is None:

@@ -402,6 +402,13 @@ async def test_a_peer_without_a_common_version_is_logged_and_ignored(events: lis
     assert not edge.driver.peers and events == ["peer_incompatible"]
 
 
+async def test_a_peer_without_sessions_is_ignored_and_not_logged(events: list[str]) -> None:
+    edge = Wire(Role.EDGE)
+    info = PeerInfo(PeerName(Role.PROVIDER, "doctor", bytes(16)), 1, {"services": ["web"]})
+    edge.driver.peer_up(edge, info)
+    assert not edge.driver.peers and not events
+
+
 async def test_new_attributes_replace_the_old_ones_in_the_same_session() -> None:
     edge, provider, peer = await joined()
     edge.changed.clear()

@@ -1,0 +1,203 @@
+"""Examines whether a role can do its work here: what it needs of this machine, its brokers, targets and services.
+
+Nothing is started, created or kept, and a process that runs with this configuration notices nothing.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Final
+
+from brokers import Cause, Role, SocketAddress, probe, resolve
+from goreprox.config.addresses import Address, Target
+from goreprox.config.defaults import MIB
+from goreprox.config.roles import BrokerConfig, DialConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
+from goreprox.errors import ControlError, GoreproxError
+from goreprox.net.certificates import reason, target_context
+from goreprox.process.machine import memory_limit_bytes
+from goreprox.roles import preflight
+from goreprox.roles.broker_check import MAX_ADDRESSES, RESOLVE_S, Joining, Result, State, check_brokers, unresolved
+from goreprox.roles.dial import advice
+from goreprox.status.query import ask_all
+
+Config = ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig
+
+# docs/operations.md, Sizing.
+IDLE_BYTES: Final = 40 * MIB
+TRANSIT_BYTES: Final = 24 * MIB
+"""Of a process with connections, beside its --memory."""
+FROZEN_BYTES: Final = 48 * MIB
+"""Of a broker for one peer that does not read: its outbox of 16 MiB, and 32 MiB in flight to it."""
+OWN_DESCRIPTORS: Final = 100
+
+
+def examine(config: Config) -> Iterator[Result]:
+    """Yield the results of all checks, as each series of them is done."""
+    yield from _start(config)
+    yield _descriptors(config)
+    yield from _memory(config)
+    match config:
+        case ProviderConfig():
+            yield from asyncio.run(_of_provider(config))
+        case EdgeConfig():
+            services = config.clients.services
+            yield from asyncio.run(check_brokers(config.brokers, _joining(config, Role.EDGE, services)))
+        case ServerConfig() | BrokerConfig():
+            yield from asyncio.run(_of_ports(config.peers, config.edges))
+            if isinstance(config, ServerConfig):
+                yield from _of_running_server(config)
+
+
+def _joining(config: EdgeConfig | ProviderConfig, role: Role, services: tuple[str, ...]) -> Joining:
+    process = config.process
+    return Joining(role, process.own_name, config.security, services, process.link_timeout_s)
+
+
+# This machine.
+
+
+def _start(config: Config) -> Iterator[Result]:
+    for subject, problem in preflight.steps(config):
+        if problem is None:
+            yield Result("start", subject, State.OK, "usable")
+        else:
+            message, _, remedy = str(problem).partition("; ")  # the form of `goreprox.errors`
+            yield Result("start", subject, State.FAILED, message, remedy or None)
+
+
+def _descriptors(config: Config) -> Result:
+    clients = 0 if isinstance(config, BrokerConfig) else config.connections.max_connections
+    peers = config.peers.max_peers if isinstance(config, BrokerConfig | ServerConfig) else 0
+    needed = clients + peers + OWN_DESCRIPTORS
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return Result("descriptors", f"{needed:,} needed", State.OK, "within the hard limit")
+    option = "--max-peers" if isinstance(config, BrokerConfig) else "--max-connections"
+    remedy = f"raise it (LimitNOFILE= in systemd, ulimit -Hn elsewhere), or lower {option}"
+    return Result("descriptors", f"{needed:,} needed", State.FAILED, f"the hard limit is {limit:,}", remedy)
+
+
+def _memory(config: Config) -> Iterator[Result]:
+    needed = IDLE_BYTES
+    if not isinstance(config, BrokerConfig):
+        needed += TRANSIT_BYTES + config.connections.memory_bytes
+    if isinstance(config, BrokerConfig | ServerConfig):
+        needed += FROZEN_BYTES
+    if isinstance(config, EdgeConfig):
+        needed *= config.workers
+    limit = memory_limit_bytes()
+    subject = f"{needed // MIB:,} MiB needed"
+    if limit is None:
+        return
+    if limit >= needed:
+        yield Result("memory", subject, State.OK, f"{limit // MIB:,} MiB are allowed")
+        return
+    lower = "" if isinstance(config, BrokerConfig) else ", or lower --memory"
+    remedy = f"raise the limit of the container or unit (MemoryMax= in systemd){lower}"
+    yield Result("memory", subject, State.FAILED, f"{limit // MIB:,} MiB are allowed", remedy)
+
+
+# A provider.
+
+
+async def _of_provider(config: ProviderConfig) -> list[Result]:
+    joining = _joining(config, Role.PROVIDER, config.services)
+    brokers, targets = await asyncio.gather(
+        check_brokers(config.servers, joining),
+        asyncio.gather(*(_check_target(each, config.dial) for each in config.targets)),
+    )
+    return brokers + targets
+
+
+async def _check_target(target: Target, config: DialConfig) -> Result:
+    """Connect to a target as a stream would; it sees a connection that ends without a byte."""
+    address, subject = target.address, target.text
+    why = ""
+    try:
+        async with asyncio.timeout(RESOLVE_S):
+            found = (await resolve(address.host, address.port))[:MAX_ADDRESSES]
+    except (OSError, UnicodeError) as exc:
+        why, found = f"the name cannot be resolved: {unresolved(exc)}", []
+    for each in found:
+        try:
+            async with asyncio.timeout(config.timeout_s / len(found)):
+                await _connect(each, target, config)
+        except TimeoutError:
+            why = f"no response within {config.timeout_s:g} s"
+        except GoreproxError as exc:
+            why = str(exc)
+        except OSError as exc:
+            why = reason(exc) if isinstance(exc, ssl.SSLError) else os.strerror(exc.errno or errno.EIO)
+        else:
+            return Result("target", subject, State.OK, f"connected to {Address(str(each[1][0]), address.port)}")
+    remedy = f"start the application, or correct its address{advice(address, why)}"
+    return Result("target", subject, State.FAILED, why, remedy)
+
+
+async def _connect(address: SocketAddress, target: Target, config: DialConfig) -> None:
+    """Connect to a target and disconnect.
+
+    Raises:
+        OSError: it cannot be reached, or does not speak TLS as it should.
+        ConfigError: the file of --target-ca cannot be used.
+    """
+    family, sockaddr = address
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, sockaddr)
+        if sock.getsockname() == sockaddr:  # connected to itself: nobody listens (dial)
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        if target.tls:
+            context = target_context(config.ca, insecure=config.insecure)
+            _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=target.address.host)
+            writer.transport.abort()
+
+
+# A server or a broker.
+
+
+async def _of_ports(peers: PeerConfig, edges: Address | None) -> list[Result]:
+    ports = [("providers", peers.providers), *([] if edges is None else [("edges", edges)])]
+    return [await _check_port(option, address) for option, address in ports if address.port]
+
+
+async def _check_port(option: str, address: Address) -> Result:
+    """Find out whether a broker, or somebody else, listens at a port of ours."""
+    found: list[SocketAddress] = []
+    with contextlib.suppress(OSError, UnicodeError):  # the start fails, and says so
+        async with asyncio.timeout(RESOLVE_S):
+            found = (await resolve(address.host, address.port))[:MAX_ADDRESSES]
+    findings = [finding for each in found if (finding := await probe(each)).cause is not Cause.UNREACHABLE]
+    subject = f"{option} {address}"
+    if not findings:
+        return Result("port", subject, State.OK, "nobody listens")
+    if findings[0].cause in (Cause.CURVE, Cause.PLAINTEXT):
+        return Result("port", subject, State.OK, "a broker listens")
+    text = f"another program listens: {findings[0].detail}"
+    remedy = f"stop that program, or choose another port with --{option}"
+    return Result("port", subject, State.FAILED, text, remedy)
+
+
+def _of_running_server(config: ServerConfig) -> Iterator[Result]:
+    """Ask the server that runs with this name for the services of its providers."""
+    name = config.process.own_name
+    try:
+        documents = ask_all([config.process.lock_dir], role="server", name=name).documents
+    except ControlError as exc:
+        yield Result("running", f"server {name}", State.WARNING, str(exc))
+        return
+    for document in documents:
+        yield Result("running", f"server {name}", State.OK, f"process {document['pid']}")
+        peers = [peer for peer in document["peers"] if peer["state"] in ("up", "draining")]
+        for service in config.clients.services:
+            serving = [peer["name"] for peer in peers if service in peer["services"]]
+            if serving:
+                yield Result("service", service, State.OK, f"offered by {', '.join(sorted(set(serving)))}")
+            else:
+                remedy = f"start one: `goreprox provider {service}=PORT --join-file FILE`"
+                yield Result("service", service, State.FAILED, "no provider of it is connected", remedy)

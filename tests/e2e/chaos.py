@@ -7,6 +7,7 @@ and so what coincides; what the machine makes of it is its own. Every fault come
 import argparse
 import asyncio
 import contextlib
+import functools
 import hashlib
 import random
 import signal
@@ -18,6 +19,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.e2e import upgrading
 from tests.support.events import matching
 from tests.support.processes import Handler, Process, Tunnel, nothing_yet
 from tests.support.relay import Relay
@@ -26,6 +28,10 @@ from tests.support.waiting import eventually
 
 EDGES, BROKERS, PROVIDERS = ("e0", "e1"), ("b0", "b1"), ("p0", "p1")
 PEERS = (*EDGES, *PROVIDERS)
+UPGRADABLE = PROVIDERS
+"""Those that can be replaced in place."""
+RELOADS = {"e": "queue-timeout = {}\ndrain = {}", "p": "weight = {}\ndrain = {}", "b": "max-peers = {}"}
+"""What a reload changes, by the first letter of a process."""
 GRACE_S = 45.0
 """Longer than any coincidence of faults, of which each lasts at most 8 s."""
 REST_S = GRACE_S + 45.0
@@ -39,6 +45,8 @@ LASTS_S = (0.3, 1.0, 3.0, 8.0)
 NEWS_S = 10.0
 """A client that comes so soon after the death of a provider may still be sent to the dead one."""
 HEADER = 16
+DONE = {"reload": (signal.SIGHUP, "reloaded"), "upgrade": (signal.SIGUSR2, "starting")}
+"""What is not a fault at all, but may come among them: how it is asked for, and what is logged once it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,8 @@ def plan(seed: int) -> list[Fault]:
     """Return all faults, in the order of this seed."""
     dice = random.Random(seed)
     links = [f"{peer} {broker}" for peer in PEERS for broker in BROKERS]
-    faults = [(kind, slot) for kind in ("kill", "stop") for slot in (*PEERS, *BROKERS)]
+    faults = [(kind, slot) for kind in ("kill", "stop", "reload") for slot in (*PEERS, *BROKERS)]
+    faults += [("upgrade", slot) for slot in UPGRADABLE]
     faults += [(kind, link) for kind in ("cut", "silence", "slow", "delay") for link in links]
     dice.shuffle(faults)
     return [Fault(kind, where, dice.choice(LASTS_S)) for kind, where in faults]
@@ -161,6 +170,8 @@ class Chaos:
         self.relays: dict[str, Relay] = {}
         self.dead: list[tuple[str, float, float]] = []
         """Who was killed, when, and when its successor was ready."""
+        self.configured = 0
+        """How often a file was written."""
         self.locks = {slot: asyncio.Lock() for slot in (*PEERS, *BROKERS)}
         self.clients: list[End] = []
         self.targets: dict[int, End] = {}
@@ -199,8 +210,16 @@ class Chaos:
                 await eventually(lambda p=process, n=provider: p.events("peer_up", peer=n), f"{edge} knows {provider}")  # type: ignore[misc]
 
     async def _spawn(self, slot: str) -> Process:
-        process = self.processes[slot] = await self.made.start(*self.commands[slot])
+        start = self.made.start if slot not in UPGRADABLE else functools.partial(upgrading.start, self.made)
+        self._configure(slot)
+        process = self.processes[slot] = await start(*self.commands[slot], "--config", f"{slot}.toml")
         return process
+
+    def _configure(self, slot: str) -> None:
+        """Write another file for a process."""
+        self.configured += 1
+        number = 20 + self.configured
+        (self.made.tmp / f"{slot}.toml").write_text(RELOADS[slot[0]].format(number, number), encoding="utf-8")
 
     # Streams.
 
@@ -297,6 +316,13 @@ class Chaos:
             await asyncio.sleep(fault.lasts_s)
             process.signal(signal.SIGCONT)
             return
+        if fault.kind in DONE:
+            self._configure(fault.where)
+            number, event = DONE[fault.kind]
+            before = process.events(event)
+            process.signal(number)
+            await eventually(lambda: process.events(event) > before, f"{fault.kind} of {fault.where}")
+            return
         at = time.monotonic()
         await process.stop()
         self._check_log(fault.where, process)
@@ -345,7 +371,8 @@ class Chaos:
 
     def _check_log(self, slot: str, process: Process) -> None:
         wrong = [entry for entry in process.log if "Traceback" in str(entry.get("message", ""))]
-        wrong += matching(process.log, "peer_failed")
+        for event in ("peer_failed", "reload_failed", "upgrade_failed", "restore_failed"):
+            wrong += matching(process.log, event)
         self.report.violations.extend(f"{slot}: {entry}" for entry in wrong)
 
     async def _leave(self) -> None:

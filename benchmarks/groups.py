@@ -16,6 +16,8 @@ from benchmarks.rows import CROWD_MBIT, CROWD_ROUND_TRIP_S, LONG_MBIT, ROUND_TRI
 from benchmarks.sides import Kind, Side, Stand
 from benchmarks.targets import Targets
 
+UPGRADABLE: Final = ("goreprox", "goreprox-keys")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -32,6 +34,8 @@ class Settings:
     crowd: float = 4.0
     outages: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0) * 3
     idle_count: int = 10_000
+    upgrades: int = 40
+    upgrades_beside_idle: int = 10
 
 
 QUICK: Final = Settings(
@@ -46,6 +50,8 @@ QUICK: Final = Settings(
     crowd=1.0,
     outages=(0.0, 0.3),
     idle_count=1000,
+    upgrades=5,
+    upgrades_beside_idle=2,
 )
 
 
@@ -199,6 +205,23 @@ def _idle(run: Run) -> None:
             load.hang_up(sock)
 
 
+def _upgrade(run: Run) -> None:
+    stalls = [load.stall_of(run.port, run.stand.upgrade) for _ in range(run.settings.upgrades)]
+    run.values["upgrade"] = load.percentile(stalls, 99)
+
+
+def _upgrade_idle(run: Run) -> None:
+    socks = load.idle(run.port, idle_streams(run.settings, run.stand.descriptors))
+    try:
+        stalls = [load.stall_of(run.port, run.stand.upgrade) for _ in range(run.settings.upgrades_beside_idle)]
+        run.values["upgrade_idle"] = load.percentile(stalls, 99)
+        for sock in socks:
+            load.ask(sock)  # none of them was lost
+    finally:
+        for sock in socks:
+            load.hang_up(sock)
+
+
 def _providers(count: int) -> Group:
     def measure(run: Run) -> None:
         run.requests(f"providers_{count}", 64)
@@ -265,6 +288,20 @@ GROUPS: Final = (
         lambda settings: 2 * settings.wrk + settings.idle_count / 1000,
         only=lambda side: side.long_paths,
         rows=("memory", "alone", "beside"),
+    ),
+    Group(
+        "upgrade",
+        _upgrade,
+        lambda settings: 1.5 * settings.upgrades,
+        only=lambda side: side.key in UPGRADABLE,
+        rows=("upgrade",),
+    ),
+    Group(
+        "upgrade-idle",
+        _upgrade_idle,
+        lambda settings: settings.idle_count / 500 + 4 * settings.upgrades_beside_idle,
+        only=lambda side: side.key in UPGRADABLE,
+        rows=("upgrade_idle",),
     ),
     *map(_providers, (1, 2, 4, 8)),
 )

@@ -7,6 +7,7 @@ import statistics
 import struct
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -182,6 +183,26 @@ def stall(sock: socket.socket, back_at: float) -> float | None:
     except (ConnectionError, TimeoutError):
         return None
     return max(0.0, time.monotonic() - back_at)
+
+
+def stall_of(port: int, start: Callable[[], subprocess.Popen[str]]) -> float:
+    """Return the longest time, in s, of one request at a time on one connection while the command of `start` runs.
+
+    Raises:
+        BenchmarkError: the command failed, or the connection ended.
+    """
+    times: list[float] = []
+    with connect(port) as sock:
+        ask(sock)
+        with start() as command:
+            while command.poll() is None:
+                began = time.perf_counter()
+                ask(sock)
+                times.append(time.perf_counter() - began)
+            errors = command.stderr.read() if command.stderr is not None else ""
+        if command.returncode:
+            raise BenchmarkError(errors.strip()[:200])
+    return max(times)
 
 
 def idle(port: int, count: int) -> list[socket.socket]:

@@ -85,6 +85,12 @@ class Stand:
         """Wait until a program of this side listens at `address`."""
         wait_for_listener(*address, self.processes.check)
 
+    def upgrade(self) -> subprocess.Popen[str]:
+        """Begin to upgrade goreprox's provider in place; the command ends when its streams go on."""
+        command = [sys.executable, "-m", "goreprox", "upgrade", "--role", "provider"]
+        command += ["--runtime-dir", str(self.folder / "run")]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
     def wait_until_ready(self) -> None:
         """Wait for the first response of the target."""
         began = self.processes.first_start or time.monotonic()

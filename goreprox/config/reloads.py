@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from goreprox.config.listed import is_group, leaves, option_of
+from goreprox.config.roles import ProviderConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,6 +33,11 @@ KEPT: Final = frozenset(
     )
 )
 """Options that stay as they were at the start."""
+UPGRADABLE: Final = (ProviderConfig,)
+"""Roles in which an upgrade in place applies what a reload does not, but for `IDENTITY`."""
+IDENTITY: Final = frozenset(("name", "runtime-dir"))
+"""By these a process is known: its lock and its peers would take another one for another process."""
+UPGRADE: Final = "needs an upgrade"
 RESTART: Final = "needs a restart"
 
 _C = TypeVar("_C", bound="DataclassInstance")
@@ -42,7 +48,7 @@ class Difference(NamedTuple):
 
     applied: list[str]
     kept: list[str]
-    """What a reload does not apply."""
+    """What a reload does not apply, and what would."""
 
 
 def applicable(before: _C, after: _C) -> _C:
@@ -71,7 +77,8 @@ def difference(before: object, after: object) -> Difference:
         if old.name in APPLIED:
             found.applied.extend(lines)
         else:
-            found.kept.extend(f"{line} ({RESTART})" for line in lines)
+            upgrade = isinstance(before, UPGRADABLE) and old.name not in IDENTITY
+            found.kept.extend(f"{line} ({UPGRADE if upgrade else RESTART})" for line in lines)
     return found
 
 

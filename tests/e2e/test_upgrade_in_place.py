@@ -235,3 +235,29 @@ async def test_a_role_that_cannot_be_upgraded_says_so(tmp: Path) -> None:
         server.signal(signal.SIGUSR2)
         await server.logged("upgrade_failed")
         assert server.process.returncode is None
+
+
+async def test_an_option_that_a_reload_does_not_apply_is_in_force_after_an_upgrade(tmp: Path) -> None:
+    def wait(seconds: int) -> None:
+        (tmp / "goreprox.toml").write_text(f"[provider]\nlink-timeout = {seconds}")
+
+    async with nothing_yet(tmp) as made:
+        wait(3600)
+        await run(made, echo)
+        client = await made.connect()
+        await echoed(client, b"before")
+        wait(1)
+        made.provider.signal(signal.SIGHUP)
+        assert "~ link-timeout: 3600 -> 1 (needs an upgrade)" in await made.provider.logged("reload_kept")
+        await upgraded(tmp, 1)
+        await echoed(client, b"after")
+        made.provider.signal(signal.SIGHUP)
+        await eventually(lambda: made.provider.events("reloaded") == 2, "it has reloaded again")
+        assert made.provider.events("reload_kept") == 1
+        made.relay.half_open = True  # so that the server, which gives up sooner, is not heard
+        made.relay.silence()
+        await made.provider.logged("link_lost")
+        made.relay.half_open = False
+        made.relay.resume()
+        await echoed(client, b"again")
+        client[1].close()

@@ -11,7 +11,7 @@ from goreprox.cli.app import sources
 from goreprox.config.addresses import Address, Listener, Scheme, Target
 from goreprox.config.listed import leaves
 from goreprox.config.networks import Rule
-from goreprox.config.reloads import APPLIED, KEPT, applicable, difference
+from goreprox.config.reloads import APPLIED, IDENTITY, KEPT, applicable, difference
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.config.routes import Route
 from goreprox.errors import ConfigError
@@ -43,9 +43,9 @@ def test_every_option_is_applied_or_kept_and_none_is_both() -> None:
 
 def test_the_document_says_of_every_option_whether_a_reload_applies_it() -> None:
     table = DOCUMENT.read_text(encoding="utf-8").partition("## Reload\n")[2].partition("\n## ")[0]
-    rows = dict(re.findall(r"^\| (applied|needs a restart) \| (.*) \|", table, re.MULTILINE))
+    rows = dict(re.findall(r"^\| (applied|kept) \| (.*) \|", table, re.MULTILINE))
     assert set(re.findall(r"`([a-z-]+)`", rows["applied"])) == APPLIED
-    assert set(re.findall(r"`([a-z-]+)`", rows["needs a restart"])) == KEPT
+    assert set(re.findall(r"`([a-z-]+)`", rows["kept"])) == KEPT
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,18 @@ def test_what_is_kept_is_named_and_stays_while_the_rest_is_applied() -> None:
 def test_secrets_are_not_shown() -> None:
     before = provider(TARGET)
     after = dataclasses.replace(before, security=object())  # type: ignore[arg-type]
-    assert difference(before, after).kept == ["~ join: none -> (secret) (needs a restart)"]
+    assert difference(before, after).kept == ["~ join: none -> (secret) (needs an upgrade)"]
+
+
+def test_a_provider_says_what_an_upgrade_applies_and_what_not_even_that() -> None:
+    assert IDENTITY < KEPT
+    changed = provider(TARGET, name="a", runtime_dir=Path("/r"), insecure=True, link_timeout_s=5.0)
+    assert difference(provider(TARGET), changed).kept == [
+        "~ name: none -> a (needs a restart)",
+        "~ runtime-dir: none -> /r (needs a restart)",
+        "~ insecure: false -> true (needs an upgrade)",
+        "~ link-timeout: 6 -> 5 (needs an upgrade)",
+    ]
 
 
 def test_what_is_applied_has_to_fit_what_is_kept() -> None:

@@ -1,5 +1,6 @@
 """A network for two sessions on virtual time, with every fault a fabric may have; deterministic from its seed."""
 
+import functools
 import random
 from collections import deque
 from collections.abc import Hashable
@@ -19,9 +20,13 @@ KIB = 1024
 
 def pattern(seed: int, start: int, count: int) -> bytes:
     """Return bytes `start` to `start + count` of an endless text that no other seed has."""
-    period = bytes((seed * 7 + i * 31 + (i >> 3)) % 251 for i in range(251))
     offset = start % 251
-    return (period * (2 + count // 251))[offset : offset + count]
+    return (_period(seed % 251) * (2 + count // 251))[offset : offset + count]
+
+
+@functools.cache
+def _period(seed: int) -> bytes:
+    return bytes((seed * 7 + i * 31 + (i >> 3)) % 251 for i in range(251))
 
 
 class Socket:

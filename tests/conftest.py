@@ -9,7 +9,6 @@ import gc
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,19 +25,12 @@ SPARE_S = 10.0
 """What is left of a test's timeout once its coroutine is cancelled."""
 
 
-TRACED = [Path(__file__).parent / "unit" / folder for folder in ("brokers", "protocol")]
-"""Tests that coverage is measured in: they reach every line that it asks for, and what is traced takes up to five times
-as long."""
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Cancel the coroutine of a test before its timeout, so that it closes what it has opened; trace as few as do."""
+    """Cancel the coroutine of a test before its timeout, so that it closes what it has opened."""
     timeout_s = float(config.getoption("timeout") or config.getini("timeout"))
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = _bounded(item.obj, timeout_s - SPARE_S)
-        if item.path.parent not in TRACED:
-            item.add_marker("no_cover")
 
 
 def _bounded(test: Callable[..., Awaitable[None]], deadline_s: float) -> Callable[..., Awaitable[None]]:

@@ -94,18 +94,22 @@ class Connections:
         return sum(1 for each in self._accepted.values() if each.ended_at is not None and now - each.ended_at > STUCK_S)
 
     def accepted(self, descriptor: int, now: float) -> None:
-        """Note a new connection; where there are too many, end the oldest of the address that has the most."""
+        """Note a new connection; where there are too many, end the oldest of the address that has the most.
+
+        Without a descriptor for a duplicate it is ended at once: untracked, it could neither greet nor be ended later.
+        """
         self.closed(descriptor)
         try:
             duplicate = socket.socket(fileno=os.dup(descriptor))
-        except OSError:  # closed meanwhile, or no descriptors: it is not tracked, and its hello will be refused
+        except OSError:  # no descriptors, or closed meanwhile
+            self._end_untracked(descriptor)
             return
         try:
-            here, there = duplicate.getsockname(), duplicate.getpeername()
+            is_at_port, there = self._is_at_port(duplicate), duplicate.getpeername()
         except OSError:
             duplicate.close()
             return
-        if len(here) < 2 or here[1] != self._port:  # closed meanwhile, and the number reused
+        if not is_at_port:  # closed meanwhile, and the number reused
             duplicate.close()
             return
         connection = Connection(duplicate, str(there[0]).removeprefix("::ffff:"), now)
@@ -114,6 +118,16 @@ class Connections:
             [(address, _)] = Counter(each.address for each in self._greeting.values()).most_common(1)
             oldest = next(fd for fd, each in self._greeting.items() if each.address == address)
             self._greeting.pop(oldest).end()
+
+    def _end_untracked(self, descriptor: int) -> None:
+        """End a connection that libzmq may close meanwhile; at worst its number is then that of a later one here."""
+        with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
+            if self._is_at_port(connection):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _is_at_port(self, connection: socket.socket) -> bool:
+        here = connection.getsockname()
+        return len(here) >= 2 and here[1] == self._port
 
     def closed(self, descriptor: int) -> None:
         """Forget a connection that libzmq has closed."""
@@ -192,6 +206,16 @@ class Connections:
         """Close all duplicates; the connections stay open."""
         for descriptor in list(self._accepted):
             self.closed(descriptor)
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """Have a descriptor of somebody else as a socket, and leave it open."""
+    borrowed = socket.socket(fileno=descriptor)
+    try:
+        yield borrowed
+    finally:
+        borrowed.detach()
 
 
 def _most_greeting() -> int:

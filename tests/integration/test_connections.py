@@ -17,7 +17,7 @@ from brokers.envelope import Hello, control
 from brokers.peers import NONCE_BYTES
 from brokers.sockets import secure_link
 from tests.support.fabric import MIB, SLOW, STEADY, Fabric, Recorder, name
-from tests.support.sockets import HOST
+from tests.support.sockets import HOST, without_descriptors
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is Linux's")
@@ -159,6 +159,24 @@ def test_a_stuck_connection_is_counted_until_it_closes() -> None:
             connections.closed(accepted.fileno())
             assert connections.stuck(time.monotonic() + bounds.STUCK_S + 1) == 0
         connections.close()
+
+
+def test_a_connection_that_cannot_be_tracked_is_ended() -> None:
+    """Else it could neither greet nor be ended, and would keep its descriptor from others for as long as it likes."""
+    with socket.create_server((HOST, 0)) as listening:
+        port = listening.getsockname()[1]
+        connections = bounds.Connections(port, secure=False, greeting_s=1.0)
+        with socket.create_connection((HOST, port)) as client, listening.accept()[0] as accepted:
+            client.settimeout(10)
+            with without_descriptors():
+                connections.accepted(accepted.fileno(), 0.0)
+            assert client.recv(1) == b""
+            assert (connections.greeting, accepted.fileno() >= 0) == (0, True)
+        with socket.create_server((HOST, 0)) as other, socket.create_connection(other.getsockname()) as client:
+            with other.accept()[0] as reused, without_descriptors():
+                connections.accepted(reused.fileno(), 0.0)  # not of this port: the number was reused meanwhile
+                reused.send(b"still open")
+            assert client.recv(10) == b"still open"
 
 
 @pytest.mark.pure

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import errno
 import os
-import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from goreprox.keys.reach import Reach
 from goreprox.keys.state import StateDir
 from tests.support.events import Events, logged
 from tests.support.fabric import SLOW, Fabric, Recorder, name, receive
-from tests.support.sockets import HOST, abort, stop_accepting
+from tests.support.sockets import HOST, abort, stop_accepting, without_descriptors
 from tests.support.waiting import eventually
 
 SERVER = KeyPair.generate()
@@ -420,23 +419,6 @@ async def test_a_rotation_reaches_a_port_that_is_being_replaced(
     both = (guarded.edge, guarded.edge_keys), (guarded.provider, guarded.provider_keys)
     links = [guarded.link(who, security=LinkSecurity(keys.keys, (following.public,))) for who, keys in both]
     await eventually(lambda: all(recorder.ups == 1 for _, recorder in links))
-
-
-@contextlib.contextmanager
-def without_descriptors() -> Iterator[list[int]]:
-    """Have no descriptor left but those yielded, for whoever closes them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.dup(0))
-        yield taken
-    finally:
-        for number in taken:
-            os.close(number)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("host", [None, HOST])

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -37,3 +39,20 @@ async def stop_accepting(server: asyncio.Server) -> None:
     server.close()
     for _ in range(5):  # turns of the loop, and some to spare: the transport, the protocol, the handler's first step
         await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def without_descriptors() -> Iterator[list[int]]:
+    """Have no descriptor left but those yielded, for whoever closes them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield taken
+    finally:
+        for number in taken:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

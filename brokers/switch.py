@@ -150,7 +150,7 @@ class Switch:
         if self._keys.get(name.id, key) != key:
             return "another connection uses this incarnation"
         if key not in self._peers and len(self._peers) >= self.max_peers:
-            return f"this broker has its {self.max_peers} peers already"
+            return f"this broker has its {self.max_peers} peers already; raise --max-peers there"
         return None
 
     def lost(self, key: Hashable, reason: str) -> list[Output]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from brokers import BrokerSecurity, Grant, KeyPair, LinkSecurity, Role, SocketAddress
+from brokers import BrokerSecurity, Grant, KeyPair, LinkSecurity, Role, SocketAddress, Timings
 from brokers.envelope import Refused, control
 from goreprox.config.addresses import Address, Listener, Target
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
@@ -24,6 +25,7 @@ from tests.support.waiting import eventually
 
 PROTOCOL = {"protocol": [1, 1]}
 SERVER = KeyPair.generate()
+PATIENT_S = 60.0
 
 
 @pytest.fixture
@@ -32,10 +34,13 @@ def runtime(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _outside_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the tests run."""
+def _anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be outside of a container wherever the tests run, and let no deadline depend on how busy the machine is."""
     for module in ("dial", "broker_check"):
         monkeypatch.setattr(f"goreprox.roles.{module}.in_container", lambda: False)
+    monkeypatch.setattr("brokers.diagnosis.PROBE_S", PATIENT_S)
+    monkeypatch.setattr("goreprox.roles.broker_check.VERDICT_S", 3 * PATIENT_S)
+    monkeypatch.setattr("goreprox.roles.broker_check.Timings", functools.partial(Timings, connect_timeout_s=PATIENT_S))
 
 
 class Examined:
@@ -83,12 +88,14 @@ def at(fabric: Fabric, role: Role = Role.PROVIDER) -> Address:
 
 @contextlib.asynccontextmanager
 async def listening(respond: bytes = b"", **options: Any) -> AsyncIterator[int]:
-    """Serve a port that responds to a connection with these bytes, or not at all, and keeps it."""
+    """Serve a port that responds to a connection with these bytes and closes it, or keeps it and is silent."""
     writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
-        writer.write(respond)
+        if respond:
+            writer.write(respond)
+            writer.close()
 
     server = await asyncio.start_server(serve, HOST, 0, **options)
     try:
@@ -158,7 +165,11 @@ async def test_an_address_that_does_not_respond_beside_one_that_does_is_a_warnin
 @pytest.mark.parametrize(
     ("response", "what"), [(b"", "it sends nothing"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it speaks HTTP")]
 )
-async def test_something_else_than_a_broker_is_told_apart(runtime: Path, response: bytes, what: str) -> None:
+async def test_something_else_than_a_broker_is_told_apart(
+    runtime: Path, response: bytes, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not response:
+        monkeypatch.setattr("brokers.diagnosis.PROBE_S", 1.0)  # the kernel connects at once, and nothing follows
     async with listening(response) as port:
         found = await examined(provider(runtime, Address(HOST, port)))
         assert found.passed("tcp")

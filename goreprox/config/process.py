@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
+from goreprox.config.addresses import Address
 from goreprox.config.checks import check_range, check_seconds
 from goreprox.config.defaults import (
     DEFAULT_DRAIN_S,
@@ -21,6 +22,7 @@ from goreprox.config.defaults import (
 )
 from goreprox.config.names import check_name, default_name
 from goreprox.config.options import (
+    ADDRESSES,
     GROUP,
     KEYS,
     LIFETIMES,
@@ -29,6 +31,7 @@ from goreprox.config.options import (
     Count,
     Directory,
     Mebibytes,
+    Port,
     Seconds,
     SecondsOrNever,
     one,
@@ -73,6 +76,8 @@ class ProcessConfig:
     """Disable encryption and authentication of links; anyone who can reach the port can join."""
     link_timeout_s: Annotated[Seconds, Parameter(name="--link-timeout", group=LIFETIMES)] = DEFAULT_LINK_TIMEOUT_S
     """Take a link for broken after so long without a message."""
+    health: Annotated[Port | None, Parameter(group=ADDRESSES, show_default=False)] = None
+    """Respond here over HTTP: /live, and /ready. [default: nowhere]"""
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
@@ -83,6 +88,11 @@ class ProcessConfig:
     def own_name(self) -> str:
         """The name of this process: the given one, else the host's."""
         return default_name() if self.name is None else self.name
+
+    @property
+    def ports(self) -> list[tuple[str, Address]]:
+        """Where it listens, each with its option."""
+        return [] if self.health is None else [("health", self.health)]
 
     @property
     def lock_dir(self) -> Path:

@@ -129,7 +129,7 @@ class ServerConfig:
     """The directory of the keys; None: links without keys."""
 
     def __post_init__(self) -> None:
-        ports = [*self.clients.ports, ("providers", self.peers.providers)]
+        ports = [*self.clients.ports, ("providers", self.peers.providers), *self.process.ports]
         check_ports(ports if self.edges is None else [*ports, ("edges", self.edges)])
 
 
@@ -148,6 +148,7 @@ class EdgeConfig:
     def __post_init__(self) -> None:
         _check_remotes("broker", self.brokers)
         check_range("workers", self.workers, 1, MAX_WORKERS)
+        check_ports([*self.clients.ports, *self.process.ports])
         if self.workers > 1 and not all(listener.address.port for listener in self.clients.listeners):
             raise ConfigError(f"listen port 0: {self.workers} workers share their ports; choose which with --listen")
 
@@ -163,7 +164,7 @@ class BrokerConfig:
     """The directory of the keys; None: links without keys."""
 
     def __post_init__(self) -> None:
-        check_ports([("providers", self.peers.providers), ("edges", self.edges)])
+        check_ports([("providers", self.peers.providers), ("edges", self.edges), *self.process.ports])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

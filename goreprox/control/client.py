@@ -40,8 +40,24 @@ def ask_all(
     Raises:
         ControlError: there is none, or none that this user may ask.
     """
+    return asyncio.run(ask(directories, command, roles=roles, name=name, deadline_s=deadline_s))
+
+
+async def ask(
+    directories: Sequence[Path],
+    command: str,
+    *,
+    roles: Sequence[str] = ROLES,
+    name: str | None = None,
+    deadline_s: float | None = None,
+) -> list[Reply]:
+    """Do the same within a loop.
+
+    Raises:
+        ControlError: there is none, or none that this user may ask.
+    """
     paths, closed = _sockets(directories, roles, name)
-    replies = asyncio.run(_gather(paths, encode_request(command), ASK_S if deadline_s is None else deadline_s))
+    replies = await _gather(paths, encode_request(command), ASK_S if deadline_s is None else deadline_s)
     if replies:
         return replies
     if closed:

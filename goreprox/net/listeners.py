@@ -99,7 +99,7 @@ class Listeners:
                     f"listen {listener.text}: this process has the port as listen {each.listener.text}; remove that in "
                     "a reload of its own, and then add this"
                 )
-        return Open(listener, _bound("listen", listener.address, reuse_port=self._reuse_port, listening=True))
+        return Open(listener, bound("listen", listener.address, reuse_port=self._reuse_port, listening=True))
 
     def successors(self, opened: Sequence["Open"]) -> dict[Listener, Listener]:
         """Return which listeners have the sockets of which ones, after a `switch`."""
@@ -228,12 +228,12 @@ def try_address(option: str, address: Address) -> None:
     Raises:
         StartError: it is taken, not allowed, or not an address of this machine.
     """
-    for sock in _bound(option, address, reuse_port=False, listening=False):
+    for sock in bound(option, address, reuse_port=False, listening=False):
         sock.close()
 
 
-def _bound(option: str, address: Address, *, reuse_port: bool, listening: bool) -> list[socket.socket]:
-    """Return sockets for an address: one for IPv4 and one for IPv6 where the host is both.
+def bound(option: str, address: Address, *, reuse_port: bool, listening: bool) -> list[socket.socket]:
+    """Return sockets for an address, the value of `option`: one for IPv4 and one for IPv6 where the host is both.
 
     Raises:
         StartError: it is taken, not allowed, or not an address of this machine.

@@ -116,10 +116,15 @@ def keep_spare_descriptors(listening: socket.socket) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
+def finish_on_close(sock: Socket) -> None:
+    """Let what is queued go out when the socket, or one that it accepts, is closed."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
+
+
 def finish(sock: Socket) -> None:
     """Close a socket after both ends of file; what is queued still goes out."""
     with contextlib.suppress(OSError):  # the other side may have reset it meanwhile
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
+        finish_on_close(sock)
     sock.close()
 
 

@@ -85,6 +85,11 @@ class Assignment:
         """The number of streams that have no provider yet."""
         return len(self._connections) + len(self._requests)
 
+    @property
+    def missing(self) -> list[str]:
+        """The services of our listeners and routes whose clients wait, as no provider accepts streams for them."""
+        return [service for service in self.check.services if not self._offers.available(service)]
+
     # Streams.
 
     def connect(self, owner: StreamOwner) -> None:

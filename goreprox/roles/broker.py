@@ -17,6 +17,7 @@ from goreprox.keys.guard import Guard
 from goreprox.keys.reach import Reach
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import LINGER_S, Closable, Lifetime
+from goreprox.roles.health import Health, Readiness
 from goreprox.roles.reload import Reload
 from goreprox.status.snapshot import Source
 
@@ -93,7 +94,8 @@ async def run(config: BrokerConfig, *, read: Callable[[], BrokerConfig]) -> None
     Raises:
         StartError: a port is not available, or a directory cannot be used.
     """
-    process = config.process
+    process, life = config.process, Lifetime()
+    health = Health(process.health, Readiness(life))
     instance = Instance.acquire(process.lock_dir, "broker", process.own_name, secrets.token_bytes(INCARNATION_BYTES))
     router, ports, ways = await open_router(config)
     source = Source(instance, lambda: ports, router=router)
@@ -101,9 +103,8 @@ async def run(config: BrokerConfig, *, read: Callable[[], BrokerConfig]) -> None
     async def apply(new: BrokerConfig) -> None:
         router.limit(new.peers.max_peers)
 
-    life = Lifetime()
-    reload = Reload(config, life, read=read, apply=apply)
-    async with serving(instance, {**source.commands, **reload.commands}):
+    reload = Reload(config, life, health, read=read, apply=apply)
+    async with health, serving(instance, {**source.commands, **health.commands, **reload.commands}):
         with life:
             life.ready(describe(ports), **ports)
             await life.stop.wait()

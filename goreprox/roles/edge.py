@@ -25,6 +25,7 @@ from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
 from goreprox.roles.entrances import announced, by_service, entrances
 from goreprox.roles.former import FormerServices
+from goreprox.roles.health import Health, Readiness
 from goreprox.roles.member import Member
 from goreprox.roles.reload import Reload
 from goreprox.roles.sites import auth_of, sites_of
@@ -36,6 +37,8 @@ from goreprox.tunnel.driver import wait_until
 
 Apply = Callable[[EdgeConfig], Awaitable[None]]
 """Takes over a configuration; raises StartError if it cannot, and nothing has changed then."""
+Control = Callable[[Apply, Health], Commands]
+"""Gets what takes over a configuration; returns commands."""
 
 
 class Edge:
@@ -241,20 +244,27 @@ async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
     """
     life = Lifetime()
 
-    def reloading(apply: Apply) -> Commands:
-        return Reload(config, life, read=read, apply=apply).commands
+    def reloading(apply: Apply, health: Health) -> Commands:
+        return Reload(config, life, health, read=read, apply=apply).commands
 
     await serve(config, life, reloading)
 
 
-async def serve(config: EdgeConfig, life: Lifetime, control: Callable[[Apply], Commands]) -> None:
-    """Serve as an edge until `life` ends; `control` gets what takes over a configuration, and returns commands.
+async def serve(config: EdgeConfig, life: Lifetime, control: Control) -> None:
+    """Serve as an edge until `life` ends.
 
     Raises:
         StartError: a port is not available, or the runtime directory cannot be used.
     """
     member = Member(config.process, "edge", Role.EDGE, services=config.clients.services)
     edge = Edge(config)
+    readiness = Readiness(
+        life,
+        down_s=lambda: links.down_s,
+        grace_s=lambda: edge.driver.grace_s,
+        missing=lambda: edge.assignment.missing,
+    )
+    health = Health(config.process.health, readiness)
     edge.introduce(member)
     links = member.link(config.brokers, edge.driver, config.security)
     edge.listeners.start()
@@ -265,7 +275,7 @@ async def serve(config: EdgeConfig, life: Lifetime, control: Callable[[Apply], C
         await edge.reconfigure(new)
         links.reconfigure(new.brokers, edge.driver)
 
-    async with serving(member.instance, {**source.commands, **control(apply)}):
+    async with health, serving(member.instance, {**source.commands, **health.commands, **control(apply, health)}):
         await life.serve(
             edge,
             links.all,

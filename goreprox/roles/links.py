@@ -8,6 +8,7 @@ from loguru import logger
 
 from brokers import Link
 from goreprox.config.addresses import Address
+from goreprox.process.clock import clock
 from goreprox.process.lifetime import LINGER_S
 from goreprox.tunnel.driver import Driver
 
@@ -27,6 +28,8 @@ class Links:
         self._by_address: dict[Address, Link] = {}
         self._removed: dict[Link, asyncio.Task[None]] = {}
         """Links that are to be removed once nobody needs them."""
+        self._lost_at: float | None = clock()
+        """Since when none is up."""
         self._add(addresses)
 
     def reconfigure(self, addresses: Sequence[Address], driver: Driver) -> None:
@@ -73,7 +76,15 @@ class Links:
         """Note that a link came up or went down, or has another problem."""
         if any(link.up for link in self.all):
             self.up.set()
+            self._lost_at = None
+        elif self._lost_at is None:
+            self._lost_at = clock()
         self.changed()
+
+    @property
+    def down_s(self) -> float:
+        """For how long none has been up; 0 if one is."""
+        return 0.0 if self._lost_at is None else clock() - self._lost_at
 
     def describe(self) -> str:
         """Describe which links are up, and why the others are not."""

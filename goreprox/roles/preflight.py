@@ -39,6 +39,8 @@ def steps(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> 
     """
     runtime_dir = config.process.lock_dir
     yield _step(f"runtime-dir {runtime_dir}", lambda: _check_runtime_dir(runtime_dir))
+    for option, address in config.process.ports:
+        yield _of_address(option, address)
     match config:
         case ServerConfig() | EdgeConfig():
             yield from _of_clients(config.clients)

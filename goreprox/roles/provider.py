@@ -20,6 +20,7 @@ from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.roles.dial import Dialer
+from goreprox.roles.health import Health, Readiness, check_moved
 from goreprox.roles.loops import HOPS, Loops
 from goreprox.roles.member import Member
 from goreprox.roles.reachable import Reachable
@@ -274,7 +275,11 @@ async def run(
     if before is not None:
         provider.restore(before.items, trial=before.inherited.trial)
         if before.inherited.trial:
+            check_moved(config.process.health, before.health)
             return None
+    life = Lifetime()
+    readiness = Readiness(life, down_s=lambda: links.down_s, grace_s=lambda: provider.driver.grace_s)
+    health = Health(config.process.health, readiness, None if before is None else before.health)
     provider.introduce(member, config)
     links = member.link(config.servers, provider.driver, config.security)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
@@ -285,13 +290,13 @@ async def run(
         await provider.reconfigure(new)
         links.reconfigure(new.servers, provider.driver)
 
-    life = Lifetime()
-    reload = Reload(config, life, read=read, apply=apply)
-    upgrade = Upgrade(life, provider, member.instance, links.all)
+    reload = Reload(config, life, health, read=read, apply=apply)
+    upgrade = Upgrade(life, provider, member.instance, links.all, health)
     life.upgrade_asked = upgrade.signalled
     if before is not None:
         upgrade.took_over(before)
-    async with serving(member.instance, {**source.commands, **reload.commands, **upgrade.commands}):
+    commands = {**source.commands, **health.commands, **reload.commands, **upgrade.commands}
+    async with health, serving(member.instance, commands):
         await life.serve(
             provider,
             links.all,

@@ -14,6 +14,7 @@ from goreprox.control.socket import Commands
 from goreprox.errors import GoreproxError
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import configure, counted
+from goreprox.roles.health import Health
 
 C = TypeVar("C", bound=ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig)
 LISTED = 16
@@ -24,7 +25,13 @@ class Reload(Generic[C]):
     """The configuration of a role, and how to replace it."""
 
     def __init__(
-        self, config: C, life: Lifetime, *, read: Callable[[], C], apply: Callable[[C], Awaitable[None]]
+        self,
+        config: C,
+        life: Lifetime,
+        health: Health,
+        *,
+        read: Callable[[], C],
+        apply: Callable[[C], Awaitable[None]],
     ) -> None:
         """Begin with `config`; `read` returns the next one. SIGHUP is for us, as long as `life` lasts.
 
@@ -33,6 +40,7 @@ class Reload(Generic[C]):
         life.hung_up = self._hang_up
         self._config = config
         self._life = life
+        self._health = health
         self._read = read
         self._apply = apply
         self._lock = asyncio.Lock()
@@ -75,7 +83,8 @@ class Reload(Generic[C]):
             new = self._read()
             found = difference(self._config, new)
             config = applicable(self._config, new)
-            await self._apply(config)
+            with self._health.moved_to(config.process.health):
+                await self._apply(config)
         except GoreproxError as exc:
             logger.bind(event="reload_failed").error("{}; nothing has changed", exc)
             raise

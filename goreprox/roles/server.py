@@ -10,6 +10,7 @@ from goreprox.process.lifetime import Lifetime
 from goreprox.roles.broker import describe, open_router
 from goreprox.roles.edge import Edge
 from goreprox.roles.entrances import entrances
+from goreprox.roles.health import Health, Readiness
 from goreprox.roles.member import Member
 from goreprox.roles.reload import Reload
 from goreprox.status.snapshot import Source
@@ -21,9 +22,11 @@ async def run(config: ServerConfig, *, read: Callable[[], ServerConfig]) -> None
     Raises:
         StartError: a port is not available, or a directory or a file cannot be used.
     """
+    life = Lifetime()
     member = Member(config.process, "server", Role.EDGE, services=config.clients.services)
     edge = Edge(config)
     try:
+        health = Health(config.process.health, Readiness(life, missing=lambda: edge.assignment.missing))
         router, ports, ways = await open_router(config)
     except StartError:
         edge.listeners.close()
@@ -38,9 +41,8 @@ async def run(config: ServerConfig, *, read: Callable[[], ServerConfig]) -> None
         await edge.reconfigure(new)
         router.limit(new.peers.max_peers)
 
-    life = Lifetime()
-    reload = Reload(config, life, read=read, apply=apply)
-    async with serving(member.instance, {**source.commands, **reload.commands}):
+    reload = Reload(config, life, health, read=read, apply=apply)
+    async with health, serving(member.instance, {**source.commands, **health.commands, **reload.commands}):
         await life.serve(
             edge,
             [local, *ways],

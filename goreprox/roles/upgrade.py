@@ -24,6 +24,7 @@ from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import counted
 from goreprox.protocol.errors import ExportError
 from goreprox.protocol.fields import Fields
+from goreprox.roles.health import Health, Listening
 from goreprox.tunnel.driver import Driver, wait_until
 
 RESUME_S = 30.0
@@ -63,6 +64,7 @@ class Before:
     lock_path: Path
     links: dict[str, LinkIdentity]
     """By label."""
+    health: Listening
     client: int | None
     """The descriptor of the connection over which the upgrade was asked for."""
     paused_at: float
@@ -93,6 +95,7 @@ class Before:
             lock=head.count("lock"),
             lock_path=Path(head.text("lock_path")),
             links=dict(map(_link, head.items("links"))),
+            health=_listening(head),
             client=head.count_or_none("client"),
             paused_at=head.seconds("paused_at"),
             was_ready=head.flag("was_ready"),
@@ -107,10 +110,20 @@ def _link(item: object) -> tuple[str, LinkIdentity]:
     raise ExportError("malformed link in the export")
 
 
+def _listening(head: Fields) -> Listening:
+    """Return where the process has listened for programs that watch it; versions without --health have no field."""
+    address = head.text_or_none("health")
+    descriptors = [] if address is None else head.items("health_sockets")
+    return Listening(address, [each for each in descriptors if isinstance(each, int)])
+
+
 class Upgrade:
     """Hands a process over to the code that is installed when it is asked to."""
 
-    def __init__(self, life: Lifetime, owner: Portable, instance: Instance, links: Sequence[Link]) -> None:
+    def __init__(
+        self, life: Lifetime, owner: Portable, instance: Instance, links: Sequence[Link], health: Health
+    ) -> None:
+        self._health = health
         self._life = life
         self._owner = owner
         self._instance = instance
@@ -174,7 +187,7 @@ class Upgrade:
             raise ControlError("it is shutting down")
 
     def _items(self, descriptors: list[int], *, payload: bool) -> Iterator[object]:
-        instance = self._instance
+        instance, listening = self._instance, self._health.listening
         yield {
             "version": __version__,
             "name": instance.name,
@@ -183,6 +196,8 @@ class Upgrade:
             "lock": descriptors[0] if descriptors else 0,
             "lock_path": str(instance.path),
             "links": [[link.label, *link.identity] for link in self._links],
+            "health": listening.address,
+            "health_sockets": listening.descriptors,
             "client": self._client,
             "paused_at": clock(),
             "was_ready": self._life.was_ready,
@@ -196,10 +211,13 @@ class Upgrade:
         if not self._life.replaced:
             return None
         self._owner.driver.leave("this process is being upgraded")
-        descriptors = [self._instance.detach(), *self._owner.descriptors()]
+        listening = self._health.listening
+        descriptors = [self._instance.detach(), *self._owner.descriptors(), *listening.descriptors]
         if self._client is not None:
             descriptors.append(self._client)
-        return Handover(handover.write(self._items(descriptors, payload=True)), descriptors)
+        state = handover.write(self._items(descriptors, payload=True))
+        self._health.release()
+        return Handover(state, descriptors)
 
     def took_over(self, before: Before) -> None:
         """Report the upgrade that has led here, once the sessions have resumed."""

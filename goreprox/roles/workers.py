@@ -28,12 +28,14 @@ from goreprox.config.roles import EdgeConfig
 from goreprox.control.client import PARENT
 from goreprox.control.message import Request
 from goreprox.control.socket import Commands, serving
-from goreprox.errors import GoreproxError, StartError
+from goreprox.errors import ControlError, GoreproxError, StartError
+from goreprox.monitor.health import Report, ask_ready
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import configure
 from goreprox.roles.edge import Apply, serve
 from goreprox.roles.entrances import entrances
+from goreprox.roles.health import Health
 from goreprox.roles.reload import Reload
 
 BACKOFF_MIN_S = 0.1
@@ -69,8 +71,9 @@ async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
     process = config.process
     instance = Instance.acquire(process.lock_dir, PARENT, process.own_name, secrets.token_bytes(INCARNATION_BYTES))
     parent = Parent(config)
-    reload = Reload(config, parent, read=read, apply=parent.reconfigure)
-    async with serving(instance, reload.commands):
+    health = Health(process.health, parent.report)
+    reload = Reload(config, parent, health, read=read, apply=parent.reconfigure)
+    async with health, serving(instance, reload.commands):
         with parent:
             parent.wait_for_ready(
                 f"starting {config.workers} workers, which connect to {', '.join(map(str, config.brokers))}"
@@ -83,7 +86,9 @@ async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
 
 
 def _for_workers(config: EdgeConfig) -> EdgeConfig:
-    return dataclasses.replace(config, workers=1, clients=dataclasses.replace(config.clients, reuse_port=True))
+    clients = dataclasses.replace(config.clients, reuse_port=True)
+    process = dataclasses.replace(config.process, health=None)  # the parent's
+    return dataclasses.replace(config, workers=1, clients=clients, process=process)
 
 
 class Parent(Lifetime):
@@ -118,6 +123,22 @@ class Parent(Lifetime):
                     await worker.reconfigure(before)
             raise
         self._config = after  # for those that are started from now on
+
+    async def report(self) -> Report:
+        """Return whether all workers that run are ready: the kernel gives clients to any of them."""
+        if self.stop.is_set() or not self.was_ready:
+            return Report("it is shutting down" if self.stop.is_set() else "it is starting", [])
+        process = self._config.process
+        try:
+            answers = await ask_ready([process.lock_dir], roles=("edge",), name=process.own_name)
+        except ControlError as exc:
+            return Report(str(exc), [])
+        reports = {answer.pid: answer.report for answer in answers}
+        running = [worker.pid for worker in self._processes.values()]
+        silent = Report("no worker runs, or one of them does not respond", [])
+        found = [reports.get(pid, silent) for pid in running] or [silent]
+        reason = next((report.reason for report in found if report.reason is not None), None)
+        return Report(reason, sorted({service for report in found for service in report.missing}))
 
     def _signalled(self) -> None:
         super()._signalled()
@@ -188,6 +209,11 @@ class _Running:
         self._ended = False
         self._late = 0
         """Replies that nobody waits for any more."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def send(self, data: bytes) -> None:
         """Write to its standard input."""
@@ -287,6 +313,7 @@ class Worker(Lifetime):
     def ready(self, text: str, **ports: object) -> None:
         """Tell the parent that this worker is ready."""
         self._extend_no_more()
+        self.was_ready = True
         _report(**ports)
 
     def tell(self, text: str) -> None:
@@ -316,7 +343,7 @@ async def _work(config: EdgeConfig) -> None:
     life = Worker()
     following: list[asyncio.Task[None]] = []
 
-    def control(apply: Apply) -> Commands:
+    def control(apply: Apply, _: Health) -> Commands:
         following.append(asyncio.get_running_loop().create_task(life.reconfigure(apply), name="reconfigure"))
         return {"reload": _leave_to_parent}
 

@@ -74,7 +74,7 @@ class Driver:
         """Whether we have asked for no new streams."""
         self._application = application
         self._role = role
-        self._grace_s = grace_s
+        self.grace_s = grace_s
         self._loop = asyncio.get_running_loop()
         self._dirty: dict[bytes, Peer] = {}
         """Peers whose sessions have something to send in this turn of the loop."""
@@ -86,7 +86,7 @@ class Driver:
 
     def set_grace(self, grace_s: float) -> None:
         """Keep streams for `grace_s` in the epochs that begin from now on."""
-        self._grace_s = grace_s
+        self.grace_s = grace_s
         for peer in self.peers.values():
             peer.session.set_grace(grace_s)
 
@@ -119,7 +119,7 @@ class Driver:
                     opener=self._role is Role.EDGE,
                     version=version,
                     budget=self.budget,
-                    grace_s=self._grace_s,
+                    grace_s=self.grace_s,
                     wake=wake,
                     now=clock(),
                 ),
@@ -276,7 +276,7 @@ class Driver:
             not peer.epochs
             and not peer.session.streams
             and lost_at is not None
-            and now - lost_at > self._grace_s + FORGET_S
+            and now - lost_at > self.grace_s + FORGET_S
         ):
             self._forget(peer)
             return
@@ -368,7 +368,7 @@ class Driver:
                     items,
                     opener=self._role is Role.EDGE,
                     budget=self.budget,
-                    grace_s=self._grace_s,
+                    grace_s=self.grace_s,
                     wake=wake,
                     now=clock(),
                 ),

@@ -3,6 +3,7 @@
 import asyncio
 
 from tests.support.programs import program
+from tests.support.sockets import HOST
 from tests.support.waiting import DEADLINE_S
 
 
@@ -23,3 +24,18 @@ async def polite(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             await reader.readexactly(2)
         text = head.split(" ")[1].encode()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
+
+
+async def fetch(port: int, target: str = "/", *fields: str, host: str = HOST) -> tuple[int, str]:
+    """GET a target, with these header fields, over a connection of its own; return status and body."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        lines = [f"GET {target} HTTP/1.1", *(fields or (f"Host: {host}",)), "", ""]
+        writer.write("\r\n".join(lines).encode())
+        async with asyncio.timeout(DEADLINE_S):
+            response = (await reader.read()).decode()
+    finally:
+        writer.close()
+    head, separator, body = response.partition("\r\n\r\n")
+    assert separator, f"no response to {target}: {response!r}"
+    return int(head.split(" ")[1]), body

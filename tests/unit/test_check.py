@@ -117,10 +117,12 @@ def test_addresses_are_tried_and_those_in_use_may_be_those_of_the_role_that_runs
     started: Started, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, lines, _ = checked(
-        capsys, "server", "--listen", "192.0.2.1:8080", "--providers", "192.0.2.1:9887", "--insecure"
+        capsys,
+        *("server", "--insecure", "--listen", "192.0.2.1:8080", "--providers", "192.0.2.1:9887"),
+        *("--health", "192.0.2.1:9885"),
     )
     assert code == 1
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert all("give an address of this machine to --" in line for line in lines)
     with socket.create_server((HOST, 0)) as server:
         port = server.getsockname()[1]

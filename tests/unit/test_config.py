@@ -173,6 +173,11 @@ def test_listening_twice_on_one_address_is_rejected() -> None:
         configured(ServerConfig, listeners=(Listener.parse("9887"),))
     with pytest.raises(ConfigError, match=r"listen :8080 and edges 127\.0\.0\.1:8080: one port for two"):
         ServerConfig(edges=Address("127.0.0.1", 8080))
+    for kind in (ServerConfig, BrokerConfig):
+        with pytest.raises(ConfigError, match="providers :9887 and health :9887: one port for two"):
+            configured(kind, health=Address(None, 9887))
+    with pytest.raises(ConfigError, match="listen :8080 and health :8080: one port for two"):
+        configured(EdgeConfig, brokers=(SERVER,), health=Address(None, 8080))
     with pytest.raises(ConfigError, match="providers :1 and edges :1: one port for two"):
         configured(BrokerConfig, providers=Address(None, 1), edges=Address(None, 1))
     configured(ServerConfig, listeners=(Listener.parse("127.0.0.1:0"),) * 2, providers=Address("127.0.0.1", 0))

@@ -41,6 +41,16 @@ def test_pods_get_longer_to_end_than_a_drain_lasts(name: str) -> None:
     assert OBJECTS[name]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > DRAIN_S
 
 
+@pytest.mark.parametrize("name", [name for name in OBJECTS if name.startswith(("Deployment-", "StatefulSet-"))])
+def test_probes_ask_for_health_where_the_container_responds(name: str) -> None:
+    (container,) = OBJECTS[name]["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    given = {each["name"]: each.get("value") for each in container["env"]}
+    assert given["GOREPROX_HEALTH"] == str(ports["health"])
+    assert container["livenessProbe"]["httpGet"] == {"path": "/live", "port": "health"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "health"}
+
+
 @pytest.mark.programs
 @pytest.mark.parametrize("unit", sorted((FOLDER / "systemd").glob("*.service")), ids=lambda unit: unit.name)
 def test_units_are_what_systemd_takes(unit: Path, tmp_path: Path) -> None:

@@ -143,4 +143,15 @@ class Backend:
         if self.provider_stream is not None:
             stream = self.provider_stream.stream
             access.provider, outages = self._clients.providers.provider_of(stream)
-        access.write(done, outages=outages, stream=stream, now=self._clients.bridges.clock())
+        now = self._clients.bridges.clock()
+        self._count(done.service, done.status, now=now)
+        access.write(done, outages=outages, stream=stream, now=now)
+
+    def count(self, service: str, status: int, *, now: float) -> None:
+        """Count a request that is not logged."""
+        self._count(service, status, now=now)
+        self._access.began = None
+
+    def _count(self, service: str, status: int, *, now: float) -> None:
+        began = self._access.began
+        self._clients.counters.add(service, status, None if began is None else now - began)

@@ -21,6 +21,7 @@ from goreprox.http.commands import (
     Command,
     Commands,
     Connect,
+    CountRequest,
     Discard,
     Finish,
     HalfClose,
@@ -336,6 +337,8 @@ class ClientConnection:
                 self._backend.obey(command, now=self._since)
             case LogRequest():
                 self._backend.log(command)
+            case CountRequest(service, status):
+                self._backend.count(service, status, now=self._bridges.clock())
             case Finish() | SwitchProtocols():
                 if self.open:
                     self._phase = Phase.FINISHING if isinstance(command, Finish) else Phase.SWITCHING

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 from brokers import LimitedLog
 from goreprox.endpoint import Endpoint
 from goreprox.http.access_log import REJECTED_LINES
+from goreprox.http.counters import RequestCounters
 from goreprox.http.exchange import Site
 from goreprox.http.provider_stream import ProviderStream
 from goreprox.protocol.budget import Budget
@@ -78,6 +79,7 @@ class ClientConnections:
         """The streams of clients that are still there."""
         self.rejected = LimitedLog(burst=REJECTED_LINES)
         """Writes the lines of the access log for requests that reach no provider."""
+        self.counters = RequestCounters()
         self.live: set[Client] = set()
         self.draining = False
         self._timer: asyncio.TimerHandle | None = None

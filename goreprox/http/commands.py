@@ -78,6 +78,14 @@ class LogRequest:
     """The id that such a response contains."""
 
 
+@dataclass(frozen=True, slots=True)
+class CountRequest:
+    """Count a request that is not logged; `LogRequest` counts, too."""
+
+    service: str
+    status: int
+
+
 ForBackend = Connect | ToProvider | HalfClose | Release | Discard
-Command = LogRequest | ToClient | ForBackend | Finish | ResetClient | SwitchProtocols
+Command = LogRequest | CountRequest | ToClient | ForBackend | Finish | ResetClient | SwitchProtocols
 Commands = list[Command]

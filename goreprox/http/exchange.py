@@ -9,7 +9,7 @@ from typing import Protocol
 from goreprox.config.http import HttpConfig
 from goreprox.config.routes import Routes
 from goreprox.http import requests
-from goreprox.http.commands import LogRequest
+from goreprox.http.commands import CountRequest, LogRequest
 from goreprox.http.forwarding import FIELDS, Forwarding
 from goreprox.http.messages import Fields, Request, Response
 from goreprox.http.reply import Reply
@@ -151,6 +151,10 @@ class Exchange:
         if event.chunked or event.status == HTTPStatus.NO_CONTENT:
             fields = _without_length(fields)
         return self.response.head(event.status, event.reason, fields, last=last)
+
+    def count(self) -> CountRequest:
+        """Return the command that counts the request, and does not log it."""
+        return CountRequest(self.service, self.response.status)
 
     def log(self) -> LogRequest:
         """Return the command that logs the request."""

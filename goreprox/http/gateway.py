@@ -11,7 +11,7 @@ from dataclasses import replace
 from http import HTTPStatus
 
 from goreprox.http import own_responses, requests, writer
-from goreprox.http.commands import Commands, Finish, ResetClient, SwitchProtocols, ToClient
+from goreprox.http.commands import Commands, CountRequest, Finish, ResetClient, SwitchProtocols, ToClient
 from goreprox.http.exchange import Exchange, Site, log_request
 from goreprox.http.messages import EndOfMessage, Malformed, Request, Response
 from goreprox.http.reader import Reader
@@ -315,11 +315,15 @@ class Gateway:
             entry = log_request(request, response, client=self._address) if exchange is None else exchange.log()
             error = rejected.detail or rejected.text
             self._commands.append(replace(entry, error=error, request_id=request_id))
+        else:
+            self._commands.append(CountRequest("", rejected.status) if exchange is None else exchange.count())
         self._end_exchange(response)
 
     def _log(self, exchange: Exchange, error: str = "") -> None:
         if self.site.logs or error:
             self._commands.append(replace(exchange.log(), error=error))
+        else:
+            self._commands.append(exchange.count())
 
     def _finish(self) -> None:
         self.over = True

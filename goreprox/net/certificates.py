@@ -70,6 +70,16 @@ class Certificates:
         self._look_at_expiry()
         return self._contexts.value[scheme]
 
+    @property
+    def file(self) -> Path:
+        """The file of the certificate."""
+        return self._cert
+
+    def expires_at(self) -> float:
+        """Return when the certificate expires that the next handshake uses, in seconds since 1970."""
+        self.context(Scheme.TLS)
+        return self._expires_at
+
     def _look_at_expiry(self) -> None:
         if time.time() >= self._warn_at:
             self._warn()

@@ -26,6 +26,7 @@ from goreprox.net.poller import Poller
 from goreprox.net.proxies import Proxies
 from goreprox.net.sockets import Socket
 from goreprox.net.tls import TlsSocket
+from goreprox.status.document import CertificateStatus
 
 _NOT_HTTPS: Final = refusal(HTTPStatus.BAD_REQUEST, "this port speaks HTTPS; write https://")
 
@@ -89,6 +90,14 @@ class Admission:
             self._certificates = certificates or self._certificates  # for handshakes that have begun
 
         return apply
+
+    @property
+    def certificates(self) -> list[CertificateStatus]:
+        """Those that clients are shown."""
+        used = self._certificates if self._clients.tls.cert is not None else None
+        if used is None:
+            return []
+        return [{"option": "tls-cert", "file": str(used.file), "expires_at": used.expires_at()}]
 
     def __len__(self) -> int:
         """Return the number of clients that are not admitted yet."""

@@ -28,7 +28,7 @@ from goreprox.roles.former import FormerServices
 from goreprox.roles.health import Health, Readiness
 from goreprox.roles.member import Member
 from goreprox.roles.reload import Reload
-from goreprox.roles.sites import auth_of, sites_of
+from goreprox.roles.sites import auth_of, requests_of, sites_of
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
 from goreprox.tunnel.attributes import ports
 from goreprox.tunnel.bridge import Bridge, Bridges
@@ -233,6 +233,8 @@ class Edge:
             self._max_connections,
             waiting_clients=self.assignment.pending,
             refused_clients=self._access.rejected,
+            http=requests_of(self.http_clients.counters),
+            certificates=self.admission.certificates,
         )
 
 

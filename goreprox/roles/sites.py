@@ -1,4 +1,4 @@
-"""What HTTP listeners need to know to serve their clients: tokens, routes and access rules."""
+"""What HTTP listeners need to know to serve their clients (tokens, routes and access rules), and what they count."""
 
 from loguru import logger
 
@@ -6,10 +6,12 @@ from goreprox.config.addresses import Listener, Scheme
 from goreprox.config.clients import ClientConfig, TokenConfig
 from goreprox.config.routes import Routes
 from goreprox.http.auth import Auth
+from goreprox.http.counters import BOUNDS_S, RequestCounters
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.net.access import Access
 from goreprox.process.clock import clock
+from goreprox.status.document import HttpStatus
 
 
 def auth_of(tokens: TokenConfig) -> Auth | None:
@@ -44,4 +46,16 @@ def sites_of(clients: ClientConfig, access: Access, auth: Auth | None) -> dict[L
             logs=clients.http.access_log,
         )
         for listener in listeners
+    }
+
+
+def requests_of(counters: RequestCounters) -> HttpStatus:
+    """Return what the status shows of requests."""
+    return {
+        "requests": {service: counters.by_status(service) for service in counters.requests},
+        "durations": {
+            service: {"counts": list(each.counts), "sum_s": round(each.sum_s, 6)}
+            for service, each in counters.durations.items()
+        },
+        "bounds_s": list(BOUNDS_S),
     }

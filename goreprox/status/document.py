@@ -106,6 +106,32 @@ class ConnectionStatus(TypedDict):
     received_bytes: int
 
 
+class DurationsStatus(TypedDict):
+    """A histogram: how many durations are in each bucket (without those before it), and their sum."""
+
+    counts: list[int]
+    sum_s: float
+
+
+class HttpStatus(TypedDict):
+    """HTTP requests so far, by service ("" where none was found)."""
+
+    requests: dict[str, dict[str, int]]
+    """By service and status."""
+    durations: dict[str, DurationsStatus]
+    bounds_s: list[float]
+    """Upper bounds of the buckets; the last bucket has none."""
+
+
+class CertificateStatus(TypedDict):
+    """A certificate that clients are shown."""
+
+    option: str
+    file: str
+    expires_at: float
+    """In seconds since 1970."""
+
+
 class Document(TypedDict):
     """The whole document; `docs/status.md` explains every field."""
 
@@ -128,3 +154,5 @@ class Document(TypedDict):
     broker: BrokerStatus | None
     ends: list[EndedStreamStatus]
     connections: NotRequired[list[ConnectionStatus]]
+    http: NotRequired[HttpStatus | None]
+    certificates: NotRequired[list[CertificateStatus]]

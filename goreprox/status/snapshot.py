@@ -25,9 +25,11 @@ from goreprox.protocol.stream import Stream
 from goreprox.status.document import (
     FORMAT,
     BrokerStatus,
+    CertificateStatus,
     ConnectionStatus,
     Document,
     EndedStreamStatus,
+    HttpStatus,
     LinkStatus,
     MemberStatus,
     PathStatus,
@@ -115,6 +117,8 @@ class Metrics(NamedTuple):
     waiting_clients: int = 0
     refused_clients: int = 0
     dialing: int = 0
+    http: HttpStatus | None = None
+    certificates: Sequence[CertificateStatus] = ()
 
 
 class Owner(Protocol):
@@ -174,6 +178,8 @@ class Source:
             "broker": _broker(self.router) if self.router is not None else None,
             "ends": owner.ended.last if owner is not None else [],
             "connections": _connections(owner) if owner is not None else [],
+            "http": metrics.http,
+            "certificates": list(metrics.certificates),
         }
 
 

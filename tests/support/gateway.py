@@ -10,6 +10,7 @@ from goreprox.http.commands import (
     Command,
     Commands,
     Connect,
+    CountRequest,
     Discard,
     Finish,
     HalfClose,
@@ -38,6 +39,7 @@ class Seen:
     others: list[Command] = field(default_factory=list)
     """Everything but bytes and what is logged."""
     logged: list[LogRequest] = field(default_factory=list)
+    counted: list[CountRequest] = field(default_factory=list)
 
 
 class Talk:
@@ -99,6 +101,8 @@ class Talk:
                     seen.others.append(command)
                 case LogRequest():
                     seen.logged.append(command)
+                case CountRequest():
+                    seen.counted.append(command)
                 case HalfClose() | Release() | Finish() | ResetClient() | SwitchProtocols():
                     seen.others.append(command)
 

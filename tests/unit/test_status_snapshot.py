@@ -10,11 +10,13 @@ from loguru import logger
 from brokers import Link, PeerInfo, PeerName, Role, Router
 from goreprox.config.addresses import Address, Target
 from goreprox.config.roles import ProviderConfig
+from goreprox.http.counters import RequestCounters
 from goreprox.process.instance import Instance
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.stream import Stream
 from goreprox.roles.provider import Provider
+from goreprox.roles.sites import requests_of
 from goreprox.status.snapshot import LAST_ENDED, LISTED, EndedStreams, Source
 from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
@@ -176,8 +178,17 @@ async def test_the_documentation_has_every_field() -> None:
     local = router.attach(PeerName(Role.EDGE, "far", bytes(16)), {}, owner.driver)
     link = Link(PEER.name, {}, HOST, 1, owner.driver)
     document = source(owner, router=router, links=[link]).document()
+    counted = RequestCounters()
+    counted.add("web", 200, 1.0)
+    http = requests_of(counted)
+    shown: dict[str, object] = {
+        "ports": {},
+        "services": {},
+        "certificates": [{"option": "tls-cert", "file": "cert.pem", "expires_at": 1.0}],
+        "http": {"requests": {}, "durations": dict(http["durations"]["web"]), "bounds_s": http["bounds_s"]},
+    }
     text = (Path(__file__).parents[2] / "docs/status.md").read_text(encoding="utf-8")
-    assert [field for field in fields({**document, "ports": {}, "services": {}}) if f"`{field}`" not in text] == []
+    assert [field for field in fields(dict(document) | shown) if f"`{field}`" not in text] == []
     await link.close(linger_s=0)
     await local.close(linger_s=0)
     await router.close(linger_s=0)

@@ -6,14 +6,15 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import brokers
 import goreprox
-from tests.e2e.roles import echoed
+from tests.e2e.roles import Client, echoed
 from tests.e2e.upgrading import provide, run, upgrade, upgraded
 from tests.support.processes import Tunnel, nothing_yet
 from tests.support.programs import program
@@ -96,91 +97,88 @@ class Gate:
         self._open = None
 
 
-@pytest.mark.parametrize("step", STEPS)
-async def test_a_kill_at_any_step_resets_connections_and_one_death_is_proved(tmp: Path, step: str) -> None:
+class Held(NamedTuple):
+    """A provider that waits at a step of its upgrade, and a client whose connection it has."""
+
+    made: Tunnel
+    gate: Gate
+    client: Client
+    ended: asyncio.Future[str]
+    """How the client's connection has ended at the target."""
+
+
+@pytest.fixture
+async def held(tmp: Path, step: str) -> AsyncIterator[Held]:
+    gate, ended = Gate(tmp, step), asyncio.get_running_loop().create_future()
     async with nothing_yet(tmp) as made:
-        gate, ended = Gate(tmp, step), asyncio.get_running_loop().create_future()
         await run(made, echo_until(ended), program=gate.program)
         client = await made.connect()
         await echoed(client, b"before")
         made.provider.signal(signal.SIGUSR2)
         await gate.reached()
-        made.provider.signal(signal.SIGKILL)
-        assert await made.provider.process.wait() == -signal.SIGKILL
-        assert await asyncio.wait_for(ended, DEADLINE_S) == "reset"
-        await provide(made)  # while the child, if there is one, still runs
-        with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(client[0].read(), DEADLINE_S)
-        gate.open()
-        await made.server.logged("peer_restarted")
-        another = await made.connect()
-        await echoed(another, b"after")
-        assert made.server.events("peer_restarted") == 1
+        yield Held(made, gate, client, ended)
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_kill_at_any_step_resets_connections_and_one_death_is_proved(held: Held) -> None:
+    made, gate, client, ended = held
+    made.provider.signal(signal.SIGKILL)
+    assert await made.provider.process.wait() == -signal.SIGKILL
+    assert await asyncio.wait_for(ended, DEADLINE_S) == "reset"
+    await provide(made)  # while the child, if there is one, still runs
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(client[0].read(), DEADLINE_S)
+    gate.open()
+    await made.server.logged("peer_restarted")
+    another = await made.connect()
+    await echoed(another, b"after")
+    assert made.server.events("peer_restarted") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_signal_at_any_step_is_obeyed_and_connections_go_on(
-    tmp: Path, step: str, number: signal.Signals
-) -> None:
-    async with nothing_yet(tmp) as made:
-        gate = Gate(tmp, step)
-        await run(made, echo, program=gate.program)
-        client = await made.connect()
-        await echoed(client, b"before")
-        made.provider.signal(signal.SIGUSR2)
-        await gate.reached()
-        made.provider.signal(number)
-        gate.open()
-        if number is signal.SIGHUP:
-            await made.provider.logged("reloaded")
-            await made.provider.logged("upgraded")
-        else:
-            await made.provider.logged("draining")
-        await echoed(client, b"after")
-        client[1].close()
-        if number is signal.SIGHUP:
-            made.provider.signal(signal.SIGTERM)
-        assert await made.provider.wait() == 0
-        assert not made.server.events("peer_restarted")
+async def test_a_signal_at_any_step_is_obeyed_and_connections_go_on(held: Held, number: signal.Signals) -> None:
+    made, gate, client, _ = held
+    made.provider.signal(number)
+    gate.open()
+    if number is signal.SIGHUP:
+        await made.provider.logged("reloaded")
+        await made.provider.logged("upgraded")
+    else:
+        await made.provider.logged("draining")
+    await echoed(client, b"after")
+    client[1].close()
+    if number is signal.SIGHUP:
+        made.provider.signal(signal.SIGTERM)
+    assert await made.provider.wait() == 0
+    assert not made.server.events("peer_restarted")
 
 
 @pytest.mark.parametrize("step", STEPS[2:])
-async def test_another_process_of_that_name_that_starts_meanwhile_declares_nobody_dead(tmp: Path, step: str) -> None:
-    async with nothing_yet(tmp) as made:
-        gate = Gate(tmp, step)
-        await run(made, echo, program=gate.program)
-        client = await made.connect()
-        await echoed(client, b"before")
-        made.provider.signal(signal.SIGUSR2)
-        await gate.reached()
-        another = await provide(made)
-        await another.logged("peer_up")
-        gate.open()
-        await made.provider.logged("upgraded")
-        await echoed(client, b"after")
-        assert not made.server.events("peer_restarted")
-        assert len(list((tmp / "run").glob("provider-*[0-9]"))) == 2
-        client[1].close()
+async def test_another_process_of_that_name_that_starts_meanwhile_declares_nobody_dead(held: Held) -> None:
+    made, gate, client, _ = held
+    another = await provide(made)
+    await another.logged("peer_up")
+    gate.open()
+    await made.provider.logged("upgraded")
+    await echoed(client, b"after")
+    assert not made.server.events("peer_restarted")
+    assert len(list((made.tmp / "run").glob("provider-*[0-9]"))) == 2
+    client[1].close()
 
 
-async def test_an_upgrade_during_another_one_is_refused(tmp: Path) -> None:
-    async with nothing_yet(tmp) as made:
-        gate = Gate(tmp, TRIAL)
-        await run(made, echo, program=gate.program)
-        client = await made.connect()
-        await echoed(client, b"before")
-        made.provider.signal(signal.SIGUSR2)
-        await gate.reached()
-        code, out, err = await upgrade(tmp, "--role", "provider")
-        assert (code, out) == (1, "") and "an upgrade is in progress" in err
-        made.provider.signal(signal.SIGUSR2)
-        await eventually(lambda: made.provider.events("upgrade_failed") == 2, "the signal is refused, too")
-        gate.open()
-        await made.provider.logged("upgraded")
-        await echoed(client, b"after")
-        assert made.provider.events("upgraded") == 1
-        client[1].close()
+@pytest.mark.parametrize("step", [TRIAL])
+async def test_an_upgrade_during_another_one_is_refused(held: Held) -> None:
+    made, gate, client, _ = held
+    code, out, err = await upgrade(made.tmp, "--role", "provider")
+    assert (code, out) == (1, "") and "an upgrade is in progress" in err
+    made.provider.signal(signal.SIGUSR2)
+    await eventually(lambda: made.provider.events("upgrade_failed") == 2, "the signal is refused, too")
+    gate.open()
+    await made.provider.logged("upgraded")
+    await echoed(client, b"after")
+    assert made.provider.events("upgraded") == 1
+    client[1].close()
 
 
 async def test_an_upgrade_during_a_drain_is_refused_and_the_drain_goes_on(tmp: Path) -> None:

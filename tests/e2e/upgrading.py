@@ -6,34 +6,37 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final
+from typing import TypedDict, Unpack
 
 from tests.support.processes import Handler, Process, Tunnel, logging_to
 from tests.support.sockets import HOST
 from tests.support.waiting import DEADLINE_S, eventually
 
-NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 MODULE = ("-m", "goreprox")
 
 
-async def start(
-    made: Tunnel,
-    *arguments: str,
-    path: str = "",
-    program: Sequence[str] = MODULE,
-    before: Sequence[str] = (),
-    env: Mapping[str, str] = NOTHING,
-) -> Process:
-    """Start a role by the interpreter, which is what an upgrade starts anew; `path` goes before its modules.
+class Start(TypedDict, total=False):
+    """How a role is started."""
 
-    `before` goes before the interpreter in the command line.
-    """
+    path: str
+    """Goes before its modules."""
+    program: Sequence[str]
+    """What the interpreter runs."""
+    before: Sequence[str]
+    """Goes before the interpreter in the command line."""
+    env: Mapping[str, str]
+    """Goes beside the environment."""
+
+
+async def start(made: Tunnel, *arguments: str, **how: Unpack[Start]) -> Process:
+    """Start a role by the interpreter, which is what an upgrade starts anew."""
+    modules = filter(None, [how.get("path"), os.environ.get("PYTHONPATH")])
     started = await asyncio.create_subprocess_exec(
-        *(*before, sys.executable, "-W", "error", *program, *arguments, "--insecure", *logging_to(made.tmp)),
+        *(*how.get("before", ()), sys.executable, "-W", "error", *how.get("program", MODULE)),
+        *(*arguments, "--insecure", *logging_to(made.tmp)),
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, **env, "PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")]))},
+        env={**os.environ, **how.get("env", {}), "PYTHONPATH": os.pathsep.join(modules)},
         cwd=made.tmp,
     )
     process = Process(started)
@@ -42,32 +45,17 @@ async def start(
     return process
 
 
-async def provide(
-    made: Tunnel,
-    *options: str,
-    path: str = "",
-    program: Sequence[str] = MODULE,
-    before: Sequence[str] = (),
-    env: Mapping[str, str] = NOTHING,
-) -> Process:
+async def provide(made: Tunnel, *options: str, **how: Unpack[Start]) -> Process:
     """Start a provider that can be upgraded."""
     where = (f"{HOST}:{made.target_port}", "--server", f"{HOST}:{made.relay.port}")
-    return await start(made, "provider", *where, *options, path=path, program=program, before=before, env=env)
+    return await start(made, "provider", *where, *options, **how)
 
 
-async def run(
-    made: Tunnel,
-    target: Handler,
-    *options: str,
-    path: str = "",
-    program: Sequence[str] = MODULE,
-    before: Sequence[str] = (),
-    env: Mapping[str, str] = NOTHING,
-) -> None:
+async def run(made: Tunnel, target: Handler, *options: str, **how: Unpack[Start]) -> None:
     """Start a server, and a provider of `target` that can be upgraded."""
     await made.target(target)
     await made.serve()
-    made.provider = await provide(made, *options, path=path, program=program, before=before, env=env)
+    made.provider = await provide(made, *options, **how)
     await eventually(lambda: made.server.events("peer_up"), "the server knows the provider")
 
 

@@ -19,8 +19,7 @@ def echo_until(ended: "asyncio.Future[str]") -> Callable[[asyncio.StreamReader, 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         how = "end of file"
         try:
-            while data := await reader.read(100):
-                writer.write(data)
+            await echo(reader, writer)
         except ConnectionResetError:
             how = "reset"
         if not ended.done():

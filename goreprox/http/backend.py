@@ -10,6 +10,7 @@ from goreprox.http.commands import Connect, Discard, ForBackend, HalfClose, LogR
 from goreprox.http.provider_stream import REUSED_FOR_S, ProviderStream, StreamUser
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 from goreprox.tunnel.bridge import Bridge
 
 
@@ -112,7 +113,7 @@ class Backend:
         provider_stream = self.detach()
         if provider_stream is not None:
             if reset:
-                provider_stream.reset("the request was not completed")
+                provider_stream.reset("the request was not completed", EndCode.INCOMPLETE)
             else:
                 provider_stream.finish()
 

@@ -12,6 +12,7 @@ from goreprox.protocol.limits import KIB
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 
 CLOSING_S: Final = 5.0
 """Timeout for the target's end of file after ours."""
@@ -20,6 +21,8 @@ REUSED_FOR_S: Final = 4.0
 request that meets the close is lost. A new one takes a dial at the provider, no round trip of the link."""
 RESEND_BYTES: Final = 64 * KIB
 """The longest request that is sent again: it is copied, and waits beside `--memory` for the new stream's window."""
+
+_NOT_CLOSED: Final = "the target did not close its side of the connection"
 
 
 class StreamUser(Protocol):
@@ -129,25 +132,25 @@ class ProviderStream:
             if not self.stream.send.eof:
                 self.stream.write_eof()
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(CLOSING_S, self.reset, "the target did not close its side of the connection")
+            self._timer = loop.call_later(CLOSING_S, self.reset, _NOT_CLOSED, EndCode.TIMEOUT)
             self._drop_input()
         else:
-            self.reset("ended in the middle of a request")
+            self.reset("ended in the middle of a request", EndCode.INCOMPLETE)
         self._end_if_over()
 
-    def reset(self, reason: str) -> None:
+    def reset(self, reason: str, code: EndCode) -> None:
         """End the stream, and reset the target's connection."""
         self._user = None
         self._pending.clear()
-        self.stream.abort(reason)
+        self.stream.abort(reason, code)
         self._end_if_over()
 
     # For the edge and the driver.
 
-    def abort(self, reason: str, *, status: int = 502) -> None:
+    def abort(self, reason: str, code: EndCode, *, status: int = 502) -> None:
         """End the stream: no provider accepts it, or the edge is shutting down."""
         user, self._user = self._user, None
-        self.reset(reason)
+        self.reset(reason, code)
         if user is not None:
             user.lost(self, status, reason, again=False)
 

@@ -3,11 +3,32 @@
 A client that is not admitted is reset at once, before anything is read from it.
 """
 
+import enum
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from goreprox.config.networks import Network, Rule
 from goreprox.endpoint import IP, client_network, ip_of
+
+
+class Cause(enum.Enum):
+    """Why a client was not admitted, for programs."""
+
+    DENIED = "denied"
+    """By `--allow` or `--deny`."""
+    ADDRESS_LIMIT = "address_limit"
+    TLS = "tls"
+    """Its handshake failed."""
+    PROXY_HEADER = "proxy_header"
+    """There was none, or a malformed one."""
+
+
+class Objection(NamedTuple):
+    """Why a client is not admitted."""
+
+    cause: Cause
+    text: str
 
 
 class Access:
@@ -15,7 +36,8 @@ class Access:
 
     `deny` wins over `allow`; a scope without any `allow` is open to all clients that are not denied. `limit` is the
     number of connections that one address may have at a time (for IPv6: one /64), over all scopes; None is any number,
-    and so it is for the networks that are `uncounted`. Memory: one count for each address that has connections.
+    and so it is for the networks that are `uncounted`. `refused` counts clients that were
+    not admitted, by cause. Memory: one count for each address that has connections.
     """
 
     def __init__(
@@ -24,10 +46,11 @@ class Access:
         deny: Iterable[Rule] = (),
         limit: int | None = None,
         uncounted: Iterable[Network] = (),
+        *,
+        refused: Counter[str] | None = None,
     ) -> None:
         self._connections: Counter[str] = Counter()
-        self.rejected = 0
-        """Clients that were not admitted."""
+        self.refused: Counter[str] = Counter() if refused is None else refused
         self.reconfigure(allow, deny, limit, uncounted)
 
     def reconfigure(
@@ -42,21 +65,27 @@ class Access:
 
     def admit(self, address: str, *scopes: str) -> bool:
         """Return whether a client is admitted in these scopes; if so, it counts until `release`."""
-        if self.objection(address, *scopes) is not None:
-            self.rejected += 1
+        objection = self.objection(address, *scopes)
+        if objection is not None:
+            self.refuse(objection.cause)
             return False
         self._connections[client_network(ip_of(address))] += 1
         return True
 
-    def objection(self, address: str, *scopes: str) -> str | None:
+    def refuse(self, cause: Cause) -> None:
+        """Count a client that is refused."""
+        self.refused[cause.value] += 1
+
+    def objection(self, address: str, *scopes: str) -> Objection | None:
         """Return why a client is not admitted in these scopes, or None if it is."""
         client, limit = ip_of(address), self._limit
         if self._denies(client, scopes):
-            return "denied by --allow or --deny"
+            return Objection(Cause.DENIED, "denied by --allow or --deny")
         if limit is not None and self._is_limited(client) and self._connections[client_network(client)] >= limit:
-            return (
+            return Objection(
+                Cause.ADDRESS_LIMIT,
                 f"it has {limit} connections, as many as one address may (--max-connections-per-address; a proxy "
-                "is not counted if it is among --trusted-proxies)"
+                "is not counted if it is among --trusted-proxies)",
             )
         return None
 

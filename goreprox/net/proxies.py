@@ -37,12 +37,22 @@ class Proxies:
     """Owns the sockets of connections whose header is awaited. Memory: at most `MAX_BYTES` each."""
 
     def __init__(
-        self, poller: Poller, *, accepted: Accepted, left: Callable[[], None], timeout_s: float = HEADER_S
+        self,
+        poller: Poller,
+        *,
+        accepted: Accepted,
+        left: Callable[[], None],
+        refused: Callable[[], None],
+        timeout_s: float = HEADER_S,
     ) -> None:
-        """Belong to the running loop. `left` is called whenever one of the connections is gone from here."""
+        """Belong to the running loop.
+
+        `left` is called whenever one of the connections is gone from here, `refused` for one without a header.
+        """
         self._poller = poller
         self._accepted = accepted
         self._left = left
+        self._refused = refused
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._timers: dict[_Arrival, asyncio.TimerHandle] = {}
@@ -89,6 +99,7 @@ class Proxies:
 
     def _refuse(self, arrival: _Arrival, reason: str) -> None:
         self._drop(arrival)
+        self._refused()
         self._log.say(
             "no_proxy_header",
             f"reset {arrival.proxy}: --proxy-protocol-from requires a PROXY protocol header first: {reason}",

@@ -7,6 +7,7 @@ and Hahne, IEEE/ACM ToN 6(2), 1998).
 """
 
 from goreprox.protocol.limits import MIB, WINDOW_INITIAL, WINDOW_MAX
+from goreprox.protocol.totals import Totals
 
 DIRECTIONS = 2
 """Of a stream."""
@@ -27,7 +28,7 @@ class Budget:
     together stay within `total_bytes`.
     """
 
-    __slots__ = ("max_streams", "pool_bytes", "pool_used_bytes", "reserved_bytes", "told_bytes")
+    __slots__ = ("max_streams", "pool_bytes", "pool_used_bytes", "reserved_bytes", "told_bytes", "totals")
 
     def __init__(self, *, total_bytes: int, max_streams: int) -> None:
         """Divide `total_bytes` among at most `max_streams`.
@@ -35,6 +36,8 @@ class Budget:
         Raises:
             ValueError: less than 2 KiB for each direction of each stream.
         """
+        self.totals = Totals()
+        """What these streams, and their sessions, have come to."""
         self.pool_used_bytes = 0
         self.max_streams = self.told_bytes = 0
         self.resize(total_bytes=total_bytes, max_streams=max_streams)

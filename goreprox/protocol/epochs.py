@@ -153,10 +153,12 @@ class Epochs:
         self.path = Path(path_id, number, now=now)
         self._change(Change.BEGIN)
 
-    def establish(self) -> None:
-        """Note that the peer's last page has arrived."""
+    def establish(self, now: float) -> float:
+        """Note that the peer's last page has arrived; return for how many seconds no stream has flowed."""
         self._change(Change.ESTABLISH)
+        down_s = 0.0 if self.lost_at is None else now - self.lost_at
         self.lost_at = None
+        return down_s
 
     def set_grace(self, grace_s: float) -> None:
         """Have another grace of ours, from the next `take_grace` on: until then the peer knows the old one."""

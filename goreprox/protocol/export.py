@@ -19,8 +19,10 @@ from goreprox.protocol.sender import SendHalf
 from goreprox.protocol.session import Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 
 _COUNTERS: Final = ("outages", "replayed_bytes", "opened", "sent_bytes", "received_bytes")
+_END_CODES: Final = {code.value: code for code in EndCode}
 _STATES: Final = {state.value: state for state in State if state is not State.CLOSED}
 
 
@@ -57,6 +59,8 @@ def export_stream(stream: Stream, *, payload: bool, opened_at: float | None = No
     (unacked, unsent), received = stream.send.chunks, stream.receive.chunks
     yield {
         "id": stream.id,
+        "number": stream.number,
+        "outages_before": stream.outages_before,
         "opener": stream.opener,
         "service": stream.service,
         "client": stream.client,
@@ -64,6 +68,7 @@ def export_stream(stream: Stream, *, payload: bool, opened_at: float | None = No
         "state": stream.state.value,
         "accepted": stream.accepted,
         "end_reason": stream.end_reason[:MAX_TEXT],
+        "end_code": stream.end_code.value,
         "opened_at": opened_at,
         "send": stream.send.export(),
         "receive": stream.receive.export(),
@@ -141,10 +146,13 @@ def _restored(fields: Fields, items: Iterator[object], budget: Budget) -> Stream
         client=fields.text("client"),
         destination=fields.text("destination"),
         budget=budget,
+        number=fields.count_or_none("number"),
     )
     stream.receive.discard()  # the one that follows has its window
     stream.id, stream.state = fields.count("id"), state
+    stream.outages_before = fields.count_or_none("outages_before") or 0
     stream.accepted, stream.end_reason = fields.flag("accepted"), fields.text("end_reason")
+    stream.end_code = _END_CODES.get(fields.text_or_none("end_code") or "", EndCode.DONE)
     stream.send = SendHalf.restore(budget, fields.fields("send"), _chunks(items, fields.count("send_chunks")))
     stream.receive = ReceiveHalf.restore(
         budget, fields.fields("receive"), _chunks(items, fields.count("receive_chunks"))

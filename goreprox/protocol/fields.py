@@ -70,6 +70,10 @@ class Fields:
         """Return a map."""
         return Fields(self._values.get(name))
 
+    def fields_or_none(self, name: str) -> "Fields | None":
+        """Return a map, if there is one."""
+        return None if self._values.get(name) is None else self.fields(name)
+
     def by_text(self) -> dict[str, object]:
         """Return all values, whose names are texts."""
         return {name: value for name, value in self._values.items() if isinstance(name, str)}

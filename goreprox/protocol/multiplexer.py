@@ -12,12 +12,13 @@ from goreprox.protocol.epochs import ESTABLISHED, Epochs
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import Abort, Accept, Ack, Code, Data, Eof, Live, Open, Refuse, Reset
 from goreprox.protocol.limits import ALLOWANCE_S, LAST_WORDS_MAX, PATH_ACK_DELAY_S, STREAM_ACK_DELAY_S
-from goreprox.protocol.notices import READABLE, Counters, Kind, Notice
+from goreprox.protocol.notices import READABLE, Kind, Notice
 from goreprox.protocol.openings import Openings
 from goreprox.protocol.outbox import Outbox
 from goreprox.protocol.resume import GONE, Resumption
 from goreprox.protocol.state import OPEN, RESETTING, State
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import Counters, EndCode
 
 
 class Multiplexer:
@@ -52,6 +53,7 @@ class Multiplexer:
         self.next_id += 1
         self.streams[stream.id] = stream
         self.counters.opened += 1
+        self.counters.sent_bytes += stream.sent_bytes
         if self.epochs.phase is ESTABLISHED:
             self._say_open(stream)
             self.stream_ready(stream)
@@ -60,9 +62,9 @@ class Multiplexer:
         self._outbox.say(Open(stream.id, stream.service, stream.client, stream.destination, stream.receive.limit))
         self.openings.add(stream.id)
 
-    def abort(self, stream: Stream, reason: str) -> None:
+    def abort(self, stream: Stream, reason: str, code: EndCode) -> None:
         """Abort a stream on both ends, and have its socket reset."""
-        stream.abort(reason)
+        stream.abort(reason, code)
         self.notices.append(Notice(Kind.ABORTED, stream, reason))
 
     def give_up_unsent(self) -> None:
@@ -71,7 +73,7 @@ class Multiplexer:
             stream = self.streams.get(stream_id)
             if stream is not None and stream.state is State.OPENING:
                 stream.detach()
-                self._forget(stream)
+                self._let_go(stream)
                 self.notices.append(Notice(Kind.UNSENT, stream))
 
     # What streams ask for (stream.Host).
@@ -129,8 +131,11 @@ class Multiplexer:
             self._endings.last_words[stream.id] = last_word
             if self.epochs.phase is ESTABLISHED:
                 self._outbox.say(last_word)
-        self.counters.sent_bytes += stream.sent_bytes
-        self.counters.received_bytes += stream.received_bytes
+        self._forget(stream)
+
+    def _let_go(self, stream: Stream) -> None:
+        """Forget a stream that another session may carry. It has received nothing."""
+        self.counters.sent_bytes -= stream.sent_bytes
         self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
@@ -208,7 +213,7 @@ class Multiplexer:
         """Take the response to an Open that is not served."""
         if stream := self.find(event.stream):
             if stream.receive_refuse(event.reason):
-                self._forget(stream)
+                self._let_go(stream)
                 self.notices.append(Notice(Kind.REFUSED, stream, event.reason, event.code))
             else:
                 self.notices.append(Notice(Kind.CLOSED, stream, event.reason))
@@ -238,7 +243,11 @@ class Multiplexer:
         """Take the end of a stream that the peer has given up, or of which it knows nothing more."""
         if stream := self.find(event.stream):
             well = stream.state is State.RESETTING or (event.code is Code.GONE and stream.passed)
-            stream.receive_abort(event.reason)
+            if well:
+                stream.receive_abort("", EndCode.DONE)
+            else:
+                code = EndCode.PEER_LOST if event.code is Code.GONE else EndCode.ABORTED
+                stream.receive_abort(event.reason, code)
             self.notices.append(Notice(Kind.CLOSED if well else Kind.ABORTED, stream, event.reason))
 
     def reset_arrived(self, stream_id: int) -> None:
@@ -256,11 +265,21 @@ class Multiplexer:
         if stream.opener and live.accepted and not stream.accepted:
             self._accept(stream, live.limit)
         if stream.state is not State.RESET:
-            self.counters.replayed_bytes += stream.resume(live)
+            replayed = stream.resume(live)
+            self.counters.replayed_bytes += replayed
+            self.resumption.replayed_bytes += replayed
+            self._budget.totals.replayed_bytes += replayed
 
-    def establish(self, peer_next_id: int, now: float) -> None:
-        """Go on from what the peer has told; `peer_next_id` is the least id that it has never seen."""
+    def establish(self, peer_next_id: int, now: float, *, down_s: float) -> None:
+        """Go on from what the peer has told; `peer_next_id` is the least id that it has never seen.
+
+        `down_s` is for how long no stream has flowed.
+        """
         resumption = self.resumption
+        if self.counters.outages:
+            resumption.outage_s = down_s
+            self._budget.totals.resumes += 1
+            self._budget.totals.resume_s += down_s
         self._endings.keep_listed(resumption.lists)
         resumption.end(self.streams)
         for stream in resumption.late:
@@ -279,7 +298,7 @@ class Multiplexer:
             sent_at = self.openings.sent_at(stream.id)
             if stream.accepted or (sent_at is not None and now > sent_at + self.epochs.grace_s + ALLOWANCE_S):
                 # The peer has forgotten our session altogether: it may have had bytes that must not come twice.
-                stream.receive_abort(GONE)
+                stream.receive_abort(GONE, EndCode.PEER_LOST)
                 self.notices.append(Notice(Kind.ABORTED, stream, GONE))
                 return
             stream.rewind()

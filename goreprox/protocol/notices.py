@@ -1,8 +1,7 @@
-"""What a session reports to its driver: notices to act on, counters to show."""
+"""What a session reports to its driver, which acts on it."""
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
@@ -50,32 +49,3 @@ class Notice:
     reason: str = ""
     code: Code = Code.OTHER
     """Of a refusal."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals of a session since it began."""
-
-    outages: int = 0
-    """Established epochs that were lost."""
-    replayed_bytes: int = 0
-    """Payload sent again after outages."""
-    opened: int = 0
-    """Streams, refused ones included."""
-    sent_bytes: int = 0
-    """Payload of ended streams that was read from local sockets."""
-    received_bytes: int = 0
-    """Payload of ended streams that was written to local sockets."""
-
-
-class Figures(NamedTuple):
-    """How a session stands."""
-
-    scheduled_streams: int
-    """Streams with something to send that wait for their turn."""
-    control_events: int
-    """Events without payload that wait to be sent."""
-    sent_bytes: int
-    """Payload read from local sockets, each byte once however often it was sent."""
-    received_bytes: int
-    """Payload written to local sockets."""

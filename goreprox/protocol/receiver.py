@@ -119,6 +119,7 @@ class ReceiveHalf:
     def consume(self, count: int) -> None:
         """Note that the socket took `count` bytes."""
         self.delivered += count
+        self._budget.totals.received_bytes += count
         chunks = self.chunks
         while count:
             size = len(chunks[0])

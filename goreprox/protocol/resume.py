@@ -21,7 +21,18 @@ GONE = "the peer no longer knows this stream"
 class Resumption:
     """The resume of one epoch, at one end."""
 
-    __slots__ = ("_asked", "_count", "_last", "_responded", "_untold", "late", "listed", "told")
+    __slots__ = (
+        "_asked",
+        "_count",
+        "_last",
+        "_responded",
+        "_untold",
+        "late",
+        "listed",
+        "outage_s",
+        "replayed_bytes",
+        "told",
+    )
 
     def __init__(self, ours: Iterable[int] | None = None) -> None:
         """List `ours`, in ascending order; None: there is no peer to list them to."""
@@ -32,6 +43,10 @@ class Resumption:
         """Streams that the peer has listed and that we had then."""
         self.late: list[Stream] = []
         """Accepted after their page was built."""
+        self.outage_s: float | None = None
+        """How long the outage lasted that the resume has ended; None if it has not, or there was none."""
+        self.replayed_bytes = 0
+        """Payload of ours that is sent again."""
         self._asked = array("Q")
         """Streams that the peer has listed and that had ended here, which need a response: 8 bytes each."""
         self._responded = 0

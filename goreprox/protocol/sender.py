@@ -87,6 +87,7 @@ class SendHalf:
             raise LocalProtocolError(f"write of {len(data)} bytes, expected at most {self.room}")
         add(self._unsent, data)
         self.end = end
+        self._budget.totals.sent_bytes += len(data)
         if end - self.acked > self._budget.reserved_bytes:
             self._account()
 

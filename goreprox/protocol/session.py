@@ -36,11 +36,12 @@ from goreprox.protocol.events import (
 )
 from goreprox.protocol.limits import LAST_WORDS_MAX, MAX_OFFSET
 from goreprox.protocol.multiplexer import Multiplexer
-from goreprox.protocol.notices import Figures, Kind, Notice
+from goreprox.protocol.notices import Kind, Notice
 from goreprox.protocol.outbox import Outbox
 from goreprox.protocol.path import Path
 from goreprox.protocol.resume import Resumption
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 
 PROTOCOL_ERROR = "protocol error: "
 """How the reason of a Goodbye begins that ends a failed session, not its process."""
@@ -124,15 +125,15 @@ class Session:
             and not len(outbox.streams)
         )
 
-    def figures(self) -> Figures:
-        """Sum up for the status; linear in the live streams."""
-        streams, counters = self.streams.values(), self.counters
-        return Figures(
-            scheduled_streams=len(self._outbox.streams),
-            control_events=len(self._outbox.control),
-            sent_bytes=counters.sent_bytes + sum(stream.sent_bytes for stream in streams),
-            received_bytes=counters.received_bytes + sum(stream.received_bytes for stream in streams),
-        )
+    @property
+    def scheduled_streams(self) -> int:
+        """Streams with something to send that wait for their turn."""
+        return len(self._outbox.streams)
+
+    @property
+    def control_events(self) -> int:
+        """Events without payload that wait to be sent."""
+        return len(self._outbox.control)
 
     # Paths.
 
@@ -156,6 +157,7 @@ class Session:
         epochs = self.epochs
         if epochs.phase is ESTABLISHED:
             self.counters.outages += 1
+            self._budget.totals.outages += 1
         if pause:
             epochs.pause(now)
         else:
@@ -203,9 +205,9 @@ class Session:
         if self.established:
             for stream_id in self.endings.overdue(now):
                 reason = "the bytes before the reset could not be delivered in time"
-                self.multiplexer.abort(self.streams[stream_id], reason)
+                self.multiplexer.abort(self.streams[stream_id], reason, EndCode.TIMEOUT)
         if epochs.grace_over(now):
-            self.abandon(f"no path to the peer for {epochs.grace_s:g} s")
+            self.abandon(f"no path to the peer for {epochs.grace_s:g} s", EndCode.PEER_LOST)
 
     # Commands.
 
@@ -213,11 +215,11 @@ class Session:
         """Carry a stream of ours, with the bytes it has already taken from its client."""
         self.multiplexer.open(stream)
 
-    def abandon(self, reason: str) -> None:
+    def abandon(self, reason: str, code: EndCode) -> None:
         """Abort all streams: the peer is lost, or we are leaving."""
         self._outbox.streams.clear()
         for stream in list(self.streams.values()):
-            self.multiplexer.abort(stream, reason)
+            self.multiplexer.abort(stream, reason, code)
 
     def drain(self) -> None:
         """Ask the peer for no new streams."""
@@ -228,14 +230,14 @@ class Session:
     def goodbye(self, reason: str) -> None:
         """Abort what is left and tell the peer that this process ends; wait for `settled`."""
         for stream in list(self.streams.values()):
-            stream.abort(reason)
+            stream.abort(reason, EndCode.SHUTDOWN)
         self._goodbye = reason
         if self.path is not None:
             self._outbox.say(Goodbye(reason))
 
     def fail(self, reason: str, now: float) -> None:
         """End the session for good: one end cannot be trusted with a single stream. Its last message says so."""
-        self.abandon(f"{PROTOCOL_ERROR}{reason}")
+        self.abandon(f"{PROTOCOL_ERROR}{reason}", EndCode.FAILED)
         self._outbox.control.append(Goodbye(f"{PROTOCOL_ERROR}{reason}"))
         self.failed = reason
         self.epochs.fail(now)
@@ -320,7 +322,7 @@ class Session:
                 self.notices.append(Notice(Kind.DRAINING))
             case Goodbye(reason):
                 self.peer_draining = True
-                self.abandon(reason)
+                self.abandon(reason, EndCode.PEER_LEFT)
                 self.notices.append(Notice(Kind.GOODBYE, None, reason))
                 path.acknowledge_now(now)
             case Probe():
@@ -348,8 +350,8 @@ class Session:
             multiplexer.resume(live)
         self._outbox.wake()
         if page.last:
-            self.epochs.establish()
-            multiplexer.establish(page.next_id, now)
+            down_s = self.epochs.establish(now)
+            multiplexer.establish(page.next_id, now, down_s=down_s)
 
     # What goes out.
 

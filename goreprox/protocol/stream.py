@@ -14,12 +14,14 @@ from goreprox.protocol.fair import Place, client_key
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.sender import SendHalf
 from goreprox.protocol.state import FROM_PEER, OPEN, OPENING, RESET, RESETTING, TRANSITIONS, State, Step
+from goreprox.protocol.totals import Counters, EndCode
 
 
 class Host(Protocol):
     """What carries streams: the multiplexer of a session."""
 
     epochs: Epochs
+    counters: Counters
 
     def stream_ready(self, stream: "Stream") -> None:
         """The stream has something to send."""
@@ -50,10 +52,13 @@ class Stream:
         "client_key",
         "deficit",
         "destination",
+        "end_code",
         "end_reason",
         "host",
         "id",
+        "number",
         "opener",
+        "outages_before",
         "owner",
         "place",
         "receive",
@@ -63,9 +68,24 @@ class Stream:
         "state",
     )
 
-    def __init__(self, *, opener: bool, service: str, client: str, budget: Budget, destination: str = "") -> None:
-        """Make a stream; it may buffer its reservation until a session carries it."""
+    def __init__(
+        self,
+        *,
+        opener: bool,
+        service: str,
+        client: str,
+        budget: Budget,
+        destination: str = "",
+        number: int | None = None,
+    ) -> None:
+        """Make a stream; it may buffer its reservation until a session carries it.
+
+        `number` is that of a stream that an upgrade has handed over.
+        """
         self.id = 0
+        """Of the session that carries it."""
+        self.number = budget.totals.next_number() if number is None else number
+        """Of the process: no other stream has had it."""
         self.opener = opener
         self.service = service
         self.client = client
@@ -78,12 +98,15 @@ class Stream:
         self.reset_sent = False
         self.end_reason = ""
         """Why the stream ended, for logs; of a reset, what the peer is told."""
+        self.end_code = EndCode.DONE
         self.host: Host | None = None
         self.owner: Any = None
         """Owns the socket; only the driver and those that set it know its type."""
         self.place: Place | None = None
         """In the queue of those that have something to send."""
         self.deficit = 0
+        self.outages_before = 0
+        """Those of its session before it carried the stream."""
 
     def __repr__(self) -> str:
         return f"<Stream {self.id} {self.state.value}>"
@@ -114,6 +137,7 @@ class Stream:
         if self.state is not RESET:
             self.send.write(data)
             if self.host is not None:
+                self.host.counters.sent_bytes += len(data)
                 self.host.stream_ready(self)
 
     def write_eof(self) -> None:
@@ -128,18 +152,19 @@ class Stream:
         """Pass on that the socket was reset by its peer, after what it sent."""
         self.step(Step.RESET)
         self.end_reason = reason
+        self.end_code = EndCode.CLIENT_RESET if self.opener else EndCode.TARGET_RESET
         if self.host is None or self.state is State.CLOSED:
             self._close(None)
             return
         self.host.stream_resetting(self, now)
         self.receive.discard()
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, code: EndCode = EndCode.ABORTED) -> None:
         """End the stream at once, on both ends."""
         if self.state is State.CLOSED:
             return
         self.step(Step.ABORT)
-        self._close(Abort(self.id, Code.OTHER, reason), reason)
+        self._close(Abort(self.id, Code.OTHER, reason), reason, code)
 
     def accept(self) -> None:
         """Tell the opener that the target has accepted."""
@@ -151,7 +176,7 @@ class Stream:
     def refuse(self, code: Code, reason: str) -> None:
         """Tell the opener that the stream is not served here."""
         self.step(Step.REFUSE)
-        self._close(Refuse(self.id, code, reason), reason)
+        self._close(Refuse(self.id, code, reason), reason, EndCode.REFUSED)
 
     def consume(self, count: int, *, now: float) -> None:
         """Note that the socket took `count` bytes of `receive.chunks`."""
@@ -159,6 +184,7 @@ class Stream:
         assert host is not None
         receive = self.receive
         receive.consume(count)
+        host.counters.received_bytes += count
         if receive.pace_known:
             receive.adapt(now=now, round_trip_s=host.epochs.round_trip_s)
         if self.state is OPEN:
@@ -182,6 +208,7 @@ class Stream:
         self.host = host
         self.id = stream_id
         self.send.limit = limit
+        self.outages_before = host.counters.outages
 
     def rewind(self) -> None:
         """Begin again at offset 0, as if the stream had never been opened."""
@@ -233,6 +260,7 @@ class Stream:
         if final != self.receive.received:
             raise RemoteProtocolError(f"reset at offset {final}, expected {self.receive.received} (stream {self.id})")
         self.end_reason = reason
+        self.end_code = EndCode.TARGET_RESET if self.opener else EndCode.CLIENT_RESET
         self.send.stop()
 
     def receive_ack(self, delivered: int, limit: int) -> bool:
@@ -257,13 +285,13 @@ class Stream:
         if self.state is State.OPENING:
             self.detach()
             return True
-        self._close(None, reason)
+        self._close(None, reason, EndCode.REFUSED)
         return False
 
-    def receive_abort(self, reason: str) -> None:
+    def receive_abort(self, reason: str, code: EndCode = EndCode.ABORTED) -> None:
         """Take an abort, which ends the stream."""
         self.step(Step.RECEIVE_ABORT)
-        self._close(None, reason)
+        self._close(None, reason, code)
 
     @property
     def done(self) -> bool:
@@ -275,10 +303,12 @@ class Stream:
         """Whether the peer can have forgotten this stream without harm: nothing is left but its last word."""
         return self.send.eof_sent and self.receive.eof_delivered
 
-    def _close(self, last_word: Refuse | Abort | None, reason: str = "") -> None:
+    def _close(self, last_word: Refuse | Abort | None, reason: str = "", code: EndCode = EndCode.DONE) -> None:
         """Drop everything and tell the session. The first reason of an end stays."""
         self.state = State.CLOSED
         self.end_reason = self.end_reason or reason
+        if self.end_code is EndCode.DONE:
+            self.end_code = code
         self.send.discard()
         self.receive.discard()
         if self.host is not None:
@@ -295,3 +325,8 @@ class Stream:
     def received_bytes(self) -> int:
         """Payload that the local socket took, also after the end."""
         return self.receive.delivered
+
+    @property
+    def outages(self) -> int:
+        """Outages of its session since it carries the stream; at the end of the stream at the latest."""
+        return 0 if self.host is None else self.host.counters.outages - self.outages_before

@@ -18,7 +18,7 @@ from goreprox.config.clients import ClientConfig, TlsConfig
 from goreprox.endpoint import Endpoint, ip_of
 from goreprox.http.writer import refusal
 from goreprox.net import sockets
-from goreprox.net.access import Access
+from goreprox.net.access import Access, Cause
 from goreprox.net.certificates import Certificates, Identity, reason
 from goreprox.net.handshakes import Handshakes
 from goreprox.net.listeners import Listeners
@@ -70,7 +70,12 @@ class Admission:
         self.listeners = Listeners(
             clients.listeners, poller, reuse_port=clients.reuse_port, accepted=self._accepted, has_room=has_room
         )
-        self._proxies = Proxies(poller, accepted=self._identified, left=self.listeners.start)
+        self._proxies = Proxies(
+            poller,
+            accepted=self._identified,
+            left=self.listeners.start,
+            refused=functools.partial(access.refuse, Cause.PROXY_HEADER),
+        )
         self._handshakes = Handshakes(poller)
         self._log = LimitedLog()
 
@@ -121,7 +126,8 @@ class Admission:
         """Apply the access rules to a client whose address is known."""
         scopes = self._scopes(listener)
         if not self._access.admit(address.host, *scopes):
-            text = f"rejected client {address}: {self._access.objection(address.host, *scopes)}"
+            objection = self._access.objection(address.host, *scopes)
+            text = f"rejected client {address}: {objection and objection.text}"
             self._log.say("client_denied", text, client=str(address))
             sock.close()  # which resets it
         elif listener.scheme.is_tls:
@@ -156,7 +162,7 @@ class Admission:
         why = reason(exc)
         logger.debug("no TLS with client {}: {}", address, why, event="tls_ended")
         if not isinstance(exc, ConnectionError):
-            self._access.rejected += 1
+            self._access.refuse(Cause.TLS)
             self._log.say("tls_failed", f"the TLS handshake with client {address} failed: {why}")
         self.leave(address)
 

@@ -17,6 +17,7 @@ from goreprox.process.log import quoted
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 from goreprox.roles.balancer import FULL_S, Balancer
 from goreprox.roles.offer_check import OfferCheck
 from goreprox.roles.offers import Offers
@@ -111,7 +112,7 @@ class Assignment:
         for queue in (self._connections, self._requests):
             for owner in queue:
                 if owner.stream.send.eof:
-                    owner.abort(reason)
+                    owner.abort(reason, EndCode.SHUTDOWN)
 
     def _assign(self, stream: Stream) -> bool:
         """Open `stream` at the best provider that has not refused it; return whether there is one."""
@@ -222,7 +223,7 @@ class Assignment:
         else:
             text = f"no provider accepted client {stream.client}: {quoted(reason)}"
             self._log.say("client_refused", text, client=stream.client, service=stream.service)
-            owner.abort(reason)
+            owner.abort(reason, EndCode.REFUSED)
 
     def stream_unsent(self, stream: Stream) -> None:
         """Assign it anew: nothing of it has left this process, so any provider may have it."""
@@ -233,9 +234,9 @@ class Assignment:
 
 
 def _reset(owner: StreamOwner, reason: str) -> None:
-    owner.abort(reason)
+    owner.abort(reason, EndCode.NO_PROVIDER)
 
 
 def _unavailable(owner: StreamOwner, reason: str) -> None:
     assert isinstance(owner, ProviderStream)
-    owner.abort(reason, status=503)
+    owner.abort(reason, EndCode.NO_PROVIDER, status=503)

@@ -100,7 +100,7 @@ class Dialer:
         log: LimitedLog,
         *,
         connected: Callable[[Stream, Socket], None],
-        failed: Callable[[Stream, str], None],
+        failed: Callable[[Stream], None],
         before: "Dialer | None" = None,
     ) -> None:
         """Dial for streams from now on, in place of the dialer `before`, which finishes what it has begun.
@@ -172,7 +172,7 @@ class _Dial:
         """Give up when the stream is aborted; everything else waits for the target."""
         if kind is Kind.ABORTED:
             self._abandon()
-            self._dialer.failed(self._stream, self._stream.end_reason)
+            self._dialer.failed(self._stream)
 
     def hand_back(self) -> None:
         """Give up, and let the edge choose another provider."""
@@ -292,8 +292,8 @@ class _Dial:
             service=self._stream.service,
             target=str(address),
         )
-        self._dialer.failed(self._stream, f"target {address}: {why}")
         self._stream.refuse(Code.TARGET, f"target {address}: {why}")
+        self._dialer.failed(self._stream)
 
     def _abandon(self) -> None:
         self._finish()

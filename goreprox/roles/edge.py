@@ -21,6 +21,7 @@ from goreprox.process.log import counted
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
 from goreprox.roles.entrances import announced, by_service, entrances
@@ -68,7 +69,12 @@ class Edge:
         self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
         self.http_clients = ClientConnections(self.bridges, self, self._budget)
         self.ended = EndedStreams(self.driver)
-        self._access = Access(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
+        self._access = Access(
+            clients.allow,
+            clients.deny,
+            *clients.address_limit(connections.max_connections),
+            refused=self._budget.totals.refused_clients,
+        )
         self._auth = auth_of(clients.tokens)
         self._sites = sites_of(clients, self._access, self._auth)
         self.drain_s = connections.drain_s
@@ -188,7 +194,7 @@ class Edge:
 
     def _stream_ended(self, owner: StreamOwner) -> None:
         self.assignment.ended(owner)
-        self.ended.add(owner.stream, owner.stream.end_reason or "done")
+        self.ended.add(owner.stream)
 
     async def close(self, *, drain_s: float) -> int:
         """Stop accepting, wait `drain_s` for streams to end, reset the rest; return how many."""
@@ -201,7 +207,7 @@ class Edge:
         for client in list(self.http_clients.live):
             client.abort()
         for owner in self.bridges.connections:
-            owner.abort("the edge is shutting down")
+            owner.abort("the edge is shutting down", EndCode.SHUTDOWN)
         await self.driver.goodbye(f"the {self._process} was shut down", deadline_s=1.0)
         return reset
 
@@ -232,7 +238,6 @@ class Edge:
             by_service(self._clients, self.listeners.addresses),
             self._max_connections,
             waiting_clients=self.assignment.pending,
-            refused_clients=self._access.rejected,
             http=requests_of(self.http_clients.counters),
             certificates=self.admission.certificates,
         )

@@ -19,6 +19,7 @@ from goreprox.protocol.fields import Fields
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 from goreprox.roles.dial import Dialer
 from goreprox.roles.health import Health, Readiness, check_moved
 from goreprox.roles.loops import HOPS, Loops
@@ -66,7 +67,7 @@ class Provider:
             self._loops,
             self._log,
             connected=self._connected,
-            failed=self.ended.add,
+            failed=self._dial_failed,
             before=before,
         )
 
@@ -128,8 +129,14 @@ class Provider:
             f"{reason}: it is a port of the server or of an edge; give the port of the application",
             service=stream.service,
         )
-        self.ended.add(stream, reason)
         stream.refuse(Code.TARGET, reason)
+        self.ended.add(stream)
+
+    def _dial_failed(self, stream: Stream) -> None:
+        """Count a stream that has ended before its target accepted."""
+        if stream.end_code is EndCode.REFUSED:
+            self.driver.budget.totals.dial_failures[stream.service] += 1
+        self.ended.add(stream)
 
     def _connected(self, stream: Stream, sock: Socket) -> None:
         """Join a target's socket to its stream, of which bytes may have arrived already."""
@@ -140,7 +147,7 @@ class Provider:
     def _ended(self, bridge: Bridge) -> None:
         stream = bridge.stream
         self._loops.discard(stream)
-        self.ended.add(stream, stream.end_reason or "done")
+        self.ended.add(stream)
 
     def stream_accepted(self, peer: Peer, stream: Stream) -> None:
         """Never called: only the edge's streams are accepted."""
@@ -174,7 +181,7 @@ class Provider:
         await wait_until(lambda: not self.connections and self.driver.settled, deadline_s=drain_s)
         reset = len(self.bridges.connections)
         for bridge in self.bridges.connections:
-            bridge.abort("the provider is shutting down")
+            bridge.abort("the provider is shutting down", EndCode.SHUTDOWN)
         self.dialer.hand_back()
         await self.driver.goodbye("the provider was shut down", deadline_s=1.0)
         return reset
@@ -191,7 +198,7 @@ class Provider:
             self._draining = True
             await wait_until(lambda: not staying(), deadline_s=self.drain_s)
             for bridge in staying():
-                bridge.abort("the provider was upgraded, and TLS cannot be handed over")
+                bridge.abort("the provider was upgraded, and TLS cannot be handed over", EndCode.SHUTDOWN)
 
     def descriptors(self) -> list[int]:
         """Return the sockets of all connections to targets."""
@@ -201,11 +208,7 @@ class Provider:
         """Yield sessions, then sockets. Streams without one wait for their target, which is dialled anew."""
         yield from self.driver.export(payload=payload)
         bridges = self._live_bridges
-        ended = self.ended
-        yield {
-            "sockets": len(bridges),
-            "ended": [ended.count, ended.sent_bytes, ended.received_bytes],
-        }
+        yield {"sockets": len(bridges)}
         for bridge, peer in bridges:
             yield {"peer": peer.id, "stream": bridge.stream.id} | bridge.export(payload=payload)
         if payload:
@@ -219,7 +222,6 @@ class Provider:
         """
         self.driver.restore(items)
         head = Fields(next(items, None))
-        self.ended.take_over(head.items("ended"))
         for _ in range(head.count("sockets")):
             fields = Fields(next(items, None))
             peer = self.driver.peers.get(fields.data("peer"))

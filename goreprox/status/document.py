@@ -92,6 +92,7 @@ class EndedStreamStatus(TypedDict):
     sent_bytes: int
     received_bytes: int
     reason: str
+    code: NotRequired[str]
 
 
 class ConnectionStatus(TypedDict):
@@ -132,6 +133,24 @@ class CertificateStatus(TypedDict):
     """In seconds since 1970."""
 
 
+class CountersStatus(TypedDict):
+    """What only grows, as long as the process runs, upgrades in place included (protocol.totals.Totals)."""
+
+    streams: int
+    sent_bytes: int
+    received_bytes: int
+    outages: int
+    replayed_bytes: int
+    resumes: int
+    resume_s: float
+    ends: dict[str, int]
+    """By code; one without a stream is missing, as in the other two."""
+    refused_clients: dict[str, int]
+    """By cause."""
+    dial_failures: dict[str, int]
+    """By service."""
+
+
 class Document(TypedDict):
     """The whole document; `docs/status.md` explains every field."""
 
@@ -156,3 +175,4 @@ class Document(TypedDict):
     connections: NotRequired[list[ConnectionStatus]]
     http: NotRequired[HttpStatus | None]
     certificates: NotRequired[list[CertificateStatus]]
+    counters: NotRequired[CountersStatus | None]

@@ -1,9 +1,9 @@
 """Builds the status document from the counters of drivers, sessions and brokers, when it is asked for.
 
-Streams are summed up, and only the latest listed, so that the document is bounded.
+The work, like the document, does not grow with the number of streams: sums are kept as they change (`protocol.totals`),
+and only the latest streams are listed.
 """
 
-import heapq
 import os
 import time
 from collections import deque
@@ -20,13 +20,14 @@ from goreprox.control.message import Request
 from goreprox.control.socket import Commands
 from goreprox.process.clock import clock
 from goreprox.process.instance import Instance
-from goreprox.protocol.errors import ExportError
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import Totals
 from goreprox.status.document import (
     FORMAT,
     BrokerStatus,
     CertificateStatus,
     ConnectionStatus,
+    CountersStatus,
     Document,
     EndedStreamStatus,
     HttpStatus,
@@ -49,23 +50,25 @@ LAST_ENDED: Final = 20
 
 
 class EndedStreams:
-    """Sums of the streams that have ended, and the last of them; each is a line of the log."""
+    """Counts the streams that have ended, and keeps the last of them; each is a line of the log."""
 
     def __init__(self, driver: Driver) -> None:
-        """Take the names of peers from `driver`."""
-        self.count = 0
-        self.sent_bytes = 0
-        self.received_bytes = 0
+        """Take the names of peers, and the counters, from `driver`."""
+        self._by_code = driver.budget.totals.ends
         self._last: deque[tuple[float, Stream, str | None, str]] = deque(maxlen=LAST_ENDED)
         self._driver = driver
 
-    def add(self, stream: Stream, reason: str) -> None:
-        """Add a stream that has ended, or is about to, and log it; once for each."""
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return self._by_code.total()
+
+    def add(self, stream: Stream) -> None:
+        """Add a stream that has ended, and log it; once for each."""
         peer = self._driver.peer_of(stream)
         name = peer.info.name.name if peer is not None else None
-        self.count += 1
-        self.sent_bytes += stream.sent_bytes
-        self.received_bytes += stream.received_bytes
+        reason = stream.end_reason or "done"
+        self._by_code[stream.end_code.value] += 1
         self._last.append((time.time(), stream, name, reason))
         logger.debug(
             "stream {} of {} for {} ended: {}",
@@ -76,19 +79,9 @@ class EndedStreams:
             sent_bytes=stream.sent_bytes,
             received_bytes=stream.received_bytes,
             reason=reason,
+            code=stream.end_code.value,
+            outages=stream.outages,
         )
-
-    def take_over(self, sums: Sequence[object]) -> None:
-        """Go on with the sums (streams, bytes sent, bytes received) of the code before this one.
-
-        Raises:
-            ExportError: they are none.
-        """
-        match sums:
-            case [int(count), int(sent_bytes), int(received_bytes)]:
-                self.count, self.sent_bytes, self.received_bytes = count, sent_bytes, received_bytes
-            case _:
-                raise ExportError("malformed sums in the export")
 
     @property
     def last(self) -> list[EndedStreamStatus]:
@@ -102,6 +95,7 @@ class EndedStreams:
                 "sent_bytes": stream.sent_bytes,
                 "received_bytes": stream.received_bytes,
                 "reason": reason,
+                "code": stream.end_code.value,
             }
             for at, stream, peer, reason in self._last
         ]
@@ -115,7 +109,6 @@ class Metrics(NamedTuple):
     limit: int
     """Connections at a time, at most."""
     waiting_clients: int = 0
-    refused_clients: int = 0
     dialing: int = 0
     http: HttpStatus | None = None
     certificates: Sequence[CertificateStatus] = ()
@@ -180,31 +173,46 @@ class Source:
             "connections": _connections(owner) if owner is not None else [],
             "http": metrics.http,
             "certificates": list(metrics.certificates),
+            "counters": _counters(owner.driver.budget.totals) if owner is not None else None,
         }
 
 
 def _streams(owner: Owner, metrics: Metrics) -> StreamsStatus:
     budget = owner.driver.budget
-    live = [bridge.stream for bridge in owner.bridges.connections]
-    current = len(live) + metrics.dialing
+    totals = budget.totals
+    current = len(owner.bridges.connections) + metrics.dialing
     return {
         "open": current,
         "limit": metrics.limit,
         "total": owner.ended.count + current,
         "waiting_clients": metrics.waiting_clients,
-        "refused_clients": metrics.refused_clients,
+        "refused_clients": totals.refused_clients.total(),
         "dialing": metrics.dialing,
-        "sent_bytes": owner.ended.sent_bytes + sum(stream.sent_bytes for stream in live),
-        "received_bytes": owner.ended.received_bytes + sum(stream.received_bytes for stream in live),
+        "sent_bytes": totals.sent_bytes,
+        "received_bytes": totals.received_bytes,
         "borrowed_bytes": budget.pool_used_bytes,
         "lendable_bytes": budget.pool_bytes,
+    }
+
+
+def _counters(totals: Totals) -> CountersStatus:
+    return {
+        "streams": totals.streams,
+        "sent_bytes": totals.sent_bytes,
+        "received_bytes": totals.received_bytes,
+        "outages": totals.outages,
+        "replayed_bytes": totals.replayed_bytes,
+        "resumes": totals.resumes,
+        "resume_s": round(totals.resume_s, 3),
+        "ends": dict(totals.ends),
+        "refused_clients": dict(totals.refused_clients),
+        "dial_failures": dict(totals.dial_failures),
     }
 
 
 def _peer(peer: Peer) -> PeerStatus:
     session = peer.session
     counters = session.counters
-    figures = session.figures()
     lost_at = session.epochs.lost_at
     down_s = None if lost_at is None else round(clock() - lost_at, 3)
     return {
@@ -216,10 +224,10 @@ def _peer(peer: Peer) -> PeerStatus:
         "paths": _paths(peer),
         "streams_open": len(session.streams),
         "streams_total": counters.opened,
-        "sent_bytes": figures.sent_bytes,
-        "received_bytes": figures.received_bytes,
-        "scheduled_streams": figures.scheduled_streams,
-        "control_events": figures.control_events,
+        "sent_bytes": counters.sent_bytes,
+        "received_bytes": counters.received_bytes,
+        "scheduled_streams": session.scheduled_streams,
+        "control_events": session.control_events,
         "outages": counters.outages,
         "replayed_bytes": counters.replayed_bytes,
         "process": process_of(peer.info.attributes),
@@ -239,8 +247,7 @@ def _link(link: Link) -> LinkStatus:
 
 def _connections(owner: Owner) -> list[ConnectionStatus]:
     """Return some of the open ones, the latest first."""
-    latest = heapq.nlargest(LISTED, owner.bridges.connections, key=lambda each: each.began_at)
-    return [_connection(owner, each) for each in latest]
+    return [_connection(owner, each) for each in owner.bridges.connections.latest(LISTED)]
 
 
 def _connection(owner: Owner, of: StreamOwner) -> ConnectionStatus:

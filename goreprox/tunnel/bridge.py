@@ -29,6 +29,7 @@ from goreprox.protocol.limits import MIB, RESET_LINGER_S
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import RESET, State
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 from goreprox.tunnel.connections import Connections, StreamOwner
 
 READ_BYTES = MIB
@@ -230,9 +231,9 @@ class Bridge:
         if self._phase is CLOSED:
             self._end_if_over()
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, code: EndCode) -> None:
         """Reset both now."""
-        self.stream.abort(reason)
+        self.stream.abort(reason, code)
         self._close()
         self._end_if_over()
 
@@ -394,7 +395,7 @@ class Bridge:
         if idle_s < timeout_s:
             self._call_later(timeout_s - idle_s, self._check_half_closed)
         else:
-            self.abort(f"half-closed and silent for {timeout_s:g} s")
+            self.abort(f"half-closed and silent for {timeout_s:g} s", EndCode.TIMEOUT)
 
     # Ends.
 

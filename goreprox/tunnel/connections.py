@@ -5,9 +5,11 @@ over, or goes to another owner.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 
 T = TypeVar("T")
 
@@ -19,7 +21,7 @@ class StreamOwner(Protocol):
     began_at: float
     """Seconds, by the clock of `Bridges`."""
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, code: EndCode) -> None:
         """Reset both now."""
 
 
@@ -36,6 +38,10 @@ class Connections(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         return iter(tuple(self._members))
+
+    def latest(self, most: int) -> list[T]:
+        """Return those that were added last, at most so many, the last one first."""
+        return list(islice(reversed(self._members), most))
 
     def add(self, member: T) -> None:
         """Add one that is not a member yet."""

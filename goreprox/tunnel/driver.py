@@ -22,6 +22,7 @@ from goreprox.protocol.path import Path
 from goreprox.protocol.session import PROTOCOL_ERROR, Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Host, Stream
+from goreprox.protocol.totals import EndCode
 from goreprox.tunnel.peer import Peer, common_version
 from goreprox.tunnel.peer_log import log_incompatible, log_lost, log_notice, log_restarted, log_revoked
 
@@ -138,15 +139,15 @@ class Driver:
         peer = self.peers.get(info.name.role.value + predecessor) if isinstance(predecessor, bytes) else None
         if peer is not None and peer.info.name.name == info.name.name:
             log_restarted(peer)
-            self._drop(peer, "the process that owned the connection died")
+            self._drop(peer, "the process that owned the connection died", EndCode.PEER_DIED)
 
-    def _drop(self, peer: Peer, reason: str) -> None:
+    def _drop(self, peer: Peer, reason: str, code: EndCode) -> None:
         """End a session and send nothing more in it: the peer is dead, or may come back with a new session."""
         now = clock()
         for carrier in peer.epochs:
             peer.session.path_down(carrier, now)
         peer.epochs.clear()
-        peer.session.abandon(reason)
+        peer.session.abandon(reason, code)
         self._notices(peer)
         self._forget(peer)
 
@@ -181,7 +182,7 @@ class Driver:
             return
         if reason == REVOKED and len(peer.epochs) == 1:
             log_revoked(peer)
-            self._drop(peer, "the key was revoked")
+            self._drop(peer, "the key was revoked", EndCode.REVOKED)
             return
         del peer.epochs[carrier]
         flowed = peer.session.established
@@ -337,6 +338,7 @@ class Driver:
         yield {
             "told_bytes": self.budget.told_bytes,
             "max_streams": self.budget.max_streams,
+            "totals": self.budget.totals.export(),
             "peers": len(peers),
         }
         for peer in peers:
@@ -361,6 +363,8 @@ class Driver:
         """
         head = Fields(next(items, None))
         self.budget.take_over(told_bytes=head.count("told_bytes"), max_streams=head.count("max_streams"))
+        if (totals := head.fields_or_none("totals")) is not None:
+            self.budget.totals.take_over(totals)
         for _ in range(head.count("peers")):
             peer = self._meet(
                 _restored_info(Fields(next(items, None))),

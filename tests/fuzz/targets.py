@@ -39,6 +39,7 @@ from goreprox.protocol.notices import Kind
 from goreprox.protocol.session import Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 from tests.support.gateway import Talk
 
 MAX_BYTES = 4096
@@ -294,7 +295,7 @@ def fuzz_session(data: bytes) -> None:
         end.now += 0.01
     held = sum(s.send.pool_used_bytes + s.receive.pool_used_bytes for s in (*end.streams, *bystander.streams))
     assert budget.pool_used_bytes == held, "the budget leaks"
-    end.session.abandon("the end")
+    end.session.abandon("the end", EndCode.PEER_LEFT)
     end.turn()
     assert not end.session.streams
     assert bystander.streams[0].state is State.OPENING

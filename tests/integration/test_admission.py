@@ -98,7 +98,7 @@ async def test_access_rules_apply_to_the_client_of_a_proxy_before_any_handshake(
         reader, writer = await it.connect(header=header(DENIED))
         with pytest.raises(ConnectionResetError):
             await reader.read()
-        assert (it.clients, it.access.rejected, len(it.admission)) == ([], 1, 0)
+        assert (it.clients, it.access.refused, len(it.admission)) == ([], {"denied": 1}, 0)
         assert any(f"rejected client {DENIED}:1234" in line for line in warnings)
         writer.transport.abort()
 
@@ -112,7 +112,7 @@ async def test_a_failed_handshake_frees_the_place_of_its_address(tmp_path: Path)
         reader, writer = await it.connect()
         writer.write(b"this is no TLS\n")
         await reader.read()
-        assert (it.clients, it.access.rejected) == ([], 1)
+        assert (it.clients, it.access.refused) == ([], {"tls": 1})
         _, later = await it.connect(tls=authority.trusting())
         await eventually(lambda: it.clients)
         for each in (writer, later):

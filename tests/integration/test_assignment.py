@@ -10,6 +10,7 @@ from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Drain, Event
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 from goreprox.roles.assignment import Assignment
 from goreprox.tunnel.peer import Peer
 from tests.support.peer import establish
@@ -26,7 +27,7 @@ class Client:
         self.stream.owner = self
         self.began_at = 0.0
 
-    def abort(self, reason: str) -> None: ...
+    def abort(self, reason: str, code: EndCode) -> None: ...
 
 
 class Nobody:

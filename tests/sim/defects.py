@@ -34,8 +34,8 @@ def do_not_repeat_open(patch: pytest.MonkeyPatch) -> None:
     """Forget, in a new epoch, Opens that were lost."""
     original = Multiplexer.establish
 
-    def establish(self: Multiplexer, *args: Any) -> None:
-        original(self, *args)
+    def establish(self: Multiplexer, *args: Any, **more: Any) -> None:
+        original(self, *args, **more)
         control = self._outbox.control
         self._outbox.control = type(control)(event for event in control if not isinstance(event, Open))
 

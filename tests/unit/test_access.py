@@ -7,7 +7,7 @@ import pytest
 from goreprox.config.clients import ClientConfig
 from goreprox.config.networks import LOOPBACK, Rule
 from goreprox.errors import ConfigError
-from goreprox.net.access import Access
+from goreprox.net.access import Access, Cause
 
 
 def access(allow: str = "", deny: str = "", limit: int | None = None) -> Access:
@@ -44,7 +44,7 @@ def access(allow: str = "", deny: str = "", limit: int | None = None) -> Access:
 def test_clients_are_admitted_by_allow_and_deny(allow: str, deny: str, address: str, admitted: bool) -> None:
     it = access(allow, deny)
     assert it.admit(address, "8080", "web") is admitted
-    assert it.rejected == (not admitted)
+    assert it.refused == ({} if admitted else {"denied": 1})
 
 
 def test_one_address_has_at_most_its_limit_of_connections_at_a_time() -> None:
@@ -57,7 +57,7 @@ def test_one_address_has_at_most_its_limit_of_connections_at_a_time() -> None:
     assert it.admit("192.0.2.2", "web")
     it.release("192.0.2.1")
     assert it.admit("192.0.2.1", "web")
-    assert it.rejected == 1
+    assert it.refused == {"address_limit": 1}
 
 
 def test_all_addresses_of_an_ipv6_network_of_64_bits_are_one_client() -> None:
@@ -81,10 +81,12 @@ def test_networks_that_are_not_counted_have_no_limit_but_still_rules() -> None:
 
 def test_the_reason_of_a_rejection_is_given() -> None:
     it = access(deny="192.0.2.1", limit=1)
-    assert it.objection("192.0.2.1", "web") == "denied by --allow or --deny"
+    assert it.objection("192.0.2.1", "web") == (Cause.DENIED, "denied by --allow or --deny")
     assert it.objection("192.0.2.2", "web") is None
     assert it.admit("192.0.2.2", "web")
-    assert "it has 1 connections, as many as one address may" in str(it.objection("192.0.2.2", "web"))
+    objection = it.objection("192.0.2.2", "web")
+    assert objection is not None and objection.cause is Cause.ADDRESS_LIMIT
+    assert "it has 1 connections, as many as one address may" in objection.text
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import KIB, RESET_LINGER_S
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
+from goreprox.protocol.totals import EndCode
 from goreprox.tunnel.bridge import Bridge, Bridges
 from tests.support.peer import WINDOW, accepted
 from tests.support.waiting import eventually
@@ -132,7 +133,7 @@ class Joined:
 
     def __exit__(self, *_: object) -> None:
         self.far.close()
-        self.bridge.abort("the test is over")
+        self.bridge.abort("the test is over", EndCode.ON_REQUEST)
         assert not self.faults
 
     def say(self, *events: Event) -> None:
@@ -206,11 +207,11 @@ async def test_an_abort_of_the_stream_resets_the_socket() -> None:
 
 async def test_an_abort_of_the_bridge_resets_both_sides() -> None:
     with Joined() as it:
-        it.bridge.abort("the process is shutting down")
+        it.bridge.abort("the process is shutting down", EndCode.ON_REQUEST)
         await it.hears(Abort)
         with pytest.raises(ConnectionResetError):
             await it.reads()
-        it.bridge.abort("again")
+        it.bridge.abort("again", EndCode.ON_REQUEST)
         assert it.is_over()
 
 
@@ -404,7 +405,7 @@ async def test_a_socket_goes_on_in_another_process_in_both_directions() -> None:
         peer.say(Data(1, 0, b"from the stream"))
         bridge.notice(Kind.READABLE)
         assert far.recv(100) == b"from the stream"
-        bridge.abort("done")
+        bridge.abort("done", EndCode.ON_REQUEST)
         assert not bridge.open and bridge.portable
 
 
@@ -416,7 +417,7 @@ async def test_what_waits_for_a_socket_is_written_by_the_next_process() -> None:
         peer.say(Data(1, 0, b"waits"), Eof(1, 5))
         bridge = moved(bridge, Clock())
         assert (far.recv(100), far.recv(100)) == (b"waits", b"")
-        bridge.abort("done")
+        bridge.abort("done", EndCode.ON_REQUEST)
 
 
 async def test_a_half_closed_socket_stays_so_and_its_timeout_goes_on() -> None:

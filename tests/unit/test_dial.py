@@ -59,7 +59,7 @@ def dialer(
     return Dialer(targets, config, poller, Loops(), LimitedLog(), connected=connected, failed=ignored)
 
 
-def ignored(_: Stream, reason: str) -> None: ...
+def ignored(_: Stream) -> None: ...
 
 
 async def dial(monkeypatch: pytest.MonkeyPatch, *where: tuple[str, int], host: str = "example.org") -> object:

@@ -6,6 +6,7 @@ import pytest
 
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 from goreprox.roles import pending
 from goreprox.roles.pending import PendingQueue
 from goreprox.tunnel.connections import StreamOwner
@@ -18,7 +19,7 @@ class Client:
         budget = Budget(total_bytes=1 << 20, max_streams=1)
         self.stream = Stream(opener=True, service=service, client="test", budget=budget)
 
-    def abort(self, reason: str) -> None: ...
+    def abort(self, reason: str, code: EndCode) -> None: ...
 
 
 async def test_pending_streams_are_found_by_service_in_order() -> None:

@@ -30,6 +30,7 @@ class Made:
     log: list[str]
     welcomed: list[tuple[socket.socket, Endpoint, Endpoint]] = field(default_factory=list)
     left: int = 0
+    refused: int = 0
     ends: list[socket.socket] = field(default_factory=list)
 
     def hear(self) -> socket.socket:
@@ -61,12 +62,15 @@ async def made(timeout_s: float = 30.0) -> AsyncIterator[Made]:
     def left() -> None:
         it.left += 1
 
+    def refused() -> None:
+        it.refused += 1
+
     def batch(serve: Callable[[], None]) -> None:
         serve()
 
     loop = asyncio.get_running_loop()
     poller = Poller(batch)
-    it = Made(Proxies(poller, accepted=welcome, left=left, timeout_s=timeout_s), loop, log)
+    it = Made(Proxies(poller, accepted=welcome, left=left, refused=refused, timeout_s=timeout_s), loop, log)
     try:
         yield it
     finally:

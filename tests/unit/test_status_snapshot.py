@@ -15,6 +15,7 @@ from goreprox.process.instance import Instance
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 from goreprox.roles.provider import Provider
 from goreprox.roles.sites import requests_of
 from goreprox.status.snapshot import LAST_ENDED, LISTED, EndedStreams, Source
@@ -101,15 +102,15 @@ async def test_ended_streams_are_counted_and_only_the_last_ones_kept() -> None:
     streams = EndedStreams(driver)
     for index in range(LAST_ENDED + 5):
         ended = stream(peer, budget)
-        ended.abort("over")
-        streams.add(ended, f"reason {index}")
-    streams.add(Stream(opener=True, service="web", client="c", budget=budget), "never assigned")
+        ended.abort(f"reason {index}")
+        streams.add(ended)
+    streams.add(Stream(opener=True, service="web", client="c", budget=budget))
     assert streams.count == LAST_ENDED + 6
-    assert (streams.sent_bytes, streams.received_bytes) == (4 * (LAST_ENDED + 5), 0)
+    assert driver.budget.totals.ends == {"aborted": LAST_ENDED + 5, "done": 1}
     assert len(streams.last) == LAST_ENDED
-    assert [(end["peer"], end["reason"], end["sent_bytes"]) for end in list(streams.last)[-2:]] == [
-        ("far", f"reason {LAST_ENDED + 4}", 4),
-        (None, "never assigned", 0),
+    assert [(end["peer"], end["reason"], end["code"], end["sent_bytes"]) for end in list(streams.last)[-2:]] == [
+        ("far", f"reason {LAST_ENDED + 4}", "aborted", 4),
+        (None, "done", "done", 0),
     ]
 
 
@@ -119,9 +120,10 @@ async def test_an_ended_stream_is_logged_with_its_service_its_peer_and_its_bytes
     (peer,) = driver.peers.values()
     logged: list[dict[str, object]] = []
     sink = logger.add(lambda line: logged.append(line.record["extra"]), level="DEBUG", format="{message}")
-    EndedStreams(driver).add(stream(peer, Budget(total_bytes=64 * MIB, max_streams=1)), "done")
+    EndedStreams(driver).add(stream(peer, Budget(total_bytes=64 * MIB, max_streams=1)))
     logger.remove(sink)
-    ended = {"service": "web", "peer": "far", "sent_bytes": 4, "received_bytes": 0, "reason": "done"}
+    ended: dict[str, object] = {"service": "web", "peer": "far", "sent_bytes": 4, "received_bytes": 0, "reason": "done"}
+    ended |= {"code": "done", "outages": 0}
     assert [each for each in logged if each.get("event") == "stream_ended"] == [{"event": "stream_ended"} | ended]
 
 
@@ -172,7 +174,7 @@ async def test_the_documentation_has_every_field() -> None:
     owner = provider()
     owner.driver.peer_up(Way("way"), PEER)
     ended = Stream(opener=True, service="web", client="c", budget=Budget(total_bytes=MIB, max_streams=1))
-    owner.ended.add(ended, "done")
+    owner.ended.add(ended)
     owner.bridges.connections.add(Waiter(ended))
     router = Router()
     local = router.attach(PeerName(Role.EDGE, "far", bytes(16)), {}, owner.driver)
@@ -211,7 +213,7 @@ class Waiter:
         self.stream = stream
         self.began_at = began_at
 
-    def abort(self, reason: str) -> None: ...
+    def abort(self, reason: str, code: EndCode) -> None: ...
 
 
 def fields(value: object) -> set[str]:

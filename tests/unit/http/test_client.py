@@ -20,6 +20,7 @@ from goreprox.protocol.limits import KIB, MIB
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import Step
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import Counters, EndCode
 from goreprox.tunnel.bridge import Bridge, Bridges
 from tests.support.sockets import HOST
 from tests.support.waiting import eventually
@@ -34,6 +35,7 @@ class Session:
     """A host for whatever streams say."""
 
     epochs = Epochs(opener=True, grace_s=60.0, now=0.0)
+    counters = Counters()
 
     def stream_ready(self, stream: Stream) -> None: ...
 
@@ -167,4 +169,4 @@ async def test_what_a_target_sent_is_dropped_when_its_stream_is_finished() -> No
     assert stream.receive.chunks
     provider_stream.finish()
     assert not stream.receive.chunks and stream.send.eof
-    provider_stream.reset("the test is over")
+    provider_stream.reset("the test is over", EndCode.INCOMPLETE)

@@ -7,6 +7,7 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 
 
 class StreamUser:
@@ -101,7 +102,7 @@ async def test_a_stream_that_the_edge_aborts_is_lost_for_good(ended: list[Provid
     user = StreamUser()
     stream = Stream(opener=True, service="web", client="192.0.2.9:1", budget=Budget(total_bytes=MIB, max_streams=4))
     provider_stream = ProviderStream(stream, user, clock=lambda: 0.0, on_end=ended.append)
-    provider_stream.abort("no provider came", status=503)
-    provider_stream.abort("the edge is shutting down")
+    provider_stream.abort("no provider came", EndCode.NO_PROVIDER, status=503)
+    provider_stream.abort("the edge is shutting down", EndCode.SHUTDOWN)
     assert user.losses == [(503, "no provider came", False)]
     assert ended == [provider_stream]

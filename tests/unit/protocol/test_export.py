@@ -16,13 +16,14 @@ from goreprox.protocol.export import export_session, export_stream, restore_sess
 from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import KIB, MAX_PAYLOAD, MIB
 from goreprox.protocol.multiplexer import Multiplexer
-from goreprox.protocol.notices import Counters, Kind
+from goreprox.protocol.notices import Kind
 from goreprox.protocol.openings import Openings
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.sender import SendHalf
 from goreprox.protocol.session import Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import Counters
 from tests.support.network import Network
 
 EPOCH = "belongs to an epoch, which ends with the process"
@@ -82,10 +83,8 @@ ATTRIBUTES: dict[type, dict[str, str]] = {
     Openings: {"_sent": MARKS, "_unsent": EPOCH},
     Counters: dict.fromkeys(["outages", "replayed_bytes", "opened", "sent_bytes", "received_bytes"], MARKS),
     Stream: {
-        **dict.fromkeys(
-            ["accepted", "client", "destination", "end_reason", "id", "opener", "receive", "send", "service", "state"],
-            MARKS,
-        ),
+        **dict.fromkeys(["accepted", "client", "destination", "id", "opener", "service", "state"], MARKS),
+        **dict.fromkeys(["end_code", "end_reason", "number", "outages_before", "receive", "send"], MARKS),
         "client_key": "follows from the client",
         "deficit": EPOCH,
         "place": EPOCH,
@@ -111,6 +110,7 @@ ATTRIBUTES: dict[type, dict[str, str]] = {
         "max_streams": "exported beside the sessions",
         "pool_bytes": OWN,
         "reserved_bytes": OWN,
+        "totals": "exported beside the sessions",
         "told_bytes": "exported beside the sessions",
         "pool_used_bytes": "the sum of what streams use",
     },
@@ -335,7 +335,8 @@ def test_an_export_of_format_1_can_still_be_restored() -> None:
     after = restored(items)
     (stream,) = after.streams.values()
     assert bytes_of(stream) == (bytes.fromhex("001f3e5d7c9bbad9f91d3c"), bytes.fromhex("6483"))
-    assert exported(after) == [items[0], items[1] | {"send_chunks": 0, "receive_chunks": 0}]
+    added = {"number": 1, "outages_before": 0, "end_code": "done"}
+    assert exported(after) == [items[0], items[1] | added | {"send_chunks": 0, "receive_chunks": 0}]
 
 
 def test_fields_are_checked() -> None:
@@ -344,4 +345,5 @@ def test_fields_are_checked() -> None:
     assert fields.count_or_none("count") == 1
     assert fields.data_or_none("none") is None and fields.count_or_none("none") is None
     assert fields.by_text() == {"bytes": b"x", "count": 1, "none": None}
+    assert fields.fields_or_none("absent") is None
     assert fields.text_or_none("none") is None and fields.seconds_or_none("absent") is None

@@ -1090,8 +1090,8 @@ def test_a_message_holds_at_most_1024_events() -> None:
 
 
 def traffic(peer: Peer) -> tuple[int, int]:
-    figures = peer.session.figures()
-    return figures.sent_bytes, figures.received_bytes
+    counters = peer.session.counters
+    return counters.sent_bytes, counters.received_bytes
 
 
 def test_traffic_counts_the_payload_of_live_and_ended_streams_once() -> None:
@@ -1122,9 +1122,9 @@ def test_queues_and_the_round_trip_are_reported() -> None:
     peer.say(hello())
     stream.write(b"x")
     assert path.srtt == 0.25
-    assert peer.session.figures()[:2] == (1, 1)
+    assert (peer.session.scheduled_streams, peer.session.control_events) == (1, 1)
     peer.heard()
-    assert peer.session.figures()[:2] == (0, 0)
+    assert (peer.session.scheduled_streams, peer.session.control_events) == (0, 0)
 
 
 def test_many_long_last_words_fit_in_messages() -> None:

@@ -12,6 +12,7 @@ from goreprox.protocol.events import Abort, Code, Refuse
 from goreprox.protocol.limits import MIB
 from goreprox.protocol.state import TRANSITIONS, State, Step
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import Counters
 
 
 class Recorder:
@@ -19,6 +20,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.epochs = Epochs(opener=True, grace_s=60.0, now=0.0)
+        self.counters = Counters()
         self.calls: list[tuple[object, ...]] = []
 
     def stream_ready(self, stream: Stream) -> None:

@@ -80,14 +80,14 @@ def test_a_write_without_an_established_epoch_neither_schedules_nor_wakes() -> N
     peer.heard()
     peer.wakes = 0
     stream.write(b"abc")
-    assert (peer.session.figures().scheduled_streams, peer.wakes) == (0, 0)
+    assert (peer.session.scheduled_streams, peer.wakes) == (0, 0)
 
 
 def test_no_stream_stays_scheduled_when_an_epoch_ends() -> None:
     peer, stream = opened()
     stream.write(b"abc")
     peer.session.path_down("a", 0.0)
-    assert peer.session.figures().scheduled_streams == 0
+    assert peer.session.scheduled_streams == 0
 
 
 def test_no_acknowledgement_is_due_once_it_was_sent() -> None:

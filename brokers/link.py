@@ -118,6 +118,8 @@ class Link:
         self.state = LinkState.DOWN
         self._name = name
         self._attributes = attributes
+        self._untold = False
+        """Whether they have changed since the last hello and could not be announced yet."""
         self._host, self._port = host, port
         self._timings = timings or Timings()
         self._inbox = Inbox(self, receiver)
@@ -186,9 +188,13 @@ class Link:
 
     def announce(self, attributes: Mapping[str, object]) -> None:
         """Replace our attributes in the peer list, now and in later hellos."""
-        self._attributes = attributes
-        if self.state is LinkState.UP:
-            self._send(control(Announce(attributes)))
+        self._attributes, self._untold = attributes, True
+        self._tell()
+
+    def _tell(self) -> None:
+        """Announce attributes that the broker does not know; if the pipe is full, at the next renewal."""
+        if self._untold and self.state is LinkState.UP:
+            self._untold = not self._send(control(Announce(self._attributes)))
 
     async def close(self, *, linger_s: float) -> None:
         """Leave; what is queued has `linger_s` seconds to go out."""
@@ -235,6 +241,7 @@ class Link:
                 self._dial()
             elif self.state is LinkState.UP:
                 self._send(control(Renew()))
+                self._tell()
             elif self.state is LinkState.GREETING and now - self._greeted_at >= self._greet_s:
                 self._greet_s = min(2 * self._greet_s, GREET_MAX_S)
                 self._greet()
@@ -343,6 +350,7 @@ class Link:
         self.state = LinkState.GREETING
         self._attempt += 1
         self._greeted_at = self._loop.time()
+        self._untold = False
         self._send(control(Hello(FABRIC_VERSION, FABRIC_VERSION_LEAST, self._attempt, self._attributes)))
 
     def _lose(self, reason: str) -> None:
@@ -387,6 +395,7 @@ class Link:
                 self._tried.clear()
                 self._diagnosis.up()
                 self._inbox.receive(frames)
+                self._tell()
             case Refused(reason):
                 self._refused(reason)
             case _:

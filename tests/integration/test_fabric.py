@@ -50,6 +50,30 @@ async def test_peers_of_both_roles_learn_of_each_other_with_attributes(fabric: F
     assert at_edge.peers[provider.id].epoch == epoch
 
 
+async def test_attributes_that_change_between_hello_and_welcome_are_announced(fabric: Fabric) -> None:
+    provider = name(Role.PROVIDER)
+    link, _ = fabric.link(provider, attributes={"services": ["web"]})
+    greet = link._greet
+
+    def greet_and_change() -> None:
+        greet()
+        link.announce({"services": []})
+
+    link._greet = greet_and_change  # type: ignore[method-assign]
+    await eventually(lambda: [peer.attributes for peer in fabric.router.peers] == [{"services": []}])
+
+
+async def test_attributes_that_a_full_pipe_has_refused_are_announced_later(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, _ = fabric.link(name(Role.PROVIDER), attributes={"services": ["web"]})
+    await eventually(lambda: link.up)
+    with monkeypatch.context() as full:
+        full.setattr(link, "_send", lambda _: False)
+        link.announce({"services": []})
+    await eventually(lambda: [peer.attributes for peer in fabric.router.peers] == [{"services": []}])
+
+
 async def test_more_peers_are_accepted_once_the_limit_is_raised(fabric: Fabric) -> None:
     _, first = fabric.link(name(Role.EDGE, "first"))
     await eventually(lambda: first.ups)

@@ -26,7 +26,7 @@ def _start(number: int, server_port: int, target_port: int, folder: Path) -> Lin
     )
     member = Member(config.process, "provider", Role.PROVIDER, services=config.services)
     provider = Provider(config)
-    provider.introduce(member, config)
+    provider.introduce(member)
     return member.link(config.servers, provider.driver, None)
 
 

@@ -74,6 +74,9 @@ def _facts(document: Document) -> Iterable[str]:
         yield "listens: " + "; ".join(f"{who} {', '.join(map(str, p))}" for who, p in document["ports"].items())
     if document["services"]:
         yield "services: " + "; ".join(f"{s} = {', '.join(where)}" for s, where in document["services"].items())
+    for service, check in document.get("checks", {}).items():
+        why = "" if check["problem"] is None else f" ({check['problem']})"
+        yield f"check: {service} {check['check']}, {check['condition']} for {_duration(check['since_s'])}{why}"
     if (streams := document["streams"]) is not None:
         yield from _stream_facts(streams)
     if (broker := document["broker"]) is not None:

@@ -17,6 +17,7 @@ from goreprox.config.defaults import DEFAULT_WEIGHT, DEFAULT_WORKERS, EDGE_PORT,
 from goreprox.config.options import ADDRESSES, LIMITS, Count, Number, Port, several
 from goreprox.config.process import ConnectionConfig
 from goreprox.config.roles import BrokerConfig, DialConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
+from goreprox.config.target_checks import CheckConfig
 from goreprox.errors import ConfigError
 
 
@@ -29,6 +30,7 @@ _CONNECTIONS: Final = ConnectionConfig()
 _CLIENTS: Final = ClientConfig()
 _PEERS: Final = PeerConfig()
 _DIAL: Final = DialConfig()
+_CHECKS: Final = CheckConfig()
 _JOIN: Final = JoinOptions()
 _START: Final = StartOptions()
 _Edges = Annotated[Port, Parameter(group=ADDRESSES)]
@@ -123,6 +125,7 @@ def provider(
     weight: Annotated[Number, Parameter(group=LIMITS)] = DEFAULT_WEIGHT,
     join: JoinOptions = _JOIN,
     dial: DialConfig = _DIAL,
+    checks: CheckConfig = _CHECKS,
     connections: ConnectionConfig = _CONNECTIONS,
     start: StartOptions = _START,
 ) -> Setup:
@@ -150,6 +153,7 @@ def provider(
         process=member.process,
         connections=connections,
         dial=dial,
+        checks=checks,
         weight=weight,
     )
     return Setup(config, start.file.config)

@@ -53,7 +53,7 @@ def _services(document: Document) -> Iterator[str]:
     arrow = "->" if document["role"] == "provider" else "<-"
     known = set(document["services"])
     for service, where in document["services"].items():
-        yield f"  {service} {arrow} {', '.join(where)}"
+        yield f"  {service} {arrow} {', '.join(where)}{_health(document, service)}"
         peers = [peer for peer in document["peers"] if service in peer["services"]]
         yield from _indented([_peer(peer) for peer in peers] or [(f"no {theirs}",)], depth=4)
     others = [peer for peer in document["peers"] if not known.intersection(peer["services"])]
@@ -61,6 +61,15 @@ def _services(document: Document) -> Iterator[str]:
         yield "  for other services"
         rows = [(*_peer(peer), ", ".join(peer["services"])) for peer in others]
         yield from _indented(rows, depth=4)
+
+
+def _health(document: Document, service: str) -> str:
+    """Return what the check of a service says against it, if anything."""
+    check = document.get("checks", {}).get(service)
+    if check is None or check["condition"] == "well":
+        return ""
+    why = "" if check["problem"] is None else f": {check['problem']}"
+    return f", {check['condition']} {_duration(check['since_s'])}{why}"
 
 
 def _peer(peer: PeerStatus) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ APPLIED: Final = frozenset(
         *("auth-tokens", "auth-header", "without-tokens", "tls-cert", "tls-key", "tls-client-ca", "tls-alpn"),
         # providers
         *("target", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
+        *("check", "check-interval", "check-timeout", "check-failures", "check-successes"),
         # links, connections, health and log
         *("broker", "server", "max-peers", "health"),
         *("grace", "drain", "half-closed-timeout", "max-connections", "memory", "log-level", "log-json"),

@@ -46,6 +46,7 @@ from goreprox.config.options import (
     several,
 )
 from goreprox.config.process import ConnectionConfig, ProcessConfig
+from goreprox.config.target_checks import CheckConfig
 from goreprox.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ class ProviderConfig:
     process: ProcessConfig = field(default_factory=ProcessConfig)
     connections: ConnectionConfig = field(default_factory=ConnectionConfig)
     dial: DialConfig = field(default_factory=DialConfig)
+    checks: CheckConfig = field(default_factory=CheckConfig)
     weight: float = DEFAULT_WEIGHT
 
     def __post_init__(self) -> None:
@@ -185,6 +187,7 @@ class ProviderConfig:
         self.dial.check(self.targets)
         _check_targets(self.targets)
         check_services(self.services)
+        self.checks.check_services(self.services)
         _check_remotes("server", self.servers)
         check_range("weight", self.weight, MIN_WEIGHT, MAX_WEIGHT)
 

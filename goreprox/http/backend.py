@@ -40,7 +40,7 @@ class Backend:
         if self.provider_stream is None:
             return False
         providers, stream = self._clients.providers, self.provider_stream.stream
-        return providers.provider_of(stream)[0] is not None and not providers.reusable(stream)
+        return providers.provider_of(stream)[0] is not None and not providers.reachable(stream)
 
     def unsent_request(self, provider_stream: ProviderStream) -> bytes | None:
         """Return the present request, if the target closed its connection before a byte of it was written there."""

@@ -25,8 +25,11 @@ class Providers(Protocol):
     def connect(self, provider_stream: ProviderStream) -> None:
         """Open its stream at a provider, now or when one comes."""
 
+    def reachable(self, stream: Stream) -> bool:
+        """Whether the provider of a stream is there, and not draining."""
+
     def reusable(self, stream: Stream) -> bool:
-        """Whether the provider of a stream is there, and takes requests."""
+        """Whether the provider of a stream is there, and takes requests for its service."""
 
     def provider_of(self, stream: Stream) -> tuple[str | None, int | None]:
         """Return the name of a stream's provider and how many outages there were so far, if it has one."""

@@ -57,10 +57,14 @@ class TargetTls:
         lose: Callable[[OSError], None],
     ) -> Callable[[], None]:
         """Take over a connected socket, for `admit`, or for `lose` with the reason; return what cancels it."""
+        return self._handshakes.begin(sock, self.context(), admit=admit, lose=lose, host=self._hosts[service])
+
+    def context(self) -> ssl.SSLContext:
+        """Return the present context, of which there is one if any target speaks TLS."""
         try:
             if self._context.refresh():
                 logger.bind(event="target_ca").info("target-ca {}: read again", self._ca)
         except ConfigError as exc:
             self._log.say("target_ca", f"{exc}; keeping the certificates read before")
         assert self._context.value is not None
-        return self._handshakes.begin(sock, self._context.value, admit=admit, lose=lose, host=self._hosts[service])
+        return self._context.value

@@ -66,6 +66,10 @@ class Fields:
         """Return a list."""
         return self._take(name, list)
 
+    def items_or_none(self, name: str) -> list[object] | None:
+        """Return a list, if there is one."""
+        return None if self._values.get(name) is None else self._take(name, list)
+
     def fields(self, name: str) -> "Fields":
         """Return a map."""
         return Fields(self._values.get(name))

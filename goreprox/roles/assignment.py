@@ -107,6 +107,11 @@ class Assignment:
         if peer is not None and self._balancer.ended(peer.id):
             self._serve_soon(peer.services)
 
+    def offered(self, stream: Stream) -> bool:
+        """Return whether the provider of a stream offers its service now."""
+        peer = self.driver.peer_of(stream)
+        return peer is not None and peer.id in self._offers.known_for(stream.service)
+
     def drain(self, reason: str) -> None:
         """End pending streams whose client has sent all it had."""
         for queue in (self._connections, self._requests):

@@ -12,6 +12,7 @@ from typing import Final
 from brokers import LimitedLog, SocketAddress, resolve
 from goreprox.config.addresses import Address, Target
 from goreprox.config.roles import DialConfig
+from goreprox.config.target_checks import Check
 from goreprox.endpoint import Endpoint
 from goreprox.net import sockets
 from goreprox.net.certificates import reason
@@ -24,6 +25,7 @@ from goreprox.process.machine import in_container
 from goreprox.protocol.events import Code
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.stream import Stream
+from goreprox.roles.examination import UnwellError, examine
 from goreprox.roles.loops import Loops
 
 RESOLVED_FOR_S: Final = 5.0
@@ -132,6 +134,31 @@ class Dialer:
         dial = _Dial(self, stream)
         self.dials.add(dial)
         dial.start()
+
+    async def examine(self, target: Target, check: Check, timeout_s: float) -> None:
+        """Check one of the targets, which is reached as it is for a stream.
+
+        Raises:
+            UnwellError: it is not well, or this took longer than `timeout_s`.
+            OSError: nothing could be found out about it.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                addresses = self.targets.known(target.service) or await self.targets.resolve(target.service)
+                await examine(
+                    target,
+                    addresses,
+                    timeout_s=timeout_s,
+                    context=self.tls.context,
+                    path=check.path,
+                    proxy_protocol=self.config.proxy_protocol,
+                )
+        except TimeoutError:
+            raise UnwellError(f"no response within {timeout_s:g} s") from None
+        except socket.gaierror as exc:
+            raise UnwellError(f"the name cannot be resolved: {exc.strerror}") from exc
+        except UnicodeError as exc:
+            raise UnwellError("the name cannot be resolved: it is not a valid host name") from exc
 
     def hand_back(self) -> None:
         """Leave all streams to other providers: nothing of them has reached a target."""

@@ -5,24 +5,22 @@ Nothing is started, created or kept, and a process that runs with this configura
 
 import asyncio
 import contextlib
-import errno
-import os
 import resource
-import socket
-import ssl
 from collections.abc import Iterator
 from typing import Final
 
 from brokers import Cause, Role, SocketAddress, probe, resolve
 from goreprox.config.addresses import Address, Target
 from goreprox.config.defaults import MIB
-from goreprox.config.roles import BrokerConfig, DialConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
-from goreprox.errors import ControlError, GoreproxError
-from goreprox.net.certificates import reason, target_context
+from goreprox.config.roles import BrokerConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
+from goreprox.errors import ControlError
+from goreprox.net.certificates import target_context
 from goreprox.process.machine import memory_limit_bytes
 from goreprox.roles import preflight
 from goreprox.roles.broker_check import MAX_ADDRESSES, RESOLVE_S, Joining, Result, State, check_brokers, unresolved
 from goreprox.roles.dial import advice
+from goreprox.roles.examination import UnwellError
+from goreprox.roles.examination import examine as examine_target
 from goreprox.status.query import ask_all
 
 Config = ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig
@@ -109,53 +107,37 @@ async def _of_provider(config: ProviderConfig) -> list[Result]:
     joining = _joining(config, Role.PROVIDER, config.services)
     brokers, targets = await asyncio.gather(
         check_brokers(config.servers, joining),
-        asyncio.gather(*(_check_target(each, config.dial) for each in config.targets)),
+        asyncio.gather(*(_check_target(each, config) for each in config.targets)),
     )
     return brokers + targets
 
 
-async def _check_target(target: Target, config: DialConfig) -> Result:
-    """Connect to a target as a stream would; it sees a connection that ends without a byte."""
-    address, subject = target.address, target.text
+async def _check_target(target: Target, config: ProviderConfig) -> Result:
+    """Connect to a target as a stream would, and check it if it has a check; else it sees no byte."""
+    address, subject, dial = target.address, target.text, config.dial
+    check = config.checks.check_of(target.service)
     why = ""
     try:
         async with asyncio.timeout(RESOLVE_S):
             found = (await resolve(address.host, address.port))[:MAX_ADDRESSES]
     except (OSError, UnicodeError) as exc:
         why, found = f"the name cannot be resolved: {unresolved(exc)}", []
-    for each in found:
+    if found:
         try:
-            async with asyncio.timeout(config.timeout_s / len(found)):
-                await _connect(each, target, config)
-        except TimeoutError:
-            why = f"no response within {config.timeout_s:g} s"
-        except GoreproxError as exc:
+            reached = await examine_target(
+                target,
+                found,
+                timeout_s=dial.timeout_s,
+                context=lambda: target_context(dial.ca, insecure=dial.insecure),
+                path=None if check is None else check.path,
+                proxy_protocol=dial.proxy_protocol,
+            )
+        except (UnwellError, OSError) as exc:
             why = str(exc)
-        except OSError as exc:
-            why = reason(exc) if isinstance(exc, ssl.SSLError) else os.strerror(exc.errno or errno.EIO)
         else:
-            return Result("target", subject, State.OK, f"connected to {Address(str(each[1][0]), address.port)}")
+            return Result("target", subject, State.OK, f"connected to {reached}")
     remedy = f"start the application, or correct its address{advice(address, why)}"
     return Result("target", subject, State.FAILED, why, remedy)
-
-
-async def _connect(address: SocketAddress, target: Target, config: DialConfig) -> None:
-    """Connect to a target and disconnect.
-
-    Raises:
-        OSError: it cannot be reached, or does not speak TLS as it should.
-        ConfigError: the file of --target-ca cannot be used.
-    """
-    family, sockaddr = address
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, sockaddr)
-        if sock.getsockname() == sockaddr:  # connected to itself: nobody listens (dial)
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        if target.tls:
-            context = target_context(config.ca, insecure=config.insecure)
-            _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=target.address.host)
-            writer.transport.abort()
 
 
 # A server or a broker.

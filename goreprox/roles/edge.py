@@ -158,10 +158,14 @@ class Edge:
         """Open its stream at a provider, now or when there is one."""
         self.assignment.connect(owner)
 
-    def reusable(self, stream: Stream) -> bool:
+    def reachable(self, stream: Stream) -> bool:
         """Return whether the provider of a stream is reachable and accepts streams."""
         peer = self.driver.peer_of(stream)
         return peer is not None and peer.available
+
+    def reusable(self, stream: Stream) -> bool:
+        """Return whether the provider of a stream accepts streams of its service."""
+        return self.reachable(stream) and self.assignment.offered(stream)
 
     def provider_of(self, stream: Stream) -> tuple[str | None, int | None]:
         """Return the name of a stream's provider and how many outages there were so far, if it has one."""

@@ -26,6 +26,7 @@ from goreprox.roles.loops import HOPS, Loops
 from goreprox.roles.member import Member
 from goreprox.roles.reachable import Reachable
 from goreprox.roles.reload import Reload
+from goreprox.roles.target_checks import TargetChecks
 from goreprox.roles.upgrade import Before, Upgrade
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
 from goreprox.tunnel import attributes
@@ -44,6 +45,7 @@ class Provider:
             StartError: the file of `--target-ca` cannot be used.
         """
         connections = config.connections
+        self._config = config
         self._max_connections = connections.max_connections
         self.drain_s = connections.drain_s
         self._announce: Callable[[attributes.Attributes], None] = lambda _attributes: None
@@ -57,6 +59,8 @@ class Provider:
         self.ended = EndedStreams(self.driver)
         self.dialer = self._dialer(config, None)
         self._targets = self.dialer.targets.by_service
+        self.checks = TargetChecks(config.targets, config.checks, examine=self.dialer.examine)
+        self.checks.changed = lambda: self._announce(self._offer)
         self._reachable = Reachable(self.driver, self._targets, self._log)
 
     def _dialer(self, config: ProviderConfig, before: Dialer | None) -> Dialer:
@@ -71,10 +75,17 @@ class Provider:
             before=before,
         )
 
-    def introduce(self, member: Member, config: ProviderConfig) -> None:
-        """Announce what is offered, in the peer list."""
-        member.attributes |= offer(config)
+    def introduce(self, member: Member) -> None:
+        """Announce what is offered, in the peer list, and begin to check targets."""
+        member.attributes |= self._offer
         self._announce = member.announce
+        self.checks.start()
+
+    @property
+    def _offer(self) -> dict[str, object]:
+        offered = [target for target in self._config.targets if target.service in self.checks.offered]
+        targets = attributes.targets([str(target.address) for target in offered])
+        return {"services": [target.service for target in offered], "weight": self._config.weight} | targets
 
     async def reconfigure(self, config: ProviderConfig) -> None:
         """Take over another configuration, in one turn of the loop; connections to targets, and dials, go on.
@@ -86,6 +97,7 @@ class Provider:
             raise StartError("it is shutting down")
         dialer, connections = self._dialer(config, self.dialer), config.connections
         # From here on nothing can fail.
+        self._config = config
         self._max_connections, self.drain_s = connections.max_connections, connections.drain_s
         self.driver.budget.resize(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
         self.driver.set_grace(connections.grace_s)
@@ -93,7 +105,8 @@ class Provider:
         self.dialer, self._targets = dialer, dialer.targets.by_service
         self._reachable.targets = self._targets
         self._reachable.changed()
-        self._announce(offer(config))
+        self.checks.reconfigure(config.targets, config.checks, examine=dialer.examine)
+        self._announce(self._offer)
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Dial the target."""
@@ -176,6 +189,7 @@ class Provider:
         Streams whose target has not been reached by then go to other providers.
         """
         self._draining = True
+        self.checks.close()
         self.driver.drain()
         # Settled: the edges know of the drain, so no stream is on its way that the goodbye would end.
         await wait_until(lambda: not self.connections and self.driver.settled, deadline_s=drain_s)
@@ -208,7 +222,7 @@ class Provider:
         """Yield sessions, then sockets. Streams without one wait for their target, which is dialled anew."""
         yield from self.driver.export(payload=payload)
         bridges = self._live_bridges
-        yield {"sockets": len(bridges)}
+        yield {"sockets": len(bridges), "offered": self.checks.offered}
         for bridge, peer in bridges:
             yield {"peer": peer.id, "stream": bridge.stream.id} | bridge.export(payload=payload)
         if payload:
@@ -222,6 +236,7 @@ class Provider:
         """
         self.driver.restore(items)
         head = Fields(next(items, None))
+        self.checks.restore(head.items_or_none("offered"))
         for _ in range(head.count("sockets")):
             fields = Fields(next(items, None))
             peer = self.driver.peers.get(fields.data("peer"))
@@ -253,13 +268,7 @@ class Provider:
     def metrics(self) -> Metrics:
         """Return what the status shows of this provider (snapshot.Owner)."""
         services = {service: [str(address)] for service, address in self._targets.items()}
-        return Metrics(services, self._max_connections, dialing=len(self.dialer.dials))
-
-
-def offer(config: ProviderConfig) -> dict[str, object]:
-    """Return what the peer list says of what a provider offers."""
-    targets = attributes.targets([str(target.address) for target in config.targets])
-    return {"services": list(config.services), "weight": config.weight} | targets
+        return Metrics(services, self._max_connections, dialing=len(self.dialer.dials), checks=self.checks.status)
 
 
 async def run(
@@ -282,7 +291,7 @@ async def run(
     life = Lifetime()
     readiness = Readiness(life, down_s=lambda: links.down_s, grace_s=lambda: provider.driver.grace_s)
     health = Health(config.process.health, readiness, None if before is None else before.health)
-    provider.introduce(member, config)
+    provider.introduce(member)
     links = member.link(config.servers, provider.driver, config.security)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))

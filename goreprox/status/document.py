@@ -67,6 +67,15 @@ class BrokerStatus(TypedDict):
     members: list[MemberStatus]
 
 
+class CheckStatus(TypedDict):
+    """The health check of a service."""
+
+    check: str
+    condition: str
+    since_s: float
+    problem: str | None
+
+
 class StreamsStatus(TypedDict):
     """All streams of the process. Sent bytes were read from our own sockets, received ones written to them."""
 
@@ -167,6 +176,7 @@ class Document(TypedDict):
     draining: bool
     ports: dict[str, list[int]]
     services: dict[str, list[str]]
+    checks: NotRequired[dict[str, CheckStatus]]
     streams: StreamsStatus | None
     peers: list[PeerStatus]
     links: list[LinkStatus]

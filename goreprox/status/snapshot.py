@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, TypedDict
 
 from loguru import logger
@@ -26,6 +27,7 @@ from goreprox.status.document import (
     FORMAT,
     BrokerStatus,
     CertificateStatus,
+    CheckStatus,
     ConnectionStatus,
     CountersStatus,
     Document,
@@ -112,6 +114,8 @@ class Metrics(NamedTuple):
     dialing: int = 0
     http: HttpStatus | None = None
     certificates: Sequence[CertificateStatus] = ()
+    checks: Mapping[str, CheckStatus] = MappingProxyType({})
+    """Of the services that are checked."""
 
 
 class Owner(Protocol):
@@ -165,6 +169,7 @@ class Source:
             "draining": driver is not None and driver.draining,
             "ports": {who: [ports] if isinstance(ports, int) else list(ports) for who, ports in self.ports().items()},
             "services": metrics.services,
+            "checks": dict(metrics.checks),
             "streams": _streams(owner, metrics) if owner is not None else None,
             "peers": [_peer(peer) for peer in driver.peers.values() if not peer.gone] if driver is not None else [],
             "links": [_link(link) for link in self.links],

@@ -1,7 +1,6 @@
 """A reload: what has changed in the file is applied to real processes, and no connection notices."""
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -14,7 +13,8 @@ from typing import Any
 import pytest
 
 from goreprox.cli import main as cli
-from goreprox.control.client import Reply, ask_all
+from goreprox.control.client import ask_all
+from tests.e2e.reloading import apply, configure
 from tests.e2e.roles import ANY, Client, echoed, greeted, greeting, start_broker
 from tests.support.processes import FULL_LOAD, MIB_KIB, Process, Tunnel, descriptors, nothing_yet
 from tests.support.sockets import HOST, closed_port
@@ -34,12 +34,6 @@ def tmp() -> Iterator[Path]:
         yield Path(path)
 
 
-def configure(tmp: Path, role: str, **options: object) -> None:
-    """Write the file of a role."""
-    lines = [f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in options.items()]
-    (tmp / f"{role}.toml").write_text("\n".join([f"[{role}]", *lines]))
-
-
 async def reload(tmp: Path, *args: str) -> tuple[int, list[str], str]:
     """Run the command; return its exit code, the lines that it prints, and its errors."""
     process = await asyncio.create_subprocess_exec(
@@ -51,20 +45,6 @@ async def reload(tmp: Path, *args: str) -> tuple[int, list[str], str]:
     out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode().splitlines(), err.decode()
-
-
-async def reloaded(tmp: Path, role: str) -> Reply:
-    """Ask a role for a reload, as the command does."""
-    (reply,) = await asyncio.to_thread(ask_all, [tmp / "run"], "reload", roles=(role,), deadline_s=DEADLINE_S)
-    return reply
-
-
-async def apply(tmp: Path, role: str, **options: object) -> Any:
-    """Reload a role with other options; return what has changed."""
-    configure(tmp, role, **options)
-    reply = await reloaded(tmp, role)
-    assert reply.problem is None
-    return reply.result
 
 
 async def port_of(tmp: Path, service: str) -> int:

@@ -59,6 +59,9 @@ class Providers:
         provider_stream.stream.host = Session()
         provider_stream.stream.step(Step.RECEIVE_ACCEPT)
 
+    def reachable(self, stream: Stream) -> bool:
+        return True
+
     def reusable(self, stream: Stream) -> bool:
         return True
 

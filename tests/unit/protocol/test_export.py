@@ -340,10 +340,11 @@ def test_an_export_of_format_1_can_still_be_restored() -> None:
 
 
 def test_fields_are_checked() -> None:
-    fields = Fields({"bytes": b"x", "count": 1, "none": None, 2: "ignored"})
+    fields = Fields({"bytes": b"x", "count": 1, "none": None, 2: "ignored", "items": [1]})
+    assert fields.items("items") == fields.items_or_none("items") == [1] and fields.items_or_none("none") is None
     assert fields.data("bytes") == fields.data_or_none("bytes") == b"x"
     assert fields.count_or_none("count") == 1
     assert fields.data_or_none("none") is None and fields.count_or_none("none") is None
-    assert fields.by_text() == {"bytes": b"x", "count": 1, "none": None}
+    assert fields.by_text() == {"bytes": b"x", "count": 1, "none": None, "items": [1]}
     assert fields.fields_or_none("absent") is None
     assert fields.text_or_none("none") is None and fields.seconds_or_none("absent") is None

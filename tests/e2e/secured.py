@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.support.forks import Fork
+from tests.support.forks import Fork, run_command
 from tests.support.processes import Handler, Process, Tunnel, logging_to
 from tests.support.sockets import HOST
 from tests.support.traffic import echo, read_digest, send_blocks
@@ -84,11 +84,9 @@ class Secured(Tunnel):
 
     async def keys(self, *args: str) -> str:
         """Run `goreprox keys`."""
-        command = [sys.executable, "-m", "goreprox", "keys", *args, "--state-dir", str(self.state)]
-        done = await asyncio.to_thread(
-            subprocess.run, command, cwd=self.tmp, capture_output=True, text=True, check=True, timeout=60
-        )
-        return str(done.stdout)
+        code, out, err = await run_command(self.tmp, "keys", *args, "--state-dir", str(self.state))
+        assert code == 0, err
+        return out
 
     async def transfers(self, blocks: int = 16) -> None:
         """Send 1 MiB there and back, and compare."""

@@ -16,6 +16,7 @@ from goreprox.cli import main as cli
 from goreprox.control.client import ask_all
 from tests.e2e.reloading import apply, configure
 from tests.e2e.roles import ANY, Client, echoed, greeted, greeting, start_broker
+from tests.support.forks import run_command
 from tests.support.processes import FULL_LOAD, MIB_KIB, Process, Tunnel, descriptors, nothing_yet
 from tests.support.sockets import HOST, closed_port
 from tests.support.tls import Authority
@@ -36,15 +37,8 @@ def tmp() -> Iterator[Path]:
 
 async def reload(tmp: Path, *args: str) -> tuple[int, list[str], str]:
     """Run the command; return its exit code, the lines that it prints, and its errors."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "goreprox", "reload", "--runtime-dir", str(tmp / "run"), *args),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd=tmp,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode().splitlines(), err.decode()
+    code, out, err = await run_command(tmp, "reload", "--runtime-dir", str(tmp / "run"), *args)
+    return code, out.splitlines(), err
 
 
 async def port_of(tmp: Path, service: str) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.forks import run_command
 from tests.support.processes import Process, Tunnel, tunnel
 from tests.support.sockets import HOST, reset_now
 from tests.support.traffic import echo, read_digest
@@ -32,21 +33,7 @@ def tmp() -> Iterator[Path]:
 
 async def status(tmp: Path, *args: str) -> tuple[int, str, str]:
     """Run the command; return its exit code, output and errors."""
-    process = await asyncio.create_subprocess_exec(
-        *command(tmp, *args), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=tmp
-    )
-    try:
-        out, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
-def command(tmp: Path, *args: str) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "goreprox", "status", "--runtime-dir", str(tmp / "run"), *args]
+    return await run_command(tmp, "status", "--runtime-dir", str(tmp / "run"), *args)
 
 
 async def printed(tmp: Path, *args: str) -> str:
@@ -314,7 +301,8 @@ async def on_a_terminal(tmp: Path) -> str:
     """Return what the command prints on a terminal."""
     ours, theirs = pty.openpty()
     env = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm", "COLUMNS": "200"}
-    process = await asyncio.create_subprocess_exec(*command(tmp), stdout=theirs, cwd=tmp, env=env)
+    command = (sys.executable, "-W", "error", "-m", "goreprox", "status", "--runtime-dir", str(tmp / "run"))
+    process = await asyncio.create_subprocess_exec(*command, stdout=theirs, cwd=tmp, env=env)
     os.close(theirs)
     chunks = []
     try:

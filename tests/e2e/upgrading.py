@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from tests.support.forks import run_command
 from tests.support.processes import Handler, Process, Tunnel, logging_to
 from tests.support.sockets import HOST
 from tests.support.waiting import DEADLINE_S, eventually
@@ -61,16 +62,8 @@ async def run(made: Tunnel, target: Handler, *options: str, **how: Unpack[Start]
 
 async def upgrade(tmp: Path, *args: str) -> tuple[int, str, str]:
     """Run the command; return its exit code, output and errors."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "goreprox", "upgrade", "--runtime-dir", str(tmp / "run"), *args),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd=tmp,
-    )
     async with asyncio.timeout(DEADLINE_S):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+        return await run_command(tmp, "upgrade", "--runtime-dir", str(tmp / "run"), *args)
 
 
 async def upgraded(tmp: Path, connections: int) -> None:

@@ -36,6 +36,7 @@ docs/security
 docs/operations
 docs/deploy
 docs/status
+docs/metrics
 docs/reliability
 docs/benchmarks
 ```

@@ -78,6 +78,12 @@ app.command(
     help_epilogue=example("goreprox status", "goreprox status --json --role server", "sudo goreprox status"),
 )
 app.command(
+    "goreprox.cli.dashboard:app",
+    name="dashboard",
+    sort_key=4,
+    help="Serve metrics and health of the processes on this machine over HTTP.",
+)
+app.command(
     "goreprox.cli.reload:reload",
     sort_key=5,
     help="""Let the processes on this machine read their configuration again.

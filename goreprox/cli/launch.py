@@ -37,6 +37,10 @@ def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
         logger.bind(event="insecure", addresses=exposed).warning(
             "--insecure: links on {} are plaintext; anyone who can reach that port can join", ", ".join(exposed)
         )
+    if config.process.dashboard is not None:
+        from goreprox.roles.dashboard import check_installed
+
+        check_installed(config.process)
     raise_file_limit()
     reread = Reread(arguments)
     following = _run(config, reread, inherited)

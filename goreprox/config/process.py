@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from goreprox.config.addresses import Address
 from goreprox.config.checks import check_range, check_seconds
+from goreprox.config.dashboard import check_exposed
 from goreprox.config.defaults import (
     DEFAULT_DRAIN_S,
     DEFAULT_GRACE_S,
@@ -30,6 +31,7 @@ from goreprox.config.options import (
     PROCESS,
     Count,
     Directory,
+    File,
     Mebibytes,
     Port,
     Seconds,
@@ -78,10 +80,16 @@ class ProcessConfig:
     """Take a link for broken after so long without a message."""
     health: Annotated[Port | None, Parameter(group=ADDRESSES, show_default=False)] = None
     """Respond here over HTTP: /live, and /ready. [default: nowhere]"""
+    dashboard: Annotated[Port | None, Parameter(group=ADDRESSES, show_default=False)] = None
+    """Start a dashboard here: /metrics of all processes of the runtime directory. [default: nowhere]"""
+    dashboard_token_file: Annotated[File, Parameter(group=KEYS)] = None
+    """Require the token in this file from those who ask the dashboard for metrics."""
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         check_name("name", self.own_name)
+        if self.dashboard is not None:
+            check_exposed("dashboard", self.dashboard, "dashboard-token-file", self.dashboard_token_file)
         check_seconds("link-timeout", self.link_timeout_s, least=0.3)
 
     @property
@@ -92,7 +100,8 @@ class ProcessConfig:
     @property
     def ports(self) -> list[tuple[str, Address]]:
         """Where it listens, each with its option."""
-        return [] if self.health is None else [("health", self.health)]
+        ports = (("health", self.health), ("dashboard", self.dashboard))
+        return [(option, address) for option, address in ports if address is not None]
 
     @property
     def lock_dir(self) -> Path:

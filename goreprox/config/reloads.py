@@ -29,6 +29,7 @@ APPLIED: Final = frozenset(
 KEPT: Final = frozenset(
     (
         *("name", "runtime-dir", "insecure", "link-timeout", "reuse-port", "workers"),
+        *("dashboard", "dashboard-token-file"),
         *("providers", "edges", "address", "state-dir"),
         *("join", "join-file", "config"),
     )

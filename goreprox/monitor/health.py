@@ -51,10 +51,18 @@ def _answer(reply: Reply) -> Answer:
     return Answer(reply.who, None, Report(reply.problem or f"{reply.who} does not know whether it is ready", []))
 
 
-async def probe(request: Request, judge: Callable[[], Awaitable[Report]]) -> Response | None:
+async def _live() -> bool:
+    return True
+
+
+async def probe(
+    request: Request, judge: Callable[[], Awaitable[Report]], is_live: Callable[[], Awaitable[bool]] = _live
+) -> Response | None:
     """Respond to a request for /live or /ready; None if it is for something else."""
     if request.path == "/live":
-        return Response(HTTPStatus.OK, "live\n")
+        if await is_live():
+            return Response(HTTPStatus.OK, "live\n")
+        return Response(HTTPStatus.SERVICE_UNAVAILABLE, "not live\n")
     if request.path != "/ready":
         return None
     report = await judge()

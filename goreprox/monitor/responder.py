@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final, NamedTuple, Self
 
+from goreprox.config.addresses import Address
+from goreprox.net import listeners, sockets
+
 HEAD_BYTES: Final = 8192
 """Of the header section of a request. asyncio reads at most twice as much."""
 CLIENTS: Final = 64
@@ -159,6 +162,18 @@ class Responder:
             await asyncio.wait(list(self._clients), timeout=CLOSE_S)
         for client in list(self._clients):
             client.cancel()
+
+
+def listening(option: str, address: Address) -> list[socket.socket]:
+    """Return listening sockets for an address, the value of `option`.
+
+    Raises:
+        StartError: it cannot be listened on.
+    """
+    socks = listeners.bound(option, address, reuse_port=False, listening=True)
+    for sock in socks:
+        sockets.finish_on_close(sock)
+    return socks
 
 
 def _encoded(response: Response, *, body: bool = True) -> bytes:

@@ -7,6 +7,8 @@ from typing import Final
 
 from loguru import logger
 
+VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""By these a process finds its supervisor; its children are not to."""
 READY: Final = "READY=1"
 STOPPING: Final = "STOPPING=1\nSTATUS=shutting down"
 ALIVE: Final = "WATCHDOG=1"

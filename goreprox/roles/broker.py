@@ -17,6 +17,7 @@ from goreprox.keys.guard import Guard
 from goreprox.keys.reach import Reach
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import LINGER_S, Closable, Lifetime
+from goreprox.roles.dashboard import Dashboard
 from goreprox.roles.health import Health, Readiness
 from goreprox.roles.reload import Reload
 from goreprox.status.snapshot import Source
@@ -104,7 +105,11 @@ async def run(config: BrokerConfig, *, read: Callable[[], BrokerConfig]) -> None
         router.limit(new.peers.max_peers)
 
     reload = Reload(config, life, health, read=read, apply=apply)
-    async with health, serving(instance, {**source.commands, **health.commands, **reload.commands}):
+    async with (
+        health,
+        Dashboard(config.process),
+        serving(instance, {**source.commands, **health.commands, **reload.commands}),
+    ):
         with life:
             life.ready(describe(ports), **ports)
             await life.stop.wait()

@@ -24,6 +24,7 @@ from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
+from goreprox.roles.dashboard import Dashboard
 from goreprox.roles.entrances import announced, by_service, entrances
 from goreprox.roles.former import FormerServices
 from goreprox.roles.health import Health, Readiness
@@ -286,7 +287,11 @@ async def serve(config: EdgeConfig, life: Lifetime, control: Control) -> None:
         await edge.reconfigure(new)
         links.reconfigure(new.brokers, edge.driver)
 
-    async with health, serving(member.instance, {**source.commands, **health.commands, **control(apply, health)}):
+    async with (
+        health,
+        Dashboard(config.process),
+        serving(member.instance, {**source.commands, **health.commands, **control(apply, health)}),
+    ):
         await life.serve(
             edge,
             links.all,

@@ -14,8 +14,8 @@ from goreprox.control.message import Request as Ask
 from goreprox.control.socket import Commands
 from goreprox.errors import StartError
 from goreprox.monitor.health import Report, probe
-from goreprox.monitor.responder import Request, Responder, Response
-from goreprox.net import listeners, sockets
+from goreprox.monitor.responder import Request, Responder, Response, listening
+from goreprox.net.listeners import try_address
 from goreprox.process.lifetime import Lifetime
 
 
@@ -162,7 +162,7 @@ def check_moved(address: Address | None, before: Listening) -> None:
         StartError: it could not.
     """
     if address is not None and _written(address) != before.address:
-        listeners.try_address("health", address)
+        try_address("health", address)
 
 
 def _written(address: Address | None) -> str | None:
@@ -170,10 +170,7 @@ def _written(address: Address | None) -> str | None:
 
 
 def _bound(address: Address | None) -> list[socket.socket]:
-    bound = [] if address is None else listeners.bound("health", address, reuse_port=False, listening=True)
-    for sock in bound:
-        sockets.finish_on_close(sock)
-    return bound
+    return [] if address is None else listening("health", address)
 
 
 def _close(socks: Iterable[socket.socket]) -> None:

@@ -16,6 +16,7 @@ from goreprox.net.certificates import Certificates, target_context
 from goreprox.net.listeners import try_address
 from goreprox.process.clock import clock
 from goreprox.process.files import check_directory
+from goreprox.roles.dashboard import check_installed
 
 
 class Step(NamedTuple):
@@ -39,6 +40,8 @@ def steps(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> 
     """
     runtime_dir = config.process.lock_dir
     yield _step(f"runtime-dir {runtime_dir}", lambda: _check_runtime_dir(runtime_dir))
+    if config.process.dashboard is not None:
+        yield _step(f"dashboard {config.process.dashboard}", lambda: check_installed(config.process))
     for option, address in config.process.ports:
         yield _of_address(option, address)
     match config:

@@ -20,6 +20,7 @@ from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
+from goreprox.roles.dashboard import Dashboard
 from goreprox.roles.dial import Dialer
 from goreprox.roles.health import Health, Readiness, check_moved
 from goreprox.roles.loops import HOPS, Loops
@@ -307,7 +308,7 @@ async def run(
     if before is not None:
         upgrade.took_over(before)
     commands = {**source.commands, **health.commands, **reload.commands, **upgrade.commands}
-    async with health, serving(member.instance, commands):
+    async with health, Dashboard(config.process), serving(member.instance, commands):
         await life.serve(
             provider,
             links.all,

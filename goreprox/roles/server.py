@@ -8,6 +8,7 @@ from goreprox.control.socket import serving
 from goreprox.errors import StartError
 from goreprox.process.lifetime import Lifetime
 from goreprox.roles.broker import describe, open_router
+from goreprox.roles.dashboard import Dashboard
 from goreprox.roles.edge import Edge
 from goreprox.roles.entrances import entrances
 from goreprox.roles.health import Health, Readiness
@@ -42,7 +43,11 @@ async def run(config: ServerConfig, *, read: Callable[[], ServerConfig]) -> None
         router.limit(new.peers.max_peers)
 
     reload = Reload(config, life, health, read=read, apply=apply)
-    async with health, serving(member.instance, {**source.commands, **health.commands, **reload.commands}):
+    async with (
+        health,
+        Dashboard(config.process),
+        serving(member.instance, {**source.commands, **health.commands, **reload.commands}),
+    ):
         await life.serve(
             edge,
             [local, *ways],

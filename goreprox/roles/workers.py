@@ -33,6 +33,7 @@ from goreprox.monitor.health import Report, ask_ready
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import configure
+from goreprox.roles.dashboard import Dashboard
 from goreprox.roles.edge import Apply, serve
 from goreprox.roles.entrances import entrances
 from goreprox.roles.health import Health
@@ -73,7 +74,7 @@ async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
     parent = Parent(config)
     health = Health(process.health, parent.report)
     reload = Reload(config, parent, health, read=read, apply=parent.reconfigure)
-    async with health, serving(instance, reload.commands):
+    async with health, Dashboard(process), serving(instance, reload.commands):
         with parent:
             parent.wait_for_ready(
                 f"starting {config.workers} workers, which connect to {', '.join(map(str, config.brokers))}"
@@ -87,7 +88,7 @@ async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
 
 def _for_workers(config: EdgeConfig) -> EdgeConfig:
     clients = dataclasses.replace(config.clients, reuse_port=True)
-    process = dataclasses.replace(config.process, health=None)  # the parent's
+    process = dataclasses.replace(config.process, health=None, dashboard=None)  # the parent's
     return dataclasses.replace(config, workers=1, clients=clients, process=process)
 
 

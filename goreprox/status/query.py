@@ -25,14 +25,15 @@ def ask_all(directories: Sequence[Path], *, role: str | None = None, name: str |
         ControlError: there is none, or none that this user may ask.
     """
     replies = client.ask_all(directories, "status", roles=client.ROLES if role is None else (role,), name=name)
-    documents = [reply.result for reply in replies if _is_document(reply.result)]
+    documents = [reply.result for reply in replies if is_document(reply.result)]
     problems = [
         reply.problem or f"{reply.who} runs another version of goreprox; use that version to ask it"
         for reply in replies
-        if not _is_document(reply.result)
+        if not is_document(reply.result)
     ]
     return Responses(documents, problems)
 
 
-def _is_document(value: object) -> TypeGuard[Document]:
+def is_document(value: object) -> TypeGuard[Document]:
+    """Whether a reply is a document of the form that is known here."""
     return isinstance(value, dict) and value.get("format") == FORMAT

@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.roles import ANY, addresses, echoed, start_broker
 from tests.e2e.upgrading import provide, run, upgraded
 from tests.support.events import matching
-from tests.support.processes import Process, nothing_yet
+from tests.support.processes import WAIT_S, Process, nothing_yet
 from tests.support.sockets import HOST, closed_port
 from tests.support.traffic import echo
 from tests.support.waiting import DEADLINE_S, eventually
@@ -35,7 +35,7 @@ def tmp() -> Iterator[Path]:
 
 async def port_of(process: Process) -> int:
     """Return the port where it responds, the latest."""
-    await eventually(lambda: process.events("health"), "it responds somewhere")
+    await eventually(lambda: process.events("health"), "it responds somewhere", deadline_s=WAIT_S)
     port = matching(process.log, "health")[-1]["health"]
     assert isinstance(port, int)
     return port
@@ -43,7 +43,7 @@ async def port_of(process: Process) -> int:
 
 async def becomes(port: int, target: str, wanted: tuple[int, str]) -> None:
     """Wait for a response."""
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(WAIT_S):
         while (found := await fetch(port, target)) != wanted:
             assert found[1].split("\n")[0] in ("ready", "not ready"), found
             await asyncio.sleep(0.01)
@@ -188,6 +188,7 @@ async def test_upgrades_keep_the_port_open_and_the_process_ready(tmp: Path) -> N
             while not over.is_set():
                 found.append(await fetch(port, "/live"))
                 found.append(await fetch(port, "/ready"))
+                await asyncio.sleep(0.02)  # or the upgrade has to wait for our load
 
         watching = asyncio.create_task(watch())
         for _ in range(2):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from tests.support.forks import run_command
-from tests.support.processes import Handler, Process, Tunnel, logging_to
+from tests.support.processes import WAIT_S, Handler, Process, Tunnel, logging_to
 from tests.support.sockets import HOST
-from tests.support.waiting import DEADLINE_S, eventually
+from tests.support.waiting import eventually
 
 MODULE = ("-m", "goreprox")
 
@@ -62,7 +62,7 @@ async def run(made: Tunnel, target: Handler, *options: str, **how: Unpack[Start]
 
 async def upgrade(tmp: Path, *args: str) -> tuple[int, str, str]:
     """Run the command; return its exit code, output and errors."""
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(WAIT_S):
         return await run_command(tmp, "upgrade", "--runtime-dir", str(tmp / "run"), *args)
 
 

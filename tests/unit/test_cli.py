@@ -71,7 +71,15 @@ def test_flags_take_precedence_over_variables_tables_and_the_top_level(
     assert server(started, "--grace", "14").connections.grace_s == 14
 
 
-ROLE = {"name": "n", "link-timeout": 7, "health": "localhost:9", "log-level": "debug", "log-json": True}
+ROLE = {
+    "name": "n",
+    "link-timeout": 7,
+    "health": "localhost:9",
+    "dashboard": "localhost:8",
+    "dashboard-token-file": "t",
+    "log-level": "debug",
+    "log-json": True,
+}
 END = {"grace": 61, "drain": 31, "half-closed-timeout": 5, "max-connections": 100, "memory": 64}
 CLIENTS = {
     "allow": ["10.0.0.0/8", "web=::/0"],

@@ -16,7 +16,7 @@ from goreprox.cli.helptext import COLUMNS
 
 HELPFUL = [
     (),
-    *((command,) for command in (*COMMANDS, "keys", "token", "completion", "check", "doctor")),
+    *((command,) for command in (*COMMANDS, "keys", "token", "completion", "check", "doctor", "dashboard")),
     *(("keys", command) for command in ("add", "list", "show", "set", "revoke", "rotate")),
     *(("token", command) for command in ("new", "list", "revoke")),
 ]

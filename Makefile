@@ -1,6 +1,8 @@
 # Targets make their own virtual environment; nothing is needed but Python 3.11 or later and make.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests start some hundred interpreters: whatever the environment says, modules are compiled for the first one only.
+unexport PYTHONDONTWRITEBYTECODE
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR)
 
 .PHONY: demo test compiled test-compiled test-containers check docs picture bench fresh fuzz soak dist tagged release example

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from goreprox.process.log import MAX_QUOTED
 from goreprox.process.log_writer import MAX_QUEUED_BYTES
 from tests.e2e.roles import start_broker, start_edge, start_provider
 from tests.support.processes import Process, Tunnel, nothing_yet
@@ -21,13 +22,16 @@ from tests.support.sockets import HOST, closed_port
 from tests.support.tls import Authority
 from tests.support.waiting import DEADLINE_S, eventually
 
-PATH = "/" + "x" * 400
-LINE_BYTES = 500
-"""At least, of the access log for a request of that path."""
+HOST_NAME = "a" * MAX_QUOTED
+PATH = "/".ljust(MAX_QUOTED, "x")
+LINE_BYTES = 600
+"""At least, of the access log for a request of that path and host."""
 IN_PIPES_BYTES = 1 << 18
 """At most, of a log that nobody reads: in the kernel, and read ahead by asyncio."""
-REQUESTS = (MAX_QUEUED_BYTES + IN_PIPES_BYTES) // LINE_BYTES + 500
 BATCH = 50
+FEW = 10 * BATCH
+MANY = ((MAX_QUEUED_BYTES + IN_PIPES_BYTES) // LINE_BYTES // BATCH + 1) * BATCH + FEW
+"""Whose lines are more than the queue and the pipes hold."""
 SPARE_KIB = 24 << 10
 """What a process may grow by whatever it logs."""
 
@@ -37,11 +41,11 @@ async def polite(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
-async def request_often(made: Tunnel, port: int) -> None:
+async def request_often(made: Tunnel, port: int, requests: int) -> None:
     """Send requests, one batch when the one before has its responses."""
     reader, writer = await made.connect(port)
-    for _ in range(REQUESTS // BATCH + 1):
-        writer.write(f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n".encode() * BATCH)
+    for _ in range(requests // BATCH):
+        writer.write(f"GET {PATH} HTTP/1.1\r\nHost: {HOST_NAME}\r\n\r\n".encode() * BATCH)
         for _ in range(BATCH):
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
             assert head.startswith(b"HTTP/1.1 200 ")
@@ -70,11 +74,11 @@ async def test_an_unread_log_stalls_no_traffic_takes_little_memory_and_delays_no
     tmp_path: Path, role: str
 ) -> None:
     async with serving(tmp_path, role) as (made, process, port):
-        await request_often(made, port)
+        await request_often(made, port, FEW)
         before = process.rss_kib
         await process.stop_reading()
-        for _ in range(2):
-            await request_often(made, port)
+        for requests in (MANY, FEW):
+            await request_often(made, port, requests)
         assert process.rss_kib - before < SPARE_KIB
         process.signal(signal.SIGTERM)
         await eventually(lambda: process.process.returncode is not None, "its end")
@@ -84,18 +88,17 @@ async def test_an_unread_log_stalls_no_traffic_takes_little_memory_and_delays_no
 async def test_a_log_that_is_read_again_says_how_many_lines_are_missing(tmp_path: Path) -> None:
     async with serving(tmp_path, "server") as (made, process, port):
         await process.stop_reading()
-        await request_often(made, port)
+        await request_often(made, port, MANY)
         process.go_on_reading()
         await eventually(lambda: any(entry.get("event") == "log_lost" for entry in process.log), "the count")
-        await request_often(made, port)
-        requests = 2 * (REQUESTS // BATCH + 1) * BATCH
+        await request_often(made, port, FEW)
 
         def told() -> int:
             lost = [entry["lines"] for entry in process.log if entry.get("event") == "log_lost"]
             assert all(isinstance(lines, int) for lines in lost)
             return sum(map(int, map(str, lost))) + sum(entry.get("event") == "access" for entry in process.log)
 
-        await eventually(lambda: told() >= requests, "as many as there were requests")
+        await eventually(lambda: told() >= MANY + FEW, "as many as there were requests")
 
 
 # -- streams that take nothing

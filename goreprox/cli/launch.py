@@ -46,12 +46,9 @@ def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
     following = _run(config, reread, inherited)
     while following is not None:
         flush()
-        try:
-            handover.execute(following)
-        except OSError as exc:
-            problem = f"{sys.executable} could not be started: {exc.strerror}; the code before it goes on"
-            logger.bind(event="upgrade_failed").error("{}", problem)
-            following = _run(config, reread, Inherited(following.state, trial=False, problem=problem))
+        failed = handover.execute(following)
+        logger.bind(event="upgrade_failed").error("{}", failed.problem)
+        following = _run(config, reread, failed)
 
 
 def _run(config: Config, reread: Reread, inherited: Inherited | None) -> Handover | None:

@@ -67,8 +67,9 @@ class Poller:
             self._awaited.discard(fd)
 
     def close(self) -> None:
-        """Watch nothing any more; the descriptors stay open."""
-        self._loop.remove_reader(self._epoll.fileno())
+        """Watch nothing any more; the descriptors stay open. The loop may be over."""
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
     def _await(self, fd: int, events: int) -> None:

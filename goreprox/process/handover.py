@@ -6,23 +6,28 @@ A state is a file in memory (memfd_create(2)), sealed once it is written:
 
 Each item is CBOR (RFC 8949) after its length in 4 bytes. Sockets and the lock stay open across `execve`; the items name
 their descriptors. The file itself is found by a variable of the environment.
+
+Chunks of bytes are moved: each is freed once it is in the file, so that memory holds it once. If the file cannot be
+completed, all are back where they were, and the code before goes on.
 """
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 import cbor2
 
-from brokers import decode_cbor
+from brokers import Buffer, decode_cbor
 from goreprox.errors import ControlError
 from goreprox.protocol.errors import ExportError
 
@@ -39,6 +44,9 @@ _MAX_DEPTH: Final = 8
 _HEAD: Final = struct.Struct(">8sIQ")
 _MAGIC: Final = b"goreprox"
 _LENGTH: Final = struct.Struct(">I")
+_CHUNK: Final = struct.Struct(">IBI")
+"""What is before a chunk: the length of the item, and the head of a byte string in CBOR, with its length in 4 bytes."""
+_BYTE_STRING: Final = 0x5A
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
 """They wait from before `execve` until the new code has its handlers: by default each would end the process."""
 
@@ -48,6 +56,10 @@ class Handover(NamedTuple):
 
     state: int
     descriptors: list[int]
+    kept: Callable[[], Iterator[object]] | None = None
+    """The items in place of the file, if that could not be written. This code goes on with them."""
+    problem: str = ""
+    """Why it could not be written."""
 
 
 @dataclass(slots=True)
@@ -55,10 +67,13 @@ class Inherited:
     """A state that was found."""
 
     descriptor: int
+    """Of the file; -1 if there are `kept` items in its place."""
     trial: bool
     """It is there to be read, and nothing more: there are no descriptors, and no bytes of streams."""
     problem: str | None = None
     """Why the code that has written it goes on itself."""
+    kept: Callable[[], Iterator[object]] | None = None
+    """What could not be written. Chunks of bytes are moved from where they are."""
     restored: bool = False
     """Whether all of it is in use."""
 
@@ -68,6 +83,10 @@ class Inherited:
         Raises:
             ExportError: it is not a state, is incomplete, or has a format that we do not know.
         """
+        if self.kept is not None:
+            for item in moved(self.kept()):
+                yield item if isinstance(item, bytes) else _decoded(cbor2.dumps(item))
+            return
         with os.fdopen(os.dup(self.descriptor), "rb") as file:
             file.seek(0)
             head = file.read(_HEAD.size)
@@ -82,12 +101,18 @@ class Inherited:
                 item = file.read(size) if length >= 0 else b""
                 if len(item) < size:
                     raise ExportError("the state is incomplete")
-                yield decode_cbor(item, max_bytes=MAX_ITEM, max_depth=_MAX_DEPTH, error=ExportError)
+                yield _decoded(item)
 
     def close(self) -> None:
         """Free the memory of the state, which is in use."""
         self.restored = True
-        os.close(self.descriptor)
+        if self.kept is None:
+            os.close(self.descriptor)
+        self.kept = None
+
+
+def _decoded(item: bytes) -> object:
+    return decode_cbor(item, max_bytes=MAX_ITEM, max_depth=_MAX_DEPTH, error=ExportError)
 
 
 def inherited() -> Inherited | None:
@@ -100,31 +125,80 @@ def inherited() -> Inherited | None:
     return Inherited(int(number), trial=kind == "trial")
 
 
+def moved(items: Iterable[object]) -> Iterator[object]:
+    """Yield `items` as they are read back: in place of each queue its chunks, which are taken from it."""
+    for item in items:
+        if isinstance(item, deque):
+            while item:
+                yield bytes(item.popleft())
+        else:
+            yield item
+
+
 def write(items: Iterable[object]) -> int:
-    """Write a state; return its descriptor. Each item is made, and what it holds freed, as it is written.
+    """Write a state; return its descriptor. Each item is made as it is written; queues (`deque`) of chunks are emptied.
 
     Raises:
-        ControlError: the system has no such files, or no memory or descriptor for one.
+        ControlError: the system has no such files, or no memory or descriptor for one. All chunks are in their queues.
     """
     if sys.platform != "linux":
         raise ControlError("an upgrade in place needs Linux; restart the process, which drains it first")
     try:
         state = os.memfd_create("goreprox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    except OSError as exc:
-        raise ControlError(f"no memory for the state: {exc.strerror}; nothing has changed") from exc
-    with os.fdopen(state, "wb", closefd=False) as file:
-        file.write(bytes(_HEAD.size))
-        for item in items:
-            data = cbor2.dumps(item)
-            file.write(_LENGTH.pack(len(data)))
-            file.write(data)
-        length = file.tell() - _HEAD.size
-        file.seek(0)
-        file.write(_HEAD.pack(_MAGIC, FORMAT, length))
-    fcntl.fcntl(
-        state, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-    )
+        try:
+            _write(state, items)
+        except BaseException:
+            os.close(state)
+            raise
+    except (OSError, MemoryError) as exc:
+        raise ControlError(f"no memory for the state: {_reason(exc)}") from exc
     return state
+
+
+def _reason(exc: OSError | MemoryError) -> str:
+    return exc.strerror or str(exc) if isinstance(exc, OSError) else os.strerror(errno.ENOMEM)
+
+
+def _write(state: int, items: Iterable[object]) -> None:
+    emptied: list[tuple[deque[Buffer], int, int]] = []
+    """Queues, how many chunks each had, and where in the file they are."""
+    _append(state, bytes(_HEAD.size))
+    try:
+        for item in items:
+            if isinstance(item, deque):
+                emptied.append((item, len(item), os.lseek(state, 0, os.SEEK_CUR)))
+                while item:
+                    size = len(item[0])
+                    _append(state, _CHUNK.pack(_CHUNK.size - _LENGTH.size + size, _BYTE_STRING, size), item[0])
+                    item.popleft()
+            else:
+                data = cbor2.dumps(item)
+                _append(state, _LENGTH.pack(len(data)), data)
+        length = os.lseek(state, 0, os.SEEK_CUR) - _HEAD.size
+        os.pwrite(state, _HEAD.pack(_MAGIC, FORMAT, length), 0)
+        fcntl.fcntl(
+            state, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        )
+    except BaseException:
+        while emptied:
+            _give_back(state, *emptied.pop())
+        raise
+
+
+def _append(state: int, *parts: Buffer) -> None:
+    if os.writev(state, parts) < sum(map(len, parts)):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def _give_back(state: int, queue: deque[Buffer], count: int, at: int) -> None:
+    """Move the chunks that are missing of `count` back into `queue`, and end the file where they were."""
+    end, chunks = at, list[Buffer]()
+    for _ in range(count - len(queue)):
+        _, _, size = _CHUNK.unpack(os.pread(state, _CHUNK.size, end))
+        chunks.append(os.pread(state, size, end + _CHUNK.size))
+        end += _CHUNK.size + size
+    queue.extendleft(reversed(chunks))
+    os.ftruncate(state, at)
 
 
 async def preflight(state: int) -> str:
@@ -167,17 +241,21 @@ async def preflight(state: int) -> str:
     return out.decode(errors="replace").strip()
 
 
-def execute(handover: Handover) -> NoReturn:
+def execute(handover: Handover) -> Inherited:
     """Replace this process by the code that is installed now, which finds the state.
 
-    Raises:
-        OSError: it could not be started. All is as it was.
+    If that cannot be done, return what this code goes on with.
     """
-    try:
-        _keep({handover.state, *handover.descriptors})
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, VARIABLE: f"real {handover.state}"})  # noqa: S606 -- itself
-    finally:
-        _keep(set())
+    problem = handover.problem
+    if not problem:
+        try:
+            _keep({handover.state, *handover.descriptors})
+            os.execve(sys.executable, sys.orig_argv, {**os.environ, VARIABLE: f"real {handover.state}"})  # noqa: S606 -- itself
+        except (OSError, MemoryError) as exc:
+            problem = f"{sys.executable} could not be started: {_reason(exc)}"
+        finally:
+            _keep(set())
+    return Inherited(handover.state, trial=False, problem=f"{problem}; the code before it goes on", kept=handover.kept)
 
 
 def start_anew() -> NoReturn:

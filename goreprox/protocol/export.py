@@ -3,7 +3,8 @@
 An export is a series of items that CBOR can carry: a map for the session, then one for each stream, followed by its
 bytes. No epoch is in progress in it: what belongs to an epoch is lost as in an outage, and a resume repairs it.
 
-An item is made when it is asked for, and bytes are dropped once they are handed over: memory holds them once.
+An item is made when it is asked for. For bytes it is the queue that holds them: whoever takes that moves each chunk out
+of it, so that memory holds it once.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,9 +28,9 @@ _STATES: Final = {state.value: state for state in State if state is not State.CL
 
 
 def export_session(session: Session, *, payload: bool) -> Iterator[object]:
-    """Yield a session and its streams. With `payload` it must have no path, and is of no use any more.
+    """Yield a session and its streams, with `payload` the queues of their bytes, too; then it must have no path.
 
-    Without payload it stays as it is, and what is restored from it is good for a check of the form only.
+    What is restored from an export without payload is good for a check of the form only.
     """
     assert not payload or session.path is None
     multiplexer, epochs = session.multiplexer, session.epochs
@@ -76,9 +77,7 @@ def export_stream(stream: Stream, *, payload: bool, opened_at: float | None = No
         "receive_chunks": len(received) if payload else 0,
     }
     if payload:
-        for queue in (unacked, unsent, received):
-            while queue:
-                yield bytes(queue.popleft())
+        yield from (unacked, unsent, received)
 
 
 def restore_session(

@@ -169,6 +169,8 @@ class Upgrade:
             self._busy = True
             try:
                 await self._check()
+            except MemoryError as exc:
+                raise ControlError("no memory for the check of the new code; nothing has changed") from exc
             finally:
                 self._busy = False
         except ControlError as exc:
@@ -176,7 +178,7 @@ class Upgrade:
             raise
 
     async def _check(self) -> None:
-        state = handover.write(self._items([], payload=False))
+        state = handover.write(self._items([], self._health.listening, payload=False))
         try:
             version = await handover.preflight(state)
         finally:
@@ -186,8 +188,8 @@ class Upgrade:
         if self._life.stop.is_set():
             raise ControlError("it is shutting down")
 
-    def _items(self, descriptors: list[int], *, payload: bool) -> Iterator[object]:
-        instance, listening = self._instance, self._health.listening
+    def _items(self, descriptors: list[int], listening: Listening, *, payload: bool) -> Iterator[object]:
+        instance = self._instance
         yield {
             "version": __version__,
             "name": instance.name,
@@ -215,9 +217,16 @@ class Upgrade:
         descriptors = [self._instance.detach(), *self._owner.descriptors(), *listening.descriptors]
         if self._client is not None:
             descriptors.append(self._client)
-        state = handover.write(self._items(descriptors, payload=True))
-        self._health.release()
-        return Handover(state, descriptors)
+
+        def items() -> Iterator[object]:
+            return self._items(descriptors, listening, payload=True)
+
+        try:
+            return Handover(handover.write(items()), descriptors)
+        except ControlError as exc:
+            return Handover(-1, descriptors, items, str(exc))
+        finally:
+            self._health.release()
 
     def took_over(self, before: Before) -> None:
         """Report the upgrade that has led here, once the sessions have resumed."""

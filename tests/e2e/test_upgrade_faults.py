@@ -14,11 +14,11 @@ import pytest
 
 import brokers
 import goreprox
-from tests.e2e.roles import Client, echoed
+from tests.e2e.roles import Client, echoed, whole
 from tests.e2e.upgrading import provide, run, upgrade, upgraded
-from tests.support.processes import Tunnel, nothing_yet
+from tests.support.processes import WAIT_S, Tunnel, nothing_yet
 from tests.support.programs import program
-from tests.support.traffic import echo, echo_until
+from tests.support.traffic import echo, echo_until, read_digest, send_until
 from tests.support.waiting import DEADLINE_S, eventually
 
 TRIAL = "trial goreprox.roles.provider Provider.restore"
@@ -193,6 +193,66 @@ async def test_an_upgrade_during_a_drain_is_refused_and_the_drain_goes_on(tmp: P
         await echoed(client, b"after")
         client[1].close()
         assert await made.provider.wait() == 0
+
+
+REFUSED = """
+import importlib, os, sys
+
+def refuse(module, path, nth):
+    *names, name = path.split(".")
+    owner = importlib.import_module(module)
+    for each in names:
+        owner = getattr(owner, each)
+    function = getattr(owner, name)
+    calls = 0
+
+    def refused(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls == int(nth):
+            raise MemoryError
+        return function(*args, **options)
+
+    setattr(owner, name, refused)
+
+if "_GOREPROX_HANDOVER" not in os.environ:
+    refuse(*{step!r}.split())
+from goreprox.cli.main import main
+sys.exit(main())
+"""
+CHECK = 1
+"""Each upgrade writes two states, one for the check of the new code and the real one."""
+REAL = 2
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        f"os memfd_create {CHECK}",
+        f"goreprox.tunnel.bridge Bridge.export {CHECK}",
+        "goreprox.process.handover preflight 1",
+        f"os memfd_create {REAL}",
+        f"goreprox.protocol.sender SendHalf.export {REAL}",
+        f"goreprox.tunnel.bridge Bridge.export {REAL}",
+        f"os pwrite {REAL}",
+        "os execve 1",
+    ],
+)
+async def test_memory_that_is_refused_at_a_step_leaves_the_code_before_at_work(tmp: Path, step: str) -> None:
+    async with nothing_yet(tmp) as made:
+        await run(made, echo, program=("-c", REFUSED.format(step=step)))
+        reader, writer = await made.connect()
+        over = asyncio.Event()
+        sending = asyncio.create_task(send_until(over, writer))  # nobody reads it, so all buffers fill
+        code, out, err = await upgrade(tmp, "--role", "provider")
+        assert (code, out) == (1, "") and "memory" in err
+        over.set()
+        assert await asyncio.wait_for(read_digest(reader), WAIT_S) == await sending
+        assert made.provider.events("upgrade_failed") == 1 and not made.provider.events("restore_failed")
+        assert not made.server.events("peer_restarted")
+        writer.close()
+        await upgraded(tmp, 0)
+        await whole(made, made.port, blocks=1)
 
 
 async def test_a_broker_that_has_not_noticed_the_end_of_the_old_link_takes_the_new_one(tmp: Path) -> None:

@@ -1,7 +1,6 @@
 """An upgrade in place: real processes are replaced by the code that is installed, and no connection notices."""
 
 import asyncio
-import hashlib
 import shutil
 import signal
 import socket
@@ -15,7 +14,7 @@ import pytest
 from tests.e2e.roles import echoed, whole
 from tests.e2e.upgrading import run, upgrade, upgraded
 from tests.support.processes import Process, descriptors, nothing_yet
-from tests.support.traffic import block, echo, read_digest
+from tests.support.traffic import echo, read_digest, send_until
 from tests.support.waiting import DEADLINE_S, eventually
 
 UPGRADES = 3
@@ -73,19 +72,7 @@ async def test_connections_go_on_through_upgrades_of_their_provider(tmp: Path) -
         assert not await asyncio.wait_for(by_target[0].read(), DEADLINE_S)
         reading = asyncio.create_task(read_digest(bulk[0]))
         over = asyncio.Event()
-
-        async def send() -> tuple[int, str]:
-            digest, count = hashlib.sha256(), 0
-            while not over.is_set():
-                data = block(count)
-                digest.update(data)
-                bulk[1].write(data)
-                await bulk[1].drain()
-                count += 1
-            bulk[1].write_eof()
-            return count << 16, digest.hexdigest()
-
-        sending = asyncio.create_task(send())
+        sending = asyncio.create_task(send_until(over, bulk[1]))
         before = kinds(made.provider)
         for _ in range(UPGRADES):
             await upgraded(tmp, IDLE + 3)

@@ -24,6 +24,7 @@ from brokers import PeerName, Role
 from goreprox.config.addresses import Address, Listener, Target
 from goreprox.config.roles import EdgeConfig, ProviderConfig
 from goreprox.process.clock import clock
+from goreprox.process.handover import moved
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge
 from goreprox.roles.provider import Provider
@@ -274,7 +275,7 @@ class Cluster:
         node.driver.leave("an upgrade")
         kept = set(node.app.descriptors())
         self.moved += len(kept)
-        items = [cbor2.dumps(item) for item in node.app.export(payload=True)]
+        items = [cbor2.dumps(item) for item in moved(node.app.export(payload=True))]
         node.process.execve(kept)
         before, node.app = node.links, self.provider()
         node.app.restore(map(cbor2.loads, items), trial=False)

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 
 import cbor2
 
+from goreprox.process.handover import moved
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Buffer, Code
 from goreprox.protocol.export import export_session, restore_session
@@ -156,7 +157,7 @@ class Network:
         self._notices(end)
         owners = {stream_id: stream.owner for stream_id, stream in before.streams.items()}
         trial = list(export_session(before, payload=False))
-        items = [cbor2.dumps(item) for item in export_session(before, payload=True)]
+        items = [cbor2.dumps(item) for item in moved(export_session(before, payload=True))]
         budget = self.budgets[end]
         budget = self.budgets[end] = Budget(total_bytes=2 * budget.pool_bytes, max_streams=budget.max_streams)
         after = self.sessions[end] = restore_session(

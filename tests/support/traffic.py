@@ -47,6 +47,19 @@ async def send_blocks(writer: asyncio.StreamWriter, count: int) -> str:
     return digest.hexdigest()
 
 
+async def send_until(over: asyncio.Event, writer: asyncio.StreamWriter) -> tuple[int, str]:
+    """Write blocks of 64 KiB until `over`, then the end of file; return how many bytes there were and their SHA-256."""
+    digest, count = hashlib.sha256(), 0
+    while not over.is_set():
+        data = block(count)
+        digest.update(data)
+        writer.write(data)
+        await writer.drain()
+        count += 1
+    writer.write_eof()
+    return count << 16, digest.hexdigest()
+
+
 async def read_digest(reader: asyncio.StreamReader, *, size: int | None = None) -> tuple[int, str]:
     """Read `size` bytes, or to the end of file; return how many there were and their SHA-256."""
     digest = hashlib.sha256()

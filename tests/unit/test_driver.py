@@ -10,6 +10,7 @@ import pytest
 from loguru import logger
 
 from brokers import REVOKED, Buffer, Carrier, LinkCondition, PeerInfo, PeerName, Role
+from goreprox.process.handover import moved
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import ExportError
 from goreprox.protocol.events import Code
@@ -538,7 +539,7 @@ async def test_sessions_go_on_in_another_driver() -> None:
     edge.driver.peer_down(edge, provider.name.id, "a test")
     before = provider.driver.peers[edge.name.id]
     assert not before.epochs and not before.session.established
-    items = list(provider.driver.export(payload=True))
+    items = list(moved(provider.driver.export(payload=True)))
     after = Wire(Role.PROVIDER)
     after.name = provider.name
     after.driver.restore(iter(items))

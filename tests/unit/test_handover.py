@@ -3,13 +3,17 @@
 import fcntl
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import cbor2
 import pytest
 
 from goreprox.errors import ControlError
 from goreprox.process import handover
-from goreprox.process.handover import VARIABLE, Inherited, inherited, preflight, write
+from goreprox.process.handover import VARIABLE, Inherited, inherited, moved, preflight, write
 from goreprox.protocol.errors import ExportError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has files in memory")
@@ -101,3 +105,99 @@ async def test_an_interpreter_that_is_gone_is_named(state: int, monkeypatch: pyt
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(ControlError, match="/nowhere/python: No such file or directory; install it again"):
         await preflight(state)
+
+
+class Refusing:
+    """Refuses memory at the step `at` of those that it is asked to count."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def step(self) -> None:
+        self._left -= 1
+        if not self._left:
+            raise MemoryError
+
+    def calling(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function`, each call of which is a step."""
+
+        def counted(*args: Any) -> Any:
+            self.step()
+            return function(*args)
+
+        return counted
+
+
+def queues() -> tuple[deque[bytes | memoryview], ...]:
+    return deque([b"a", memoryview(b"b" * 70_000)]), deque(), deque([b"c" * 300, b"d"]), deque([b"e"])
+
+
+def with_queues(chunks: tuple[deque[bytes | memoryview], ...]) -> list[object]:
+    return [{"a": 1}, *chunks[:2], {"b": 2}, *chunks[2:]]
+
+
+def test_queues_are_emptied_into_the_file_and_read_back_as_chunks() -> None:
+    chunks = queues()
+    state = write(with_queues(chunks))
+    try:
+        assert not any(chunks)
+        assert list(Inherited(state, trial=False).items()) == list(moved(with_queues(queues())))
+    finally:
+        os.close(state)
+
+
+def test_what_cannot_be_written_is_gone_on_with_as_it_is() -> None:
+    chunks = queues()
+    kept = Inherited(-1, trial=False, kept=lambda: iter(with_queues(chunks)))
+    assert list(kept.items()) == list(moved(with_queues(queues())))
+    assert not any(chunks)
+    kept.close()
+    assert kept.restored
+
+
+def write_refused(refusing: Refusing, items: Iterable[object], monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Write items; return why that failed, if it did."""
+
+    def stepwise() -> Iterator[object]:
+        for item in items:
+            refusing.step()
+            yield item
+
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "memfd_create"), (os, "writev"), (os, "pwrite"), (fcntl, "fcntl"), (cbor2, "dumps")):
+            patch.setattr(module, name, refusing.calling(getattr(module, name)))
+        try:
+            os.close(write(stepwise()))
+        except ControlError as exc:
+            return str(exc)
+    return None
+
+
+def test_memory_that_is_refused_at_any_step_of_writing_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    refused = 0
+    while True:
+        refusing, chunks = Refusing(refused + 1), queues()
+        problem = write_refused(refusing, with_queues(chunks), monkeypatch)
+        if problem is None:
+            break
+        refused += 1
+        assert problem == "no memory for the state: Cannot allocate memory"
+        assert [list(map(bytes, queue)) for queue in chunks] == [list(map(bytes, queue)) for queue in queues()]
+    assert refused == 1 + 1 + 6 + 2 * 2 + 5 + 1 + 1, "file, head, items, maps made and written, chunks, head, seals"
+    assert not any(chunks)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_file_that_takes_only_a_part_of_a_chunk_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    writev = os.writev
+
+    def short(descriptor: int, parts: Sequence[bytes | memoryview]) -> int:
+        most = 40_000
+        return writev(descriptor, [part[:most] for part in parts])
+
+    monkeypatch.setattr(os, "writev", short)
+    chunks = queues()
+    with pytest.raises(ControlError, match="no memory for the state: Cannot allocate memory"):
+        write(with_queues(chunks))
+    assert [list(map(bytes, queue)) for queue in chunks] == [list(map(bytes, queue)) for queue in queues()]

@@ -7,6 +7,7 @@ from typing import Any
 import cbor2
 import pytest
 
+from goreprox.process.handover import moved
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.endings import Endings
 from goreprox.protocol.epochs import Epochs, Phase
@@ -165,7 +166,7 @@ def eventful() -> Network:
 
 
 def exported(of: Session, *, payload: bool = False) -> list[Any]:
-    return [cbor2.loads(cbor2.dumps(item)) for item in export_session(of, payload=payload)]
+    return [cbor2.loads(cbor2.dumps(item)) for item in moved(export_session(of, payload=payload))]
 
 
 def restored(items: list[Any], *, opener: bool = True, total_bytes: int = 4 * MIB) -> Session:
@@ -224,7 +225,7 @@ def test_last_words_and_a_failure_are_kept() -> None:
 def test_a_stream_that_no_session_carries_is_restored() -> None:
     of = Stream(opener=True, service="web", client="192.0.2.1:7", destination="192.0.2.2:80", budget=budget())
     of.write(b"early")
-    after = restore_stream(iter(list(export_stream(of, payload=True))), budget())
+    after = restore_stream(iter(list(moved(export_stream(of, payload=True)))), budget())
     assert (after.service, after.client, after.destination) == ("web", "192.0.2.1:7", "192.0.2.2:80")
     assert bytes_of(after) == (b"early", b"") and after.host is None and after.room > 0
 
@@ -265,7 +266,7 @@ def test_a_process_that_exports_holds_its_bytes_once() -> None:
             of.write(bytes(MIB))
         tracemalloc.reset_peak()
         before, _ = tracemalloc.get_traced_memory()
-        size = sum(len(cbor2.dumps(item)) for item in export_stream(of, payload=True))
+        size = sum(len(cbor2.dumps(item)) for item in moved(export_stream(of, payload=True)))
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import functools
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +29,7 @@ REBIND_PAUSE_S: Final = 0.01
 ROTATION_S: Final = 30.0
 """For so long after a change of the keys, a failed handshake with the earlier one is how a peer learns of it, and no
 cause for a warning. Links that were up return within seconds; pauses between attempts last 8 s at most."""
-_EVENTS: Final = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+_EVENTS: Final = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 """Other failed handshakes are not logged here: the ZAP handler has rejected a key, or a connection was closed."""
 _SERVER_KEY: Final = "server key"
 _CAUSES: Final[dict[int, tuple[str, str]]] = {
@@ -69,8 +70,11 @@ class Port:
         keys: KeyPair | None,
         handlers: Handlers,
         log: LimitedLog,
+        descriptor: int | None = None,
     ) -> None:
         """Listen on `host` (None: all interfaces, IPv4 and IPv6) and port `number` (0: any).
+
+        A `descriptor` is of a socket that listens there already; it is libzmq's from now on (ZMQ_USE_FD).
 
         Raises:
             BindError: the address is in use, not permitted or not of this machine.
@@ -83,6 +87,8 @@ class Port:
         self._log = log
         self.rotated_at = -math.inf
         """When this port replaced one with other keys, by the clock of the loop."""
+        self._listening = -1
+        """The descriptor of the listening socket, once the monitor has told."""
         address = f"[{host}]" if host is not None and ":" in host else host or "*"
         with contextlib.ExitStack() as undo:
             try:
@@ -90,6 +96,8 @@ class Port:
                 undo.callback(socket.close, linger=0)
                 self._monitor = Monitor(socket, _EVENTS, self._monitored)
                 undo.callback(self._monitor.close)
+                if descriptor is not None:
+                    socket.setsockopt(zmq.USE_FD, descriptor)
                 socket.bind(f"tcp://{address}:{number or '*'}")
             except (OSError, zmq.ZMQError) as exc:
                 raise BindError(exc.errno, f"cannot listen on {address}:{number}: {exc.strerror}") from exc
@@ -137,6 +145,15 @@ class Port:
                     raise
             await asyncio.sleep(REBIND_PAUSE_S)
 
+    def listening(self) -> int:
+        """Return a duplicate of the descriptor of the listening socket, which stays open when this port is closed.
+
+        Raises:
+            OSError: there are no descriptors.
+        """
+        self._monitor.drain()
+        return os.dup(self._listening)
+
     @property
     def sender(self) -> Connection | None:
         """The connection that the present message came from, if it is known."""
@@ -155,7 +172,9 @@ class Port:
 
     def _monitored(self, event: int, value: int) -> None:
         """Handle an event; `value` is the descriptor of a connection, or what went wrong in a handshake."""
-        if event == zmq.EVENT_ACCEPTED:
+        if event == zmq.EVENT_LISTENING:
+            self._listening = value
+        elif event == zmq.EVENT_ACCEPTED:
             self.connections.accepted(value, asyncio.get_running_loop().time())
             self._handlers.busy()
         elif event == zmq.EVENT_DISCONNECTED:

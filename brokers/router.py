@@ -104,16 +104,35 @@ class Router:
         """The peers that are up, local ones included."""
         return self._switch.peers
 
-    def bind(self, role: Role, host: str | None, port: int) -> int:
+    def bind(self, role: Role, host: str | None, port: int, descriptor: int | None = None) -> int:
         """Listen for peers of `role`; None is all interfaces, IPv4 and IPv6; port 0 any. Return the port.
+
+        A `descriptor` is of a socket that listens there already, and belongs to this router from now on.
 
         Raises:
             BindError: the address is in use, not permitted or not of this machine.
         """
         assert role.value not in self._ports, "one port a role"
-        opened = Port(self._context, role, host, port, keys=self._keys, handlers=self._handlers, log=self._log)
+        opened = Port(
+            self._context,
+            role,
+            host,
+            port,
+            keys=self._keys,
+            handlers=self._handlers,
+            log=self._log,
+            descriptor=descriptor,
+        )
         self._ports[role.value] = opened
         return opened.number
+
+    def listening(self, role: Role) -> int:
+        """Return a duplicate of the descriptor that listens for peers of `role`; it outlives this router.
+
+        Raises:
+            OSError: there are no descriptors.
+        """
+        return self._ports[role.value].listening()
 
     async def rekey(self, keys: KeyPair) -> None:
         """Prove and demand `keys` from now on: all peers are disconnected and connect again, to the same ports.

@@ -99,7 +99,7 @@ app.command(
     help="""Replace running processes by the code that is installed now.
 
     Connections go on, and the process id stays. If the new code does not start, nothing changes.""",
-    help_epilogue=example("goreprox upgrade --role provider", "sudo goreprox upgrade --name laptop"),
+    help_epilogue=example("goreprox upgrade", "sudo goreprox upgrade --name laptop"),
 )
 app.command(
     "goreprox.cli.check:check",

@@ -91,11 +91,11 @@ def _role(config: Config, reread: Reread, inherited: Inherited | None) -> Corout
         case ServerConfig():
             from goreprox.roles.server import run as run_server
 
-            return run_server(config, read=reread.as_a(ServerConfig))
+            return run_server(config, read=reread.as_a(ServerConfig), inherited=inherited)
         case BrokerConfig():
             from goreprox.roles.broker import run as run_broker
 
-            return run_broker(config, read=reread.as_a(BrokerConfig))
+            return run_broker(config, read=reread.as_a(BrokerConfig), inherited=inherited)
         case ProviderConfig():
             from goreprox.roles.provider import run as run_provider
 
@@ -103,7 +103,7 @@ def _role(config: Config, reread: Reread, inherited: Inherited | None) -> Corout
         case EdgeConfig(workers=1):
             from goreprox.roles.edge import run as run_edge
 
-            return run_edge(config, read=reread.as_a(EdgeConfig))
+            return run_edge(config, read=reread.as_a(EdgeConfig), inherited=inherited)
         case EdgeConfig():
             from goreprox.roles.workers import run as run_workers
 

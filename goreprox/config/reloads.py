@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from goreprox.config.listed import is_group, leaves, option_of
-from goreprox.config.roles import ProviderConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -35,10 +34,9 @@ KEPT: Final = frozenset(
     )
 )
 """Options that stay as they were at the start."""
-UPGRADABLE: Final = (ProviderConfig,)
-"""Roles in which an upgrade in place applies what a reload does not, but for `IDENTITY`."""
-IDENTITY: Final = frozenset(("name", "runtime-dir"))
-"""By these a process is known: its lock and its peers would take another one for another process."""
+IDENTITY: Final = frozenset(("name", "runtime-dir", "workers"))
+"""What an upgrade in place does not apply, either: by these a process is known, to its lock and its peers; `workers`
+are processes."""
 UPGRADE: Final = "needs an upgrade"
 RESTART: Final = "needs a restart"
 
@@ -79,8 +77,7 @@ def difference(before: object, after: object) -> Difference:
         if old.name in APPLIED:
             found.applied.extend(lines)
         else:
-            upgrade = isinstance(before, UPGRADABLE) and old.name not in IDENTITY
-            found.kept.extend(f"{line} ({UPGRADE if upgrade else RESTART})" for line in lines)
+            found.kept.extend(f"{line} ({RESTART if old.name in IDENTITY else UPGRADE})" for line in lines)
     return found
 
 

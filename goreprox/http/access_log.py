@@ -1,14 +1,16 @@
 """The access log: one line for each request, and one at the end of a connection that has left HTTP."""
 
+import dataclasses
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Self
 
 from loguru import logger
 
 from brokers import LimitedLog
 from goreprox.http.commands import LogRequest
 from goreprox.process.log import ACCESS, quoted
+from goreprox.protocol.fields import Fields
 from goreprox.protocol.stream import Stream
 
 REJECTED_LINES: Final = 60
@@ -16,7 +18,7 @@ REJECTED_LINES: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
-class _Upgraded:
+class Upgraded:
     """A connection that has left HTTP, like a WebSocket."""
 
     text: str
@@ -26,6 +28,35 @@ class _Upgraded:
     """Bytes of the stream, to the target, that were HTTP."""
     received: int
     """And from it."""
+
+    @classmethod
+    def restore(cls, marks: Fields) -> Self:
+        """Return what has been exported.
+
+        Raises:
+            ExportError: it is not what `export` returns.
+        """
+        return cls(
+            marks.text("text"),
+            marks.fields("fields").by_text(),
+            marks.seconds("began"),
+            marks.count("sent"),
+            marks.count("received"),
+        )
+
+    def export(self) -> dict[str, object]:
+        """Return it as values."""
+        return dataclasses.asdict(self)
+
+    def write_end(self, stream: Stream, *, now: float) -> None:
+        """Write the line of the connection's end."""
+        more = {
+            "bytes": stream.received_bytes - self.received,
+            "bytes_in": stream.sent_bytes - self.sent,
+            "duration_s": round(now - self.began, 4),
+            "error": stream.end_reason or None,
+        }
+        logger.bind(event="upgrade_ended", **self.fields | more).info("{} ended", self.text)
 
 
 @dataclass(slots=True)
@@ -42,7 +73,7 @@ class AccessLog:
     """The one that had the request last."""
     outages: int | None = None
     """Of its provider, when the request came."""
-    upgraded: _Upgraded | None = None
+    upgraded: Upgraded | None = None
 
     def write(self, done: LogRequest, *, outages: int | None, stream: Stream | None, now: float) -> None:
         """Write the line of a request; `outages` of its provider, and the `stream` that it is on, are those by now."""
@@ -67,18 +98,5 @@ class AccessLog:
             return
         logger.bind(event=ACCESS, **fields).info("{}", text)
         if done.status == HTTPStatus.SWITCHING_PROTOCOLS and stream is not None:
-            self.upgraded = _Upgraded(text, fields, self.began, stream.send.end, stream.receive.delivered)
+            self.upgraded = Upgraded(text, fields, self.began, stream.send.end, stream.receive.delivered)
         self.began = None
-
-    def write_end(self, stream: Stream, *, now: float) -> None:
-        """Write the line of an upgraded connection at its end, if it was logged."""
-        upgraded = self.upgraded
-        if upgraded is None:
-            return
-        more = {
-            "bytes": stream.received_bytes - upgraded.received,
-            "bytes_in": stream.sent_bytes - upgraded.sent,
-            "duration_s": round(now - upgraded.began, 4),
-            "error": stream.end_reason or None,
-        }
-        logger.bind(event="upgrade_ended", **upgraded.fields | more).info("{} ended", upgraded.text)

@@ -1,5 +1,6 @@
 """The stream that the requests of one HTTP client go over, from the first request that needs one to its end."""
 
+import functools
 from collections.abc import Callable
 from typing import assert_never
 
@@ -70,7 +71,7 @@ class Backend:
                 assert_never(command)
 
     def _connect(self, service: str, *, fresh: bool) -> None:
-        clients, bridges = self._clients, self._clients.bridges
+        clients = self._clients
         self._access.provider = None
         if self.provider_stream is None or fresh:
             stream = Stream(
@@ -80,17 +81,12 @@ class Backend:
                 destination=str(self._destination),
                 budget=clients.budget,
             )
-            self.provider_stream = ProviderStream(stream, self._user, clock=bridges.clock, on_end=self._ended)
+            self.provider_stream = clients.provider_stream(stream, self._user)
             clients.attached.add(self.provider_stream)
-            bridges.connections.add(self.provider_stream)
             clients.providers.connect(self.provider_stream)
         else:
             self.provider_stream.begin()
         _, self._access.outages = clients.providers.provider_of(self.provider_stream.stream)
-
-    def _ended(self, provider_stream: ProviderStream) -> None:
-        self._clients.bridges.connections.remove(provider_stream)
-        self._clients.providers.provider_stream_ended(provider_stream)
 
     # Ends.
 
@@ -131,11 +127,10 @@ class Backend:
         if provider_stream is None or provider_stream.stream.state is State.CLOSED:
             return None
         self._clients.bridges.connections.remove(provider_stream)
-        return provider_stream.release(), self._bridge_ended
-
-    def _bridge_ended(self, bridge: Bridge) -> None:
-        self._access.write_end(bridge.stream, now=self._clients.bridges.clock())
-        self._clients.providers.bridge_ended(self._client, bridge)
+        stream = provider_stream.release()
+        if self._access.upgraded is not None:
+            self._clients.upgraded[stream] = self._access.upgraded
+        return stream, functools.partial(self._clients.bridge_ended, self._client)
 
     def log(self, done: LogRequest) -> None:
         """Write a request's line of the access log."""

@@ -11,7 +11,6 @@ room for. A connection, as long as this module owns it:
 
 import enum
 import socket
-from collections.abc import Mapping
 from typing import Final, assert_never
 
 from goreprox.endpoint import Endpoint
@@ -101,13 +100,15 @@ class ClientConnection:
         site: Site,
         *,
         certificate: Identity | None = None,
+        begun: bytes = b"",
     ) -> None:
-        """Take over the prepared socket of a client that connected to `destination`, and begin to read it."""
+        """Begin to read the prepared socket of a client of `destination`; of a request this was `begun` already."""
         self._clients = clients
         self._bridges = clients.bridges
-        self._sock = sock
+        self.sock = sock
         self._fd = sock.fileno()
-        self._client = client
+        self.address = client
+        self.destination = destination
         self._backend = Backend(
             clients,
             self,
@@ -115,20 +116,21 @@ class ClientConnection:
             destination=destination,
             certificate=None if certificate is None else certificate.name,
         )
-        self._gateway = Gateway(
+        self.gateway = Gateway(
             site,
             client=client.host,
             authority=str(destination),
             certificate=b"" if certificate is None else certificate.forwarded,
         )
-        self._out = WriteBuffer(clients.budget)
+        self.out = WriteBuffer(clients.budget)
         self._phase = SERVING
         self._watched = 0
         self._pulling = False
         """Whether `_pull` is running: what it does may call it again."""
-        self._since = self._bridges.clock()
-        """When timeouts began to run."""
+        self.since = self._bridges.clock()
         clients.add(self)
+        if begun:
+            self._do(self.gateway.receive(begun))
         self._update()
         if clients.draining:
             self.drain()
@@ -142,13 +144,13 @@ class ClientConnection:
 
     def check(self, now: float) -> None:
         """End the connection if it takes too long."""
-        gateway = self._gateway
-        waited_s = now - self._since
+        gateway = self.gateway
+        waited_s = now - self.since
         if self._phase is LINGERING:
             if waited_s >= LINGER_S:
                 self._close(finish=True)
-        elif gateway.half_closed and (self._out or self._backend.away):
-            self._since = now
+        elif gateway.paused or (gateway.half_closed and (self.out or self._backend.away)):
+            self.since = now
         elif (
             (gateway.reader.in_head and waited_s >= HEAD_S)
             or (gateway.idle and waited_s >= IDLE_S)
@@ -161,18 +163,14 @@ class ClientConnection:
         """Let go of a stream that will carry no other request."""
         self._backend.check(self._bridges.clock())
 
-    @property
-    def site(self) -> Site:
-        """What the next request is served by."""
-        return self._gateway.site
-
-    def follow(self, sites: Mapping[Site, Site]) -> None:
-        """Serve the next request by the site that replaces ours, if one does."""
-        self._gateway.site = sites.get(self._gateway.site, self._gateway.site)
+    def pause(self) -> None:
+        """Begin no further request for now."""
+        self.gateway.paused = True
+        self._update()
 
     def drain(self) -> None:
         """End the connection after the response that is due, if one is."""
-        self._do(self._gateway.drain())
+        self._do(self.gateway.drain())
 
     def abort(self) -> None:
         """Reset the connection, and the stream of its request."""
@@ -202,7 +200,7 @@ class ClientConnection:
             if self._phase is Phase.SWITCHING:
                 self.abort()  # there is nothing to join it with
             else:
-                self._do(self._gateway.provider_lost(status, reason, again=again, unsent=unsent))
+                self._do(self.gateway.provider_lost(status, reason, again=again, unsent=unsent))
 
     # From the client.
 
@@ -215,8 +213,8 @@ class ClientConnection:
     def _room(self) -> int:
         """Return how many bytes may be read: of a body no more than the stream takes."""
         provider_stream = self._backend.provider_stream
-        room = min(self._gateway.reader.wanted, len(self._bridges.view))
-        if provider_stream is not None and self._gateway.reader.in_body:
+        room = min(self.gateway.reader.wanted, len(self._bridges.view))
+        if provider_stream is not None and self.gateway.reader.in_body:
             room = min(room, provider_stream.room - CHUNK_OVERHEAD)
         return room
 
@@ -228,7 +226,7 @@ class ClientConnection:
             self._update()
             return
         try:
-            count = self._sock.recv_into(view, room)
+            count = self.sock.recv_into(view, room)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -238,24 +236,24 @@ class ClientConnection:
             if not count:
                 self._close(finish=True)
         elif count:
-            if not self._gateway.idle:
-                self._do(self._gateway.receive(bytes(view[:count])))
+            if not self.gateway.idle:
+                self._do(self.gateway.receive(bytes(view[:count])))
                 return
             now = self._bridges.clock()
             self._backend.check(now)
-            commands = self._gateway.receive(bytes(view[:count]))
-            if commands or not self._gateway.idle:  # and not blank lines alone
-                self._since = now
+            commands = self.gateway.receive(bytes(view[:count]))
+            if commands or not self.gateway.idle:  # and not blank lines alone
+                self.since = now
             self._do(commands)
         else:
-            self._do(self._gateway.receive_eof())
+            self._do(self.gateway.receive_eof())
 
     # To the client.
 
     def _flush(self) -> None:
         """Write as much as the socket takes."""
         try:
-            self._out.send(self._sock)
+            self.out.send(self.sock)
         except OSError:
             self.abort()
             return
@@ -265,7 +263,7 @@ class ClientConnection:
 
     def _settle(self) -> None:
         """Enter the next phase once everything is written."""
-        if self._out:
+        if self.out:
             return
         if self._phase is Phase.FINISHING or self._phase is CLOSING:
             self._shut_down()
@@ -278,7 +276,7 @@ class ClientConnection:
 
     def _shut_down(self) -> None:
         try:
-            self._sock.shutdown(socket.SHUT_WR)
+            self.sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
             self._phase = CLOSING
             return
@@ -287,7 +285,7 @@ class ClientConnection:
             return
         self._backend.let_go()
         self._phase = LINGERING
-        self._since = self._bridges.clock()
+        self.since = self._bridges.clock()
 
     # From the provider.
 
@@ -299,14 +297,14 @@ class ClientConnection:
         try:
             while (
                 self._phase is SERVING
-                and not self._out
+                and not self.out
                 and (provider_stream := self._backend.provider_stream) is not None
             ):
                 moved = provider_stream.stream.receive.delivered
                 if data := provider_stream.take(min(FEED_BYTES, self._clients.budget.allowance(0, moved=moved))):
-                    self._do(self._gateway.provider_data(data))
+                    self._do(self.gateway.provider_data(data))
                 elif provider_stream.take_eof():
-                    self._do(self._gateway.provider_eof(unsent=self._backend.unsent_request(provider_stream)))
+                    self._do(self.gateway.provider_eof(unsent=self._backend.unsent_request(provider_stream)))
                 else:
                     provider_stream.finish_reset()
                     break
@@ -318,12 +316,12 @@ class ClientConnection:
     def _do(self, commands: Commands) -> None:
         """Obey the gateway's commands, in order."""
         if commands:
-            self._since = self._bridges.clock()
+            self.since = self._bridges.clock()
         for command in commands:
             self._obey(command)
         if not self.open:
             return
-        if self._out:
+        if self.out:
             self._flush()
         else:
             self._settle()
@@ -332,9 +330,9 @@ class ClientConnection:
     def _obey(self, command: Command) -> None:
         match command:
             case ToClient(data):
-                self._out.append(data)
+                self.out.append(data)
             case Connect() | ToProvider() | HalfClose() | Release() | Discard():
-                self._backend.obey(command, now=self._since)
+                self._backend.obey(command, now=self.since)
             case LogRequest():
                 self._backend.log(command)
             case CountRequest(service, status):
@@ -355,7 +353,7 @@ class ClientConnection:
             return
         stream, ended = released
         self._let_go()
-        bridge = Bridge(self._bridges, self._sock, stream, ended)
+        bridge = Bridge(self._bridges, self.sock, stream, ended)
         bridge.notice(Kind.RESET if stream.state is State.RESET else Kind.READABLE)
 
     # Ends.
@@ -365,9 +363,9 @@ class ClientConnection:
         if not self.open:
             return
         events = _EVENTS[self._phase]
-        if self._phase is SERVING and not (self._gateway.reading and self._room() > 0):
+        if self._phase is SERVING and not (self.gateway.reading and self._room() > 0):
             events &= ~READ
-        if not self._out and self._phase is not CLOSING:
+        if not self.out and self._phase is not CLOSING:
             events &= ~WRITE
         before, self._watched = self._watched, events
         self._bridges.poller.change(self._fd, before, events, self._ready)
@@ -388,13 +386,13 @@ class ClientConnection:
         """Close the socket: with RST, unless it is finished."""
         if not self.open:
             return
-        for command in self._gateway.client_lost():
+        for command in self.gateway.client_lost():
             self._obey(command)
         self._let_go()
-        self._out.clear()
+        self.out.clear()
         if finish:
-            sockets.finish(self._sock)
+            sockets.finish(self.sock)
         else:
-            self._sock.close()
+            self.sock.close()
         self._backend.let_go()
-        self._clients.providers.client_ended(self._client)
+        self._clients.providers.client_ended(self.address)

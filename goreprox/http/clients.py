@@ -6,10 +6,13 @@ from typing import Final, Protocol
 
 from brokers import LimitedLog
 from goreprox.endpoint import Endpoint
-from goreprox.http.access_log import REJECTED_LINES
+from goreprox.http.access_log import REJECTED_LINES, Upgraded
 from goreprox.http.counters import RequestCounters
 from goreprox.http.exchange import Site
-from goreprox.http.provider_stream import ProviderStream
+from goreprox.http.gateway import Gateway
+from goreprox.http.provider_stream import ProviderStream, StreamUser
+from goreprox.http.write_buffer import WriteBuffer
+from goreprox.net.sockets import Socket
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.stream import Stream
 from goreprox.tunnel.bridge import Bridge, Bridges
@@ -50,18 +53,23 @@ class Providers(Protocol):
 class Client(Protocol):
     """A client's connection."""
 
+    sock: Socket
+    address: Endpoint
+    destination: Endpoint
+    gateway: Gateway
+    out: WriteBuffer
+    """What is to be written to the client."""
+    since: float
+    """When timeouts began to run."""
+
     def check(self, now: float) -> None:
         """End the connection if it takes too long."""
 
     def check_backend(self) -> None:
         """Let go of a stream that will carry no other request."""
 
-    @property
-    def site(self) -> Site:
-        """What the next request is served by."""
-
-    def follow(self, sites: Mapping[Site, Site]) -> None:
-        """Serve the next request by the site that replaces ours, if one does."""
+    def pause(self) -> None:
+        """Begin no further request for now."""
 
     def drain(self) -> None:
         """End the connection after the response that is due, if one is."""
@@ -84,7 +92,10 @@ class ClientConnections:
         """Writes the lines of the access log for requests that reach no provider."""
         self.counters = RequestCounters()
         self.live: set[Client] = set()
+        self.upgraded: dict[Stream, Upgraded] = {}
+        """What the access log says at the end of connections that have left HTTP."""
         self.draining = False
+        self.paused = False
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -95,6 +106,7 @@ class ClientConnections:
     def add(self, client: Client) -> None:
         """Check a client's timeouts from now on."""
         self.live.add(client)
+        client.gateway.paused = self.paused
         if self._timer is None:
             self._timer = self.bridges.loop.call_later(SWEEP_S, self._sweep)
 
@@ -112,15 +124,38 @@ class ClientConnections:
         for client in list(self.live):
             client.drain()
 
+    def pause(self) -> None:
+        """Begin no further request for now; what comes of one waits."""
+        self.paused = True
+        for client in list(self.live):
+            client.pause()
+
+    def provider_stream(self, stream: Stream, user: StreamUser | None) -> ProviderStream:
+        """Return an owner of `stream`, which counts until it is over."""
+        provider_stream = ProviderStream(stream, user, clock=self.bridges.clock, on_end=self._stream_ended)
+        self.bridges.connections.add(provider_stream)
+        return provider_stream
+
+    def _stream_ended(self, provider_stream: ProviderStream) -> None:
+        self.bridges.connections.remove(provider_stream)
+        self.providers.provider_stream_ended(provider_stream)
+
+    def bridge_ended(self, client: Endpoint, bridge: Bridge) -> None:
+        """Note that a client that had left HTTP is gone, and its stream is over."""
+        upgraded = self.upgraded.pop(bridge.stream, None)
+        if upgraded is not None:
+            upgraded.write_end(bridge.stream, now=self.bridges.clock())
+        self.providers.bridge_ended(client, bridge)
+
     def replace(self, sites: Mapping[Site, Site]) -> None:
         """Serve the next requests of clients by the sites that replace theirs."""
         for client in list(self.live):
-            client.follow(sites)
+            client.gateway.site = sites.get(client.gateway.site, client.gateway.site)
 
     @property
     def sites(self) -> set[Site]:
         """What the next requests of clients are served by."""
-        return {client.site for client in self.live}
+        return {client.gateway.site for client in self.live}
 
     def providers_changed(self) -> None:
         """Let go of idle streams at providers that are about to end."""

@@ -44,9 +44,21 @@ class Gateway:
         self._follows = False
         """Whether an exchange has ended, and what was read behind it may be the next request."""
         self._draining = False
+        self.paused = False
+        """Whether no further request is begun for now."""
         self.over = False
 
     # What the socket side asks.
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """The present request and its response."""
+        return self._exchange
+
+    @property
+    def between_requests(self) -> bool:
+        """Whether there is nothing but what has come of the next request (`reader.begun`)."""
+        return self._exchange is None and not self.over and not self._ended
 
     @property
     def idle(self) -> bool:
@@ -61,7 +73,8 @@ class Gateway:
     @property
     def reading(self) -> bool:
         """Whether bytes of the client are wanted now; how many at once at most, `reader.wanted` says."""
-        return not self.over and not self._ended and not self.reader.full
+        waits = self.paused and self._exchange is None
+        return not self.over and not self._ended and not self.reader.full and not waits
 
     # What the client does.
 
@@ -117,6 +130,7 @@ class Gateway:
     def drain(self) -> Commands:
         """Respond to what has been asked, and end."""
         self._draining = True
+        self.paused = False
         if self.idle:
             self._finish()
         return self._take()
@@ -330,7 +344,8 @@ class Gateway:
         self._commands.append(Finish())
 
     def _take(self) -> Commands:
-        while self._follows:  # not by recursion: a client may send hundreds of requests that are rejected at once
+        # Not by recursion: a client may send hundreds of requests that are rejected at once.
+        while self._follows and not (self.paused and self.between_requests):
             self._follows = False
             self._next_request()
         commands = self._commands.copy()

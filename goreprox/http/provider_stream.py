@@ -44,17 +44,17 @@ class ProviderStream:
     def __init__(
         self,
         stream: Stream,
-        user: StreamUser,
+        user: StreamUser | None,
         *,
         clock: Callable[[], float],
         on_end: "Callable[[ProviderStream], None]",
     ) -> None:
-        """Serve `user` until one of the two lets go."""
+        """Serve `user` until one of the two lets go; without one, `finish` or `reset` is to follow."""
         self.stream = stream
         self.began_at = clock()
         self.idle_since: float | None = None
         """When the last request on it was over; None while it carries one."""
-        self._user: StreamUser | None = user
+        self._user = user
         self._clock = clock
         self._on_end = on_end
         self._pending: deque[bytes] = deque()
@@ -77,6 +77,11 @@ class ProviderStream:
     def settled(self) -> bool:
         """Whether the stream has all that was written."""
         return not self._pending
+
+    @property
+    def finished(self) -> bool:
+        """Whether it carries no request, and the stream has all of the last one."""
+        return self.settled and (self._user is None or self.idle_since is not None)
 
     def begin(self) -> None:
         """Begin another request with what is written next."""

@@ -60,6 +60,11 @@ class Reader:
         return self._phase is _Phase.HEAD and bool(self._raw)
 
     @property
+    def begun(self) -> bytes:
+        """What has come of the next request, no byte of which was used."""
+        return self._raw if self._phase is _Phase.HEAD else b""
+
+    @property
     def in_body(self) -> bool:
         """Whether the request's end has not been read, which it may be before an empty body, too."""
         return self._phase is _Phase.BODY

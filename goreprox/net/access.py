@@ -69,8 +69,12 @@ class Access:
         if objection is not None:
             self.refuse(objection.cause)
             return False
-        self._connections[client_network(ip_of(address))] += 1
+        self.count(address)
         return True
+
+    def count(self, address: str) -> None:
+        """Count a client until `release`, whatever the rules say."""
+        self._connections[client_network(ip_of(address))] += 1
 
     def refuse(self, cause: Cause) -> None:
         """Count a client that is refused."""

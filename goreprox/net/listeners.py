@@ -14,6 +14,7 @@ from goreprox.endpoint import Endpoint
 from goreprox.errors import StartError
 from goreprox.net import sockets
 from goreprox.net.poller import READ, Poller
+from goreprox.protocol.errors import ExportError
 
 ACCEPTS = 16
 """Connections accepted per socket in one turn of the loop: provider and target begin to serve these while others are
@@ -34,6 +35,19 @@ class Open:
     listener: Listener
     sockets: list[socket.socket]
 
+    @classmethod
+    def restore(cls, item: object) -> "Open":
+        """Return the sockets of an item of `Listeners.export`, which this process has inherited.
+
+        Raises:
+            ExportError: it is something else.
+        """
+        match item:
+            case [str(text), [*descriptors]]:
+                found = [sockets.restored(each) for each in descriptors if isinstance(each, int)]
+                return cls(Listener.parse(text), found)
+        raise ExportError("malformed listener in the export")
+
     def close(self) -> None:
         """Close them."""
         for sock in self.sockets:
@@ -51,8 +65,11 @@ class Listeners:
         reuse_port: bool,
         accepted: Accepted,
         has_room: Callable[[], bool],
+        inherited: Sequence[Open] = (),
     ) -> None:
         """Listen on all addresses; `start` begins to accept. With `reuse_port` other processes may do so, too.
+
+        Sockets that are `inherited` are used where they fit, and closed otherwise.
 
         Raises:
             StartError: an address cannot be listened on.
@@ -67,8 +84,14 @@ class Listeners:
         self._retry: asyncio.TimerHandle | None = None
         """Ends the pause for want of file descriptors."""
         self._reuse_port = reuse_port
-        self._open: list[Open] = []
+        self._held: Callable[[Listener], bool] = lambda _listener: False
+        """Whether clients of a listener wait in its backlog for now."""
+        self._open = list(inherited)
         self._open = self.open(listeners)
+        kept = {sock for each in self._open for sock in each.sockets}
+        for each in inherited:
+            if not kept.issuperset(each.sockets):
+                each.close()
 
     @property
     def _sockets(self) -> list[tuple[socket.socket, Listener]]:
@@ -139,13 +162,40 @@ class Listeners:
         if not self._accepting and not self._closed:
             self._accepting = True
             for sock, listener in self._sockets:
-                self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, sock, listener))
+                if not self._held(listener):
+                    self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, sock, listener))
+
+    def hold(self, held: Callable[[Listener], bool]) -> None:
+        """Let the clients of these listeners wait in the backlogs from now on."""
+        was_accepting = self._accepting
+        self._pause()
+        self._held = held
+        if was_accepting:
+            self.start()
+
+    def export(self, *, payload: bool) -> list[object]:
+        """Return the listeners with the descriptors of their sockets; `Open.restore` reads each.
+
+        With `payload` let go of the descriptors without closing them; nothing may follow.
+        """
+        if payload:
+            self._pause()
+            self._closed = True
+        return [
+            [each.listener.text, [sock.detach() for sock in each.sockets] if payload else []] for each in self._open
+        ]
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those of all sockets."""
+        return [sock.fileno() for sock, _ in self._sockets]
 
     def _pause(self) -> None:
         if self._accepting:
             self._accepting = False
-            for sock, _ in self._sockets:
-                self._poller.forget(sock.fileno())
+            for sock, listener in self._sockets:
+                if not self._held(listener):
+                    self._poller.forget(sock.fileno())
 
     def drain(self) -> None:
         """Accept the clients in the backlogs, which the kernel would reset, and close."""

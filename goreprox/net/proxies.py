@@ -6,7 +6,7 @@ Nothing behind the header is read: the bytes of the client stay in the socket.
 import asyncio
 import functools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,7 @@ from goreprox.config.addresses import Listener
 from goreprox.endpoint import Endpoint
 from goreprox.net.poller import READ, Poller
 from goreprox.net.proxy_protocol import MAX_BYTES, Malformed, read
+from goreprox.protocol.fields import Fields
 
 HEADER_S: Final = 10.0
 """Timeout of a header: a lost segment is sent again three times by then."""
@@ -64,9 +65,44 @@ class Proxies:
     def hear(self, sock: socket.socket, proxy: Endpoint, destination: Endpoint, listener: Listener) -> None:
         """Take over the socket of a proxy, and read its header."""
         arrival = _Arrival(sock, proxy, destination, listener, bytearray())
+        self._hear(arrival, self._loop.time() + self._timeout_s)
+
+    def _hear(self, arrival: _Arrival, until: float) -> None:
         late = f"it did not arrive within {self._timeout_s:g} s"
-        self._timers[arrival] = self._loop.call_later(self._timeout_s, self._refuse, arrival, late)
-        self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, arrival))
+        self._timers[arrival] = self._loop.call_at(until, self._refuse, arrival, late)
+        self._poller.watch(arrival.sock.fileno(), READ, functools.partial(self._ready, arrival))
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those of their sockets."""
+        return [arrival.sock.fileno() for arrival in self._timers]
+
+    def export(self, *, payload: bool) -> Iterator[object]:
+        """Yield what was read of each.
+
+        With `payload` let go of their descriptors without closing them; nothing may follow.
+        """
+        for arrival, timer in list(self._timers.items()):
+            if payload:
+                timer.cancel()
+            yield {
+                "descriptor": arrival.sock.detach() if payload else None,
+                "proxy": str(arrival.proxy),
+                "destination": str(arrival.destination),
+                "listener": arrival.listener.text,
+                "head": bytes(arrival.head),
+                "until": timer.when(),
+            }
+
+    def restore(self, sock: socket.socket, listener: Listener, marks: Fields) -> None:
+        """Go on with a connection that `export` has yielded, as one of `listener`.
+
+        Raises:
+            ExportError: it is something else.
+        """
+        proxy, destination = marks.endpoint("proxy"), marks.endpoint("destination")
+        arrival = _Arrival(sock, proxy, destination, listener, bytearray(marks.data("head")))
+        self._hear(arrival, marks.seconds("until"))
 
     def close(self) -> None:
         """Reset all of them."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from loguru import logger
 
@@ -18,6 +18,7 @@ EXTEND_S = 60.0
 """How much longer a supervisor waits for `ready`. It is asked again in time: a server may be away for any time."""
 NO_UPGRADE = "this role cannot be upgraded in place; restart it: that drains its connections first"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+T = TypeVar("T")
 
 
 class Owner(Protocol):
@@ -205,14 +206,23 @@ class Lifetime:
 
     async def unless_forced(self, work: Coroutine[object, object, int]) -> int | None:
         """Return the result of `work`; at a second signal cancel it, and return None."""
-        task = asyncio.create_task(work, name="shutdown")
-        forced = asyncio.create_task(self._force.wait(), name="second signal")
-        await asyncio.wait((task, forced), return_when=asyncio.FIRST_COMPLETED)
-        for pending in (task, forced):
-            pending.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            return await task
-        return None
+        return await _unless(self._force, work)
+
+    async def unless_stopped(self, work: Coroutine[object, object, None]) -> None:
+        """Finish `work`, or cancel it at a first signal."""
+        await _unless(self.stop, work)
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[object, object, T]) -> T | None:
+    """Return the result of `work`; once the event is set, cancel it and return None."""
+    task = asyncio.create_task(work, name="until a signal")
+    signalled = asyncio.create_task(event.wait(), name="signal")
+    await asyncio.wait((task, signalled), return_when=asyncio.FIRST_COMPLETED)
+    for pending in (task, signalled):
+        pending.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        return await task
+    return None
 
 
 def _cannot_upgrade() -> None:

@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+from goreprox.endpoint import Endpoint
 from goreprox.protocol.errors import ExportError
 from goreprox.protocol.limits import MAX_OFFSET
 
@@ -53,6 +54,14 @@ class Fields:
     def text_or_none(self, name: str) -> str | None:
         """Return a text, if there is one."""
         return None if self._values.get(name) is None else self._take(name, str)
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Return an address and a port, which are a text."""
+        text = self.text(name)
+        found = Endpoint.parse(text)
+        if found is None:
+            raise ExportError(f"{name} {text!r} in the export, expected an address and a port")
+        return found
 
     def data(self, name: str) -> bytes:
         """Return bytes."""

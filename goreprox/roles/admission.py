@@ -5,7 +5,7 @@ A client that does not pass a step is reset.
 
 import functools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -21,7 +21,7 @@ from goreprox.net import sockets
 from goreprox.net.access import Access, Cause
 from goreprox.net.certificates import Certificates, Identity, reason
 from goreprox.net.handshakes import Handshakes
-from goreprox.net.listeners import Listeners
+from goreprox.net.listeners import Listeners, Open
 from goreprox.net.poller import Poller
 from goreprox.net.proxies import Proxies
 from goreprox.net.sockets import Socket
@@ -55,8 +55,11 @@ class Admission:
         *,
         has_room: Callable[[], bool],
         admitted: Callable[[Client], None],
+        inherited: Sequence[Open] = (),
     ) -> None:
         """Listen on all addresses of `clients`; `listeners.start` begins to accept, as long as it `has_room`.
+
+        Listening sockets that are `inherited` are used where they fit.
 
         `admitted` takes clients over; `leave` is to be called at their end.
 
@@ -68,15 +71,20 @@ class Admission:
         self._admitted = admitted
         self._certificates = _certificates(clients.tls)
         self.listeners = Listeners(
-            clients.listeners, poller, reuse_port=clients.reuse_port, accepted=self._accepted, has_room=has_room
+            clients.listeners,
+            poller,
+            reuse_port=clients.reuse_port,
+            accepted=self._accepted,
+            has_room=has_room,
+            inherited=inherited,
         )
-        self._proxies = Proxies(
+        self.proxies = Proxies(
             poller,
             accepted=self._identified,
             left=self.listeners.start,
             refused=functools.partial(access.refuse, Cause.PROXY_HEADER),
         )
-        self._handshakes = Handshakes(poller)
+        self.handshakes = Handshakes(poller)
         self._log = LimitedLog()
 
     def reconfigured(self, clients: ClientConfig) -> Callable[[], None]:
@@ -106,7 +114,7 @@ class Admission:
 
     def __len__(self) -> int:
         """Return the number of clients that are not admitted yet."""
-        return len(self._proxies) + len(self._handshakes)
+        return len(self.proxies) + len(self.handshakes)
 
     def _accepted(self, sock: socket.socket, peer: Endpoint, listener: Listener) -> None:
         """Identify a client by its address, or by the PROXY header if it is a proxy."""
@@ -118,7 +126,7 @@ class Admission:
             return
         rules = self._clients.proxy_protocol_from
         if rules and any(rule.covers(ip_of(peer.host), self._scopes(listener)) for rule in rules):
-            self._proxies.hear(sock, peer, destination, listener)
+            self.proxies.hear(sock, peer, destination, listener)
         else:
             self._identified(sock, peer, destination, listener)
 
@@ -150,7 +158,7 @@ class Admission:
             self._admitted(Client(tls, address, destination, listener, certificate))
 
         assert self._certificates is not None
-        self._handshakes.begin(
+        self.handshakes.begin(
             sock,
             self._certificates.context(listener.scheme),
             admit=admit,
@@ -166,6 +174,14 @@ class Admission:
             self._log.say("tls_failed", f"the TLS handshake with client {address} failed: {why}")
         self.leave(address)
 
+    def hold_tls(self) -> None:
+        """Let new clients that speak TLS wait in the backlog from now on."""
+        self.listeners.hold(lambda listener: listener.scheme.is_tls)
+
+    def count(self, address: Endpoint) -> None:
+        """Count a client that was admitted by the code before this one."""
+        self._access.count(address.host)
+
     def leave(self, address: Endpoint) -> None:
         """Note that a client has left: there is room for another one."""
         self._access.release(address.host)
@@ -173,8 +189,8 @@ class Admission:
 
     def close(self) -> None:
         """Reset all clients that are not admitted yet."""
-        self._proxies.close()
-        self._handshakes.close()
+        self.proxies.close()
+        self.handshakes.close()
 
 
 def _certificates(tls: TlsConfig) -> Certificates | None:

@@ -98,6 +98,15 @@ class Assignment:
         if not self._assign(owner.stream):
             self._add_pending(owner)
 
+    def pending_until(self, owner: StreamOwner) -> float | None:
+        """Return when a stream is given up that has no provider yet, by the clock."""
+        return self._queue_of(owner).until(owner)
+
+    def restore(self, owner: StreamOwner, until: float) -> None:
+        """Find a provider for a stream that has waited for one in the code before this one."""
+        self._queue_of(owner).add(owner, until)
+        self.check.needed(owner.stream.service)
+
     def ended(self, owner: StreamOwner) -> None:
         """Forget a stream that has ended; its provider has room for another one."""
         stream = owner.stream

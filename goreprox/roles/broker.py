@@ -4,6 +4,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable
+from typing import NamedTuple
 
 from loguru import logger
 
@@ -15,18 +16,31 @@ from goreprox.control.socket import serving
 from goreprox.errors import StartError
 from goreprox.keys.guard import Guard
 from goreprox.keys.reach import Reach
+from goreprox.process.handover import Handover, Inherited
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import LINGER_S, Closable, Lifetime
 from goreprox.roles.dashboard import Dashboard
-from goreprox.roles.health import Health, Readiness
+from goreprox.roles.health import Health, Readiness, check_moved
+from goreprox.roles.preflight import problems
 from goreprox.roles.reload import Reload
+from goreprox.roles.upgrade import Before, Upgrade
 from goreprox.status.snapshot import Source
 
 
-async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict[str, int], list[Closable]]:
-    """Listen for providers and, if configured, for edges.
+class Opened(NamedTuple):
+    """A router and what is around it."""
 
-    Return the router, its ports by option, and what is to be closed at the end, in this order.
+    router: Router
+    ports: dict[str, int]
+    """By option."""
+    ways: list[Closable]
+    """To be closed at the end, in this order."""
+    listening: Callable[[], list[tuple[str, str, int]]]
+    """Returns option, address, and a duplicate of the descriptor of each port (`Upgrade`)."""
+
+
+async def open_router(config: BrokerConfig | ServerConfig, before: Before | None = None) -> Opened:
+    """Listen for providers and, if configured, for edges; after an upgrade on the sockets of the code `before`.
 
     Raises:
         StartError: a port is not available, or the state directory cannot be used.
@@ -37,29 +51,41 @@ async def open_router(config: BrokerConfig | ServerConfig) -> tuple[Router, dict
         max_peers=config.peers.max_peers,
         security=None if guard is None else guard.security,
     )
+    inherited = {} if before is None else dict(before.ports)
     ports: dict[str, int] = {}
+    bound: list[tuple[str, str, Role]] = []
     for option, role, address in (
         ("providers", Role.PROVIDER, config.peers.providers),
         ("edges", Role.EDGE, config.edges),
     ):
         if address is None:
             continue
+        was, descriptor = inherited.pop(option, ("", -1))
+        if was != str(address) and descriptor >= 0:
+            os.close(descriptor)
         try:
-            ports[option] = router.bind(role, address.host, address.port)
+            ports[option] = router.bind(role, address.host, address.port, descriptor if was == str(address) else None)
         except BindError as exc:
             await router.close(linger_s=0)
             cause = os.strerror(exc.errno) if exc.errno else str(exc)
             raise StartError(
                 f"cannot listen for {option} on {address}: {cause}; {_advice(exc.errno, f'--{option}')}"
             ) from exc
+        bound.append((option, str(address), role))
+    for _, descriptor in inherited.values():
+        os.close(descriptor)
+
+    def listening() -> list[tuple[str, str, int]]:
+        return [(option, address, router.listening(role)) for option, address, role in bound]
+
     if guard is None:
-        return router, ports, [router]
+        return Opened(router, ports, [router], listening)
     try:
         guard.start(router, _reach(config, ports))
     except StartError:
         await router.close(linger_s=0)
         raise
-    return router, ports, [guard, router]
+    return Opened(router, ports, [guard, router], listening)
 
 
 def _reach(config: BrokerConfig | ServerConfig, ports: dict[str, int]) -> Reach:
@@ -87,32 +113,57 @@ def describe(ports: dict[str, int]) -> str:
     return ", ".join(f"{option} on {port}" for option, port in ports.items())
 
 
-async def run(config: BrokerConfig, *, read: Callable[[], BrokerConfig]) -> None:
-    """Run a broker until a signal ends it. It does not drain: peers continue over other brokers, or wait for a new one.
+async def run(
+    config: BrokerConfig, *, read: Callable[[], BrokerConfig], inherited: Inherited | None = None
+) -> Handover | None:
+    """Run a broker until a signal ends it, or other code is to take over. A reload gets the configuration by `read`.
 
-    A reload gets the configuration by `read`.
+    It does not drain: peers continue over other brokers, or wait for a new one.
 
     Raises:
         StartError: a port is not available, or a directory cannot be used.
+        ExportError: what was inherited is not the state of a broker.
     """
     process, life = config.process, Lifetime()
-    health = Health(process.health, Readiness(life))
-    instance = Instance.acquire(process.lock_dir, "broker", process.own_name, secrets.token_bytes(INCARNATION_BYTES))
-    router, ports, ways = await open_router(config)
+    before = None if inherited is None else Before.read(inherited)
+    if before is None:
+        incarnation = secrets.token_bytes(INCARNATION_BYTES)
+        instance = Instance.acquire(process.lock_dir, "broker", process.own_name, incarnation)
+    else:
+        instance = before.instance(process, "broker")
+        if before.inherited.trial:
+            check(config, before)
+            return None
+    health = Health(process.health, Readiness(life), None if before is None else before.health)
+    router, ports, ways, listening = await open_router(config, before)
     source = Source(instance, lambda: ports, router=router)
 
     async def apply(new: BrokerConfig) -> None:
         router.limit(new.peers.max_peers)
 
     reload = Reload(config, life, health, read=read, apply=apply)
-    async with (
-        health,
-        Dashboard(config.process),
-        serving(instance, {**source.commands, **health.commands, **reload.commands}),
-    ):
+    upgrade = Upgrade(life, None, instance, health, ports=listening)
+    life.upgrade_asked = upgrade.signalled
+    if before is not None:
+        upgrade.took_over(before)
+    commands = {**source.commands, **health.commands, **reload.commands, **upgrade.commands}
+    async with health, Dashboard(config.process), serving(instance, commands):
         with life:
             life.ready(describe(ports), **ports)
             await life.stop.wait()
-            logger.bind(event="stopping").info("shutting down")
+            if not life.replaced:
+                logger.bind(event="stopping").info("shutting down")
             for way in ways:
-                await way.close(linger_s=LINGER_S)  # until peers have the reason
+                await way.close(linger_s=0.0 if life.replaced else LINGER_S)  # until peers have the reason
+        return upgrade.handover()
+
+
+def check(config: BrokerConfig | ServerConfig, before: Before) -> None:
+    """Check that a broker could take over from the code `before` with `config`, but for ports that are in use.
+
+    Raises:
+        GoreproxError: it could not.
+    """
+    check_moved(config.process.health, before.health)
+    for problem in problems(config):
+        raise problem

@@ -1,7 +1,7 @@
 """The edge: accepts clients, and gives each to a provider of its service. In a server, or a process of its own."""
 
 import functools
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from brokers import LimitedLog, Role
 from goreprox.config.addresses import Listener
@@ -14,8 +14,10 @@ from goreprox.http.clients import ClientConnections
 from goreprox.http.exchange import Site
 from goreprox.http.provider_stream import ProviderStream
 from goreprox.net.access import Access
+from goreprox.net.listeners import Open
 from goreprox.net.poller import Poller
 from goreprox.process.clock import clock
+from goreprox.process.handover import Handover, Inherited
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.log import counted
 from goreprox.protocol.budget import Budget
@@ -25,12 +27,14 @@ from goreprox.protocol.totals import EndCode
 from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
 from goreprox.roles.dashboard import Dashboard
+from goreprox.roles.edge_state import EdgeState, restored_listeners
 from goreprox.roles.entrances import announced, by_service, entrances
 from goreprox.roles.former import FormerServices
-from goreprox.roles.health import Health, Readiness
+from goreprox.roles.health import Health, Readiness, check_moved
 from goreprox.roles.member import Member
 from goreprox.roles.reload import Reload
 from goreprox.roles.sites import auth_of, requests_of, sites_of
+from goreprox.roles.upgrade import Before, Upgrade
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
 from goreprox.tunnel.attributes import ports
 from goreprox.tunnel.bridge import Bridge, Bridges
@@ -46,8 +50,10 @@ Control = Callable[[Apply, Health], Commands]
 class Edge:
     """Joins clients to providers: admission, a bridge or an HTTP client, assignment (http.clients.Providers)."""
 
-    def __init__(self, config: EdgeConfig | ServerConfig) -> None:
+    def __init__(self, config: EdgeConfig | ServerConfig, inherited: Sequence[Open] = ()) -> None:
         """Listen on all addresses of `config`; `listeners.start` begins to accept.
+
+        Listening sockets that are `inherited` are used where they fit.
 
         Raises:
             StartError: an address cannot be listened on, or the file of tokens or a certificate not be used.
@@ -77,10 +83,17 @@ class Edge:
             refused=self._budget.totals.refused_clients,
         )
         self._auth = auth_of(clients.tokens)
-        self._sites = sites_of(clients, self._access, self._auth)
+        self.sites = sites_of(clients, self._access, self._auth)
         self.drain_s = connections.drain_s
         self._services = FormerServices(clients.services, self._services_in_use)
-        self.admission = Admission(clients, poller, self._access, has_room=self._has_room, admitted=self._admitted)
+        self.admission = Admission(
+            clients,
+            poller,
+            self._access,
+            has_room=self._has_room,
+            admitted=self._admitted,
+            inherited=inherited,
+        )
         self.listeners = self.admission.listeners
 
     async def reconfigure(self, config: EdgeConfig | ServerConfig) -> None:
@@ -113,10 +126,10 @@ class Edge:
 
     def _replace_sites(self, sites: dict[Listener, Site], successors: Mapping[Listener, Listener]) -> None:
         """Serve clients by these sites; those of a removed listener, which may still be admitted, as before."""
-        before = {listener: self._sites[listener] for listener in self._clients.listeners if listener in self._sites}
+        before = {listener: self.sites[listener] for listener in self._clients.listeners if listener in self.sites}
         after = {listener: sites.get(successors.get(listener, listener), site) for listener, site in before.items()}
         self.http_clients.replace({before[listener]: site for listener, site in after.items()})
-        self._sites = after | sites
+        self.sites = after | sites
 
     @property
     def connections(self) -> int:
@@ -135,7 +148,7 @@ class Edge:
     def _admitted(self, client: Client) -> None:
         listener = client.listener
         if listener.scheme.is_http:
-            site = self._sites.get(listener)
+            site = self.sites.get(listener)
             if site is None:  # it was removed two reloads ago
                 client.sock.close()
                 self.client_ended(client.address)
@@ -248,36 +261,45 @@ class Edge:
         )
 
 
-async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
-    """Run an edge until a signal ends it. A reload gets the configuration by `read`.
+async def run(
+    config: EdgeConfig, *, read: Callable[[], EdgeConfig], inherited: Inherited | None = None
+) -> Handover | None:
+    """Run an edge until a signal ends it, or other code is to take over. A reload gets the configuration by `read`.
 
     Raises:
         StartError: a port is not available, or the runtime directory cannot be used.
+        ExportError: what was inherited is not the state of an edge.
     """
     life = Lifetime()
 
     def reloading(apply: Apply, health: Health) -> Commands:
         return Reload(config, life, health, read=read, apply=apply).commands
 
-    await serve(config, life, reloading)
+    return await serve(config, life, reloading, inherited)
 
 
-async def serve(config: EdgeConfig, life: Lifetime, control: Control) -> None:
+async def serve(
+    config: EdgeConfig, life: Lifetime, control: Control, inherited: Inherited | None = None
+) -> Handover | None:
     """Serve as an edge until `life` ends.
 
     Raises:
         StartError: a port is not available, or the runtime directory cannot be used.
+        ExportError: what was inherited is not the state of an edge.
     """
-    member = Member(config.process, "edge", Role.EDGE, services=config.clients.services)
-    edge = Edge(config)
+    before = None if inherited is None else Before.read(inherited)
+    member = Member(config.process, "edge", Role.EDGE, services=config.clients.services, before=before)
+    edge, state = restored(config, member, before)
+    if before is not None and before.inherited.trial:
+        check_moved(config.process.health, before.health)
+        return None
     readiness = Readiness(
         life,
         down_s=lambda: links.down_s,
         grace_s=lambda: edge.driver.grace_s,
         missing=lambda: edge.assignment.missing,
     )
-    health = Health(config.process.health, readiness)
-    edge.introduce(member)
+    health = Health(config.process.health, readiness, None if before is None else before.health)
     links = member.link(config.brokers, edge.driver, config.security)
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
@@ -287,11 +309,12 @@ async def serve(config: EdgeConfig, life: Lifetime, control: Control) -> None:
         await edge.reconfigure(new)
         links.reconfigure(new.brokers, edge.driver)
 
-    async with (
-        health,
-        Dashboard(config.process),
-        serving(member.instance, {**source.commands, **health.commands, **control(apply, health)}),
-    ):
+    upgrade = Upgrade(life, state, member.instance, health, links=links.all)
+    life.upgrade_asked = upgrade.signalled
+    if before is not None:
+        upgrade.took_over(before)
+    commands = {**source.commands, **health.commands, **upgrade.commands, **control(apply, health)}
+    async with health, Dashboard(config.process), serving(member.instance, commands):
         await life.serve(
             edge,
             links.all,
@@ -299,3 +322,21 @@ async def serve(config: EdgeConfig, life: Lifetime, control: Control) -> None:
             connection=links,
             **source.ports(),
         )
+        return upgrade.handover()
+
+
+def restored(config: EdgeConfig | ServerConfig, member: Member, before: Before | None) -> tuple[Edge, EdgeState]:
+    """Return an edge, which goes on with the clients of the one `before`; after a trial it is closed.
+
+    Raises:
+        StartError: an address cannot be listened on, or the file of tokens or a certificate not be used.
+        ExportError: what was inherited is not the state of an edge.
+    """
+    edge = Edge(config, () if before is None else restored_listeners(before.items))
+    edge.introduce(member)
+    state = EdgeState(edge)
+    if before is not None:
+        state.restore(before.items, trial=before.inherited.trial)
+        if before.inherited.trial:
+            edge.listeners.close()
+    return edge, state

@@ -8,7 +8,6 @@ from goreprox.config.addresses import Address
 from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import default_name
 from goreprox.config.process import ProcessConfig
-from goreprox.errors import StartError
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
 from goreprox.roles.links import Links
@@ -41,7 +40,7 @@ class Member:
             self.instance = Instance.acquire(config.lock_dir, what, config.own_name, self.name.incarnation)
         else:
             self.name = PeerName(role, before.name, before.incarnation)
-            self.instance = _instance(config, what, before)
+            self.instance = before.instance(config, what)
         self.attributes: dict[str, object] = {
             "protocol": [VERSION_LEAST, VERSION],
             "services": list(services),
@@ -81,22 +80,6 @@ class Member:
         links = Links(addresses, make)
         self.carriers = links.all
         return links
-
-
-def _instance(config: ProcessConfig, what: str, before: Before) -> Instance:
-    if (config.own_name, config.lock_dir) != (before.name, before.lock_path.parent):
-        raise StartError(
-            f"--name and --runtime-dir were {before.name} and {before.lock_path.parent} so far, and cannot change in "
-            "an upgrade; restart the process for that"
-        )
-    return Instance(
-        before.lock,
-        before.lock_path,
-        role=what,
-        name=before.name,
-        incarnation=before.incarnation,
-        predecessor=before.predecessor,
-    )
 
 
 def _broker_of(role: Role) -> str:

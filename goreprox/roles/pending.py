@@ -43,15 +43,19 @@ class PendingQueue:
         """Return the streams of a service, the oldest first."""
         return list(self._by_service.get(service, ()))
 
+    def until(self, owner: StreamOwner) -> float | None:
+        """Return the timeout of a stream by the clock, if it is here."""
+        return self._until.get(owner)
+
     def __iter__(self) -> Iterator[StreamOwner]:
         return iter(list(self._until))
 
     def __len__(self) -> int:
         return len(self._until)
 
-    def add(self, owner: StreamOwner) -> None:
-        """Add a stream behind all others."""
-        self._until[owner] = self._clock() + self.timeout_s
+    def add(self, owner: StreamOwner, until: float | None = None) -> None:
+        """Add a stream behind all others; `until`, if given, is its timeout by the clock."""
+        self._until[owner] = self._clock() + self.timeout_s if until is None else until
         self._by_service.setdefault(owner.stream.service, {})[owner] = None
         self._watch()
 

@@ -303,7 +303,7 @@ async def run(
         links.reconfigure(new.servers, provider.driver)
 
     reload = Reload(config, life, health, read=read, apply=apply)
-    upgrade = Upgrade(life, provider, member.instance, links.all, health)
+    upgrade = Upgrade(life, provider, member.instance, health, links=links.all)
     life.upgrade_asked = upgrade.signalled
     if before is not None:
         upgrade.took_over(before)

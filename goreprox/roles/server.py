@@ -6,33 +6,42 @@ from brokers import Role
 from goreprox.config.roles import ServerConfig
 from goreprox.control.socket import serving
 from goreprox.errors import StartError
+from goreprox.process.handover import Handover, Inherited
 from goreprox.process.lifetime import Lifetime
-from goreprox.roles.broker import describe, open_router
+from goreprox.roles.broker import check, describe, open_router
 from goreprox.roles.dashboard import Dashboard
-from goreprox.roles.edge import Edge
+from goreprox.roles.edge import restored
 from goreprox.roles.entrances import entrances
 from goreprox.roles.health import Health, Readiness
 from goreprox.roles.member import Member
 from goreprox.roles.reload import Reload
+from goreprox.roles.upgrade import Before, Upgrade
 from goreprox.status.snapshot import Source
 
 
-async def run(config: ServerConfig, *, read: Callable[[], ServerConfig]) -> None:
-    """Run a server until a signal ends it. A reload gets the configuration by `read`.
+async def run(
+    config: ServerConfig, *, read: Callable[[], ServerConfig], inherited: Inherited | None = None
+) -> Handover | None:
+    """Run a server until a signal ends it, or other code is to take over. A reload gets the configuration by `read`.
 
     Raises:
         StartError: a port is not available, or a directory or a file cannot be used.
+        ExportError: what was inherited is not the state of a server.
     """
+    before = None if inherited is None else Before.read(inherited)
+    member = Member(config.process, "server", Role.EDGE, services=config.clients.services, before=before)
+    edge, state = restored(config, member, before)
+    if before is not None and before.inherited.trial:
+        check(config, before)
+        return None
     life = Lifetime()
-    member = Member(config.process, "server", Role.EDGE, services=config.clients.services)
-    edge = Edge(config)
+    readiness = Readiness(life, missing=lambda: edge.assignment.missing)
     try:
-        health = Health(config.process.health, Readiness(life, missing=lambda: edge.assignment.missing))
-        router, ports, ways = await open_router(config)
+        health = Health(config.process.health, readiness, None if before is None else before.health)
+        router, ports, ways, listening = await open_router(config, before)
     except StartError:
         edge.listeners.close()
         raise
-    edge.introduce(member)
     local = router.attach(member.name, member.attributes, edge.driver)
     member.carriers = [local]
     edge.listeners.start()
@@ -43,11 +52,12 @@ async def run(config: ServerConfig, *, read: Callable[[], ServerConfig]) -> None
         router.limit(new.peers.max_peers)
 
     reload = Reload(config, life, health, read=read, apply=apply)
-    async with (
-        health,
-        Dashboard(config.process),
-        serving(member.instance, {**source.commands, **health.commands, **reload.commands}),
-    ):
+    upgrade = Upgrade(life, state, member.instance, health, ports=listening)
+    life.upgrade_asked = upgrade.signalled
+    if before is not None:
+        upgrade.took_over(before)
+    commands = {**source.commands, **health.commands, **reload.commands, **upgrade.commands}
+    async with health, Dashboard(config.process), serving(member.instance, commands):
         await life.serve(
             edge,
             [local, *ways],
@@ -55,3 +65,4 @@ async def run(config: ServerConfig, *, read: Callable[[], ServerConfig]) -> None
             connection=None,
             **source.ports(),
         )
+        return upgrade.handover()

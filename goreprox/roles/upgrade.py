@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -13,9 +13,10 @@ from loguru import logger
 
 from brokers import Link, LinkIdentity
 from goreprox import __version__
+from goreprox.config.process import ProcessConfig
 from goreprox.control.message import Request, encode_error, encode_result
 from goreprox.control.socket import Commands
-from goreprox.errors import ControlError, GoreproxError
+from goreprox.errors import ControlError, GoreproxError, StartError
 from goreprox.process import handover
 from goreprox.process.clock import clock
 from goreprox.process.handover import Handover, Inherited
@@ -64,6 +65,8 @@ class Before:
     lock_path: Path
     links: dict[str, LinkIdentity]
     """By label."""
+    ports: dict[str, tuple[str, int]]
+    """Of a broker: by option, the address and the descriptor of the listening socket."""
     health: Listening
     client: int | None
     """The descriptor of the connection over which the upgrade was asked for."""
@@ -95,11 +98,32 @@ class Before:
             lock=head.count("lock"),
             lock_path=Path(head.text("lock_path")),
             links=dict(map(_link, head.items("links"))),
+            ports={option: (address, descriptor) for option, address, descriptor in map(_port, head.items("ports"))},
             health=_listening(head),
             client=head.count_or_none("client"),
             paused_at=head.seconds("paused_at"),
             was_ready=head.flag("was_ready"),
             connections=head.count("connections"),
+        )
+
+    def instance(self, config: ProcessConfig, what: str) -> Instance:
+        """Return the lock of this process, which is a `what` (server, edge, broker, provider).
+
+        Raises:
+            StartError: the runtime directory or the name has changed.
+        """
+        if (config.own_name, config.lock_dir) != (self.name, self.lock_path.parent):
+            raise StartError(
+                f"--name and --runtime-dir were {self.name} and {self.lock_path.parent} so far, and cannot change in "
+                "an upgrade; restart the process for that"
+            )
+        return Instance(
+            self.lock,
+            self.lock_path,
+            role=what,
+            name=self.name,
+            incarnation=self.incarnation,
+            predecessor=self.predecessor,
         )
 
 
@@ -117,17 +141,43 @@ def _listening(head: Fields) -> Listening:
     return Listening(address, [each for each in descriptors if isinstance(each, int)])
 
 
+def _port(item: object) -> tuple[str, str, int]:
+    match item:
+        case [str(option), str(address), int(descriptor)]:
+            return option, address, descriptor
+    raise ExportError("malformed port in the export")
+
+
+def _no_ports() -> list[tuple[str, str, int]]:
+    return []
+
+
 class Upgrade:
     """Hands a process over to the code that is installed when it is asked to."""
 
     def __init__(
-        self, life: Lifetime, owner: Portable, instance: Instance, links: Sequence[Link], health: Health
+        self,
+        life: Lifetime,
+        owner: Portable | None,
+        instance: Instance,
+        health: Health,
+        *,
+        links: Sequence[Link] = (),
+        ports: Callable[[], list[tuple[str, str, int]]] = _no_ports,
     ) -> None:
+        """Hand over what `owner` has, if there is one, with the lock of `instance` and the identities of `links`.
+
+        `ports` returns what a broker listens on: option, address, and a duplicate of the descriptor, which is handed
+        over.
+        """
         self._health = health
         self._life = life
         self._owner = owner
         self._instance = instance
         self._links = links
+        self._ports = ports
+        self._held: list[tuple[str, str, int]] = []
+        """Listening sockets that stay open when the broker closes its own."""
         self._client: int | None = None
         self._busy = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,7 +195,6 @@ class Upgrade:
             os.close(client)
             raise
         self._client = client
-        self._life.replace()
         return await asyncio.get_running_loop().create_future()  # the code that takes over replies
 
     def signalled(self) -> None:
@@ -155,10 +204,9 @@ class Upgrade:
     async def _upgrade(self) -> None:
         with contextlib.suppress(GoreproxError):
             await self._prepare()
-            self._life.replace()
 
     async def _prepare(self) -> None:
-        """Do all that may fail, then end what cannot be handed over.
+        """Do all that may fail, end what cannot be handed over, and have the process replaced.
 
         Raises:
             ControlError: something is wrong with the new code, or this is not the time; nothing has changed.
@@ -184,9 +232,15 @@ class Upgrade:
         finally:
             os.close(state)
         logger.bind(event="upgrading", version=version).info("upgrading from {} to {}", __version__, version)
-        await self._owner.end_what_stays()
+        if self._owner is not None:
+            await self._life.unless_stopped(self._owner.end_what_stays())
         if self._life.stop.is_set():
             raise ControlError("it is shutting down")
+        try:
+            self._held = self._ports()
+        except OSError as exc:
+            raise ControlError(f"no descriptor for a port: {exc.strerror}; raise ulimit -n") from exc
+        self._life.replace()
 
     def _items(self, descriptors: list[int], listening: Listening, *, payload: bool) -> Iterator[object]:
         instance = self._instance
@@ -203,18 +257,22 @@ class Upgrade:
             "client": self._client,
             "paused_at": clock(),
             "was_ready": self._life.was_ready,
-            "connections": self._owner.connections,
+            "ports": self._held,
+            "connections": 0 if self._owner is None else self._owner.connections,
             "descriptors": descriptors,
         }
-        yield from self._owner.export(payload=payload)
+        if self._owner is not None:
+            yield from self._owner.export(payload=payload)
 
     def handover(self) -> Handover | None:
         """Return what the next code needs, None if none is to take over. The links are closed; nothing may follow."""
         if not self._life.replaced:
             return None
-        self._owner.driver.leave("this process is being upgraded")
         listening = self._health.listening
-        descriptors = [self._instance.detach(), *self._owner.descriptors(), *listening.descriptors]
+        descriptors = [self._instance.detach(), *(descriptor for *_, descriptor in self._held), *listening.descriptors]
+        if self._owner is not None:
+            self._owner.driver.leave("this process is being upgraded")
+            descriptors += self._owner.descriptors()
         if self._client is not None:
             descriptors.append(self._client)
 
@@ -236,7 +294,8 @@ class Upgrade:
         self._start(self._report(before))
 
     async def _report(self, before: Before) -> None:
-        peers = [peer for peer in self._owner.driver.peers.values() if peer.session.streams]
+        known = {} if self._owner is None else self._owner.driver.peers
+        peers = [peer for peer in known.values() if peer.session.streams]
         await wait_until(lambda: all(peer.session.established or peer.gone for peer in peers), deadline_s=RESUME_S)
         self._busy = False
         paused_s = round(clock() - before.paused_at, 3)

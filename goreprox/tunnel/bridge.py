@@ -24,6 +24,7 @@ from typing import Protocol
 from goreprox.net import sockets
 from goreprox.net.poller import READ, WRITE, Poller
 from goreprox.net.sockets import Socket, send_some
+from goreprox.protocol.errors import ExportError
 from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import MIB, RESET_LINGER_S
 from goreprox.protocol.notices import Kind
@@ -167,7 +168,10 @@ class Bridge:
         Raises:
             ExportError: it is not what `export` returns.
         """
-        bridge = cls(bridges, sock, stream, on_end, phase=Phase(marks.count("phase", CLOSED)))
+        phase = Phase(marks.count("phase", CLOSED))
+        if (phase < CLOSED) != (sock.fileno() >= 0):
+            raise ExportError("a socket in the export is open, and has no descriptor, or the reverse")
+        bridge = cls(bridges, sock, stream, on_end, phase=phase)
         bridge.began_at, bridge._failure = marks.seconds("began_at"), marks.text("failure")
         bridge._reset_by, bridge._active_at = marks.seconds("reset_by"), marks.seconds("active_at")
         if bridge._phase is FAILED:

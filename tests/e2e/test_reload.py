@@ -144,7 +144,7 @@ async def test_sighup_reloads_as_the_command_does(tmp: Path) -> None:
         made.server.signal(signal.SIGHUP)
         text = await made.server.logged("reloaded", applied=1)
         assert text == f"reloaded: + listen {ANY}=web"
-        moved = f"~ providers: {ANY} -> {HOST}:1 (needs a restart)"
+        moved = f"~ providers: {ANY} -> {HOST}:1 (needs an upgrade)"
         assert await made.server.logged("reload_kept") == f"not applied: {moved}"
         assert (await reload(tmp))[:2] == (0, [f"! {moved}"])
         assert not await refused(made, await port_of(tmp, "web"))

@@ -82,6 +82,8 @@ async def test_a_supervisor_hears_of_start_reload_upgrade_and_end_and_its_watchd
                 assert (await supervisor.heard_with("RELOADING"))["STATUS"] == "upgrading"
                 # At once, as systemd takes no reload, which may name another server, before that.
                 assert (await supervisor.heard_with("READY"))["STATUS"].startswith("connecting to ")
+                if not away:
+                    assert await supervisor.heard_with("READY") == ready
                 await supervisor.fed()
             made.relay.resume()
             await eventually(lambda: made.provider.events("upgraded") == 2, "both have ended")

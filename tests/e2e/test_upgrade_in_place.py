@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.roles import echoed, whole
-from tests.e2e.upgrading import run, upgrade, upgraded
+from tests.e2e.upgrading import NO_EXECVE, run, upgrade, upgraded
 from tests.support.processes import Process, descriptors, nothing_yet
+from tests.support.sockets import HOST, closed_port
 from tests.support.traffic import echo, read_digest, send_until
 from tests.support.waiting import DEADLINE_S, eventually
 
@@ -147,18 +148,6 @@ async def test_an_upgrade_during_an_outage(tmp: Path) -> None:
         client[1].close()
 
 
-NO_EXECVE = """
-import os, sys
-
-def execve(path, arguments, environment):
-    raise FileNotFoundError(2, "No such file or directory")
-
-os.execve = execve
-from goreprox.cli.main import main
-sys.exit(main())
-"""
-
-
 async def test_code_that_goes_missing_after_the_check_leaves_the_old_code_at_work(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         await run(made, echo, program=("-c", NO_EXECVE))
@@ -214,14 +203,18 @@ async def test_a_signal_to_end_that_comes_in_the_midst_of_an_upgrade_is_not_lost
         assert await made.provider.wait() == 0
 
 
-async def test_a_role_that_cannot_be_upgraded_says_so(tmp: Path) -> None:
+async def test_workers_cannot_be_upgraded_and_say_so(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
-        server = await made.serve()
-        code, out, err = await upgrade(tmp, "--role", "server")
+        await made.serve("--edges", f"{HOST}:0")
+        broker = ("--broker", f"{HOST}:{await made.server.port('edges')}")
+        with closed_port() as port:
+            edge = await made.start("edge", "--listen", f"{HOST}:{port}", "--workers", "2", *broker)
+        await eventually(lambda: edge.events("ready"), "its workers are ready")
+        code, out, err = await upgrade(tmp, "--role", "edge")
         assert (code, out) == (1, "") and "cannot be upgraded in place; restart it" in err
-        server.signal(signal.SIGUSR2)
-        await server.logged("upgrade_failed")
-        assert server.process.returncode is None
+        edge.signal(signal.SIGUSR2)
+        await edge.logged("upgrade_failed")
+        assert edge.process.returncode is None
 
 
 async def test_an_option_that_a_reload_does_not_apply_is_in_force_after_an_upgrade(tmp: Path) -> None:

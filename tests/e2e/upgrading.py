@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 
 from tests.support.forks import run_command
 from tests.support.processes import WAIT_S, Handler, Process, Tunnel, logging_to
@@ -14,6 +14,17 @@ from tests.support.sockets import HOST
 from tests.support.waiting import eventually
 
 MODULE = ("-m", "goreprox")
+NO_EXECVE: Final = """
+import os, sys
+
+def execve(path, arguments, environment):
+    raise FileNotFoundError(2, "No such file or directory")
+
+os.execve = execve
+from goreprox.cli.main import main
+sys.exit(main())
+"""
+"""A program whose new code goes missing after its preflight."""
 
 
 class Start(TypedDict, total=False):

@@ -94,7 +94,7 @@ async def test_a_slow_header_section_is_408() -> None:
         (connection,) = it.connections
         for size in range(2, 12):  # a byte each second
             await client.send(GET[size - 1 : size])
-            await eventually(lambda size=size: len(connection._gateway.reader._raw) == size)  # type: ignore[misc]
+            await eventually(lambda size=size: len(connection.gateway.reader._raw) == size)  # type: ignore[misc]
             it.later((HEAD_S - SHORT_S) / 10)
         assert silent(client)
         it.clock.now += 2 * SHORT_S  # the edge looks by itself
@@ -113,7 +113,7 @@ async def test_a_header_section_after_a_response_has_a_timeout_of_its_own() -> N
         assert (await response_head(client)).startswith(b"HTTP/1.1 404 ")
         it.later(IDLE_S - SHORT_S)
         await client.send(GET[:9])
-        await eventually(lambda: any(connection._gateway.reader.in_head for connection in it.connections))
+        await eventually(lambda: any(connection.gateway.reader.in_head for connection in it.connections))
         it.later(HEAD_S - SHORT_S)
         assert silent(client)
         it.later(2 * SHORT_S)
@@ -143,8 +143,8 @@ async def test_a_client_that_sends_empty_lines_alone_is_idle() -> None:
         for _ in range(2):
             await client.send(b"\r\n")
             await eventually(lambda: not sockets.unsent_bytes(client.sock))
-            await eventually(lambda: not select.select([connection._sock], [], [], 0)[0])
-        assert connection._gateway.idle
+            await eventually(lambda: not select.select([connection.sock], [], [], 0)[0])
+        assert connection.gateway.idle
         it.later(2 * SHORT_S)
         assert await client.receive_all() == b""
 

@@ -115,10 +115,10 @@ def test_what_is_kept_is_named_and_stays_while_the_rest_is_applied() -> None:
     before = server()
     after = server(drain_s=5.0, link_timeout_s=5.0, providers=Address(None, 1), edges=Address(None, 2), insecure=True)
     assert difference(before, after).kept == [
-        "~ insecure: false -> true (needs a restart)",
-        "~ link-timeout: 6 -> 5 (needs a restart)",
-        "~ providers: 9887 -> 1 (needs a restart)",
-        "~ edges: none -> 2 (needs a restart)",
+        "~ insecure: false -> true (needs an upgrade)",
+        "~ link-timeout: 6 -> 5 (needs an upgrade)",
+        "~ providers: 9887 -> 1 (needs an upgrade)",
+        "~ edges: none -> 2 (needs an upgrade)",
     ]
     assert applicable(before, after) == server(drain_s=5.0)
     assert applicable(after, before).connections == before.connections

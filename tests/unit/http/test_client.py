@@ -113,8 +113,8 @@ async def test_a_client_that_does_not_read_is_reset_when_its_upgraded_stream_is_
         stream = provider_stream.stream
         stream.receive_data(0, SWITCHING + EARLY)
         provider_stream.notice(Kind.READABLE)
-        assert connection._out and not stream.receive.chunks and provider_stream._user is connection
-        assert connection._out._held
+        assert connection.out and not stream.receive.chunks and provider_stream._user is connection
+        assert connection.out._held
 
         if end == "reset":
             stream.receive_reset(len(SWITCHING + EARLY), "the target was reset")

@@ -1,0 +1,359 @@
+"""Upgrades in place of servers, edges and brokers: clients of every kind go on, and new ones wait at most."""
+
+import asyncio
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
+
+from tests.e2e.roles import Client, echoed, whole
+from tests.e2e.upgrading import NO_EXECVE, start, upgrade
+from tests.support.processes import Handler, Process, Tunnel
+from tests.support.relay import Relay
+from tests.support.sockets import HOST
+from tests.support.tls import Authority
+from tests.support.tls import Client as TlsClient
+from tests.support.traffic import echo, read_digest, send_until
+from tests.support.waiting import DEADLINE_S, eventually
+from tests.support.web import head_of, polite
+
+UPGRADES = 2
+IDLE = 20
+BASIC = ("--listen", f"tcp://{HOST}:0", "--listen", f"http://{HOST}:0=web")
+
+
+@pytest.fixture
+def tmp() -> Iterator[Path]:
+    """A directory whose path leaves room for the name of a socket."""
+    with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
+        yield Path(path)
+
+
+class Made(Tunnel):
+    """A tunnel whose `entrance`, the process that accepts clients, can be upgraded; `web` is its HTTP port."""
+
+    entrance: Process
+    role: str
+    web: int
+    target_of_web: int
+
+    async def serve_at(self, role: str, *options: str) -> None:
+        """Start a server, or a broker and an edge."""
+        self.role = role
+        if role == "server":
+            self.entrance = await start(self, "server", *options, "--providers", f"{HOST}:0")
+            providers = await self.entrance.port("providers")
+        else:
+            broker = await self.start("broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0")
+            providers = await broker.port("providers")
+            self.entrance = await start(self, "edge", *options, "--broker", f"{HOST}:{await broker.port('edges')}")
+        ports = (await self.entrance.ready())["clients"]
+        assert isinstance(ports, list)
+        self.port, self.web = ports[0], ports[-1]
+        self.relay = Relay(providers)
+        await self.relay.start()
+        self._stack.push_async_callback(self.relay.stop)
+
+    async def provide_both(self) -> None:
+        targets = (f"{HOST}:{self.target_port}", f"web={HOST}:{self.target_of_web}")
+        self.provider = await self.start("provider", *targets, "--server", f"{HOST}:{self.relay.port}")
+        await eventually(lambda: self.provider.events("peer_up"), "the provider knows the edge")
+        await eventually(lambda: self.entrance.events("peer_up"), "the edge knows the provider")
+
+    async def upgraded(self) -> None:
+        before = self.entrance.events("upgraded")
+        self.entrance.signal(signal.SIGUSR2)
+        await eventually(lambda: self.entrance.events("upgraded") > before, "it was upgraded")
+
+
+@asynccontextmanager
+async def entrance(tmp: Path, role: str, handler: Handler, *options: str, web: Handler = echo) -> AsyncIterator[Made]:
+    made = Made(tmp)
+    async with made._stack:
+        made.target_of_web = await made.target(web)
+        await made.target(handler)
+        await made.serve_at(role, *(options or BASIC))
+        await made.provide_both()
+        yield made
+
+
+class Target:
+    """Echoes; one connection is half-closed by its client, one by the target, until `released`."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+        self.heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kind = await reader.readexactly(1)
+        writer.write(kind)
+        if kind == b"c":
+            data = await reader.read()
+            await self.released.wait()
+            writer.write(data)
+            writer.close()
+        elif kind == b"t":
+            writer.write_eof()
+            self.heard.set_result(await reader.read())
+            writer.close()
+        else:
+            await echo(reader, writer)
+
+
+@pytest.mark.parametrize("role", ["server", "edge"])
+async def test_connections_go_on_through_upgrades_of_what_accepts_them(tmp: Path, role: str) -> None:
+    target = Target()
+    async with entrance(tmp, role, target.serve) as made:
+        pid = made.entrance.process.pid
+        idle = [await made.connect() for _ in range(IDLE)]
+        for client in idle:
+            await echoed(client, b"before")
+        by_client, by_target, bulk = await made.connect(), await made.connect(), await made.connect()
+        await echoed(by_client, b"c")
+        by_client[1].write(b"x" * (1 << 20))
+        by_client[1].write_eof()
+        await echoed(by_target, b"t")
+        assert not await asyncio.wait_for(by_target[0].read(), DEADLINE_S)
+        reading = asyncio.create_task(read_digest(bulk[0]))
+        over = asyncio.Event()
+
+        sending = asyncio.create_task(send_until(over, bulk[1]))
+        for _ in range(UPGRADES):
+            code, out, err = await upgrade(tmp, "--role", role)
+            assert not code, err
+            assert f"; {IDLE + 3} connections" in out
+            for client in idle:
+                await echoed(client, b"after")
+            by_target[1].write(b"more")
+            await whole(made, made.port)
+        over.set()
+        assert await asyncio.wait_for(reading, DEADLINE_S) == await sending
+        target.released.set()
+        assert await asyncio.wait_for(by_client[0].read(), DEADLINE_S) == b"x" * (1 << 20)
+        by_target[1].write_eof()
+        assert await asyncio.wait_for(target.heard, DEADLINE_S) == b"more" * UPGRADES
+        assert made.entrance.process.pid == pid and made.entrance.events("upgraded") == UPGRADES
+        assert not made.provider.events("peer_restarted") and not made.entrance.events("restore_failed")
+        for _, writer in (*idle, by_client, by_target, bulk):
+            writer.close()
+        made.entrance.signal(signal.SIGTERM)
+        assert await made.entrance.wait() == 0
+
+
+GET = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+async def asked(client: Client, path: bytes) -> None:
+    """Expect the response of `polite` to a request."""
+    client[1].write(GET % path)
+    await answered(client, path)
+
+
+async def answered(client: Client, path: bytes) -> None:
+    assert (await head_of(client[0])).startswith("HTTP/1.1 200 ")
+    assert await asyncio.wait_for(client[0].readexactly(len(path) + 1), DEADLINE_S) == b"/" + path
+
+
+async def test_http_clients_go_on_between_two_requests(tmp: Path) -> None:
+    async with entrance(tmp, "server", echo, web=polite) as made:
+        idle, fresh = [await made.connect(made.web) for _ in range(2)]
+        await asked(idle, b"before")
+        upgrading = asyncio.create_task(made.upgraded())
+        asking = [await made.connect(made.web) for _ in range(8)]
+        await asyncio.gather(*(asked(client, b"meanwhile") for client in asking))
+        await upgrading
+        await asked(idle, b"after")
+        await asked(fresh, b"first")
+        for _, writer in (idle, fresh, *asking):
+            writer.close()
+
+
+async def test_requests_never_fail_while_a_server_is_upgraded(tmp: Path) -> None:
+    over = asyncio.Event()
+
+    async def ask(client: Client, count: int = 0) -> int:
+        while not over.is_set():
+            await asked(client, b"%d" % count)
+            count += 1
+        client[1].close()
+        return count
+
+    async with entrance(tmp, "server", echo, web=polite) as made:
+        clients = [asyncio.create_task(ask(await made.connect(made.web))) for _ in range(8)]
+        for _ in range(UPGRADES):
+            await made.upgraded()
+        over.set()
+        assert min(await asyncio.gather(*clients)) >= UPGRADES
+
+
+async def test_requests_in_progress_have_the_time_of_a_drain(tmp: Path) -> None:
+    reached, released = asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (await head_of(reader)).startswith("GET /slow"):
+            reached.set()
+            await released.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n/slow")
+
+    async with entrance(tmp, "server", echo, *BASIC, "--drain", "3600", web=slow) as made:
+        waiting, idle = await made.connect(made.web), await made.connect(made.web)
+        waiting[1].write(GET % b"slow")
+        await asyncio.wait_for(reached.wait(), DEADLINE_S)
+        upgrading = asyncio.create_task(made.upgraded())
+        await made.entrance.logged("upgrading")
+        released.set()
+        await answered(waiting, b"slow")
+        await upgrading
+        await asked(idle, b"slow")
+        for _, writer in (waiting, idle):
+            writer.close()
+
+
+async def test_a_request_that_outlasts_the_drain_is_reset(tmp: Path) -> None:
+    reached = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        reached.set()
+        await reader.read()
+        writer.close()
+
+    async with entrance(tmp, "server", echo, *BASIC, "--drain", "0.2", web=silent) as made:
+        client, other = await made.connect(made.web), await made.connect()
+        await echoed(other, b"before")
+        client[1].write(GET % b"never")
+        await asyncio.wait_for(reached.wait(), DEADLINE_S)
+        await made.upgraded()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(client[0].read(), DEADLINE_S)
+        await echoed(other, b"after")
+        other[1].close()
+
+
+async def test_a_websocket_goes_on_and_its_end_is_in_the_access_log(tmp: Path) -> None:
+    async def talk(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(message)
+
+    async with serve(talk, HOST, 0, ping_interval=None) as target:
+        made = Made(tmp)
+        async with made._stack:
+            made.target_of_web = next(iter(target.sockets)).getsockname()[1]
+            await made.target(echo)
+            await made.serve_at("server", *BASIC, "--access-log")
+            await made.provide_both()
+            async with connect(f"ws://{HOST}:{made.web}/", ping_interval=None) as client:
+                for word in ("one", "two"):
+                    await client.send(word)
+                    assert await asyncio.wait_for(client.recv(), DEADLINE_S) == word
+                    await made.upgraded()
+                await client.send("three")
+                assert await asyncio.wait_for(client.recv(), DEADLINE_S) == "three"
+            await made.entrance.logged("upgrade_ended", status=101)
+
+
+async def test_clients_without_a_provider_wait_on(tmp: Path) -> None:
+    made = Made(tmp)
+    async with made._stack:
+        made.target_of_web = await made.target(polite)
+        await made.target(echo)
+        await made.serve_at("server", *BASIC)
+        waiting = [await made.connect() for _ in range(3)]
+        for number, (_, writer) in enumerate(waiting):
+            writer.write(b"waiting %d" % number)
+        await made.entrance.logged("no_provider")
+        await made.upgraded()
+        await made.provide_both()
+        for number, (reader, writer) in enumerate(waiting):
+            text = b"waiting %d" % number
+            assert await asyncio.wait_for(reader.readexactly(len(text)), DEADLINE_S) == text
+            writer.close()
+
+
+@pytest.mark.parametrize("drain_s", [0.2, 3600.0])
+async def test_tls_clients_have_time_to_end_and_new_ones_wait(tmp: Path, drain_s: float) -> None:
+    authority = Authority(tmp)
+    listen = ("--listen", f"tcp://{HOST}:0", "--listen", f"tls://{HOST}:0")
+    async with entrance(tmp, "server", echo, *listen, *authority.options, "--drain", f"{drain_s:g}") as made:
+        context = authority.trusting()
+
+        async def client() -> TlsClient:
+            return await TlsClient(*await made.connect(made.web), context).shake_hands()
+
+        async def repeated(client: TlsClient, word: bytes) -> None:
+            await client.write(word)
+            assert await client.read() == word
+
+        plain, early = await made.connect(), await client()
+        await echoed(plain, b"before")
+        await repeated(early, b"before")
+        upgrading = asyncio.create_task(made.upgraded())
+        await made.entrance.logged("upgrading")
+        late = asyncio.create_task(client())
+        if drain_s < 1:
+            with pytest.raises(ConnectionResetError):
+                await early.read()
+        else:
+            await repeated(early, b"meanwhile")
+            await echoed(plain, b"meanwhile")
+            assert not late.done()
+        early.writer.close()
+        await upgrading
+        await echoed(plain, b"after")
+        waited = await asyncio.wait_for(late, DEADLINE_S)
+        await repeated(waited, b"late")
+        waited.writer.close()
+        plain[1].close()
+
+
+async def test_a_broker_takes_part(tmp: Path) -> None:
+    made = Made(tmp)
+    async with made._stack:
+        await made.target(echo)
+        broker = await start(made, "broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0")
+        edges, providers = await broker.port("edges"), await broker.port("providers")
+        edge = await made.start("edge", "--listen", f"{HOST}:0", "--broker", f"{HOST}:{edges}")
+        provider = await made.start("provider", f"{HOST}:{made.target_port}", "--server", f"{HOST}:{providers}")
+        await eventually(lambda: edge.events("peer_up"), "the edge knows the provider")
+        client = await made.connect(await edge.port("clients"))
+        await echoed(client, b"before")
+        for count in (1, 2):
+            code, out, err = await upgrade(tmp, "--role", "broker")
+            assert not code, err
+            assert "; 0 connections" in out
+            await echoed(client, b"after %d" % count)
+        assert await broker.port("edges") == edges and not edge.events("peer_restarted")
+        assert provider.process.returncode is None and broker.events("upgraded") == 2
+        client[1].close()
+
+
+async def test_code_that_goes_missing_leaves_the_old_code_of_a_server_at_work(tmp: Path) -> None:
+    made = Made(tmp)
+    async with made._stack:
+        made.target_of_web = await made.target(polite)
+        await made.target(echo)
+        made.entrance = await start(made, "server", *BASIC, "--providers", f"{HOST}:0", program=("-c", NO_EXECVE))
+        made.relay = Relay(await made.entrance.port("providers"))
+        await made.relay.start()
+        made._stack.push_async_callback(made.relay.stop)
+        ports = (await made.entrance.ready())["clients"]
+        assert isinstance(ports, list)
+        made.port, made.web = ports
+        await made.provide_both()
+        client, web = await made.connect(), await made.connect(made.web)
+        for word in (b"one", b"two"):
+            await echoed(client, word)
+            await asked(web, word)
+            code, out, err = await upgrade(tmp, "--role", "server")
+            assert (code, out) == (1, "")
+            assert err.endswith(" could not be started: No such file or directory; the code before it goes on\n")
+        await echoed(client, b"three")
+        await asked(web, b"three")
+        await whole(made, made.port)
+        for _, writer in (client, web):
+            writer.close()

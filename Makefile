@@ -5,7 +5,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR)
 
-.PHONY: demo test compiled test-compiled test-containers check docs picture bench fresh fuzz soak dist tagged release example
+.PHONY: demo test compiled test-compiled test-containers check docs picture bench fresh fuzz soak dist tagged release example mutants
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
@@ -35,6 +35,10 @@ test-compiled: compiled .venv/dev
 # For a minute, seeds that nobody has tried, beside the fixed ones of the tests.
 fresh: .venv/dev
 	SOAK_S=60 $(BIN)/python -m tests.soak chaos siege sim
+
+# Mutants of one module, MODULE=goreprox/protocol/chunks.py, against its tests or TESTS; continues where it was interrupted.
+mutants: .venv/mutants
+	$(BIN)/python -m tests.mutants $(MODULE) $(TESTS)
 
 # In hosts of their own; starts a container engine where there is none (Debian, root).
 test-containers: .venv/containers
@@ -101,7 +105,7 @@ bench: .venv/bench $(if $(COMPILED),compiled)
 	$(BIN)/pip install --quiet --editable '.[$*]'
 	touch $@ .venv/runtime
 
-.venv/containers: pyproject.toml
+.venv/containers .venv/mutants: .venv/%: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev,containers]'
+	$(BIN)/pip install --quiet --editable '.[dev,$*]'
 	touch $@ .venv/dev .venv/runtime

@@ -87,8 +87,8 @@ class Gate:
         return True
 
     async def reached(self) -> None:
-        """Wait for the process, and let it wait."""
-        await eventually(self._is_reached, "the step is reached")
+        """Wait for the process, of which some steps are two interpreters away, and let it wait."""
+        await eventually(self._is_reached, "the step is reached", deadline_s=WAIT_S)
 
     def open(self) -> None:
         """Let the process go on, through whatever gates may follow."""

@@ -87,7 +87,8 @@ def test_peers_that_are_no_longer_allowed_are_reported_once() -> None:
 def test_routing_ids_of_peers_that_are_not_up_are_bounded() -> None:
     up = {routing_id(1)}
     identities = Identities(None, is_up=up.__contains__)
-    for number in range(KNOWN + 1):
+    for number in range(KNOWN):
         identities.identify(Role.PROVIDER, routing_id(number), "")
-        assert len(identities.known) <= KNOWN
+    assert len(identities.known) == KNOWN
+    identities.identify(Role.PROVIDER, routing_id(KNOWN), "")
     assert set(identities.known) == up | {routing_id(KNOWN)}

@@ -32,3 +32,12 @@ def test_a_lease_that_was_ended_does_not_expire() -> None:
     presence.leave("a")
     presence.leave("a")
     assert presence.expired(100.0) == []
+
+
+def test_only_a_pause_longer_than_the_lease_begins_all_leases_anew() -> None:
+    presence = Presence(6.0)
+    presence.enter("a", 0.0)
+    assert presence.expired(0.0) == presence.expired(6.0) == []
+    assert presence.expired(6.5) == ["a"]
+    presence.renew("a", 7.0)
+    assert presence.expired(13.5) == []  # 6.5 s may have been a suspend

@@ -39,6 +39,7 @@ def test_joining_changes_no_byte_and_nothing_large(pieces: list[bytes], large: i
         ([KIB] * PACK_EVERY, [PACK_BYTES] * 16),
         ([KIB + 1] * PACK_EVERY, [3 * (KIB + 1)] * 21 + [KIB + 1]),
         ([1] * (PACK_EVERY - 2) + [PACK_BYTES + 1, 1], [PACK_EVERY - 2, PACK_BYTES + 1, 1]),
+        ([PACK_BYTES] * 2 + [1] * (PACK_EVERY - 2), [PACK_BYTES] * 2 + [PACK_EVERY - 2]),
         ([1] * (PACK_EVERY - 1), [1] * (PACK_EVERY - 1)),
         ([1] * PACK_EVERY + [2] * (PACK_EVERY - 1), [PACK_EVERY + 2 * (PACK_EVERY - 1)]),
     ],

@@ -70,7 +70,8 @@ class Guard:
         """
         self._hosts = {"localhost", default_name().lower(), (config.listen.host or "localhost").lower()}
         self._log = LimitedLog()
-        self._token: Reloaded[str] | None = None
+        self._token: Reloaded[str | None] | None = None
+        """Its value is None while the file is wrong: then no token is valid."""
         if (path := config.token_file) is not None:
             self._token = Reloaded(lambda: [path], lambda _: _read_token(path), _read_token(path))
 
@@ -88,13 +89,13 @@ class Guard:
             HTTPStatus.UNAUTHORIZED, "a token is needed\n", field='WWW-Authenticate: Bearer realm="goreprox"'
         )
 
-    def _is_token(self, token: Reloaded[str], given: str) -> bool:
+    def _is_token(self, token: Reloaded[str | None], given: str) -> bool:
         try:
             token.refresh()
         except (GoreproxError, OSError) as exc:
+            token.value = None
             self._log.say("token_unreadable", f"{exc}; until it is repaired no token is valid", "ERROR")
-            return False
-        return hmac.compare_digest(token.value.encode(), given.encode())
+        return token.value is not None and hmac.compare_digest(token.value.encode(), given.encode())
 
     def _is_ours(self, host: str) -> bool:
         """Whether a browser sends this Host for no page of another site, whose name leads here (DNS rebinding)."""

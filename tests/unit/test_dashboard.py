@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from goreprox.cli import main as cli
 from goreprox.config.addresses import Address
 from goreprox.config.dashboard import DashboardConfig
 from goreprox.config.process import ProcessConfig
@@ -162,7 +163,9 @@ async def test_a_token_is_read_again_and_none_is_valid_while_its_file_is_wrong(d
         file.write_text(TOKEN[::-1] + "new")
         assert (await status(TOKEN), await status(TOKEN[::-1] + "new")) == (401, 200)
         file.chmod(0o644)
-        assert await status(TOKEN[::-1] + "new") == 401
+        for _ in range(3):
+            assert await status(TOKEN[::-1] + "new") == 401
+            assert await status("") == 401
         file.chmod(0o600)
         assert await status(TOKEN[::-1] + "new") == 200
         file.unlink()
@@ -202,3 +205,17 @@ async def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         ):
             async with Dashboard(config(tmp_path)).at(Address(HOST, port)):
                 pass
+
+
+def test_what_a_dashboard_needs_is_named_where_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    install = "needs prometheus_client; pip install 'goreprox[dashboard]'"
+    assert cli.main(["dashboard", "--runtime-dir", str(tmp_path)]) == 1
+    assert install in capsys.readouterr().err
+    role = ("broker", "--insecure", "--runtime-dir", str(tmp_path), "--dashboard", "127.0.0.1:9886")
+    assert cli.main([*role]) == 1
+    assert install in capsys.readouterr().err
+    assert cli.main(["check", *role]) == 1
+    assert f"dashboard: it {install}" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import yaml
 from prometheus_client.core import CounterMetricFamily
 
 from goreprox.monitor.metrics import DURATION, INFO, METRICS, PREFIX, READY, UP, Process, written
+from goreprox.protocol.totals import EndCode
 from goreprox.status.document import Document
 from tests.support.metrics import OF_PROCESS, promtool, read, read_plain
 
@@ -215,6 +216,11 @@ def test_alerts_and_the_dashboard_name_metrics_and_labels_that_there_are(express
     by = {label.strip() for labels in re.findall(r"by \(([^)]*)\)", expression) for label in labels.split(",")}
     allowed = OF_PROCESS | {"instance", "le"} | {label for name in KNOWN if name in expression for label in KNOWN[name]}
     assert by <= allowed
+
+
+def test_alerts_name_reasons_of_ends_that_there_are() -> None:
+    named = {code for codes in re.findall(r'code=~"([^"]+)"', " ".join(expressions())) for code in codes.split("|")}
+    assert named and named <= {code.value for code in EndCode}
 
 
 def test_the_dashboard_shows_every_metric() -> None:

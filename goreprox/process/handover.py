@@ -13,6 +13,7 @@ completed, all are back where they were, and the code before goes on.
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -47,6 +48,10 @@ _LENGTH: Final = struct.Struct(">I")
 _CHUNK: Final = struct.Struct(">IBI")
 """What is before a chunk: the length of the item, and the head of a byte string in CBOR, with its length in 4 bytes."""
 _BYTE_STRING: Final = 0x5A
+_TRIM_BYTES: Final = 4 << 20
+"""How much is freed before the allocator is asked to give it back to the system, which by itself it does at the end."""
+_trim: Final = getattr(ctypes.CDLL(None), "malloc_trim", lambda _keep: 0)
+"""malloc_trim(3), of glibc."""
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
 """They wait from before `execve` until the new code has its handlers: by default each would end the process."""
 
@@ -162,6 +167,7 @@ def _reason(exc: OSError | MemoryError) -> str:
 def _write(state: int, items: Iterable[object]) -> None:
     emptied: list[tuple[deque[Buffer], int, int]] = []
     """Queues, how many chunks each had, and where in the file they are."""
+    freed = 0
     _append(state, bytes(_HEAD.size))
     try:
         for item in items:
@@ -171,6 +177,10 @@ def _write(state: int, items: Iterable[object]) -> None:
                     size = len(item[0])
                     _append(state, _CHUNK.pack(_CHUNK.size - _LENGTH.size + size, _BYTE_STRING, size), item[0])
                     item.popleft()
+                    freed += size
+                    if freed >= _TRIM_BYTES:
+                        freed = 0
+                        _trim(0)
             else:
                 data = cbor2.dumps(item)
                 _append(state, _LENGTH.pack(len(data)), data)

@@ -1,7 +1,6 @@
 """What may happen in the middle of an upgrade in place of a provider, at each of its steps."""
 
 import asyncio
-import errno
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ import pytest
 import brokers
 import goreprox
 from tests.e2e.roles import Client, echoed, whole
-from tests.e2e.upgrading import provide, run, upgrade, upgraded
+from tests.e2e.upgrading import Gate, provide, run, upgrade, upgraded
 from tests.support.processes import WAIT_S, Tunnel, nothing_yet
 from tests.support.programs import program
 from tests.support.traffic import echo, echo_until, read_digest, send_until
@@ -35,66 +34,12 @@ STEPS = (
 )
 """In their order, by what is about to be called; the first five are in the code before the upgrade."""
 
-GATED = """
-import importlib, os, sys
-
-def gate(module, path):
-    *names, name = path.split(".")
-    owner = importlib.import_module(module)
-    for each in names:
-        owner = getattr(owner, each)
-    function = getattr(owner, name)
-
-    def gated(*args, **options):
-        with open("gate") as file:
-            file.read()
-        return function(*args, **options)
-
-    setattr(owner, name, gated)
-
-kind, *step = {step!r}.split()
-if (kind == "trial") == os.environ.get("_GOREPROX_HANDOVER", "").startswith("trial"):
-    gate(*step)
-from goreprox.cli.main import main
-sys.exit(main())
-"""
-
 
 @pytest.fixture
 def tmp() -> Iterator[Path]:
     """A directory whose path leaves room for the name of a socket."""
     with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
         yield Path(path)
-
-
-class Gate:
-    """Where a process waits at a step."""
-
-    def __init__(self, tmp: Path, step: str) -> None:
-        self._path = tmp / "gate"
-        os.mkfifo(self._path)
-        self.program = ("-c", GATED.format(step=step))
-        """Of a process that waits there."""
-        self._open: int | None = None
-
-    def _is_reached(self) -> bool:
-        try:
-            self._open = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as exc:
-            if exc.errno != errno.ENXIO:
-                raise
-            return False  # nobody has opened it for reading
-        return True
-
-    async def reached(self) -> None:
-        """Wait for the process, of which some steps are two interpreters away, and let it wait."""
-        await eventually(self._is_reached, "the step is reached", deadline_s=WAIT_S)
-
-    def open(self) -> None:
-        """Let the process go on, through whatever gates may follow."""
-        assert self._open is not None
-        os.close(self._open)
-        self._open = None
 
 
 class Held(NamedTuple):

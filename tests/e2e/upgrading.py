@@ -1,6 +1,7 @@
 """Roles that can be upgraded in place, and the command that does it."""
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -81,3 +82,65 @@ async def upgraded(tmp: Path, connections: int) -> None:
     code, out, err = await upgrade(tmp, "--role", "provider")
     assert not code, err
     assert f"; {connections} connection" in out
+
+
+GATED = """
+import importlib, os, sys
+
+def gate(fifo, module, path):
+    *names, name = path.split(".")
+    owner = importlib.import_module(module)
+    for each in names:
+        owner = getattr(owner, each)
+    function = getattr(owner, name)
+
+    def gated(*args, **options):
+        with open(fifo) as file:
+            file.read()
+        return function(*args, **options)
+
+    setattr(owner, name, gated)
+
+for fifo, step in {steps!r}:
+    kind, *names = step.split()
+    if (kind == "trial") == os.environ.get("_GOREPROX_HANDOVER", "").startswith("trial"):
+        gate(fifo, *names)
+from goreprox.cli.main import main
+sys.exit(main())
+"""
+
+
+def gated(*gates: "Gate") -> tuple[str, str]:
+    """Return the program of a process that waits at each of these."""
+    return "-c", GATED.format(steps=[gate.step for gate in gates])
+
+
+class Gate:
+    """Where a process waits at a step, of the code before an upgrade (real) or of the check of the next one (trial)."""
+
+    def __init__(self, tmp: Path, step: str) -> None:
+        self._path = tmp / f"gate {step}"
+        os.mkfifo(self._path)
+        self.step = str(self._path), step
+        self.program = gated(self)
+        """Of a process that waits there."""
+        self._open: int | None = None
+
+    def _is_reached(self) -> bool:
+        try:
+            self._open = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                raise
+            return False  # nobody has opened it for reading
+        return True
+
+    async def reached(self) -> None:
+        """Wait for the process, of which some steps are two interpreters away, and let it wait."""
+        await eventually(self._is_reached, "the step is reached", deadline_s=WAIT_S)
+
+    def open(self) -> None:
+        """Let the process go on, through whatever gates may follow."""
+        assert self._open is not None
+        os.close(self._open)
+        self._open = None

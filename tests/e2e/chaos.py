@@ -7,7 +7,6 @@ and so what coincides; what the machine makes of it is its own. Every fault come
 import argparse
 import asyncio
 import contextlib
-import functools
 import hashlib
 import random
 import signal
@@ -19,17 +18,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e import upgrading
+from tests.e2e.upgrading import start
 from tests.support.events import matching
-from tests.support.processes import Handler, Process, Tunnel, nothing_yet
+from tests.support.processes import WAIT_S, Handler, Process, Tunnel, nothing_yet
 from tests.support.relay import Relay
 from tests.support.sockets import HOST, reset_now
 from tests.support.waiting import eventually
 
 EDGES, BROKERS, PROVIDERS = ("e0", "e1"), ("b0", "b1"), ("p0", "p1")
 PEERS = (*EDGES, *PROVIDERS)
-UPGRADABLE = PROVIDERS
-"""Those that can be replaced in place."""
 RELOADS = {"e": "queue-timeout = {}\ndrain = {}", "p": "weight = {}\ndrain = {}", "b": "max-peers = {}"}
 """What a reload changes, by the first letter of a process."""
 GRACE_S = 45.0
@@ -45,8 +42,11 @@ LASTS_S = (0.3, 1.0, 3.0, 8.0)
 NEWS_S = 10.0
 """A client that comes so soon after the death of a provider may still be sent to the dead one."""
 HEADER = 16
-DONE = {"reload": (signal.SIGHUP, "reloaded"), "upgrade": (signal.SIGUSR2, "starting")}
-"""What is not a fault at all, but may come among them: how it is asked for, and what is logged once it is done."""
+DONE = {
+    "reload": (signal.SIGHUP, ("reloaded", "reloaded")),
+    "upgrade": (signal.SIGUSR2, ("starting", "ready")),
+}
+"""What is not a fault at all, but may come among them: how it is asked for, and what a peer and a broker log then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,7 @@ def plan(seed: int) -> list[Fault]:
     """Return all faults, in the order of this seed."""
     dice = random.Random(seed)
     links = [f"{peer} {broker}" for peer in PEERS for broker in BROKERS]
-    faults = [(kind, slot) for kind in ("kill", "stop", "reload") for slot in (*PEERS, *BROKERS)]
-    faults += [("upgrade", slot) for slot in UPGRADABLE]
+    faults = [(kind, slot) for kind in ("kill", "stop", "reload", "upgrade") for slot in (*PEERS, *BROKERS)]
     faults += [(kind, link) for kind in ("cut", "silence", "slow", "delay") for link in links]
     dice.shuffle(faults)
     return [Fault(kind, where, dice.choice(LASTS_S)) for kind, where in faults]
@@ -210,9 +209,8 @@ class Chaos:
                 await eventually(lambda p=process, n=provider: p.events("peer_up", peer=n), f"{edge} knows {provider}")  # type: ignore[misc]
 
     async def _spawn(self, slot: str) -> Process:
-        start = self.made.start if slot not in UPGRADABLE else functools.partial(upgrading.start, self.made)
         self._configure(slot)
-        process = self.processes[slot] = await start(*self.commands[slot], "--config", f"{slot}.toml")
+        process = self.processes[slot] = await start(self.made, *self.commands[slot], "--config", f"{slot}.toml")
         return process
 
     def _configure(self, slot: str) -> None:
@@ -318,10 +316,13 @@ class Chaos:
             return
         if fault.kind in DONE:
             self._configure(fault.where)
-            number, event = DONE[fault.kind]
+            number, events = DONE[fault.kind]
+            event = events[fault.where in BROKERS]
             before = process.events(event)
             process.signal(number)
-            await eventually(lambda: process.events(event) > before, f"{fault.kind} of {fault.where}")
+            await eventually(
+                lambda: process.events(event) > before, f"{fault.kind} of {fault.where}", deadline_s=WAIT_S
+            )
             return
         at = time.monotonic()
         await process.stop()

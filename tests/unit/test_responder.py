@@ -103,7 +103,10 @@ async def test_a_fault_of_ours_ends_one_request_only(served: Served) -> None:
     assert await fetch(served.port) == (200, "hello\n")
 
 
-async def test_clients_that_hold_all_connections_keep_nobody_out(served: Served) -> None:
+async def test_clients_that_hold_all_connections_keep_nobody_out(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responder, "TIMEOUT_S", 3600.0)
     async with contextlib.AsyncExitStack() as stack:
         held = []
         for _ in range(3 * CLIENTS):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.roles import ANY, addresses, echoed, start_broker
-from tests.e2e.upgrading import provide, run, upgraded
+from tests.e2e.upgrading import provide, run, start, upgrade, upgraded
 from tests.support.events import matching
 from tests.support.processes import WAIT_S, Process, nothing_yet
 from tests.support.sockets import HOST, closed_port
@@ -199,6 +199,36 @@ async def test_upgrades_keep_the_port_open_and_the_process_ready(tmp: Path) -> N
         assert await port_of(made.provider) == port
         await echoed(client, b"after")
         await drains(made.provider, port, client)
+
+
+@pytest.mark.parametrize("role", ["server", "edge", "broker"])
+async def test_an_upgrade_of_any_role_keeps_the_port_open_and_the_process_ready(tmp: Path, role: str) -> None:
+    async with nothing_yet(tmp) as made:
+        command: list[str] = {
+            "server": ["--listen", ANY, "--providers", ANY],
+            "edge": ["--listen", ANY],
+            "broker": ["--providers", ANY, "--edges", ANY],
+        }[role]
+        if role == "edge":
+            command += await addresses([await start_broker(made)], "edges", "--broker")
+        process = await start(made, role, *command, *HEALTH)
+        port = await port_of(process)
+        await becomes(port, "/ready", READY)
+        over, found = asyncio.Event(), list[tuple[int, str]]()
+
+        async def watch() -> None:
+            while not over.is_set():
+                found.append(await fetch(port, "/live"))
+                found.append(await fetch(port, "/ready"))
+                await asyncio.sleep(0.02)
+
+        watching = asyncio.create_task(watch())
+        code, _, errors = await upgrade(tmp, "--role", role)
+        over.set()
+        await watching
+        assert (code, errors) == (0, "")
+        assert set(found) == {LIVE, READY}
+        assert await port_of(process) == port
 
 
 async def test_an_upgrade_may_move_the_port_but_not_to_one_that_is_taken(tmp: Path) -> None:

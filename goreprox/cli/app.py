@@ -84,6 +84,19 @@ app.command(
     help="Serve metrics and health of the processes on this machine over HTTP.",
 )
 app.command(
+    "goreprox.cli.streams:streams",
+    sort_key=4,
+    help="List the open connections of the processes on this machine, each with its id.",
+    help_epilogue=example("goreprox streams", "goreprox streams --service web --follow", "goreprox streams --json"),
+)
+app.command(
+    "goreprox.cli.streams:end",
+    sort_key=4,
+    help="End connections, with a reset on both sides.",
+    usage="goreprox end [ID...] [OPTIONS]",
+    help_epilogue=example("goreprox end 3fa1c0-17 3fa1c0-42", "goreprox end --client 198.51.100.0/24 --role server"),
+)
+app.command(
     "goreprox.cli.reload:reload",
     sort_key=5,
     help="""Let the processes on this machine read their configuration again.

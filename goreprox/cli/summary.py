@@ -31,7 +31,7 @@ def summary(document: Document) -> Iterator[str]:
 
 
 def _title(document: Document) -> str:
-    title = f"{document['role']} {document['name']}: up {_duration(document['up_s'])}"
+    title = f"{document['role']} {document['name']}: up {duration(document['up_s'])}"
     if document["draining"]:
         title += ", draining"
     if (streams := document["streams"]) is None:
@@ -69,7 +69,7 @@ def _health(document: Document, service: str) -> str:
     if check is None or check["condition"] == "well":
         return ""
     why = "" if check["problem"] is None else f": {check['problem']}"
-    return f", {check['condition']} {_duration(check['since_s'])}{why}"
+    return f", {check['condition']} {duration(check['since_s'])}{why}"
 
 
 def _peer(peer: PeerStatus) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ def _peer(peer: PeerStatus) -> tuple[str, ...]:
     if (machine := peer.get("machine")) not in (None, peer["name"]):
         name += f" on {machine}"
     since = peer["down_s"] if peer["down_s"] is not None else peer.get("up_s")
-    state = peer["state"] if since is None else f"{peer['state']} {_duration(since)}"
+    state = peer["state"] if since is None else f"{peer['state']} {duration(since)}"
     return f"{name} ({peer['incarnation']})", state, f"{peer['streams_open']:,} open"
 
 
@@ -87,7 +87,7 @@ def _links(document: Document) -> Iterator[str]:
 
 def _link(link: LinkStatus) -> tuple[str, ...]:
     since = link.get("since_s")
-    state = link["state"] if since is None else f"{link['state']} {_duration(since)}"
+    state = link["state"] if since is None else f"{link['state']} {duration(since)}"
     return f"link to {link['label']}", f"{state}: {problem}" if (problem := link.get("problem")) else state
 
 
@@ -98,7 +98,7 @@ def _connections(document: Document) -> Iterator[str]:
     yield "  open connections, the latest first"
     rows = [("client", "service", "by way of", "open", "sent", "received")]
     for each in listed:
-        age = "" if each["open_s"] is None else _duration(each["open_s"])
+        age = "" if each["open_s"] is None else duration(each["open_s"])
         rows.append(
             (
                 each["client"],
@@ -136,5 +136,6 @@ def _indented(rows: Sequence[tuple[str, ...]], *, depth: int = 2) -> Iterator[st
         yield " " * depth + line
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return `1:02:03`."""
     return str(timedelta(seconds=round(seconds)))

@@ -2,18 +2,23 @@
 
 import asyncio
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from goreprox.control.message import REPLY_BYTES, encode_request, parse_reply
+from goreprox.control.message import REPLY_BYTES, encode_request, parse_page, parse_reply
 from goreprox.errors import ControlError
 
 ASK_S: Final = 2.0
 """Deadline for each process, unless a command takes longer."""
+PAGES_BYTES: Final = 256 << 20
+"""All pages of a reply: a million streams, the most that can be configured, at 256 bytes."""
 ROLES: Final = ("server", "edge", "broker", "provider")
 PARENT: Final = "workers"
 """What a process is called that has no status itself, but a worker for each core that has."""
+NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
+_PAGE: Final = b'{"control": 1, "page": '
 _SOCKET: Final = re.compile(r"(?P<role>[a-z]+)-(?P<name>[A-Za-z0-9._-]{1,64})\.[0-9]+\.sock")
 
 
@@ -25,6 +30,8 @@ class Reply(NamedTuple):
     result: object
     problem: str | None = None
     """Why there is no result, for people."""
+    pages: Sequence[object] = ()
+    """What came before the result."""
 
 
 def ask_all(
@@ -34,13 +41,14 @@ def ask_all(
     roles: Sequence[str] = ROLES,
     name: str | None = None,
     deadline_s: float | None = None,
+    options: Mapping[str, object] = NOTHING,
 ) -> list[Reply]:
     """Ask all processes in `directories` that have one of these roles, and that name if any, at once.
 
     Raises:
         ControlError: there is none, or none that this user may ask.
     """
-    return asyncio.run(ask(directories, command, roles=roles, name=name, deadline_s=deadline_s))
+    return asyncio.run(ask(directories, command, roles=roles, name=name, deadline_s=deadline_s, options=options))
 
 
 async def ask(
@@ -50,6 +58,7 @@ async def ask(
     roles: Sequence[str] = ROLES,
     name: str | None = None,
     deadline_s: float | None = None,
+    options: Mapping[str, object] = NOTHING,
 ) -> list[Reply]:
     """Do the same within a loop.
 
@@ -57,7 +66,7 @@ async def ask(
         ControlError: there is none, or none that this user may ask.
     """
     paths, closed = _sockets(directories, roles, name)
-    replies = await _gather(paths, encode_request(command), ASK_S if deadline_s is None else deadline_s)
+    replies = await _gather(paths, encode_request(command, **options), ASK_S if deadline_s is None else deadline_s)
     if replies:
         return replies
     if closed:
@@ -100,7 +109,8 @@ async def _ask(path: Path, request: bytes, deadline_s: float) -> Reply | None:
     try:
         async with asyncio.timeout(deadline_s):
             data = await _exchange(path, request)
-        return Reply(who, parse_reply(data))
+        *pages, last = data.split(b"\n")
+        return Reply(who, parse_reply(last), pages=[*map(parse_page, pages)])
     except (ConnectionRefusedError, FileNotFoundError):
         return None
     except ControlError as exc:
@@ -121,8 +131,11 @@ async def _exchange(path: Path, request: bytes) -> bytes:
     try:
         writer.write(request)
         data = bytearray()
-        while len(data) <= REPLY_BYTES and (chunk := await reader.read(1 << 16)):
+        most = REPLY_BYTES
+        while len(data) <= most and (chunk := await reader.read(1 << 16)):
             data += chunk
+            if most == REPLY_BYTES and data.startswith(_PAGE):
+                most = PAGES_BYTES
         return bytes(data)
     finally:
         writer.transport.abort()

@@ -3,7 +3,8 @@
     {"control": 1, "command": "status"}
     {"control": 1, "result": …}  or  {"control": 1, "error": "one line for people", "exit_code": 1}
 
-Further keys of a request are options of its command.
+Further keys of a request are options of its command. What is long, or without end, comes in pages before the result,
+each in a line of its own: {"control": 1, "page": …}
 """
 
 import json
@@ -52,9 +53,26 @@ def encode_result(result: object) -> bytes:
     return json.dumps({"control": VERSION, "result": result}).encode()
 
 
+def encode_page(page: object) -> bytes:
+    """Return a line."""
+    return json.dumps({"control": VERSION, "page": page}).encode() + b"\n"
+
+
 def encode_error(error: GoreproxError) -> bytes:
     """Return the reply to a request that was not."""
     return json.dumps({"control": VERSION, "error": str(error), "exit_code": error.exit_code}).encode()
+
+
+def parse_page(line: bytes) -> object:
+    """Return a page.
+
+    Raises:
+        LookupError: it is none.
+    """
+    match _object(line):
+        case {"control": 1, "page": page}:
+            return page
+    raise LookupError("no page")
 
 
 def parse_reply(data: bytes) -> object:

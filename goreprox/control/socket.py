@@ -1,4 +1,4 @@
-"""The control socket of a process, beside its lock file: each connection is one request and one reply.
+"""The control socket of a process, beside its lock file: each connection is one request and one reply, maybe in pages.
 
 Only the owner of the process and root can connect: the directory of the lock file has mode 0700, the socket 0600.
 """
@@ -9,13 +9,13 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, Self
 
 from loguru import logger
 
-from goreprox.control.message import REQUEST_BYTES, Request, encode_error, encode_result, parse_request
+from goreprox.control.message import REQUEST_BYTES, Request, encode_error, encode_page, encode_result, parse_request
 from goreprox.errors import ControlError, GoreproxError
 from goreprox.process.instance import Instance
 from goreprox.process.lifetime import NO_UPGRADE
@@ -25,9 +25,14 @@ READ_S: Final = 5.0
 CLIENTS: Final = 8
 """At a time. A reply is below 2 MiB (a status with 1,024 peers of at most 2 KiB), so all of them hold below 16 MiB."""
 
-Commands = Mapping[str, Callable[[Request], Awaitable[object]]]
+FOLLOWERS: Final = 8
+"""Clients at a time that take pages; so those that follow something do not keep others out. A page is below 256 KiB."""
+
+Pages = AsyncGenerator[object, None]
+Commands = Mapping[str, Callable[[Request], Awaitable[object] | Pages]]
 """What a process does when it is asked: each returns its result, which becomes JSON, or raises GoreproxError. It bounds
-its own time, and goes on if the client leaves."""
+its own time, and goes on if the client leaves. One that yields pages, none of them None, is closed if the client leaves
+or has not taken a page within `READ_S`; between two pages other work is done."""
 
 
 class ControlSocket:
@@ -38,6 +43,8 @@ class ControlSocket:
         self.path: Final = path
         self._commands = commands
         self._clients: set[asyncio.Task[None]] = set()
+        self._followers: set[asyncio.Task[None]] = set()
+        """Those that take pages."""
         self._server: asyncio.Server | None = None
         self._inode: os.stat_result | None = None
 
@@ -73,33 +80,68 @@ class ControlSocket:
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer), name="control")
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
+        task.add_done_callback(self._followers.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(READ_S):
                 line = await reader.readuntil(b"\n")
-            reply = await self._reply(line, writer.get_extra_info("socket").fileno())
+            reply = await self._reply(line, reader, writer)
             async with asyncio.timeout(READ_S):
                 writer.write(reply)
                 writer.close()
                 await writer.wait_closed()
-        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, _ClientLeft):
             pass  # it is the client that is not served
         finally:
             writer.transport.abort()
 
-    async def _reply(self, line: bytes, client: int) -> bytes:
+    async def _reply(self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """Return the last line of the reply; those before it are sent."""
         try:
-            request = parse_request(line)._replace(client=client)
+            request = parse_request(line)._replace(client=writer.get_extra_info("socket").fileno())
             command = self._commands.get(request.command)
             if command is None:
                 raise ControlError(f"the command {request.command[:64]!r} is not known here; it is of another version")
-            return encode_result(await command(request))
+            work = command(request)
+            if not isinstance(work, AsyncGenerator):
+                return encode_result(await work)
+            async with contextlib.aclosing(work):
+                await self._send_pages(work, reader, writer)
+            return encode_result(None)
         except GoreproxError as exc:
             return encode_error(exc)
+        except _ClientLeft:
+            raise
         except Exception as exc:  # noqa: BLE001 -- a bug in a command must not end more than the request
             asyncio.get_running_loop().call_exception_handler({"message": "serving a command", "exception": exc})
             return encode_error(ControlError("a fault in this process, which is in its log"))
+
+    async def _send_pages(self, pages: Pages, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Send pages as they come, until the last one.
+
+        Raises:
+            ControlError: there are too many followers.
+            _ClientLeft: it has left, or does not take them.
+        """
+        if len(self._followers) >= FOLLOWERS:
+            raise ControlError(f"{FOLLOWERS} other clients list or follow what it does; end one of them")
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.discard(task)
+        self._followers.add(task)
+        writer.transport.set_write_buffer_limits(0)  # so that `drain` waits for the kernel
+        left = asyncio.create_task(reader.read(1), name="control: the client's end")
+        try:
+            while (page := await _next(pages, left)) is not None:
+                writer.write(encode_page(page))
+                async with asyncio.timeout(READ_S):
+                    await writer.drain()
+        except OSError as exc:  # TimeoutError, too
+            raise _ClientLeft from exc
+        finally:
+            left.cancel()
+            await asyncio.wait([left])
 
     def close(self) -> None:
         """Stop, and remove the socket file unless it is another process's by now."""
@@ -109,8 +151,34 @@ class ControlSocket:
             if os.path.samestat(self.path.lstat(), self._inode):
                 self.path.unlink()
         self._server.close()
-        for client in list(self._clients):
+        for client in [*self._clients, *self._followers]:
             client.cancel()
+
+
+class _ClientLeft(Exception):
+    """It takes no more pages."""
+
+
+async def _next(pages: Pages, left: asyncio.Task[bytes]) -> object:
+    """Return the next page, None behind the last one.
+
+    Raises:
+        _ClientLeft: `left` is done before.
+    """
+
+    async def page() -> object:
+        return await anext(pages, None)
+
+    task = asyncio.create_task(page(), name="control: the next page")
+    try:
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if left.done():
+            raise _ClientLeft
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
 
 
 @contextlib.asynccontextmanager

@@ -36,6 +36,12 @@ class Backend:
         self._access = AccessLog(clients.rejected, certificate)
 
     @property
+    def facts(self) -> dict[str, str]:
+        """What is known of the client, whatever it asks for."""
+        certificate = self._access.certificate
+        return {} if certificate is None else {"certificate": certificate}
+
+    @property
     def away(self) -> bool:
         """Whether the stream's provider is out of reach or draining."""
         if self.provider_stream is None:

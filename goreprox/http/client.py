@@ -109,13 +109,8 @@ class ClientConnection:
         self._fd = sock.fileno()
         self.address = client
         self.destination = destination
-        self._backend = Backend(
-            clients,
-            self,
-            client=client,
-            destination=destination,
-            certificate=None if certificate is None else certificate.name,
-        )
+        name = None if certificate is None else certificate.name
+        self._backend = Backend(clients, self, client=client, destination=destination, certificate=name)
         self.gateway = Gateway(
             site,
             client=client.host,
@@ -191,6 +186,11 @@ class ClientConnection:
         """Read more of the request: there is room."""
         self._settle()
         self._update()
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What is known of the client and its present request."""
+        return self.gateway.facts | self._backend.facts
 
     def lost(self, provider_stream: ProviderStream, status: int, reason: str, *, again: bool) -> None:
         """Try again, or tell the client, that the stream of its request is over."""

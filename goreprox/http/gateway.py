@@ -76,6 +76,15 @@ class Gateway:
         waits = self.paused and self._exchange is None
         return not self.over and not self._ended and not self.reader.full and not waits
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is known of the present request: its host and the name of its token."""
+        if self._exchange is None:
+            return {}
+        asked = self._exchange.log()
+        facts = {"host": asked.host, "token": asked.token}
+        return {name: value for name, value in facts.items() if value}
+
     # What the client does.
 
     def receive(self, data: bytes) -> Commands:

@@ -5,7 +5,7 @@ It may outlive the client for a moment, while its end is passed on.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from goreprox.protocol.limits import KIB
@@ -33,6 +33,10 @@ class StreamUser(Protocol):
 
     def writable(self) -> None:
         """Take note that the stream has room for more."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What is known of the client and its present request: `host`, `token`, `certificate`."""
 
     def lost(self, provider_stream: "ProviderStream", status: int, reason: str, *, again: bool) -> None:
         """Take note that the stream is over, and what was on it is lost; `again` if another provider may do better."""
@@ -151,6 +155,11 @@ class ProviderStream:
         self._end_if_over()
 
     # For the edge and the driver.
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What is known of the client and its present request."""
+        return {} if self._user is None else self._user.facts
 
     def abort(self, reason: str, code: EndCode, *, status: int = 502) -> None:
         """End the stream: no provider accepts it, or the edge is shutting down."""

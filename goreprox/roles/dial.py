@@ -25,6 +25,7 @@ from goreprox.process.machine import in_container
 from goreprox.protocol.events import Code
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.stream import Stream
+from goreprox.protocol.totals import EndCode
 from goreprox.roles.examination import UnwellError, examine
 from goreprox.roles.loops import Loops
 
@@ -167,11 +168,11 @@ class Dialer:
 
 
 class _Dial:
-    """One stream's: tries the addresses in turn."""
+    """One stream's (tunnel.connections.StreamOwner): tries the addresses in turn."""
 
     def __init__(self, dialer: Dialer, stream: Stream) -> None:
         self._dialer = dialer
-        self._stream = stream
+        self.stream = stream
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
         """The connection that is being made; the poller watches it."""
@@ -181,6 +182,7 @@ class _Dial:
         """Those to be tried after it."""
         self._next_address: asyncio.TimerHandle | None = None
         timeout_s = dialer.config.timeout_s
+        self.began_at = clock()
         self._deadline = self._loop.call_later(timeout_s, self._refuse, f"no response within {timeout_s:g} s")
         self._cancels: list[Callable[[], object]] = [self._deadline.cancel]
         """What ends each step that was begun; no effect on those that are done."""
@@ -188,27 +190,33 @@ class _Dial:
 
     def start(self) -> None:
         """Begin; it may be over at once."""
-        addresses = self._dialer.targets.known(self._stream.service)
+        addresses = self._dialer.targets.known(self.stream.service)
         if addresses is not None:
             self._try(addresses)
         else:
-            lookup = self._loop.create_task(self._resolve(), name=f"resolve {self._stream.service}")
+            lookup = self._loop.create_task(self._resolve(), name=f"resolve {self.stream.service}")
             self._cancels.append(lookup.cancel)
+
+    def abort(self, reason: str, code: EndCode) -> None:
+        """Give up, and end the stream."""
+        self._abandon()
+        self.stream.abort(reason, code)
+        self._dialer.failed(self.stream)
 
     def notice(self, kind: Kind) -> None:
         """Give up when the stream is aborted; everything else waits for the target."""
         if kind is Kind.ABORTED:
             self._abandon()
-            self._dialer.failed(self._stream)
+            self._dialer.failed(self.stream)
 
     def hand_back(self) -> None:
         """Give up, and let the edge choose another provider."""
         self._abandon()
-        self._stream.refuse(Code.DRAINING, "the provider is shutting down")
+        self.stream.refuse(Code.DRAINING, "the provider is shutting down")
 
     async def _resolve(self) -> None:
         try:
-            addresses = await self._dialer.targets.resolve(self._stream.service)
+            addresses = await self._dialer.targets.resolve(self.stream.service)
         except (OSError, UnicodeError) as exc:
             why = exc.strerror if isinstance(exc, OSError) else "it is not a valid host name"
             self._refuse(f"the name cannot be resolved: {why}")
@@ -229,7 +237,7 @@ class _Dial:
             code = sock.connect_ex(address)
             if code == errno.EINPROGRESS:
                 code = sock.connect_ex(address)  # a target on this machine has accepted it by now
-            self._dialer.loops.add(self._stream, sock.getsockname()[:2], address[:2])
+            self._dialer.loops.add(self.stream, sock.getsockname()[:2], address[:2])
         except OSError as exc:
             code = exc.errno or errno.EIO
         if code in _CONNECTING and sock is not None:
@@ -288,12 +296,12 @@ class _Dial:
         """
         version = self._dialer.config.proxy_protocol
         if version is not None:
-            header = write(version, Endpoint.parse(self._stream.client), Endpoint.parse(self._stream.destination))
+            header = write(version, Endpoint.parse(self.stream.client), Endpoint.parse(self.stream.destination))
             if sock.send(header) < len(header):  # never, with 104 bytes and an empty send queue
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
     def _reached(self, sock: socket.socket) -> None:
-        service, tls = self._stream.service, self._dialer.tls
+        service, tls = self.stream.service, self._dialer.tls
         if tls.speaks(service):
             self._cancels.append(tls.begin(service, sock, admit=self._join, lose=self._handshake_failed))
         else:
@@ -308,23 +316,23 @@ class _Dial:
 
     def _join(self, sock: Socket) -> None:
         self._finish()
-        self._dialer.connected(self._stream, sock)
+        self._dialer.connected(self.stream, sock)
 
     def _refuse(self, why: str) -> None:
         self._abandon()
-        address = self._dialer.targets.by_service[self._stream.service]
+        address = self._dialer.targets.by_service[self.stream.service]
         self._dialer.log.say(
             "target_failed",
-            f"cannot reach the target {address} for {self._stream.client}: {why}{advice(address, why)}",
-            service=self._stream.service,
+            f"cannot reach the target {address} for {self.stream.client}: {why}{advice(address, why)}",
+            service=self.stream.service,
             target=str(address),
         )
-        self._stream.refuse(Code.TARGET, f"target {address}: {why}")
-        self._dialer.failed(self._stream)
+        self.stream.refuse(Code.TARGET, f"target {address}: {why}")
+        self._dialer.failed(self.stream)
 
     def _abandon(self) -> None:
         self._finish()
-        self._dialer.loops.discard(self._stream)
+        self._dialer.loops.discard(self.stream)
 
     def _finish(self) -> None:
         self._dialer.dials.discard(self)

@@ -250,6 +250,14 @@ class Edge:
     def _ports(self) -> dict[str, object]:
         return ports(announced(self._clients, self.listeners.addresses))
 
+    def owners(self) -> list[StreamOwner]:
+        """Return the owners of all open streams (streams.Owner)."""
+        return list(self.bridges.connections)
+
+    def facts(self, owner: StreamOwner) -> Mapping[str, str]:
+        """Return what is known of a stream's client."""
+        return owner.facts if isinstance(owner, Bridge | ProviderStream) else {}
+
     def metrics(self) -> Metrics:
         """Return what the status shows of this edge (snapshot.Owner)."""
         return Metrics(

@@ -32,6 +32,7 @@ from goreprox.roles.upgrade import Before, Upgrade
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
 from goreprox.tunnel import attributes
 from goreprox.tunnel.bridge import Bridge, Bridges
+from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import Driver, wait_until
 from goreprox.tunnel.peer import Peer
 
@@ -265,6 +266,15 @@ class Provider:
             if isinstance(bridge, Bridge) and (peer := self.driver.peer_of(bridge.stream)) is not None
             if bridge.stream.id in peer.session.streams
         ]
+
+    def owners(self) -> list[StreamOwner]:
+        """Return the owners of all open streams (streams.Owner)."""
+        return [*self.bridges.connections, *self.dialer.dials]
+
+    def facts(self, owner: StreamOwner) -> dict[str, str]:
+        """Return the target of a stream."""
+        target = self._targets.get(owner.stream.service)
+        return {} if target is None else {"target": str(target)}
 
     def metrics(self) -> Metrics:
         """Return what the status shows of this provider (snapshot.Owner)."""

@@ -39,6 +39,8 @@ from goreprox.status.document import (
     PeerStatus,
     StreamsStatus,
 )
+from goreprox.status.streams import Owner as StreamsOwner
+from goreprox.status.streams import StreamList
 from goreprox.tunnel.attributes import machine_of, process_of
 from goreprox.tunnel.bridge import Bridges
 from goreprox.tunnel.connections import StreamOwner
@@ -118,10 +120,9 @@ class Metrics(NamedTuple):
     """Of the services that are checked."""
 
 
-class Owner(Protocol):
+class Owner(StreamsOwner, Protocol):
     """An edge or a provider."""
 
-    driver: Driver
     bridges: Bridges
     ended: EndedStreams
 
@@ -146,7 +147,7 @@ class Source:
     @property
     def commands(self) -> Commands:
         """What the control socket serves."""
-        return {"status": self._status}
+        return {"status": self._status, **StreamList(self.instance, self.owner).commands}
 
     async def _status(self, _: Request) -> Document:
         return self.document()

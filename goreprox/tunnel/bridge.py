@@ -24,6 +24,7 @@ from typing import Protocol
 from goreprox.net import sockets
 from goreprox.net.poller import READ, WRITE, Poller
 from goreprox.net.sockets import Socket, send_some
+from goreprox.net.tls import TlsSocket
 from goreprox.protocol.errors import ExportError
 from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import MIB, RESET_LINGER_S
@@ -208,6 +209,12 @@ class Bridge:
     def descriptor(self) -> int | None:
         """Of the socket; None if it was closed."""
         return self._fd if self.open else None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is known of a client, besides its address."""
+        identity = self._sock.identity if self.open and isinstance(self._sock, TlsSocket) else None
+        return {} if identity is None or identity.name is None else {"certificate": identity.name}
 
     @property
     def open(self) -> bool:

@@ -16,8 +16,8 @@ from loguru import logger
 
 from goreprox.control import client
 from goreprox.control import socket as control_socket
-from goreprox.control.message import REQUEST_BYTES, VERSION, Request, encode_request
-from goreprox.control.socket import CLIENTS, ControlSocket
+from goreprox.control.message import REQUEST_BYTES, VERSION, Request, encode_page, encode_request
+from goreprox.control.socket import CLIENTS, FOLLOWERS, ControlSocket, Pages
 from goreprox.errors import ControlError, StartError
 from goreprox.status.document import FORMAT, Document
 from goreprox.status.query import Responses, ask_all
@@ -71,8 +71,16 @@ async def serving(
     async def wait(_: Request) -> None:
         await asyncio.Event().wait()
 
+    async def count(request: Request) -> Pages:
+        for number in range(int(str(request.options.get("to", 0)))):
+            yield {"number": number, "filler": "x" * int(str(request.options.get("filler", 0)))}
+        if request.options.get("fail"):
+            raise StartError("the port is in use")
+        if request.options.get("for_ever"):
+            await asyncio.Event().wait()
+
     opened = await ControlSocket.open(
-        directory / lock, {"status": status, "refuse": refuse, "fail": fail, "wait": wait}
+        directory / lock, {"status": status, "refuse": refuse, "fail": fail, "wait": wait, "count": count}
     )
     try:
         yield opened
@@ -197,6 +205,61 @@ async def test_the_number_of_clients_that_do_not_read_is_bounded(
             sock.close()
 
 
+async def test_pages_come_before_the_result(directory: Path) -> None:
+    async with serving(directory):
+        (reply,) = await client.ask([directory], "count", options={"to": 3})
+        assert [page["number"] for page in reply.pages if isinstance(page, dict)] == [0, 1, 2]
+        assert (reply.result, reply.problem) == (None, None)
+        (reply,) = await client.ask([directory], "count")
+        assert (reply.pages, reply.result, reply.problem) == ([], None, None)
+        (reply,) = await client.ask([directory], "count", options={"to": 1, "fail": True})
+        assert reply.problem == "server-n.0: the port is in use"
+
+
+async def test_those_that_follow_leave_room_for_others_and_are_bounded(directory: Path) -> None:
+    async with serving(directory) as opened:
+        following = [connect(opened.path) for _ in range(FOLLOWERS)]
+        for sock in following:
+            sock.send(encode_request("count", to=1, for_ever=True))
+        await eventually(lambda: len(opened._followers) == FOLLOWERS)
+        assert not opened._clients
+        assert len((await ask(directory)).documents) == 1
+        (reply,) = await client.ask([directory], "count")
+        assert "other clients list or follow" in str(reply.problem)
+        following.pop().close()
+        await eventually(lambda: len(opened._followers) < FOLLOWERS)
+        (reply,) = await client.ask([directory], "count")
+        assert reply.problem is None
+        for sock in following:
+            sock.close()
+        await eventually(lambda: not opened._followers)
+
+
+async def test_a_client_that_takes_no_page_in_time_is_disconnected(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_socket, "READ_S", 0.1)
+    async with serving(directory) as opened:
+        with connect(opened.path) as silent:
+            silent.send(encode_request("count", to=1000, filler=1 << 17))
+            await eventually(lambda: opened._followers)
+            await eventually(lambda: not opened._followers)
+            received = b"".join(iter(lambda: silent.recv(1 << 16), b""))
+            assert 0 < len(received) < 1000 << 17
+
+
+@pytest.mark.parametrize("last", [b"", b'{"control": 1, "result": nu'])
+async def test_pages_without_an_end_are_a_problem(directory: Path, last: bytes) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(encode_page(1) + last)
+        writer.close()
+
+    async with await asyncio.start_unix_server(reply, directory / "server-n.0.sock"):
+        (got,) = await client.ask([directory], "count")
+    assert got.problem is not None and got.problem.startswith("server-n.0 disconnected in the middle")
+
+
 async def test_clients_that_ask_nothing_are_disconnected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_socket, "READ_S", 0.1)
     async with serving(directory) as opened:
@@ -256,7 +319,7 @@ async def test_a_request_that_is_no_line_gets_no_reply(directory: Path, data: by
 async def test_a_refusal_is_reported_with_the_name_of_the_process(directory: Path) -> None:
     async with serving(directory):
         (reply,) = await asyncio.to_thread(client.ask_all, [directory], "refuse")
-    assert reply == ("server-n.0", None, "server-n.0: the port is in use")
+    assert reply == client.Reply("server-n.0", None, "server-n.0: the port is in use")
 
 
 async def test_a_command_that_is_still_running_ends_with_the_socket(directory: Path) -> None:

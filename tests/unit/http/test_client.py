@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from typing import Final
 
 import pytest
 
@@ -158,6 +159,8 @@ class StreamUser:
     def readable(self) -> None: ...
 
     def writable(self) -> None: ...
+
+    facts: Final[dict[str, str]] = {}
 
     def lost(self, provider_stream: ProviderStream, status: int, reason: str, *, again: bool) -> None: ...
 

@@ -1,5 +1,7 @@
 """A stream as HTTP uses it: what becomes of what was written when it is let go."""
 
+from typing import Final
+
 import pytest
 
 from goreprox.http.provider_stream import RESEND_BYTES, ProviderStream
@@ -12,6 +14,8 @@ from goreprox.protocol.totals import EndCode
 
 class StreamUser:
     """Wants nothing, and remembers how the stream was lost."""
+
+    facts: Final[dict[str, str]] = {}
 
     def __init__(self) -> None:
         self.losses: list[tuple[int, str, bool]] = []

@@ -84,7 +84,7 @@ class HttpConfig:
     """Replace the Host of HTTP requests to targets. May be repeated. [default: as the client sent it]"""
     limits: Limits = field(default_factory=Limits)
     access_log: Annotated[bool, Parameter(group=PROCESS)] = True
-    """Log each HTTP request."""
+    """Log each HTTP request, and each other connection at its end."""
 
     def __post_init__(self) -> None:
         check_seconds("queue-timeout", self.queue_timeout_s, least=0.1)

@@ -11,6 +11,7 @@ room for. A connection, as long as this module owns it:
 
 import enum
 import socket
+from collections.abc import Mapping
 from typing import Final, assert_never
 
 from goreprox.endpoint import Endpoint

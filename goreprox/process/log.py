@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from loguru import Message
 
 ACCESS: Final = "access"
-"""The `event` of lines of the access log."""
+"""The `event` of lines of the access log: of HTTP requests,"""
+ACCESS_TCP: Final = "access_tcp"
+"""and of other connections at their end."""
 LISTED: Final = 16
 MAX_MESSAGE: Final = 2048
 MAX_VALUE: Final = 512
@@ -187,7 +189,7 @@ def _terminal_line(entry: Entry) -> str:
     """Return the text, with the number of the worker if there are several."""
     worker = f"worker {entry.fields['worker']}: " if "worker" in entry.fields else ""
     fields = {key: value for key, value in entry.fields.items() if key not in ("event", "worker")}
-    table = _words(fields) if entry.fields.get("event") == ACCESS else ""
+    table = _words(fields) if entry.fields.get("event") in (ACCESS, ACCESS_TCP) else ""
     text = f"{worker}{quoted(entry.message, MAX_MESSAGE)}{table}\n{_lines(entry.exception)}"
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
         return f"{_time(entry)} {entry.level:<7} {text}"

@@ -26,6 +26,7 @@ from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
+from goreprox.roles.connection_log import ConnectionLog
 from goreprox.roles.dashboard import Dashboard
 from goreprox.roles.edge_state import EdgeState, restored_listeners
 from goreprox.roles.entrances import announced, by_service, entrances
@@ -63,6 +64,7 @@ class Edge:
         self._max_connections = connections.max_connections
         self._process = "server" if isinstance(config, ServerConfig) else "edge"
         self._log = LimitedLog()
+        self._connection_log = ConnectionLog()
         self._budget = Budget(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
         self.assignment = Assignment(
             self._budget,
@@ -164,7 +166,7 @@ class Edge:
             destination=str(client.destination),
             budget=self._budget,
         )
-        self.connect(Bridge(self.bridges, client.sock, stream, functools.partial(self.bridge_ended, client.address)))
+        self.connect(Bridge(self.bridges, client.sock, stream, functools.partial(self._connection_ended, client)))
 
     # What HTTP clients need.
 
@@ -195,6 +197,14 @@ class Edge:
         self.http_clients.providers_changed()
 
     # The end of clients and streams.
+
+    def _connection_ended(self, client: Client, bridge: Bridge) -> None:
+        """Note that a client that has never spoken HTTP has left, and its stream has ended."""
+        if self._clients.http.access_log:
+            certificate = None if client.certificate is None else client.certificate.name
+            provider, _ = self.provider_of(bridge.stream)
+            self._connection_log.write(bridge, certificate=certificate, provider=provider, now=clock())
+        self.bridge_ended(client.address, bridge)
 
     def bridge_ended(self, client: Endpoint, bridge: Bridge) -> None:
         """Note that a client has left, and its stream has ended."""

@@ -97,6 +97,14 @@ app.command(
     help_epilogue=example("goreprox end 3fa1c0-17 3fa1c0-42", "goreprox end --client 198.51.100.0/24 --role server"),
 )
 app.command(
+    "goreprox.cli.drain:drain",
+    sort_key=4,
+    help="""Let processes on this machine take no new connections.
+
+    Those that are open go on. A process stays until it is stopped; there is no way back.""",
+    help_epilogue=example("goreprox drain --name laptop", "sudo goreprox drain --role server"),
+)
+app.command(
     "goreprox.cli.reload:reload",
     sort_key=5,
     help="""Let the processes on this machine read their configuration again.

@@ -28,6 +28,7 @@ from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
 from goreprox.roles.connection_log import ConnectionLog
 from goreprox.roles.dashboard import Dashboard
+from goreprox.roles.drain import Drain
 from goreprox.roles.edge_state import EdgeState, restored_listeners
 from goreprox.roles.entrances import announced, by_service, entrances
 from goreprox.roles.former import FormerServices
@@ -106,7 +107,7 @@ class Edge:
         """
         clients, connections = config.clients, config.connections
         if self.driver.draining:
-            raise StartError("it is shutting down")
+            raise StartError("it is draining")
         auth = self._auth if clients.tokens == self._clients.tokens else auth_of(clients.tokens)
         readmit = self.admission.reconfigured(clients)
         opened = self.listeners.open(clients.listeners)
@@ -224,11 +225,15 @@ class Edge:
         self.assignment.ended(owner)
         self.ended.add(owner.stream)
 
-    async def close(self, *, drain_s: float) -> int:
-        """Stop accepting, wait `drain_s` for streams to end, reset the rest; return how many."""
+    def drain(self) -> None:
+        """Stop accepting; those that are connected go on. Idempotent."""
         self.listeners.drain()
         self.http_clients.drain()
         self.driver.drain()
+
+    async def close(self, *, drain_s: float) -> int:
+        """Stop accepting, wait `drain_s` for streams to end, reset the rest; return how many."""
+        self.drain()
         await wait_until(self._is_drained, deadline_s=drain_s)
         reset = self.connections
         self.admission.close()
@@ -316,6 +321,7 @@ async def serve(
         down_s=lambda: links.down_s,
         grace_s=lambda: edge.driver.grace_s,
         missing=lambda: edge.assignment.missing,
+        draining=lambda: edge.driver.draining,
     )
     health = Health(config.process.health, readiness, None if before is None else before.health)
     links = member.link(config.brokers, edge.driver, config.security)
@@ -331,7 +337,8 @@ async def serve(
     life.upgrade_asked = upgrade.signalled
     if before is not None:
         upgrade.took_over(before)
-    commands = {**source.commands, **health.commands, **upgrade.commands, **control(apply, health)}
+    commands = {**source.commands, **health.commands, **upgrade.commands, **Drain(edge, life).commands}
+    commands |= control(apply, health)
     async with health, Dashboard(config.process), serving(member.instance, commands):
         await life.serve(
             edge,
@@ -357,4 +364,6 @@ def restored(config: EdgeConfig | ServerConfig, member: Member, before: Before |
         state.restore(before.items, trial=before.inherited.trial)
         if before.inherited.trial:
             edge.listeners.close()
+        elif edge.driver.draining:
+            edge.drain()
     return edge, state

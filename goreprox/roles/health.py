@@ -29,6 +29,7 @@ class Readiness:
         down_s: Callable[[], float] = lambda: 0.0,
         grace_s: Callable[[], float] = lambda: 0.0,
         missing: Callable[[], Iterable[str]] = tuple,
+        draining: Callable[[], bool] = lambda: False,
     ) -> None:
         """Judge by `life`, and by how long no link to a broker has been up, where there are links.
 
@@ -38,6 +39,7 @@ class Readiness:
         self._down_s = down_s
         self._grace_s = grace_s
         self._missing = missing
+        self._draining = draining
 
     async def __call__(self) -> Report:
         """Return what holds now."""
@@ -50,6 +52,8 @@ class Readiness:
             return "it is shutting down"
         if not life.was_ready:
             return "it is starting"
+        if self._draining():
+            return "it is draining"
         down_s = self._down_s()
         return None if down_s <= self._grace_s() else f"no link to a broker for {down_s:.0f} s"
 

@@ -22,6 +22,7 @@ from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.roles.dashboard import Dashboard
 from goreprox.roles.dial import Dialer
+from goreprox.roles.drain import Drain
 from goreprox.roles.health import Health, Readiness, check_moved
 from goreprox.roles.loops import HOPS, Loops
 from goreprox.roles.member import Member
@@ -185,14 +186,18 @@ class Provider:
         """Connections to targets, and dials."""
         return len(self.bridges.connections) + len(self.dialer.dials)
 
+    def drain(self) -> None:
+        """Take no new streams; the present ones go on. Idempotent."""
+        self._draining = True
+        self.checks.close()
+        self.driver.drain()
+
     async def close(self, *, drain_s: float) -> int:
         """Take no new streams, wait `drain_s` for the present ones to end, reset the rest; return how many.
 
         Streams whose target has not been reached by then go to other providers.
         """
-        self._draining = True
-        self.checks.close()
-        self.driver.drain()
+        self.drain()
         # Settled: the edges know of the drain, so no stream is on its way that the goodbye would end.
         await wait_until(lambda: not self.connections and self.driver.settled, deadline_s=drain_s)
         reset = len(self.bridges.connections)
@@ -237,6 +242,8 @@ class Provider:
             ExportError: it is something else.
         """
         self.driver.restore(items)
+        if self.driver.draining:
+            self.drain()
         head = Fields(next(items, None))
         self.checks.restore(head.items_or_none("offered"))
         for _ in range(head.count("sockets")):
@@ -317,7 +324,13 @@ async def run(
     life.upgrade_asked = upgrade.signalled
     if before is not None:
         upgrade.took_over(before)
-    commands = {**source.commands, **health.commands, **reload.commands, **upgrade.commands}
+    commands = {
+        **source.commands,
+        **health.commands,
+        **Drain(provider, life).commands,
+        **reload.commands,
+        **upgrade.commands,
+    }
     async with health, Dashboard(config.process), serving(member.instance, commands):
         await life.serve(
             provider,

@@ -10,6 +10,7 @@ from goreprox.process.handover import Handover, Inherited
 from goreprox.process.lifetime import Lifetime
 from goreprox.roles.broker import check, describe, open_router
 from goreprox.roles.dashboard import Dashboard
+from goreprox.roles.drain import Drain
 from goreprox.roles.edge import restored
 from goreprox.roles.entrances import entrances
 from goreprox.roles.health import Health, Readiness
@@ -35,7 +36,7 @@ async def run(
         check(config, before)
         return None
     life = Lifetime()
-    readiness = Readiness(life, missing=lambda: edge.assignment.missing)
+    readiness = Readiness(life, missing=lambda: edge.assignment.missing, draining=lambda: edge.driver.draining)
     try:
         health = Health(config.process.health, readiness, None if before is None else before.health)
         router, ports, ways, listening = await open_router(config, before)
@@ -57,6 +58,7 @@ async def run(
     if before is not None:
         upgrade.took_over(before)
     commands = {**source.commands, **health.commands, **reload.commands, **upgrade.commands}
+    commands |= Drain(edge, life).commands
     async with health, Dashboard(config.process), serving(member.instance, commands):
         await life.serve(
             edge,

@@ -339,6 +339,7 @@ class Driver:
             "told_bytes": self.budget.told_bytes,
             "max_streams": self.budget.max_streams,
             "totals": self.budget.totals.export(),
+            "draining": self.draining,
             "peers": len(peers),
         }
         for peer in peers:
@@ -363,6 +364,7 @@ class Driver:
         """
         head = Fields(next(items, None))
         self.budget.take_over(told_bytes=head.count("told_bytes"), max_streams=head.count("max_streams"))
+        self.draining = head.by_text().get("draining") is True
         if (totals := head.fields_or_none("totals")) is not None:
             self.budget.totals.take_over(totals)
         for _ in range(head.count("peers")):
@@ -384,7 +386,9 @@ class Driver:
     # Shutdown.
 
     def drain(self) -> None:
-        """Ask all peers for no new streams."""
+        """Ask all peers for no new streams, those that are met later, too. Idempotent."""
+        if self.draining:
+            return
         self.draining = True
         for peer in self.peers.values():
             peer.session.drain()

@@ -279,10 +279,14 @@ class Bridge:
         self._bridges.poller.change(self._fd, watched, events, self._ready)
 
     def _ready(self, events: int) -> None:
-        if events & self._watched & READ:
-            self._readable()
-        if events & self._watched & WRITE:
-            self._writable()
+        try:
+            if events & self._watched & READ:
+                self._readable()
+            if events & self._watched & WRITE:
+                self._writable()
+        except Exception:  # such as MemoryError: bytes that were read may be in no buffer
+            self.abort("a fault in this process, which is in its log", EndCode.FAILED)
+            raise
 
     def _readable(self) -> None:
         room = self.stream.room

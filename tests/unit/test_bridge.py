@@ -17,6 +17,7 @@ from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import KIB, RESET_LINGER_S
 from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
+from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.tunnel.bridge import Bridge, Bridges
 from tests.support.peer import WINDOW, accepted
@@ -376,6 +377,25 @@ async def test_an_end_of_file_for_a_socket_that_was_reset_passes_the_reset_on() 
         it.say(Eof(1, 0))
         await it.hears(Reset)
         assert not it.bridge.open
+
+
+@pytest.mark.pure
+async def test_a_connection_whose_bytes_were_read_and_could_not_be_kept_is_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_stream: Stream, _data: bytes) -> None:
+        raise MemoryError
+
+    with Joined() as it:
+        with monkeypatch.context() as patch:
+            patch.setattr(Stream, "write", refuse)
+            it.far.send(b"lost")
+            await eventually(lambda: it.faults, "it is reported")
+        assert isinstance(it.faults.pop()["exception"], MemoryError)
+        await it.hears(Abort)
+        assert it.ended == [it.bridge]
+        with pytest.raises(ConnectionResetError):
+            it.far.recv(1)
 
 
 async def test_a_socket_that_is_reported_ready_and_is_not_does_no_harm() -> None:

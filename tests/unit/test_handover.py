@@ -1,6 +1,7 @@
 """The file that a process leaves to the code that takes its place, and the check before."""
 
 import fcntl
+import gc
 import os
 import sys
 from collections import deque
@@ -67,9 +68,23 @@ def test_a_damaged_state_is_rejected(state: int, change: Callable[[bytes], bytes
 
 def test_the_variable_is_used_once(state: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, f"trial {state}")
-    found = inherited()
-    assert found is not None and found.trial and found.descriptor == state
-    assert inherited() is None
+    try:
+        found = inherited()
+        assert found is not None and found.trial and found.descriptor == state
+        assert inherited() is None
+    finally:
+        gc.enable()
+
+
+def test_garbage_is_not_collected_until_the_state_is_restored(state: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, f"real {os.dup(state)}")
+    try:
+        found = inherited()
+        assert found is not None and not gc.isenabled()
+        found.close()
+        assert gc.isenabled()
+    finally:
+        gc.enable()
 
 
 async def test_a_preflight_returns_the_version(state: int, monkeypatch: pytest.MonkeyPatch) -> None:

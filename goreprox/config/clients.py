@@ -21,6 +21,7 @@ from goreprox.config.defaults import (
     MAX_RULES,
 )
 from goreprox.config.http import HttpConfig
+from goreprox.config.limits import ServiceLimits
 from goreprox.config.names import check_name
 from goreprox.config.networks import LOOPBACK, Network, Rule, parse_network
 from goreprox.config.options import ADDRESSES, GROUP, KEYS, LIMITS, Count, File, several
@@ -158,6 +159,7 @@ class ClientConfig:
     """Trust X-Forwarded-For and Forwarded from proxies in this network. May be repeated."""
     proxy_protocol_from: Annotated[tuple[Rule, ...], _rules("proxy-protocol-from"), Parameter(group=LIMITS)] = ()
     """Expect a PROXY protocol header from proxies in this network. May be repeated."""
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
     http: HttpConfig = field(default_factory=HttpConfig)
     tokens: TokenConfig = field(default_factory=TokenConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
@@ -181,6 +183,7 @@ class ClientConfig:
         check_ports(self.ports)
         check_services(self.services)
         self.http.check_services(self.services)
+        self.limits.check_services(self.services)
 
     @property
     def ports(self) -> list[tuple[str, Address]]:

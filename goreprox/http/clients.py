@@ -132,8 +132,11 @@ class ClientConnections:
 
     def provider_stream(self, stream: Stream, user: StreamUser | None) -> ProviderStream:
         """Return an owner of `stream`, which counts until it is over."""
-        provider_stream = ProviderStream(stream, user, clock=self.bridges.clock, on_end=self._stream_ended)
-        self.bridges.connections.add(provider_stream)
+        bridges = self.bridges
+        provider_stream = ProviderStream(
+            stream, user, clock=bridges.clock, pace=bridges.pace_of(stream.service), on_end=self._stream_ended
+        )
+        bridges.connections.add(provider_stream)
         return provider_stream
 
     def _stream_ended(self, provider_stream: ProviderStream) -> None:

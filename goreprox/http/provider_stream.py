@@ -13,6 +13,7 @@ from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
+from goreprox.tunnel.pace import Pace, Turns
 
 CLOSING_S: Final = 5.0
 """Timeout for the target's end of file after ours."""
@@ -51,9 +52,13 @@ class ProviderStream:
         user: StreamUser | None,
         *,
         clock: Callable[[], float],
+        pace: Pace | None = None,
         on_end: "Callable[[ProviderStream], None]",
     ) -> None:
-        """Serve `user` until one of the two lets go; without one, `finish` or `reset` is to follow."""
+        """Serve `user` until one of the two lets go, within the rates of the service, if it has some.
+
+        Without a user, `finish` or `reset` is to follow.
+        """
         self.stream = stream
         self.began_at = clock()
         self.idle_since: float | None = None
@@ -68,6 +73,8 @@ class ProviderStream:
         """Whether the end of file follows what was written."""
         self._ended = False
         self._timer: asyncio.TimerHandle | None = None
+        self._up = None if pace is None else Turns(pace.up, self._turn_to_send)
+        self._down = None if pace is None else Turns(pace.down, self._turn_to_take)
         stream.owner = self
 
     # For the user.
@@ -75,7 +82,9 @@ class ProviderStream:
     @property
     def room(self) -> int:
         """Bytes that the stream accepts now; 0 while earlier ones wait here."""
-        return 0 if self._pending else self.stream.room
+        if self._pending:
+            return 0
+        return self.stream.room if self._up is None else min(self.stream.room, self._up.turn_bytes)
 
     @property
     def settled(self) -> bool:
@@ -117,7 +126,11 @@ class ProviderStream:
         chunks = self.stream.receive.chunks
         if not chunks:
             return b""
+        if self._down is not None:
+            most = self._down.take(min(most, len(chunks[0])))
         data = bytes(chunks[0][:most])
+        if not data:
+            return b""
         self.stream.consume(len(data), now=self._clock())
         return data
 
@@ -132,6 +145,7 @@ class ProviderStream:
         """Give the stream to another owner; it has all that was written."""
         self._user = None
         self._ended = True
+        self._leave()
         return self.stream
 
     def finish(self) -> None:
@@ -206,6 +220,9 @@ class ProviderStream:
     def _send(self) -> None:
         stream = self.stream
         while self._pending and stream.state in (State.OPENING, State.OPEN) and (room := stream.room) > 0:
+            room = min(room, len(self._pending[0]))
+            if self._up is not None and not (room := self._up.take(room)):
+                return
             data = self._pending.popleft()
             if len(data) > room:
                 self._pending.appendleft(data[room:])
@@ -215,7 +232,26 @@ class ProviderStream:
             self._half_closing = False
             stream.write_eof()
 
+    def _turn_to_send(self) -> None:
+        self._send()
+        if self._user is not None:
+            self._user.writable()
+        self._end_if_over()
+
+    def _turn_to_take(self) -> None:
+        if self._user is not None:
+            self._user.readable()
+        self._end_if_over()
+
+    def _leave(self) -> None:
+        """Wait for no turn any more."""
+        if self._up is not None and self._down is not None:
+            self._up.leave()
+            self._down.leave()
+
     def _drop_input(self) -> None:
+        self._leave()
+        self._down = None  # what nobody gets counts nowhere
         while self.stream.state is State.OPEN and self.take(1 << 20):
             pass
         self.take_eof()
@@ -223,6 +259,7 @@ class ProviderStream:
     def _end_if_over(self) -> None:
         if self.stream.state is State.CLOSED and not self._ended:
             self._ended = True
+            self._leave()
             if self._timer is not None:
                 self._timer.cancel()
             self._on_end(self)

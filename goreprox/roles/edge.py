@@ -42,6 +42,7 @@ from goreprox.tunnel.attributes import ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import wait_until
+from goreprox.tunnel.pace import Paces
 
 Apply = Callable[[EdgeConfig], Awaitable[None]]
 """Takes over a configuration; raises StartError if it cannot, and nothing has changed then."""
@@ -77,6 +78,8 @@ class Edge:
         self.driver = self.assignment.driver
         poller = Poller(self.driver.batch)
         self.bridges = Bridges(poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
+        self._paces = Paces(clock, clients.limits.bytes_per_s)
+        self.bridges.pace_of = self._paces.of
         self.http_clients = ClientConnections(self.bridges, self, self._budget)
         self.ended = EndedStreams(self.driver)
         self._access = Access(
@@ -115,6 +118,7 @@ class Edge:
         self._max_connections, self.drain_s = connections.max_connections, connections.drain_s
         self._budget.resize(total_bytes=connections.memory_bytes, max_streams=connections.max_connections)
         self.bridges.half_closed_timeout_s = connections.half_closed_timeout_s
+        self._paces.reconfigure(clients.limits.bytes_per_s)
         self._access.reconfigure(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
         self._auth = auth
         self._replace_sites(sites_of(clients, self._access, auth), self.listeners.successors(opened))

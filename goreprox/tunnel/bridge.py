@@ -18,6 +18,7 @@ All that may happen to one socket is in this module, its way to another process 
 import asyncio
 import enum
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from goreprox.net.poller import READ, WRITE, Poller
 from goreprox.net.sockets import Socket, send_some
 from goreprox.net.tls import TlsSocket
 from goreprox.protocol.errors import ExportError
+from goreprox.protocol.events import Buffer
 from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import MIB, RESET_LINGER_S
 from goreprox.protocol.notices import Kind
@@ -33,6 +35,7 @@ from goreprox.protocol.state import RESET, State
 from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.tunnel.connections import Connections, StreamOwner
+from goreprox.tunnel.pace import Pace, Turns
 
 READ_BYTES = MIB
 """The size of a read: reads of 64 KiB reach a third of the throughput."""
@@ -81,6 +84,8 @@ class Bridges:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
         self.half_closed_timeout_s = half_closed_timeout_s
+        self.pace_of: Callable[[str], Pace | None] = lambda _service: None
+        """Returns the rates of a service; None: its streams are never limited."""
         self.view = memoryview(bytearray(READ_BYTES))
         self.connections = Connections[StreamOwner]()
         self._paused: dict[int, Watched] = {}
@@ -106,11 +111,15 @@ class Bridges:
 
 
 class Bridge:
-    """Owns a socket and its stream, until both are over."""
+    """Owns a socket and its stream, until both are over.
+
+    It has a method for each thing that may happen to one of them, hence so many.
+    """
 
     __slots__ = (
         "_active_at",
         "_bridges",
+        "_down",
         "_failure",
         "_fd",
         "_on_end",
@@ -118,6 +127,7 @@ class Bridge:
         "_reset_by",
         "_sock",
         "_timer",
+        "_up",
         "_watched",
         "began_at",
         "stream",
@@ -150,6 +160,10 @@ class Bridge:
         """When a half-closed socket was last read or written."""
         self._timer: asyncio.TimerHandle | None = None
         """For the half-closed timeout, or a reset that waits."""
+        pace = bridges.pace_of(stream.service)
+        self._up = None if pace is None else Turns(pace.up, self._turn_to_read)
+        """Where the rate of the service is limited: when the socket may be read."""
+        self._down = None if pace is None else Turns(pace.down, self._turn_to_write)
         stream.owner = self
         bridges.connections.add(self)
         if phase is not FAILED:
@@ -293,14 +307,22 @@ class Bridge:
         if room <= 0:
             self._pause()
             return
+        most = room if room < READ_BYTES else READ_BYTES
+        if self._up is not None and not (most := self._up.take(most)):
+            self._pause()
+            return
         view = self._bridges.view
+        count = 0
         try:
-            count = self._sock.recv_into(view, room if room < READ_BYTES else READ_BYTES)
+            count = self._sock.recv_into(view, most)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as exc:
             self.failed(exc.strerror or str(exc))
             return
+        finally:
+            if self._up is not None:
+                self._up.give_back(most - count)
         if count:
             if self._phase is WRITE_CLOSED:
                 self._active_at = self._bridges.clock()
@@ -311,6 +333,14 @@ class Bridge:
             self._pause()
             self.stream.write_eof()
             self._half_close(Phase.READ_CLOSED)
+
+    def _turn_to_read(self) -> None:
+        if self._phase is FAILED:
+            self._pass_on_rest()
+        elif self._phase < FAILED:
+            self._read()
+            if self._watched & READ:
+                self._readable()
 
     def _pass_on_rest(self) -> None:
         """Pass on what came before a reset, as far as there is room in time, then the reset."""
@@ -329,10 +359,17 @@ class Bridge:
         while stream.state in (State.OPENING, State.OPEN):
             if (room := stream.room) <= 0:
                 return False
+            most = min(room, READ_BYTES)
+            if self._up is not None and not (most := self._up.take(most)):
+                return False
+            count = 0
             try:
-                count = self._sock.recv_into(view, min(room, READ_BYTES))
+                count = self._sock.recv_into(view, most)
             except OSError:
                 return True
+            finally:
+                if self._up is not None:
+                    self._up.give_back(most - count)
             if not count:  # the error was reported already, so this is no end of file
                 return True
             stream.write(bytes(view[:count]))
@@ -359,7 +396,11 @@ class Bridge:
         chunks = receive.chunks
         try:
             while chunks:
-                sent, complete = send_some(self._sock, chunks)
+                if (moved := self._send(chunks)) is None:
+                    if self._phase is RESETTING:
+                        self._reset_later()
+                    return
+                sent, complete = moved
                 self._active_at = self._bridges.clock()
                 stream.consume(sent, now=self._active_at)
                 if not complete:
@@ -375,6 +416,30 @@ class Bridge:
             self._reset_when_sent()
         elif receive.eof and receive.eof_ready and stream.state is not RESET:
             self._shut_down()
+
+    def _send(self, chunks: deque[Buffer]) -> tuple[int, bool] | None:
+        """Send some bytes; return how many, and whether the socket may take more. None: another stream's turn is first.
+
+        Raises:
+            BlockingIOError: the socket takes none now.
+            OSError: the connection failed.
+        """
+        if self._down is None:
+            return send_some(self._sock, chunks)
+        part = memoryview(chunks[0])
+        most, sent = self._down.take(len(part)), 0
+        if not most:
+            return None
+        try:
+            sent = self._sock.send(part[:most])
+        finally:
+            self._down.give_back(most - sent)
+        return sent, sent == most
+
+    def _turn_to_write(self) -> None:
+        if self._phase < FAILED and not self._watched & WRITE:
+            self._write()
+            self._end_if_over()
 
     def _wait_writable(self) -> None:
         self._watch(self._watched | WRITE)
@@ -442,6 +507,9 @@ class Bridge:
         self._phase = CLOSED
         self._watch(0)
         self._bridges.unwatch(self._fd)
+        if self._up is not None and self._down is not None:
+            self._up.leave()
+            self._down.leave()
         if self._timer is not None:
             self._timer.cancel()
         if finish:

@@ -107,7 +107,7 @@ async def test_a_service_that_fails_is_withdrawn_and_offered_again_and_open_stre
         application.well = True
         assert await asyncio.wait_for(after[0].readexactly(5), DEADLINE_S) == b"waits"
         await echoed(before, b"after")
-        assert made.provider.events("service_offered") == 2
+        await eventually(lambda: made.provider.events("service_offered") == 2, "both are logged")
         shown = (await status(tmp, "provider"))["checks"]["default"]
         assert (shown["condition"], shown["problem"]) == ("well", None)
         assert made.server.events("peer_up") == 1, "the session went on"

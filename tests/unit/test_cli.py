@@ -101,6 +101,7 @@ CLIENTS = {
     "host-header": ["a.test", "web=b.test:1"],
     "max-header-bytes": 2048,
     "max-header-lines": 10,
+    "max-rate": ["2.5", "web=100"],
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "server": {
@@ -308,6 +309,11 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
             "check-interval 0: expected 0.1 to",
         ),
         (["provider", "1", "--server", "h", "--insecure", "--check-failures", "0"], "check-failures 0: expected 1 to"),
+        (["server", "--insecure", "--max-rate", "web=1"], "max-rate web=1: no client can ask for that service"),
+        (["server", "--insecure", "--max-rate", "0"], "max-rate 0.0: expected 0.001 to 1,000,000"),
+        (["server", "--insecure", "--max-rate", "fast"], "max-rate 'fast': expected MiB, or a size like"),
+        (["server", "--insecure", "--max-rate", "a b=1"], "max-rate 'a b=1': 'a b' is not the name of a service"),
+        (["server", "--insecure", "--max-rate", "1", "--max-rate", "2"], "max-rate for all services: given twice"),
         (["server", "--insecure", "--tls-alpn", "h2"], "tls-alpn: there is no tls://"),
         (["server", "--insecure", "--host-header", "web=a b"], "host-header 'web=a b': 'a b' is not a host"),
         (["server", "--insecure", "--host-header", "a:99999"], "host-header 'a:99999'"),

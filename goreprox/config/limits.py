@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from goreprox.config import units
 from goreprox.config.checks import check_distinct, check_range
-from goreprox.config.defaults import MAX_RATE_MIB, MIB, MIN_RATE_MIB
+from goreprox.config.defaults import MAX_CONNECTIONS, MAX_RATE_MIB, MIB, MIN_RATE_MIB
 from goreprox.config.names import NAME
 from goreprox.config.options import GROUP, LIMITS, several
 from goreprox.errors import ConfigError
@@ -61,11 +61,24 @@ class ServiceLimits:
     ] = ()
     """Limit the MiB per second of a service, in each direction, all its clients together. May be repeated. [default: no
     limit]"""
+    connections: Annotated[
+        tuple[ServiceLimit, ...],
+        _limits("max-connections-per-service", "[SERVICE=]N"),
+        Parameter(name="--max-connections-per-service", group=LIMITS),
+    ] = ()
+    """Limit connections to a service at a time; further ones wait. May be repeated. [default: no limit]"""
 
     def __post_init__(self) -> None:
         for limit in self.rates:
             check_range("max-rate", limit.value, MIN_RATE_MIB, MAX_RATE_MIB)
-        check_distinct("max-rate", [limit.service or "for all services" for limit in self.rates])
+        for limit in self.connections:
+            check_range("max-connections-per-service", limit.value, 1, MAX_CONNECTIONS)
+        for option, limits in self._options:
+            check_distinct(option, [limit.service or "for all services" for limit in limits])
+
+    @property
+    def _options(self) -> tuple[tuple[str, tuple[ServiceLimit, ...]], ...]:
+        return ("max-rate", self.rates), ("max-connections-per-service", self.connections)
 
     def check_services(self, known: Sequence[str]) -> None:
         """Require that clients can ask for each service that is named.
@@ -73,11 +86,17 @@ class ServiceLimits:
         Raises:
             ConfigError: one cannot.
         """
-        for limit in self.rates:
-            if limit.service is not None and limit.service not in known:
-                raise ConfigError(
-                    f"max-rate {limit.text}: no client can ask for that service; services are {', '.join(known)}"
-                )
+        for option, limits in self._options:
+            for limit in limits:
+                if limit.service is not None and limit.service not in known:
+                    raise ConfigError(
+                        f"{option} {limit.text}: no client can ask for that service; services are {', '.join(known)}"
+                    )
+
+    def most_connections(self, service: str) -> int | None:
+        """Return how many connections of a service there may be at a time; None: there is no limit."""
+        most = _of(self.connections, service)
+        return None if most is None else int(most)
 
     def bytes_per_s(self, service: str) -> float | None:
         """Return the rate of a service in each direction; None: there is no limit."""
@@ -86,5 +105,7 @@ class ServiceLimits:
 
 
 def _of(limits: Sequence[ServiceLimit], service: str) -> float | None:
+    if not limits:
+        return None
     values = {limit.service: limit.value for limit in limits}
     return values.get(service, values.get(None))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 APPLIED: Final = frozenset(
     (
         # clients
-        *("listen", "route", "allow", "deny", "max-connections-per-address", "max-rate"),
+        *("listen", "route", "allow", "deny", "max-connections-per-address", "max-connections-per-service", "max-rate"),
         *("trusted-proxies", "proxy-protocol-from"),
         *("queue-timeout", "via", "host-header", "max-header-bytes", "max-header-lines", "access-log"),
         *("auth-tokens", "auth-header", "without-tokens", "tls-cert", "tls-key", "tls-client-ca", "tls-alpn"),

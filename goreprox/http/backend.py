@@ -73,6 +73,7 @@ class Backend:
                 provider_stream.write_eof()
             case Release():
                 provider_stream.idle_since = now
+                self.check(now)  # others may wait for its place
             case _:
                 assert_never(command)
 

@@ -64,7 +64,7 @@ class Listeners:
         *,
         reuse_port: bool,
         accepted: Accepted,
-        has_room: Callable[[], bool],
+        has_room: Callable[[Listener], bool],
         inherited: Sequence[Open] = (),
     ) -> None:
         """Listen on all addresses; `start` begins to accept. With `reuse_port` other processes may do so, too.
@@ -78,7 +78,10 @@ class Listeners:
         self._accepted = accepted
         self._has_room = has_room
         self._loop = asyncio.get_running_loop()
+        self._watched: set[socket.socket] = set()
+        """Sockets at which clients are accepted."""
         self._accepting = False
+        """Whether these are all."""
         self._closed = False
         self._log = LimitedLog()
         self._retry: asyncio.TimerHandle | None = None
@@ -131,7 +134,7 @@ class Listeners:
 
     def switch(self, opened: list["Open"]) -> None:
         """Accept at the sockets of `open` from now on; close the others, once their backlogs are accepted."""
-        was_accepting = self._accepting
+        was_accepting = self._accepting or bool(self._watched)
         self._pause()
         before, self._open = self._open, opened
         kept = {sock for each in opened for sock in each.sockets}
@@ -162,12 +165,13 @@ class Listeners:
         if not self._accepting and not self._closed:
             self._accepting = True
             for sock, listener in self._sockets:
-                if not self._held(listener):
+                if sock not in self._watched and not self._held(listener):
+                    self._watched.add(sock)
                     self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, sock, listener))
 
     def hold(self, held: Callable[[Listener], bool]) -> None:
         """Let the clients of these listeners wait in the backlogs from now on."""
-        was_accepting = self._accepting
+        was_accepting = self._accepting or bool(self._watched)
         self._pause()
         self._held = held
         if was_accepting:
@@ -191,11 +195,16 @@ class Listeners:
         return [sock.fileno() for sock, _ in self._sockets]
 
     def _pause(self) -> None:
-        if self._accepting:
-            self._accepting = False
-            for sock, listener in self._sockets:
-                if not self._held(listener):
-                    self._poller.forget(sock.fileno())
+        self._accepting = False
+        for sock in list(self._watched):
+            self._leave(sock)
+
+    def _leave(self, sock: socket.socket) -> None:
+        """Accept at this socket no longer, until the next `start`."""
+        self._accepting = False
+        if sock in self._watched:
+            self._watched.remove(sock)
+            self._poller.forget(sock.fileno())
 
     def drain(self) -> None:
         """Accept the clients in the backlogs, which the kernel would reset, and close."""
@@ -222,13 +231,13 @@ class Listeners:
         self._open = []
 
     def _ready(self, listening: socket.socket, listener: Listener, _: int) -> None:
-        if self._accepting and listening.fileno() >= 0:  # it may have been closed in this turn
+        if listening in self._watched:  # it may have been closed in this turn
             self._accept(listening, listener, ACCEPTS)
 
     def _accept(self, listening: socket.socket, listener: Listener, most: int) -> None:
         for _ in range(most):
-            if not self._has_room():
-                self._pause()
+            if not self._has_room(listener):
+                self._leave(listening)
                 return
             try:
                 sockets.keep_spare_descriptors(listening)

@@ -53,7 +53,7 @@ class Admission:
         poller: Poller,
         access: Access,
         *,
-        has_room: Callable[[], bool],
+        has_room: Callable[[Listener], bool],
         admitted: Callable[[Client], None],
         inherited: Sequence[Open] = (),
     ) -> None:

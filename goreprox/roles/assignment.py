@@ -22,6 +22,7 @@ from goreprox.roles.balancer import FULL_S, Balancer
 from goreprox.roles.offer_check import OfferCheck
 from goreprox.roles.offers import Offers
 from goreprox.roles.pending import PendingQueue
+from goreprox.roles.places import Places
 from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
@@ -45,14 +46,18 @@ class Assignment:
         services: Collection[str],
         grace_s: float,
         queue_timeout_s: float,
+        most: Callable[[str], int | None],
         lost: Callable[[], None],
     ) -> None:
         """Assign streams of `services`; they are pending for `grace_s` at most, HTTP requests for `queue_timeout_s`.
 
-        `lost` is called once in each turn of the loop in which a provider ceased to accept streams.
+        `most` returns how many streams of a service may be open at a time, None without a limit. `lost` is called once
+        in each turn of the loop in which a provider ceased to accept streams, or a place is wanted that an idle stream
+        has.
         """
         self.driver = Driver(self, role=Role.EDGE, budget=budget, grace_s=grace_s)
         self._lost = lost
+        self.places = Places(most, waiting=self._count)
         rng = random.Random()
         self._balancer = Balancer(rng)
         self._offers = Offers(rng)
@@ -68,13 +73,22 @@ class Assignment:
         self._retry: asyncio.TimerHandle | None = None
         """When providers that were full are tried again."""
 
-    def reconfigure(self, *, services: Collection[str], grace_s: float, queue_timeout_s: float) -> None:
+    def reconfigure(
+        self,
+        *,
+        services: Collection[str],
+        grace_s: float,
+        queue_timeout_s: float,
+        most: Callable[[str], int | None],
+    ) -> None:
         """Assign streams of other `services`, with other timeouts."""
         self.check.services = services
         self.check.changed(services)
         self.driver.set_grace(grace_s)
         self._connections.set_timeout(grace_s)
         self._requests.set_timeout(queue_timeout_s)
+        self.places.most = most
+        self._serve_soon(self.pending_services)
 
     @property
     def pending_services(self) -> set[str]:
@@ -95,7 +109,11 @@ class Assignment:
 
     def connect(self, owner: StreamOwner) -> None:
         """Open its stream at a provider, now or when there is one."""
-        if not self._assign(owner.stream):
+        service = owner.stream.service
+        if self.places.queued(service):
+            self._add_pending(owner)  # behind those that wait for a place
+            self._serve_soon([service])
+        elif not self._assign(owner.stream):
             self._add_pending(owner)
 
     def pending_until(self, owner: StreamOwner) -> float | None:
@@ -112,9 +130,24 @@ class Assignment:
         stream = owner.stream
         self._refusals.pop(stream, None)
         self._queue_of(owner).discard(owner)
+        self._make_room(stream)
         peer = self.driver.peer_of(stream)
         if peer is not None and self._balancer.ended(peer.id):
             self._serve_soon(peer.services)
+
+    def restored(self, peer: Peer) -> None:
+        """Go on with the session with a provider that an upgrade has handed over, and with its streams."""
+        for stream in peer.session.streams.values():
+            self.places.take(stream)
+        self.peer_changed(peer)
+
+    def _count(self, service: str) -> int:
+        return self._connections.count(service) + self._requests.count(service)
+
+    def _make_room(self, stream: Stream) -> None:
+        """Take note that a stream is no longer at a provider."""
+        if self.places.leave(stream):
+            self._serve_soon([stream.service])
 
     def offered(self, stream: Stream) -> bool:
         """Return whether the provider of a stream offers its service now."""
@@ -130,17 +163,28 @@ class Assignment:
 
     def _assign(self, stream: Stream) -> bool:
         """Open `stream` at the best provider that has not refused it; return whether there is one."""
+        if self.places.full(stream.service):
+            return False
         refusals = self._refusals.get(stream)
         candidates = self._offers.candidates(stream.service, without=refusals.peers if refusals is not None else ())
         best = self._balancer.choose(stream.service, candidates, clock())
         if best is None:
             return False
         self.driver.peers[best].session.open(stream)
+        self.places.take(stream)
         return True
 
     def _add_pending(self, owner: StreamOwner) -> None:
         queue, service = self._queue_of(owner), owner.stream.service
-        if not queue:
+        if self.places.full(service):
+            if not self.places.crowded(service):
+                self._any_lost = True  # an idle stream makes room
+                self._serve_soon(())
+            text = (
+                f"the limit of connections to {service} is reached: clients wait; raise --max-connections-per-service"
+            )
+            self._log.say("service_full", text, service=service)
+        elif not queue:
             why = "has room for more" if self._offers.available(service) else "is connected"
             text = f"no provider of {service} {why}: clients wait up to {queue.timeout_s:g} s"
             self._log.say("no_provider", text, service=service)
@@ -221,6 +265,7 @@ class Assignment:
         asked again once it has room.
         """
         logger.debug("{} refused client {}: {}", peer.title, stream.client, reason, event="stream_refused")
+        self._make_room(stream)
         refusals = self._refusals.setdefault(stream, _Refusals())
         if code is Code.FULL:
             self._balancer.full(peer.id, clock())
@@ -241,6 +286,7 @@ class Assignment:
 
     def stream_unsent(self, stream: Stream) -> None:
         """Assign it anew: nothing of it has left this process, so any provider may have it."""
+        self._make_room(stream)
         self.connect(stream.owner)
 
     def stream_dropped(self, stream: Stream) -> None:

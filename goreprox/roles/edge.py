@@ -73,7 +73,8 @@ class Edge:
             services=clients.services,
             grace_s=connections.grace_s,
             queue_timeout_s=clients.http.queue_timeout_s,
-            lost=self._providers_lost,
+            most=clients.limits.most_connections,
+            lost=self._providers_changed,
         )
         self.driver = self.assignment.driver
         poller = Poller(self.driver.batch)
@@ -126,7 +127,10 @@ class Edge:
         self._clients = clients
         readmit()
         self.assignment.reconfigure(
-            services=clients.services, grace_s=connections.grace_s, queue_timeout_s=clients.http.queue_timeout_s
+            services=clients.services,
+            grace_s=connections.grace_s,
+            queue_timeout_s=clients.http.queue_timeout_s,
+            most=clients.limits.most_connections,
         )
         self._services.replace(clients.services)
         self.listeners.start()  # there may be room now
@@ -143,10 +147,11 @@ class Edge:
         """Client connections, and streams of HTTP clients that have gone."""
         return len(self.bridges.connections) + self.http_clients.idle + len(self.admission)
 
-    def _has_room(self) -> bool:
+    def _has_room(self, listener: Listener) -> bool:
+        """Return whether another client may be accepted there; which service it is for is known but with HTTP."""
         most = self._max_connections
         if self.connections < most:
-            return True
+            return listener.scheme.is_http or self.assignment.places.has_room(listener.service)
         self._log.say(
             "full", f"the limit of {counted(most, 'connection')} is reached: new clients wait; raise --max-connections"
         )
@@ -186,7 +191,11 @@ class Edge:
 
     def reusable(self, stream: Stream) -> bool:
         """Return whether the provider of a stream accepts streams of its service."""
-        return self.reachable(stream) and self.assignment.offered(stream)
+        return (
+            self.reachable(stream)
+            and self.assignment.offered(stream)
+            and not self.assignment.places.crowded(stream.service)
+        )
 
     def provider_of(self, stream: Stream) -> tuple[str | None, int | None]:
         """Return the name of a stream's provider and how many outages there were so far, if it has one."""
@@ -198,7 +207,7 @@ class Edge:
         peer = self.driver.peer_of(stream)
         return peer is not None and peer.info.attributes.get(ACKS_BEFORE_EOF) is True
 
-    def _providers_lost(self) -> None:
+    def _providers_changed(self) -> None:
         self.http_clients.providers_changed()
 
     # The end of clients and streams.

@@ -178,7 +178,7 @@ class EdgeState:
             for stream in list(peer.session.streams.values()):
                 if stream.owner is None:  # its request was not over
                     edge.http_clients.provider_stream(stream, None).reset("the edge was upgraded", EndCode.SHUTDOWN)
-            edge.assignment.peer_changed(peer)
+            edge.assignment.restored(peer)
 
     def _restore_proxy(self, fields: Fields, trial: bool) -> None:
         listener = self._listener(fields)

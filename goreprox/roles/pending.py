@@ -39,6 +39,10 @@ class PendingQueue:
         """The services that streams are pending for."""
         return self._by_service.keys()
 
+    def count(self, service: str) -> int:
+        """Return the number of streams of a service."""
+        return len(self._by_service.get(service, ()))
+
     def of(self, service: str) -> list[StreamOwner]:
         """Return the streams of a service, the oldest first."""
         return list(self._by_service.get(service, ()))

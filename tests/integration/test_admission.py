@@ -32,7 +32,7 @@ class Entrance:
         self.clients: list[Client] = []
         self.access = Access(clients.allow, clients.deny, limit)
         self.admission = Admission(
-            clients, Poller(lambda work: work()), self.access, has_room=lambda: True, admitted=self.clients.append
+            clients, Poller(lambda work: work()), self.access, has_room=lambda _: True, admitted=self.clients.append
         )
         self.admission.listeners.start()
 

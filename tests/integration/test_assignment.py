@@ -8,7 +8,7 @@ import pytest
 from brokers import PeerInfo, PeerName, Role
 from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
-from goreprox.protocol.events import Drain, Event
+from goreprox.protocol.events import Code, Drain, Event
 from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.roles.assignment import Assignment
@@ -50,7 +50,15 @@ class Side:
 
     def __init__(self) -> None:
         self.lost = 0
-        self.assignment = Assignment(BUDGET, services=["web"], grace_s=60, queue_timeout_s=60, lost=self._lost)
+        self.most: int | None = None
+        self.assignment = Assignment(
+            BUDGET,
+            services=["web"],
+            grace_s=60,
+            queue_timeout_s=60,
+            most=lambda _: self.most,
+            lost=self._lost,
+        )
 
     def _lost(self) -> None:
         self.lost += 1
@@ -127,3 +135,35 @@ async def test_idle_http_clients_are_checked_only_when_a_provider_is_lost() -> N
     side.resume(peer, Drain())
     await asyncio.sleep(0)
     assert side.lost == before + 1
+
+
+async def test_the_places_of_a_service_come_back_however_a_stream_ends() -> None:
+    side = Side()
+    side.most = 2
+    assignment, peer = side.assignment, side.provider("web")
+    clients = [Client("web") for _ in range(5)]
+    for client in clients:
+        assignment.connect(client)
+    assert (len(peer.session.streams), assignment.pending) == (2, 3)
+    assert assignment.places.crowded("web") and not assignment.places.has_room("web")
+    assert side.lost == 0
+    await asyncio.sleep(0)
+    assert side.lost == 1, "once: idle streams of HTTP clients make room"
+    assignment.ended(clients[0])
+    late = Client("web")
+    assignment.connect(late)
+    assert late.stream.host is None, "others have waited for longer"
+    assert assignment.pending == 4
+    await asyncio.sleep(0)
+    assignment.ended(late)
+    assert assignment.pending == 2, "it had ended"
+    assignment.stream_refused(peer, clients[1].stream, Code.TARGET, "no target")
+    await asyncio.sleep(0)
+    assert assignment.pending == 1, "it was refused"
+    assignment.stream_unsent(clients[2].stream)
+    await asyncio.sleep(0)
+    assert assignment.pending == 1, "its own place is free again"
+    side.most = None
+    assignment.reconfigure(services=["web"], grace_s=60, queue_timeout_s=60, most=lambda _: None)
+    await asyncio.sleep(0)
+    assert not assignment.pending and not assignment.places.crowded("web") and assignment.places.has_room("web")

@@ -102,6 +102,7 @@ CLIENTS = {
     "max-header-bytes": 2048,
     "max-header-lines": 10,
     "max-rate": ["2.5", "web=100"],
+    "max-connections-per-service": ["7", "web=3"],
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "server": {
@@ -314,6 +315,12 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
         (["server", "--insecure", "--max-rate", "fast"], "max-rate 'fast': expected MiB, or a size like"),
         (["server", "--insecure", "--max-rate", "a b=1"], "max-rate 'a b=1': 'a b' is not the name of a service"),
         (["server", "--insecure", "--max-rate", "1", "--max-rate", "2"], "max-rate for all services: given twice"),
+        (["server", "--insecure", "--max-connections-per-service", "0"], "max-connections-per-service 0: expected 1"),
+        (
+            ["server", "--insecure", "--max-connections-per-service", "x=9"],
+            "per-service x=9: no client",
+        ),
+        (["server", "--insecure", "--max-connections-per-service", "1.5"], "'1.5': expected a whole number"),
         (["server", "--insecure", "--tls-alpn", "h2"], "tls-alpn: there is no tls://"),
         (["server", "--insecure", "--host-header", "web=a b"], "host-header 'web=a b': 'a b' is not a host"),
         (["server", "--insecure", "--host-header", "a:99999"], "host-header 'a:99999'"),

@@ -23,7 +23,7 @@ def listening(welcome: Callable[[socket.socket, Endpoint, Listener], None], *whe
         Poller(lambda work: work()),
         reuse_port=False,
         accepted=welcome,
-        has_room=lambda: True,
+        has_room=lambda _: True,
     )
 
 

@@ -23,9 +23,9 @@ PIPE_COLUMNS: Final = 400
 _STYLES: Final = {"up": "green", "in use": "green", "down": "red", "failed": "red", "draining": "yellow"}
 
 
-def show_json(documents: Sequence[Document]) -> None:
-    """Print the documents as one JSON array."""
-    print(json.dumps(documents, indent=2))  # noqa: T201
+def show_json(documents: Sequence[Document], *, indent: int | None = 2) -> None:
+    """Print the documents as one JSON array, in one line if `indent` is None."""
+    print(json.dumps(documents, indent=indent))  # noqa: T201
 
 
 def show(documents: Sequence[Document], *, verbose: bool = False) -> None:

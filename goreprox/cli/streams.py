@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from goreprox.cli.columns import columns
 from goreprox.cli.options import ALL, AskOptions
 from goreprox.cli.summary import duration
-from goreprox.cli.watch import clear, watch
+from goreprox.cli.watch import clear, repeat
 from goreprox.config.networks import parse_network
 from goreprox.control.client import ROLES, Reply, ask_all
 from goreprox.errors import ConfigError, ControlError
@@ -81,7 +81,7 @@ def streams(
                 print(columns([HEADER, *(tuple(map(printable, _cells(row))) for row in found)]))
 
     if follow:
-        watch(frame)
+        repeat(frame)
     frame()
 
 

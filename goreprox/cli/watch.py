@@ -12,7 +12,7 @@ EVERY_S: Final = 2.0
 _CLEAR: Final = "\x1b[H\x1b[2J"
 
 
-def watch(frame: Callable[[], None]) -> NoReturn:
+def repeat(frame: Callable[[], None]) -> NoReturn:
     """Call `frame`, which shows something, every `EVERY_S` seconds; later ones may find no process, as in a restart.
 
     Raises:
@@ -25,7 +25,6 @@ def watch(frame: Callable[[], None]) -> NoReturn:
         try:
             frame()
         except ControlError as exc:
-            clear()
             say(f"goreprox: {exc}; retrying")
 
 

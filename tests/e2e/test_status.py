@@ -297,6 +297,25 @@ async def test_tables_have_colours_on_a_terminal_and_none_in_a_pipe(tmp: Path) -
         assert "\x1b[1mserver front: up " in coloured
 
 
+async def test_watching_shows_it_again_until_it_is_interrupted(tmp: Path) -> None:
+    made = Tunnel(tmp)
+    async with made._stack:
+        await made.serve("--name", "front")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-m", "goreprox", "status", "--runtime-dir", str(tmp / "run")),
+            *("--watch", "--json"),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=tmp,
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(DEADLINE_S):
+            first, second = [json.loads(await process.stdout.readline())[0] for _ in range(2)]
+            process.terminate()
+            await process.wait()
+        assert first["name"] == second["name"] == "front"
+        assert second["up_s"] > first["up_s"]
+
+
 async def on_a_terminal(tmp: Path) -> str:
     """Return what the command prints on a terminal."""
     ours, theirs = pty.openpty()

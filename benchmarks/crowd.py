@@ -27,7 +27,7 @@ def _start(number: int, server_port: int, target_port: int, folder: Path) -> Lin
     member = Member(config.process, "provider", Role.PROVIDER, services=config.services)
     provider = Provider(config)
     provider.introduce(member)
-    return member.link(config.servers, provider.driver, None)
+    return member.link(config.servers, config.proxy, provider.driver, None)
 
 
 async def _run(count: int, server_port: int, target_port: int, folder: Path) -> None:

@@ -4,8 +4,10 @@ It reports which peers are up. It may lose messages; its users recover. It impor
 """
 
 from brokers.carrier import Buffer, Carrier, LinkCondition, Receiver, Timings
+from brokers.causes import OF_PROXY, Cause
 from brokers.cbor import decode_cbor
-from brokers.diagnosis import Cause, Finding, probe
+from brokers.connect import NEXT_ADDRESS_S, connect
+from brokers.diagnosis import Finding, probe
 from brokers.envelope import REVOKED
 from brokers.errors import BadMessage, BadName, BindError, FabricError
 from brokers.keys import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity, is_key
@@ -13,10 +15,13 @@ from brokers.limited_log import LimitedLog
 from brokers.link import Link
 from brokers.local import LocalPeer
 from brokers.peers import LinkIdentity, PeerInfo, PeerName, Role
+from brokers.proxy import Proxy, ProxyError, addresses
 from brokers.resolver import SocketAddress, resolve
 from brokers.router import Router
 
 __all__ = [
+    "NEXT_ADDRESS_S",
+    "OF_PROXY",
     "REVOKED",
     "Authority",
     "BadMessage",
@@ -38,11 +43,15 @@ __all__ = [
     "LocalPeer",
     "PeerInfo",
     "PeerName",
+    "Proxy",
+    "ProxyError",
     "Receiver",
     "Role",
     "Router",
     "SocketAddress",
     "Timings",
+    "addresses",
+    "connect",
     "decode_cbor",
     "is_key",
     "probe",

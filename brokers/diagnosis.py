@@ -6,20 +6,20 @@ connection reads it, within a few seconds of the failure.
 """
 
 import asyncio
-import enum
 import os
-import socket
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from loguru import logger
 
+from brokers.causes import OF_PROXY, Cause
 from brokers.errors import BadMessage
 from brokers.limited_log import LimitedLog
+from brokers.proxy import Proxy, ProxyError, open_connection
 from brokers.resolver import SocketAddress
 
 PROBE_S: Final = 3.0
-"""For the connection and the greeting together."""
+"""For the connection, if no proxy makes it, and again for the greeting."""
 EXAMINE_AFTER_S: Final = 1.0
 """A handshake that takes longer is examined."""
 EXAMINE_AGAIN_S: Final = 15.0
@@ -40,35 +40,6 @@ _PROTOCOLS: Final = {b"HTTP/": "HTTP", b"<": "HTTP", b"SSH-": "SSH", b"\x15\x03"
 """How the responses of others to a greeting begin."""
 
 
-class Cause(enum.Enum):
-    """Why a link is down. The value is the field `cause` of log lines."""
-
-    UNRESOLVED = "unresolved"
-    """The host name has no address."""
-    UNREACHABLE = "unreached"
-    """There is no connection."""
-    SILENT = "silent"
-    """Something accepts connections and sends nothing."""
-    STALLED = "stalled"
-    """The same, though the link has been up before."""
-    OTHER_PROTOCOL = "other protocol"
-    """Something does not speak ZMTP."""
-    PLAINTEXT = "no keys"
-    """The broker has no keys, and we have."""
-    CURVE = "keys"
-    """The broker demands keys, and we have none."""
-    OTHER_KEY = "other key"
-    """The broker has another key than we expect."""
-    UNKNOWN_KEY = "unknown key"
-    """The broker rejects our key."""
-    SLOW = "slow"
-    """Handshakes time out."""
-    REFUSED = "refused"
-    """The broker refused our hello, or has revoked our key."""
-    MALFORMED = "malformed"
-    """The broker sent a message that no broker would send."""
-
-
 class Finding(NamedTuple):
     """What a probe has found: a cause that may keep the link down, and details for people."""
 
@@ -76,29 +47,29 @@ class Finding(NamedTuple):
     detail: str = ""
 
 
-async def probe(address: SocketAddress) -> Finding:
+async def probe(address: SocketAddress, proxy: Proxy | None = None) -> Finding:
     """Connect, read a greeting, and disconnect."""
-    family, sockaddr = address
+    try:
+        sock = await open_connection(address, proxy, timeout_s=PROBE_S)
+    except ProxyError as exc:
+        return Finding(exc.cause, str(exc))
+    except TimeoutError:
+        return Finding(Cause.UNREACHABLE, f"no response within {PROBE_S:g} s")
+    except OSError as exc:
+        return Finding(Cause.UNREACHABLE, os.strerror(exc.errno) if exc.errno else str(exc))
     loop = asyncio.get_running_loop()
     response = b""
-    connected = False
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as sock:
-            sock.setblocking(False)
+    with sock:
+        try:
             async with asyncio.timeout(PROBE_S):
-                await loop.sock_connect(sock, sockaddr)
-                connected = True
                 await loop.sock_sendall(sock, _QUESTION)
                 while (missing := _GREETING_BYTES - len(response)) and (more := await loop.sock_recv(sock, missing)):
                     response += more
-    except TimeoutError:
-        if not connected:
-            return Finding(Cause.UNREACHABLE, f"no response within {PROBE_S:g} s")
-        if not response:
-            return Finding(Cause.SILENT, "it sends nothing")
-    except OSError as exc:
-        if not connected:
-            return Finding(Cause.UNREACHABLE, os.strerror(exc.errno) if exc.errno else str(exc))
+        except TimeoutError:
+            if not response:
+                return Finding(Cause.SILENT, "it sends nothing")
+        except OSError:
+            pass  # what it has sent tells more
     return _classify(response)
 
 
@@ -131,12 +102,14 @@ class Diagnosis:
         keyed: bool,
         advise: Callable[[Cause], str | None],
         changed: Callable[[], None],
+        proxy: Proxy | None = None,
     ) -> None:
         """Diagnose the link to the broker at `label`, on `host`, which is `called` so in texts.
 
         `keyed`: the link demands keys. `advise` returns what to do about a cause, if anything. `changed` is called with
-        each change of `problem`.
+        each change of `problem`. Probes go through `proxy`, if there is one.
         """
+        self.proxy = proxy
         self._advise = advise
         self._changed = changed
         self.problem: str | None = None
@@ -216,7 +189,7 @@ class Diagnosis:
             self._explain(self._finding)
 
     async def _probe(self, address: SocketAddress) -> None:
-        finding = await probe(address)
+        finding = await probe(address, self.proxy)
         self._probing = None
         if self._probed_at is not None:  # the link has not come up meanwhile
             self._finding = finding
@@ -224,8 +197,8 @@ class Diagnosis:
 
     def _explain(self, finding: Finding) -> None:
         match finding.cause:
-            case Cause.UNREACHABLE:
-                self._report(Cause.UNREACHABLE, f"cannot reach {self._at}: {finding.detail}")
+            case cause if cause is Cause.UNREACHABLE or cause in OF_PROXY:
+                self._report(cause, f"cannot reach {self._at}: {finding.detail}")
             case Cause.SILENT if self._was_up:
                 self._report(Cause.STALLED, f"{self._at} accepts connections but sends nothing")
             case Cause.SILENT | Cause.OTHER_PROTOCOL as cause:
@@ -244,6 +217,10 @@ class Diagnosis:
     def not_resolved(self, reason: str) -> None:
         """Note that the host has no address."""
         self._report(Cause.UNRESOLVED, f"the name {self._host} cannot be resolved ({reason})")
+
+    def unreached(self, error: ProxyError) -> None:
+        """Note that a proxy has given us no connection."""
+        self._explain(Finding(error.cause, str(error)))
 
     def key_rejected(self) -> None:
         """Note that the broker rejected our key in the handshake."""

@@ -16,21 +16,20 @@ Every step of a connection is here, from its address to its end, hence so long.
 """
 
 import asyncio
-import contextlib
 import enum
 import errno
-import os
 import random
 import secrets
-import socket
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Final, NamedTuple
 
 import zmq
 
 from brokers.carrier import Buffer, LinkCondition, Receiver, Timings
+from brokers.causes import Cause
 from brokers.channel import Channel, Monitor
-from brokers.diagnosis import Cause, Diagnosis
+from brokers.diagnosis import Diagnosis
+from brokers.dialer import Dialer
 from brokers.envelope import (
     CLOSING,
     CONTROL,
@@ -52,9 +51,9 @@ from brokers.errors import BadMessage
 from brokers.inbox import Inbox
 from brokers.keys import LinkSecurity
 from brokers.peers import NONCE_BYTES, LinkIdentity, PeerName
-from brokers.resolver import SocketAddress, resolve
+from brokers.proxy import Proxy, ProxyError, addresses
+from brokers.resolver import SocketAddress
 from brokers.sockets import dealer_socket, secure_link
-from brokers.tcp_info import link_condition
 
 GREET_S: Final = 1.0
 GREET_MAX_S: Final = 8.0
@@ -64,7 +63,10 @@ RESOLVE_AFTER_S: Final = 3.0
 HANDSHAKE_TIMEOUTS: Final = 2.5
 """Connect timeouts that a handshake with keys may take: it has four round trips. The broker gives it 5 s, too."""
 REFUSED_MAX_S: Final = 8.0
-"""Between two attempts while the broker refuses: it may change its mind."""
+"""Between two attempts while the broker or a proxy refuses: it may change its mind."""
+PROXIED_PAUSES: Final = 4
+"""Longest pauses between two attempts that the longest one through a proxy takes: most proxies log each attempt."""
+_REFUSALS: Final = (Cause.PROXY_PASSWORD, Cause.PROXY_REFUSED)
 _HANDSHAKE_FAILED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
@@ -107,12 +109,14 @@ class Link:
         advise: Callable[[Cause], str | None] = lambda _cause: None,
         changed: Callable[[], None] = lambda: None,
         identities: MutableMapping[str, LinkIdentity] | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         """Be `name` at the broker on `host`:`port`, in plaintext unless there is `security`; call `start`.
 
         Log lines name the broker as it is `called`, and say what to do about a cause if `advise` returns something.
         `changed` is called when the link comes up, and when there is another reason why it is down. A link that
-        finds its label in `identities`, and takes it, is the same to the broker as an earlier one.
+        finds its label in `identities`, and takes it, is the same to the broker as an earlier one. It connects through
+        `proxy`, if there is one.
         """
         self.label = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.state = LinkState.DOWN
@@ -128,20 +132,17 @@ class Link:
         self._heard_at = self._silent_at = self._greeted_at = self._loop.time()
         known = None if identities is None else identities.pop(self.label, None)
         self._nonce, self._attempt = known or (secrets.token_bytes(NONCE_BYTES), secrets.randbelow(2**32))
-        self._endpoint: str | None = None
         self._address: SocketAddress | None = None
-        """The same as `_endpoint`, for a plain connection."""
-        self._tried: list[str] = []
+        """The one that is tried, or connected to."""
+        self._tried: list[SocketAddress] = []
         self._diagnosis = Diagnosis(
-            host, self.label, called=called, keyed=security is not None, advise=advise, changed=changed
+            host, self.label, called=called, keyed=security is not None, advise=advise, changed=changed, proxy=proxy
         )
         self._greet_s = GREET_S
         self._security = security
         self._brokers = list(security.brokers) if security is not None else []
         """The keys that the broker may have; the first is the one expected."""
         self._failures = 0
-        self._connection: socket.socket | None = None
-        """A duplicate of libzmq's descriptor, to ask the kernel about it; closed when libzmq has closed its own."""
         self._handshake: _Handshake | None = None
         self._handshake_s = self._timings.connect_timeout_s * (HANDSHAKE_TIMEOUTS if security is not None else 1)
         self._redial: asyncio.TimerHandle | None = None
@@ -150,6 +151,7 @@ class Link:
         self._socket = dealer_socket(
             self._context, name.routing_id(self._nonce), self._timings, handshake_s=self._handshake_s
         )
+        self._dialer = Dialer(self._socket, proxy, self._unreached)
         self._monitor = Monitor(self._socket, _EVENTS, self._monitored)
         self._channel = Channel(self._socket, self._receive)
 
@@ -169,6 +171,11 @@ class Link:
         return self._diagnosis.problem
 
     @property
+    def proxy(self) -> Proxy | None:
+        """What it connects through, if not directly; its text is for people."""
+        return self._dialer.proxy
+
+    @property
     def since_s(self) -> float:
         """For how long it has been up, or down."""
         return self._loop.time() - self._diagnosis.since
@@ -184,7 +191,7 @@ class Link:
 
     def link_condition(self, peer_id: bytes) -> LinkCondition | None:
         """Return the condition of the connection to the broker; None if there is none, or it is unknown."""
-        return link_condition(self._connection) if self._connection is not None else None
+        return self._dialer.condition
 
     def announce(self, attributes: Mapping[str, object]) -> None:
         """Replace our attributes in the peer list, now and in later hellos."""
@@ -195,6 +202,15 @@ class Link:
         """Announce attributes that the broker does not know; if the pipe is full, at the next renewal."""
         if self._untold and self.state is LinkState.UP:
             self._untold = not self._send(control(Announce(self._attributes)))
+
+    def reroute(self, proxy: Proxy | None) -> None:
+        """Reach the broker through another proxy, or none: end the present connection, and make a new one."""
+        self._dialer.proxy = self._diagnosis.proxy = proxy
+        self._lose("the proxy was changed")
+        self._hang_up()
+        self._address, self._failures = None, 0
+        self._tasks[0].cancel()
+        self._tasks[0] = self._loop.create_task(self._keep_resolving(), name=f"link {self.label}")
 
     async def close(self, *, linger_s: float) -> None:
         """Leave; what is queued has `linger_s` seconds to go out."""
@@ -207,11 +223,12 @@ class Link:
         self._diagnosis.close()
         if self.state is LinkState.UP:
             self._send(control(Leave()))
-        self._follow(None)
+        self._dialer.stop()
         self.state = LinkState.DOWN
         self._monitor.close()
         self._channel.close(linger_s)
         await self._loop.run_in_executor(None, self._context.term)
+        await self._dialer.finish(linger_s=linger_s)
 
     def _send(self, frames: list[Buffer]) -> bool:
         try:
@@ -225,8 +242,8 @@ class Link:
         while True:
             now = self._loop.time()
             is_shaking = self._handshake is not None and now < self._handshake.until
-            silent = now - self._silent_at >= RESOLVE_AFTER_S and not is_shaking
-            if self.state is not LinkState.UP and (self._endpoint is None or silent):
+            silent = now - self._silent_at >= RESOLVE_AFTER_S and not is_shaking and not self._dialer.dialing
+            if self.state is not LinkState.UP and (self._address is None or silent):
                 await self._connect()
                 self._silent_at = self._loop.time()
             await asyncio.sleep(min(GREET_S, self._timings.renew_s) * random.uniform(0.8, 1.0))
@@ -253,52 +270,44 @@ class Link:
         """Whether nothing has arrived for so long that the connection is to be replaced."""
         return self._loop.time() - self._heard_at > self._timings.link_timeout_s
 
+    @property
+    def _longest_pause_s(self) -> float:
+        """Between two attempts, unless we are refused."""
+        return self._timings.reconnect_max_s * (1 if self._dialer.proxy is None else PROXIED_PAUSES)
+
     async def _connect(self) -> None:
         """Dial the next address of the host; libzmq then reconnects to it by itself."""
         try:
-            found = await resolve(self._host, self._port)
+            found = list(dict.fromkeys(await addresses(self._host, self._port, self._dialer.proxy)))
         except (OSError, UnicodeError) as exc:
             reason = exc.strerror or str(exc) if isinstance(exc, OSError) else "not a valid host name"
             self._diagnosis.not_resolved(reason)
             return
-        addresses = {_endpoint(str(address[0]), self._port): (family, address) for family, address in found}
-        endpoints = list(addresses)
-        untried = [e for e in endpoints if e not in self._tried] or endpoints
-        if self._endpoint is not None and self.state is LinkState.DOWN:
+        untried = [each for each in found if each not in self._tried] or found
+        if self._address is not None and self.state is LinkState.DOWN and self._dialer.proxy is None:
             self._diagnosis.examine(self._address)
-        self._tried = [*self._tried, untried[0]] if untried is not endpoints else [untried[0]]
+        self._tried = [*self._tried, untried[0]] if untried is not found else [untried[0]]
         # The same address, too: after some errors libzmq stops reconnecting (protocol_error in its session_base.cpp).
         again = self._redial is None and (self.state is LinkState.DOWN or self._is_silent)
-        if self.state is not LinkState.UP and (untried[0] != self._endpoint or again):
+        if self.state is not LinkState.UP and (untried[0] != self._address or again):
             self._hang_up()
-            self._endpoint, self._address = untried[0], addresses[untried[0]]
+            self._address = untried[0]
             self._dial()
 
     def _dial(self) -> None:
         self._redial = None
-        assert self._endpoint is not None
+        assert self._address is not None
         if self._security is not None:
             secure_link(self._socket, self._security.keys, self._brokers[0])
-        self._socket.connect(self._endpoint)
-
-    def _follow(self, descriptor: int | None) -> None:
-        """Ask the kernel about this connection of libzmq from now on, or about none."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if descriptor is not None:
-            with contextlib.suppress(OSError):  # closed meanwhile, or there are no descriptors
-                self._connection = socket.socket(fileno=os.dup(descriptor))
+        self._dialer.dial(self._address)
 
     def _hang_up(self) -> None:
-        self._follow(None)
         self.state = LinkState.DOWN
         self._attempt += 1  # so that a Welcome over the old connection counts no more
         if self._redial is not None:
             self._redial.cancel()
             self._redial = None
-        elif self._endpoint is not None:
-            self._socket.disconnect(self._endpoint)
+        self._dialer.hang_up()
 
     def _redial_in(self, pause_s: float) -> None:
         self._hang_up()
@@ -311,15 +320,17 @@ class Link:
 
     def _monitored(self, event: int, value: int) -> None:
         """Handle an event; `value` is a descriptor, or what went wrong in a handshake."""
-        if self._redial is not None:
+        if not self._dialer.dialed:
             return  # of a connection that was given up
         if event == zmq.EVENT_CONNECTED:
-            self._follow(value)
+            if not self._dialer.connected(value):
+                self._redial_later(self._longest_pause_s)
+                return
             self._handshake = _Handshake(value, self._loop.time() + self._handshake_s)
             self._diagnosis.handshake_begins(self._address)
             return
         if event == zmq.EVENT_DISCONNECTED:
-            self._follow(None)
+            self._dialer.disconnected()
         handshake, self._handshake = self._handshake, None
         self._diagnosis.handshake_ends()
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -343,8 +354,13 @@ class Link:
             self._redial_later(REFUSED_MAX_S)
             return
         self._brokers = [*self._brokers[1:], *self._brokers[:1]]
-        self._redial_later(self._timings.reconnect_max_s)
+        self._redial_later(self._longest_pause_s)
         self._diagnosis.handshake_failed(self._address, timed_out=timed_out)
+
+    def _unreached(self, error: ProxyError) -> None:
+        """Try again later: the proxy gives us no connection."""
+        self._redial_later(REFUSED_MAX_S if error.cause in _REFUSALS else self._longest_pause_s)
+        self._diagnosis.unreached(error)
 
     def _greet(self) -> None:
         self.state = LinkState.GREETING
@@ -406,7 +422,3 @@ class Link:
             self._inbox.down(REVOKED)
             self._redial_later(REFUSED_MAX_S)
         self._diagnosis.refused(reason)
-
-
-def _endpoint(address: str, port: int) -> str:
-    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"

@@ -12,6 +12,7 @@ from goreprox.cli.options import Role
 from goreprox.cli.setup import Setup
 from goreprox.cli.usage import explain, origin
 from goreprox.errors import ConfigError, GoreproxError
+from goreprox.process.log import redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +100,4 @@ def _malformed(role: str) -> Iterator[Problem]:
 
 
 def _message(exc: CycloptsError | GoreproxError) -> str:
-    return explain(exc) if isinstance(exc, CycloptsError) else str(exc)
+    return redacted(explain(exc) if isinstance(exc, CycloptsError) else str(exc))

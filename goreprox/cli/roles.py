@@ -16,6 +16,7 @@ from goreprox.config.clients import ClientConfig
 from goreprox.config.defaults import DEFAULT_WEIGHT, DEFAULT_WORKERS, EDGE_PORT, PROVIDER_PORT
 from goreprox.config.options import ADDRESSES, LIMITS, Count, Number, Port, several
 from goreprox.config.process import ConnectionConfig
+from goreprox.config.proxy import ProxyConfig
 from goreprox.config.roles import BrokerConfig, DialConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
 from goreprox.config.target_checks import CheckConfig
 from goreprox.errors import ConfigError
@@ -31,6 +32,7 @@ _CLIENTS: Final = ClientConfig()
 _PEERS: Final = PeerConfig()
 _DIAL: Final = DialConfig()
 _CHECKS: Final = CheckConfig()
+_PROXY: Final = ProxyConfig()
 _JOIN: Final = JoinOptions()
 _START: Final = StartOptions()
 _Edges = Annotated[Port, Parameter(group=ADDRESSES)]
@@ -68,6 +70,7 @@ def edge(
     broker: Annotated[tuple[Address, ...], _remotes(EDGE_PORT), Parameter(group=ADDRESSES)] = (),
     workers: Annotated[Count, Parameter(group=LIMITS)] = DEFAULT_WORKERS,
     join: JoinOptions = _JOIN,
+    proxy: ProxyConfig = _PROXY,
     clients: ClientConfig = _CLIENTS,
     connections: ConnectionConfig = _CONNECTIONS,
     start: StartOptions = _START,
@@ -90,6 +93,7 @@ def edge(
         process=member.process,
         connections=connections,
         clients=clients,
+        proxy=proxy,
         workers=workers,
     )
     return Setup(config, start.file.config)
@@ -124,6 +128,7 @@ def provider(
     server: Annotated[tuple[Address, ...], _remotes(PROVIDER_PORT), Parameter(group=ADDRESSES)] = (),
     weight: Annotated[Number, Parameter(group=LIMITS)] = DEFAULT_WEIGHT,
     join: JoinOptions = _JOIN,
+    proxy: ProxyConfig = _PROXY,
     dial: DialConfig = _DIAL,
     checks: CheckConfig = _CHECKS,
     connections: ConnectionConfig = _CONNECTIONS,
@@ -154,6 +159,7 @@ def provider(
         connections=connections,
         dial=dial,
         checks=checks,
+        proxy=proxy,
         weight=weight,
     )
     return Setup(config, start.file.config)

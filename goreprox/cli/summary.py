@@ -88,7 +88,8 @@ def _links(document: Document) -> Iterator[str]:
 def _link(link: LinkStatus) -> tuple[str, ...]:
     since = link.get("since_s")
     state = link["state"] if since is None else f"{link['state']} {duration(since)}"
-    return f"link to {link['label']}", f"{state}: {problem}" if (problem := link.get("problem")) else state
+    way = f" by {proxy}" if (proxy := link.get("proxy")) else ""
+    return f"link to {link['label']}{way}", f"{state}: {problem}" if (problem := link.get("problem")) else state
 
 
 def _connections(document: Document) -> Iterator[str]:

@@ -21,7 +21,7 @@ APPLIED: Final = frozenset(
         *("target", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
         *("check", "check-interval", "check-timeout", "check-failures", "check-successes"),
         # links, connections, health and log
-        *("broker", "server", "max-peers", "health"),
+        *("broker", "server", "proxy", "max-peers", "health"),
         *("grace", "drain", "half-closed-timeout", "max-connections", "memory", "log-level", "log-json"),
     )
 )

@@ -46,6 +46,7 @@ from goreprox.config.options import (
     several,
 )
 from goreprox.config.process import ConnectionConfig, ProcessConfig
+from goreprox.config.proxy import ProxyConfig
 from goreprox.config.target_checks import CheckConfig
 from goreprox.errors import ConfigError
 
@@ -144,10 +145,12 @@ class EdgeConfig:
     process: ProcessConfig = field(default_factory=ProcessConfig)
     connections: ConnectionConfig = field(default_factory=ConnectionConfig)
     clients: ClientConfig = field(default_factory=ClientConfig)
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
     workers: int = DEFAULT_WORKERS
 
     def __post_init__(self) -> None:
         _check_remotes("broker", self.brokers)
+        self.proxy.check("broker", self.brokers)
         check_range("workers", self.workers, 1, MAX_WORKERS)
         check_ports([*self.clients.ports, *self.process.ports])
         if self.workers > 1 and not all(listener.address.port for listener in self.clients.listeners):
@@ -180,6 +183,7 @@ class ProviderConfig:
     connections: ConnectionConfig = field(default_factory=ConnectionConfig)
     dial: DialConfig = field(default_factory=DialConfig)
     checks: CheckConfig = field(default_factory=CheckConfig)
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
     weight: float = DEFAULT_WEIGHT
 
     def __post_init__(self) -> None:
@@ -189,6 +193,7 @@ class ProviderConfig:
         check_services(self.services)
         self.checks.check_services(self.services)
         _check_remotes("server", self.servers)
+        self.proxy.check("server", self.servers)
         check_range("weight", self.weight, MIN_WEIGHT, MAX_WEIGHT)
 
     @property

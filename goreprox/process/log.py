@@ -2,7 +2,8 @@
 
 Modules that do IO log through loguru and bind fields (`logger.bind(event=…, peer=…)`). The text has all that people
 need, so a terminal shows no fields (except those of the access log); programs and tests rely on fields, never on the
-text. Payloads are never logged, and tracebacks show no values of variables. The secrets of join strings are hidden.
+text. Payloads are never logged, and tracebacks show no values of variables. The secrets of join strings and proxies are
+hidden.
 
 Text from outside is truncated and escaped: a line has at most `MAX_MESSAGE` characters of text, `MAX_VALUE` of each
 field and `MAX_EXCEPTION` of a traceback.
@@ -38,6 +39,8 @@ MAX_QUOTED: Final = 200
 _COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 _JOIN_STRING: Final = re.compile(r"(goreprox:/{1,2})[\w-]{8}((?!goreprox:/)([\w=\\-]|\s+(?=\S)))*", re.IGNORECASE)
 """The secret is everything up to the @, even if it was broken by white space, escaped or not."""
+_CREDENTIALS: Final = re.compile(r"((?:socks5h?|http)://)[^\s/@:]*:[^\s@/]*@", re.IGNORECASE)
+"""User and password of a proxy."""
 _DIM: Final = "\x1b[2m"
 _PLAIN: Final = "\x1b[0m"
 
@@ -138,8 +141,8 @@ def listing(names: Collection[str]) -> str:
 
 
 def redacted(text: str) -> str:
-    """Return a text with the secret of every join string in it hidden."""
-    return _JOIN_STRING.sub(r"\1…", text)
+    """Return a text with the secret of every join string in it hidden, and user and password of every proxy."""
+    return _CREDENTIALS.sub(r"\1…@", _JOIN_STRING.sub(r"\1…", text))
 
 
 def quoted(text: str, most: int = MAX_QUOTED) -> str:

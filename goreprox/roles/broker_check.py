@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from brokers import (
+    OF_PROXY,
     Buffer,
     Carrier,
     Cause,
@@ -22,11 +23,13 @@ from brokers import (
     Role,
     SocketAddress,
     Timings,
+    addresses,
     probe,
-    resolve,
 )
 from goreprox.config.addresses import Address
 from goreprox.config.names import default_name
+from goreprox.config.proxy import ProxyConfig
+from goreprox.net.proxy_client import ProxyClient, client_of
 from goreprox.process.instance import INCARNATION_BYTES
 from goreprox.process.log import counted, listing, quoted
 from goreprox.process.machine import in_container
@@ -79,6 +82,7 @@ class Joining:
     security: LinkSecurity | None
     services: Sequence[str]
     link_timeout_s: float
+    proxies: ProxyConfig
 
     @property
     def broker(self) -> str:
@@ -126,18 +130,19 @@ async def check_brokers(addresses: Sequence[Address], joining: Joining) -> list[
 
 async def _check_broker(address: Address, joining: Joining) -> tuple[list[Result], Mapping[bytes, PeerInfo] | None]:
     """Return the results, and the peers; None: no address of the broker has accepted us."""
-    subject, host = f"{joining.broker} {address}", address.host
+    subject, host = f"{joining.broker} {address}", address.host or "127.0.0.1"
+    proxy = client_of(joining.proxies, address)
     try:
         async with asyncio.timeout(RESOLVE_S):
-            found = (await resolve(host, address.port))[:MAX_ADDRESSES]
+            found = (await addresses(host, address.port, proxy))[:MAX_ADDRESSES]
     except (OSError, UnicodeError) as exc:  # TimeoutError is an OSError
         why = unresolved(exc)
         remedy = advice(joining.role, address.port)(Cause.UNRESOLVED)
         return [Result("resolve", subject, State.FAILED, f"{host} cannot be resolved: {why}", remedy)], None
-    checked = await asyncio.gather(*(_check_address(each, address.port, joining) for each in found))
+    checked = await asyncio.gather(*(_check_address(each, address.port, joining, proxy) for each in found))
     well = [peers for _, peers in checked if peers is not None]
     where = ", ".join(str(sockaddr[0]) for _, sockaddr in found)
-    results = [Result("resolve", subject, State.OK, where)]
+    results = [Result("resolve", subject, State.OK, where)] if proxy is None or not proxy.resolves else []
     results += [_lenient(result) if well else result for each, _ in checked for result in each]
     return results, {peer_id: peer for peers in well for peer_id, peer in peers.items()} if well else None
 
@@ -155,14 +160,24 @@ def _lenient(result: Result) -> Result:
 
 
 async def _check_address(
-    address: SocketAddress, port: int, joining: Joining
+    address: SocketAddress, port: int, joining: Joining, proxy: ProxyClient | None
 ) -> tuple[list[Result], Mapping[bytes, PeerInfo] | None]:
     at = Address(str(address[1][0]), port)
-    results = probed(await probe(address), at, advice(joining.role, port))
+    finding = await probe(address, proxy)
+    results = [] if proxy is None else [proxied(finding, proxy, advice(joining.role, port))]
+    if finding.cause not in OF_PROXY:
+        results += probed(finding, at, advice(joining.role, port))
     if results[-1].state is not State.OK:
         return results, None
-    result, peers = await _join(at, joining)
+    result, peers = await _join(at, joining, proxy)
     return [*results, result], peers
+
+
+def proxied(finding: Finding, proxy: ProxyClient, remedies: Callable[[Cause], str | None]) -> Result:
+    """Return what a probe says about the proxy that it went through."""
+    if finding.cause in OF_PROXY:
+        return Result("proxy", str(proxy), State.FAILED, finding.detail, remedies(finding.cause))
+    return Result("proxy", str(proxy), State.OK, "it takes our requests")
 
 
 def probed(finding: Finding, at: Address, remedies: Callable[[Cause], str | None]) -> list[Result]:
@@ -181,7 +196,9 @@ def probed(finding: Finding, at: Address, remedies: Callable[[Cause], str | None
     return [Result("tcp", str(at), State.OK, "connected"), zmtp]
 
 
-async def _join(at: Address, joining: Joining) -> tuple[Result, Mapping[bytes, PeerInfo] | None]:
+async def _join(
+    at: Address, joining: Joining, proxy: ProxyClient | None
+) -> tuple[Result, Mapping[bytes, PeerInfo] | None]:
     """Join the broker at one address for a moment."""
     changed = asyncio.Event()
     peer_list = _PeerList(changed)
@@ -197,6 +214,7 @@ async def _join(at: Address, joining: Joining) -> tuple[Result, Mapping[bytes, P
         called=joining.broker,
         advise=causes.append,
         changed=changed.set,
+        proxy=proxy,
     )
     link.start()
     try:

@@ -53,7 +53,7 @@ def examine(config: Config) -> Iterator[Result]:
 
 def _joining(config: EdgeConfig | ProviderConfig, role: Role, services: tuple[str, ...]) -> Joining:
     process = config.process
-    return Joining(role, process.own_name, config.security, services, process.link_timeout_s)
+    return Joining(role, process.own_name, config.security, services, process.link_timeout_s, config.proxy)
 
 
 # This machine.

@@ -337,14 +337,14 @@ async def serve(
         draining=lambda: edge.driver.draining,
     )
     health = Health(config.process.health, readiness, None if before is None else before.health)
-    links = member.link(config.brokers, edge.driver, config.security)
+    links = member.link(config.brokers, config.proxy, edge.driver, config.security)
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
     source = Source(member.instance, lambda: {"clients": edge.listeners.ports}, owner=edge, links=links.all)
 
     async def apply(new: EdgeConfig) -> None:
         await edge.reconfigure(new)
-        links.reconfigure(new.brokers, edge.driver)
+        links.reconfigure(new.brokers, new.proxy, edge.driver)
 
     upgrade = Upgrade(life, state, member.instance, health, links=links.all)
     life.upgrade_asked = upgrade.signalled

@@ -6,8 +6,10 @@ from typing import Final
 
 from loguru import logger
 
-from brokers import Link
+from brokers import Link, Proxy
 from goreprox.config.addresses import Address
+from goreprox.config.proxy import ProxyConfig
+from goreprox.net.proxy_client import client_of
 from goreprox.process.clock import clock
 from goreprox.process.lifetime import LINGER_S
 from goreprox.tunnel.driver import Driver
@@ -19,12 +21,18 @@ LOOK_S: Final = 0.25
 class Links:
     """Owns the links of a process (lifetime.Connection)."""
 
-    def __init__(self, addresses: Sequence[Address], make: Callable[[Address, Callable[[], None]], Link]) -> None:
-        """Start a link to each address; `make` makes one, which calls its argument when it changes."""
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        proxies: ProxyConfig,
+        make: Callable[[Address, Proxy | None, Callable[[], None]], Link],
+    ) -> None:
+        """Start a link to each address; `make` makes one, which calls its last argument when it changes."""
         self.all: list[Link] = []
         self.up = asyncio.Event()
         self.changed: Callable[[], None] = lambda: None
         self._make = make
+        self._proxies = proxies
         self._by_address: dict[Address, Link] = {}
         self._removed: dict[Link, asyncio.Task[None]] = {}
         """Links that are to be removed once nobody needs them."""
@@ -32,12 +40,16 @@ class Links:
         """Since when none is up."""
         self._add(addresses)
 
-    def reconfigure(self, addresses: Sequence[Address], driver: Driver) -> None:
-        """Have links to these addresses.
+    def reconfigure(self, addresses: Sequence[Address], proxies: ProxyConfig, driver: Driver) -> None:
+        """Have links to these addresses, by these proxies. A link whose proxy changes is made anew.
 
         Others are removed once each peer of `driver` that they reach is reached over one that stays: a stream has its
         new path before the old one goes.
         """
+        before, self._proxies = self._proxies, proxies
+        for address, link in self._by_address.items():
+            if before.of(address) != proxies.of(address):
+                link.reroute(client_of(proxies, address))
         for address, link in self._by_address.items():
             if address in addresses and link in self._removed:
                 self._removed.pop(link).cancel()
@@ -49,7 +61,8 @@ class Links:
 
     def _add(self, addresses: Sequence[Address]) -> None:
         for address in addresses:
-            link = self._by_address[address] = self._make(address, self._link_changed)
+            proxy = client_of(self._proxies, address)
+            link = self._by_address[address] = self._make(address, proxy, self._link_changed)
             self.all.append(link)
             link.start()
 

@@ -3,11 +3,12 @@
 import secrets
 from collections.abc import Callable, Sequence
 
-from brokers import Carrier, Cause, Link, LinkSecurity, PeerName, Receiver, Role, Timings
+from brokers import Carrier, Cause, Link, LinkSecurity, PeerName, Proxy, Receiver, Role, Timings
 from goreprox.config.addresses import Address
 from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import default_name
 from goreprox.config.process import ProcessConfig
+from goreprox.config.proxy import ProxyConfig
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
 from goreprox.roles.links import Links
@@ -59,10 +60,12 @@ class Member:
         for carrier in self.carriers:
             carrier.announce(self.attributes)
 
-    def link(self, addresses: Sequence[Address], receiver: Receiver, security: LinkSecurity | None) -> Links:
+    def link(
+        self, addresses: Sequence[Address], proxies: ProxyConfig, receiver: Receiver, security: LinkSecurity | None
+    ) -> Links:
         """Start a link to each of the brokers at `addresses`, in plaintext unless there is `security`."""
 
-        def make(address: Address, changed: Callable[[], None]) -> Link:
+        def make(address: Address, proxy: Proxy | None, changed: Callable[[], None]) -> Link:
             return Link(
                 self.name,
                 self.attributes,
@@ -75,9 +78,10 @@ class Member:
                 advise=advice(self.name.role, address.port),
                 changed=changed,
                 identities=self._identities,
+                proxy=proxy,
             )
 
-        links = Links(addresses, make)
+        links = Links(addresses, proxies, make)
         self.carriers = links.all
         return links
 
@@ -97,6 +101,12 @@ def advice(role: Role, port: int) -> Callable[[Cause], str | None]:
     return {
         Cause.UNRESOLVED: f"if the {broker} has another name, give it by --{broker} HOST",
         Cause.UNREACHABLE: "is it running, and does a firewall let this through?",
+        Cause.PROXY_UNREACHABLE: "is it running, and is --proxy its address?",
+        Cause.PROXY_PASSWORD: "write USER:PASSWORD@HOST:PORT in the variable GOREPROX_PROXY, or in --proxy",
+        Cause.PROXY_REFUSED: (
+            f"ask whoever runs it to allow port {port}; if it allows 443 alone, start the {broker} with --{role}s 443"
+        ),
+        Cause.PROXY_FAILED: "is that the address of a proxy of this kind? --proxy names it",
         Cause.SILENT: elsewhere,
         Cause.OTHER_PROTOCOL: elsewhere,
         Cause.STALLED: "is it stopped or overloaded?",

@@ -310,14 +310,14 @@ async def run(
     readiness = Readiness(life, down_s=lambda: links.down_s, grace_s=lambda: provider.driver.grace_s)
     health = Health(config.process.health, readiness, None if before is None else before.health)
     provider.introduce(member)
-    links = member.link(config.servers, provider.driver, config.security)
+    links = member.link(config.servers, config.proxy, provider.driver, config.security)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))
     source = Source(member.instance, owner=provider, links=links.all)
 
     async def apply(new: ProviderConfig) -> None:
         await provider.reconfigure(new)
-        links.reconfigure(new.servers, provider.driver)
+        links.reconfigure(new.servers, new.proxy, provider.driver)
 
     reload = Reload(config, life, health, read=read, apply=apply)
     upgrade = Upgrade(life, provider, member.instance, health, links=links.all)

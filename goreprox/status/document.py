@@ -46,6 +46,7 @@ class LinkStatus(TypedDict):
     state: str
     since_s: NotRequired[float]
     problem: NotRequired[str | None]
+    proxy: NotRequired[str | None]
 
 
 class MemberStatus(TypedDict):

@@ -248,6 +248,7 @@ def _link(link: Link) -> LinkStatus:
         "state": link.state.name.lower(),
         "since_s": round(link.since_s, 3),
         "problem": link.problem,
+        "proxy": None if link.proxy is None else str(link.proxy),
     }
 
 

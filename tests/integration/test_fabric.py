@@ -330,7 +330,7 @@ async def test_a_lookup_that_hangs_delays_no_other_link(fabric: Fabric, monkeypa
             host = HOST
         return await resolve(host, port)
 
-    monkeypatch.setattr("brokers.link.resolve", slow)
+    monkeypatch.setattr("brokers.proxy.resolve", slow)
     _, at_slow = fabric.link_to("slow.test", fabric.ports[Role.PROVIDER], name(Role.PROVIDER))
     _, at_quick = fabric.link(name(Role.PROVIDER))
     await eventually(lambda: at_quick.ups == 1)
@@ -352,7 +352,7 @@ async def test_a_link_that_is_up_again_does_not_wait_for_a_name_server(monkeypat
 
         relay.refuse()
         relay.cut()
-        monkeypatch.setattr("brokers.link.resolve", away)
+        monkeypatch.setattr("brokers.proxy.resolve", away)
         await asyncio.wait_for(asked.wait(), 30.0)
         monkeypatch.undo()
         await relay.open()
@@ -369,7 +369,7 @@ async def two_addresses(_: str, port: int) -> list[SocketAddress]:
 async def test_the_next_address_is_tried_if_one_does_not_respond(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("brokers.link.resolve", two_addresses)
+    monkeypatch.setattr("brokers.proxy.resolve", two_addresses)
     _, recorder = fabric.link_to("two.test", fabric.ports[Role.PROVIDER], name(Role.PROVIDER))
     await eventually(lambda: recorder.ups == 1)
 
@@ -379,7 +379,7 @@ async def test_the_next_address_is_tried_if_a_broker_sends_no_welcome(
 ) -> None:
     hanging, port = fabric.socket(zmq.ROUTER), fabric.ports[Role.PROVIDER]
     hanging.bind(f"tcp://{NOWHERE}:{port}")
-    monkeypatch.setattr("brokers.link.resolve", two_addresses)
+    monkeypatch.setattr("brokers.proxy.resolve", two_addresses)
     _, recorder = fabric.link_to("two.test", port, name(Role.PROVIDER))
     routing_id, *frames = await receive(hanging)
     await eventually(lambda: recorder.ups == 1)
@@ -402,7 +402,7 @@ async def test_an_unknown_name_is_logged_once_and_resolved_again(
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return await resolve(HOST, port)
 
-    monkeypatch.setattr("brokers.link.resolve", failing)
+    monkeypatch.setattr("brokers.proxy.resolve", failing)
     _, recorder = fabric.link_to("no.test", fabric.ports[Role.PROVIDER], name(Role.PROVIDER))
     await eventually(lambda: recorder.ups == 1)
     (entry,) = matching(events, "link_down")

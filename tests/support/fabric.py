@@ -187,9 +187,13 @@ class Fabric:
     ) -> tuple[Link, Recorder]:
         recorder = Recorder()
         link = Link(who, attributes or {}, host, port, recorder, timings=self.timings, security=security)
-        self._open.add(link)
+        self.adopt(link)
         link.start()
         return link, recorder
+
+    def adopt(self, link: Link) -> None:
+        """Close a link at the end."""
+        self._open.add(link)
 
     async def close(self, link: Link, *, linger_s: float) -> None:
         self._open.discard(link)

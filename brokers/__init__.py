@@ -6,7 +6,7 @@ It reports which peers are up. It may lose messages; its users recover. It impor
 from brokers.carrier import Buffer, Carrier, LinkCondition, Receiver, Timings
 from brokers.causes import OF_PROXY, Cause
 from brokers.cbor import decode_cbor
-from brokers.connect import NEXT_ADDRESS_S, connect
+from brokers.connect import NEXT_ADDRESS_S, connect, interleaved
 from brokers.diagnosis import Finding, probe
 from brokers.envelope import REVOKED
 from brokers.errors import BadMessage, BadName, BindError, FabricError
@@ -53,6 +53,7 @@ __all__ = [
     "addresses",
     "connect",
     "decode_cbor",
+    "interleaved",
     "is_key",
     "probe",
     "resolve",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -10,6 +11,17 @@ from brokers.resolver import SocketAddress
 
 NEXT_ADDRESS_S: Final = 0.25
 """How long an address may be silent until the next one is tried, too (RFC 8305, 8: the connection attempt delay)."""
+
+
+def interleaved(addresses: Sequence[SocketAddress]) -> list[SocketAddress]:
+    """Return addresses in their order, but each of another family than the one before, as long as there are two.
+
+    A family that does not work here costs one attempt, then, however many addresses of it come first (RFC 8305, 4).
+    """
+    of_first = [each for each in addresses if each[0] == addresses[0][0]]
+    others = [each for each in addresses if each[0] != addresses[0][0]]
+    pairs = itertools.zip_longest(of_first, others)
+    return [each for pair in pairs for each in pair if each is not None]
 
 
 async def connect(addresses: Sequence[SocketAddress], *, timeout_s: float) -> socket.socket:
@@ -25,7 +37,7 @@ async def connect(addresses: Sequence[SocketAddress], *, timeout_s: float) -> so
     reasons: list[OSError] = []
     try:
         async with asyncio.timeout(timeout_s):
-            rest = list(addresses)
+            rest = interleaved(addresses)
             while rest or attempts:
                 if rest:
                     attempts.add(asyncio.create_task(_connect(rest.pop(0)), name="connect"))

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from brokers import LimitedLog, SocketAddress, resolve
+from brokers import NEXT_ADDRESS_S, LimitedLog, SocketAddress, interleaved, resolve
 from goreprox.config.addresses import Address, Target
 from goreprox.config.roles import DialConfig
 from goreprox.config.target_checks import Check
@@ -32,7 +32,7 @@ from goreprox.roles.loops import Loops
 RESOLVED_FOR_S: Final = 5.0
 """How long the addresses of a target's name are used before it is looked up again."""
 MAX_ADDRESSES: Final = 16
-"""Addresses of one name that are tried: by default each then has 0.6 s. A DNS message has room for thousands."""
+"""Addresses of one name that are tried: the last one 4 s after the first. A DNS message has room for thousands."""
 _CONNECTING: Final = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED: Final = (0, errno.EISCONN)
 
@@ -86,7 +86,7 @@ class Targets:
 
     async def _look_up(self, service: str) -> list[SocketAddress]:
         address = self.by_service[service]
-        addresses = (await resolve(address.host, address.port))[:MAX_ADDRESSES]
+        addresses = interleaved(await resolve(address.host, address.port))[:MAX_ADDRESSES]
         self._found[service] = (clock(), addresses)
         return addresses
 
@@ -168,18 +168,19 @@ class Dialer:
 
 
 class _Dial:
-    """One stream's (tunnel.connections.StreamOwner): tries the addresses in turn."""
+    """One stream's (tunnel.connections.StreamOwner).
+
+    It tries the next address once one has failed, or has been silent for `NEXT_ADDRESS_S` (RFC 8305).
+    """
 
     def __init__(self, dialer: Dialer, stream: Stream) -> None:
         self._dialer = dialer
         self.stream = stream
         self._loop = asyncio.get_running_loop()
-        self._sock: socket.socket | None = None
-        """The connection that is being made; the poller watches it."""
-        self._address: object = None
-        """The one being tried; its form depends on the address family."""
+        self._attempts: dict[socket.socket, SocketAddress] = {}
+        """Connections that are being made; the poller watches them."""
         self._rest: list[SocketAddress] = []
-        """Those to be tried after it."""
+        """Addresses that are not tried yet."""
         self._next_address: asyncio.TimerHandle | None = None
         timeout_s = dialer.config.timeout_s
         self.began_at = clock()
@@ -223,11 +224,12 @@ class _Dial:
         else:
             self._try(addresses)
 
-    # One address.
+    # The addresses.
 
     def _try(self, addresses: Sequence[SocketAddress]) -> None:
-        (family, address), *self._rest = addresses
-        self._address = address
+        """Try the first one; those after it follow."""
+        first, *self._rest = addresses
+        family, address = first
         sock = None
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
@@ -241,31 +243,30 @@ class _Dial:
         except OSError as exc:
             code = exc.errno or errno.EIO
         if code in _CONNECTING and sock is not None:
-            self._sock = sock
-            self._dialer.poller.watch(sock.fileno(), WRITE, self._connected)
+            self._attempts[sock] = first
+            self._dialer.poller.watch(sock.fileno(), WRITE, functools.partial(self._connected, sock))
             if self._rest:
-                time_s = (self._deadline.when() - self._loop.time()) / (len(self._rest) + 1)
-                self._next_address = self._loop.call_later(time_s, self._timed_out)
+                self._next_address = self._loop.call_later(NEXT_ADDRESS_S, self._try_next, "")
         else:
-            self._tried(sock, code)
+            self._tried(sock, first, code)
 
-    def _connected(self, _: int) -> None:
-        sock = self._take_socket()
-        if sock is not None:
-            self._tried(sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    def _connected(self, sock: socket.socket, _: int) -> None:
+        address = self._attempts.pop(sock, None)
+        if address is not None:  # it was not given up in this turn
+            self._dialer.poller.forget(sock.fileno())
+            self._tried(sock, address, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
-    def _timed_out(self) -> None:
-        self._tried(self._take_socket(), errno.ETIMEDOUT)
-
-    def _tried(self, sock: socket.socket | None, code: int) -> None:
+    def _tried(self, sock: socket.socket | None, address: SocketAddress, code: int) -> None:
         """Use the socket, or close it and try the next address."""
         if sock is not None and code in _CONNECTED:
             try:
-                self._check_other_end(sock)
+                _check_other_end(sock, address)
                 self._send_proxy_header(sock)
             except OSError as exc:
                 code = exc.errno or errno.EIO
             else:
+                self._rest = [*self._give_up_attempts(), *self._rest]
+                self._dialer.loops.add(self.stream, sock.getsockname()[:2], address[1][:2])
                 self._reached(sock)
                 return
         if sock is not None:
@@ -273,20 +274,12 @@ class _Dial:
         self._try_next(os.strerror(code))
 
     def _try_next(self, why: str) -> None:
+        """Try the next address, as another one has failed, or is silent."""
+        self._cancel_next()
         if self._rest:
             self._try(self._rest)
-        else:
+        elif not self._attempts:
             self._refuse(why)
-
-    def _check_other_end(self, sock: socket.socket) -> None:
-        """Check that somebody listened.
-
-        Raises:
-            OSError: the socket is connected to itself (RFC 9293, 3.5, figure 7): the target's port is among those that
-                the kernel assigns to clients, it assigned this very one, and nobody listens there.
-        """
-        if sock.getsockname() == self._address:
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
     def _send_proxy_header(self, sock: socket.socket) -> None:
         """Tell the target who the client is, if it is to know.
@@ -338,16 +331,30 @@ class _Dial:
         self._dialer.dials.discard(self)
         for cancel in self._cancels:
             cancel()
-        sock = self._take_socket()
-        if sock is not None:
-            sock.close()
+        self._give_up_attempts()
 
-    def _take_socket(self) -> socket.socket | None:
-        """End the attempt at one address; return its socket."""
-        sock, self._sock = self._sock, None
-        if sock is not None:
+    def _give_up_attempts(self) -> list[SocketAddress]:
+        """End all attempts; return their addresses."""
+        self._cancel_next()
+        for sock in self._attempts:
             self._dialer.poller.forget(sock.fileno())
+            sock.close()
+        addresses = list(self._attempts.values())
+        self._attempts.clear()
+        return addresses
+
+    def _cancel_next(self) -> None:
         if self._next_address is not None:
             self._next_address.cancel()
             self._next_address = None
-        return sock
+
+
+def _check_other_end(sock: socket.socket, address: SocketAddress) -> None:
+    """Check that somebody listened.
+
+    Raises:
+        OSError: the socket is connected to itself (RFC 9293, 3.5, figure 7): the target's port is among those that the
+            kernel assigns to clients, it assigned this very one, and nobody listens there.
+    """
+    if sock.getsockname() == address[1]:
+        raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))

@@ -1,6 +1,7 @@
 """Dials: several addresses, targets that cannot be reached, handshakes, name lookups."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -87,18 +88,74 @@ async def test_a_socket_connected_to_itself_counts_as_refused(monkeypatch: pytes
     assert "refused" in str(reason)
 
 
-async def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as silent, socket.create_server((HOST, 0)) as good:
-        silent.bind((HOST, 0))
-        silent.listen(0)
-        waiting = [socket.socket() for _ in range(4)]  # its backlog is full
-        for sock in waiting:
-            sock.setblocking(False)
-            sock.connect_ex(silent.getsockname())
-        outcome = await dial(monkeypatch, silent.getsockname(), good.getsockname())
-        assert outcome == good.getsockname()
-        for sock in waiting:
-            sock.close()
+class Silent:
+    """A port of loopback whose backlog is full: it is silent to whoever connects."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> tuple[str, int]:
+        listening = self._stack.enter_context(socket.socket())
+        listening.bind((HOST, 0))
+        listening.listen(0)
+        for _ in range(4):
+            waiting = self._stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        address: tuple[str, int] = listening.getsockname()
+        return address
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+async def test_a_silent_address_costs_a_quarter_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    pauses: list[float] = []
+    call_later = loop.call_later
+
+    def noting(delay: float, *args: Any, **more: Any) -> asyncio.TimerHandle:
+        pauses.append(delay)
+        return call_later(delay, *args, **more)
+
+    monkeypatch.setattr(loop, "call_later", noting)
+    with Silent() as silent, Silent() as other, socket.create_server((HOST, 0)) as good:
+        assert await dial(monkeypatch, silent, other, good.getsockname()) == good.getsockname()
+    assert pauses.count(0.25) == 2
+
+
+async def test_an_address_that_is_slower_than_the_next_may_still_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack, Silent() as silent:
+        slow = stack.enter_context(socket.socket())
+        slow.bind((HOST, 0))
+        slow.listen(0)
+        slow.setblocking(False)
+        waiting = []
+        for _ in range(2):
+            waiting.append(stack.enter_context(socket.socket()))
+            waiting[-1].setblocking(False)
+            waiting[-1].connect_ex(slow.getsockname())
+        dialing = asyncio.ensure_future(dial(monkeypatch, slow.getsockname(), silent))
+        attempts: list[int] = []
+        watch = Poller.watch
+
+        def noting(poller: Poller, fd: int, *args: Any) -> None:
+            attempts.append(fd)
+            watch(poller, fd, *args)
+
+        monkeypatch.setattr(Poller, "watch", noting)
+        await eventually(lambda: len(attempts) == 2)  # the next address is being tried
+        while True:
+            try:
+                slow.accept()[0].close()  # room for the one that waits
+            except BlockingIOError:
+                break
+        assert await dialing == slow.getsockname()
+
+
+async def test_a_name_whose_addresses_are_all_silent_has_the_whole_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Silent() as first, Silent() as second:
+        assert "no response within 2 s" in str(await dial(monkeypatch, first, second))
 
 
 async def test_only_the_first_of_a_thousand_addresses_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,8 +139,8 @@ def provider(
     Parameters
     ----------
     target
-        Expose this TCP server: [SERVICE=][tls://][HOST:]PORT, with tls:// if it speaks TLS only. By default the
-        service is `default` and the host 127.0.0.1. May be repeated. Required.
+        Expose this server: [SERVICE=][tls://][HOST:]PORT, with tls:// if it speaks TLS only, or [SERVICE=]unix:PATH.
+        By default the service is `default` and the host 127.0.0.1. May be repeated. Required.
     server
         Connect to this server or broker, by default to port 9887. May be repeated. [default: as the join string says]
     weight

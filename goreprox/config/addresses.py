@@ -2,8 +2,11 @@
 
 import enum
 import ipaddress
+import os
 import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self
 
 from goreprox.config.defaults import DEFAULT_SERVICE, EDGE_PORT, PROVIDER_PORT
@@ -17,6 +20,7 @@ _HOST_NAME: Final = re.compile(
 )
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _TLS_TARGET: Final = "tls://"
+_UNIX: Final = "unix:"
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 WILDCARDS: Final = (None, "0.0.0.0", "::")
 _ADDRESS_FORMS: Final = "write PORT, :PORT, HOST:PORT or [IPV6]:PORT"
@@ -71,6 +75,26 @@ class Address:
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class UnixPath:
+    """The path of a Unix socket."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        most = 103 if sys.platform == "darwin" else 107  # sun_path has a zero byte, too: unix(4) and unix(7)
+        if not Path(self.path).is_absolute() or "\0" in self.path:
+            raise ConfigError(f"address {str(self)!r}: expected an absolute path, like {_UNIX}/run/app.sock")
+        if len(os.fsencode(self.path)) > most:
+            raise ConfigError(
+                f"address {str(self)!r}: a socket's path has at most {most} bytes; link to it from a shorter one"
+            )
+
+    def __str__(self) -> str:
+        return f"{_UNIX}{self.path}"
+
+
+TargetAddress = Address | UnixPath
 PROVIDERS: Final = Address(None, PROVIDER_PORT)
 EDGES: Final = Address(None, EDGE_PORT)
 """Where providers and edges are accepted by default."""
@@ -141,20 +165,23 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A service that is offered, and the address of its TCP server."""
+    """A service that is offered, and the address of its server."""
 
     service: str
-    address: Address
+    address: TargetAddress
     tls: bool = False
     """Whether to connect with TLS."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `[SERVICE=][tls://]ADDR`; without a host it is 127.0.0.1.
+        """Read `[SERVICE=][tls://]ADDR` or `[SERVICE=]unix:PATH`; without a host it is 127.0.0.1.
 
         Raises:
             ConfigError: the address or the name is malformed.
         """
+        named, is_unix, path = text.partition(_UNIX)
+        if is_unix and named[-1:] in ("", "="):
+            return cls(named[:-1] or DEFAULT_SERVICE, UnixPath(path))
         service, separator, address = text.rpartition("=")
         if separator and NAME.fullmatch(address) and not address.isdigit() and _PORT.fullmatch(service):
             raise ConfigError(
@@ -181,7 +208,8 @@ class Target:
 
     def __post_init__(self) -> None:
         check_name("service", self.service)
-        check_dialable("target", self.address)
+        if isinstance(self.address, Address):
+            check_dialable("target", self.address)
 
 
 class ProxyVersion(enum.Enum):

@@ -205,11 +205,15 @@ class ProviderConfig:
 def _check_targets(targets: Sequence[Target]) -> None:
     for first, second in itertools.combinations(targets, 2):
         if first.service == second.service:
-            hint = f"web={first.address.port} ssh={second.address.port}"
+            hint = f"web={_short(first)} ssh={_short(second)}"
             raise ConfigError(
                 f"targets {first.address} and {second.address}: both are of the service {first.service}; give each its "
                 f"own name, like {hint}"
             )
+
+
+def _short(target: Target) -> str:
+    return str(target.address.port if isinstance(target.address, Address) else target.address)
 
 
 def _check_remotes(option: str, addresses: Sequence[Address]) -> None:

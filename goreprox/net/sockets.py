@@ -64,12 +64,14 @@ class Socket(Protocol):
 
 
 def prepare(sock: socket.socket) -> None:
-    """Prepare a TCP socket: non-blocking, without delay, with keepalive, and such that its death is a reset.
+    """Prepare a socket: non-blocking, without delay, with keepalive, and such that its death is a reset.
 
     SO_LINGER(1, 0) makes close, and the kernel at the death of the process, send RST: without it `kill -9`
-    would look like a clean end to the other side. `finish` takes it back.
+    would look like a clean end to the other side. `finish` takes it back. A Unix socket has no RST, nor the rest.
     """
     sock.setblocking(False)
+    if sock.family == socket.AF_UNIX:
+        return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)

@@ -8,7 +8,7 @@ from pathlib import Path
 from loguru import logger
 
 from brokers import LimitedLog
-from goreprox.config.addresses import Target
+from goreprox.config.addresses import Address, Target
 from goreprox.errors import ConfigError, StartError
 from goreprox.net.certificates import target_context
 from goreprox.net.handshakes import Handshakes
@@ -30,7 +30,11 @@ class TargetTls:
         Raises:
             StartError: the file cannot be used.
         """
-        self._hosts = {target.service: str(target.address.host) for target in targets if target.tls}
+        self._hosts = {
+            target.service: str(target.address.host)
+            for target in targets
+            if target.tls and isinstance(target.address, Address)
+        }
         self._handshakes = Handshakes(poller, timeout_s=timeout_s)
         self._ca = ca
         self._log = LimitedLog()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from brokers import NEXT_ADDRESS_S, LimitedLog, SocketAddress, interleaved, resolve
-from goreprox.config.addresses import Address, Target
+from goreprox.config.addresses import Address, Target, TargetAddress, UnixPath
 from goreprox.config.roles import DialConfig
 from goreprox.config.target_checks import Check
 from goreprox.endpoint import Endpoint
@@ -37,9 +37,11 @@ _CONNECTING: Final = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED: Final = (0, errno.EISCONN)
 
 
-def advice(address: Address, why: str) -> str:
+def advice(address: TargetAddress, why: str) -> str:
     """Return what else to try after `why` there is no connection to a target, after a semicolon; "" if nothing."""
     hint = ""
+    if isinstance(address, UnixPath):
+        return "; this user must be able to write to it" if why == os.strerror(errno.EACCES) else hint
     if why != os.strerror(errno.ECONNREFUSED) or not address.is_loopback:
         return hint
     if address.host == "127.0.0.1":
@@ -55,13 +57,16 @@ def advice(address: Address, why: str) -> str:
 class Targets:
     """The target of each service, and its socket addresses: names are resolved in a thread and cached."""
 
-    def __init__(self, targets: dict[str, Address]) -> None:
+    def __init__(self, targets: dict[str, TargetAddress]) -> None:
         self.by_service = targets
         self._found: dict[str, tuple[float, list[SocketAddress]]] = {}
         self._lookups: dict[str, asyncio.Task[list[SocketAddress]]] = {}
 
     def known(self, service: str) -> list[SocketAddress] | None:
-        """Return the cached addresses of a service, or None if they have to be resolved first."""
+        """Return the addresses of a service, or None if they have to be resolved first."""
+        target = self.by_service[service]
+        if isinstance(target, UnixPath):
+            return [(socket.AF_UNIX, target.path)]
         at, addresses = self._found.get(service, (0.0, []))
         return addresses if addresses and clock() - at < RESOLVED_FOR_S else None
 
@@ -86,6 +91,7 @@ class Targets:
 
     async def _look_up(self, service: str) -> list[SocketAddress]:
         address = self.by_service[service]
+        assert isinstance(address, Address)
         addresses = interleaved(await resolve(address.host, address.port))[:MAX_ADDRESSES]
         self._found[service] = (clock(), addresses)
         return addresses
@@ -239,10 +245,13 @@ class _Dial:
             code = sock.connect_ex(address)
             if code == errno.EINPROGRESS:
                 code = sock.connect_ex(address)  # a target on this machine has accepted it by now
-            self._dialer.loops.add(self.stream, sock.getsockname()[:2], address[:2])
+            self._dialer.loops.add(self.stream, sock, address)
         except OSError as exc:
             code = exc.errno or errno.EIO
-        if code in _CONNECTING and sock is not None:
+        if code == errno.EAGAIN and family == socket.AF_UNIX and sock is not None:  # its backlog is full
+            sock.close()
+            self._next_address = self._loop.call_later(NEXT_ADDRESS_S, self._try, addresses)
+        elif code in _CONNECTING and sock is not None:
             self._attempts[sock] = first
             self._dialer.poller.watch(sock.fileno(), WRITE, functools.partial(self._connected, sock))
             if self._rest:
@@ -266,7 +275,7 @@ class _Dial:
                 code = exc.errno or errno.EIO
             else:
                 self._rest = [*self._give_up_attempts(), *self._rest]
-                self._dialer.loops.add(self.stream, sock.getsockname()[:2], address[1][:2])
+                self._dialer.loops.add(self.stream, sock, address[1])
                 self._reached(sock)
                 return
         if sock is not None:

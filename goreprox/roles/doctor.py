@@ -6,11 +6,12 @@ Nothing is started, created or kept, and a process that runs with this configura
 import asyncio
 import contextlib
 import resource
+import socket
 from collections.abc import Iterator
 from typing import Final
 
 from brokers import Cause, Role, SocketAddress, probe, resolve
-from goreprox.config.addresses import Address, Target
+from goreprox.config.addresses import Address, Target, UnixPath
 from goreprox.config.defaults import MIB
 from goreprox.config.roles import BrokerConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
 from goreprox.errors import ControlError
@@ -117,9 +118,13 @@ async def _check_target(target: Target, config: ProviderConfig) -> Result:
     address, subject, dial = target.address, target.text, config.dial
     check = config.checks.check_of(target.service)
     why = ""
+    found: list[SocketAddress]
     try:
         async with asyncio.timeout(RESOLVE_S):
-            found = (await resolve(address.host, address.port))[:MAX_ADDRESSES]
+            if isinstance(address, UnixPath):
+                found = [(socket.AF_UNIX, address.path)]
+            else:
+                found = (await resolve(address.host, address.port))[:MAX_ADDRESSES]
     except (OSError, UnicodeError) as exc:
         why, found = f"the name cannot be resolved: {unresolved(exc)}", []
     if found:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from brokers import SocketAddress
-from goreprox.config.addresses import Address, ProxyVersion, Target
+from goreprox.config.addresses import Address, ProxyVersion, Target, TargetAddress, UnixPath
 from goreprox.errors import GoreproxError
 from goreprox.net.certificates import reason
 from goreprox.net.proxy_protocol import write
@@ -37,7 +37,7 @@ async def examine(
     context: Callable[[], ssl.SSLContext],
     path: str | None = None,
     proxy_protocol: ProxyVersion | None = None,
-) -> Address:
+) -> TargetAddress:
     """Connect to the first of the `addresses` of a target that accepts; return it.
 
     With a `path` request it by HTTP, and expect a status from 200 to 399. With `proxy_protocol` the target gets a
@@ -68,12 +68,12 @@ async def _connect(
     timeout_s: float,
     context: Callable[[], ssl.SSLContext],
     header: bytes,
-) -> tuple[_Connection, Address]:
+) -> tuple[_Connection, TargetAddress]:
     why = "the name has no address"
     for each in addresses:
         try:
             async with asyncio.timeout(timeout_s / len(addresses)):
-                return await _connect_to(each, target, context, header), Address(str(each[1][0]), target.address.port)
+                return await _connect_to(each, target, context, header), _reached(target.address, each)
         except TimeoutError:
             why = f"no response within {timeout_s:g} s"
         except GoreproxError as exc:
@@ -83,6 +83,10 @@ async def _connect(
                 raise
             why = f"TLS: {reason(exc)}" if isinstance(exc, ssl.SSLError) else os.strerror(exc.errno or errno.EIO)
     raise UnwellError(why)
+
+
+def _reached(target: TargetAddress, address: SocketAddress) -> TargetAddress:
+    return target if isinstance(target, UnixPath) else Address(str(address[1][0]), target.port)
 
 
 async def _connect_to(
@@ -99,14 +103,18 @@ async def _connect_to(
         if sock.getsockname() == sockaddr:  # connected to itself: nobody listens (dial)
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         await loop.sock_sendall(sock, header)
-        tls, host = (context(), target.address.host) if target.tls else (None, None)
+        tls, host = None, None
+        if target.tls and isinstance(target.address, Address):
+            tls, host = context(), target.address.host
         return await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=host, limit=_READ)
     except BaseException:
         sock.close()
         raise
 
 
-async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: Address, path: str) -> None:
+async def _request(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: TargetAddress, path: str
+) -> None:
     """Request a path; of the response only the header section is read.
 
     Raises:
@@ -115,6 +123,7 @@ async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, h
     from goreprox.http.messages import Malformed, Response  # noqa: PLC0415 -- other providers need no HTTP
     from goreprox.http.reply import Reply  # noqa: PLC0415
 
+    host = "localhost" if isinstance(address, UnixPath) else address
     writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: goreprox\r\nConnection: close\r\n\r\n".encode())
     reply, left = Reply(to_head=False, may_switch=False), MAX_RESPONSE
     try:

@@ -30,17 +30,23 @@ class Loops:
         """Return through how many of our connections in a row a stream came."""
         return self._hops.get((stream.client, stream.destination), 0)
 
-    def add(self, stream: Stream, near: tuple[str, int], far: tuple[str, int]) -> None:
-        """Add the connection that is made for a stream, in place of an earlier one, until it is discarded."""
+    def add(self, stream: Stream, sock: socket.socket, far: tuple[str, int] | str) -> None:
+        """Add the connection to `far` that is made for a stream, in place of an earlier one, until it is discarded.
+
+        A Unix socket is not added: its connections have no addresses, and an edge listens on none.
+        """
+        if isinstance(far, str):
+            return
+        near = sock.getsockname()
         hops = self.hops(stream) + 1
         self.discard(stream)
-        addresses = self._addresses[stream] = str(Endpoint(*near)), str(Endpoint(*far))
+        addresses = self._addresses[stream] = str(Endpoint(*near[:2])), str(Endpoint(*far[:2]))
         self._hops[addresses] = hops
 
     def found(self, stream: Stream, sock: socket.socket) -> None:
         """Add the connection that this process has inherited. How many hops led to it is counted anew."""
         with contextlib.suppress(OSError):  # it is closed, or was reset
-            self.add(stream, sock.getsockname()[:2], sock.getpeername()[:2])
+            self.add(stream, sock, sock.getpeername())
 
     def discard(self, stream: Stream) -> None:
         """Remove the connection of a stream, if it has one."""

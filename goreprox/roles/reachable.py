@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from brokers import LimitedLog
-from goreprox.config.addresses import Address
+from goreprox.config.addresses import TargetAddress
 from goreprox.process.log import listing, quoted
 from goreprox.tunnel.attributes import machine_of, ports_of, process_of, shared_of
 from goreprox.tunnel.driver import Driver
@@ -18,7 +18,7 @@ SETTLE_S: Final = 1.0
 class Reachable:
     """Compares what edges announce with what is offered here."""
 
-    def __init__(self, driver: Driver, targets: Mapping[str, Address], log: LimitedLog) -> None:
+    def __init__(self, driver: Driver, targets: Mapping[str, TargetAddress], log: LimitedLog) -> None:
         """Check the edges of `driver` for the services of `targets`."""
         self._driver = driver
         self.targets = targets

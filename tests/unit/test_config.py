@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goreprox.config.addresses import Address, Listener, Scheme, Target
+from goreprox.config.addresses import Address, Listener, Scheme, Target, UnixPath
 from goreprox.config.clients import ClientConfig
 from goreprox.config.defaults import MIB
 from goreprox.config.names import check_name, default_name
@@ -108,6 +108,21 @@ def test_a_listener_and_a_target_may_name_a_service() -> None:
         assert Listener.parse(f"{scheme.value}://:8080=web") == Listener(Address(None, 8080), "web", scheme)
     assert Target.parse("3000") == TARGET
     assert Target.parse("ssh=host:22") == Target("ssh", Address("host", 22))
+
+
+@pytest.mark.parametrize("service", ["", "db="])
+def test_a_target_may_be_a_unix_socket(service: str) -> None:
+    target = Target.parse(f"{service}unix:/run/a=b/.s.PGSQL.5432")
+    assert target == Target(service[:-1] or "default", UnixPath("/run/a=b/.s.PGSQL.5432"))
+    assert target.text == f"{service}unix:/run/a=b/.s.PGSQL.5432" and Target.parse(target.text) == target
+
+
+@pytest.mark.parametrize(
+    "text", ["unix:", "unix:relative", "db=unix:", "unix:/a\0b", f"unix:/{'a' * 107}", "tls://unix:/a"]
+)
+def test_a_path_that_no_socket_has_is_rejected(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"address|target"):
+        Target.parse(text)
 
 
 def test_an_unknown_scheme_is_rejected_with_the_known_ones() -> None:

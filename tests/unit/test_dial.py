@@ -6,12 +6,13 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from brokers import LimitedLog, SocketAddress
-from goreprox.config.addresses import Address, Target
+from goreprox.config.addresses import Address, Target, UnixPath
 from goreprox.config.roles import DialConfig
 from goreprox.net import sockets
 from goreprox.net.poller import Poller
@@ -42,10 +43,15 @@ class Asked:
 
 
 def dialer(
-    monkeypatch: pytest.MonkeyPatch, asked: Asked, *where: tuple[str, int], host: str = "example.org", tls: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    asked: Asked,
+    *where: tuple[str, int],
+    host: str = "example.org",
+    tls: bool = False,
+    target: UnixPath | None = None,
 ) -> Dialer:
     """Dial these addresses, whatever the name of the target; `asked` gets the socket that was connected in the end."""
-    targets = (Target("web", Address(host, 80), tls=tls),)
+    targets = (Target("web", target or Address(host, 80), tls=tls),)
     config = DialConfig(timeout_s=DIAL_TIMEOUT_S, insecure=tls)
 
     async def found(*_: object) -> list[SocketAddress]:
@@ -151,6 +157,42 @@ async def test_an_address_that_is_slower_than_the_next_may_still_win(monkeypatch
             except BlockingIOError:
                 break
         assert await dialing == slow.getsockname()
+
+
+async def test_a_unix_socket_whose_backlog_is_full_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, asked = str(tmp_path / "s"), Asked()
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.ExitStack() as stack:
+        listening.bind(path)
+        listening.listen(0)
+        stack.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
+        dialer(monkeypatch, asked, target=UnixPath(path)).dial(asked.stream)
+        assert asked.outcome is None  # it is neither connected nor refused
+        stack.enter_context(listening.accept()[0])
+        await eventually(lambda: asked.outcome)
+        assert isinstance(asked.connected, socket.socket)
+        stack.enter_context(asked.connected)
+        stack.enter_context(listening.accept()[0])
+
+
+async def test_a_unix_socket_whose_backlog_stays_full_has_the_whole_timeout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, asked = str(tmp_path / "s"), Asked()
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as first:
+        listening.bind(path)
+        listening.listen(0)
+        first.connect(path)
+        dialer(monkeypatch, asked, target=UnixPath(path)).dial(asked.stream)
+        await eventually(lambda: asked.outcome)
+        assert asked.outcome == f"target unix:{path}: no response within 2 s"
+
+
+async def test_a_unix_socket_that_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = Asked()
+    dialer(monkeypatch, asked, target=UnixPath(f"{tmp_path}/none")).dial(asked.stream)
+    assert asked.outcome == f"target unix:{tmp_path}/none: No such file or directory"
 
 
 async def test_a_name_whose_addresses_are_all_silent_has_the_whole_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

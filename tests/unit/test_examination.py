@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from brokers import resolve
-from goreprox.config.addresses import Address, ProxyVersion, Target
+from goreprox.config.addresses import Address, ProxyVersion, Target, TargetAddress
 from goreprox.net.certificates import target_context
 from goreprox.roles.examination import MAX_RESPONSE, UnwellError, examine
 from tests.support.sockets import HOST, abort, closed_port, reset_now, stop_accepting
@@ -49,7 +49,7 @@ async def check(
     tls: bool = False,
     ca: Path | None = None,
     proxy: ProxyVersion | None = None,
-) -> Address:
+) -> TargetAddress:
     where = Target("web", Address(host, port), tls=tls)
     return await examine(
         where,

@@ -263,10 +263,13 @@ async def test_what_waits_in_the_relay_counts_as_unsent() -> None:
         assert condition is not None and condition.unsent_bytes == 0 and condition.round_trip_s > 0
         own.stop_reading()
         sent = 0
-        while sent < 8 << 20 and link.send(edge, [bytes(1 << 16)]):
+        while sent < 24 << 20 and link.send(edge, [bytes(1 << 16)]):
             sent += 1 << 16
         # In the kernel between the relay and the proxy is what has been sent; the rest waits.
         await eventually(lambda: unsent(link.link_condition(edge)) > 1 << 20)
+        relay = link._dialer._relay
+        assert relay is not None
+        await eventually(lambda: relay.unsent_bytes > relay._held > 0, "it holds some, and the kernel more")
         own.go_on_reading()
         await eventually(lambda: sum(len(frames[0]) for _, frames in far_recorder.messages) == sent)
         await eventually(lambda: unsent(link.link_condition(edge)) == 0)

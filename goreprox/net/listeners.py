@@ -178,16 +178,17 @@ class Listeners:
             self.start()
 
     def export(self, *, payload: bool) -> list[object]:
-        """Return the listeners with the descriptors of their sockets; `Open.restore` reads each.
-
-        With `payload` let go of the descriptors without closing them; nothing may follow.
-        """
-        if payload:
-            self._pause()
-            self._closed = True
+        """Return the listeners, with `payload` also the descriptors of their sockets; `Open.restore` reads each."""
         return [
-            [each.listener.text, [sock.detach() for sock in each.sockets] if payload else []] for each in self._open
+            [each.listener.text, [sock.fileno() for sock in each.sockets] if payload else []] for each in self._open
         ]
+
+    def release(self) -> None:
+        """Leave the sockets to the code that takes over; nothing may follow."""
+        self._pause()
+        self._closed = True
+        for sock, _ in self._sockets:
+            sock.detach()
 
     @property
     def descriptors(self) -> list[int]:

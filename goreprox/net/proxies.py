@@ -78,21 +78,22 @@ class Proxies:
         return [arrival.sock.fileno() for arrival in self._timers]
 
     def export(self, *, payload: bool) -> Iterator[object]:
-        """Yield what was read of each.
-
-        With `payload` let go of their descriptors without closing them; nothing may follow.
-        """
-        for arrival, timer in list(self._timers.items()):
-            if payload:
-                timer.cancel()
+        """Yield what was read of each, with `payload` also its descriptor."""
+        for arrival, timer in self._timers.items():
             yield {
-                "descriptor": arrival.sock.detach() if payload else None,
+                "descriptor": arrival.sock.fileno() if payload else None,
                 "proxy": str(arrival.proxy),
                 "destination": str(arrival.destination),
                 "listener": arrival.listener.text,
                 "head": bytes(arrival.head),
                 "until": timer.when(),
             }
+
+    def release(self) -> None:
+        """Leave the sockets to the code that takes over; nothing may follow."""
+        for arrival, timer in self._timers.items():
+            timer.cancel()
+            arrival.sock.detach()
 
     def restore(self, sock: socket.socket, listener: Listener, marks: Fields) -> None:
         """Go on with a connection that `export` has yielded, as one of `listener`.

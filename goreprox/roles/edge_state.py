@@ -7,7 +7,7 @@ provider, and proxies whose header is awaited. TLS clients and requests in progr
 import functools
 import socket
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from goreprox.config.addresses import Listener
 from goreprox.endpoint import Endpoint
@@ -60,12 +60,22 @@ def restored_listeners(items: Iterator[object]) -> list[Open]:
     return [Open.restore(item) for item in Fields(next(items, None)).items("listeners")]
 
 
+class _Handed(NamedTuple):
+    """Items that name descriptors."""
+
+    listeners: list[object]
+    proxies: list[object]
+    clients: list[dict[str, object]]
+
+
 class EdgeState:
     """What is handed over of an edge."""
 
     def __init__(self, edge: Parts) -> None:
         self._edge = edge
         self.driver = edge.driver
+        self._handed: _Handed | None = None
+        """What was handed over, once it was: the sockets are no longer ours then."""
 
     @property
     def connections(self) -> int:
@@ -123,19 +133,28 @@ class EdgeState:
         ]
 
     def export(self, *, payload: bool) -> Iterator[object]:
-        """Yield listeners, sessions and clients; with `payload` let go of all sockets, and nothing may follow."""
-        edge = self._edge
-        yield {"listeners": edge.admission.listeners.export(payload=payload)}
-        bridges, clients = list(self._live_bridges()), list(self._idle_clients())
+        """Yield listeners, sessions and clients; with `payload` let go of all sockets at the end.
+
+        It may begin anew even then, in case that memory is refused; nothing else may follow.
+        """
+        edge, bridges = self._edge, list(self._live_bridges())
+        handed = self._handed or _Handed(
+            edge.admission.listeners.export(payload=payload),
+            list(edge.admission.proxies.export(payload=payload)),
+            [_exported(client, listener, payload=payload) for client, listener in self._idle_clients()],
+        )
+        if payload:
+            self._handed = handed
+        yield {"listeners": handed.listeners}
         finishing = [[peer.id, stream.id] for peer, stream in self._finishing()]
         yield from edge.driver.export(payload=payload)
         yield {
             "finishing": finishing,
-            "proxies": len(edge.admission.proxies),
+            "proxies": len(handed.proxies),
             "bridges": len(bridges),
-            "clients": len(clients),
+            "clients": len(handed.clients),
         }
-        yield from edge.admission.proxies.export(payload=payload)
+        yield from handed.proxies
         for bridge, peer, until in bridges:
             upgraded = edge.http_clients.upgraded.get(bridge.stream)
             yield {
@@ -146,9 +165,12 @@ class EdgeState:
             } | bridge.export(payload=payload)
             if peer is None:
                 yield from export_stream(bridge.stream, payload=payload)
-        for client, listener in clients:
-            yield {"listener": listener.text} | _exported(client, payload=payload)
+        yield from handed.clients
         if payload:
+            edge.admission.listeners.release()
+            edge.admission.proxies.release()
+            for client, _ in self._idle_clients():
+                _plain(client).detach()
             edge.bridges.poller.close()
 
     def restore(self, items: Iterator[object], *, trial: bool) -> None:
@@ -268,6 +290,11 @@ class EdgeState:
                     yield peer, owner.stream
 
 
+def _plain(client: Client) -> socket.socket:
+    assert isinstance(client.sock, socket.socket)
+    return client.sock
+
+
 def _is_plain(client: Client) -> bool:
     return isinstance(client.sock, socket.socket)
 
@@ -277,11 +304,11 @@ def _is_portable(client: Client) -> bool:
     return client.gateway.between_requests and not client.out and _is_plain(client)
 
 
-def _exported(client: Client, *, payload: bool) -> dict[str, object]:
-    """Return what has come of a client's next request, and with `payload` let go of its descriptor."""
-    assert isinstance(client.sock, socket.socket)
+def _exported(client: Client, listener: Listener, *, payload: bool) -> dict[str, object]:
+    """Return what has come of a client's next request, and with `payload` its descriptor."""
     return {
-        "descriptor": client.sock.detach() if payload else None,
+        "listener": listener.text,
+        "descriptor": client.sock.fileno() if payload else None,
         "client": str(client.address),
         "destination": str(client.destination),
         "since": client.since,

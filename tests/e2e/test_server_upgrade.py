@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.e2e.roles import Client, echoed, whole
-from tests.e2e.upgrading import NO_EXECVE, start, upgrade
+from tests.e2e.upgrading import NO_EXECVE, REFUSED, Start, start, upgrade
 from tests.support.processes import Handler, Process, Tunnel
 from tests.support.relay import Relay
 from tests.support.sockets import HOST
@@ -42,11 +43,11 @@ class Made(Tunnel):
     web: int
     target_of_web: int
 
-    async def serve_at(self, role: str, *options: str) -> None:
+    async def serve_at(self, role: str, *options: str, **how: Unpack[Start]) -> None:
         """Start a server, or a broker and an edge."""
         self.role = role
         if role == "server":
-            self.entrance = await start(self, "server", *options, "--providers", f"{HOST}:0")
+            self.entrance = await start(self, "server", *options, "--providers", f"{HOST}:0", **how)
             providers = await self.entrance.port("providers")
         else:
             broker = await self.start("broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0")
@@ -72,12 +73,14 @@ class Made(Tunnel):
 
 
 @asynccontextmanager
-async def entrance(tmp: Path, role: str, handler: Handler, *options: str, web: Handler = echo) -> AsyncIterator[Made]:
+async def entrance(
+    tmp: Path, role: str, handler: Handler, *options: str, web: Handler = echo, how: Start | None = None
+) -> AsyncIterator[Made]:
     made = Made(tmp)
     async with made._stack:
         made.target_of_web = await made.target(web)
         await made.target(handler)
-        await made.serve_at(role, *(options or BASIC))
+        await made.serve_at(role, *(options or BASIC), **(how or Start()))
         await made.provide_both()
         yield made
 
@@ -333,18 +336,7 @@ async def test_a_broker_takes_part(tmp: Path) -> None:
 
 
 async def test_code_that_goes_missing_leaves_the_old_code_of_a_server_at_work(tmp: Path) -> None:
-    made = Made(tmp)
-    async with made._stack:
-        made.target_of_web = await made.target(polite)
-        await made.target(echo)
-        made.entrance = await start(made, "server", *BASIC, "--providers", f"{HOST}:0", program=("-c", NO_EXECVE))
-        made.relay = Relay(await made.entrance.port("providers"))
-        await made.relay.start()
-        made._stack.push_async_callback(made.relay.stop)
-        ports = (await made.entrance.ready())["clients"]
-        assert isinstance(ports, list)
-        made.port, made.web = ports
-        await made.provide_both()
+    async with entrance(tmp, "server", echo, web=polite, how=Start(program=("-c", NO_EXECVE))) as made:
         client, web = await made.connect(), await made.connect(made.web)
         for word in (b"one", b"two"):
             await echoed(client, word)
@@ -356,4 +348,23 @@ async def test_code_that_goes_missing_leaves_the_old_code_of_a_server_at_work(tm
         await asked(web, b"three")
         await whole(made, made.port)
         for _, writer in (client, web):
+            writer.close()
+
+
+@pytest.mark.parametrize("step", ["os memfd_create 2", "goreprox.tunnel.bridge Bridge.export 2", "os pwrite 2"])
+async def test_memory_that_is_refused_leaves_the_old_code_of_a_server_at_work(tmp: Path, step: str) -> None:
+    how = Start(program=("-c", REFUSED.format(step=step)))
+    async with entrance(tmp, "server", echo, web=polite, how=how) as made:
+        client, idle = await made.connect(), await made.connect(made.web)
+        await echoed(client, b"before")
+        await asked(idle, b"before")
+        code, out, err = await upgrade(tmp, "--role", "server")
+        assert (code, out) == (1, "") and "memory" in err
+        await echoed(client, b"after")
+        await asked(idle, b"after")
+        await whole(made, made.port)
+        await made.upgraded()
+        await echoed(client, b"later")
+        await asked(idle, b"later")
+        for _, writer in (client, idle):
             writer.close()

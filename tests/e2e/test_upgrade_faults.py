@@ -14,7 +14,7 @@ import pytest
 import brokers
 import goreprox
 from tests.e2e.roles import Client, echoed, whole
-from tests.e2e.upgrading import Gate, provide, run, upgrade, upgraded
+from tests.e2e.upgrading import REFUSED, Gate, provide, run, upgrade, upgraded
 from tests.support.processes import WAIT_S, Tunnel, nothing_yet
 from tests.support.programs import program
 from tests.support.traffic import echo, echo_until, read_digest, send_until
@@ -140,31 +140,6 @@ async def test_an_upgrade_during_a_drain_is_refused_and_the_drain_goes_on(tmp: P
         assert await made.provider.wait() == 0
 
 
-REFUSED = """
-import importlib, os, sys
-
-def refuse(module, path, nth):
-    *names, name = path.split(".")
-    owner = importlib.import_module(module)
-    for each in names:
-        owner = getattr(owner, each)
-    function = getattr(owner, name)
-    calls = 0
-
-    def refused(*args, **options):
-        nonlocal calls
-        calls += 1
-        if calls == int(nth):
-            raise MemoryError
-        return function(*args, **options)
-
-    setattr(owner, name, refused)
-
-if "_GOREPROX_HANDOVER" not in os.environ:
-    refuse(*{step!r}.split())
-from goreprox.cli.main import main
-sys.exit(main())
-"""
 CHECK = 1
 """Each upgrade writes two states, one for the check of the new code and the real one."""
 REAL = 2

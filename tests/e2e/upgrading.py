@@ -26,6 +26,32 @@ from goreprox.cli.main import main
 sys.exit(main())
 """
 """A program whose new code goes missing after its preflight."""
+REFUSED: Final = """
+import importlib, os, sys
+
+def refuse(module, path, nth):
+    *names, name = path.split(".")
+    owner = importlib.import_module(module)
+    for each in names:
+        owner = getattr(owner, each)
+    function = getattr(owner, name)
+    calls = 0
+
+    def refused(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls == int(nth):
+            raise MemoryError
+        return function(*args, **options)
+
+    setattr(owner, name, refused)
+
+if "_GOREPROX_HANDOVER" not in os.environ:
+    refuse(*{step!r}.split())
+from goreprox.cli.main import main
+sys.exit(main())
+"""
+"""A program to which memory is refused at a `step`: a module, a function in it, the number of the call."""
 
 
 class Start(TypedDict, total=False):

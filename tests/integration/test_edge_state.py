@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {
     "listeners": (Listener(Address(HOST, 0)), Listener(Address(HOST, 0), "web", Scheme.HTTP)),
     "providers": Address(HOST, 0),
 }
-OPTIONAL = {"outages_before", "end_code"}
+OPTIONAL = {"outages_before", "end_code", "draining"}
 """Versions that have no such values mean those that these clients have."""
 PROXIES: dict[str, Any] = {"proxy_protocol_from": (Rule.parse("proxy-protocol-from", HOST),)}
 

@@ -232,7 +232,7 @@ async def test_a_withdrawn_service_stays_so_through_an_upgrade(tmp: Path) -> Non
     application = Application()
     async with nothing_yet(tmp) as made:
         await made.target(application.serve)
-        await made.serve()
+        await made.serve("--grace", "600")  # longer than an upgrade takes on a busy machine
         options = (*CHECKED, "--check-successes", str(SUCCESSES))
         made.provider = await provide(made, *options)
         await offered(tmp, "default")

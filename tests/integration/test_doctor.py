@@ -154,9 +154,10 @@ async def test_an_address_that_does_not_respond_beside_one_that_does_is_a_warnin
         port = at(fabric).port
 
         async def two(host: str | None, _: int) -> list[SocketAddress]:
-            return [(socket.AF_INET, (address, port)) for address in ("127.0.0.2", HOST)]
+            found = ("127.0.0.2", HOST) if host == "two.example" else (str(host),)
+            return [(socket.AF_INET, (address, port)) for address in found]
 
-        monkeypatch.setattr("goreprox.roles.broker_check.resolve", two)
+        monkeypatch.setattr("brokers.proxy.resolve", two)
         found = await examined(provider(runtime, Address("two.example", port)))
         assert [result.state for result in found.of("tcp")] == [State.WARNING, State.OK]
         assert found.passed("join")

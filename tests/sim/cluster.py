@@ -265,7 +265,7 @@ class Cluster:
         node = self.nodes[slot]
         if not node.process.running or node.closing_at is not None:
             return
-        if any(dial._sock is not None and dial._sock.far is not None for dial in node.app.dialer.dials):
+        if any(sock.far is not None for dial in node.app.dialer.dials for sock in dial._attempts):
             self.world.after(0.001, self.upgrade, slot)
             return
         node.process.run(self._upgrade, node)
@@ -313,7 +313,7 @@ class Cluster:
             return
         node = self.nodes[process.slot]
         (client,) = (
-            self.by_address[dial._stream.client] for dial in node.app.dialer.dials if dial._sock is sock
+            self.by_address[dial.stream.client] for dial in node.app.dialer.dials if sock in dial._attempts
         )  # the socket does not tell for whom it is
         failure = self.dial_failure.get(process.slot)
         self.world.note(f"{process.slot} dials for {client.who}: {failure or 'connected'}")

@@ -27,6 +27,7 @@ class SimSocket:
         self.net = net
         self.process = process
         self.fd = process.allocate(self)
+        self.family = real_socket.AF_INET
         self.far: Far | None = None
         self.listening = False
         self.dialed = False

@@ -279,6 +279,9 @@ class Process:
         self.epoll = self.files[fd]
         self._serve = callback
 
+    def is_closed(self) -> bool:
+        return False
+
     def remove_reader(self, fd: int) -> None:
         """Forget the epoll."""
         self.epoll = None

@@ -120,6 +120,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "listen": ["http://1", "https://2", "tls://5=web"],
         "reuse-port": True,
         "broker": ["h", "i:1"],
+        "proxy": ["socks5://h:1080"],
         "workers": 2,
         **CLIENTS,
         **ROLE,
@@ -129,6 +130,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "provider": {
         "target": ["a=3000", "b=tls://h:3001"],
         "server": ["h", "i:1"],
+        "proxy": ["socks5://h:1080"],
         "dial-timeout": 4,
         "weight": 2.5,
         "proxy-protocol": "v2",

@@ -162,6 +162,7 @@ async def test_memory_that_is_refused_at_a_step_leaves_the_code_before_at_work(t
     async with nothing_yet(tmp) as made:
         await run(made, echo, program=("-c", REFUSED.format(step=step)))
         reader, writer = await made.connect()
+        await echoed((reader, writer), b"before")
         over = asyncio.Event()
         sending = asyncio.create_task(send_until(over, writer))  # nobody reads it, so all buffers fill
         code, out, err = await upgrade(tmp, "--role", "provider")

@@ -50,6 +50,7 @@ async def test_peers_of_both_roles_learn_of_each_other_with_attributes(fabric: F
     assert at_edge.peers[provider.id].epoch == epoch
 
 
+@pytest.mark.pure
 async def test_attributes_that_change_between_hello_and_welcome_are_announced(fabric: Fabric) -> None:
     provider = name(Role.PROVIDER)
     link, _ = fabric.link(provider, attributes={"services": ["web"]})
@@ -63,6 +64,7 @@ async def test_attributes_that_change_between_hello_and_welcome_are_announced(fa
     await eventually(lambda: [peer.attributes for peer in fabric.router.peers] == [{"services": []}])
 
 
+@pytest.mark.pure
 async def test_attributes_that_a_full_pipe_has_refused_are_announced_later(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import cbor2
 import pytest
 
+from goreprox.endpoint import Endpoint
 from goreprox.process.handover import moved
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.endings import Endings
@@ -349,3 +350,10 @@ def test_fields_are_checked() -> None:
     assert fields.by_text() == {"bytes": b"x", "count": 1, "none": None, "items": [1]}
     assert fields.fields_or_none("absent") is None
     assert fields.text_or_none("none") is None and fields.seconds_or_none("absent") is None
+
+
+def test_an_endpoint_is_checked() -> None:
+    fields = Fields({"client": "[2001:db8::1]:80", "other": "nobody:80"})
+    assert fields.endpoint("client") == Endpoint("2001:db8::1", 80)
+    with pytest.raises(ExportError, match="other 'nobody:80' in the export, expected an address and a port"):
+        fields.endpoint("other")

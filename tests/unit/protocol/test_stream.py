@@ -121,7 +121,8 @@ def test_bytes_may_be_written_before_there_is_a_session() -> None:
     stream, _ = make(State.OPENING, hosted=False)
     stream.write(b"abc")
     stream.write_eof()
-    assert (stream.send.end, stream.send.eof) == (3, True)
+    assert (stream.sent_bytes, stream.send.eof) == (3, True)
+    assert stream.received_bytes == 0
 
 
 def test_a_write_schedules_the_stream() -> None:

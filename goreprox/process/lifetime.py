@@ -61,7 +61,7 @@ class Lifetime:
         self.stop = asyncio.Event()
         self.hung_up: Callable[[], None] = lambda: None
         """Called on SIGHUP, which means a reload; to be set before."""
-        self.upgrade_asked: Callable[[], None] = _cannot_upgrade
+        self.upgrade_asked: Callable[[], None] = cannot_upgrade
         """Called on SIGUSR2, which means an upgrade; to be set before."""
         self.replaced = False
         """Whether other code is to take over."""
@@ -225,7 +225,8 @@ async def _unless(event: asyncio.Event, work: Coroutine[object, object, T]) -> T
     return None
 
 
-def _cannot_upgrade() -> None:
+def cannot_upgrade() -> None:
+    """Log that this role has no upgrade."""
     logger.bind(event="upgrade_failed").warning("SIGUSR2 ignored: {}", NO_UPGRADE)
 
 

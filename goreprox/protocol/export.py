@@ -3,8 +3,8 @@
 An export is a series of items that CBOR can carry: a map for the session, then one for each stream, followed by its
 bytes. No epoch is in progress in it: what belongs to an epoch is lost as in an outage, and a resume repairs it.
 
-An item is made when it is asked for. For bytes it is the queue that holds them: whoever takes that moves each chunk out
-of it, so that memory holds it once.
+An item is made when it is asked for. For bytes it is the queue that holds them: its reader moves each chunk out of it,
+so that memory holds it once.
 """
 
 from collections.abc import Callable, Iterator

@@ -104,7 +104,7 @@ def advice(role: Role, port: int) -> Callable[[Cause], str | None]:
         Cause.PROXY_UNREACHABLE: "is it running, and is --proxy its address?",
         Cause.PROXY_PASSWORD: "write USER:PASSWORD@HOST:PORT in the variable GOREPROX_PROXY, or in --proxy",
         Cause.PROXY_REFUSED: (
-            f"ask whoever runs it to allow port {port}; if it allows 443 alone, start the {broker} with --{role}s 443"
+            f"ask its operator to allow port {port}; if it allows 443 alone, start the {broker} with --{role}s 443"
         ),
         Cause.PROXY_FAILED: "is that the address of a proxy of this kind? --proxy names it",
         Cause.SILENT: elsewhere,

@@ -31,7 +31,7 @@ from goreprox.control.socket import Commands, serving
 from goreprox.errors import ControlError, GoreproxError, StartError
 from goreprox.monitor.health import Report, ask_ready
 from goreprox.process.instance import INCARNATION_BYTES, Instance
-from goreprox.process.lifetime import NO_UPGRADE, Lifetime
+from goreprox.process.lifetime import NO_UPGRADE, Lifetime, cannot_upgrade
 from goreprox.process.log import configure
 from goreprox.roles.dashboard import Dashboard
 from goreprox.roles.edge import Apply, serve
@@ -346,6 +346,7 @@ async def _work(config: EdgeConfig) -> None:
 
     def control(apply: Apply, _: Health) -> Commands:
         following.append(asyncio.get_running_loop().create_task(life.reconfigure(apply), name="reconfigure"))
+        life.upgrade_asked = cannot_upgrade
         return {"reload": _leave_to_parent, "upgrade": _cannot_upgrade}
 
     await serve(config, life, control, None)

@@ -91,7 +91,7 @@ async def test_a_proxy_that_does_not_allow_the_port_is_reported_with_what_to_do(
         async with proxy(kind, tmp, ports=(443,)) as port, nothing_yet(tmp) as made:
             provider = await made.start("provider", "1", "--server", f"{HOST}:{closed}", "--proxy", url_of(kind, port))
             text = await provider.logged("link_down", cause="proxy refused")
-            assert f"ask whoever runs it to allow port {closed}" in text and "--providers 443" in text
+            assert f"ask its operator to allow port {closed}" in text and "--providers 443" in text
 
 
 @pytest.mark.programs

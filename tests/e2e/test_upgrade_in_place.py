@@ -1,6 +1,7 @@
 """An upgrade in place: real processes are replaced by the code that is installed, and no connection notices."""
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import pytest
 
 from tests.e2e.roles import echoed, whole
 from tests.e2e.upgrading import NO_EXECVE, run, upgrade, upgraded
+from tests.support.events import matching
 from tests.support.processes import Process, descriptors, nothing_yet
 from tests.support.sockets import HOST, closed_port
 from tests.support.traffic import echo, read_digest, send_until
@@ -214,7 +216,10 @@ async def test_workers_cannot_be_upgraded_and_say_so(tmp: Path) -> None:
         assert (code, out) == (1, "") and "cannot be upgraded in place; restart it" in err
         edge.signal(signal.SIGUSR2)
         await edge.logged("upgrade_failed")
-        assert edge.process.returncode is None
+        (ready, *_) = matching(edge.log, "worker_ready")
+        os.kill(int(str(ready["pid"])), signal.SIGUSR2)
+        await edge.logged("upgrade_failed", worker=ready["worker"])
+        assert edge.process.returncode is None and not edge.events("worker_ended")
 
 
 async def test_an_option_that_a_reload_does_not_apply_is_in_force_after_an_upgrade(tmp: Path) -> None:

@@ -20,6 +20,7 @@ from goreprox.config.addresses import Address, check_dialable
 from goreprox.config.names import parse_services
 from goreprox.config.options import KEYS
 from goreprox.config.paths import default_state_dir
+from goreprox.config.published import Grant, parse_grants
 from goreprox.errors import ConfigError
 from goreprox.keys.guard import assumption, command_line
 from goreprox.keys.join import FILE
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cyclopts.completion import CompletionContext
 
 ANY: Final = "any"
+NONE: Final = "none"
 OF_UNIT: Final = Path("/var/lib/goreprox")
 """The state directory of the systemd unit: the default of root, unless root has keys of its own."""
 _StateDir = Annotated[
@@ -48,6 +50,7 @@ app: Final = App(
         "goreprox keys add laptop --services web,ssh",
         "(umask 077; ssh SERVER goreprox keys add laptop >laptop.join)",
         "goreprox keys set laptop --services web",
+        "goreprox keys set laptop --publish 'http://*.laptop.example.com' --publish tcp://20000-20009",
         "goreprox keys revoke laptop",
     ),
     help_format="plaintext",
@@ -62,6 +65,8 @@ def _names(context: "CompletionContext") -> list[str]:
 
 _Name = Annotated[str, Parameter(completer=_names)]
 _Services = Annotated[str | None, Parameter(group=KEYS, metavar="A,B")]
+_Publish = Annotated[list[str] | None, Parameter(group=KEYS, negative="", metavar="NAME")]
+_Share = Annotated[bool, Parameter(group=KEYS, negative="")]
 _Json = Annotated[bool, Parameter(group=KEYS, negative="")]
 
 
@@ -78,6 +83,8 @@ def add(
     *,
     role: Annotated[Literal["provider", "edge"], Parameter(group=KEYS, metavar="ROLE")] = "provider",
     services: _Services = None,
+    publish: _Publish = None,
+    share: _Share = False,
     address: Annotated[list[str] | None, Parameter(group=KEYS, negative="", metavar="HOST[:PORT]")] = None,
     json: _Json = False,
     state_dir: _StateDir = None,
@@ -93,7 +100,12 @@ def add(
     role
         Authorise it for this role.
     services
-        Allow these services, to offer or, as an edge, to open, separated by commas. [default: any]
+        Allow these services, to offer or, as an edge, to open, separated by commas; `none` allows none. [default: any]
+    publish
+        Allow a provider to publish this: http://HOST, http://*.HOST, tcp://PORT or tcp://PORT-PORT. May be repeated.
+        [default: nothing]
+    share
+        Allow names that another key has, too.
     address
         Put this address of the server into the join string. May be repeated. [default: that of server --address]
     json
@@ -101,12 +113,11 @@ def add(
     """
     state = _state(state_dir, make=True)
     reach = state.reach()
-    wanted = None if services is None else parse_services(services)
     default_port = (reach.providers if role == "provider" else reach.edges).port
     addresses = [Address.parse(text, default_port) for text in address] if address else None
     for each in addresses or ():
         check_dialable("address", each)
-    path = state.add(Role[role.upper()], name, wanted, addresses)
+    path = state.add(Role[role.upper()], name, _wanted(services), addresses, publish=_grants(publish), share=share)
     text = read_file(path, FILE).strip()
     if json:
         named = [str(each) for each in addresses or reach.addresses(Role[role.upper()])]
@@ -130,9 +141,9 @@ def list_(*, json: _Json = False, state_dir: _StateDir = None) -> None:
     if json:
         print(json_.dumps([_document(state, key) for key in state.all()], indent=2))
         return
-    rows = [("NAME", "ROLE", "SERVICES", "CREATED", "JOIN FILE")]
+    rows = [("NAME", "ROLE", "SERVICES", "PUBLISH", "CREATED", "JOIN FILE")]
     rows += [
-        (key.name, str(key.role), _services(key), key.created, _join_file(state, key) or "removed")
+        (key.name, str(key.role), _services(key), _published(key), key.created, _join_file(state, key) or "removed")
         for key in state.all()
     ]
     print(columns(rows))
@@ -151,7 +162,7 @@ def show(name: _Name, /, *, state_dir: _StateDir = None) -> None:
     """
     state = _state(state_dir)
     key = state.key(name)
-    print(f"name      {key.name}\nrole      {key.role}\nservices  {_services(key)}")
+    print(f"name      {key.name}\nrole      {key.role}\nservices  {_services(key)}\npublish   {_published(key)}")
     print(f"created   {key.created}\nkey       {key.public.decode()}")
     path = _join_file(state, key)
     if path is not None:
@@ -162,25 +173,50 @@ def show(name: _Name, /, *, state_dir: _StateDir = None) -> None:
 
 @app.command(
     name="set",
-    help_epilogue=example("goreprox keys set laptop --services web,ssh", "goreprox keys set laptop --services any"),
+    help_epilogue=example(
+        "goreprox keys set laptop --services web,ssh",
+        "goreprox keys set laptop --services any",
+        "goreprox keys set laptop --publish http://app.example.com --publish tcp://20000-20009",
+        "goreprox keys set laptop --publish none",
+    ),
 )
 def set_(
-    name: _Name, /, *, services: Annotated[str, Parameter(group=KEYS, metavar="A,B")], state_dir: _StateDir = None
+    name: _Name,
+    /,
+    *,
+    services: _Services = None,
+    publish: _Publish = None,
+    share: _Share = False,
+    state_dir: _StateDir = None,
 ) -> None:
-    """Change which services a key may offer, or open as an edge. It takes effect within a second.
+    """Change what a key may offer, or open as an edge, or publish. It takes effect within a second.
 
-    A connected peer that announces others is disconnected, and its connections are reset.
+    A connected peer that announces more is disconnected, and its connections are reset.
 
     Parameters
     ----------
     name
         Whose key.
     services
-        Allow these services, to offer or, as an edge, to open, separated by commas; `any` allows all.
+        Allow these services, to offer or, as an edge, to open, separated by commas; `any` allows all, `none` none.
+    publish
+        Allow a provider to publish this, and nothing else: http://HOST, http://*.HOST, tcp://PORT or tcp://PORT-PORT.
+        May be repeated; `none` allows nothing.
+    share
+        Allow names that another key has, too.
     """
+    if services is None and not publish:
+        raise ConfigError("keys set: --services or --publish is missing")
     state = _state(state_dir)
-    key = state.allow(name, None if services == ANY else parse_services(services))
+    key = state.allow(
+        name,
+        services=... if services is None else _wanted(services),
+        publish=_grants(publish) if publish else ...,
+        share=share,
+    )
     print(f"{name} may {'offer' if key.role is Role.PROVIDER else 'open'}: {_services(key)}")
+    if key.role is Role.PROVIDER:
+        print(f"{name} may publish: {_published(key)}")
 
 
 @app.command(
@@ -227,8 +263,23 @@ def _state(directory: Path | None, *, make: bool = False) -> StateDir:
     return StateDir(become_owner(path), shown=path)
 
 
+def _wanted(services: str | None) -> list[str] | None:
+    """Return the services in a text; None: all of them."""
+    if services in (None, ANY):
+        return None
+    return [] if services == NONE else parse_services(services)
+
+
+def _grants(publish: list[str] | None) -> tuple[Grant, ...]:
+    return () if publish == [NONE] else parse_grants(publish or ())
+
+
 def _services(key: Authorized) -> str:
-    return ANY if key.services is None else ", ".join(key.services) or "none"
+    return ANY if key.services is None else ", ".join(key.services) or NONE
+
+
+def _published(key: Authorized) -> str:
+    return ", ".join(grant.text for grant in key.publish) or NONE
 
 
 def _join_file(state: StateDir, key: Authorized) -> str | None:
@@ -242,6 +293,7 @@ def _document(state: StateDir, key: Authorized) -> dict[str, object]:
         "name": key.name,
         "role": str(key.role),
         "services": None if key.services is None else list(key.services),
+        "publish": [grant.text for grant in key.publish],
         "created": key.created,
         "key": key.public.decode(),
         "join_file": _join_file(state, key),

@@ -13,7 +13,8 @@ from typing import Final
 from loguru import logger
 
 from brokers import BindError, Grant, LimitedLog, Role
-from goreprox.errors import GoreproxError, StartError
+from goreprox.config.published import MAX_NAMES, PublishedName, is_published
+from goreprox.errors import ConfigError, GoreproxError, StartError
 from goreprox.keys.state import MAX_KEYS, SERVER_KEY, Authorized, ServerKeys, StateDir
 from goreprox.process.files import read_file
 from goreprox.process.reloaded import Reloaded, is_transient
@@ -47,20 +48,22 @@ class Watcher:
     def objection(self, public_key: bytes, attributes: Mapping[str, object]) -> str | None:
         """Return why a peer with this key may not offer (provider) or open (edge) what it announces; None if it may.
 
+        Published names are among the services, and are checked on their own. No edge announces them.
         Providers let an edge that announces no services open any (`attributes.may_open`), so with a restricted key it
         has to announce them.
         """
         key = self._keys.value.get(public_key)
         if key is None:
             return "its key is not authorised"
-        if key.services is None:
-            return None
+        services = attributes.get("services", [])
+        names = _published(services)
+        if (refusal := _unpublishable(key, names)) is not None or key.services is None:
+            return refusal
         if key.role is Role.EDGE and "services" not in attributes:
             return f"it names no services, and the key {key.name} does not allow all: upgrade the edge"
-        services = attributes.get("services", [])
         if not isinstance(services, list):
             return "its services are malformed"
-        more = sorted(str(service) for service in services if service not in key.services)
+        more = sorted(str(service) for service in services if service not in (*key.services, *names))
         if not more:
             return None
         remedy = f"`goreprox keys set {key.name} --services …` on the server changes what it allows"
@@ -130,6 +133,27 @@ class Watcher:
                 continue
             self._log.say("key_file", f"{why}; this key is not authorised")
         return keys
+
+
+def _published(services: object) -> list[str]:
+    """Return the published names among services."""
+    found = services if isinstance(services, list) else []
+    return [service for service in found if isinstance(service, str) and is_published(service)]
+
+
+def _unpublishable(key: Authorized, names: Sequence[str]) -> str | None:
+    """Return why a peer with this key may not publish these names, or None if it may."""
+    if len(names) > MAX_NAMES:
+        return f"it publishes {len(names)} names, expected at most {MAX_NAMES}"
+    for text in names:
+        try:
+            name = PublishedName.parse(text)
+        except ConfigError as exc:
+            return str(exc)
+        if name.owner != key.name or not any(grant.allows(name) for grant in key.publish):
+            remedy = f"`goreprox keys set {key.name} --publish …` on the server changes what it allows"
+            return f"the key {key.name} does not allow to publish {name.url[:80]}; {remedy}"
+    return None
 
 
 def _read_server_keys(paths: Sequence[Path]) -> ServerKeys:

@@ -2,7 +2,7 @@
 
     server.key              secret keys: the present one, and the next, which `rotate` puts in its place
     reach.toml              the addresses for join strings (goreprox.keys.reach)
-    authorized/NAME.toml    one for each key: public key, role, name, services
+    authorized/NAME.toml    one for each key: public key, role, name, services, published names
     join/NAME.join          its join string; may be removed once it has been handed over
 
 Brokers that share peers have copies of this directory. Each change is atomic, and one at a time. Files are written
@@ -17,11 +17,14 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import EllipsisType
 from typing import Final, Self
 
 from brokers import Grant, KeyPair, Role, is_key
 from goreprox.config.addresses import Address
 from goreprox.config.names import check_name
+from goreprox.config.published import MAX_GRANTS, overlapping, parse_grants
+from goreprox.config.published import Grant as PublishGrant
 from goreprox.errors import ConfigError, StartError, advice
 from goreprox.keys.join import FILE, Join
 from goreprox.keys.reach import Reach
@@ -80,6 +83,8 @@ class Authorized:
     """The services that a provider may offer, or an edge open; None: all."""
     created: str
     """The time in UTC (ISO 8601); informational."""
+    publish: tuple[PublishGrant, ...] = ()
+    """The names that a provider may publish."""
 
     @property
     def grant(self) -> Grant:
@@ -92,6 +97,8 @@ class Authorized:
         lines = [f'key = "{self.public.decode()}"', f'role = "{self.role!s}"', f'name = "{self.name}"']
         if self.services is not None:
             lines.append(f"services = {json.dumps(self.services)}")  # names are plain, so JSON is TOML
+        if self.publish:
+            lines.append(f"publish = {json.dumps([grant.text for grant in self.publish])}")
         return "\n".join([*lines, f'created = "{self.created}"', ""])
 
     @classmethod
@@ -108,11 +115,11 @@ class Authorized:
             document = tomllib.loads(read_file(path, AUTHORIZED))
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
-        unknown = document.keys() - {"key", "role", "name", "services", "created"}
+        unknown = document.keys() - {"key", "role", "name", "services", "publish", "created"}
         if unknown:
-            raise ValueError(f"{min(unknown)} is none of key, role, name, services, created")
+            raise ValueError(f"{min(unknown)} is none of key, role, name, services, publish, created")
         key, role, name = (document.get(what) for what in ("key", "role", "name"))
-        services, created = document.get("services"), document.get("created", "")
+        services, created, publish = document.get("services"), document.get("created", ""), document.get("publish", [])
         if not isinstance(key, str) or not key.isascii() or not is_key(key.encode()):
             raise ValueError("key is missing or not a public key")
         if not isinstance(role, str) or role not in {str(role) for role in Role}:
@@ -125,12 +132,15 @@ class Authorized:
                 raise ValueError(f"services is no list of at most {MAX_SERVICES} names")
             for service in services:
                 check_name("service", str(service))
+        if not isinstance(publish, list) or len(publish) > MAX_GRANTS or (publish and role != str(Role.PROVIDER)):
+            raise ValueError(f"publish is no list of at most {MAX_GRANTS} names of a provider")
         return cls(
             key.encode(),
             Role[role.upper()],
             path.stem,
             None if services is None else tuple(services),
             str(created),
+            parse_grants(map(str, publish)),
         )
 
 
@@ -238,14 +248,22 @@ class StateDir:
             raise StartError(f"{path}: {exc}; repair or remove it") from exc
 
     def add(
-        self, role: Role, name: str, services: Sequence[str] | None, addresses: Sequence[Address] | None = None
+        self,
+        role: Role,
+        name: str,
+        services: Sequence[str] | None,
+        addresses: Sequence[Address] | None = None,
+        *,
+        publish: tuple[PublishGrant, ...] = (),
+        share: bool = False,
     ) -> Path:
         """Create and authorise a key of `name`; return the path of its join string.
 
-        The join string contains `addresses`, by default those stored by the server.
+        The join string contains `addresses`, by default those stored by the server. With `share` another key may have
+        names that this one may `publish`, too.
 
         Raises:
-            ConfigError: the name has a key, or is malformed; or a service is.
+            ConfigError: the name has a key, or is malformed; or a service is; or another key has a published name.
         """
         allowed = _checked(services)
         path, join = self._authorized(name), self.join_file(name)
@@ -256,24 +274,56 @@ class StateDir:
                 raise ConfigError(f"key {name}: it exists; revoke it first, or choose another name")
             if sum(1 for _ in self.authorized.glob("*.toml")) >= MAX_KEYS:
                 raise ConfigError(f"key {name}: there are {MAX_KEYS} keys already; revoke one")
+            self._check_publish(role, name, publish, share=share)
             # The join string first: interrupted in between, nothing is authorised.
             known = self.server_keys().public
             named = self.reach().addresses(role) if addresses is None else tuple(addresses)
             write_secret(join, Join(role, name, keys, known, named).text + "\n", replace=True)
-            write_secret(path, Authorized(keys.public, role, name, allowed, created).text)
+            write_secret(path, Authorized(keys.public, role, name, allowed, created, publish).text)
         return join
 
-    def allow(self, name: str, services: Sequence[str] | None) -> Authorized:
-        """Allow the key of `name` these services from now on (None: all); return it.
+    def allow(
+        self,
+        name: str,
+        *,
+        services: Sequence[str] | EllipsisType | None = ...,
+        publish: tuple[PublishGrant, ...] | EllipsisType = ...,
+        share: bool = False,
+    ) -> Authorized:
+        """Allow the key of `name` other services (None: all), or other published names, from now on; return it.
+
+        What is not given (`...`) stays. With `share` another key may have the names, too.
 
         Raises:
-            ConfigError: there is none, or a service is malformed.
+            ConfigError: there is none, or a service is malformed, or another key has a published name.
         """
-        allowed = _checked(services)
+        allowed = services if isinstance(services, EllipsisType) else _checked(services)
         with self._explained(), locked(self.directory):
-            key = replace(self.key(name), services=allowed)
+            key = self.key(name)
+            if not isinstance(publish, EllipsisType):
+                self._check_publish(key.role, name, publish, share=share)
+                key = replace(key, publish=publish)
+            if not isinstance(allowed, EllipsisType):
+                key = replace(key, services=allowed)
             write_secret(self._authorized(name), key.text, replace=True)
         return key
+
+    def _check_publish(self, role: Role, name: str, publish: tuple[PublishGrant, ...], *, share: bool) -> None:
+        """Require names that a key of this role can have, and that no other key has unless they `share`.
+
+        Raises:
+            ConfigError: it cannot, or another one has.
+        """
+        if publish and role is not Role.PROVIDER:
+            raise ConfigError(f"publish {publish[0].text}: only providers publish; {name} is an edge")
+        for other in self.all() if publish and not share else ():
+            if other.name != name and (found := overlapping(publish, other.publish)):
+                mine, theirs = found
+                raise ConfigError(
+                    f"publish {mine.text}: the key {other.name} may publish {theirs.text}; take it away there "
+                    f"(`goreprox keys set {other.name} --publish …`), or let both have it with --share: the lower "
+                    "public key wins"
+                )
 
     def revoke(self, name: str) -> None:
         """Remove the key of `name` and its join string.

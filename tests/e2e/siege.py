@@ -122,7 +122,7 @@ class Siege:
         await asyncio.to_thread(self._state.revoke, name)
 
     async def _narrow(self, name: str) -> None:
-        await asyncio.to_thread(self._state.allow, name, ["others"])
+        await asyncio.to_thread(self._state.allow, name, services=["others"])
 
     async def _nothing(self, name: str) -> None:
         pass

@@ -578,8 +578,8 @@ def test_keys_commands_show_authorised_peers_and_no_secret(
     assert capsys.readouterr().out == path.read_text()
     assert cli.main(["keys", "list"]) == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header.split() == ["NAME", "ROLE", "SERVICES", "CREATED", "JOIN", "FILE"]
-    assert row.startswith("laptop  provider  web, ssh  20") and row.endswith(f"  {path}")
+    assert header.split() == ["NAME", "ROLE", "SERVICES", "PUBLISH", "CREATED", "JOIN", "FILE"]
+    assert row.startswith("laptop  provider  web, ssh  none     20") and row.endswith(f"  {path}")
     assert cli.main(["keys", "show", "laptop"]) == 0
     shown = capsys.readouterr().out
     assert Join.parse(path.read_text()).keys.public.decode() in shown
@@ -607,6 +607,7 @@ def test_keys_prints_json_for_programs(started: Started, tmp_path: Path, capsys:
         "name": "laptop",
         "role": "provider",
         "services": ["web", "ssh"],
+        "publish": [],
         "created": added["created"],
         "key": Join.parse(path.read_text()).keys.public.decode(),
         "join_file": str(path),
@@ -618,6 +619,59 @@ def test_keys_prints_json_for_programs(started: Started, tmp_path: Path, capsys:
     shown = json.loads(capsys.readouterr().out)
     assert shown[1] == added
     assert (shown[0]["services"], shown[0]["join_file"]) == (None, None)
+
+
+def test_keys_show_and_change_what_may_be_published(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grants = ["--publish", "http://*.Laptop.Example.com.", "--publish", "tcp://20000-20009"]
+    assert cli.main(["keys", "add", "laptop", "--services", "none", *grants]) == 0
+    path = tmp_path / "state/authorized/laptop.toml"
+    written = tomllib.loads(path.read_text())
+    assert written["publish"] == ["http://*.laptop.example.com", "tcp://20000-20009"]
+    assert written["services"] == []
+    capsys.readouterr()
+    assert cli.main(["keys", "list"]) == 0
+    assert "laptop  provider  none      http://*.laptop.example.com, tcp://20000-20009  20" in capsys.readouterr().out
+    assert cli.main(["keys", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["publish"] == written["publish"]
+    assert cli.main(["keys", "show", "laptop"]) == 0
+    assert "publish   http://*.laptop.example.com, tcp://20000-20009\n" in capsys.readouterr().out
+    assert cli.main(["keys", "set", "laptop", "--publish", "tcp://443"]) == 0
+    assert capsys.readouterr().out == "laptop may offer: none\nlaptop may publish: tcp://443\n"
+    assert cli.main(["keys", "set", "laptop", "--services", "any"]) == 0
+    assert tomllib.loads(path.read_text())["publish"] == ["tcp://443"]
+    assert cli.main(["keys", "set", "laptop", "--publish", "none"]) == 0
+    assert "publish" not in tomllib.loads(path.read_text())
+
+
+def test_two_keys_have_a_published_name_only_if_they_share_it(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main(["keys", "add", "laptop", "--publish", "http://*.example.com", "--publish", "tcp://20000-20009"]) == 0
+    )
+    for command, taken in (
+        (["add", "friend", "--publish", "http://APP.example.com"], "laptop may publish http://*.example.com"),
+        (["add", "friend", "--publish", "tcp://20009-20019"], "laptop may publish tcp://20000-20009"),
+        (["set", "other", "--publish", "http://*.a.example.com"], "laptop may publish http://*.example.com"),
+    ):
+        if command[0] == "set":
+            assert cli.main(["keys", "add", "other"]) == 0
+        capsys.readouterr()
+        assert cli.main(["keys", *command]) == 2
+        error = capsys.readouterr().err
+        assert taken in error and "--share" in error
+        assert not (tmp_path / "state/authorized/friend.toml").exists()
+        assert cli.main(["keys", *command, "--share"]) == 0
+        assert cli.main(["keys", "revoke", command[1]]) == 0
+    assert cli.main(["keys", "set", "laptop", "--publish", "http://*.example.com"]) == 0, "it has it itself"
+    assert cli.main(["keys", "add", "friend", "--publish", "http://example.com", "--publish", "tcp://20009"]) == 0
+
+
+def test_only_providers_publish(started: Started, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "add", "friend", "--role", "edge", "--publish", "http://app.example.com"]) == 2
+    assert "publish http://app.example.com: only providers publish; friend is an edge" in capsys.readouterr().err
 
 
 def test_keys_set_changes_the_services_of_a_key_and_nothing_else(
@@ -635,7 +689,7 @@ def test_keys_set_changes_the_services_of_a_key_and_nothing_else(
     for arguments, message in (
         (["keys", "set", "none", "--services", "web"], "key none: there is none"),
         (["keys", "set", "laptop", "--services", "a b"], "service 'a b': expected"),
-        (["keys", "set", "laptop"], "--services is missing"),
+        (["keys", "set", "laptop"], "--services or --publish is missing"),
     ):
         capsys.readouterr()
         assert cli.main(arguments) == 2

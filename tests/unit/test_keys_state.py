@@ -12,6 +12,7 @@ import pytest
 from brokers import BindError, Grant, KeyPair, Role
 from goreprox.config.addresses import Address
 from goreprox.config.paths import default_state_dir
+from goreprox.config.published import parse_grants
 from goreprox.errors import ConfigError, StartError
 from goreprox.keys.authority import Watcher
 from goreprox.keys.join import FILE, Join
@@ -225,11 +226,14 @@ KEY = KeyPair.generate().public.decode()
         f'key = "{KEY}"\nrole = "provider"\nname = "bad"\nservices = "web"',
         f'key = "{KEY}"\nrole = "provider"\nname = "bad"\nservices = ["a b"]',
         f'key = "{KEY}"\nrole = "provider"\nname = "bad"\nservice = ["web"]',
+        f'key = "{KEY}"\nrole = "provider"\nname = "bad"\npublish = "tcp://443"',
+        f'key = "{KEY}"\nrole = "provider"\nname = "bad"\npublish = ["http://*"]',
+        f'key = "{KEY}"\nrole = "edge"\nname = "bad"\npublish = ["tcp://443"]',
         "#" * (MAX_BYTES + 1),
         f'key = "{KEY}"\nrole = ["provider"]\nname = "bad"',
         "key = " + "[" * 30_000,
     ],
-    ids=range(13),  # a key is another one in each worker
+    ids=range(16),  # a key is another one in each worker
 )
 def test_a_malformed_key_file_authorises_nobody_and_leaves_other_keys_valid(
     state: StateDir, text: str, lines: list[str]
@@ -259,6 +263,40 @@ def test_which_services_a_provider_key_may_offer(state: StateDir) -> None:
     assert watcher.objection(nothing, {}) is None
     assert "does not allow the service web; " in str(watcher.objection(nothing, {"services": ["web"]}))
     assert watcher.objection(KEY.encode(), {}) == "its key is not authorised"
+
+
+def test_which_names_a_provider_key_may_publish(state: StateDir) -> None:
+    grants = parse_grants(["http://*.laptop.example.com", "tcp://443", "tcp://20000-20009"])
+    state.add(Role.PROVIDER, "laptop", ["web"], HERE, publish=grants)
+    state.add(Role.PROVIDER, "other", None, HERE)
+    state.add(Role.EDGE, "edge", None, HERE)
+    watcher = Watcher(state)
+    laptop, other, edge = (state.key(name).public for name in ("laptop", "other", "edge"))
+    for allowed in (
+        ["web", "http://app.laptop.example.com@laptop", "http://*.laptop.example.com@laptop"],
+        ["tcp://443@laptop", "tcp://20009@laptop", "tcp://*/ssh@laptop"],
+        [f"http://{number}.laptop.example.com@laptop" for number in range(64)],
+    ):
+        assert watcher.objection(laptop, {"services": allowed}) is None
+    for refused in (
+        "http://laptop.example.com@laptop",
+        "http://example.com@laptop",
+        "http://app.laptop.example.com.evil.org@laptop",
+        "tcp://80@laptop",
+        "tcp://20010@laptop",
+        "http://app.laptop.example.com@other",
+    ):
+        objection = str(watcher.objection(laptop, {"services": ["web", refused]}))
+        assert (
+            f"does not allow to publish {refused.rpartition('@')[0]}; `goreprox keys set laptop --publish" in objection
+        )
+    for malformed in ("http://*@laptop", "http://APP.laptop.example.com@laptop", "http://a.laptop.example.com.@laptop"):
+        assert watcher.objection(laptop, {"services": [malformed]}) is not None
+    many = [f"http://{number}.laptop.example.com@laptop" for number in range(10_000)]
+    assert watcher.objection(laptop, {"services": many}) == "it publishes 10000 names, expected at most 64"
+    assert "does not allow the service ssh" in str(watcher.objection(laptop, {"services": ["ssh", "tcp://443@laptop"]}))
+    for key, name in ((other, "other"), (edge, "edge")):
+        assert "does not allow to publish" in str(watcher.objection(key, {"services": [f"tcp://443@{name}"]}))
 
 
 def test_which_services_an_edge_key_may_open(state: StateDir) -> None:

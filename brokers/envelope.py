@@ -104,10 +104,13 @@ _CHECKS: Final[dict[str, Callable[[object], bool]]] = {
     **dict.fromkeys(("version", "least", "attempt", "epoch"), lambda v: type(v) is int and 0 <= v < 2**63),
     **dict.fromkeys(("name", "reason"), lambda v: type(v) is str and len(v) <= MAX_TEXT),
     **dict.fromkeys(("role", "incarnation", "peer_id"), lambda v: type(v) is bytes and len(v) <= 32),
-    "attributes": lambda v: (
-        type(v) is dict and all(type(k) is str for k in v) and len(cbor2.dumps(v)) <= MAX_ATTRIBUTES
-    ),
+    "attributes": lambda v: type(v) is dict and all(type(k) is str for k in v) and fits(v),
 }
+
+
+def fits(attributes: Mapping[str, object]) -> bool:
+    """Return whether attributes are short enough to be told."""
+    return len(cbor2.dumps(attributes)) <= MAX_ATTRIBUTES
 
 
 def control(message: Control) -> list[Buffer]:

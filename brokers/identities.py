@@ -6,6 +6,7 @@ libzmq lets an authenticated peer choose any routing id, so the key behind it is
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Final
 
+from brokers.envelope import MAX_ATTRIBUTES, fits
 from brokers.errors import BadName
 from brokers.keys import Authority
 from brokers.peers import PeerName, Role
@@ -46,7 +47,16 @@ class Identities:
         """Return why a peer may not have these attributes, or None if it may, as any peer of this process."""
         if self._authority is None or not isinstance(key, bytes):
             return None
-        return self._authority.objection(self.known[key][1].encode(), attributes)
+        objection = self._authority.objection(self.known[key][1].encode(), attributes)
+        if objection is None and not fits(self.certified(key, attributes)):
+            return f"its attributes, with those that its key adds, take more than {MAX_ATTRIBUTES:,} bytes"
+        return objection
+
+    def certified(self, key: Hashable, attributes: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the attributes of a peer as others are told; those of this process are its own."""
+        if self._authority is None or not isinstance(key, bytes):
+            return attributes
+        return self._authority.certified(self.known[key][1].encode(), attributes)
 
     def revoked(self, attributes: Callable[[bytes], Mapping[str, object] | None]) -> Iterator[tuple[bytes, str]]:
         """Ask the authority again about each peer; forget and yield those that it no longer allows, with the reason.

@@ -58,6 +58,9 @@ class Authority(Protocol):
     def objection(self, public_key: bytes, attributes: Mapping[str, object]) -> str | None:
         """Return why a peer with this key may not announce these attributes, or None if it may."""
 
+    def certified(self, public_key: bytes, attributes: Mapping[str, object]) -> Mapping[str, object]:
+        """Return what others are told: the attributes that a peer announces, with what its key says instead of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerSecurity:

@@ -69,6 +69,7 @@ class Router:
             lease_s=self._timings.lease_s,
             max_peers=max_peers,
             objection=self._identities.objection,
+            certified=self._identities.certified,
             refused=self._refused,
         )
         self._ports: dict[bytes, Port] = {}
@@ -161,7 +162,7 @@ class Router:
                 self._ports[old.role.value] = await old.reopened(self._keys)
 
     def reauthorise(self) -> None:
-        """Ask the authority again about every peer, and reject those that may no longer be here."""
+        """Ask the authority again about every peer: reject those that may no longer be here, and tell the others."""
 
         def attributes(key: bytes) -> Mapping[str, object] | None:
             peer = self._switch.peer(key)
@@ -170,6 +171,7 @@ class Router:
         for key, objection in self._identities.revoked(attributes):
             port = self._ports[key[:1]]
             self._reject(port, key, objection, port.connections.of_peer(key))
+        self._dispatch(self._switch.recertify())
 
     def attach(self, name: PeerName, attributes: Mapping[str, object], receiver: Receiver) -> LocalPeer:
         """Add a peer of this process; its receiver is called from the next turn of the loop on."""

@@ -39,6 +39,8 @@ NO_HELLO: Final = 0
 """The attempt of a Welcome that responds to no Hello."""
 Objection = Callable[[Hashable, Mapping[str, object]], str | None]
 """Returns why the peer with this key may not announce these attributes, or None if it may."""
+Certified = Callable[[Hashable, Mapping[str, object]], Mapping[str, object]]
+"""Returns what others are told of the peer with this key, which announces these attributes."""
 
 
 class Switch:
@@ -50,10 +52,12 @@ class Switch:
         lease_s: float,
         max_peers: int,
         objection: Objection = lambda _key, _attributes: None,
+        certified: Certified = lambda _key, attributes: attributes,
         refused: Callable[[Hashable, PeerName, str], None] = lambda _key, _name, _reason: None,
     ) -> None:
         """Start without peers, with leases of `lease_s` seconds. Call `refused` for each refused hello."""
         self._objection = objection
+        self._certified = certified
         self._refused = refused
         self._presence = Presence(lease_s)
         self.max_peers = max_peers
@@ -115,8 +119,7 @@ class Switch:
                 objection = self._objection(key, attributes)
                 if objection is not None:
                     return [(key, control(Refused(objection))), *self.lost(key, REVOKED)]
-                self._peers[key] = replace(peer, attributes=attributes)
-                return self._tell(peer.name, _up(self._peers[key]))
+                return self._retell(key, peer, self._certified(key, attributes))
             case Leave():
                 return self.lost(key, "left")
             case _:
@@ -128,12 +131,25 @@ class Switch:
             self._refused(key, name, refusal)
             return [(key, control(Refused(refusal)))]
         epoch = self._presence.enter(key, now)
-        info = PeerInfo(name, epoch, hello.attributes)
+        info = PeerInfo(name, epoch, self._certified(key, hello.attributes))
         self._peers[key] = info
         self._keys[name.id] = key
         version = min(hello.version, FABRIC_VERSION)
         welcome = (key, control(Welcome(version, hello.attempt, epoch)))
         return [welcome, *self._peer_list(key, name), *self._tell(name, _up(info))]
+
+    def recertify(self) -> list[Output]:
+        """Ask again what others are told of each peer; return what tells them where that has changed."""
+        outputs: list[Output] = []
+        for key, peer in list(self._peers.items()):
+            attributes = self._certified(key, peer.attributes)
+            if attributes != peer.attributes:
+                outputs += self._retell(key, peer, attributes)
+        return outputs
+
+    def _retell(self, key: Hashable, peer: PeerInfo, attributes: Mapping[str, object]) -> list[Output]:
+        self._peers[key] = replace(peer, attributes=attributes)
+        return self._tell(peer.name, _up(self._peers[key]))
 
     def _peer_list(self, key: Hashable, name: PeerName) -> list[Output]:
         return [(key, control(_up(other))) for other in self._peers.values() if other.name.role is name.role.other]

@@ -50,7 +50,7 @@ app: Final = App(
         "goreprox keys add laptop --services web,ssh",
         "(umask 077; ssh SERVER goreprox keys add laptop >laptop.join)",
         "goreprox keys set laptop --services web",
-        "goreprox keys set laptop --publish 'http://*.laptop.example.com' --publish tcp://20000-20009",
+        "goreprox keys set laptop --publish 'http://*.laptop.example.com'",
         "goreprox keys revoke laptop",
     ),
     help_format="plaintext",
@@ -176,7 +176,7 @@ def show(name: _Name, /, *, state_dir: _StateDir = None) -> None:
     help_epilogue=example(
         "goreprox keys set laptop --services web,ssh",
         "goreprox keys set laptop --services any",
-        "goreprox keys set laptop --publish http://app.example.com --publish tcp://20000-20009",
+        "goreprox keys set laptop --publish tcp://20000-20009",
         "goreprox keys set laptop --publish none",
     ),
 )

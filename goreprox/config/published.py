@@ -21,12 +21,19 @@ from goreprox.errors import ConfigError
 MAX_NAMES: Final = 64
 """Published names of a key, of all its providers together. They are among the services in the peer list: 64 of 46
 characters, with a head of 2 bytes each, fill the 3 KiB that are for those."""
+MAX_EDGE_NAMES: Final = 1024
+"""Published names of an edge, each with at most two listening sockets."""
 MAX_GRANTS: Final = 32
 """Patterns of a key. The broker tells edges the ranges of ports: 32 of 7 bytes."""
 PRIVILEGED: Final = 1024
 """Ports below are granted, and opened, only where they are named apart from others."""
-MAX_NAME: Final = 256
-"""Characters of a published name, as of any service in the protocol."""
+MAX_NAME: Final = 240
+"""Characters of a published name: with https:// and a port there are at most the 256 that the protocol allows."""
+GRANTED: Final = "granted"
+"""The attribute by which a broker tells of a key that publishes: the key, and ranges of ports; of an edge whose key may
+open everything, that it may serve published names. A broker with keys tells nobody what peers themselves say there."""
+PUBLISHES: Final = "publishes"
+"""The attribute of an edge that serves published names."""
 _HTTP: Final = "http://"
 _TCP: Final = "tcp://"
 _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")

@@ -13,7 +13,7 @@ from typing import Final
 from loguru import logger
 
 from brokers import BindError, Grant, LimitedLog, Role
-from goreprox.config.published import MAX_NAMES, PublishedName, is_published
+from goreprox.config.published import GRANTED, MAX_NAMES, PUBLISHES, PublishedName, is_published
 from goreprox.errors import ConfigError, GoreproxError, StartError
 from goreprox.keys.state import MAX_KEYS, SERVER_KEY, Authorized, ServerKeys, StateDir
 from goreprox.process.files import read_file
@@ -68,6 +68,19 @@ class Watcher:
             return None
         remedy = f"`goreprox keys set {key.name} --services …` on the server changes what it allows"
         return f"the key {key.name} does not allow the service {more[0][:64]}; {remedy}"
+
+    def certified(self, public_key: bytes, attributes: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the attributes with what the key of a peer that publishes, or serves published names, allows it."""
+        rest = {name: value for name, value in attributes.items() if name != GRANTED}
+        key = self._keys.value.get(public_key)
+        if key is None:
+            return rest
+        if key.role is Role.EDGE:
+            return rest | {GRANTED: True} if key.services is None and rest.get(PUBLISHES) is True else rest
+        if not _published(rest.get("services")):
+            return rest
+        ranges = [[grant.ports.first, grant.ports.last] for grant in key.publish if grant.ports is not None]
+        return rest | {GRANTED: [public_key, ranges]}
 
     def forget(self) -> None:
         """Authorise nobody from now on."""

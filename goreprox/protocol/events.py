@@ -152,7 +152,18 @@ class Probe:
     """Asks for an acknowledgement at once."""
 
 
-Control = Open | Accept | Refuse | Eof | Reset | Abort | Ack | Resume | Drain | Goodbye | Probe
+@dataclass(slots=True)
+class Served:
+    """The opener says where its clients find a published name, one of the acceptor's services; or why they do not."""
+
+    service: str
+    at: str
+    """A URL, or host and port; empty: nowhere."""
+    reason: str
+    """For people: what is wrong, if anything is."""
+
+
+Control = Open | Accept | Refuse | Eof | Reset | Abort | Ack | Resume | Drain | Goodbye | Probe | Served
 """Events without payload."""
 Event = Data | Control
 

@@ -10,7 +10,7 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.endings import Endings
 from goreprox.protocol.epochs import ESTABLISHED, Epochs
 from goreprox.protocol.errors import RemoteProtocolError
-from goreprox.protocol.events import Abort, Accept, Ack, Code, Data, Eof, Live, Open, Refuse, Reset
+from goreprox.protocol.events import Abort, Accept, Ack, Code, Data, Eof, Live, Open, Refuse, Reset, Served
 from goreprox.protocol.limits import ALLOWANCE_S, LAST_WORDS_MAX, PATH_ACK_DELAY_S, STREAM_ACK_DELAY_S
 from goreprox.protocol.notices import READABLE, Kind, Notice
 from goreprox.protocol.openings import Openings
@@ -75,6 +75,11 @@ class Multiplexer:
                 stream.detach()
                 self._let_go(stream)
                 self.notices.append(Notice(Kind.UNSENT, stream))
+
+    def say_served(self, service: str, at: str, reason: str) -> None:
+        """Tell the acceptor where clients find a published name. It is not repeated in the next epoch."""
+        if self.epochs.phase is ESTABLISHED:
+            self._outbox.say(Served(service, at, reason))
 
     # What streams ask for (stream.Host).
 
@@ -171,6 +176,16 @@ class Multiplexer:
         stream = self.streams.get(event.stream) or self.find(event.stream)
         if stream is not None and stream.receive_data(event.offset, event.payload):
             self.notices.append(Notice(READABLE, stream))
+
+    def receive_served(self, event: Served) -> None:
+        """Report where clients find a published name.
+
+        Raises:
+            RemoteProtocolError: the peer is the acceptor, which has no clients.
+        """
+        if self._opener:
+            raise RemoteProtocolError("Served from the acceptor")
+        self.notices.append(Notice(Kind.SERVED, served=event))
 
     def receive_open(self, event: Open) -> None:
         """Take a new stream.

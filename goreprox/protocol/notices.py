@@ -3,7 +3,7 @@
 import enum
 from dataclasses import dataclass
 
-from goreprox.protocol.events import Code
+from goreprox.protocol.events import Code, Served
 from goreprox.protocol.stream import Stream
 
 
@@ -30,6 +30,8 @@ class Kind(enum.Enum):
     """The peer has resumed: streams flow."""
     DRAINING = enum.auto()
     """The peer wants no new streams."""
+    SERVED = enum.auto()
+    """The peer says where its clients find a published name."""
     GOODBYE = enum.auto()
     """The peer's session has ended, and with it its streams."""
     FAILED = enum.auto()
@@ -49,3 +51,4 @@ class Notice:
     reason: str = ""
     code: Code = Code.OTHER
     """Of a refusal."""
+    served: Served | None = None

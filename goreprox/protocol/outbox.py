@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from goreprox.protocol.endings import Endings
-from goreprox.protocol.events import Abort, Ack, Control, Data, Eof, Event, Open, Refuse
+from goreprox.protocol.events import Abort, Ack, Control, Data, Eof, Event, Open, Refuse, Served
 from goreprox.protocol.fair import FairQueue
 from goreprox.protocol.limits import (
     BATCH_BYTES,
@@ -43,6 +43,11 @@ class Outbox:
         self.acks_due: float | None = None
         self.streams: FairQueue[Stream] = FairQueue()
         """Streams with payload to send, or an end."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits to be sent."""
+        return not self.control and not len(self.streams)
 
     def wake(self) -> None:
         """Have the session flushed."""
@@ -86,6 +91,8 @@ class Outbox:
             size += EVENT_BYTES
             if isinstance(event, Open):
                 size += len(event.service) + len(event.client) + len(event.destination)
+            elif isinstance(event, Served):
+                size += 4 * (len(event.service) + len(event.at) + len(event.reason))
             elif isinstance(event, (Refuse, Abort)):
                 size += 4 * len(event.reason)  # UTF-8 at its longest
                 self._endings.carried.append((path.seq, event.stream))

@@ -33,6 +33,7 @@ from goreprox.protocol.events import (
     Refuse,
     Reset,
     Resume,
+    Served,
 )
 from goreprox.protocol.limits import LAST_WORDS_MAX, MAX_OFFSET
 from goreprox.protocol.multiplexer import Multiplexer
@@ -115,15 +116,10 @@ class Session:
     @property
     def settled(self) -> bool:
         """Whether the peer has acknowledged all that we sent, or there is nobody to do it."""
-        path, outbox = self.path, self._outbox
+        path = self.path
         if path is None:
             return self.epochs.phase is not Phase.PAUSED
-        return (
-            path.peer_acked == path.seq
-            and self.multiplexer.resumption.over
-            and not outbox.control
-            and not len(outbox.streams)
-        )
+        return path.peer_acked == path.seq and self.multiplexer.resumption.over and self._outbox.empty
 
     @property
     def scheduled_streams(self) -> int:
@@ -298,7 +294,7 @@ class Session:
         path = epochs.path
         return path if path is not None and path.epoch == batch.epoch and path.path_id == path_id else None
 
-    def _dispatch(self, event: Control, path: Path, now: float) -> None:
+    def _dispatch(self, event: Control, path: Path, now: float) -> None:  # noqa: C901, PLR0912 -- a case for each event
         multiplexer = self.multiplexer
         match event:
             case Ack():
@@ -315,6 +311,8 @@ class Session:
                 multiplexer.receive_reset(event)
             case Abort():
                 multiplexer.receive_abort(event)
+            case Served():
+                multiplexer.receive_served(event)
             case Resume():
                 self._resume(event, now)
             case Drain():
@@ -379,7 +377,7 @@ class Session:
             if not resumption.all_responded:
                 outbox.wake()
         multiplexer.openings.mark_sent(self.streams, now)
-        while outbox.control or outbox.streams:
+        while not outbox.empty:
             events = outbox.batch(path)
             if not events:
                 break

@@ -31,11 +31,11 @@ from goreprox.protocol.events import (
     Refuse,
     Reset,
     Resume,
+    Served,
 )
 from goreprox.protocol.limits import (
     MAX_EVENTS,
     MAX_HEAD,
-    MAX_NAME,
     MAX_OFFSET,
     MAX_PAYLOAD,
     MAX_RAW_FRAMES,
@@ -46,7 +46,7 @@ from goreprox.protocol.limits import (
     VERSION_LEAST,
 )
 
-DATA, ACK, OPEN, ACCEPT, REFUSE, EOF, RESET, ABORT, RESUME, DRAIN, GOODBYE, PROBE = range(12)
+DATA, ACK, OPEN, ACCEPT, REFUSE, EOF, RESET, ABORT, RESUME, DRAIN, GOODBYE, PROBE, SERVED = range(13)
 
 MAX_DEPTH = 6
 """Batch, events, event, live streams, one of them: five, and one to spare."""
@@ -70,7 +70,7 @@ def encode(batch: Batch, *, version: int) -> list[Buffer]:
     return [cbor2.dumps([version, batch.epoch, batch.seq, batch.ack, items]), *raw]
 
 
-def _item(event: Control) -> list[object]:  # noqa: PLR0911
+def _item(event: Control) -> list[object]:  # noqa: C901, PLR0911, PLR0912 -- a case for each event
     match event:
         case Ack(stream, delivered, limit):
             return [ACK, stream, delivered, limit]
@@ -95,6 +95,8 @@ def _item(event: Control) -> list[object]:  # noqa: PLR0911
             return [GOODBYE, reason[:MAX_TEXT]]
         case Probe():
             return [PROBE]
+        case Served(service, at, reason):
+            return [SERVED, service, at[:MAX_TEXT], reason[:MAX_TEXT]]
         case _:
             assert_never(event)
 
@@ -152,9 +154,9 @@ def _uint(value: Any) -> int:
     return value
 
 
-def _text(value: Any, limit: int = MAX_TEXT) -> str:
-    if type(value) is not str or len(value) > limit:
-        raise RemoteProtocolError(f"{_short(value)}, expected at most {limit} characters")
+def _text(value: Any) -> str:
+    if type(value) is not str or len(value) > MAX_TEXT:
+        raise RemoteProtocolError(f"{_short(value)}, expected at most {MAX_TEXT} characters")
     return value
 
 
@@ -200,7 +202,7 @@ def _live(item: Any) -> Live:
 
 _DECODERS: dict[int, tuple[int, Callable[[list[Any]], Control]]] = {
     ACK: (3, lambda f: Ack(_uint(f[0]), _uint(f[1]), _uint(f[2]))),
-    OPEN: (5, lambda f: Open(_uint(f[0]), _text(f[1], MAX_NAME), _text(f[2]), _text(f[3]), _uint(f[4]))),
+    OPEN: (5, lambda f: Open(_uint(f[0]), _text(f[1]), _text(f[2]), _text(f[3]), _uint(f[4]))),
     ACCEPT: (2, lambda f: Accept(_uint(f[0]), _uint(f[1]))),
     REFUSE: (3, lambda f: Refuse(_uint(f[0]), _code(f[1]), _text(f[2]))),
     EOF: (2, lambda f: Eof(_uint(f[0]), _uint(f[1]))),
@@ -210,6 +212,7 @@ _DECODERS: dict[int, tuple[int, Callable[[list[Any]], Control]]] = {
     DRAIN: (0, lambda _: Drain()),
     GOODBYE: (1, lambda f: Goodbye(_text(f[0]))),
     PROBE: (0, lambda _: Probe()),
+    SERVED: (3, lambda f: Served(_text(f[0]), _text(f[1]), _text(f[2]))),
 }
 
 

@@ -14,11 +14,12 @@ from goreprox.config.defaults import MAX_WEIGHT, MIN_WEIGHT
 Attributes = Mapping[str, object]
 
 # A peer has 4 KiB for its attributes, 3 KiB of it for the names of services. The rest, with CBOR heads: protocol 14,
-# weight 16, predecessor 29, acks 17, process 17, machine 75, and either targets (809), or ports and shared (604, 264).
-MAX_TARGETS: Final = 200
+# weight 16, predecessor 29, acks 17, process 17, machine 75, and either targets and granted (410, 277), or publishes,
+# granted, ports and shared (11, 9, 604, 224).
+MAX_TARGETS: Final = 100
 HASH_BYTES: Final = 4
 PORTS_BYTES: Final = 600
-SHARED_BYTES: Final = 256
+SHARED_BYTES: Final = 216
 MAX_WORD: Final = 64
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ class Anybody:
 
     def grant(self, public_key: bytes) -> Grant | None:
         return Grant(Role.PROVIDER, "web")
+
+    def certified(self, public_key: bytes, attributes: Mapping[str, object]) -> Mapping[str, object]:
+        return attributes
 
     def objection(self, public_key: bytes, attributes: object) -> str | None:
         return None

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 
@@ -37,6 +37,9 @@ class Everybody:
 
     def grant(self, public_key: bytes) -> Grant | None:
         return Grant(Role.PROVIDER, "web") if public_key == self.keys.public else None
+
+    def certified(self, public_key: bytes, attributes: Mapping[str, object]) -> Mapping[str, object]:
+        return attributes
 
     def objection(self, public_key: bytes, attributes: object) -> str | None:
         return None

@@ -118,6 +118,9 @@ class Keys:
     def grant(self, public_key: bytes) -> Grant | None:
         return self._grant if public_key == self.keys.public else None
 
+    def certified(self, public_key: bytes, attributes: Mapping[str, object]) -> Mapping[str, object]:
+        return attributes
+
     def objection(self, public_key: bytes, attributes: Mapping[str, object]) -> str | None:
         return None if attributes["services"] == ["web"] else "the key laptop does not allow the service ssh"
 

@@ -299,6 +299,28 @@ def test_which_names_a_provider_key_may_publish(state: StateDir) -> None:
         assert "does not allow to publish" in str(watcher.objection(key, {"services": [f"tcp://443@{name}"]}))
 
 
+def test_what_others_are_told_of_a_key_that_publishes(state: StateDir) -> None:
+    grants = parse_grants(["http://*.laptop.example.com", "tcp://443", "tcp://20000-20009"])
+    state.add(Role.PROVIDER, "laptop", None, HERE, publish=grants)
+    state.add(Role.EDGE, "edge", None, HERE)
+    state.add(Role.EDGE, "friend", ["db"], HERE)
+    watcher = Watcher(state)
+    laptop, edge, friend = (state.key(name).public for name in ("laptop", "edge", "friend"))
+    forged: dict[str, object] = {"granted": ["key", [[1, 65535]]]}
+    publishing: dict[str, object] = {"services": ["web", "tcp://443@laptop"]}
+    told = publishing | {"granted": [laptop, [[443, 443], [20000, 20009]]]}
+    assert watcher.certified(laptop, publishing | forged) == told
+    assert watcher.certified(laptop, told) == told
+    assert watcher.certified(laptop, {**forged, "services": ["web"]}) == {"services": ["web"]}
+    assert watcher.certified(edge, {**forged, "publishes": True}) == {"publishes": True, "granted": True}
+    assert watcher.certified(edge, forged) == {}
+    assert watcher.certified(friend, {"services": ["db"], "publishes": True, "granted": True}) == {
+        "services": ["db"],
+        "publishes": True,
+    }
+    assert watcher.certified(KEY.encode(), {**forged, "weight": 1}) == {"weight": 1}
+
+
 def test_which_services_an_edge_key_may_open(state: StateDir) -> None:
     granted = "w" * 64
     state.add(Role.EDGE, "some", ["web", granted], HERE)

@@ -7,7 +7,7 @@ import cbor2
 import pytest
 
 from brokers import carrier, connections, diagnosis, envelope, link, outboxes, peers, port, router, sockets
-from goreprox.config import defaults
+from goreprox.config import defaults, published
 from goreprox.keys import join
 from goreprox.protocol import budget, congestion, epochs, limits, receiver, wire
 from goreprox.protocol.budget import Budget
@@ -57,6 +57,8 @@ NAMES = [
 ]
 """Digits that count nothing."""
 
+GRANTED_BYTES = len(cbor2.dumps({published.GRANTED: [bytes(40), [[60000, 60001]] * published.MAX_GRANTS]})) - 1
+
 FABRIC = [
     f"default port {defaults.PROVIDER_PORT};",
     "| role | 1 |",
@@ -85,6 +87,11 @@ FABRIC = [
     f"{defaults.MIN_WEIGHT:g} to {defaults.MAX_WEIGHT:g}",
     f"{attributes.HASH_BYTES} bytes of BLAKE2b of each target's address",
     f"of {attributes.MAX_TARGETS} at most",
+    f"at most {published.MAX_NAME} characters, so that a URL of it",
+    f"At most {published.MAX_NAMES} of a provider are served, and {published.MAX_EDGE_NAMES:,} at an edge: "
+    f"{published.MAX_NAMES} of {defaults.MAX_SERVICES_BYTES // published.MAX_NAMES - 2} characters, with a head of 2 "
+    f"bytes each, are the {size(defaults.MAX_SERVICES_BYTES)}",
+    f"at most {published.MAX_GRANTS} (of 7 bytes: `granted` takes {GRANTED_BYTES} bytes at most)",
     f"queues up to {size(outboxes.OUTBOX_BYTES)} and {outboxes.OUTBOX_MESSAGES:,} messages",
     f"retries every {1000 * outboxes.RETRY_S:g} ms",
     *(
@@ -118,7 +125,7 @@ MESSAGES = [
     f"probe = [{wire.PROBE}]",
     "code = uint63 ; " + ", ".join(f"{code:d} {code.name.lower()}" for code in Code),
     f"uint63 = 0..{limits.MAX_OFFSET} ; 2**63 - 1",
-    f"service = tstr .size (0..{4 * limits.MAX_NAME}) ; at most {limits.MAX_NAME} characters",
+    f"served = [{wire.SERVED},",
     f"string = tstr .size (0..{4 * limits.MAX_TEXT}) ; at most {limits.MAX_TEXT} characters",
     "Ids count up from 1,",
     "`final + 1`",

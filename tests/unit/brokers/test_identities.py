@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from brokers import BadName, Grant, PeerName, Role
+from brokers.envelope import MAX_ATTRIBUTES
 from brokers.identities import KNOWN, Identities
 from brokers.peers import NONCE_BYTES
 
@@ -19,9 +20,14 @@ class Keys:
     def __init__(self) -> None:
         self.grants = {b"web key": Grant(Role.PROVIDER, "web"), b"edge key": Grant(Role.EDGE, "web")}
         self.forbidden: set[str] = set()
+        self.certificate = "web"
 
     def grant(self, public_key: bytes) -> Grant | None:
         return self.grants.get(public_key)
+
+    def certified(self, public_key: bytes, attributes: Mapping[str, object]) -> Mapping[str, object]:
+        assert public_key in self.grants
+        return {**attributes, "granted": self.certificate}
 
     def objection(self, public_key: bytes, attributes: Mapping[str, object]) -> str | None:
         assert public_key in self.grants
@@ -66,6 +72,19 @@ def test_the_authority_decides_about_attributes_of_remote_peers_only() -> None:
     assert identities.objection(WEB_ID, {"services": []}) == "not that"
     assert identities.objection(WEB_ID, {}) is None
     assert identities.objection(object(), {"services": []}) is None
+
+
+def test_what_a_key_adds_is_told_of_remote_peers_only() -> None:
+    keys = Keys()
+    identities = Identities(keys, is_up=lambda _: True)
+    identities.identify(Role.PROVIDER, WEB_ID, "web key")
+    assert identities.certified(WEB_ID, {"weight": 1, "granted": "all"}) == {"weight": 1, "granted": "web"}
+    assert identities.certified(object(), {"granted": "all"}) == {"granted": "all"}
+    assert Identities(None, is_up=lambda _: True).certified(WEB_ID, {"granted": "all"}) == {"granted": "all"}
+    keys.certificate = "x" * MAX_ATTRIBUTES
+    assert (
+        identities.objection(WEB_ID, {}) == "its attributes, with those that its key adds, take more than 4,096 bytes"
+    )
 
 
 def test_peers_that_are_no_longer_allowed_are_reported_once() -> None:

@@ -24,7 +24,7 @@ from brokers.envelope import (
     control,
     parse_control,
 )
-from brokers.switch import NO_HELLO, Objection, Output, Switch
+from brokers.switch import NO_HELLO, Certified, Objection, Output, Switch
 
 LEASE_S = 6.0
 
@@ -32,9 +32,20 @@ LEASE_S = 6.0
 class Broker:
     """A switch that speaks in controls, and peers whose keys are their names."""
 
-    def __init__(self, max_peers: int = 10, objection: Objection = lambda _key, _attributes: None) -> None:
+    def __init__(
+        self,
+        max_peers: int = 10,
+        objection: Objection = lambda _key, _attributes: None,
+        certified: Certified = lambda _key, attributes: attributes,
+    ) -> None:
         self.refused: list[tuple[str, str]] = []
-        self.switch = Switch(lease_s=LEASE_S, max_peers=max_peers, objection=objection, refused=self._note_refusal)
+        self.switch = Switch(
+            lease_s=LEASE_S,
+            max_peers=max_peers,
+            objection=objection,
+            certified=certified,
+            refused=self._note_refusal,
+        )
 
     def _note_refusal(self, _: Hashable, who: PeerName, reason: str) -> None:
         self.refused.append((who.name, reason))
@@ -312,3 +323,19 @@ def test_attributes_that_a_key_does_not_allow_are_refused_at_hello_and_at_announ
         ("p1", Refused("not that")),
         ("e1", Down(name("p1").id, epoch, REVOKED)),
     ]
+
+
+def test_others_are_told_what_the_key_of_a_peer_says_and_again_when_that_changes() -> None:
+    certificates = {"p1": "all"}
+    broker = Broker(certified=lambda key, attributes: {**attributes, "granted": certificates.get(str(key))})
+    broker.hello("e1")
+    epoch = broker.hello("p1", {"granted": "forged"})
+    peer = broker.switch.peer("p1")
+    assert peer is not None and peer.attributes == {"granted": "all"}
+    again: list[tuple[Hashable, Control]] = [("e1", up("p1", epoch, {"granted": "all", "weight": 2}))]
+    assert broker.tell("p1", Announce({"granted": "forged", "weight": 2})) == again
+    assert broker.switch.recertify() == []
+    certificates["p1"] = "some"
+    told = [(key, parse_control(frames)) for key, frames in broker.switch.recertify()]
+    assert told == [("e1", up("p1", epoch, {"granted": "some", "weight": 2}))]
+    assert broker.switch.recertify() == []

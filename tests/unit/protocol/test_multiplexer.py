@@ -16,6 +16,8 @@ from goreprox.protocol.events import (
     Probe,
     Refuse,
     Reset,
+    Resume,
+    Served,
 )
 from goreprox.protocol.limits import ALLOWANCE_S, MAX_OFFSET, RESTART_MIN_S, WINDOW_INITIAL
 from goreprox.protocol.notices import Kind, Notice
@@ -213,7 +215,33 @@ def test_a_goodbye_is_acknowledged_at_once_though_no_stream_is_left() -> None:
     assert peer.acked == peer.seq
 
 
+# Published names.
+
+
+def test_an_edge_says_where_a_published_name_is_served_in_each_epoch_anew() -> None:
+    peer = edge()
+    peer.heard()
+    peer.session.multiplexer.say_served("tcp://20003@laptop", "example.com:20003", "")
+    assert peer.heard() == [Served("tcp://20003@laptop", "example.com:20003", "")]
+    peer.session.path_down("a", 0.0)
+    peer.session.multiplexer.say_served("tcp://20003@laptop", "", "taken")
+    assert [type(event) for event in peer.connect(next_id=1)] == [Resume]
+
+
+def test_a_provider_is_told_where_a_published_name_is_served() -> None:
+    peer = provider()
+    peer.notices()
+    peer.say(Served("tcp://20003@laptop", "", "taken"))
+    assert peer.notices() == [Notice(Kind.SERVED, served=Served("tcp://20003@laptop", "", "taken"))]
+
+
 # What a peer may not do.
+
+
+def test_no_edge_is_told_where_a_published_name_is_served() -> None:
+    peer = edge()
+    peer.say(Served("tcp://20003@laptop", "example.com:20003", ""))
+    assert failure(peer) == "Served from the acceptor"
 
 
 @pytest.mark.parametrize("opener", [True, False])

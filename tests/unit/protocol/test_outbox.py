@@ -4,7 +4,7 @@ import pytest
 
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.endings import Endings
-from goreprox.protocol.events import Abort, Ack, Code, Data, Eof, Event, Open, Probe, Refuse
+from goreprox.protocol.events import Abort, Ack, Code, Data, Eof, Event, Open, Probe, Refuse, Served
 from goreprox.protocol.limits import (
     BATCH_BYTES,
     BATCH_INLINE,
@@ -63,9 +63,10 @@ TEXT = "x" * 48
         Open(1, TEXT, TEXT, TEXT, 0),
         Refuse(1, Code.OTHER, "x" * 36),  # of up to four bytes each
         Abort(1, Code.OTHER, "x" * 36),
+        Served("x" * 12, "x" * 12, "x" * 12),
     ],
 )
-def test_a_batch_is_full_when_its_texts_fill_the_cbor(event: Open | Refuse | Abort) -> None:
+def test_a_batch_is_full_when_its_texts_fill_the_cbor(event: Open | Refuse | Abort | Served) -> None:
     sender = Sender()
     sender.outbox.control.extend([event] * 1000)
     sender.stream(1, 10)

@@ -24,11 +24,11 @@ from goreprox.protocol.events import (
     Refuse,
     Reset,
     Resume,
+    Served,
 )
 from goreprox.protocol.limits import (
     MAX_EVENTS,
     MAX_HEAD,
-    MAX_NAME,
     MAX_OFFSET,
     MAX_PAYLOAD,
     MAX_RAW_FRAMES,
@@ -57,6 +57,7 @@ GOLDEN: list[tuple[Event, str]] = [
     (Drain(), "8501060203818109"),
     (Goodbye("bye"), "850106020381820a63627965"),
     (Probe(), "850106020381810b"),
+    (Served("tcp://20003@laptop", "", "taken"), "850106020381840c727463703a2f2f3230303033406c6170746f70606574616b656e"),
 ]
 
 
@@ -118,7 +119,7 @@ LIVE = st.builds(Live, UINT, st.booleans(), UINT, UINT, UINT, st.booleans())
 EVENT: st.SearchStrategy[Event] = st.one_of(
     st.builds(Data, UINT, UINT, PAYLOAD),
     st.builds(Ack, UINT, UINT, UINT),
-    st.builds(Open, UINT, st.text(max_size=MAX_NAME), TEXT, TEXT, UINT),
+    st.builds(Open, UINT, TEXT, TEXT, TEXT, UINT),
     st.builds(Accept, UINT, UINT),
     st.builds(Refuse, UINT, CODE, TEXT),
     st.builds(Eof, UINT, UINT),
@@ -128,6 +129,7 @@ EVENT: st.SearchStrategy[Event] = st.one_of(
     st.builds(Drain),
     st.builds(Goodbye, TEXT),
     st.builds(Probe),
+    st.builds(Served, TEXT, TEXT, TEXT),
 )
 
 
@@ -247,7 +249,9 @@ LIVE_FIELDS = [1, True, 2, 3, 4, False]
         [wire.ACK, 1, 2, 3, 4],
         [wire.ACK, 1, True, 3],
         [wire.OPEN, 1, "s", "c", 1],
-        [wire.OPEN, 1, "s" * (MAX_NAME + 1), "c", "d", 1],
+        [wire.OPEN, 1, "s" * (MAX_TEXT + 1), "c", "d", 1],
+        [wire.SERVED, "s", "at", "r" * (MAX_TEXT + 1)],
+        [wire.SERVED, "s", "at"],
         [wire.OPEN, 1, "s", "c" * (MAX_TEXT + 1), "d", 1],
         [wire.OPEN, 1, "s", "c", "d" * (MAX_TEXT + 1), 1],
         [wire.OPEN, 1, b"s", "c", "d", 1],

@@ -34,7 +34,7 @@ test-compiled: compiled .venv/dev
 
 # For a minute, seeds that nobody has tried, beside the fixed ones of the tests.
 fresh: .venv/dev
-	SOAK_S=60 $(BIN)/python -m tests.soak chaos siege sim
+	SOAK_S=60 $(BIN)/python -m tests.soak chaos siege sim fuzz
 
 # Mutants of one module, MODULE=goreprox/protocol/chunks.py, against its tests or TESTS; continues where it was interrupted.
 mutants: .venv/mutants

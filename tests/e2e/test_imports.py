@@ -13,6 +13,7 @@ from goreprox.cli import main as cli
 from goreprox.process.log import ACCESS
 from tests.e2e.roles import whole
 from tests.support.events import matching
+from tests.support.forks import run_command
 from tests.support.processes import Process, Tunnel, logging_to, nothing_yet
 from tests.support.relay import Relay
 from tests.support.sockets import HOST, closed_port
@@ -75,12 +76,7 @@ async def reload(made: Tunnel, *files: str) -> None:
 
 async def ask(made: Tunnel, command: str) -> None:
     """Run a command for all roles, whatever they reply."""
-    await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "goreprox", command, "--runtime-dir", str(made.tmp / "run")],
-        capture_output=True,
-        check=False,
-    )
+    await run_command(made.tmp, command, "--runtime-dir", str(made.tmp / "run"))
 
 
 def _reloaded(process: Process, *, failed: int, done: int) -> bool:
@@ -117,13 +113,8 @@ async def test_a_server_and_a_provider_import_nothing_once_they_are_ready(tmp_pa
         relay.cut()
         await eventually(lambda: server.events("peer_up") > 1, "the link is back")
         await whole(made, clients[0])
-        status = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "goreprox", "status", "--json", "--runtime-dir", str(tmp_path / "run")],
-            capture_output=True,
-            check=True,
-        )
-        assert len(json.loads(status.stdout)) == 2
+        _, status, _ = await run_command(tmp_path, "status", "--json", "--runtime-dir", str(tmp_path / "run"))
+        assert len(json.loads(status)) == 2
         await reload(
             made,
             *("x = 1", "size = 1", "[server]\nx = 1", 'grace = "60q"\n[status]\nrole = "x"\n[demo]\nx = 1'),

@@ -16,7 +16,7 @@ from tests.support.waiting import Level, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-SHORT = 100_000 if FULL_LOAD else 20_000
+SHORT = 100_000 if FULL_LOAD else 5_000
 AT_ONCE = 100
 MSS = 1440
 QUEUE_BYTES = 1 << 16
@@ -70,8 +70,8 @@ async def stall(sock: socket.socket, port: int, read: int) -> None:
 @pytest.mark.parametrize(
     ("stalled", "read", "memory_mib", "options", "blocks"),
     [
-        pytest.param(1000, 1 << 16, 64, ("--memory", "64", "--max-connections", "2000"), 2048, id="1000 after a start"),
-        pytest.param(100, 5 << 20, 256, (), 256, id="100 with grown windows"),  # and with all options left alone
+        pytest.param(1000, 1 << 16, 64, ("--memory", "64", "--max-connections", "2000"), 512, id="1000 after a start"),
+        pytest.param(100, 5 << 20, 256, (), 128, id="100 with grown windows"),  # and with all options left alone
     ],
 )
 async def test_clients_that_stop_reading_neither_exhaust_memory_nor_stall_others(

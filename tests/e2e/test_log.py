@@ -69,26 +69,35 @@ async def serving(tmp: Path, role: str) -> AsyncIterator[tuple[Tunnel, Process, 
             yield made, process, port
 
 
-@pytest.mark.parametrize("role", ["server", "workers"])
-async def test_an_unread_log_stalls_no_traffic_takes_little_memory_and_delays_no_shutdown(
-    tmp_path: Path, role: str
+async def unread(made: Tunnel, process: Process, port: int) -> None:
+    """Have more logged than fits into the queue and the pipes, and nobody read it."""
+    before = process.rss_kib
+    await process.stop_reading()
+    await request_often(made, port, MANY)
+    assert process.rss_kib - before < SPARE_KIB
+
+
+async def ends(process: Process) -> None:
+    process.signal(signal.SIGTERM)
+    await eventually(lambda: process.process.returncode is not None, "its end")
+    assert process.process.returncode == 0
+
+
+async def test_an_unread_log_of_workers_stalls_no_traffic_takes_little_memory_and_delays_no_shutdown(
+    tmp_path: Path,
 ) -> None:
-    async with serving(tmp_path, role) as (made, process, port):
+    async with serving(tmp_path, "workers") as (made, process, port):
         await request_often(made, port, FEW)
-        before = process.rss_kib
-        await process.stop_reading()
-        for requests in (MANY, FEW):
-            await request_often(made, port, requests)
-        assert process.rss_kib - before < SPARE_KIB
-        process.signal(signal.SIGTERM)
-        await eventually(lambda: process.process.returncode is not None, "its end")
-        assert process.process.returncode == 0
+        await unread(made, process, port)
+        await ends(process)
 
 
-async def test_a_log_that_is_read_again_says_how_many_lines_are_missing(tmp_path: Path) -> None:
+async def test_an_unread_log_of_a_server_does_neither_and_says_what_is_missing_once_it_is_read_again(
+    tmp_path: Path,
+) -> None:
     async with serving(tmp_path, "server") as (made, process, port):
-        await process.stop_reading()
-        await request_often(made, port, MANY)
+        await request_often(made, port, FEW)
+        await unread(made, process, port)
         process.go_on_reading()
         await eventually(lambda: any(entry.get("event") == "log_lost" for entry in process.log), "the count")
         await request_often(made, port, FEW)
@@ -98,7 +107,10 @@ async def test_a_log_that_is_read_again_says_how_many_lines_are_missing(tmp_path
             assert all(isinstance(lines, int) for lines in lost)
             return sum(map(int, map(str, lost))) + sum(entry.get("event") == "access" for entry in process.log)
 
-        await eventually(lambda: told() >= MANY + FEW, "as many as there were requests")
+        await eventually(lambda: told() >= FEW + MANY + FEW, "as many as there were requests")
+        await process.stop_reading()
+        await request_often(made, port, FEW)
+        await ends(process)
 
 
 # -- streams that take nothing
@@ -134,6 +146,7 @@ def test_a_fatal_error_ends_the_process_though_nobody_reads_stderr(tmp_path: Pat
 
 
 SERVER = ("server", "--insecure", "--listen", f"{HOST}:0", "--providers", f"{HOST}:0", "--runtime-dir", "run")
+STATUS = ("status", "--runtime-dir", "run")
 
 
 @pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
@@ -154,9 +167,12 @@ def test_a_server_works_whatever_its_standard_streams_are(tmp_path: Path, closin
                 server.kill()
 
 
-@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(
-    ("args", "code"), [(("--help",), 0), (("--version",), 0), (("status", "--runtime-dir", "run"), 1), (("-x",), 2)]
+    ("closing", "args", "code"),
+    [
+        *((closing, STATUS, 1) for closing in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-")),
+        *(("<&- >&- 2>&-", args, code) for args, code in ((("--help",), 0), (("--version",), 0), (("-x",), 2))),
+    ],
 )
 def test_commands_exit_as_usual_when_standard_streams_are_closed(
     tmp_path: Path, closing: str, args: tuple[str, ...], code: int
@@ -167,7 +183,7 @@ def test_commands_exit_as_usual_when_standard_streams_are_closed(
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("args", [("-x",), ("status", "--runtime-dir", "run")])
+@pytest.mark.parametrize("args", [("-x",), STATUS])
 def test_an_error_that_cannot_be_written_keeps_its_exit_code(tmp_path: Path, args: tuple[str, ...]) -> None:
     shell = ["/bin/sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command(*args)]
     ended = subprocess.run(shell, cwd=tmp_path, timeout=DEADLINE_S, check=False)

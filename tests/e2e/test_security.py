@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 
 STREAMS = 50
 HALF_OPEN = 2000
-FLOOD_S = 10.0
+FLOOD_S = 4.0
 
 
 def command_line(pid: int) -> str:

@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.e2e.roles import Client, echoed, whole
-from tests.e2e.upgrading import NO_EXECVE, REFUSED, Start, start, upgrade
+from tests.e2e.upgrading import NO_EXECVE, Refusal, Start, start, upgrade
 from tests.support.processes import Handler, Process, Tunnel
 from tests.support.relay import Relay
 from tests.support.sockets import HOST
@@ -25,6 +25,8 @@ from tests.support.web import head_of, polite
 
 UPGRADES = 2
 IDLE = 20
+PAUSE_S = 0.01
+"""Between blocks of the bulk stream, which then has 6 MiB/s."""
 BASIC = ("--listen", f"tcp://{HOST}:0", "--listen", f"http://{HOST}:0=web")
 
 
@@ -125,7 +127,7 @@ async def test_connections_go_on_through_upgrades_of_what_accepts_them(tmp: Path
         reading = asyncio.create_task(read_digest(bulk[0]))
         over = asyncio.Event()
 
-        sending = asyncio.create_task(send_until(over, bulk[1]))
+        sending = asyncio.create_task(send_until(over, bulk[1], pause_s=PAUSE_S))
         for _ in range(UPGRADES):
             code, out, err = await upgrade(tmp, "--role", role)
             assert not code, err
@@ -187,7 +189,7 @@ async def test_requests_never_fail_while_a_server_is_upgraded(tmp: Path) -> None
         return count
 
     async with entrance(tmp, "server", echo, web=polite) as made:
-        clients = [asyncio.create_task(ask(await made.connect(made.web))) for _ in range(8)]
+        clients = [asyncio.create_task(ask(await made.connect(made.web))) for _ in range(3)]
         for _ in range(UPGRADES):
             await made.upgraded()
         over.set()
@@ -351,18 +353,20 @@ async def test_code_that_goes_missing_leaves_the_old_code_of_a_server_at_work(tm
             writer.close()
 
 
-@pytest.mark.parametrize("step", ["os memfd_create 2", "goreprox.tunnel.bridge Bridge.export 2", "os pwrite 2"])
-async def test_memory_that_is_refused_leaves_the_old_code_of_a_server_at_work(tmp: Path, step: str) -> None:
-    how = Start(program=("-c", REFUSED.format(step=step)))
-    async with entrance(tmp, "server", echo, web=polite, how=how) as made:
+async def test_memory_that_is_refused_leaves_the_old_code_of_a_server_at_work(tmp: Path) -> None:
+    refusal = Refusal(tmp, "os memfd_create 2", "goreprox.tunnel.bridge Bridge.export 2", "os pwrite 2")
+    async with entrance(tmp, "server", echo, web=polite, how=Start(program=refusal.program)) as made:
         client, idle = await made.connect(), await made.connect(made.web)
         await echoed(client, b"before")
         await asked(idle, b"before")
-        code, out, err = await upgrade(tmp, "--role", "server")
-        assert (code, out) == (1, "") and "memory" in err
-        await echoed(client, b"after")
-        await asked(idle, b"after")
-        await whole(made, made.port)
+        for step in refusal.steps:
+            refusal.at(step)
+            code, out, err = await upgrade(tmp, "--role", "server")
+            assert (code, out) == (1, "") and "memory" in err, step
+            await echoed(client, b"after")
+            await asked(idle, b"after")
+            await whole(made, made.port)
+        refusal.over()
         await made.upgraded()
         await echoed(client, b"later")
         await asked(idle, b"later")

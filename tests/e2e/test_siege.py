@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.e2e.siege import besiege
 
 SEED = 1
-SECONDS = 12.0
+SECONDS = 8.0
 
 
 async def test_honest_streams_are_unaffected_by_hostile_strangers_and_key_holders(tmp_path: Path) -> None:

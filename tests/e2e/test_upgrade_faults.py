@@ -14,7 +14,7 @@ import pytest
 import brokers
 import goreprox
 from tests.e2e.roles import Client, echoed, whole
-from tests.e2e.upgrading import REFUSED, Gate, provide, run, upgrade, upgraded
+from tests.e2e.upgrading import Gate, Refusal, provide, run, upgrade, upgraded
 from tests.support.processes import WAIT_S, Tunnel, nothing_yet
 from tests.support.programs import program
 from tests.support.traffic import echo, echo_until, read_digest, send_until
@@ -23,16 +23,14 @@ from tests.support.waiting import DEADLINE_S, eventually
 TRIAL = "trial goreprox.roles.provider Provider.restore"
 """In the child that proves that the new code starts; the process itself goes on meanwhile."""
 STEPS = (
-    "real goreprox.process.handover preflight",
     TRIAL,
     "real goreprox.process.instance Instance.detach",
-    "real goreprox.process.handover execute",
     "real os execve",
     "real goreprox.roles.upgrade Before.read",
     "real goreprox.roles.provider restored",
     "real goreprox.roles.upgrade Upgrade.took_over",
 )
-"""In their order, by what is about to be called; the first five are in the code before the upgrade."""
+"""In their order, by what is about to be called; the first three are in the code before the upgrade."""
 
 
 @pytest.fixture
@@ -80,8 +78,13 @@ async def test_a_kill_at_any_step_resets_connections_and_one_death_is_proved(hel
     assert made.server.events("peer_restarted") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        *((step, number) for step in STEPS for number in (signal.SIGHUP, signal.SIGTERM)),
+        ("real os execve", signal.SIGINT),
+    ],
+)
 async def test_a_signal_at_any_step_is_obeyed_and_connections_go_on(held: Held, number: signal.Signals) -> None:
     made, gate, client, _ = held
     made.provider.signal(number)
@@ -99,7 +102,7 @@ async def test_a_signal_at_any_step_is_obeyed_and_connections_go_on(held: Held, 
     assert not made.server.events("peer_restarted")
 
 
-@pytest.mark.parametrize("step", STEPS[2:])
+@pytest.mark.parametrize("step", STEPS[1::2])
 async def test_another_process_of_that_name_that_starts_meanwhile_declares_nobody_dead(held: Held) -> None:
     made, gate, client, _ = held
     another = await provide(made)
@@ -145,9 +148,9 @@ CHECK = 1
 REAL = 2
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
+async def test_memory_that_is_refused_at_any_step_leaves_the_code_before_at_work(tmp: Path) -> None:
+    refusal = Refusal(
+        tmp,
         f"os memfd_create {CHECK}",
         f"goreprox.tunnel.bridge Bridge.export {CHECK}",
         "goreprox.process.handover preflight 1",
@@ -156,22 +159,24 @@ REAL = 2
         f"goreprox.tunnel.bridge Bridge.export {REAL}",
         f"os pwrite {REAL}",
         "os execve 1",
-    ],
-)
-async def test_memory_that_is_refused_at_a_step_leaves_the_code_before_at_work(tmp: Path, step: str) -> None:
+    )
     async with nothing_yet(tmp) as made:
-        await run(made, echo, program=("-c", REFUSED.format(step=step)))
-        reader, writer = await made.connect()
-        await echoed((reader, writer), b"before")
-        over = asyncio.Event()
-        sending = asyncio.create_task(send_until(over, writer))  # nobody reads it, so all buffers fill
-        code, out, err = await upgrade(tmp, "--role", "provider")
-        assert (code, out) == (1, "") and "memory" in err
-        over.set()
-        assert await asyncio.wait_for(read_digest(reader), WAIT_S) == await sending
-        assert made.provider.events("upgrade_failed") == 1 and not made.provider.events("restore_failed")
+        await run(made, echo, program=refusal.program)
+        for step in refusal.steps:
+            reader, writer = await made.connect()
+            await echoed((reader, writer), b"before")
+            over = asyncio.Event()
+            sending = asyncio.create_task(send_until(over, writer))  # nobody reads it, so all buffers fill
+            refusal.at(step)
+            code, out, err = await upgrade(tmp, "--role", "provider")
+            assert (code, out) == (1, "") and "memory" in err, step
+            over.set()
+            assert await asyncio.wait_for(read_digest(reader), WAIT_S) == await sending
+            writer.close()
+        assert made.provider.events("upgrade_failed") == len(refusal.steps)
+        assert not made.provider.events("restore_failed")
         assert not made.server.events("peer_restarted")
-        writer.close()
+        refusal.over()
         await upgraded(tmp, 0)
         await whole(made, made.port, blocks=1)
 

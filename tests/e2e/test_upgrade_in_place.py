@@ -22,6 +22,8 @@ from tests.support.waiting import DEADLINE_S, eventually
 
 UPGRADES = 3
 IDLE = 40
+PAUSE_S = 0.01
+"""Between blocks of the bulk stream, which then has 6 MiB/s."""
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ async def test_connections_go_on_through_upgrades_of_their_provider(tmp: Path) -
         assert not await asyncio.wait_for(by_target[0].read(), DEADLINE_S)
         reading = asyncio.create_task(read_digest(bulk[0]))
         over = asyncio.Event()
-        sending = asyncio.create_task(send_until(over, bulk[1]))
+        sending = asyncio.create_task(send_until(over, bulk[1], pause_s=PAUSE_S))
         before = kinds(made.provider)
         for _ in range(UPGRADES):
             await upgraded(tmp, IDLE + 3)

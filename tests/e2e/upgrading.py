@@ -29,29 +29,51 @@ sys.exit(main())
 REFUSED: Final = """
 import importlib, os, sys
 
-def refuse(module, path, nth):
+def refuse(step):
+    module, path, nth = step.split()
     *names, name = path.split(".")
     owner = importlib.import_module(module)
     for each in names:
         owner = getattr(owner, each)
     function = getattr(owner, name)
-    calls = 0
+    at, calls = None, 0
 
     def refused(*args, **options):
-        nonlocal calls
+        nonlocal at, calls
+        if at != os.readlink({where!r}):
+            at, calls = os.readlink({where!r}), 0
         calls += 1
-        if calls == int(nth):
+        if at == step and calls == int(nth):
             raise MemoryError
         return function(*args, **options)
 
     setattr(owner, name, refused)
 
 if "_GOREPROX_HANDOVER" not in os.environ:
-    refuse(*{step!r}.split())
+    for step in {steps!r}:
+        refuse(step)
 from goreprox.cli.main import main
 sys.exit(main())
 """
-"""A program to which memory is refused at a `step`: a module, a function in it, the number of the call."""
+
+
+class Refusal:
+    """Where memory is refused to a process: a step is a module, a function in it, the number of the call."""
+
+    def __init__(self, tmp: Path, *steps: str) -> None:
+        self.steps = steps
+        self._where = tmp / "refused at"
+        self.program = ("-c", REFUSED.format(where=str(self._where), steps=steps))
+        self.over()
+
+    def at(self, step: str) -> None:
+        """Refuse it at this step alone, and count calls anew."""
+        self._where.unlink(missing_ok=True)
+        self._where.symlink_to(step)
+
+    def over(self) -> None:
+        """Refuse it nowhere."""
+        self.at("nowhere")
 
 
 class Start(TypedDict, total=False):

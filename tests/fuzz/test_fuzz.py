@@ -1,4 +1,4 @@
-"""Runs the corpus, and some seconds of fuzzing."""
+"""Runs the corpus, and a second of fuzzing of the largest targets; `make fresh` and `make fuzz` go on."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from tests.fuzz import corpus
 from tests.fuzz.targets import TARGETS
 
-SECONDS = 20
+FUZZED = ("http", "session")
 
 
 def test_every_target_is_known_to_the_corpus() -> None:
@@ -25,9 +25,9 @@ def test_the_corpus_finds_nothing(target: str) -> None:
 
 
 @pytest.mark.pure
-def test_some_seconds_of_fuzzing_find_nothing() -> None:
+def test_a_second_of_fuzzing_finds_nothing() -> None:
     pytest.importorskip("atheris", reason="its wheels are for Linux on x86-64")
-    command = [sys.executable, "-m", "tests.fuzz", "--seconds", str(SECONDS)]
+    command = [sys.executable, "-m", "tests.fuzz", *FUZZED, "--seconds", str(len(FUZZED))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("inputs reached") == len(TARGETS)
+    assert done.stdout.count("inputs reached") == len(FUZZED)

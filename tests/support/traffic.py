@@ -47,14 +47,15 @@ async def send_blocks(writer: asyncio.StreamWriter, count: int) -> str:
     return digest.hexdigest()
 
 
-async def send_until(over: asyncio.Event, writer: asyncio.StreamWriter) -> tuple[int, str]:
-    """Write blocks of 64 KiB until `over`, then the end of file; return how many bytes there were and their SHA-256."""
+async def send_until(over: asyncio.Event, writer: asyncio.StreamWriter, *, pause_s: float = 0.0) -> tuple[int, str]:
+    """Write blocks of 64 KiB, with pauses, until `over`, then the end of file; return their size and SHA-256."""
     digest, count = hashlib.sha256(), 0
     while not over.is_set():
         data = block(count)
         digest.update(data)
         writer.write(data)
         await writer.drain()
+        await asyncio.sleep(pause_s)
         count += 1
     writer.write_eof()
     return count << 16, digest.hexdigest()

@@ -29,6 +29,11 @@ OTHERS: Final = (
     ("token", "list"),
 )
 """Commands with arguments of their own."""
+ONE_OF_EACH_KIND: Final = (
+    *("listen", "server", "route", "allow", "proxy", "join-file", "tls-cert", "runtime-dir"),
+    *("workers", "weight", "memory", "grace", "insecure", "log-level", "name", "host-header"),
+)
+"""Options by what they take: addresses, networks, URLs, files, numbers, sizes, times, switches, words."""
 
 
 def shown(*arguments: str) -> str:
@@ -63,12 +68,20 @@ def _at_home(started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_no_option_shows_a_join_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     command = places()[key]
     said = shown(command, f"--{key}={JOIN}", "--insecure")
-    for value in MANGLED:
-        said += shown(command, f"--{key}", value)
     with monkeypatch.context() as variable:
         variable.setenv(f"GOREPROX_{key.upper().replace('-', '_')}", JOIN)
         said += shown(command)
-    for content in (f'{key} = "{JOIN}"', f'{key} = ["{JOIN}"]', f'[{command}]\n{key} = "{JOIN}"', f'{key} = "{JOIN}'):
+    (tmp_path / "goreprox.toml").write_text(f'[{command}]\n{key} = "{JOIN}"')
+    said += shown(command)
+    assert said
+    assert not holds_secret(said), said
+
+
+@pytest.mark.parametrize("key", ONE_OF_EACH_KIND)
+def test_no_option_shows_a_join_string_in_any_form(tmp_path: Path, key: str) -> None:
+    command = places()[key]
+    said = "".join(shown(command, f"--{key}", value) for value in MANGLED)
+    for content in (f'{key} = "{JOIN}"', f'{key} = ["{JOIN}"]', f'{key} = "{JOIN}'):
         (tmp_path / "goreprox.toml").write_text(content)
         said += shown(command)
     assert said

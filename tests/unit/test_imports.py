@@ -25,9 +25,9 @@ def faults(source: str) -> Iterator[str]:
             yield str(node.module)
 
 
-@pytest.mark.parametrize("path", USERS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_users_of_the_fabric_import_its_public_names_only(path: Path) -> None:
-    assert not list(faults(path.read_text(encoding="utf-8")))
+def test_users_of_the_fabric_import_its_public_names_only() -> None:
+    for path in USERS:
+        assert not list(faults(path.read_text(encoding="utf-8"))), path
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,11 @@ def test_other_imports_of_the_fabric_are_found(source: str) -> None:
     assert list(faults(source))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_are_absolute(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+def test_imports_are_absolute() -> None:
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        relative = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+        assert not relative, path
 
 
 def imported(source: str) -> Iterator[str]:
@@ -58,12 +59,12 @@ def is_test(name: str) -> bool:
     return name.startswith("tests.") and any(part.startswith("test_") for part in name.split("."))
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_tests_import_no_test_and_what_they_share_imports_nothing_else_of_them(path: Path) -> None:
-    names = [name for name in imported(path.read_text(encoding="utf-8")) if name.startswith("tests.")]
-    assert not [name for name in names if is_test(name)]
-    if path.parent.name == "support":
-        assert not [name for name in names if not name.startswith("tests.support.")]
+def test_tests_import_no_test_and_what_they_share_imports_nothing_else_of_them() -> None:
+    for path in TESTS:
+        names = [name for name in imported(path.read_text(encoding="utf-8")) if name.startswith("tests.")]
+        assert not [name for name in names if is_test(name)], path
+        if path.parent.name == "support":
+            assert not [name for name in names if not name.startswith("tests.support.")], path
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every fault to every process and link of a cluster of real processes, as a seed orders them; `make fresh` draws others."""
+"""Every fault to every process and link of a real cluster, in the order of a seed; `make fresh` draws others."""
 
 from pathlib import Path
 

@@ -5,18 +5,22 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR)
 
-.PHONY: demo test compiled test-compiled test-containers check docs picture bench fresh fuzz soak dist tagged release example mutants
+.PHONY: demo test test-long compiled test-compiled test-containers check docs picture bench fresh fuzz soak dist tagged release example mutants
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
 # Tests of processes come first and mostly wait: more workers than cores, each of which is given the next test as it ends.
 # Coverage is traced where all that it asks for is reached: what is traced takes up to five times as long.
-PYTEST := $(BIN)/pytest -n 8 --dist load --maxschedchunk 1
+PYTEST := $(BIN)/pytest --dist load --maxschedchunk 1 -n
 TRACED := tests/unit/brokers tests/unit/protocol
 
 test: .venv/dev
-	$(PYTEST) $(addprefix --ignore=,$(TRACED))
-	$(PYTEST) $(TRACED) --cov=goreprox/protocol --cov=brokers --cov-branch
+	$(PYTEST) 6 -m 'not long' $(addprefix --ignore=,$(TRACED))
+	$(PYTEST) 2 $(TRACED) --cov=goreprox/protocol --cov=brokers --cov-branch
+
+# Chaos, sieges, load, limits, a minute's outage, every byte of a handshake, every step of an upgrade.
+test-long: .venv/dev
+	$(PYTEST) 6 -m long
 
 # The same, with the modules compiled by mypyc: needs a C compiler and Python's headers.
 compiled: build/compiled/.done
@@ -29,7 +33,7 @@ build/compiled/.done: hatch_build.py pyproject.toml $(shell find goreprox broker
 # Tests of that code as compiled; those marked `pure` replace or instrument parts of it, which only the sources allow.
 test-compiled: compiled .venv/dev
 	$(AS_COMPILED) $(BIN)/goreprox --version | grep -F '(compiled)'
-	$(AS_COMPILED) $(PYTEST) -o pythonpath= -m 'not pure' \
+	$(AS_COMPILED) $(PYTEST) 6 -o pythonpath= -m 'not pure' \
 		tests/unit tests/sim tests/integration tests/fuzz $(addprefix tests/e2e/test_,chaos.py reload.py upgrade_in_place.py)
 
 # For a minute, seeds that nobody has tried, beside the fixed ones of the tests.

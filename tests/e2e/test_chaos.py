@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.chaos import plan, rampage
 
 SEED = 1
 PACE_S = 0.6
 
 
+@pytest.mark.long
 async def test_no_byte_is_lost_and_no_ending_is_invented_whatever_fails(tmp_path: Path) -> None:
     report = await rampage(tmp_path, SEED, pace_s=PACE_S)
     assert not report.violations, f"python -m tests.e2e.chaos {SEED}: {report.violations}"

@@ -298,6 +298,7 @@ async def freeze_a_provider_under_load(tmp_path: Path) -> None:
             await each.end()
 
 
+@pytest.mark.long
 async def test_a_killed_or_frozen_provider_loses_only_its_own_streams_and_memory_stays_bounded(tmp_path: Path) -> None:
     cases = (freeze_a_provider, kill_providers, freeze_a_provider_under_load)
     for case in cases:

@@ -20,6 +20,8 @@ from tests.support.sockets import HOST
 from tests.support.traffic import echo
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long
+
 WATCHED_S = 10.0
 """libzmq acts on a broken connection when its next timer fires, seconds later."""
 BUSY_BYTES = 1 << 22

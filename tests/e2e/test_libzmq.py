@@ -81,6 +81,7 @@ async def together(work: Iterator[Coroutine[object, object, None]]) -> None:
             group.create_task(one_after_the_other())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keys", HANDSHAKE_BYTES)
 async def test_a_handshake_cut_at_any_byte_is_survived_in_both_roles(tmp_path: Path, keys: str) -> None:
     async with serving(tmp_path, keys) as (made, port, joined):

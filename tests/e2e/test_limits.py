@@ -14,7 +14,7 @@ from tests.support.sockets import HOST
 from tests.support.traffic import block, read_digest, send_blocks
 from tests.support.waiting import Level, eventually
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 SHORT = 100_000 if FULL_LOAD else 5_000
 AT_ONCE = 100

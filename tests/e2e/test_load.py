@@ -18,7 +18,7 @@ from tests.support.sockets import HOST
 from tests.support.traffic import block
 from tests.support.waiting import DEADLINE_S, eventually
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 IDLE, BUSY = (10_000, 1_000) if FULL_LOAD else (1_500, 150)
 IDLE_KIB = 24

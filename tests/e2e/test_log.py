@@ -83,6 +83,7 @@ async def ends(process: Process) -> None:
     assert process.process.returncode == 0
 
 
+@pytest.mark.long
 async def test_an_unread_log_of_workers_stalls_no_traffic_takes_little_memory_and_delays_no_shutdown(
     tmp_path: Path,
 ) -> None:

@@ -13,8 +13,8 @@ from tests.support.relay import Relay
 from tests.support.traffic import echo, echo_until, read_digest, send_blocks
 from tests.support.waiting import DEADLINE_S, eventually
 
-BLOCKS = 16384 if FULL_LOAD else 2048
-"""Of 64 KiB, each way: a gibibyte, or an eighth of one."""
+BLOCKS = 16384 if FULL_LOAD else 4096
+"""Of 64 KiB, each way: a gibibyte, or a quarter of one."""
 RESET_WITHIN_S = 15
 """After the grace; what is promised, not what a machine is given."""
 
@@ -88,6 +88,7 @@ async def disturb(relay: Relay, rng: random.Random, *, faults: int, busy: asynci
     return done
 
 
+@pytest.mark.long
 async def test_large_transfers_each_way_and_200_idle_connections_survive_50_faults(tmp_path: Path) -> None:
     async with tunnel(tmp_path, both_ways) as made:
         idle = [await made.connect() for _ in range(200)]
@@ -128,6 +129,7 @@ async def test_a_silent_link_is_detected_and_replaced(tmp_path: Path) -> None:
         writer.close()
 
 
+@pytest.mark.long
 async def test_an_outage_of_a_full_minute_is_survived(tmp_path: Path) -> None:
     async with tunnel(tmp_path, both_ways) as made:
         reader, writer = await made.connect()

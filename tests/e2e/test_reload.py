@@ -316,6 +316,7 @@ async def test_the_log_changes_its_level_and_its_form(tmp: Path) -> None:
         await broker.logged("reloaded", level="info")
 
 
+@pytest.mark.long
 async def test_many_reloads_under_load_leave_memory_and_descriptors_as_they_were(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         target = await made.target(echo)

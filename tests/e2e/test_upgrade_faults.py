@@ -23,14 +23,22 @@ from tests.support.waiting import DEADLINE_S, eventually
 TRIAL = "trial goreprox.roles.provider Provider.restore"
 """In the child that proves that the new code starts; the process itself goes on meanwhile."""
 STEPS = (
+    "real goreprox.process.handover preflight",
     TRIAL,
     "real goreprox.process.instance Instance.detach",
+    "real goreprox.process.handover execute",
     "real os execve",
     "real goreprox.roles.upgrade Before.read",
     "real goreprox.roles.provider restored",
     "real goreprox.roles.upgrade Upgrade.took_over",
 )
-"""In their order, by what is about to be called; the first three are in the code before the upgrade."""
+"""In their order, by what is about to be called; the first five are in the code before the upgrade."""
+FEW_STEPS = (TRIAL, "real os execve", "real goreprox.roles.upgrade Upgrade.took_over")
+
+
+def at(step: str, *values: object) -> object:
+    """Return the parameters of a test at a step."""
+    return pytest.param(step, *values, marks=() if step in FEW_STEPS else pytest.mark.long)
 
 
 @pytest.fixture
@@ -62,7 +70,7 @@ async def held(tmp: Path, step: str) -> AsyncIterator[Held]:
         yield Held(made, gate, client, ended)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", list(map(at, STEPS)))
 async def test_a_kill_at_any_step_resets_connections_and_one_death_is_proved(held: Held) -> None:
     made, gate, client, ended = held
     made.provider.signal(signal.SIGKILL)
@@ -79,11 +87,7 @@ async def test_a_kill_at_any_step_resets_connections_and_one_death_is_proved(hel
 
 
 @pytest.mark.parametrize(
-    ("step", "number"),
-    [
-        *((step, number) for step in STEPS for number in (signal.SIGHUP, signal.SIGTERM)),
-        ("real os execve", signal.SIGINT),
-    ],
+    ("step", "number"), [at(step, number) for step in STEPS for number in (signal.SIGHUP, signal.SIGTERM)]
 )
 async def test_a_signal_at_any_step_is_obeyed_and_connections_go_on(held: Held, number: signal.Signals) -> None:
     made, gate, client, _ = held
@@ -102,7 +106,8 @@ async def test_a_signal_at_any_step_is_obeyed_and_connections_go_on(held: Held, 
     assert not made.server.events("peer_restarted")
 
 
-@pytest.mark.parametrize("step", STEPS[1::2])
+@pytest.mark.long
+@pytest.mark.parametrize("step", STEPS[2:])
 async def test_another_process_of_that_name_that_starts_meanwhile_declares_nobody_dead(held: Held) -> None:
     made, gate, client, _ = held
     another = await provide(made)
@@ -148,6 +153,7 @@ CHECK = 1
 REAL = 2
 
 
+@pytest.mark.long
 async def test_memory_that_is_refused_at_any_step_leaves_the_code_before_at_work(tmp: Path) -> None:
     refusal = Refusal(
         tmp,

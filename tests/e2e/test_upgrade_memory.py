@@ -52,6 +52,7 @@ def paused(writer: asyncio.StreamWriter) -> asyncio.StreamWriter:
     return writer
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root limits the memory of a process")
 async def test_bytes_are_in_memory_once_while_they_are_written_and_twice_while_they_are_restored(tmp: Path) -> None:
     released = asyncio.Event()

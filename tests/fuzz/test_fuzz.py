@@ -24,6 +24,7 @@ def test_the_corpus_finds_nothing(target: str) -> None:
             raise AssertionError(f"python -m tests.fuzz {target} --hex {data.hex()}") from exc
 
 
+@pytest.mark.long
 @pytest.mark.pure
 def test_a_second_of_fuzzing_finds_nothing() -> None:
     pytest.importorskip("atheris", reason="its wheels are for Linux on x86-64")

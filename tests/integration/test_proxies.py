@@ -315,6 +315,7 @@ async def torment(own: OwnProxy, link: tuple[Link, Recorder], cuts: Iterator[int
         await eventually(lambda: its.up, f"up after {fault} at {cut}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["socks5", "http"])
 async def test_links_survive_a_proxy_that_fails_at_any_byte(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy_client, "RESPOND_S", 0.5)

@@ -25,14 +25,16 @@ from tests.sim.far import KIB, Program
 from tests.sim.plan import Arrival, Fault, Plan, draw, report, run, shrink
 from tests.sim.world import Violation
 
-SEEDS = 16
+SEEDS = 40
 """Always the same; `make fresh` draws others."""
+FEW = 4
 CHUNK = 4
 FAILED_ONCE = (
     *(14, 55, 59, 68, 81, 115, 127, 176, 194, 207, 219, 294, 323, 410, 432),
     *(80024, 80728, 700129, 700138, 823689264),
 )
 """Seeds that found a defect of the code or of the simulator."""
+LARGE = (55, 207, 432)
 ENOUGH = 40
 """How many seeds may be needed to catch a seeded defect."""
 
@@ -50,7 +52,9 @@ def check(plan: Plan) -> Cluster:
     pytest.fail(f"seed {plan.seed} failed, a second run did not")
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+@pytest.mark.parametrize(
+    "first", [*range(0, FEW, CHUNK), *(pytest.param(at, marks=pytest.mark.long) for at in range(FEW, SEEDS, CHUNK))]
+)
 def test_clusters_keep_the_promise(first: int) -> None:
     clusters = [check(draw(seed)) for seed in range(first, first + CHUNK)]
     assert sum(cluster.oracle.bytes_checked for cluster in clusters) > 1 << 20
@@ -58,7 +62,9 @@ def test_clusters_keep_the_promise(first: int) -> None:
     assert sum(cluster.moved for cluster in clusters) > 0
 
 
-@pytest.mark.parametrize("seed", FAILED_ONCE)
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.long) if seed in LARGE else seed for seed in FAILED_ONCE]
+)
 def test_seeds_that_failed_once_pass(seed: int) -> None:
     check(draw(seed))
 

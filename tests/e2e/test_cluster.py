@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
+import pytest
+
 from goreprox.status.query import ask_all
 from tests.e2e.roles import (
     Client,

@@ -77,6 +77,9 @@ def _facts(document: Document) -> Iterable[str]:
     for service, check in document.get("checks", {}).items():
         why = "" if check["problem"] is None else f" ({check['problem']})"
         yield f"check: {service} {check['check']}, {check['condition']} for {_duration(check['since_s'])}{why}"
+    for name, published in document.get("published", {}).items():
+        why = "" if published["problem"] is None else f" ({published['problem']})"
+        yield f"published: {name} at {', '.join(published['at']) or 'nowhere'}{why}"
     if (streams := document["streams"]) is not None:
         yield from _stream_facts(streams)
     if (broker := document["broker"]) is not None:

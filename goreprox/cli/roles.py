@@ -17,7 +17,16 @@ from goreprox.config.defaults import DEFAULT_WEIGHT, DEFAULT_WORKERS, EDGE_PORT,
 from goreprox.config.options import ADDRESSES, LIMITS, Count, Number, Port, several
 from goreprox.config.process import ConnectionConfig
 from goreprox.config.proxy import ProxyConfig
-from goreprox.config.roles import BrokerConfig, DialConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
+from goreprox.config.publish import PublishConfig
+from goreprox.config.roles import (
+    Addresses,
+    BrokerConfig,
+    DialConfig,
+    EdgeConfig,
+    PeerConfig,
+    ProviderConfig,
+    ServerConfig,
+)
 from goreprox.config.target_checks import CheckConfig
 from goreprox.errors import ConfigError
 
@@ -33,6 +42,7 @@ _PEERS: Final = PeerConfig()
 _DIAL: Final = DialConfig()
 _CHECKS: Final = CheckConfig()
 _PROXY: Final = ProxyConfig()
+_PUBLISH: Final = PublishConfig()
 _JOIN: Final = JoinOptions()
 _START: Final = StartOptions()
 _Edges = Annotated[Port, Parameter(group=ADDRESSES)]
@@ -69,6 +79,7 @@ def edge(
     *,
     broker: Annotated[tuple[Address, ...], _remotes(EDGE_PORT), Parameter(group=ADDRESSES)] = (),
     workers: Annotated[Count, Parameter(group=LIMITS)] = DEFAULT_WORKERS,
+    address: Addresses = (),
     join: JoinOptions = _JOIN,
     proxy: ProxyConfig = _PROXY,
     clients: ClientConfig = _CLIENTS,
@@ -83,6 +94,8 @@ def edge(
         Connect to this broker, by default to port 9888. May be repeated. [default: as the join string says]
     workers
         Run so many processes that share the ports. Limits of connections and memory are for each of them.
+    address
+        Tell providers this address of the machine, for published ports. May be repeated. [default: this machine's name]
     """
     member = membership("edge", start.process, broker, join)
     if not member.addresses:
@@ -95,6 +108,7 @@ def edge(
         clients=clients,
         proxy=proxy,
         workers=workers,
+        addresses=address,
     )
     return Setup(config, start.file.config)
 
@@ -131,6 +145,7 @@ def provider(
     proxy: ProxyConfig = _PROXY,
     dial: DialConfig = _DIAL,
     checks: CheckConfig = _CHECKS,
+    publish: PublishConfig = _PUBLISH,
     connections: ConnectionConfig = _CONNECTIONS,
     start: StartOptions = _START,
 ) -> Setup:
@@ -159,6 +174,7 @@ def provider(
         connections=connections,
         dial=dial,
         checks=checks,
+        publish=publish,
         proxy=proxy,
         weight=weight,
     )

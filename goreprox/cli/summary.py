@@ -51,11 +51,17 @@ def _services(document: Document) -> Iterator[str]:
     """Yield each service with those at its other end."""
     theirs = "edge" if document["role"] == "provider" else "provider"
     arrow = "->" if document["role"] == "provider" else "<-"
-    known = set(document["services"])
+    published = document.get("published", {})
+    known = {*document["services"], *published}
     for service, where in document["services"].items():
         yield f"  {service} {arrow} {', '.join(where)}{_health(document, service)}"
         peers = [peer for peer in document["peers"] if service in peer["services"]]
-        yield from _indented([_peer(peer) for peer in peers] or [(f"no {theirs}",)], depth=4)
+        nobody = [] if published and theirs == "edge" else [(f"no {theirs}",)]
+        yield from _indented([_peer(peer) for peer in peers] or nobody, depth=4)
+    for name, each in published.items():
+        why = "" if each["problem"] is None else f": {each['problem']}"
+        yield f"  {name} <- {', '.join(each['at']) or 'nowhere'}{why}"
+        yield from _indented([_peer(peer) for peer in document["peers"] if name in peer["services"]], depth=4)
     others = [peer for peer in document["peers"] if not known.intersection(peer["services"])]
     if others:
         yield "  for other services"

@@ -11,6 +11,7 @@ from typing import Final, Self
 
 from goreprox.config.defaults import DEFAULT_SERVICE, EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import NAME, check_name
+from goreprox.config.published import is_published
 from goreprox.endpoint import MAX_PORT
 from goreprox.errors import ConfigError
 
@@ -123,7 +124,10 @@ class Scheme(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address to accept clients on, their protocol, and the service that they are for."""
+    """An address to accept clients on, their protocol, and the service that they are for.
+
+    That of a published port has no service: who has the port may change.
+    """
 
     address: Address
     service: str = DEFAULT_SERVICE
@@ -147,10 +151,27 @@ class Listener:
             raise ConfigError(
                 f"listen {text!r}: the port comes first: {service}={address} (in targets the service does)"
             )
+        if separator:
+            check_name("service", service)
         return cls(Address.parse(address), service if separator else DEFAULT_SERVICE, parsed)
 
+    @classmethod
+    def restore(cls, text: str) -> Self:
+        """Read `text` of any listener, of a published port, too.
+
+        Raises:
+            ConfigError: it is malformed.
+        """
+        return cls(Address.parse(text[:-1]), "") if text.endswith("=") else cls.parse(text)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether this is a published port."""
+        return not self.service
+
     def __post_init__(self) -> None:
-        check_name("service", self.service)
+        if self.service:
+            check_name("service", self.service)
 
     def __str__(self) -> str:
         return f"{self.scheme.value}://{self.address}"
@@ -181,6 +202,7 @@ class Target:
         """
         named, is_unix, path = text.partition(_UNIX)
         if is_unix and named[-1:] in ("", "="):
+            check_name("service", named[:-1] or DEFAULT_SERVICE)
             return cls(named[:-1] or DEFAULT_SERVICE, UnixPath(path))
         service, separator, address = text.rpartition("=")
         if separator and NAME.fullmatch(address) and not address.isdigit() and _PORT.fullmatch(service):
@@ -195,6 +217,8 @@ class Target:
             raise ConfigError(
                 f"target {text!r}: {exc}, each after SERVICE= if it is not of the default service"
             ) from exc
+        if separator:
+            check_name("service", service)
         address_given = Address(parsed.host or "127.0.0.1", parsed.port)
         return cls(service if separator else DEFAULT_SERVICE, address_given, address.startswith(_TLS_TARGET))
 
@@ -207,7 +231,8 @@ class Target:
         return str(self) if self.service == DEFAULT_SERVICE else f"{self.service}={self}"
 
     def __post_init__(self) -> None:
-        check_name("service", self.service)
+        if not is_published(self.service):
+            check_name("service", self.service)
         if isinstance(self.address, Address):
             check_dialable("target", self.address)
 

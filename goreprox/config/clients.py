@@ -25,6 +25,7 @@ from goreprox.config.limits import ServiceLimits
 from goreprox.config.names import check_name
 from goreprox.config.networks import LOOPBACK, Network, Rule, parse_network
 from goreprox.config.options import ADDRESSES, GROUP, KEYS, LIMITS, Count, File, several
+from goreprox.config.published import Ports
 from goreprox.config.routes import Route
 from goreprox.errors import ConfigError
 
@@ -142,6 +143,11 @@ class ClientConfig:
         tuple[Route, ...], several(Route.parse, "HOST=SERVICE"), Parameter(name="--route", group=ADDRESSES)
     ] = ()
     """Route HTTP requests for this host to a service; HOST is a name, *.NAME or *. May be repeated."""
+    publish_ports: Annotated[
+        tuple[Ports, ...], several(Ports.parse, "PORT[-PORT]"), Parameter(name="--publish-ports", group=ADDRESSES)
+    ] = ()
+    """Let providers publish these ports, as far as their keys allow. Their clients need no token. May be repeated.
+    [default: none]"""
     allow: Annotated[tuple[Rule, ...], _rules("allow"), Parameter(group=LIMITS)] = ()
     """Admit clients from this network only; SCOPE is a service or a port. May be repeated. [default: all]"""
     deny: Annotated[tuple[Rule, ...], _rules("deny"), Parameter(group=LIMITS)] = ()
@@ -168,6 +174,8 @@ class ClientConfig:
         if len(self.trusted_proxies) > MAX_RULES:
             raise ConfigError(f"trusted-proxies: expected at most {MAX_RULES}, got {len(self.trusted_proxies)}")
         _check_routes(self.routes, self.listeners)
+        if len(self.publish_ports) > MAX_RULES:
+            raise ConfigError(f"publish-ports: expected at most {MAX_RULES} of them, got {len(self.publish_ports)}")
         self.tokens.check(self.listeners)
         self.tls.check(self.listeners)
         ports = [str(listener.address.port) for listener in self.listeners if listener.address.port]
@@ -206,13 +214,19 @@ class ClientConfig:
             case number:
                 return number, self.trusted_proxies
 
+    def publishes(self, listener: Listener) -> bool:
+        """Return whether an HTTP listener serves published hosts: one that is not for a service does."""
+        return listener.scheme.is_http and listener.service == DEFAULT_SERVICE
+
     @property
     def services(self) -> tuple[str, ...]:
         """The names of the services that clients can ask for here."""
         return tuple(dict.fromkeys(name for listener in self.listeners for name in self.services_of(listener)))
 
     def services_of(self, listener: Listener) -> tuple[str, ...]:
-        """Return the services that clients can ask for at a listener."""
+        """Return the services that clients can ask for at a listener, without those that are published."""
+        if listener.is_published:
+            return ()
         if listener.scheme.is_http and self.routes:
             return tuple(dict.fromkeys(route.service for route in self.routes))
         return (listener.service,)

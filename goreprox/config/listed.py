@@ -9,7 +9,13 @@ from cyclopts import Parameter
 
 from goreprox.config.addresses import Address
 
-_NAMES: Final = {"brokers": "broker", "servers": "server", "targets": "target", "security": "join"}
+_NAMES: Final = {
+    "addresses": "address",
+    "brokers": "broker",
+    "servers": "server",
+    "targets": "target",
+    "security": "join",
+}
 """Options that roles take themselves, where the field has another name."""
 _HIDDEN: Final = "security"
 """The field whose value is never shown."""

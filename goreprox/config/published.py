@@ -32,6 +32,8 @@ MAX_NAME: Final = 240
 GRANTED: Final = "granted"
 """The attribute by which a broker tells of a key that publishes: the key, and ranges of ports; of an edge whose key may
 open everything, that it may serve published names. A broker with keys tells nobody what peers themselves say there."""
+ANY_PORT: Final = [[1, 65535]]
+"""What a provider without keys says there."""
 PUBLISHES: Final = "publishes"
 """The attribute of an edge that serves published names."""
 _HTTP: Final = "http://"

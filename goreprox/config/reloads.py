@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 APPLIED: Final = frozenset(
     (
         # clients
-        *("listen", "route", "allow", "deny", "max-connections-per-address", "max-connections-per-service", "max-rate"),
+        *("listen", "route", "publish-ports", "allow", "deny"),
+        *("max-connections-per-address", "max-connections-per-service", "max-rate"),
         *("trusted-proxies", "proxy-protocol-from"),
         *("queue-timeout", "via", "host-header", "max-header-bytes", "max-header-lines", "access-log"),
         *("auth-tokens", "auth-header", "without-tokens", "tls-cert", "tls-key", "tls-client-ca", "tls-alpn"),
         # providers
-        *("target", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
+        *("target", "publish", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
         *("check", "check-interval", "check-timeout", "check-failures", "check-successes"),
         # links, connections, health and log
         *("broker", "server", "proxy", "max-peers", "health"),

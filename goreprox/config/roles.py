@@ -22,6 +22,7 @@ from goreprox.config.clients import ClientConfig
 from goreprox.config.defaults import (
     DEFAULT_DIAL_TIMEOUT_S,
     DEFAULT_MAX_PEERS,
+    DEFAULT_SERVICE,
     DEFAULT_WEIGHT,
     DEFAULT_WORKERS,
     MAX_ENDPOINTS,
@@ -47,11 +48,21 @@ from goreprox.config.options import (
 )
 from goreprox.config.process import ConnectionConfig, ProcessConfig
 from goreprox.config.proxy import ProxyConfig
+from goreprox.config.publish import PublishConfig
+from goreprox.config.published import PublishedName
 from goreprox.config.target_checks import CheckConfig
 from goreprox.errors import ConfigError
 
 if TYPE_CHECKING:
     from brokers import LinkSecurity
+
+
+Addresses = Annotated[
+    tuple[Address, ...],
+    several(functools.partial(Address.parse, default_port=SAME_PORT), "HOST[:PORT]"),
+    Parameter(name="--address", group=ADDRESSES),
+]
+"""How others reach this machine."""
 
 
 @GROUP
@@ -61,25 +72,15 @@ class PeerConfig:
 
     providers: Annotated[Port, Parameter(group=ADDRESSES)] = PROVIDERS
     """Accept providers here."""
-    addresses: Annotated[
-        tuple[Address, ...],
-        several(functools.partial(Address.parse, default_port=SAME_PORT), "HOST[:PORT]"),
-        Parameter(name="--address", group=ADDRESSES),
-    ] = ()
-    """Put this address of the machine into join strings. It is remembered. May be repeated. [default: this machine's
-    name]"""
+    addresses: Addresses = ()
+    """Put this address of the machine into join strings, and into those of published ports. It is remembered. May be
+    repeated. [default: this machine's name]"""
     max_peers: Annotated[Count, Parameter(group=LIMITS)] = DEFAULT_MAX_PEERS
     """Limit providers and edges at a time."""
 
     def __post_init__(self) -> None:
         check_range("max-peers", self.max_peers, 1, MAX_PEERS)
-        if len(self.addresses) > MAX_ENDPOINTS:
-            raise ConfigError(f"address: expected at most {MAX_ENDPOINTS}, got {len(self.addresses)}")
-        for address in self.addresses:
-            if address.host in WILDCARDS:
-                raise ConfigError(
-                    f"address {address}: expected the host that peers connect to, like tunnel.example.org"
-                )
+        _check_addresses(self.addresses)
 
 
 @GROUP
@@ -147,9 +148,11 @@ class EdgeConfig:
     clients: ClientConfig = field(default_factory=ClientConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     workers: int = DEFAULT_WORKERS
+    addresses: tuple[Address, ...] = ()
 
     def __post_init__(self) -> None:
         _check_remotes("broker", self.brokers)
+        _check_addresses(self.addresses)
         self.proxy.check("broker", self.brokers)
         check_range("workers", self.workers, 1, MAX_WORKERS)
         check_ports([*self.clients.ports, *self.process.ports])
@@ -183,6 +186,7 @@ class ProviderConfig:
     connections: ConnectionConfig = field(default_factory=ConnectionConfig)
     dial: DialConfig = field(default_factory=DialConfig)
     checks: CheckConfig = field(default_factory=CheckConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     weight: float = DEFAULT_WEIGHT
 
@@ -190,7 +194,7 @@ class ProviderConfig:
         check_count("target", len(self.targets))
         self.dial.check(self.targets)
         _check_targets(self.targets)
-        check_services(self.services)
+        check_services(list(self.announced))
         self.checks.check_services(self.services)
         _check_remotes("server", self.servers)
         self.proxy.check("server", self.servers)
@@ -200,6 +204,29 @@ class ProviderConfig:
     def services(self) -> tuple[str, ...]:
         """The names of the services that are offered."""
         return tuple(target.service for target in self.targets)
+
+    @property
+    def published(self) -> dict[PublishedName, str]:
+        """The service of each name that is published."""
+        return self.publish.by_name(self.services, self.process.own_name)
+
+    @property
+    def announced(self) -> dict[str, str]:
+        """The service behind each name in the peer list: services themselves, then published names.
+
+        A target without the name of a service that is published is found by its published names alone.
+        """
+        published = self.published
+        plain = [each for each in self.services if each != DEFAULT_SERVICE or each not in published.values()]
+        return {each: each for each in plain} | {name.text: service for name, service in published.items()}
+
+
+def _check_addresses(addresses: Sequence[Address]) -> None:
+    if len(addresses) > MAX_ENDPOINTS:
+        raise ConfigError(f"address: expected at most {MAX_ENDPOINTS}, got {len(addresses)}")
+    for address in addresses:
+        if address.host in WILDCARDS:
+            raise ConfigError(f"address {address}: expected the host that peers connect to, like tunnel.example.org")
 
 
 def _check_targets(targets: Sequence[Target]) -> None:

@@ -45,6 +45,8 @@ class Site:
     forwarding: Forwarding = field(default_factory=Forwarding)
     routes: Routes | None = None
     """None: every request is for `service`."""
+    published: Callable[[bytes], str | None] | None = None
+    """Returns the service that a host is published for; routes come first. None: no host is."""
     closed: Callable[[str, str], bool] | None = None
     """Whether access rules deny a service to an address; None: there are none for services."""
     settings: HttpConfig = field(default_factory=HttpConfig)
@@ -57,6 +59,14 @@ class Site:
     def services(self) -> Iterable[str]:
         """The services that requests can be for."""
         return (self.service,) if self.routes is None else self.routes.services
+
+    def service_of(self, host: bytes) -> str | None:
+        """Return the service of a host; None: the host is unknown."""
+        if self.routes is not None and (found := self.routes.find(host)) is not None:
+            return found
+        if self.published is not None and (found := self.published(host)) is not None:
+            return found
+        return self.service if self.routes is None else None
 
     @property
     def secret(self) -> bytes | None:
@@ -104,7 +114,7 @@ class Exchange:
         """
         request = self.request
         host = request.first(b"host") or authority
-        service = site.service if site.routes is None else site.routes.find(host)
+        service = site.service_of(host)
         self.service = service or ""
         brought_by = b""
         if site.auth is not None:  # first of all, so that strangers do not learn which hosts there are

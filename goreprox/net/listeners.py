@@ -5,7 +5,7 @@ import contextlib
 import errno
 import functools
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from brokers import LimitedLog
@@ -45,7 +45,7 @@ class Open:
         match item:
             case [str(text), [*descriptors]]:
                 found = [sockets.restored(each) for each in descriptors if isinstance(each, int)]
-                return cls(Listener.parse(text), found)
+                return cls(Listener.restore(text), found)
         raise ExportError("malformed listener in the export")
 
     def close(self) -> None:
@@ -103,20 +103,41 @@ class Listeners:
     def open(self, listeners: Sequence[Listener]) -> list["Open"]:
         """Return sockets for other listeners, for `switch`: those that are open already, and new ones.
 
+        Published ports stay, unless a listener has the port.
+
         Raises:
             StartError: an address cannot be listened on; nothing has changed.
         """
         kept, rest = _kept(self._open, listeners)
+        static = [each for each in rest if not each.listener.is_published]
         found: list[Open] = []
         try:
             for listener, before in zip(listeners, kept, strict=True):
-                found.append(self._opened(listener, rest) if before is None else Open(listener, before.sockets))
+                found.append(self._opened(listener, static) if before is None else Open(listener, before.sockets))
         except StartError:
             for each, before in zip(found, kept, strict=False):
                 if before is None:
                     each.close()
             raise
-        return found
+        return [*found, *(each for each in rest if each.listener.is_published)]
+
+    def publish(self, ports: Collection[int]) -> dict[int, str]:
+        """Accept clients at these published ports, and at no other ones; return why some cannot be listened at."""
+        if self._closed:
+            return {}
+        opened = [each for each in self._open if not each.listener.is_published or each.listener.address.port in ports]
+        present = {each.listener for each in opened}
+        failed: dict[int, str] = {}
+        for port in ports:
+            listener = Listener(Address(None, port), "")
+            if listener not in present:
+                try:
+                    opened.append(self._opened(listener, ()))
+                except StartError as exc:
+                    failed[port] = str(exc)
+        if opened != self._open:
+            self.switch(opened)
+        return failed
 
     def _opened(self, listener: Listener, removed: Sequence["Open"]) -> "Open":
         for each in removed:
@@ -189,6 +210,7 @@ class Listeners:
         self._closed = True
         for sock, _ in self._sockets:
             sock.detach()
+        self._open = []
 
     @property
     def descriptors(self) -> list[int]:

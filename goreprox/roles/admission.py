@@ -187,6 +187,11 @@ class Admission:
         self._access.release(address.host)
         self.listeners.start()
 
+    def dismiss(self, client: Client) -> None:
+        """Reset a client that was admitted, for which there is nothing any more."""
+        client.sock.close()
+        self.leave(client.address)
+
     def close(self) -> None:
         """Reset all clients that are not admitted yet."""
         self.proxies.close()

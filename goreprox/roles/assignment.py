@@ -65,6 +65,8 @@ class Assignment:
         self._connections = PendingQueue(timeout_s=grace_s, clock=clock, expired=_reset)
         self._requests = PendingQueue(timeout_s=queue_timeout_s, clock=clock, expired=_unavailable)
         self._refusals: dict[Stream, _Refusals] = {}
+        self.changed: Callable[[Peer], None] = lambda _peer: None
+        """Called whenever a provider may have changed."""
         self._log = LimitedLog()
         self._loop = asyncio.get_running_loop()
         self._to_serve: set[str] = set()
@@ -248,6 +250,7 @@ class Assignment:
             self._serve_soon(change.gained)
         if change.gained or change.gone:
             self.check.changed(change.gained | change.gone)
+        self.changed(peer)
 
     def stream_opened(self, peer: Peer, stream: Stream) -> None:
         """Never called: providers open no streams, and the session refuses them before this."""

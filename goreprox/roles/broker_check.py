@@ -29,13 +29,14 @@ from brokers import (
 from goreprox.config.addresses import Address
 from goreprox.config.names import default_name
 from goreprox.config.proxy import ProxyConfig
+from goreprox.config.published import is_published
 from goreprox.net.proxy_client import ProxyClient, client_of
 from goreprox.process.instance import INCARNATION_BYTES
 from goreprox.process.log import counted, listing, quoted
 from goreprox.process.machine import in_container
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.member import advice
-from goreprox.tunnel.attributes import machine_of, process_of, services_of, who
+from goreprox.tunnel.attributes import machine_of, may_open, process_of, services_of, who
 from goreprox.tunnel.peer import common_version
 
 RESOLVE_S: Final = 10.0
@@ -259,7 +260,15 @@ def _rejected(at: Address, joining: Joining, cause: Cause, problem: str) -> Resu
 
 
 def _all_served(peers: Iterable[PeerInfo], joining: Joining) -> bool:
-    return set(joining.services) <= {service for peer in peers for service in services_of(peer.attributes)}
+    found = list(peers)
+    return all(any(_has(peer, service) for peer in found) for service in joining.services)
+
+
+def _has(peer: PeerInfo, service: str) -> bool:
+    """Return whether a provider offers a service, or an edge has clients for it."""
+    if is_published(service):
+        return may_open(peer.attributes, service)
+    return service in services_of(peer.attributes)
 
 
 def _protocols(peers: Sequence[PeerInfo]) -> list[Result]:
@@ -283,7 +292,7 @@ def _services(peers: Sequence[PeerInfo], joining: Joining) -> list[Result]:
     known = {service for peer in peers for service in services_of(peer.attributes)}
     results = []
     for service in joining.services:
-        serving = [_title(peer) for peer in peers if service in services_of(peer.attributes)]
+        serving = [_title(peer) for peer in peers if _has(peer, service)]
         if serving:
             result = Result("service", service, State.OK, f"{verb} by {listing(serving)}")
         elif not peers:
@@ -300,6 +309,8 @@ def _services(peers: Sequence[PeerInfo], joining: Joining) -> list[Result]:
 def _example(service: str, role: Role) -> str:
     if role is Role.EDGE:
         return f"providers offer it by `goreprox provider {service}=PORT`"
+    if is_published(service):
+        return "the server or edge opens hosts by `--listen http://80`, and ports by `--publish-ports`"
     return f"the server or edge listens for it by `--listen PORT={service}`"
 
 

@@ -105,7 +105,7 @@ def _memory(config: Config) -> Iterator[Result]:
 
 
 async def _of_provider(config: ProviderConfig) -> list[Result]:
-    joining = _joining(config, Role.PROVIDER, config.services)
+    joining = _joining(config, Role.PROVIDER, tuple(config.announced))
     brokers, targets = await asyncio.gather(
         check_brokers(config.servers, joining),
         asyncio.gather(*(_check_target(each, config) for each in config.targets)),

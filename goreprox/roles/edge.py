@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from brokers import LimitedLog, Role
 from goreprox.config.addresses import Listener
+from goreprox.config.published import is_published
 from goreprox.config.roles import EdgeConfig, ServerConfig
 from goreprox.control.socket import Commands, serving
 from goreprox.endpoint import Endpoint
@@ -37,6 +38,7 @@ from goreprox.roles.member import Member
 from goreprox.roles.reload import Reload
 from goreprox.roles.sites import auth_of, requests_of, sites_of
 from goreprox.roles.upgrade import Before, Upgrade
+from goreprox.roles.whereabouts import opening_of, publication_of
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
 from goreprox.tunnel.attributes import ports
 from goreprox.tunnel.bridge import Bridge, Bridges
@@ -90,7 +92,6 @@ class Edge:
             refused=self._budget.totals.refused_clients,
         )
         self._auth = auth_of(clients.tokens)
-        self.sites = sites_of(clients, self._access, self._auth)
         self.drain_s = connections.drain_s
         self._services = FormerServices(clients.services, self._services_in_use)
         self.admission = Admission(
@@ -102,6 +103,8 @@ class Edge:
             inherited=inherited,
         )
         self.listeners = self.admission.listeners
+        self.publication = publication_of(config, self.listeners, self.assignment)
+        self.sites = sites_of(clients, self._access, self._auth, self.publication)
 
     async def reconfigure(self, config: EdgeConfig | ServerConfig) -> None:
         """Take over another configuration, in one turn of the loop.
@@ -122,7 +125,8 @@ class Edge:
         self._paces.reconfigure(clients.limits.bytes_per_s)
         self._access.reconfigure(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
         self._auth = auth
-        self._replace_sites(sites_of(clients, self._access, auth), self.listeners.successors(opened))
+        self.publication.reconfigure(opening_of(clients), grace_s=connections.grace_s)
+        self._replace_sites(sites_of(clients, self._access, auth, self.publication), self.listeners.successors(opened))
         self.listeners.switch(opened)  # those in the backlog of a removed listener are admitted as it was
         self._clients = clients
         readmit()
@@ -151,27 +155,35 @@ class Edge:
         """Return whether another client may be accepted there; which service it is for is known but with HTTP."""
         most = self._max_connections
         if self.connections < most:
-            return listener.scheme.is_http or self.assignment.places.has_room(listener.service)
+            service = self._service_of(listener)
+            return listener.scheme.is_http or not service or self.assignment.places.has_room(service)
         self._log.say(
             "full", f"the limit of {counted(most, 'connection')} is reached: new clients wait; raise --max-connections"
         )
         return False
+
+    def _service_of(self, listener: Listener) -> str | None:
+        """Return the service of a listener, unless requests decide; None: its published port is nobody's any more."""
+        return self.publication.service_of_port(listener.address.port) if listener.is_published else listener.service
 
     def _admitted(self, client: Client) -> None:
         listener = client.listener
         if listener.scheme.is_http:
             site = self.sites.get(listener)
             if site is None:  # it was removed two reloads ago
-                client.sock.close()
-                self.client_ended(client.address)
+                self.admission.dismiss(client)
                 return
             ClientConnection(
                 self.http_clients, client.sock, client.address, client.destination, site, certificate=client.certificate
             )
             return
+        service = self._service_of(listener)
+        if service is None:
+            self.admission.dismiss(client)
+            return
         stream = Stream(
             opener=True,
-            service=listener.service,
+            service=service,
             client=str(client.address),
             destination=str(client.destination),
             budget=self._budget,
@@ -269,14 +281,14 @@ class Edge:
         self._services.announce = lambda services: member.announce({"services": services} | self._ports)
 
     def _services_in_use(self) -> Iterator[str]:
-        """Yield the services of clients that will open a stream, or may."""
-        yield from self.assignment.pending_services
+        """Yield the services of clients that will open a stream, or may; published names are not announced."""
+        yield from (service for service in self.assignment.pending_services if not is_published(service))
         for site in self.http_clients.sites:
             yield from site.services
 
     @property
     def _ports(self) -> dict[str, object]:
-        return ports(announced(self._clients, self.listeners.addresses))
+        return ports(announced(self._clients, self.listeners.addresses)) | self.publication.attributes
 
     def owners(self) -> list[StreamOwner]:
         """Return the owners of all open streams (streams.Owner)."""
@@ -294,6 +306,7 @@ class Edge:
             waiting_clients=self.assignment.pending,
             http=requests_of(self.http_clients.counters),
             certificates=self.admission.certificates,
+            published=self.publication.status,
         )
 
 

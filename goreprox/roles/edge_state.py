@@ -255,7 +255,7 @@ class EdgeState:
 
     def _listener(self, fields: Fields) -> Listener:
         """Return the listener that has the place of the one that accepted a client; that one if there is none."""
-        before = Listener.parse(fields.text("listener"))
+        before = Listener.restore(fields.text("listener"))
         listeners = [listener for listener, _ in self._edge.admission.listeners.found]
         if before in listeners:
             return before

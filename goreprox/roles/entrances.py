@@ -15,6 +15,7 @@ def entrances(clients: ClientConfig, found: Iterable[tuple[Listener, int]]) -> s
         f"{'' if listener.scheme is Scheme.TCP else f'{listener.scheme.value}://'}:{port} "
         f"({listing(clients.services_of(listener))})"
         for listener, port in found
+        if not listener.is_published
     )
     return f"clients on {', '.join(dict.fromkeys(places))}"
 
@@ -22,6 +23,8 @@ def entrances(clients: ClientConfig, found: Iterable[tuple[Listener, int]]) -> s
 def announced(clients: ClientConfig, found: Iterable[tuple[Listener, Endpoint]]) -> Iterator[Port]:
     """Yield what the peer list shows: a listener with several addresses once, one with routes by their hosts."""
     for listener, address in dict(found).items():
+        if listener.is_published:
+            continue
         scheme, host, port = listener.scheme, listener.address.host or "", address.port
         if not (scheme.is_http and clients.routes):
             yield Port(listener.service, scheme.value, host, port)

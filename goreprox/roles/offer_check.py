@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from brokers import LimitedLog
+from goreprox.config.defaults import DEFAULT_SERVICE
+from goreprox.config.published import is_published
 from goreprox.process.log import listing
 from goreprox.roles.offers import Offers
 from goreprox.tunnel.attributes import Attributes, shared
@@ -33,6 +35,8 @@ class OfferCheck:
     def needed(self, service: str) -> None:
         """Warn, once, if a client needs a service that none of the known providers offers."""
         offered = self._offers.known
+        if service == DEFAULT_SERVICE and any(map(is_published, offered)):
+            return  # an HTTP port that is for no service may be for published hosts alone
         if service in offered:
             self._unknown.discard(service)
         elif offered and service not in self._unknown:

@@ -1,8 +1,11 @@
 """The provider: connects each stream that an edge opens to the target of its service."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from brokers import LimitedLog, Role
+from goreprox.config.addresses import TargetAddress
+from goreprox.config.published import ANY_PORT, GRANTED
 from goreprox.config.roles import ProviderConfig
 from goreprox.control.socket import serving
 from goreprox.errors import StartError
@@ -26,6 +29,7 @@ from goreprox.roles.drain import Drain
 from goreprox.roles.health import Health, Readiness, check_moved
 from goreprox.roles.loops import HOPS, Loops
 from goreprox.roles.member import Member
+from goreprox.roles.publishing import Publishing
 from goreprox.roles.reachable import Reachable
 from goreprox.roles.reload import Reload
 from goreprox.roles.target_checks import TargetChecks
@@ -62,13 +66,16 @@ class Provider:
         self.ended = EndedStreams(self.driver)
         self.dialer = self._dialer(config, None)
         self._targets = self.dialer.targets.by_service
+        self.publishing = Publishing(self.driver, config.published)
         self.checks = TargetChecks(config.targets, config.checks, examine=self.dialer.examine)
         self.checks.changed = lambda: self._announce(self._offer)
-        self._reachable = Reachable(self.driver, self._targets, self._log)
+        self._reachable = Reachable(self.driver, self._offered_targets, self._log, config.published.values())
 
     def _dialer(self, config: ProviderConfig, before: Dialer | None) -> Dialer:
+        by_service = {target.service: target for target in config.targets}
+        names = [replace(by_service[service], service=name.text) for name, service in config.published.items()]
         return Dialer(
-            config.targets,
+            [*config.targets, *names],
             config.dial,
             self._poller,
             self._loops,
@@ -86,9 +93,16 @@ class Provider:
 
     @property
     def _offer(self) -> dict[str, object]:
-        offered = [target for target in self._config.targets if target.service in self.checks.offered]
-        targets = attributes.targets([str(target.address) for target in offered])
-        return {"services": [target.service for target in offered], "weight": self._config.weight} | targets
+        targets = self._offered_targets
+        offered = {name: service for name, service in self._config.announced.items() if service in self.checks.offered}
+        hashed = attributes.targets([str(targets[name]) for name, service in offered.items() if name == service])
+        offer = {"services": list(offered), "weight": self._config.weight} | hashed
+        return offer | {GRANTED: [b"", ANY_PORT]} if self.publishing.names and self._config.security is None else offer
+
+    @property
+    def _offered_targets(self) -> dict[str, TargetAddress]:
+        """The target of each service, without published names."""
+        return {target.service: target.address for target in self._config.targets}
 
     async def reconfigure(self, config: ProviderConfig) -> None:
         """Take over another configuration, in one turn of the loop; connections to targets, and dials, go on.
@@ -106,8 +120,10 @@ class Provider:
         self.driver.set_grace(connections.grace_s)
         self.bridges.half_closed_timeout_s = connections.half_closed_timeout_s
         self.dialer, self._targets = dialer, dialer.targets.by_service
-        self._reachable.targets = self._targets
+        self._reachable.targets, self._reachable.published = self._offered_targets, config.published.values()
         self._reachable.changed()
+        self.publishing.names = config.published
+        self.publishing.changed()
         self.checks.reconfigure(config.targets, config.checks, examine=dialer.examine)
         self._announce(self._offer)
 
@@ -180,6 +196,7 @@ class Provider:
     def peer_changed(self, peer: Peer) -> None:
         """Log what the edges say of our services, once it has settled."""
         self._reachable.changed()
+        self.publishing.changed()
 
     @property
     def connections(self) -> int:
@@ -285,8 +302,13 @@ class Provider:
 
     def metrics(self) -> Metrics:
         """Return what the status shows of this provider (snapshot.Owner)."""
-        services = {service: [str(address)] for service, address in self._targets.items()}
-        return Metrics(services, self._max_connections, dialing=len(self.dialer.dials), checks=self.checks.status)
+        return Metrics(
+            {service: [str(address)] for service, address in self._offered_targets.items()},
+            self._max_connections,
+            dialing=len(self.dialer.dials),
+            checks=self.checks.status,
+            published=self.publishing.status,
+        )
 
 
 async def run(

@@ -1,7 +1,7 @@
 """Logs where clients reach the services of a provider, as its edges announce, and warns of mistakes in their names."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from brokers import LimitedLog
@@ -18,10 +18,13 @@ SETTLE_S: Final = 1.0
 class Reachable:
     """Compares what edges announce with what is offered here."""
 
-    def __init__(self, driver: Driver, targets: Mapping[str, TargetAddress], log: LimitedLog) -> None:
-        """Check the edges of `driver` for the services of `targets`."""
+    def __init__(
+        self, driver: Driver, targets: Mapping[str, TargetAddress], log: LimitedLog, published: Collection[str] = ()
+    ) -> None:
+        """Check the edges of `driver` for the services of `targets`; those that are published need no port or route."""
         self._driver = driver
         self.targets = targets
+        self.published = published
         self._log = log
         self._logged: dict[bytes, frozenset[tuple[str, str]]] = {}
         """Services and URLs that were logged, by edge."""
@@ -41,7 +44,7 @@ class Reachable:
             self._log_addresses(edge)
         listened = {service for edge in edges for service in edge.services}
         for service in self.targets:
-            if edges and service not in listened:
+            if edges and service not in listened and service not in self.published:
                 self._log.say(
                     "not_listened",
                     f"no edge listens for the service {service}: it gets no clients; listened for: "

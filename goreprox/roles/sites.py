@@ -11,6 +11,7 @@ from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.net.access import Access
 from goreprox.process.clock import clock
+from goreprox.roles.publication import Publication
 from goreprox.status.document import HttpStatus
 
 
@@ -23,8 +24,13 @@ def auth_of(tokens: TokenConfig) -> Auth | None:
     return None if tokens.file is None else Auth(tokens.file, tokens.header, clock=clock)
 
 
-def sites_of(clients: ClientConfig, access: Access, auth: Auth | None) -> dict[Listener, Site]:
-    """Return the site of each HTTP listener, whose requests need a token if there is `auth`."""
+def sites_of(
+    clients: ClientConfig, access: Access, auth: Auth | None, publication: Publication
+) -> dict[Listener, Site]:
+    """Return the site of each HTTP listener, whose requests need a token if there is `auth`.
+
+    `publication` knows the hosts that are published.
+    """
     listeners = [listener for listener in clients.listeners if listener.scheme.is_http]
     if auth is not None:
         plain = [listener.address for listener in listeners if listener.scheme is Scheme.HTTP]
@@ -41,6 +47,7 @@ def sites_of(clients: ClientConfig, access: Access, auth: Auth | None) -> dict[L
             auth,
             Forwarding(clients.trusted_proxies, listener.scheme.value.encode(), clients.http.via),
             routes,
+            publication.service_of_host if clients.publishes(listener) else None,
             closed,
             clients.http,
             logs=clients.http.access_log,

@@ -77,6 +77,14 @@ class CheckStatus(TypedDict):
     problem: str | None
 
 
+class PublishedStatus(TypedDict):
+    """A published name."""
+
+    at: list[str]
+    """Where clients find it."""
+    problem: str | None
+
+
 class StreamsStatus(TypedDict):
     """All streams of the process. Sent bytes were read from our own sockets, received ones written to them."""
 
@@ -178,6 +186,7 @@ class Document(TypedDict):
     ports: dict[str, list[int]]
     services: dict[str, list[str]]
     checks: NotRequired[dict[str, CheckStatus]]
+    published: NotRequired[dict[str, PublishedStatus]]
     streams: StreamsStatus | None
     peers: list[PeerStatus]
     links: list[LinkStatus]

@@ -37,6 +37,7 @@ from goreprox.status.document import (
     MemberStatus,
     PathStatus,
     PeerStatus,
+    PublishedStatus,
     StreamsStatus,
 )
 from goreprox.status.streams import Owner as StreamsOwner
@@ -118,6 +119,7 @@ class Metrics(NamedTuple):
     certificates: Sequence[CertificateStatus] = ()
     checks: Mapping[str, CheckStatus] = MappingProxyType({})
     """Of the services that are checked."""
+    published: Mapping[str, PublishedStatus] = MappingProxyType({})
 
 
 class Owner(StreamsOwner, Protocol):
@@ -171,6 +173,7 @@ class Source:
             "ports": {who: [ports] if isinstance(ports, int) else list(ports) for who, ports in self.ports().items()},
             "services": metrics.services,
             "checks": dict(metrics.checks),
+            "published": dict(metrics.published),
             "streams": _streams(owner, metrics) if owner is not None else None,
             "peers": [_peer(peer) for peer in driver.peers.values() if not peer.gone] if driver is not None else [],
             "links": [_link(link) for link in self.links],

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from goreprox.config.addresses import Address
 from goreprox.config.defaults import MAX_WEIGHT, MIN_WEIGHT
+from goreprox.config.published import GRANTED, PUBLISHES, is_published
 
 Attributes = Mapping[str, object]
 
@@ -76,8 +77,11 @@ def services_of(attributes: Attributes) -> list[str]:
 def may_open(attributes: Attributes, service: str) -> bool:
     """Return whether an edge may open streams of a service: those that it names, or any if it names none at all.
 
-    The broker has checked the names against its key (keys.authority). A malformed list allows nothing.
+    The broker has checked the names against its key (keys.authority). A malformed list allows nothing. Published names
+    are for every edge that serves them, as far as its broker says that it may.
     """
+    if is_published(service):
+        return attributes.get(PUBLISHES) is True and attributes.get(GRANTED) is True
     services = attributes.get("services")
     return "services" not in attributes or (isinstance(services, list) and service in services)
 

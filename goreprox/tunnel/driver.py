@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from brokers import REVOKED, BadName, Buffer, Carrier, LimitedLog, PeerInfo, PeerName, Role
+from goreprox.config.published import MAX_NAMES
 from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import ExportError
@@ -182,6 +183,7 @@ class Driver:
             return
         if reason == REVOKED and len(peer.epochs) == 1:
             log_revoked(peer)
+            peer.revoked = True
             self._drop(peer, "the key was revoked", EndCode.REVOKED)
             return
         del peer.epochs[carrier]
@@ -317,6 +319,10 @@ class Driver:
     def _session_notice(self, peer: Peer, notice: Notice) -> None:
         if notice.kind is Kind.ESTABLISHED:
             peer.up_at = clock()
+            peer.served.clear()
+        elif notice.served is not None:
+            if len(peer.served) < MAX_NAMES or notice.served.service in peer.served:
+                peer.served[notice.served.service] = notice.served
         elif notice.kind is Kind.GOODBYE:
             peer.gone = not notice.reason.startswith(PROTOCOL_ERROR)
         log_notice(peer, notice)

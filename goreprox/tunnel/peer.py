@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from brokers import Carrier, PeerInfo
+from goreprox.protocol.events import Served
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.protocol.session import Session
 from goreprox.tunnel.attributes import machine_of, process_of, services_of
@@ -35,6 +36,10 @@ class Peer:
     """When its streams last began to flow."""
     gone: bool = False
     """It has said goodbye, or the driver has forgotten it: no session with it will resume."""
+    revoked: bool = False
+    """Its key was revoked."""
+    served: dict[str, Served] = field(default_factory=dict)
+    """Where this edge's clients find published names of ours, by service."""
     id: bytes = field(init=False)
 
     def __post_init__(self) -> None:

@@ -1,24 +1,19 @@
 """From options that are right to a role that runs: the log, warnings of what was configured, the limit of files."""
 
-import asyncio
 import resource
-import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from loguru import logger
 
-from goreprox import __version__
 from goreprox.cli.app import sources
 from goreprox.cli.reread import Reread
 from goreprox.cli.setup import Config
 from goreprox.config.addresses import Address
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
-from goreprox.errors import StartError
-from goreprox.process import handover
+from goreprox.process import handover, running
 from goreprox.process.handover import Handover, Inherited
-from goreprox.process.log import configure, flush
-from goreprox.protocol.errors import ExportError
+from goreprox.process.log import configure
 
 
 def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
@@ -43,35 +38,7 @@ def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
         check_installed(config.process)
     raise_file_limit()
     reread = Reread(arguments)
-    following = _run(config, reread, inherited)
-    while following is not None:
-        flush()
-        failed = handover.execute(following)
-        logger.bind(event="upgrade_failed").error("{}", failed.problem)
-        following = _run(config, reread, failed)
-
-
-def _run(config: Config, reread: Reread, inherited: Inherited | None) -> Handover | None:
-    """Run a role to its end; return what other code needs that is to take over from it.
-
-    Raises:
-        GoreproxError: it cannot be run.
-    """
-    try:
-        following = asyncio.run(_role(config, reread, inherited))
-    except Exception as exc:
-        if inherited is None or inherited.restored:
-            raise
-        if not inherited.trial:
-            logger.bind(event="restore_failed").opt(exception=True).critical(
-                "the state of the code before this one cannot be restored: starting anew, connections are reset"
-            )
-            flush()
-            handover.start_anew()
-        raise StartError(str(exc)) if isinstance(exc, ExportError) else exc from None
-    if inherited is not None and inherited.trial:
-        sys.stdout.write(f"{__version__}\n")
-    return following
+    running.run(lambda state: _role(config, reread, state), inherited)
 
 
 def _links(config: Config) -> list[Address]:
@@ -107,7 +74,7 @@ def _role(config: Config, reread: Reread, inherited: Inherited | None) -> Corout
         case EdgeConfig():
             from goreprox.roles.workers import run as run_workers
 
-            return run_workers(config, read=reread.as_a(EdgeConfig))
+            return run_workers(config, read=reread.as_a(EdgeConfig), inherited=inherited)
 
 
 def raise_file_limit() -> None:

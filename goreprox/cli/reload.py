@@ -3,7 +3,7 @@
 from typing import Final
 
 from goreprox.cli.options import ALL, AskOptions
-from goreprox.control.client import PARENT, ROLES, ask_all
+from goreprox.control.client import ask_all, leading
 from goreprox.errors import ControlError
 
 RELOAD_S: Final = 60.0
@@ -15,10 +15,7 @@ def reload(
     of: AskOptions = ALL,
 ) -> None:
     """Let the processes of this machine read their configuration again, and print what has changed."""
-    roles = ROLES if of.role is None else (of.role,)
-    if "edge" in roles:
-        roles = (*roles, PARENT)
-    replies = ask_all(of.directories, "reload", roles=roles, name=of.name, deadline_s=RELOAD_S)
+    replies = ask_all(of.directories, "reload", roles=leading(of.role), name=of.name, deadline_s=RELOAD_S)
     done = [reply for reply in replies if isinstance(reply.result, dict)]  # a worker leaves it to its parent
     for reply in done:
         for line in _lines(reply.result):

@@ -3,7 +3,7 @@
 from typing import Final
 
 from goreprox.cli.options import ALL, AskOptions
-from goreprox.control.client import ROLES, Reply, ask_all
+from goreprox.control.client import Reply, ask_all, leading
 from goreprox.errors import ControlError
 from goreprox.process.log import counted
 
@@ -16,10 +16,9 @@ def upgrade(
     of: AskOptions = ALL,
 ) -> None:
     """Replace processes of this machine by the code that is installed now, and print what has become of them."""
-    roles = ROLES if of.role is None else (of.role,)
-    replies = ask_all(of.directories, "upgrade", roles=roles, name=of.name, deadline_s=UPGRADE_S)
+    replies = ask_all(of.directories, "upgrade", roles=leading(of.role), name=of.name, deadline_s=UPGRADE_S)
     for reply in replies:
-        if reply.problem is None:
+        if reply.problem is None and reply.result is not None:  # a worker leaves it to its parent
             print(f"{reply.who}: {_line(reply)}")
     if problems := [reply.problem for reply in replies if reply.problem is not None]:
         raise ControlError("; ".join(problems))

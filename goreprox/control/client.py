@@ -34,6 +34,12 @@ class Reply(NamedTuple):
     """What came before the result."""
 
 
+def leading(role: str | None) -> Sequence[str]:
+    """Return whom to ask for a change of processes of this role (None: of all): workers leave it to their parent."""
+    roles = ROLES if role is None else (role,)
+    return (*roles, PARENT) if "edge" in roles else roles
+
+
 def ask_all(
     directories: Sequence[Path],
     command: str,

@@ -18,7 +18,6 @@ from loguru import logger
 from goreprox.control.message import REQUEST_BYTES, Request, encode_error, encode_page, encode_result, parse_request
 from goreprox.errors import ControlError, GoreproxError
 from goreprox.process.instance import Instance
-from goreprox.process.lifetime import NO_UPGRADE
 
 READ_S: Final = 5.0
 """A client that has not sent its request by then, or not taken the reply, is disconnected."""
@@ -184,14 +183,10 @@ async def _next(pages: Pages, left: asyncio.Task[bytes]) -> object:
 @contextlib.asynccontextmanager
 async def serving(instance: Instance, commands: Commands) -> AsyncIterator[None]:
     """Serve `commands` while in this context; at a clean end release `instance`, too."""
-    control = await ControlSocket.open(instance.path, {"upgrade": _cannot_upgrade, **commands})
+    control = await ControlSocket.open(instance.path, commands)
     yield
     control.close()
     instance.release()
-
-
-async def _cannot_upgrade(_: Request) -> object:
-    raise ControlError(NO_UPGRADE)
 
 
 def _remove_stale(path: Path) -> None:

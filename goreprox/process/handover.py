@@ -58,10 +58,12 @@ SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal
 
 
 class Handover(NamedTuple):
-    """What the next code needs: the file with the state, and descriptors that stay open."""
+    """What the next code needs: the file with the state, descriptors that stay open, and how it is started."""
 
     state: int
     descriptors: list[int]
+    command: list[str] = sys.orig_argv
+    """Of which the first one is not the interpreter, but what that is called."""
     kept: Callable[[], Iterator[object]] | None = None
     """The items in place of the file, if that could not be written. This code goes on with them."""
     problem: str = ""
@@ -214,8 +216,8 @@ def _give_back(state: int, queue: deque[Buffer], count: int, at: int) -> None:
     os.ftruncate(state, at)
 
 
-async def preflight(state: int) -> str:
-    """Prove, in a child that has no socket and no lock of ours, that the new code starts and reads `state`.
+async def preflight(state: int, command: list[str]) -> str:
+    """Prove, in a child that has no socket and no lock of ours, that `command` starts code that reads `state`.
 
     Returns its version.
 
@@ -227,7 +229,7 @@ async def preflight(state: int) -> str:
     try:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
-            *sys.orig_argv[1:],
+            *command[1:],
             pass_fds=(state,),
             env={**os.environ, VARIABLE: f"trial {state}"},
             stdin=asyncio.subprocess.DEVNULL,
@@ -263,7 +265,7 @@ def execute(handover: Handover) -> Inherited:
     if not problem:
         try:
             _keep({handover.state, *handover.descriptors})
-            os.execve(sys.executable, sys.orig_argv, {**os.environ, VARIABLE: f"real {handover.state}"})  # noqa: S606 -- itself
+            os.execve(sys.executable, handover.command, {**os.environ, VARIABLE: f"real {handover.state}"})  # noqa: S606 -- itself
         except (OSError, MemoryError) as exc:
             problem = f"{sys.executable} could not be started: {_reason(exc)}"
         finally:

@@ -16,7 +16,6 @@ LINGER_S = 1.0
 """How long queued messages may take to be sent, unless there is a second signal."""
 EXTEND_S = 60.0
 """How much longer a supervisor waits for `ready`. It is asked again in time: a server may be away for any time."""
-NO_UPGRADE = "this role cannot be upgraded in place; restart it: that drains its connections first"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
 
@@ -61,7 +60,7 @@ class Lifetime:
         self.stop = asyncio.Event()
         self.hung_up: Callable[[], None] = lambda: None
         """Called on SIGHUP, which means a reload; to be set before."""
-        self.upgrade_asked: Callable[[], None] = cannot_upgrade
+        self.upgrade_asked: Callable[[], None] = lambda: None
         """Called on SIGUSR2, which means an upgrade; to be set before."""
         self.replaced = False
         """Whether other code is to take over."""
@@ -223,11 +222,6 @@ async def _unless(event: asyncio.Event, work: Coroutine[object, object, T]) -> T
     with contextlib.suppress(asyncio.CancelledError):
         return await task
     return None
-
-
-def cannot_upgrade() -> None:
-    """Log that this role has no upgrade."""
-    logger.bind(event="upgrade_failed").warning("SIGUSR2 ignored: {}", NO_UPGRADE)
 
 
 def _log_drain(connections: int, drain_s: float) -> None:

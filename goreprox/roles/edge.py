@@ -48,8 +48,8 @@ from goreprox.tunnel.pace import Paces
 
 Apply = Callable[[EdgeConfig], Awaitable[None]]
 """Takes over a configuration; raises StartError if it cannot, and nothing has changed then."""
-Control = Callable[[Apply, Health], Commands]
-"""Gets what takes over a configuration; returns commands."""
+Control = Callable[[Apply, Health, Upgrade], Commands]
+"""Gets what takes over a configuration, and what upgrades; returns commands."""
 
 
 class Edge:
@@ -321,10 +321,11 @@ async def run(
     """
     life = Lifetime()
 
-    def reloading(apply: Apply, health: Health) -> Commands:
-        return Reload(config, life, health, read=read, apply=apply).commands
+    def control(apply: Apply, health: Health, upgrade: Upgrade) -> Commands:
+        life.upgrade_asked = upgrade.signalled
+        return {**Reload(config, life, health, read=read, apply=apply).commands, **upgrade.commands}
 
-    return await serve(config, life, reloading, inherited)
+    return await serve(config, life, control, inherited)
 
 
 async def serve(
@@ -360,11 +361,9 @@ async def serve(
         links.reconfigure(new.brokers, new.proxy, edge.driver)
 
     upgrade = Upgrade(life, state, member.instance, health, links=links.all)
-    life.upgrade_asked = upgrade.signalled
+    commands = {**source.commands, **health.commands, **Drain(edge, life).commands, **control(apply, health, upgrade)}
     if before is not None:
         upgrade.took_over(before)
-    commands = {**source.commands, **health.commands, **upgrade.commands, **Drain(edge, life).commands}
-    commands |= control(apply, health)
     async with health, Dashboard(config.process), serving(member.instance, commands):
         await life.serve(
             edge,

@@ -25,6 +25,7 @@ from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.roles.admission import Admission
 from goreprox.roles.assignment import Assignment
+from goreprox.roles.upgrade import sessions_resumed
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.driver import Driver, wait_until
 from goreprox.tunnel.peer import Peer
@@ -121,6 +122,14 @@ class EdgeState:
             or not all(map(_is_plain, edge.http_clients.live))
             or any(isinstance(bridge, Bridge) and not bridge.portable for bridge in edge.bridges.connections)
         )
+
+    def leave(self) -> None:
+        """Leave all paths."""
+        self.driver.leave("this process is being upgraded")
+
+    async def resumed(self) -> None:
+        """Wait for the sessions."""
+        await sessions_resumed(self.driver)
 
     def descriptors(self) -> list[int]:
         """Return the sockets that are handed over."""

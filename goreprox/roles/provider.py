@@ -33,7 +33,7 @@ from goreprox.roles.publishing import Publishing
 from goreprox.roles.reachable import Reachable
 from goreprox.roles.reload import Reload
 from goreprox.roles.target_checks import TargetChecks
-from goreprox.roles.upgrade import Before, Upgrade
+from goreprox.roles.upgrade import Before, Upgrade, sessions_resumed
 from goreprox.status.snapshot import EndedStreams, Metrics, Source
 from goreprox.tunnel import attributes
 from goreprox.tunnel.bridge import Bridge, Bridges
@@ -237,6 +237,14 @@ class Provider:
             await wait_until(lambda: not staying(), deadline_s=self.drain_s)
             for bridge in staying():
                 bridge.abort("the provider was upgraded, and TLS cannot be handed over", EndCode.SHUTDOWN)
+
+    def leave(self) -> None:
+        """Leave all paths."""
+        self.driver.leave("this process is being upgraded")
+
+    async def resumed(self) -> None:
+        """Wait for the sessions."""
+        await sessions_resumed(self.driver)
 
     def descriptors(self) -> list[int]:
         """Return the sockets of all connections to targets."""

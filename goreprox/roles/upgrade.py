@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import os
-import socket
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from loguru import logger
 
@@ -33,9 +33,7 @@ RESUME_S = 30.0
 
 
 class Portable(Protocol):
-    """An owner of connections that other code may go on with."""
-
-    driver: Driver
+    """An owner of connections, or of workers, that other code may go on with."""
 
     @property
     def connections(self) -> int:
@@ -44,11 +42,45 @@ class Portable(Protocol):
     async def end_what_stays(self) -> None:
         """Give connections that cannot be handed over time to end, then reset them."""
 
+    def leave(self) -> None:
+        """Take nothing more from others, so that the state can be exported."""
+
     def descriptors(self) -> list[int]:
-        """Return the sockets that are handed over."""
+        """Return what is handed over: sockets, or pipes."""
 
     def export(self, *, payload: bool) -> Iterator[object]:
-        """Yield its state; with `payload` it lets go of the sockets, and is of no use any more."""
+        """Yield its state; with `payload` it lets go of the descriptors, and is of no use any more."""
+
+    async def resumed(self) -> "Moved | None":
+        """Wait, at the end of an upgrade, until all that was handed over goes on.
+
+        Returns what went on, unless it is `connections` since the pause began.
+
+        Raises:
+            ControlError: a part of it runs the code before.
+        """
+
+
+class Moved(NamedTuple):
+    """What an upgrade has meant for connections."""
+
+    connections: int
+    paused_s: float
+
+
+class Order(NamedTuple):
+    """What a parent hands to its worker for the code that takes its place."""
+
+    command: list[str]
+    """Starts that code; the first one is what the interpreter is called."""
+    job: bytes
+    """What that code is to do, in a form of its own."""
+
+
+async def sessions_resumed(driver: Driver) -> None:
+    """Wait until the sessions that have streams go on, at most `RESUME_S`."""
+    peers = [peer for peer in driver.peers.values() if peer.session.streams]
+    await wait_until(lambda: all(peer.session.established or peer.gone for peer in peers), deadline_s=RESUME_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +149,8 @@ class Before:
                 f"--name and --runtime-dir were {self.name} and {self.lock_path.parent} so far, and cannot change in "
                 "an upgrade; restart the process for that"
             )
+        if not self.lock_path.name.startswith(f"{what}-"):  # an edge without workers, or their parent
+            raise StartError("--workers cannot change in an upgrade; restart the process for that")
         return Instance(
             self.lock,
             self.lock_path,
@@ -148,8 +182,30 @@ def _port(item: object) -> tuple[str, str, int]:
     raise ExportError("malformed port in the export")
 
 
+class Passed(NamedTuple):
+    """What a worker has from its parent for the code that takes its place."""
+
+    job: bytes
+    unread: bytes
+    """Orders that this code has read from its parent, but not obeyed."""
+
+
+def passed(inherited: Inherited) -> Passed:
+    """Return what the code before has passed on.
+
+    Raises:
+        ExportError: it was no worker.
+    """
+    head = Fields(next(inherited.items(), None))
+    return Passed(head.data("job"), head.data("unread"))
+
+
 def _no_ports() -> list[tuple[str, str, int]]:
     return []
+
+
+def _tell_nobody(_result: object, _problem: str | None) -> None:
+    pass
 
 
 class Upgrade:
@@ -179,6 +235,11 @@ class Upgrade:
         self._held: list[tuple[str, str, int]] = []
         """Listening sockets that stay open when the broker closes its own."""
         self._client: int | None = None
+        self._order = Order(sys.orig_argv, b"")
+        self.unread: Callable[[], bytes] = bytes
+        """Returns what a worker has read from its parent, but not obeyed; to be set before."""
+        self.told: Callable[[object, str | None], None] = _tell_nobody
+        """Called at the end of an upgrade with its result, and with what has gone wrong; to be set before."""
         self._busy = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -190,7 +251,7 @@ class Upgrade:
     async def _serve(self, request: Request) -> object:
         client = os.dup(request.client)
         try:
-            await self._prepare()
+            await self.prepare()
         except BaseException:
             os.close(client)
             raise
@@ -203,10 +264,10 @@ class Upgrade:
 
     async def _upgrade(self) -> None:
         with contextlib.suppress(GoreproxError):
-            await self._prepare()
+            await self.prepare()
 
-    async def _prepare(self) -> None:
-        """Do all that may fail, end what cannot be handed over, and have the process replaced.
+    async def prepare(self, order: Order | None = None) -> None:
+        """Do all that may fail, end what cannot be handed over, and have the process replaced, if need be by `order`.
 
         Raises:
             ControlError: something is wrong with the new code, or this is not the time; nothing has changed.
@@ -215,6 +276,7 @@ class Upgrade:
             if self._busy or self._life.stop.is_set():
                 raise ControlError("an upgrade is in progress" if self._busy else "it is shutting down")
             self._busy = True
+            self._order = order or self._order
             try:
                 await self._check()
             except MemoryError as exc:
@@ -228,7 +290,7 @@ class Upgrade:
     async def _check(self) -> None:
         state = handover.write(self._items([], self._health.listening, payload=False))
         try:
-            version = await handover.preflight(state)
+            version = await handover.preflight(state, self._order.command)
         finally:
             os.close(state)
         logger.bind(event="upgrading", version=version).info("upgrading from {} to {}", __version__, version)
@@ -258,6 +320,8 @@ class Upgrade:
             "paused_at": clock(),
             "was_ready": self._life.was_ready,
             "ports": self._held,
+            "job": self._order.job,
+            "unread": self.unread(),
             "connections": 0 if self._owner is None else self._owner.connections,
             "descriptors": descriptors,
         }
@@ -271,7 +335,7 @@ class Upgrade:
         listening = self._health.listening
         descriptors = [self._instance.detach(), *(descriptor for *_, descriptor in self._held), *listening.descriptors]
         if self._owner is not None:
-            self._owner.driver.leave("this process is being upgraded")
+            self._owner.leave()
             descriptors += self._owner.descriptors()
         if self._client is not None:
             descriptors.append(self._client)
@@ -280,45 +344,45 @@ class Upgrade:
             return self._items(descriptors, listening, payload=True)
 
         try:
-            return Handover(handover.write(items()), descriptors)
+            return Handover(handover.write(items()), descriptors, self._order.command)
         except ControlError as exc:
-            return Handover(-1, descriptors, items, str(exc))
+            return Handover(-1, descriptors, kept=items, problem=str(exc))
         finally:
             self._health.release()
 
     def took_over(self, before: Before) -> None:
-        """Report the upgrade that has led here, once the sessions have resumed."""
+        """Report the upgrade that has led here, once all goes on."""
         before.inherited.close()
         self._life.was_ready = before.was_ready
         self._busy = True
         self._start(self._report(before))
 
     async def _report(self, before: Before) -> None:
-        known = {} if self._owner is None else self._owner.driver.peers
-        peers = [peer for peer in known.values() if peer.session.streams]
-        await wait_until(lambda: all(peer.session.established or peer.gone for peer in peers), deadline_s=RESUME_S)
-        self._busy = False
-        paused_s = round(clock() - before.paused_at, 3)
-        result = {
-            "from": before.version,
-            "to": __version__,
-            "connections": before.connections,
-            "paused_s": paused_s,
-        }
+        moved = None
         problem = before.inherited.problem
+        if problem is None and self._owner is not None:
+            try:
+                moved = await self._owner.resumed()
+            except ControlError as exc:
+                problem = str(exc)
+                logger.bind(event="upgrade_failed").error("{}", problem)
+        self._busy = False
+        connections, paused_s = moved or (before.connections, round(clock() - before.paused_at, 3))
+        result = {"from": before.version, "to": __version__, "connections": connections, "paused_s": paused_s}
         if problem is None:
             logger.bind(event="upgraded", **result).info(
                 "upgraded from {} to {}: {} went on after {:g} s",
                 before.version,
                 __version__,
-                counted(before.connections, "connection"),
+                counted(connections, "connection"),
                 paused_s,
             )
+        self.told(result, problem)
         if before.client is not None:
             reply = encode_result(result) if problem is None else encode_error(ControlError(problem))
-            with socket.socket(fileno=before.client) as client, contextlib.suppress(OSError):
-                client.setblocking(False)
-                client.send(reply)  # small enough for the socket of a client that has read nothing yet
+            with contextlib.suppress(OSError):
+                os.write(before.client, reply)  # small enough for the socket of a client that has read nothing yet
+            os.close(before.client)
 
     def _start(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name="upgrade")

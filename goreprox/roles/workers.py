@@ -1,10 +1,11 @@
 """Several edge processes on the same ports, under a parent that restarts a crashed one and passes signals on.
 
-The parent carries no traffic. A worker reads its job from standard input, then a byte for each signal of the parent, or
-another configuration, and the end of file when the parent ends, however it does. (Signals themselves would reach a
-worker twice where a supervisor sends them to all processes of a service.) A worker writes to standard output that it is
-ready, or why it cannot start, and for each configuration whether it has taken it over. It has a lock and an incarnation
-of its own, so that the successor of a killed one proves its death.
+The parent carries no traffic. A worker reads from it what to do, and the end of file when it ends, however it does.
+(Signals themselves would reach a worker twice where a supervisor sends them to all processes of a service.) It has a
+lock and an incarnation of its own, so that the successor of a killed one proves its death.
+
+In an upgrade the parent goes first, and keeps the process ids and the pipes of its workers. Then it has one after the
+other replaced, which upgrades itself as an edge does.
 
 Not by `multiprocessing`, because its spawn method keeps another process (the resource tracker), imports the main module
 again in each worker, and starts workers in the parent's process group, whose signals they must not get.
@@ -13,83 +14,78 @@ again in each worker, and starts workers in the parent's process group, whose si
 import asyncio
 import contextlib
 import dataclasses
-import json
-import os
 import pickle
 import secrets
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from loguru import logger
 
 from goreprox.config.roles import EdgeConfig
 from goreprox.control.client import PARENT
-from goreprox.control.message import Request
-from goreprox.control.socket import Commands, serving
-from goreprox.errors import ControlError, GoreproxError, StartError
+from goreprox.control.socket import serving
+from goreprox.errors import ControlError, StartError
 from goreprox.monitor.health import Report, ask_ready
+from goreprox.process.handover import PREFLIGHT_S, Handover, Inherited
 from goreprox.process.instance import INCARNATION_BYTES, Instance
-from goreprox.process.lifetime import NO_UPGRADE, Lifetime, cannot_upgrade
-from goreprox.process.log import configure
+from goreprox.process.lifetime import Lifetime
+from goreprox.protocol.fields import Fields
 from goreprox.roles.dashboard import Dashboard
-from goreprox.roles.edge import Apply, serve
 from goreprox.roles.entrances import entrances
-from goreprox.roles.health import Health
+from goreprox.roles.health import Health, check_moved
+from goreprox.roles.preflight import problems
 from goreprox.roles.reload import Reload
+from goreprox.roles.upgrade import RESUME_S, Before, Moved, Upgrade
+from goreprox.roles.worker_messages import CONFIGURE, FORCE, STOP, UPGRADE, Job, framed
+from goreprox.roles.worker_process import Handed, WorkerProcess, command
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
 STABLE_S = 10.0
 """After a worker has lived this long, the backoff begins anew."""
-_CODE: Final = "import sys; sys.path[:] = {path!r}; from goreprox.roles.workers import main; sys.exit(main())"
-"""Not `-m`, which searches the working directory first, where the parent may not."""
-_STDIN: Final = 0
-_STDOUT: Final = 1
-_SIZE_BYTES: Final = 4
-_STOP: Final = b"s"
-_FORCE: Final = b"h"
-_CONFIGURE: Final = b"c"
-_READ_BYTES: Final = 1 << 16
 REPLY_S: Final = 10.0
 """How long a worker may take to take over a configuration."""
 
 
-class Job(NamedTuple):
-    """What a worker is to do; sent as a pickle."""
+async def run(
+    config: EdgeConfig, *, read: Callable[[], EdgeConfig], inherited: Inherited | None = None
+) -> Handover | None:
+    """Run `config.workers` edges until a signal has ended them all, or other code is to take over.
 
-    config: EdgeConfig
-    number: int
-
-
-async def run(config: EdgeConfig, *, read: Callable[[], EdgeConfig]) -> None:
-    """Run `config.workers` edges until a signal has ended them all. A reload gets the configuration by `read`.
+    A reload gets the configuration by `read`.
 
     Raises:
         StartError: one of them cannot start; the others were ended.
+        ExportError: what was inherited is not the state of a parent.
     """
-    process = config.process
-    instance = Instance.acquire(process.lock_dir, PARENT, process.own_name, secrets.token_bytes(INCARNATION_BYTES))
-    parent = Parent(config)
-    health = Health(process.health, parent.report)
+    process, parent = config.process, Parent(config)
+    before = None if inherited is None else Before.read(inherited)
+    if before is None:
+        incarnation = secrets.token_bytes(INCARNATION_BYTES)
+        instance = Instance.acquire(process.lock_dir, PARENT, process.own_name, incarnation)
+    else:
+        instance = before.instance(process, PARENT)
+        parent.restore(before.items, trial=before.inherited.trial)
+        if before.inherited.trial:
+            check_moved(process.health, before.health)
+            for problem in problems(config):
+                raise problem
+            return None
+    health = Health(process.health, parent.report, None if before is None else before.health)
     reload = Reload(config, parent, health, read=read, apply=parent.reconfigure)
-    async with health, Dashboard(process), serving(instance, reload.commands):
+    upgrade = Upgrade(parent, parent, instance, health)
+    parent.upgrade_asked = upgrade.signalled
+    if before is not None:
+        upgrade.took_over(before)
+    async with health, Dashboard(process), serving(instance, {**reload.commands, **upgrade.commands}):
         with parent:
-            parent.wait_for_ready(
-                f"starting {config.workers} workers, which connect to {', '.join(map(str, config.brokers))}"
-            )
+            parent.begin(f"starting {config.workers} workers, which connect to {', '.join(map(str, config.brokers))}")
             async with asyncio.TaskGroup() as group:
                 for number in range(config.workers):
                     group.create_task(parent.keep(number), name=f"worker {number}")
-    if parent.error is not None:
-        raise StartError(parent.error)
-
-
-def _for_workers(config: EdgeConfig) -> EdgeConfig:
-    clients = dataclasses.replace(config.clients, reuse_port=True)
-    process = dataclasses.replace(config.process, health=None, dashboard=None)  # the parent's
-    return dataclasses.replace(config, workers=1, clients=clients, process=process)
+        if parent.error is None:
+            return upgrade.handover()
+    raise StartError(parent.error)
 
 
 class Parent(Lifetime):
@@ -101,9 +97,16 @@ class Parent(Lifetime):
         self._workers = config.workers
         self.error: str | None = None
         """Why a worker could not start."""
-        self._processes: dict[int, _Running] = {}
+        self._processes: dict[int, WorkerProcess] = {}
         self._starting = set(range(config.workers))
         """Workers that have never been ready."""
+
+    def begin(self, text: str) -> None:
+        """Wait for workers that have never been ready, unless there are none after an upgrade."""
+        if self._starting:
+            self.wait_for_ready(text)
+        else:
+            self._all_ready()
 
     async def reconfigure(self, config: EdgeConfig) -> None:
         """Let all workers take over another configuration, or none of them.
@@ -113,15 +116,20 @@ class Parent(Lifetime):
         """
         if self.stop.is_set() or self._starting:
             raise StartError("it is starting or shutting down")
-        before, after, told = self._config, _for_workers(config), list[_Running]()
+        for number, worker in self._processes.items():
+            if not worker.is_current:
+                raise StartError(
+                    f"worker {number} runs the code before the upgrade; wait for its end, or upgrade again"
+                )
+        before, after, told = self._config, _for_workers(config), list[WorkerProcess]()
         try:
             while untold := [worker for worker in self._processes.values() if worker not in told]:
                 told.append(untold[0])
-                await untold[0].reconfigure(after)
+                await _configure(untold[0], after)
         except StartError:
             for worker in told[:-1]:
                 with contextlib.suppress(StartError):
-                    await worker.reconfigure(before)
+                    await _configure(worker, before)
             raise
         self._config = after  # for those that are started from now on
 
@@ -135,7 +143,7 @@ class Parent(Lifetime):
         except ControlError as exc:
             return Report(str(exc), [])
         reports = {answer.pid: answer.report for answer in answers}
-        running = [worker.pid for worker in self._processes.values()]
+        running = [worker.pid for worker in self._processes.values() if not worker.is_upgrading]
         silent = Report("no worker runs, or one of them does not respond", [])
         found = [reports.get(pid, silent) for pid in running] or [silent]
         reason = next((report.reason for report in found if report.reason is not None), None)
@@ -144,7 +152,7 @@ class Parent(Lifetime):
     def _signalled(self) -> None:
         super()._signalled()
         for worker in self._processes.values():
-            worker.send(_FORCE if self.forced else _STOP)
+            worker.send(FORCE if self.forced else STOP)
 
     async def keep(self, number: int) -> None:
         """Run a worker, and restart it whenever it ends."""
@@ -163,216 +171,132 @@ class Parent(Lifetime):
             pause_s = min(2 * pause_s, BACKOFF_MAX_S)
 
     async def _run(self, number: int) -> str:
-        """Run a worker to its end; return how it ended."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", _CODE.format(path=sys.path), stdin=PIPE, stdout=PIPE, process_group=0
-            )
-        except OSError as exc:
-            return f"cannot be started: {exc.strerror}"
-        worker = self._processes[number] = _Running(process)
-        worker.send(_framed(Job(self._config, number)))
-        if self.stop.is_set():  # since we began to start it
-            worker.send(_FORCE if self.forced else _STOP)
-        assert process.stdout is not None
-        if report := await process.stdout.readline():
-            self._reported(number, process.pid, **json.loads(report))
-        await worker.hear()
-        code = await process.wait()
+        """Run a worker to its end, or be it that of this code; return how it ended."""
+        if number not in self._processes:
+            try:
+                handed = WorkerProcess.start(number)
+            except OSError as exc:
+                return f"cannot be started: {exc.strerror}"
+            worker = self._adopt(handed)
+            worker.send(framed(pickle.dumps(Job(self._config, number))))
+        worker = self._processes[number]
+        await worker.ended.wait()
+        if self.replaced:
+            return ""
         del self._processes[number]
-        return f"ended with code {code} (pid {process.pid})"
+        return f"ended with code {worker.reap()} (pid {worker.pid})"
 
-    def _reported(self, number: int, pid: int, *, clients: list[int] | None = None, error: str | None = None) -> None:
-        if error is not None:
-            if not self._starting:
-                logger.bind(event="worker_failed", worker=number).error("{}", error)
-            elif self.error is None:
-                self.error = error
-                self._signalled()
-                self._signalled()
-            return
-        logger.bind(event="worker_ready", worker=number, pid=pid).info("ready (pid {})", pid)
+    def _adopt(self, handed: Handed) -> WorkerProcess:
+        worker = WorkerProcess(handed, ready=self._ready, failed=self._failed)
+        self._processes[worker.number] = worker
+        return worker
+
+    def _ready(self, worker: WorkerProcess) -> None:
+        logger.bind(event="worker_ready", worker=worker.number, pid=worker.pid).info("ready (pid {})", worker.pid)
         if self._starting:
-            self._starting.discard(number)
+            self._starting.discard(worker.number)
             if not self._starting:
-                listeners = self._config.clients.listeners
-                found = entrances(self._config.clients, [(each, each.address.port) for each in listeners])
-                self.ready(f"{found}, {self._workers} workers", clients=clients, workers=self._workers)
+                self._all_ready()
 
+    def _all_ready(self) -> None:
+        ports = [(each, each.address.port) for each in self._config.clients.listeners]
+        text = f"{entrances(self._config.clients, ports)}, {self._workers} workers"
+        self.ready(text, clients=list(dict.fromkeys(port for _, port in ports)), workers=self._workers)
 
-class _Running:
-    """A worker's process."""
+    def _failed(self, worker: WorkerProcess, error: str) -> None:
+        if not self._starting:
+            logger.bind(event="worker_failed", worker=worker.number).error("{}", error)
+        elif self.error is None:
+            self.error = error
+            self._signalled()
+            self._signalled()
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._replies: asyncio.Queue[str | None] = asyncio.Queue()
-        """Of configurations: why one was refused; None: it was taken over."""
-        self._ended = False
-        self._late = 0
-        """Replies that nobody waits for any more."""
+    # Upgrade (upgrade.Portable).
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+    def connections(self) -> int:
+        """None: the workers have them."""
+        return 0
 
-    def send(self, data: bytes) -> None:
-        """Write to its standard input."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(data)
+    async def end_what_stays(self) -> None:
+        """Do nothing: each worker does, once it is upgraded."""
 
-    async def hear(self) -> None:
-        """Read its replies until its end, after which it needs no configuration."""
-        assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
-            if self._late:
-                self._late -= 1
-            else:
-                self._replies.put_nowait(json.loads(line)["refused"])
-        self._ended = True
-        self._replies.put_nowait(None)
+    def replace(self) -> None:
+        """Leave the workers to the code that takes over."""
+        super().replace()
+        for worker in self._processes.values():
+            worker.release()
 
-    async def reconfigure(self, config: EdgeConfig) -> None:
-        """Let it take over another configuration.
+    def leave(self) -> None:
+        """Do nothing: `replace` has left them."""
+
+    def descriptors(self) -> list[int]:
+        """Return the pipes."""
+        return [descriptor for worker in self._processes.values() for descriptor in worker.descriptors]
+
+    def export(self, *, payload: bool) -> Iterator[object]:
+        """Yield all that is known of the workers."""
+        yield {
+            "workers": self._workers,
+            "starting": list(self._starting),
+            "processes": [worker.export() for worker in self._processes.values()],
+        }
+
+    def restore(self, items: Iterator[object], *, trial: bool) -> None:
+        """Go on with the workers that `export` has yielded; of a `trial` only look at them.
 
         Raises:
-            StartError: it cannot, or does not respond.
+            ExportError: it is something else.
+            StartError: the number of workers has changed.
         """
-        if self._ended:
-            return
-        self.send(_CONFIGURE + _framed(config))
-        try:
-            async with asyncio.timeout(REPLY_S):
-                refused = await self._replies.get()
-        except TimeoutError:
-            self._late += 1
-            raise StartError(f"the worker with pid {self._process.pid} does not respond within {REPLY_S:g} s") from None
-        if refused is not None:
-            raise StartError(refused)
+        head = Fields(next(items, None))
+        if (workers := head.count("workers")) != self._workers:
+            raise StartError(f"--workers was {workers} so far, and cannot change in an upgrade; restart it for that")
+        self._starting = {number for number in range(workers) if number in head.items("starting")}
+        processes = [Handed.read(Fields(item)) for item in head.items("processes")]
+        if not trial:
+            for handed in processes:
+                self._adopt(handed)
 
+    async def resumed(self) -> Moved:
+        """Upgrade the workers that the code before has started, one after the other.
 
-def _framed(value: object) -> bytes:
-    data = pickle.dumps(value)
-    return len(data).to_bytes(_SIZE_BYTES, "big") + data
-
-
-class Worker(Lifetime):
-    """A lifetime that the parent controls: its end, too, is a signal. Signals from elsewhere only stop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._input = bytearray()
-        self._configured: asyncio.Queue[EdgeConfig] = asyncio.Queue()
-
-    def __enter__(self) -> "Worker":
-        self._loop.add_reader(_STDIN, self._received)
-        super().__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        super().__exit__()
-        self._loop.remove_reader(_STDIN)
-
-    def _signalled(self) -> None:
-        self.stop.set()
-
-    def _received(self) -> None:
-        data = os.read(_STDIN, _READ_BYTES)
-        self._input += data
-        if not data:
-            self._loop.remove_reader(_STDIN)
-            self.stop.set()
-        while self._input and (taken := self._take()):
-            del self._input[:taken]
-
-    def _take(self) -> int:
-        """Obey the first message of the parent, if it is whole; return its length, or 0."""
-        kind = bytes(self._input[:1])
-        if kind != _CONFIGURE:
-            self.stop.set()
-            if kind == _FORCE:
-                self._force.set()
-            return 1
-        end = 1 + _SIZE_BYTES + int.from_bytes(self._input[1 : 1 + _SIZE_BYTES], "big")
-        if len(self._input) < max(end, 1 + _SIZE_BYTES):
-            return 0
-        self._configured.put_nowait(pickle.loads(self._input[1 + _SIZE_BYTES : end]))  # noqa: S301 -- from our parent
-        return end
-
-    async def reconfigure(self, apply: Apply) -> None:
-        """Apply the configurations that the parent sends, and reply to each, for ever."""
-        while True:
-            config = await self._configured.get()
+        Raises:
+            ControlError: some of them could not be upgraded.
+        """
+        workers = list(self._processes.values())
+        for worker in workers:
+            worker.is_current = False
+        moved, failures = list[Moved](), list[str]()
+        for worker in workers:
             try:
-                await apply(config)
-                configure(config.process.log.level, as_json=config.process.log.json)
+                moved.append(await self._upgrade(worker))
             except StartError as exc:
-                _report(refused=str(exc))
-            else:
-                _report(refused=None)
+                failures.append(f"worker {worker.number}: {exc}")
+        if failures:
+            raise ControlError(f"of {len(workers)} workers {len(moved)} were upgraded; {'; '.join(failures)}")
+        return Moved(sum(each.connections for each in moved), max((each.paused_s for each in moved), default=0.0))
 
-    def ready(self, text: str, **ports: object) -> None:
-        """Tell the parent that this worker is ready."""
-        self._extend_no_more()
-        self.was_ready = True
-        _report(**ports)
-
-    def tell(self, text: str) -> None:
-        """Do nothing: the parent talks to the supervisor."""
-
-
-def _report(**values: object) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the parent has ended: so has standard input
-        os.write(_STDOUT, json.dumps(values).encode() + b"\n")
-
-
-def _read_job() -> Job | None:
-    """Read the job and no byte more; None if the parent has ended."""
-    size, data = _SIZE_BYTES, b""
-    while len(data) < size:
-        more = os.read(_STDIN, size - len(data))
-        if not more:
-            return None
-        data += more
-        if size == _SIZE_BYTES == len(data):
-            size += int.from_bytes(data, "big")
-    job: Job = pickle.loads(data[_SIZE_BYTES:])  # noqa: S301 -- from our parent
-    return job
+    async def _upgrade(self, worker: WorkerProcess) -> Moved:
+        worker.is_upgrading = True
+        order = (command(), pickle.dumps(Job(self._config, worker.number)))
+        deadline_s = PREFLIGHT_S + 2 * self._config.connections.drain_s + RESUME_S + REPLY_S
+        try:
+            result = await worker.order(UPGRADE, pickle.dumps(order), deadline_s=deadline_s)
+        finally:
+            worker.is_upgrading = False
+        match result:
+            case {"connections": int(connections), "paused_s": int() | float() as paused_s}:
+                worker.is_current = True
+                return Moved(connections, paused_s)
+        raise StartError("it has ended, and another one is started; its connections were reset")
 
 
-async def _work(config: EdgeConfig) -> None:
-    life = Worker()
-    following: list[asyncio.Task[None]] = []
-
-    def control(apply: Apply, _: Health) -> Commands:
-        following.append(asyncio.get_running_loop().create_task(life.reconfigure(apply), name="reconfigure"))
-        life.upgrade_asked = cannot_upgrade
-        return {"reload": _leave_to_parent, "upgrade": _cannot_upgrade}
-
-    await serve(config, life, control, None)
-    for task in following:
-        task.cancel()
+def _for_workers(config: EdgeConfig) -> EdgeConfig:
+    clients = dataclasses.replace(config.clients, reuse_port=True)
+    process = dataclasses.replace(config.process, health=None, dashboard=None)  # the parent's
+    return dataclasses.replace(config, workers=1, clients=clients, process=process)
 
 
-async def _cannot_upgrade(_: Request) -> None:
-    raise ControlError(NO_UPGRADE)
-
-
-async def _leave_to_parent(_: Request) -> None:
-    """Do nothing: whoever asks for a reload asks the parent, too."""
-
-
-def main() -> int:
-    """Run a worker."""
-    job = _read_job()
-    if job is None:
-        return 0
-    log = job.config.process.log
-    configure(log.level, as_json=log.json)
-    logger.configure(extra={"worker": job.number})
-    try:
-        asyncio.run(_work(job.config))
-    except GoreproxError as exc:
-        _report(error=str(exc))
-        return exc.exit_code
-    return 0
+async def _configure(worker: WorkerProcess, config: EdgeConfig) -> None:
+    await worker.order(CONFIGURE, pickle.dumps(config), deadline_s=REPLY_S)

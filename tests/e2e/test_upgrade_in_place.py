@@ -1,7 +1,6 @@
 """An upgrade in place: real processes are replaced by the code that is installed, and no connection notices."""
 
 import asyncio
-import os
 import shutil
 import signal
 import socket
@@ -14,9 +13,7 @@ import pytest
 
 from tests.e2e.roles import echoed, whole
 from tests.e2e.upgrading import NO_EXECVE, run, upgrade, upgraded
-from tests.support.events import matching
 from tests.support.processes import Process, descriptors, nothing_yet
-from tests.support.sockets import HOST, closed_port
 from tests.support.traffic import echo, read_digest, send_until
 from tests.support.waiting import DEADLINE_S, eventually
 
@@ -205,23 +202,6 @@ async def test_a_signal_to_end_that_comes_in_the_midst_of_an_upgrade_is_not_lost
         await made.provider.logged("upgrading")
         made.provider.signal(signal.SIGTERM)
         assert await made.provider.wait() == 0
-
-
-async def test_workers_cannot_be_upgraded_and_say_so(tmp: Path) -> None:
-    async with nothing_yet(tmp) as made:
-        await made.serve("--edges", f"{HOST}:0")
-        broker = ("--broker", f"{HOST}:{await made.server.port('edges')}")
-        with closed_port() as port:
-            edge = await made.start("edge", "--listen", f"{HOST}:{port}", "--workers", "2", *broker)
-        await eventually(lambda: edge.events("ready"), "its workers are ready")
-        code, out, err = await upgrade(tmp, "--role", "edge")
-        assert (code, out) == (1, "") and "cannot be upgraded in place; restart it" in err
-        edge.signal(signal.SIGUSR2)
-        await edge.logged("upgrade_failed")
-        (ready, *_) = matching(edge.log, "worker_ready")
-        os.kill(int(str(ready["pid"])), signal.SIGUSR2)
-        await edge.logged("upgrade_failed", worker=ready["worker"])
-        assert edge.process.returncode is None and not edge.events("worker_ended")
 
 
 async def test_an_option_that_a_reload_does_not_apply_is_in_force_after_an_upgrade(tmp: Path) -> None:

@@ -87,10 +87,9 @@ def test_garbage_is_not_collected_until_the_state_is_restored(state: int, monkey
         gc.enable()
 
 
-async def test_a_preflight_returns_the_version(state: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_preflight_returns_the_version(state: int) -> None:
     code = "from goreprox.process.handover import inherited; print(len(list(inherited().items())))"
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", code])
-    assert await preflight(state) == str(len(ITEMS))
+    assert await preflight(state, ["python", "-c", code]) == str(len(ITEMS))
 
 
 @pytest.mark.parametrize(
@@ -100,26 +99,22 @@ async def test_a_preflight_returns_the_version(state: int, monkeypatch: pytest.M
         ("raise SystemExit(7)", "the new code cannot take over: exit code 7; nothing has changed"),
     ],
 )
-async def test_a_preflight_that_fails_says_why(
-    state: int, code: str, error: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", code])
+async def test_a_preflight_that_fails_says_why(state: int, code: str, error: str) -> None:
     with pytest.raises(ControlError) as caught:
-        await preflight(state)
+        await preflight(state, ["python", "-c", code])
     assert str(caught.value) == error
 
 
 async def test_a_preflight_does_not_wait_for_ever(state: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "PREFLIGHT_S", 0.01)
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-c", "import time; time.sleep(600)"])
     with pytest.raises(ControlError, match=r"does not start within 0\.01 s; nothing has changed"):
-        await preflight(state)
+        await preflight(state, ["python", "-c", "import time; time.sleep(600)"])
 
 
 async def test_an_interpreter_that_is_gone_is_named(state: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(ControlError, match="/nowhere/python: No such file or directory; install it again"):
-        await preflight(state)
+        await preflight(state, ["python"])
 
 
 class Refusing:

@@ -123,16 +123,13 @@ class EdgeState:
             or any(isinstance(bridge, Bridge) and not bridge.portable for bridge in edge.bridges.connections)
         )
 
-    def leave(self) -> None:
-        """Leave all paths."""
-        self.driver.leave("this process is being upgraded")
-
     async def resumed(self) -> None:
         """Wait for the sessions."""
         await sessions_resumed(self.driver)
 
-    def descriptors(self) -> list[int]:
-        """Return the sockets that are handed over."""
+    def leave(self) -> list[int]:
+        """Leave all paths; return the sockets that are handed over."""
+        self.driver.leave("this process is being upgraded")
         admission = self._edge.admission
         return [
             *admission.listeners.descriptors,

@@ -238,16 +238,13 @@ class Provider:
             for bridge in staying():
                 bridge.abort("the provider was upgraded, and TLS cannot be handed over", EndCode.SHUTDOWN)
 
-    def leave(self) -> None:
-        """Leave all paths."""
-        self.driver.leave("this process is being upgraded")
-
     async def resumed(self) -> None:
         """Wait for the sessions."""
         await sessions_resumed(self.driver)
 
-    def descriptors(self) -> list[int]:
-        """Return the sockets of all connections to targets."""
+    def leave(self) -> list[int]:
+        """Leave all paths; return the sockets of all connections to targets."""
+        self.driver.leave("this process is being upgraded")
         return [bridge.descriptor for bridge, _ in self._live_bridges if bridge.descriptor is not None]
 
     def export(self, *, payload: bool) -> Iterator[object]:

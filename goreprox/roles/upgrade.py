@@ -42,11 +42,8 @@ class Portable(Protocol):
     async def end_what_stays(self) -> None:
         """Give connections that cannot be handed over time to end, then reset them."""
 
-    def leave(self) -> None:
-        """Take nothing more from others, so that the state can be exported."""
-
-    def descriptors(self) -> list[int]:
-        """Return what is handed over: sockets, or pipes."""
+    def leave(self) -> list[int]:
+        """Take nothing more from other processes; return what is handed over: sockets, or pipes."""
 
     def export(self, *, payload: bool) -> Iterator[object]:
         """Yield its state; with `payload` it lets go of the descriptors, and is of no use any more."""
@@ -335,8 +332,7 @@ class Upgrade:
         listening = self._health.listening
         descriptors = [self._instance.detach(), *(descriptor for *_, descriptor in self._held), *listening.descriptors]
         if self._owner is not None:
-            self._owner.leave()
-            descriptors += self._owner.descriptors()
+            descriptors += self._owner.leave()
         if self._client is not None:
             descriptors.append(self._client)
 

@@ -227,11 +227,8 @@ class Parent(Lifetime):
         for worker in self._processes.values():
             worker.release()
 
-    def leave(self) -> None:
-        """Do nothing: `replace` has left them."""
-
-    def descriptors(self) -> list[int]:
-        """Return the pipes."""
+    def leave(self) -> list[int]:
+        """Return the pipes, which `replace` has left."""
         return [descriptor for worker in self._processes.values() for descriptor in worker.descriptors]
 
     def export(self, *, payload: bool) -> Iterator[object]:

@@ -272,8 +272,7 @@ class Cluster:
         self.oracle.look()
 
     def _upgrade(self, node: Node) -> None:
-        node.driver.leave("an upgrade")
-        kept = set(node.app.descriptors())
+        kept = set(node.app.leave())
         self.moved += len(kept)
         items = [cbor2.dumps(item) for item in moved(node.app.export(payload=True))]
         node.process.execve(kept)

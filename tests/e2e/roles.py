@@ -44,11 +44,11 @@ async def whole(made: Tunnel, port: int, blocks: int = 16) -> None:
     writer.close()
 
 
-async def echoed(client: Client, word: bytes) -> None:
+async def echoed(client: Client, word: bytes, deadline_s: float = DEADLINE_S) -> None:
     """Expect an echo."""
     reader, writer = client
     writer.write(word)
-    assert await asyncio.wait_for(reader.readexactly(len(word)), DEADLINE_S) == word
+    assert await asyncio.wait_for(reader.readexactly(len(word)), deadline_s) == word
 
 
 async def start_broker(made: Tunnel, providers: int = 0, edges: int = 0, *, versions: Versions = None) -> Process:

@@ -3,11 +3,7 @@
 import asyncio
 import signal
 import socket
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.e2e.roles import echoed
 from tests.e2e.upgrading import run
@@ -16,13 +12,6 @@ from tests.support.traffic import echo
 from tests.support.waiting import DEADLINE_S, eventually
 
 WATCHDOG_S = 0.2
-
-
-@pytest.fixture
-def tmp() -> Iterator[Path]:
-    """A directory whose path leaves room for the name of a socket."""
-    with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
-        yield Path(path)
 
 
 class Supervisor:

@@ -4,8 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,13 +38,6 @@ FEW_STEPS = (TRIAL, "real os execve", "real goreprox.roles.upgrade Upgrade.took_
 def at(step: str, *values: object) -> object:
     """Return the parameters of a test at a step."""
     return pytest.param(step, *values, marks=() if step in FEW_STEPS else pytest.mark.long)
-
-
-@pytest.fixture
-def tmp() -> Iterator[Path]:
-    """A directory whose path leaves room for the name of a socket."""
-    with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
-        yield Path(path)
 
 
 class Held(NamedTuple):

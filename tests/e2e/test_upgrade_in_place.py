@@ -4,99 +4,15 @@ import asyncio
 import shutil
 import signal
 import socket
-import tempfile
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.roles import echoed, whole
 from tests.e2e.upgrading import NO_EXECVE, run, upgrade, upgraded
-from tests.support.processes import Process, descriptors, nothing_yet
-from tests.support.traffic import echo, read_digest, send_until
+from tests.support.processes import nothing_yet
+from tests.support.traffic import echo
 from tests.support.waiting import DEADLINE_S, eventually
-
-UPGRADES = 3
-IDLE = 40
-PAUSE_S = 0.01
-"""Between blocks of the bulk stream, which then has 6 MiB/s."""
-
-
-@pytest.fixture
-def tmp() -> Iterator[Path]:
-    """A directory whose path leaves room for the name of a socket."""
-    with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
-        yield Path(path)
-
-
-def kinds(process: Process) -> Counter[str]:
-    """Count the kinds of descriptors."""
-    return Counter(each.partition(":")[0] for each in descriptors(process))
-
-
-class Target:
-    """Echoes; one connection is half-closed by its client, one by the target, until `released`."""
-
-    def __init__(self) -> None:
-        self.released = asyncio.Event()
-        self.heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        kind = await reader.readexactly(1)
-        writer.write(kind)
-        if kind == b"c":
-            data = await reader.read()
-            await self.released.wait()
-            writer.write(data)
-            writer.close()
-        elif kind == b"t":
-            writer.write_eof()
-            self.heard.set_result(await reader.read())
-            writer.close()
-        else:
-            await echo(reader, writer)
-
-
-async def test_connections_go_on_through_upgrades_of_their_provider(tmp: Path) -> None:
-    async with nothing_yet(tmp) as made:
-        target = Target()
-        await run(made, target.serve)
-        pid = made.provider.process.pid
-        idle = [await made.connect() for _ in range(IDLE)]
-        for client in idle:
-            await echoed(client, b"before")
-        by_client, by_target, bulk = await made.connect(), await made.connect(), await made.connect()
-        await echoed(by_client, b"c")
-        by_client[1].write(b"x" * (1 << 20))
-        by_client[1].write_eof()
-        await echoed(by_target, b"t")
-        assert not await asyncio.wait_for(by_target[0].read(), DEADLINE_S)
-        reading = asyncio.create_task(read_digest(bulk[0]))
-        over = asyncio.Event()
-        sending = asyncio.create_task(send_until(over, bulk[1], pause_s=PAUSE_S))
-        before = kinds(made.provider)
-        for _ in range(UPGRADES):
-            await upgraded(tmp, IDLE + 3)
-            for client in idle:
-                await echoed(client, b"after")
-            by_target[1].write(b"more")
-            await whole(made, made.port)
-        over.set()
-        assert await asyncio.wait_for(reading, DEADLINE_S) == await sending
-        target.released.set()
-        assert await asyncio.wait_for(by_client[0].read(), DEADLINE_S) == b"x" * (1 << 20)
-        by_target[1].write_eof()
-        assert await asyncio.wait_for(target.heard, DEADLINE_S) == b"more" * UPGRADES
-        assert made.provider.process.pid == pid and made.provider.events("upgraded") == UPGRADES
-        assert not made.server.events("peer_restarted") and not made.provider.events("restore_failed")
-        # pyzmq makes a context of its own, of seven, once it has referred to a large frame.
-        most = before - Counter({"socket": 3}) + Counter({"anon_inode": 7})
-        await eventually(lambda: kinds(made.provider) <= most, "it has no more descriptors than before")
-        for _, writer in (*idle, by_client, by_target, bulk):
-            writer.close()
-        made.provider.signal(signal.SIGTERM)
-        assert await made.provider.wait() == 0
 
 
 async def test_code_that_does_not_start_changes_nothing(tmp: Path) -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +21,6 @@ HELD_BYTES = STREAMS * 2 * WINDOW_INITIAL
 """What the provider holds then, 32 MiB: each stream's window in each direction."""
 SLACK_BYTES = 8 << 20
 """For streams and sockets themselves, and for what the allocator keeps."""
-
-
-@pytest.fixture
-def tmp() -> Iterator[Path]:
-    """A directory whose path leaves room for the name of a socket."""
-    with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
-        yield Path(path)
 
 
 def state_bytes(process: Process) -> int:

@@ -3,15 +3,19 @@
 import asyncio
 import errno
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
 from tests.support.forks import run_command
 from tests.support.processes import WAIT_S, Handler, Process, Tunnel, logging_to
+from tests.support.relay import Relay
 from tests.support.sockets import HOST
+from tests.support.traffic import echo
 from tests.support.waiting import eventually
 
 MODULE = ("-m", "goreprox")
@@ -130,6 +134,74 @@ async def upgraded(tmp: Path, connections: int) -> None:
     code, out, err = await upgrade(tmp, "--role", "provider")
     assert not code, err
     assert f"; {connections} connection" in out
+
+
+BASIC: Final = ("--listen", f"tcp://{HOST}:0", "--listen", f"http://{HOST}:0=web")
+
+
+class Upgradable(Tunnel):
+    """A tunnel in which the `process` of one role can be upgraded; `other` is its peer, and `web` a port for HTTP."""
+
+    role: str
+    entrance: Process
+    """The server or the edge: what accepts clients."""
+    web: int
+    target_of_web: int
+
+    @property
+    def process(self) -> Process:
+        return self.provider if self.role == "provider" else self.entrance
+
+    @property
+    def other(self) -> Process:
+        return self.entrance if self.role == "provider" else self.provider
+
+    async def serve_at(self, role: str, *options: str, **how: Unpack[Start]) -> None:
+        """Start a server, or a broker and an edge."""
+        self.role = role
+        if role == "edge":
+            broker = await self.start("broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0")
+            providers = await broker.port("providers")
+            where = ("--broker", f"{HOST}:{await broker.port('edges')}")
+            self.entrance = await start(self, "edge", *options, *where, **how)
+        else:
+            server = ("server", *options, "--providers", f"{HOST}:0")
+            self.entrance = await (start(self, *server, **how) if role == "server" else self.start(*server))
+            providers = await self.entrance.port("providers")
+        ports = (await self.entrance.ready())["clients"]
+        assert isinstance(ports, list)
+        self.port, self.web = ports[0], ports[-1]
+        self.relay = Relay(providers)
+        await self.relay.start()
+        self._stack.push_async_callback(self.relay.stop)
+
+    async def provide_both(self, **how: Unpack[Start]) -> None:
+        """Start a provider of both targets."""
+        targets = (f"{HOST}:{self.target_port}", f"web={HOST}:{self.target_of_web}")
+        provider = ("provider", *targets, "--server", f"{HOST}:{self.relay.port}")
+        self.provider = await (start(self, *provider, **how) if self.role == "provider" else self.start(*provider))
+        await eventually(lambda: self.provider.events("peer_up"), "the provider knows the edge")
+        await eventually(lambda: self.entrance.events("peer_up"), "the edge knows the provider")
+
+    async def upgraded(self) -> None:
+        """Upgrade the process by a signal."""
+        before = self.process.events("upgraded")
+        self.process.signal(signal.SIGUSR2)
+        await eventually(lambda: self.process.events("upgraded") > before, "it was upgraded")
+
+
+@asynccontextmanager
+async def upgradable(
+    tmp: Path, role: str, handler: Handler, *options: str, web: Handler = echo, **how: Unpack[Start]
+) -> AsyncIterator[Upgradable]:
+    """A tunnel, of which the server or edge has these options."""
+    made = Upgradable(tmp)
+    async with made._stack:
+        made.target_of_web = await made.target(web)
+        await made.target(handler)
+        await made.serve_at(role, *(options or BASIC), **how)
+        await made.provide_both(**how)
+        yield made
 
 
 GATED = """

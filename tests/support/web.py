@@ -6,6 +6,8 @@ from tests.support.programs import program
 from tests.support.sockets import HOST
 from tests.support.waiting import DEADLINE_S
 
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
 
 def curl(*args: str) -> tuple[str, ...]:
     return (program("curl"), "--disable", "--silent", "--show-error", "--noproxy", "*", *args)
@@ -24,6 +26,21 @@ async def polite(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             await reader.readexactly(2)
         text = head.split(" ")[1].encode()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
+
+
+GET = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+async def asked(client: Client, path: bytes) -> None:
+    """Expect the response of `polite` to a request."""
+    client[1].write(GET % path)
+    await answered(client, path)
+
+
+async def answered(client: Client, path: bytes) -> None:
+    """Expect the response of `polite` to what was asked."""
+    assert (await head_of(client[0])).startswith("HTTP/1.1 200 ")
+    assert await asyncio.wait_for(client[0].readexactly(len(path) + 1), DEADLINE_S) == b"/" + path
 
 
 async def fetch(port: int, target: str = "/", *fields: str, host: str = HOST) -> tuple[int, str]:

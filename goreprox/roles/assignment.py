@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Self
 
 from loguru import logger
 
@@ -16,6 +17,7 @@ from goreprox.process.clock import clock
 from goreprox.process.log import quoted
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
+from goreprox.protocol.fields import Fields
 from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.roles.balancer import FULL_S, Balancer
@@ -29,11 +31,24 @@ from goreprox.tunnel.peer import Peer
 
 
 @dataclass(slots=True)
-class _Refusals:
+class Refusals:
     """The providers that have refused a stream; whether one of them did because it is draining."""
 
     peers: set[bytes] = field(default_factory=set)
     draining: bool = False
+
+    def export(self) -> dict[str, object]:
+        """Return it for the code that takes over."""
+        return {"peers": list(self.peers), "draining": self.draining}
+
+    @classmethod
+    def restore(cls, fields: Fields) -> Self:
+        """Return what was exported.
+
+        Raises:
+            ExportError: it is something else.
+        """
+        return cls({peer for peer in fields.items("peers") if isinstance(peer, bytes)}, fields.flag("draining"))
 
 
 class Assignment:
@@ -64,7 +79,8 @@ class Assignment:
         self.check = OfferCheck(self._offers, services)
         self._connections = PendingQueue(timeout_s=grace_s, clock=clock, expired=_reset)
         self._requests = PendingQueue(timeout_s=queue_timeout_s, clock=clock, expired=_unavailable)
-        self._refusals: dict[Stream, _Refusals] = {}
+        self.refusals: dict[Stream, Refusals] = {}
+        """Of streams that no provider has accepted yet."""
         self.changed: Callable[[Peer], None] = lambda _peer: None
         """Called whenever a provider may have changed."""
         self._log = LimitedLog()
@@ -130,7 +146,7 @@ class Assignment:
     def ended(self, owner: StreamOwner) -> None:
         """Forget a stream that has ended; its provider has room for another one."""
         stream = owner.stream
-        self._refusals.pop(stream, None)
+        self.refusals.pop(stream, None)
         self._queue_of(owner).discard(owner)
         self._make_room(stream)
         peer = self.driver.peer_of(stream)
@@ -167,7 +183,7 @@ class Assignment:
         """Open `stream` at the best provider that has not refused it; return whether there is one."""
         if self.places.full(stream.service):
             return False
-        refusals = self._refusals.get(stream)
+        refusals = self.refusals.get(stream)
         candidates = self._offers.candidates(stream.service, without=refusals.peers if refusals is not None else ())
         best = self._balancer.choose(stream.service, candidates, clock())
         if best is None:
@@ -225,10 +241,10 @@ class Assignment:
         for owner in queue.of(service):
             if self._assign(owner.stream):
                 queue.discard(owner)
-            elif owner.stream not in self._refusals:
+            elif owner.stream not in self.refusals:
                 break
 
-    def _may_still_accept(self, service: str, refusals: _Refusals) -> bool:
+    def _may_still_accept(self, service: str, refusals: Refusals) -> bool:
         """Whether a provider that has not refused is up, though it is full, or between two epochs of its session."""
         for peer_id in self._offers.known_for(service):
             peer = self.driver.peers.get(peer_id)
@@ -259,7 +275,7 @@ class Assignment:
     def stream_accepted(self, peer: Peer, stream: Stream) -> None:
         """Note that the target is well; the stream stays with this provider."""
         self._balancer.accepted(peer.id, stream.service)
-        self._refusals.pop(stream, None)
+        self.refusals.pop(stream, None)
 
     def stream_refused(self, peer: Peer, stream: Stream, code: Code, reason: str) -> None:
         """Try the next provider with the bytes so far, none of which has reached a target; reset when all refused.
@@ -269,7 +285,7 @@ class Assignment:
         """
         logger.debug("{} refused client {}: {}", peer.title, stream.client, reason, event="stream_refused")
         self._make_room(stream)
-        refusals = self._refusals.setdefault(stream, _Refusals())
+        refusals = self.refusals.setdefault(stream, Refusals())
         if code is Code.FULL:
             self._balancer.full(peer.id, clock())
         else:

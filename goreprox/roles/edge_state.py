@@ -24,7 +24,7 @@ from goreprox.protocol.fields import Fields
 from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.roles.admission import Admission
-from goreprox.roles.assignment import Assignment
+from goreprox.roles.assignment import Assignment, Refusals
 from goreprox.roles.upgrade import sessions_resumed
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.driver import Driver, wait_until
@@ -156,6 +156,7 @@ class EdgeState:
         yield from edge.driver.export(payload=payload)
         yield {
             "finishing": finishing,
+            "requests": edge.http_clients.counters.export(),
             "proxies": len(handed.proxies),
             "bridges": len(bridges),
             "clients": len(handed.clients),
@@ -163,10 +164,12 @@ class EdgeState:
         yield from handed.proxies
         for bridge, peer, until in bridges:
             upgraded = edge.http_clients.upgraded.get(bridge.stream)
+            refusals = edge.assignment.refusals.get(bridge.stream)
             yield {
                 "peer": None if peer is None else peer.id,
                 "stream": None if peer is None else bridge.stream.id,
                 "until": until,
+                "refused_by": refusals and refusals.export(),
                 "upgraded": None if upgraded is None else upgraded.export(),
             } | bridge.export(payload=payload)
             if peer is None:
@@ -188,6 +191,8 @@ class EdgeState:
         edge = self._edge
         edge.driver.restore(items)
         head = Fields(next(items, None))
+        if (requests := head.fields_or_none("requests")) is not None:
+            edge.http_clients.counters.take_over(requests)
         for kind, restore in (
             ("proxies", self._restore_proxy),
             ("bridges", functools.partial(self._restore_bridge, items)),
@@ -222,6 +227,7 @@ class EdgeState:
         else:
             stream = self._stream(peer, fields.count("stream"))
         until, upgraded = fields.seconds_or_none("until"), fields.fields_or_none("upgraded")
+        refusals = fields.fields_or_none("refused_by")
         client = Endpoint.parse(stream.client)
         if client is None:
             raise ExportError(f"client {stream.client!r} in the export, expected an address and a port")
@@ -234,6 +240,8 @@ class EdgeState:
         bridge = Bridge.restore(
             edge.bridges, sockets.restored(fields.count_or_none("descriptor")), stream, ended, fields
         )
+        if refusals is not None:
+            edge.assignment.refusals[stream] = Refusals.restore(refusals)
         if until is not None:
             edge.assignment.restore(bridge, until)
 

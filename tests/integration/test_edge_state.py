@@ -16,6 +16,7 @@ from goreprox.config.roles import ServerConfig
 from goreprox.process import handover
 from goreprox.process.handover import Inherited
 from goreprox.protocol.errors import ExportError
+from goreprox.roles.assignment import Refusals
 from goreprox.roles.edge import Edge
 from goreprox.roles.edge_state import EdgeState, restored_listeners
 from goreprox.tunnel.bridge import Bridge
@@ -57,6 +58,8 @@ def seen(edge: Edge) -> dict[str, object]:
         "proxies": [{**dict(item), "descriptor": None} for item in edge.admission.proxies.export(payload=False)],  # type: ignore[call-overload]
         "connections": edge.connections,
         "totals": edge.driver.budget.totals.export(),
+        "requests": edge.http_clients.counters.export(),
+        "refused_by": [edge.assignment.refusals.get(bridge.stream) for bridge in bridges],
         "counted": dict(edge._access._connections),
     }
 
@@ -107,6 +110,9 @@ async def begin(
             "it has read what there is",
         )
     edge.driver.budget.totals.refused_clients["denied"] += 1
+    edge.http_clients.counters.add("web", 200, 0.1)
+    for owner in edge.bridges.connections:
+        edge.assignment.refusals[owner.stream] = Refusals({b"somebody"}, draining=True)
     before = seen(edge)
     await state.end_what_stays()
     return before, list(state.export(payload=payload))

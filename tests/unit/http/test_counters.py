@@ -6,6 +6,7 @@ from goreprox.http import counters
 from goreprox.http.commands import CountRequest
 from goreprox.http.counters import BOUNDS_S, RequestCounters
 from goreprox.http.exchange import Site
+from goreprox.protocol.fields import Fields
 from tests.support.gateway import OK, Talk
 
 
@@ -38,6 +39,22 @@ def test_services_beyond_the_bound_count_as_none(monkeypatch: pytest.MonkeyPatch
         "": {"200": 2},
     }
     assert set(counted.durations) == {"a", "b", ""}
+
+
+def test_counters_go_on_after_an_upgrade() -> None:
+    counted, after = RequestCounters(), RequestCounters()
+    for service, status, duration_s in (("web", 200, 0.001), ("web", 299, 7.0), ("", 0, None), ("api", 503, 0.1)):
+        counted.add(service, status, duration_s)
+    after.take_over(Fields(counted.export()))
+    assert after.export() == counted.export() and after.by_status("web") == {"200": 1, "other": 1}
+    after.add("web", 200, 0.001)
+    assert after.durations["web"].counts[0] == 2
+
+
+def test_durations_in_other_buckets_begin_anew() -> None:
+    counted = RequestCounters()
+    counted.take_over(Fields({"requests": {}, "durations": {"web": {"counts": [1, 2], "sum_s": 1.0}}}))
+    assert not counted.durations
 
 
 def test_any_status_of_a_target_takes_one_of_a_few_numbers() -> None:

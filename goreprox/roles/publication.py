@@ -24,6 +24,8 @@ from goreprox.tunnel.peer import Peer
 MAX_KEY_BYTES: Final = 40
 """Of a public key, in Z85."""
 MAX_RANGES: Final = 32
+DIFFER_S: Final = 2.0
+"""Brokers notice a change of keys within a second: longer than that they have no reason to differ."""
 RETRY_S: Final = 5.0
 """Between two attempts to listen at a port that is taken."""
 
@@ -110,8 +112,12 @@ class Publication:
         self._logged: dict[PublishedName, tuple[str, str]] = {}
         self._log = LimitedLog()
         self._loop = asyncio.get_running_loop()
-        self._turn: asyncio.Handle | None = None
+        self._turn: asyncio.TimerHandle | None = None
+        self._took_s = 0.0
+        """How long it took to settle names last. With 1,024 providers of 64 names each that may be 0.2 s, so at most
+        a tenth of the time is for it."""
         self._timer: asyncio.TimerHandle | None = None
+        self._comparing: asyncio.TimerHandle | None = None
 
     def reconfigure(self, opening: Opening, *, grace_s: float) -> None:
         """Open other things for publishing, from the next turn of the loop on."""
@@ -146,6 +152,8 @@ class Publication:
             known = self._providers[peer.id] = _Provider(peer, peer.info.attributes, claims)
         elif known.attributes is not peer.info.attributes:
             known.attributes, known.claims = peer.info.attributes, claims_of(peer)
+        if self._comparing is None and _differ(peer):
+            self._comparing = self._loop.call_later(DIFFER_S, self._compare)
         if peer.epochs:
             known.until = None
         elif known.until is None:
@@ -157,9 +165,20 @@ class Publication:
                     self._held.pop(claim.name, None)
         self._settle_soon()
 
+    def _compare(self) -> None:
+        """Warn if brokers still say different things of a key."""
+        self._comparing = None
+        for provider in self._providers.values():
+            if _differ(provider.peer):
+                text = (
+                    f"brokers differ in what the key of {provider.peer.title} may publish; copy `authorized/` of one "
+                    f"to the others: {', '.join(carrier.label for carrier in provider.peer.granted)}"
+                )
+                self._log.say("grants_differ", text, peer=provider.peer.info.name.name)
+
     def _settle_soon(self) -> None:
         if self._turn is None:
-            self._turn = self._loop.call_soon(self._settle)
+            self._turn = self._loop.call_later(9 * self._took_s, self._settle)
 
     def _settle(self) -> None:
         self._turn = None
@@ -177,6 +196,7 @@ class Publication:
         dues = [held.until for held in self._held.values() if held.until is not None]
         if self._failed:
             dues.append(now + RETRY_S)
+        self._took_s = clock() - now
         if dues:
             self._timer = self._loop.call_later(max(min(dues) - now, 0.001), self._settle)
 
@@ -245,3 +265,9 @@ class Publication:
                 if told is not None and provider.told.get(claim.name) != told:
                     provider.told[claim.name] = told
                     session.multiplexer.say_served(claim.name.text, *told)
+
+
+def _differ(peer: Peer) -> bool:
+    """Return whether brokers say different things of the key of a provider."""
+    first, *others = peer.granted.values() or (None,)
+    return any(other != first for other in others)

@@ -39,7 +39,8 @@ class Publishing:
 
     @property
     def _edges(self) -> list[Peer]:
-        return [peer for peer in self._driver.peers.values() if peer.session.established and not peer.gone]
+        """The edges that accept clients for us."""
+        return [peer for peer in self._driver.peers.values() if peer.available]
 
     def _status(self, name: PublishedName) -> PublishedStatus:
         told = [(edge, edge.served[name.text]) for edge in self._edges if name.text in edge.served]
@@ -70,10 +71,11 @@ class Publishing:
 
     def _look_for_silence(self) -> None:
         self._silence = None
-        edges = self._edges
-        if edges and not any(edge.info.attributes.get(PUBLISHES) is True for edge in edges):
-            text = (
-                f"none of the edges serves published names, like {next(iter(self.names)).url}: they need an http:// or "
-                "https:// port that is for no service, or --publish-ports, and this version"
-            )
-            self._log.say("not_published", text)
+        silent = [name.url for name in self.names if self._status(name) == {"at": [], "problem": None}]
+        if not silent or not self._edges:
+            return
+        if any(edge.info.attributes.get(PUBLISHES) is True for edge in self._edges):
+            why = "a broker of an earlier version passes it on to them without our key: upgrade brokers first"
+        else:
+            why = "they need an http:// or https:// port that is for no service, or --publish-ports, and this version"
+        self._log.say("not_published", f"none of the edges serves published names, like {silent[0]}: {why}")

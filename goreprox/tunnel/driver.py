@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from brokers import REVOKED, BadName, Buffer, Carrier, LimitedLog, PeerInfo, PeerName, Role
-from goreprox.config.published import MAX_NAMES
+from goreprox.config.published import GRANTED, MAX_NAMES
 from goreprox.process.clock import clock
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import ExportError
@@ -127,6 +127,7 @@ class Driver:
                 ),
             )
         peer.info = info
+        peer.granted[carrier] = info.attributes.get(GRANTED)
         self._absent.pop(peer.id, None)
         if peer.epochs.get(carrier) == info.epoch:
             self._application.peer_changed(peer)
@@ -187,6 +188,7 @@ class Driver:
             self._drop(peer, "the key was revoked", EndCode.REVOKED)
             return
         del peer.epochs[carrier]
+        peer.granted.pop(carrier, None)
         flowed = peer.session.established
         peer.session.path_down(carrier, clock())
         if peer.gone:

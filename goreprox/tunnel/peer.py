@@ -29,6 +29,8 @@ class Peer:
     session: Session
     epochs: dict[Carrier, int] = field(default_factory=dict)
     """The carriers that reach it, each with the fabric's epoch there."""
+    granted: dict[Carrier, object] = field(default_factory=dict)
+    """What the brokers behind them say of its key, the last time that each did."""
     timer: asyncio.TimerHandle | None = None
     due: float = float("inf")
     """When `timer` is to look at the session."""

@@ -24,6 +24,7 @@ from goreprox.process.handover import Inherited
 from goreprox.roles.edge import Edge
 from goreprox.roles.edge_state import EdgeState, restored_listeners
 from goreprox.roles.provider import Provider
+from goreprox.roles.publication import Publication
 from goreprox.status.document import PublishedStatus
 from tests.support.configs import configured
 from tests.support.sockets import HOST
@@ -447,3 +448,43 @@ async def test_an_upgrade_hands_over_the_ports_and_who_waits_there(cluster: Clus
     assert after.assignment.pending_services == {f"tcp://{port}@laptop"}
     await after.close(drain_s=0)
     assert await waiting == ""
+
+
+# Warnings
+
+
+async def test_a_provider_says_so_if_edges_are_of_a_version_that_serves_no_published_names(
+    cluster: Cluster, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goreprox.roles.publishing.SILENT_S", 0.01)
+    monkeypatch.setattr(Publication, "update", lambda _self, _peer: None)
+    cluster.edge("edge", listeners=(Listener(Address(HOST, 0)),))
+    cluster.add_key(Role.PROVIDER, "laptop", APP)
+    await cluster.provider("laptop", APP)
+    await eventually(lambda: any("none of the edges serves published names" in text for text in warnings))
+
+
+async def test_over_a_broker_that_knows_no_published_names_nothing_is_published(
+    cluster: Cluster, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goreprox.roles.publishing.SILENT_S", 0.01)
+    monkeypatch.setattr(Watcher, "certified", lambda _self, _key, attributes: attributes)
+    edge = cluster.edge("edge", queue_timeout_s=0.1)
+    cluster.add_key(Role.PROVIDER, "laptop", APP)
+    await cluster.provider("laptop", APP)
+    await eventually(lambda: any("a broker of an earlier version" in text for text in warnings))
+    assert not edge.publication.status
+    assert await asked(web(edge), "app.example.com") == "503"
+
+
+async def test_a_port_for_published_hosts_alone_needs_no_provider_of_the_default_service(
+    cluster: Cluster, warnings: list[str]
+) -> None:
+    edge = cluster.edge("edge")
+    cluster.add_key(Role.PROVIDER, "laptop", APP)
+    provider = await cluster.provider("laptop", APP)
+    await told(provider, f"{APP}@laptop", at=[f"http://app.example.com:{web(edge)}"])
+    edge.assignment.check.needed("default")
+    assert not [text for text in warnings if "no provider offers" in text]
+    edge.assignment.check.needed("web")
+    assert [text for text in warnings if "no provider offers the service web" in text]

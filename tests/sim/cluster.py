@@ -22,6 +22,7 @@ import goreprox.roles.dial
 import goreprox.roles.provider
 from brokers import PeerName, Role
 from goreprox.config.addresses import Address, Listener, Target
+from goreprox.config.published import Ports
 from goreprox.config.roles import EdgeConfig, ProviderConfig
 from goreprox.process.clock import clock
 from goreprox.process.handover import moved
@@ -58,6 +59,11 @@ class Node:
         attributes: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
         if role is Role.PROVIDER:
             attributes["services"] = ["default"]
+        if cluster.publishes and role is Role.PROVIDER:
+            attributes["services"] = ["default", f"tcp://9000@{slot}", f"tcp://*/default@{slot}"]
+            attributes["granted"] = [slot.encode(), [[9000, 9099]]]
+        elif cluster.publishes:
+            attributes |= {"publishes": True, "granted": True}
         if predecessor is not None:
             attributes["predecessor"] = predecessor
         self.links: list[SimLink] = [
@@ -106,7 +112,10 @@ class Cluster:
         latency: float = 0.005,
         rate: float = 20e6,
         buffer: int = 64 * KIB,
+        publishes: bool = False,
     ) -> None:
+        self.publishes = publishes
+        """Whether each provider publishes a port of its own choice, and one that all of them want."""
         self.world = World(seed)
         self.net = Network(self.world, latency=latency, rate=rate)
         self.sockets = Sockets(self.world, rate=rate)
@@ -196,6 +205,8 @@ class Cluster:
                 name="e",
                 brokers=(Address("10.0.0.3", 9888),),
                 listeners=(Listener(Address("10.0.0.1", 8080)),),
+                publish_ports=(Ports(9000, 9099),) if self.publishes else (),
+                addresses=(Address("tunnel", 1),),
                 grace_s=self.edge_grace_s,
                 memory_bytes=self.memory,
                 max_connections=self.max_connections,

@@ -330,6 +330,7 @@ class Oracle:
                     f"{node.process.slot}: {node.driver.budget.pool_used_bytes} bytes of the shared pool used at rest"
                 )
         self._check_views()
+        self._check_published()
         for far in (*self._cluster.clients, *self._cluster.targets):
             if not far.over:
                 raise Violation(f"{far.who} has no end: {far.read} read, {far.written} of {far.program.total} written")
@@ -351,6 +352,23 @@ class Oracle:
                 for carrier, epoch in peer.epochs.items():
                     if peer_lists[carrier.label].get(peer.id) != epoch:
                         raise Violation(f"{node.process.slot} knows a peer that {carrier.label} does not: {peer.info}")
+
+    def _check_published(self) -> None:
+        """Check that the lowest key has the wanted port, and that each provider knows what edges say."""
+        nodes = [node for node in self._alive() if node.closing_at is None]
+        providers = [node for node in nodes if node.role is Role.PROVIDER]
+        for edge in (node for node in nodes if node.role is Role.EDGE and self._cluster.publishes):
+            status = edge.app.publication.status
+            for provider in providers:
+                names = [f"tcp://9000@{provider.process.slot}", f"tcp://*/default@{provider.process.slot}"]
+                served = provider.driver.peers[edge.name.id].served
+                told = {name: ([each.at] if each.at else [], each.reason or None) for name, each in served.items()}
+                known = {name: (status[name]["at"], status[name]["problem"]) for name in names}
+                if told != known:
+                    raise Violation(f"{edge.process.slot} serves {known}, {provider.process.slot} knows {told}")
+            owner = edge.app.publication.service_of_port(9000).rpartition("@")[2]
+            if providers and owner > min(node.process.slot for node in providers):
+                raise Violation(f"{edge.process.slot} has port 9000 for {owner}, whose key is not the lowest")
 
 
 def _died_at(node: "Node") -> float:

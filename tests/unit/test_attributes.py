@@ -87,6 +87,22 @@ def test_each_target_has_a_hash() -> None:
     assert targets_of({"services": ["web"], "targets": ["a:1"]}) == {}
 
 
+@pytest.mark.parametrize(
+    ("said", "may"),
+    [
+        ({"publishes": True, "granted": True}, True),
+        ({"publishes": True}, False),
+        ({"granted": True}, False),
+        ({"publishes": True, "granted": [b"key", []]}, False),
+        ({"publishes": 1, "granted": 1}, False),
+        ({"services": ["tcp://20003@laptop"]}, False),
+        ({}, False),
+    ],
+)
+def test_published_names_are_opened_by_edges_that_may_serve_them(said: dict[str, object], *, may: bool) -> None:
+    assert may_open(said, "tcp://20003@laptop") is may
+
+
 @pytest.mark.parametrize("weight", [MIN_WEIGHT, 7, MAX_WEIGHT])
 def test_a_weight_is_read(weight: float) -> None:
     assert weight_of({"weight": weight}) == weight

@@ -163,6 +163,18 @@ def test_show_names_the_source_of_each_option_and_hides_secrets(
     assert lines[-1] == "no problems found: provider can be started"
 
 
+def test_show_has_what_is_published(started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    StateDir(tmp_path / "state").server_keys()
+    asked = ["--publish", "http://App.example.com.", "--publish", "tcp://"]
+    options = shown(capsys, "provider", "web=3000", "--server", "h", "--insecure", *asked)
+    assert options["publish"]["values"] == ["http://app.example.com", "tcp://"]
+    opened = ["--publish-ports", "443", "--publish-ports", "20000-20999"]
+    assert shown(capsys, "server", "--insecure", *opened)["publish-ports"]["values"] == ["443", "20000-20999"]
+    code, lines, _ = checked(capsys, "provider", "3000", "--server", "h", "--insecure", "--publish", "tcp://1-65535")
+    assert code == 1
+    assert lines[0].startswith("flag --publish: publish 'tcp://1-65535': write [SERVICE=]http://HOST, ")
+
+
 @pytest.mark.parametrize(
     ("role", "required"),
     [("server", ()), ("broker", ()), ("edge", ("--broker", "h")), ("provider", ("3000", "--server", "h"))],

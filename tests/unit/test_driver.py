@@ -10,6 +10,7 @@ import pytest
 from loguru import logger
 
 from brokers import REVOKED, Buffer, Carrier, LinkCondition, PeerInfo, PeerName, Role
+from goreprox.config.published import MAX_NAMES
 from goreprox.process.handover import moved
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import ExportError
@@ -606,3 +607,26 @@ async def test_a_session_that_begins_later_has_another_grace_at_once() -> None:
     edge.driver.set_grace(5.0)
     after = edge.meets(Wire(Role.PROVIDER), 1)
     assert (before.session.epochs.grace_s, after.session.epochs.grace_s) == (60.0, 5.0)
+
+
+async def test_what_an_edge_says_of_published_names_is_bounded_and_begins_anew_with_each_epoch() -> None:
+    edge, provider = Wire(Role.EDGE), Wire(Role.PROVIDER)
+    at_edge, at_provider = edge.meets(provider, 1), provider.meets(edge, 1)
+    await eventually(lambda: at_edge.session.established and at_provider.session.established)
+    for number in range(MAX_NAMES + 1):
+        at_edge.session.multiplexer.say_served(f"tcp://{number}@one", f"h:{number}", "")
+    at_edge.session.multiplexer.say_served("tcp://0@one", "", "taken")
+    await eventually(lambda: "tcp://0@one" in at_provider.served and at_provider.served["tcp://0@one"].reason)
+    assert len(at_provider.served) == MAX_NAMES
+    provider.meets(edge, 2)
+    edge.meets(provider, 2)
+    await eventually(lambda: at_provider.session.established and not at_provider.served)
+
+
+async def test_what_brokers_say_of_a_key_is_known_for_each_of_them() -> None:
+    edge, provider, other = Wire(Role.EDGE), Wire(Role.PROVIDER), Wire(Role.EDGE)
+    peer = edge.meets(provider, 1, granted=[b"key", []])
+    assert edge.meets(provider, 1, over=other, granted=[b"key", [[1, 2]]]) is peer
+    assert list(peer.granted.values()) == [[b"key", []], [b"key", [[1, 2]]]]
+    edge.driver.peer_down(other, peer.id, "left")
+    assert list(peer.granted) == [edge]

@@ -113,6 +113,25 @@ def shown(capsys: pytest.CaptureFixture[str], *documents: Document) -> list[list
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
+def test_published_names_are_shown_with_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    document: Document = {
+        **DOCUMENT,
+        "peers": [{**PEER, "services": ["http://a.example@far"]}],
+        "published": {
+            "http://a.example@far": {"at": ["https://a.example"], "problem": None},
+            "tcp://80@far": {"at": [], "problem": "taken"},
+        },
+    }
+    lines = list(summary(document))
+    assert "  http://a.example@far <- https://a.example" in lines
+    assert "  tcp://80@far <- nowhere: taken" in lines
+    assert not any("other services" in line for line in lines)
+    assert "    no edge" not in list(summary({**document, "role": "provider"})), "a published name is not a service"
+    text = [" ".join(line) for line in shown(capsys, document)]
+    assert "published: http://a.example@far at https://a.example" in text
+    assert "published: tcp://80@far at nowhere (taken)" in text
+
+
 def test_everything_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, DOCUMENT)
     text = [" ".join(line) for line in lines]

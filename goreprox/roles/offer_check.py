@@ -35,7 +35,7 @@ class OfferCheck:
     def needed(self, service: str) -> None:
         """Warn, once, if a client needs a service that none of the known providers offers."""
         offered = self._offers.known
-        if service == DEFAULT_SERVICE and any(map(is_published, offered)):
+        if is_published(service) or (service == DEFAULT_SERVICE and any(map(is_published, offered))):
             return  # an HTTP port that is for no service may be for published hosts alone
         if service in offered:
             self._unknown.discard(service)

@@ -90,7 +90,7 @@ def _settle_host(settled: Settled, claim: Claim, host: str, opening: Opening) ->
     elif opening.routes is not None and opening.routes.find(host.encode()) is not None:
         problem = "a --route of this edge has it"
     elif holder is not None:
-        problem = _taken(holder, claim.name)
+        problem = _taken(holder, claim)
     else:
         settled.hosts[host] = claim.name
         return
@@ -110,19 +110,19 @@ def _settle_port(settled: Settled, claim: Claim, opening: Opening) -> None:
     elif any(address.overlaps(Address(None, port)) for address in opening.listeners):
         problem = f"this edge itself listens at port {port}"
     elif port in settled.ports:
-        problem = f"port {port}: {_taken(settled.ports[port], name)}"
+        problem = f"port {port}: {_taken(settled.ports[port], claim)}"
     else:
         settled.ports[port] = name
         return
     settled.problems[name] = problem
 
 
-def _taken(holder: PublishedName, name: PublishedName) -> str:
-    if holder.owner == name.owner:
+def _taken(holder: PublishedName, claim: Claim) -> str:
+    if holder.owner == claim.name.owner:
         return f"{holder.url} of the same key has it; ask for another one"
-    if holder.port != name.port:
+    if holder.port != claim.name.port:
         return f"{holder.owner} has it, which asked for this port"
-    return f"{holder.owner} has it, whose public key is the lower one"
+    return f"{holder.owner} has it, whose {'public key' if claim.key else 'name'} is the lower one"
 
 
 def _above(host: str) -> Iterable[str]:

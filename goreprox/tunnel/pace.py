@@ -17,6 +17,8 @@ TURNS_S: Final = 64
 """Turns in a second at full rate, within the bounds of a turn: a stream beside nine others waits for 0.15 s."""
 TURN_BYTES: Final = (KIB, 64 * KIB)
 """The least and the most bytes of a turn."""
+MAX_PACES: Final = 2048
+"""More than a configuration can name and an edge can publish. What is beyond are names that were published before."""
 PAUSE_S: Final = 0.001
 """The least time between two rounds: about what a loop's timer can tell."""
 
@@ -37,6 +39,11 @@ class Rate:
         self._at = clock()
         self._allow(bytes_per_s)
         self._tokens = self.burst_bytes
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a stream waits for its turn."""
+        return bool(self._waiting)
 
     def set(self, bytes_per_s: float | None) -> None:
         """Allow another rate from now on."""
@@ -166,6 +173,11 @@ class Pace:
         """From clients to targets."""
         self.down = Rate(clock, bytes_per_s)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a stream waits for its turn."""
+        return self.up.awaited or self.down.awaited
+
     def set(self, bytes_per_s: float | None) -> None:
         """Allow another rate in each direction from now on; None: any."""
         self.up.set(bytes_per_s)
@@ -187,6 +199,8 @@ class Paces:
         pace = self._paces.get(service)
         rate = self._rate_of(service)
         if pace is None and rate is not None:
+            if len(self._paces) >= MAX_PACES:
+                self._paces = {name: each for name, each in self._paces.items() if each.awaited}
             pace = self._paces[service] = Pace(self._clock, rate)
         return pace
 

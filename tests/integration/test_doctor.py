@@ -14,6 +14,7 @@ import pytest
 from brokers import BrokerSecurity, Grant, KeyPair, LinkSecurity, Role, SocketAddress, Timings
 from brokers.envelope import Refused, control
 from goreprox.config.addresses import Address, Listener, Target
+from goreprox.config.publish import Publish
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.roles.broker_check import Result, State
 from goreprox.roles.doctor import Config, examine
@@ -276,6 +277,20 @@ async def test_a_service_needs_somebody_at_its_other_end(runtime: Path, role: Ro
         await eventually(lambda: fabric.router.peers[0].attributes["services"] == ["web"])
         found = await examined(config)
         assert found.passed("service") and "far" in found.one("service").message
+
+
+async def test_a_published_name_needs_an_edge_that_may_serve_it(runtime: Path) -> None:
+    async with Fabric() as fabric:
+        config = provider(runtime, at(fabric), names=(Publish.parse("http://app.example.com"),))
+        attributes = PROTOCOL | {"services": ["web"], "publishes": True}
+        link, _ = fabric.link(name(Role.EDGE, "far"), attributes=attributes)
+        await eventually(lambda: link.up)
+        found = await examined(config)
+        wanting = next(each for each in found.of("service") if each.subject == "http://app.example.com@laptop")
+        assert wanting.state is State.FAILED and "--publish-ports" in (wanting.remedy or "")
+        link.announce(attributes | {"granted": True})
+        await eventually(lambda: fabric.router.peers[0].attributes.get("granted"))
+        assert all(each.state is State.OK for each in (await examined(config)).of("service"))
 
 
 async def test_a_doctor_is_nobody_to_another_doctor(runtime: Path) -> None:

@@ -16,6 +16,7 @@ from goreprox.config.publish import Publish
 from goreprox.config.published import Ports, parse_grants
 from goreprox.config.roles import EdgeConfig, ProviderConfig
 from goreprox.config.routes import Route
+from goreprox.config.target_checks import Check
 from goreprox.keys.authority import Watcher
 from goreprox.keys.join import Join
 from goreprox.keys.state import StateDir
@@ -134,9 +135,9 @@ class Cluster:
                 await reader.read()
             writer.close()
 
-        server = await asyncio.start_server(serve, HOST, 0)
-        self.stack.callback(server.close)
-        port: int = server.sockets[0].getsockname()[1]
+        self.target = await asyncio.start_server(serve, HOST, 0)
+        self.stack.callback(self.target.close)
+        port: int = self.target.sockets[0].getsockname()[1]
         return port
 
 
@@ -231,6 +232,20 @@ async def test_a_wildcard_is_served_but_for_exact_hosts_of_others_and_routes_of_
     ]
     assert await asked(web(edge), "static.example.com") == "503"
     assert await asked(web(edge), "example.com") == "404"
+
+
+async def test_a_host_is_withdrawn_while_the_target_fails_its_check_and_kept_for_the_grace(cluster: Cluster) -> None:
+    edge = cluster.edge("edge", queue_timeout_s=0.1)
+    cluster.add_key(Role.PROVIDER, "laptop", APP)
+    checked: dict[str, Any] = {"checks": (Check.parse("tcp"),), "interval_s": 0.1, "failures": 1, "successes": 1}
+    provider = await cluster.provider("laptop", APP, **checked)
+    at = [f"http://app.example.com:{web(edge)}"]
+    await told(provider, f"{APP}@laptop", at=at)
+    cluster.target.close()
+    (peer,) = edge.driver.peers.values()
+    await eventually(lambda: not peer.services)
+    assert edge.publication.status == {f"{APP}@laptop": {"at": at, "problem": None}}
+    assert await asked(web(edge), "app.example.com") == "503"
 
 
 async def test_providers_of_one_key_share_a_name(cluster: Cluster) -> None:

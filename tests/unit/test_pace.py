@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from goreprox.protocol.limits import KIB, MIB
-from goreprox.tunnel.pace import BURST_BYTES, BURST_S, TURN_BYTES, Pace, Paces, Rate, Turns
+from goreprox.tunnel.pace import BURST_BYTES, BURST_S, MAX_PACES, TURN_BYTES, Pace, Paces, Rate, Turns
 from tests.sim.world import Process, Violation, World
 
 
@@ -170,3 +170,16 @@ def test_a_service_without_a_limit_has_no_pace_and_keeps_the_one_it_had() -> Non
     assert web.up.bytes_per_s is None and web.down.bytes_per_s is None
     assert process.run(lambda: paces.of("web")) is web
     assert process.run(lambda: paces.of("db")).up.bytes_per_s == 7.0
+
+
+def test_of_services_that_nobody_waits_for_only_so_many_are_remembered() -> None:
+    process = Process(World(1), "edge")
+    paces = process.run(Paces, process.boot_time, lambda _service: 1e6)
+    waited_for = process.run(paces.of, "busy")
+    turns = Turns(waited_for.up, lambda: None)
+    while process.run(turns.take, MIB):
+        pass
+    for number in range(2 * MAX_PACES):
+        process.run(paces.of, str(number))
+        assert len(paces._paces) <= MAX_PACES
+    assert process.run(paces.of, "busy") is waited_for

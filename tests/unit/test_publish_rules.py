@@ -56,6 +56,13 @@ def test_the_lower_public_key_has_a_name_and_the_other_one_is_told(texts: list[s
         assert reason in problem
 
 
+def test_without_keys_the_lower_name_has_it() -> None:
+    claims = [claim(f"tcp://20003@{owner}")._replace(key=b"") for owner in ("b", "a")]
+    settled = settle(claims, WEB)
+    assert served(settled) == {"tcp://20003@a"}
+    assert problems(settled) == {"tcp://20003@b": "port 20003: a has it, whose name is the lower one"}
+
+
 def test_an_exact_host_comes_before_a_wildcard_of_a_lower_key_which_is_told() -> None:
     settled = settle(map(claim, ["http://*.example.com@low", "http://app.example.com@high"]), WEB)
     routes = Routes(Route(host, name.text) for host, name in settled.hosts.items())

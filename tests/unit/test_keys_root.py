@@ -87,7 +87,7 @@ def test_other_users_are_told_to_run_the_command_as_root(theirs: Path) -> None:
         link = Path(everybodys) / "goreprox"
         link.symlink_to(theirs.resolve())
         code = (  # who we become may not be able to read our modules
-            "import os, sys, goreprox.cli.main as cli, goreprox.keys.guard, goreprox.process.log;"
+            "import os, sys, goreprox.cli.main as cli, goreprox.cli.keys, goreprox.keys.guard, goreprox.process.log;"
             "os.setgroups([]); os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]));"
             "sys.exit(cli.main(['keys', 'list', '--state-dir', sys.argv[2]]))"
         )

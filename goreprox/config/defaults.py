@@ -42,6 +42,7 @@ MAX_ROUTES: Final = 10_000
 MAX_PEERS: Final = 2048
 """All of them, told to one that reads slowly, fit into half of what a broker keeps for it: 4,096 messages, 16 MiB."""
 MAX_ALPN_BYTES: Final = 255  # RFC 7301, 3.1
+MAX_CERTIFICATES: Final = 64  # each handshake looks whether their files have changed, a microsecond a file
 MAX_WORKERS: Final = 64
 MIN_WEIGHT: Final = 0.01
 MAX_WEIGHT: Final = 1000.0

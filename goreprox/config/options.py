@@ -84,6 +84,7 @@ SecondsOrNever = Annotated[float | None, one(lambda text: units.seconds(text) or
 Count = Annotated[int, one(units.count, "N")]
 Number = Annotated[float, one(units.number, "N", "{:g}".format)]
 File = Annotated[Path | None, one(_path, "FILE", show_default=False)]
+Files = Annotated[tuple[Path, ...], several(_path, "FILE")]
 Directory = Annotated[Path | None, one(_path, "DIR", show_default=False)]
 Port = Annotated[Address, one(Address.parse, "ADDR", _address)]
 """An address to listen on."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import math
 import os
@@ -18,6 +19,7 @@ from loguru import logger
 from brokers import LimitedLog
 from goreprox.config.addresses import Scheme
 from goreprox.errors import ConfigError, StartError
+from goreprox.net import x509
 from goreprox.process.files import FileKind, opened
 from goreprox.process.reloaded import Reloaded
 
@@ -32,25 +34,57 @@ _LARGE: Final = 4 << 20
 _CERT: Final = FileKind("a certificate in PEM form", sign="CERTIFICATE-----", encoding="latin-1", most_bytes=_LARGE)
 _CLIENT_CA: Final = _CERT
 _KEY: Final = FileKind("a private key in PEM form", secret=True, sign="PRIVATE KEY-----", encoding="latin-1")
-_EXPLICIT_VERSION: Final = 0xA0
-_UTC_TIME: Final = 0x17
 
 
 class Certificates:
-    """Has the context for each handshake. Connections keep theirs when the files change."""
+    """Has the context for each handshake: of the certificate for the name that the client asks for (RFC 6066, 3).
 
-    def __init__(self, cert: Path, key: Path, client_ca: Path | None, *, alpn: Sequence[str] = ()) -> None:
-        """Read the certificate and its chain, its private key, and those who sign clients' certificates, if any.
+    A certificate with that name comes before one with a wildcard in place of its first label (RFC 9525, 6.3), and the
+    first of all serves clients that ask for no name or for another one.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], client_ca: Path | None, *, alpn: Sequence[str] = ()) -> None:
+        """Read each certificate with its chain and its private key, and those who sign clients' certificates, if any.
 
         `alpn` are the protocols of targets behind `tls://` ports.
 
         Raises:
             StartError: a file cannot be used; the message says which and why.
         """
+        self.all = [Certificate(cert, key, client_ca, alpn=alpn) for cert, key in pairs]
+
+    def context(self, scheme: Scheme) -> ssl.SSLContext:
+        """Return the context for a handshake, which takes that of another certificate once it knows the name."""
+        context = self.all[0].context(scheme)
+        if len(self.all) > 1:
+            context.sni_callback = functools.partial(self._asked, scheme)
+        return context
+
+    def _asked(self, scheme: Scheme, tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        if name is not None:
+            tls.context = self.for_host(name).context(scheme)
+
+    def for_host(self, host: str) -> "Certificate":
+        """Return the certificate for a host name in ASCII form."""
+        host = host.lower()
+        wildcard = f"*.{host.partition('.')[2]}"
+        for each in self.all:
+            each.refresh()
+        found = (each for name in (host, wildcard) for each in self.all if name in each.names)
+        return next(found, self.all[0])
+
+
+class Certificate:
+    """Has the contexts of a certificate. Connections keep theirs when the files change."""
+
+    def __init__(self, cert: Path, key: Path, client_ca: Path | None, *, alpn: Sequence[str] = ()) -> None:
+        """Read the files; parameters and errors are those of `Certificates`."""
         self._cert, self._key, self._client_ca = cert, key, client_ca
         self._alpn = {Scheme.HTTPS: _HTTP_ALPN, Scheme.TLS: tuple(alpn)}
         self._expires_at = self._warn_at = math.inf
         """When the certificate expires, and when to warn of that; seconds since 1970."""
+        self.names: frozenset[str] = frozenset()
+        """Host names that it is for, in lower case; `*.` begins one with a wildcard."""
         self._log = LimitedLog()
         files = [path for path in (cert, key, client_ca) if path is not None]
         self._contexts = Reloaded[dict[Scheme, ssl.SSLContext]](lambda: files, lambda _: self._read(), {})
@@ -62,13 +96,17 @@ class Certificates:
 
     def context(self, scheme: Scheme) -> ssl.SSLContext:
         """Return the context for a handshake, of the files as they are now or, if they cannot be used, were last."""
+        self.refresh()
+        return self._contexts.value[scheme]
+
+    def refresh(self) -> None:
+        """Read the files if they have changed, and warn of the expiry."""
         try:
             if self._contexts.refresh():
                 logger.bind(event="certificate_read").info("tls-cert {}: read again", self._cert)
         except ConfigError as exc:
             self._log.say("certificate_kept", f"{exc}; the certificate that was read before stays in use")
         self._look_at_expiry()
-        return self._contexts.value[scheme]
 
     @property
     def file(self) -> Path:
@@ -77,7 +115,7 @@ class Certificates:
 
     def expires_at(self) -> float:
         """Return when the certificate expires that the next handshake uses, in seconds since 1970."""
-        self.context(Scheme.TLS)
+        self.refresh()
         return self._expires_at
 
     def _look_at_expiry(self) -> None:
@@ -101,7 +139,8 @@ class Certificates:
             if self._client_ca is not None:
                 _, client_ca = files.enter_context(_opened("tls-client-ca", self._client_ca, _CLIENT_CA))
             contexts = {scheme: self._make(scheme, cert, key, client_ca) for scheme in Scheme if scheme.is_tls}
-        self._expires_at = expiry(chain)
+        self._expires_at = x509.expiry(chain)
+        self.names = x509.host_names(chain)
         self._warn_at = self._expires_at - WARN_S
         return contexts
 
@@ -171,7 +210,7 @@ def target_context(ca: Path | None, *, insecure: bool) -> ssl.SSLContext:
 
 def _trust(context: ssl.SSLContext, what: str, pem: str) -> None:
     try:
-        context.load_verify_locations(cadata="\n".join(_blocks(pem)))
+        context.load_verify_locations(cadata="\n".join(x509.blocks(pem)))
     except (OSError, ValueError) as exc:
         raise ConfigError(f"{what}: {reason(exc) if isinstance(exc, OSError) else exc}") from exc
 
@@ -191,42 +230,6 @@ def _opened(option: str, path: Path, kind: FileKind) -> Iterator[tuple[int, str]
         except StartError as exc:
             raise ConfigError(f"{option} {exc}") from exc
         yield found
-
-
-def expiry(pem: str) -> float:
-    """Return when the first certificate of a chain to expire does so, in seconds since 1970 (RFC 5280, 4.1.2.5)."""
-    return min((_not_after(ssl.PEM_cert_to_DER_cert(block)) for block in _blocks(pem)), default=math.inf)
-
-
-def _blocks(pem: str) -> list[str]:
-    """Return the certificates of a file without what stands between them (RFC 7468)."""
-    return re.findall(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.DOTALL)
-
-
-def _not_after(der: bytes) -> float:
-    """Walk to the second time in `validity`; OpenSSL has read the same bytes, so they are well-formed."""
-
-    def element(at: int) -> tuple[int, int, int]:
-        """Return tag, beginning and end of an element's content (X.690)."""
-        length, begin = der[at + 1], at + 2
-        if length & 0x80:
-            begin += length & 0x7F
-            length = int.from_bytes(der[at + 2 : begin], "big")
-        return der[at], begin, begin + length
-
-    _, at, _ = element(0)  # Certificate
-    _, at, _ = element(at)  # tbsCertificate
-    tag, _, end = element(at)
-    before = 4 if tag == _EXPLICIT_VERSION else 3  # version, serialNumber, signature, issuer
-    for _ in range(before):
-        _, _, at = element(at)
-    _, at, _ = element(at)  # validity
-    _, _, at = element(at)  # notBefore
-    tag, begin, end = element(at)
-    text = der[begin:end].decode("ascii")
-    if tag == _UTC_TIME:
-        text = ("19" if int(text[:2]) >= 50 else "20") + text
-    return datetime.datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=datetime.UTC).timestamp()
 
 
 def reason(exc: OSError) -> str:

@@ -107,10 +107,8 @@ class Admission:
     @property
     def certificates(self) -> list[CertificateStatus]:
         """Those that clients are shown."""
-        used = self._certificates if self._clients.tls.cert is not None else None
-        if used is None:
-            return []
-        return [{"option": "tls-cert", "file": str(used.file), "expires_at": used.expires_at()}]
+        used = self._certificates.all if self._certificates is not None and self._clients.tls.certs else []
+        return [{"option": "tls-cert", "file": str(each.file), "expires_at": each.expires_at()} for each in used]
 
     def __len__(self) -> int:
         """Return the number of clients that are not admitted yet."""
@@ -199,6 +197,4 @@ class Admission:
 
 
 def _certificates(tls: TlsConfig) -> Certificates | None:
-    if tls.cert is None or tls.key is None:
-        return None
-    return Certificates(tls.cert, tls.key, tls.client_ca, alpn=tls.alpn)
+    return Certificates(tls.pairs, tls.client_ca, alpn=tls.alpn) if tls.certs else None

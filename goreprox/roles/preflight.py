@@ -1,6 +1,7 @@
 """What a start of a role would find wrong on this machine, found without starting it. Nothing is created or kept."""
 
 import errno
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, Serv
 from goreprox.errors import GoreproxError, StartError, advice
 from goreprox.http.auth import Auth
 from goreprox.keys.state import StateDir
-from goreprox.net.certificates import Certificates, target_context
+from goreprox.net.certificates import Certificate, target_context
 from goreprox.net.listeners import try_address
 from goreprox.process.clock import clock
 from goreprox.process.files import check_directory
@@ -64,9 +65,9 @@ def steps(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> 
 
 def _of_clients(clients: ClientConfig) -> Iterator[Step]:
     tls, tokens = clients.tls, clients.tokens
-    cert, key, file = tls.cert, tls.key, tokens.file
-    if cert is not None and key is not None:
-        yield _step(f"tls-cert {cert}", lambda: Certificates(cert, key, tls.client_ca, alpn=tls.alpn))
+    file = tokens.file
+    for cert, key in tls.pairs:
+        yield _step(f"tls-cert {cert}", functools.partial(Certificate, cert, key, tls.client_ca, alpn=tls.alpn))
     if file is not None:
         yield _step(f"auth-tokens {file}", lambda: Auth(file, tokens.header, clock=clock))
     for listener in clients.listeners:

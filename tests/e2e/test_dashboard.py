@@ -368,7 +368,7 @@ async def test_another_user_gets_neither_metrics_nor_the_token_nor_to_the_proces
         async def tried(code: str) -> str:
             done = await asyncio.to_thread(
                 subprocess.run,
-                [Path(sys.executable).resolve(), "-c", code],  # our environment may be for root alone
+                [str(Path(sys.executable).resolve()), "-c", code],  # our environment may be for root alone
                 user=NOBODY,
                 group=NOBODY,
                 extra_groups=[],

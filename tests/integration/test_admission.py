@@ -71,7 +71,7 @@ def proxied(tmp_path: Path) -> tuple[ClientConfig, Authority]:
         listeners=(Listener.parse(f"tls://{HOST}:0"),),
         deny=(Rule.parse("deny", DENIED),),
         proxy_protocol_from=(Rule.parse("proxy-protocol-from", HOST),),
-        tls=TlsConfig(cert=authority.cert, key=authority.key),
+        tls=TlsConfig(certs=(authority.cert,), keys=(authority.key,)),
     )
     return clients, authority
 
@@ -106,7 +106,7 @@ async def test_access_rules_apply_to_the_client_of_a_proxy_before_any_handshake(
 async def test_a_failed_handshake_frees_the_place_of_its_address(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     clients = ClientConfig(
-        listeners=(Listener.parse(f"tls://{HOST}:0"),), tls=TlsConfig(cert=authority.cert, key=authority.key)
+        listeners=(Listener.parse(f"tls://{HOST}:0"),), tls=TlsConfig(certs=(authority.cert,), keys=(authority.key,))
     )
     async with entrance(clients, limit=1) as it:
         reader, writer = await it.connect()

@@ -1,5 +1,6 @@
 """Which certificates can be used, how the others are refused, and what a change of the files does."""
 
+import contextlib
 import datetime
 import ssl
 import time
@@ -7,13 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509 as x509_of_cryptography
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from goreprox.config.addresses import Scheme
 from goreprox.errors import StartError
-from goreprox.net.certificates import DAY_S, WARN_S, Certificates, Identity, expiry
+from goreprox.net import x509
+from goreprox.net.certificates import DAY_S, WARN_S, Certificates, Identity
 from tests.support.tls import Authority
 
 
@@ -23,7 +28,7 @@ def authority(tmp_path: Path) -> Authority:
 
 
 def certificates(authority: Authority) -> Certificates:
-    return Certificates(authority.cert, authority.key, authority.ca_file)
+    return Certificates([(authority.cert, authority.key)], authority.ca_file)
 
 
 def test_contexts_are_for_tls_1_2_and_up_and_offer_http_1_1_alone(authority: Authority) -> None:
@@ -32,7 +37,7 @@ def test_contexts_are_for_tls_1_2_and_up_and_offer_http_1_1_alone(authority: Aut
     assert context.verify_mode is ssl.CERT_REQUIRED
     for option in (ssl.OP_NO_RENEGOTIATION, ssl.OP_NO_COMPRESSION):
         assert context.options & option
-    open_to_all = Certificates(authority.cert, authority.key, None).context(Scheme.TLS)
+    open_to_all = Certificates([(authority.cert, authority.key)], None).context(Scheme.TLS)
     assert open_to_all.verify_mode is ssl.CERT_NONE
 
 
@@ -123,11 +128,11 @@ def issue(authority: Authority, expires: datetime.datetime) -> None:
 def test_the_expiry_is_that_in_the_certificate(authority: Authority, year: int) -> None:
     expires = datetime.datetime(year, 2, 28, 13, 14, 15, tzinfo=datetime.UTC)
     issue(authority, expires)
-    assert expiry(authority.cert.read_text(encoding="latin-1")) == expires.timestamp()
+    assert x509.expiry(authority.cert.read_text(encoding="latin-1")) == expires.timestamp()
     first = authority.cert.read_text(encoding="latin-1")
     issue(authority, sooner := datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC))
     both = first + authority.cert.read_text(encoding="latin-1")
-    assert expiry(both) == sooner.timestamp()
+    assert x509.expiry(both) == sooner.timestamp()
 
 
 @pytest.mark.parametrize(
@@ -173,3 +178,81 @@ def test_the_name_of_a_client_is_the_first_alternative_one_or_the_common_one() -
     assert Identity.of({"subject": subject}, b"").name == "alice"
     assert Identity.of({"subject": subject[:1]}, b"").name is None
     assert Identity.of(None, b"").name is None
+
+
+HOSTS = {
+    "a.test": "first",
+    "A.Test": "first",
+    "b.test": "second",
+    "c.test": "wildcard",
+    "b.c.test": "first",
+    "test": "first",
+    "": "first",
+    "*.test": "wildcard",
+}
+"""Who serves a name, of a certificate for a.test, one for b.test and another name, and one for *.test."""
+
+
+@pytest.fixture
+def several(authority: Authority) -> Certificates:
+    pairs = []
+    for name, hosts in (("first", ["a.test"]), ("second", ["x.example", "b.test"]), ("wildcard", ["*.test", "B.test"])):
+        issued = authority.ca.issue_cert(*hosts)
+        cert, key = authority.directory / f"{name}.pem", authority.directory / f"{name}.key"
+        cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        key.write_bytes(issued.private_key_pem.bytes())
+        key.chmod(0o600)
+        pairs.append((cert, key))
+    return Certificates(pairs, None)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_certificate_is_that_of_the_host_then_of_a_wildcard_then_the_first(
+    several: Certificates, host: str
+) -> None:
+    assert several.for_host(host).file.stem == HOSTS[host]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_clients_are_shown_the_certificate_of_the_name_that_they_ask_for(
+    authority: Authority, several: Certificates, version: ssl.TLSVersion
+) -> None:
+    client = authority.trusting()
+    client.minimum_version = client.maximum_version = version
+
+    def shown(host: str | None) -> set[str]:
+        client.check_hostname = False
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = several.context(Scheme.HTTPS).wrap_bio(to_server, to_client, server_side=True)
+        ours = client.wrap_bio(to_client, to_server, server_hostname=host)
+        for _ in range(3):
+            for end in (ours, server):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    end.do_handshake()
+        der = ours.getpeercert(binary_form=True)
+        assert der is not None
+        return set(x509.host_names(ssl.DER_cert_to_PEM_cert(der)))
+
+    assert shown("a.test") == shown("elsewhere.example") == shown(None) == {"a.test"}
+    assert shown("B.test") == {"x.example", "b.test"}
+    assert shown("c.test") == {"*.test", "b.test"}
+
+
+def test_a_certificate_that_is_for_other_names_once_it_is_read_again_is_chosen_by_these(
+    authority: Authority, several: Certificates
+) -> None:
+    issued = authority.ca.issue_cert("moved.test")
+    second = several.all[1].file
+    second.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    second.with_suffix(".key").write_bytes(issued.private_key_pem.bytes())
+    assert several.for_host("moved.test").file == second
+    assert several.for_host("b.test").file.stem == "wildcard"
+
+
+def test_a_certificate_without_alternative_names_is_for_none() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509_of_cryptography.Name([x509_of_cryptography.NameAttribute(NameOID.COMMON_NAME, "a.test")])
+    builder = x509_of_cryptography.CertificateBuilder(name, name, key.public_key(), 1)
+    now = datetime.datetime.now(datetime.UTC)
+    made = builder.not_valid_before(now).not_valid_after(now).sign(key, hashes.SHA256())
+    assert x509.host_names(made.public_bytes(Encoding.PEM).decode()) == frozenset()

@@ -344,6 +344,23 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
             ["edge", "--broker", "h", "--insecure", "--listen", "tls://8443", "--tls-cert", "c"],
             "listen tls://:8443: tls-key is missing; give the certificate by --tls-cert FILE and its",
         ),
+        (
+            [
+                "server",
+                "--insecure",
+                *("--listen", "tls://1"),
+                *("--tls-cert", "c", "--tls-cert", "d", "--tls-key", "k"),
+            ],
+            "tls-key: there are 2 --tls-cert and 1 --tls-key; give each certificate its private key, in the same order",
+        ),
+        (
+            ["server", "--insecure", *("--listen", "tls://1"), *("--tls-cert", "c") * 2, *("--tls-key", "k") * 2],
+            "tls-cert c: given twice; once is enough",
+        ),
+        (
+            ["server", "--insecure", "--listen", "tls://1", *(f"--tls-cert={number}" for number in range(65))],
+            "tls-cert: expected at most 64 of them, got 65",
+        ),
         (["server", "--insecure", "--tls-cert", "c"], "tls-cert c: no port speaks TLS; write https:// or tls:// in"),
         (["server", "--insecure", "--tls-client-ca", "c"], "tls-client-ca c: no port speaks TLS; write https:// or"),
         (

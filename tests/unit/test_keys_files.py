@@ -197,7 +197,7 @@ def read_tls(name: str) -> Callable[[Path], tuple[Path, Callable[[], object]]]:
     def read(tmp_path: Path) -> tuple[Path, Callable[[], object]]:
         made = Authority(tmp_path)
         made.ca_file.chmod(0o600)
-        return tmp_path / name, lambda: Certificates(made.cert, made.key, made.ca_file)
+        return tmp_path / name, lambda: Certificates([(made.cert, made.key)], made.ca_file)
 
     return read
 

@@ -98,7 +98,7 @@ def test_a_change_is_a_line(before: dict[str, Any], after: dict[str, Any], appli
 
 
 def test_an_order_that_matters_is_a_change() -> None:
-    tls = {"listeners": (Listener(Address(None, 1), scheme=Scheme.TLS),), "cert": Path("c"), "key": Path("k")}
+    tls = {"listeners": (Listener(Address(None, 1), scheme=Scheme.TLS),), "certs": (Path("c"),), "keys": (Path("k"),)}
     before, after = server(**tls, alpn=("a", "b")), server(**tls, alpn=("b", "a"))
     assert lines(before, after) == (["~ tls-alpn: a, b -> b, a"], [])
 

@@ -67,7 +67,7 @@ class Edge:
         self.admitted: list[TlsSocket] = []
         self.lost: list[OSError] = []
         self.handshakes = Handshakes(self.poller, timeout_s=timeout_s)
-        self._certificates = Certificates(authority.cert, authority.key, None)
+        self._certificates = Certificates([(authority.cert, authority.key)], None)
 
     def accept(self) -> socket.socket:
         """Begin a handshake; return the other end."""

@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from brokers import BrokerSecurity, Link, LinkSecurity, PeerName, Role, Router
 from goreprox.config.addresses import Address, Listener, Scheme, Target
-from goreprox.config.publish import Publish
+from goreprox.config.publish import Publish, PublishConfig
 from goreprox.config.published import Ports, parse_grants
 from goreprox.config.roles import EdgeConfig, ProviderConfig
 from goreprox.config.routes import Route
@@ -436,6 +437,19 @@ async def test_a_reload_opens_and_closes_ports_and_keeps_the_rest(cluster: Clust
     await edge.reconfigure(configured(EdgeConfig, brokers=(Address(HOST, 1),), listeners=listeners))
     await eventually(lambda: not ports(edge))
     assert await asked(web(edge), "app.example.com") == "laptop"
+
+
+async def test_a_reload_of_a_provider_asks_for_other_names(cluster: Cluster) -> None:
+    edge = cluster.edge("edge", queue_timeout_s=0.1, grace_s=0.1, routes=(Route("static.example.com", "web"),))
+    cluster.add_key(Role.PROVIDER, "laptop", "http://*.example.com")
+    provider = await cluster.provider("laptop", APP)
+    await told(provider, f"{APP}@laptop", at=[f"http://app.example.com:{web(edge)}"])
+    other = PublishConfig(names=(Publish.parse("http://other.example.com"),))
+    await provider.reconfigure(replace(provider._config, publish=other))
+    await told(provider, "http://other.example.com@laptop", at=[f"http://other.example.com:{web(edge)}"])
+    assert await asked(web(edge), "other.example.com") == "laptop"
+    await eventually(lambda: list(edge.publication.status) == ["http://other.example.com@laptop"], "after the grace")
+    assert await asked(web(edge), "app.example.com") == "404"
 
 
 async def test_an_upgrade_hands_over_the_ports_and_who_waits_there(cluster: Cluster) -> None:

@@ -1,6 +1,7 @@
 """What is measured together, while one side runs in one place: each group starts every side anew."""
 
 import contextlib
+import functools
 import subprocess
 import threading
 import time
@@ -17,6 +18,8 @@ from benchmarks.sides import Kind, Side, Stand
 from benchmarks.targets import Targets
 
 UPGRADABLE: Final = ("goreprox", "goreprox-keys")
+_UPGRADED: Final = {"provider": "upgrade", "server": "upgrade_server"}
+"""Roles, and the rows of their upgrades."""
 
 
 @dataclass(frozen=True)
@@ -205,15 +208,20 @@ def _idle(run: Run) -> None:
 
 
 def _upgrade(run: Run) -> None:
-    stalls = [load.stall_of(run.port, run.stand.upgrade) for _ in range(run.settings.upgrades)]
-    run.values["upgrade"] = load.percentile(stalls, 99)
+    for role, row in _UPGRADED.items():
+        run.values[row] = _stall_p99(run, role, run.settings.upgrades)
+
+
+def _stall_p99(run: Run, role: str, upgrades: int) -> float:
+    stalls = [load.stall_of(run.port, functools.partial(run.stand.upgrade, role)) for _ in range(upgrades)]
+    return load.percentile(stalls, 99)
 
 
 def _upgrade_idle(run: Run) -> None:
     socks = load.idle(run.port, idle_streams(run.settings, run.stand.descriptors))
     try:
-        stalls = [load.stall_of(run.port, run.stand.upgrade) for _ in range(run.settings.upgrades_beside_idle)]
-        run.values["upgrade_idle"] = load.percentile(stalls, 99)
+        for role, row in _UPGRADED.items():
+            run.values[f"{row}_idle"] = _stall_p99(run, role, run.settings.upgrades_beside_idle)
         for sock in socks:
             load.ask(sock)  # none of them was lost
     finally:
@@ -291,16 +299,16 @@ GROUPS: Final = (
     Group(
         "upgrade",
         _upgrade,
-        lambda settings: 1.5 * settings.upgrades,
+        lambda settings: 3 * settings.upgrades,
         only=lambda side: side.key in UPGRADABLE,
-        rows=("upgrade",),
+        rows=("upgrade", "upgrade_server"),
     ),
     Group(
         "upgrade-idle",
         _upgrade_idle,
-        lambda settings: settings.idle_count / 500 + 4 * settings.upgrades_beside_idle,
+        lambda settings: settings.idle_count / 500 + 8 * settings.upgrades_beside_idle,
         only=lambda side: side.key in UPGRADABLE,
-        rows=("upgrade_idle",),
+        rows=("upgrade_idle", "upgrade_server_idle"),
     ),
     *map(_providers, (1, 2, 4, 8)),
 )

@@ -177,6 +177,24 @@ ROWS: Final = {
             (_at_most(FLOOR, 3.0),),
             worst=True,
         ),
+        Row(
+            "upgrade_server",
+            "stall of a stream through an upgrade of its server, p99",
+            "s",
+            3,
+            False,
+            (_at_most(FLOOR, 1.0), _at_most(GOAL, 0.4)),
+            worst=True,
+        ),
+        Row(
+            "upgrade_server_idle",
+            "upgrade of its server beside the idle streams, p99",
+            "s",
+            3,
+            False,
+            (_at_most(FLOOR, 3.0),),
+            worst=True,
+        ),
         Row("cpu_gib", "CPU per GiB", "s", 2, False, _CPU),
         Row("cpu_requests", "CPU per 100,000 requests", "s", 2, False, _CPU),
         Row(
@@ -201,7 +219,7 @@ TABLES: Final = {
     "Bulk": ("down", "up", "down_8", "cpu_gib"),
     "Long, narrow and broken paths": ("first_byte", "stream", "quiet_p99", "crowd_p99", "stall"),
     "Idle streams and start-up": ("memory", "alone", "beside", "ready"),
-    "Upgrades in place": ("upgrade", "upgrade_idle"),
+    "Upgrades in place": ("upgrade", "upgrade_idle", "upgrade_server", "upgrade_server_idle"),
     "Several providers": ("providers_1", "providers_2", "providers_4", "providers_8"),
 }
 """The report's tables, each with its columns."""

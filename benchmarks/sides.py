@@ -85,9 +85,9 @@ class Stand:
         """Wait until a program of this side listens at `address`."""
         wait_for_listener(*address, self.processes.check)
 
-    def upgrade(self) -> subprocess.Popen[str]:
-        """Begin to upgrade goreprox's provider in place; the command ends when its streams go on."""
-        command = [sys.executable, "-m", "goreprox", "upgrade", "--role", "provider"]
+    def upgrade(self, role: str) -> subprocess.Popen[str]:
+        """Begin to upgrade goreprox's provider or server in place; the command ends when its streams go on."""
+        command = [sys.executable, "-m", "goreprox", "upgrade", "--role", role]
         command += ["--runtime-dir", str(self.folder / "run")]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 

@@ -6,7 +6,7 @@ It can break any part, and knows which client was joined with which target. The 
 import errno
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from brokers import PeerName, Role
 from goreprox.config.addresses import Address, Listener, Target
 from goreprox.config.published import Ports
 from goreprox.config.roles import EdgeConfig, ProviderConfig
+from goreprox.net.listeners import Open
 from goreprox.process.clock import clock
 from goreprox.process.handover import moved
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
 from goreprox.roles.edge import Edge
+from goreprox.roles.edge_state import EdgeState, restored_listeners
 from goreprox.roles.provider import Provider
 from goreprox.tunnel.driver import Driver
 from tests.sim.fabric import Network, SimBroker, SimLink
@@ -56,6 +58,8 @@ class Node:
         self.unchecked = 0
         """Events since its streams were last checked."""
         self.app: Any = self.process.run(cluster.edge if role is Role.EDGE else cluster.provider)
+        if role is Role.EDGE:
+            self.process.run(self.app.listeners.start)
         attributes: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
         if role is Role.PROVIDER:
             attributes["services"] = ["default"]
@@ -77,6 +81,11 @@ class Node:
     def driver(self) -> Driver:
         driver: Driver = self.app.driver
         return driver
+
+
+def _state_of(node: Node) -> Any:
+    """Return what is handed over in an upgrade (upgrade.Portable)."""
+    return EdgeState(node.app) if node.role is Role.EDGE else node.app
 
 
 class Client(Far):
@@ -159,7 +168,8 @@ class Cluster:
             ):
                 stack.enter_context(patch.object(module, name, self.sockets))
             stack.enter_context(patch.object(goreprox.roles.dial, "resolve", self.sockets.resolve))
-            stack.enter_context(patch.object(goreprox.roles.provider, "restored", self.sockets.restored))
+            for module in (goreprox.net.sockets, goreprox.roles.provider):
+                stack.enter_context(patch.object(module, "restored", self.sockets.restored))
             stack.enter_context(patch.object(goreprox.net.poller, "Epoll", self.sockets.epoll))
             for module in [module for name, module in sys.modules.items() if name.startswith("goreprox.")]:
                 if getattr(module, "clock", None) is _CLOCK:
@@ -197,7 +207,7 @@ class Cluster:
         self.nodes[slot] = Node(self, slot, Role.EDGE if slot[0] == "e" else Role.PROVIDER, predecessor)
         self.oracle.forget(slot)
 
-    def edge(self) -> Edge:
+    def edge(self, inherited: Sequence[Open] = ()) -> Edge:
         """Return a new edge; called as code of its process."""
         edge = Edge(
             configured(
@@ -212,10 +222,10 @@ class Cluster:
                 max_connections=self.max_connections,
                 max_connections_per_address=0,  # most clients come from one
                 runtime_dir=Path("/"),
-            )
+            ),
+            inherited,
         )
         edge.assignment._balancer._rng = random.Random(self.world.random.random())
-        edge.listeners.start()
         return edge
 
     def provider(self) -> Provider:
@@ -272,24 +282,30 @@ class Cluster:
         node.process.run(node.process.create_task, close())
 
     def upgrade(self, slot: str) -> None:
-        """Replace the code of a provider, once no target has accepted a connection that it does not know of yet."""
+        """Replace the code of an edge, or of a provider once it knows of all connections that targets have accepted."""
         node = self.nodes[slot]
         if not node.process.running or node.closing_at is not None:
             return
-        if any(sock.far is not None for dial in node.app.dialer.dials for sock in dial._attempts):
+        if node.role is Role.PROVIDER and any(
+            sock.far is not None for dial in node.app.dialer.dials for sock in dial._attempts
+        ):
             self.world.after(0.001, self.upgrade, slot)
             return
         node.process.run(self._upgrade, node)
         self.oracle.look()
 
     def _upgrade(self, node: Node) -> None:
-        kept = set(node.app.leave())
+        state = _state_of(node)
+        kept = set(state.leave())
         self.moved += len(kept)
-        items = [cbor2.dumps(item) for item in moved(node.app.export(payload=True))]
+        written = [cbor2.dumps(item) for item in moved(state.export(payload=True))]
         node.process.execve(kept)
-        before, node.app = node.links, self.provider()
-        node.app.restore(map(cbor2.loads, items), trial=False)
-        node.links = [link.again(node.driver) for link in before]
+        items = map(cbor2.loads, written)
+        node.app = self.edge(restored_listeners(items)) if node.role is Role.EDGE else self.provider()
+        _state_of(node).restore(items, trial=False)
+        node.links = [link.again(node.driver) for link in node.links]
+        if node.role is Role.EDGE:
+            node.app.listeners.start()
 
     # Sockets.
 

@@ -105,6 +105,8 @@ def _quiet(seed: int, dice: random.Random, topology: dict[str, Any]) -> Plan:
             asleep = random.Random(f"{seed} s{index}")
             slot = asleep.choice(slots["e"] + slots["p"])
             faults.append(Fault(seconds * asleep.random(), grace_s + FORGET_S + 20.0, "suspend", (slot,)))
+    if seed % 4 == 1:  # as above
+        faults += [Fault(seconds * dice.random(), 0.0, "upgrade", (dice.choice(slots["e"]),)) for _ in range(6)]
     return Plan(seed, topology, tuple(arrivals), tuple(sorted(faults, key=lambda fault: fault.at)))
 
 
@@ -127,6 +129,8 @@ def _busy(seed: int, dice: random.Random, topology: dict[str, Any]) -> Plan:
         faults.append(Fault(seconds * dice.random(), 0.0, "gone", (dice.choice(several),)))
     if seed % 4 == 3:  # as above
         faults += [Fault(seconds * dice.random(), 0.0, "upgrade", (dice.choice(slots["p"]),)) for _ in range(6)]
+    if seed % 4 == 1:  # as above
+        faults += [Fault(seconds * dice.random(), 0.0, "upgrade", (dice.choice(slots["e"]),)) for _ in range(6)]
     return Plan(seed, topology, tuple(arrivals), tuple(sorted(faults, key=lambda fault: fault.at)))
 
 

@@ -120,6 +120,10 @@ class SimSocket:
     def fileno(self) -> int:
         return -1 if self.closed else self.fd
 
+    def detach(self) -> int:
+        """Leave the descriptor to the code that takes over."""
+        return self.fd
+
     def setblocking(self, _: bool) -> None:
         """Nothing blocks here."""
 

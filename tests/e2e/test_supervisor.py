@@ -1,4 +1,4 @@
-"""What a provider tells systemd from its start to its end, through reloads and upgrades."""
+"""What a provider or a server tells systemd from its start to its end, through reloads and upgrades."""
 
 import asyncio
 import signal
@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from tests.e2e.roles import echoed
-from tests.e2e.upgrading import run
+from tests.e2e.upgrading import run, upgradable
 from tests.support.processes import nothing_yet
 from tests.support.traffic import echo
 from tests.support.waiting import DEADLINE_S, eventually
@@ -83,3 +83,25 @@ async def test_a_supervisor_hears_of_start_reload_upgrade_and_end_and_its_watchd
                 assert "RELOADING" not in said
             assert int((await supervisor.heard_with("EXTEND_TIMEOUT_USEC"))["EXTEND_TIMEOUT_USEC"]) == 90_000_000
             assert await made.provider.wait() == 0
+
+
+async def test_a_supervisor_of_a_server_hears_of_its_upgrade(tmp: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp / "notify"))
+        supervisor = Supervisor(sock)
+        env = {"NOTIFY_SOCKET": str(tmp / "notify"), "WATCHDOG_USEC": str(round(WATCHDOG_S * 1e6))}
+        async with upgradable(tmp, "server", echo, env=env) as made:
+            client = await made.connect()
+            await echoed(client, b"before")
+            ready = await supervisor.heard_with("READY")
+            assert ready["STATUS"].startswith("clients on ")
+            made.process.signal(signal.SIGUSR2)
+            assert (await supervisor.heard_with("RELOADING"))["STATUS"] == "upgrading"
+            assert await supervisor.heard_with("READY") == ready
+            await supervisor.fed()
+            await made.process.logged("upgraded")
+            await echoed(client, b"after")
+            client[1].close()
+            made.process.signal(signal.SIGTERM)
+            await supervisor.heard_with("STOPPING")
+            assert await made.process.wait() == 0

@@ -1,4 +1,4 @@
-"""What may happen in the middle of an upgrade in place of a provider, at each of its steps."""
+"""What may happen in the middle of an upgrade in place of a provider or a server, at each of its steps."""
 
 import asyncio
 import os
@@ -13,116 +13,140 @@ import pytest
 import brokers
 import goreprox
 from tests.e2e.roles import Client, echoed, whole
-from tests.e2e.upgrading import Gate, Refusal, provide, run, upgrade, upgraded
+from tests.e2e.upgrading import Gate, Refusal, Upgradable, run, upgradable, upgrade, upgraded
 from tests.support.processes import WAIT_S, Tunnel, nothing_yet
 from tests.support.programs import program
 from tests.support.traffic import echo, echo_until, read_digest, send_until
 from tests.support.waiting import DEADLINE_S, eventually
 
-TRIAL = "trial goreprox.roles.provider Provider.restore"
+TRIAL = {
+    "provider": "trial goreprox.roles.provider Provider.restore",
+    "server": "trial goreprox.roles.edge_state EdgeState.restore",
+}
 """In the child that proves that the new code starts; the process itself goes on meanwhile."""
-STEPS = (
-    "real goreprox.process.handover preflight",
-    TRIAL,
-    "real goreprox.process.instance Instance.detach",
-    "real goreprox.process.handover execute",
-    "real os execve",
-    "real goreprox.roles.upgrade Before.read",
-    "real goreprox.roles.provider restored",
-    "real goreprox.roles.upgrade Upgrade.took_over",
-)
-"""In their order, by what is about to be called; the first five are in the code before the upgrade."""
-FEW_STEPS = (TRIAL, "real os execve", "real goreprox.roles.upgrade Upgrade.took_over")
+RESTORING = {
+    "provider": "real goreprox.roles.provider restored",
+    "server": "real goreprox.roles.edge_state EdgeState.restore",
+}
+EXECVE = "real os execve"
+FEW_STEPS = {
+    "provider": (TRIAL["provider"], EXECVE, "real goreprox.roles.upgrade Upgrade.took_over"),
+    "server": (EXECVE,),
+}
+"""Tried wherever tests are not to take long."""
 
 
-def at(step: str, *values: object) -> object:
+def steps(role: str) -> tuple[str, ...]:
+    """Return them in their order, by what is about to be called; the first five are in the code before the upgrade."""
+    return (
+        "real goreprox.process.handover preflight",
+        TRIAL[role],
+        "real goreprox.process.instance Instance.detach",
+        "real goreprox.process.handover execute",
+        EXECVE,
+        "real goreprox.roles.upgrade Before.read",
+        RESTORING[role],
+        "real goreprox.roles.upgrade Upgrade.took_over",
+    )
+
+
+def at(role: str, step: str, *values: object) -> object:
     """Return the parameters of a test at a step."""
-    return pytest.param(step, *values, marks=() if step in FEW_STEPS else pytest.mark.long)
+    return pytest.param(role, step, *values, marks=() if step in FEW_STEPS[role] else pytest.mark.long)
+
+
+EVERY_STEP = [(role, step) for role in ("provider", "server") for step in steps(role)]
 
 
 class Held(NamedTuple):
-    """A provider that waits at a step of its upgrade, and a client whose connection it has."""
+    """A process that waits at a step of its upgrade, and a client whose connection goes through it."""
 
-    made: Tunnel
+    made: Upgradable
     gate: Gate
     client: Client
     ended: asyncio.Future[str]
     """How the client's connection has ended at the target."""
 
+    async def is_reset_at(self, end: str) -> None:
+        """Wait until the connection is reset at the client or at the target, and not ended otherwise."""
+        if end == "target":
+            assert await asyncio.wait_for(asyncio.shield(self.ended), DEADLINE_S) == "reset"
+            return
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(self.client[0].read(), DEADLINE_S)
+
 
 @pytest.fixture
-async def held(tmp: Path, step: str) -> AsyncIterator[Held]:
+async def held(tmp: Path, role: str, step: str) -> AsyncIterator[Held]:
     gate, ended = Gate(tmp, step), asyncio.get_running_loop().create_future()
-    async with nothing_yet(tmp) as made:
-        await run(made, echo_until(ended), program=gate.program)
+    async with upgradable(tmp, role, echo_until(ended), program=gate.program) as made:
         client = await made.connect()
         await echoed(client, b"before")
-        made.provider.signal(signal.SIGUSR2)
+        made.process.signal(signal.SIGUSR2)
         await gate.reached()
         yield Held(made, gate, client, ended)
 
 
-@pytest.mark.parametrize("step", list(map(at, STEPS)))
+@pytest.mark.parametrize(("role", "step"), [at(*each) for each in EVERY_STEP])
 async def test_a_kill_at_any_step_resets_connections_and_one_death_is_proved(held: Held) -> None:
-    made, gate, client, ended = held
-    made.provider.signal(signal.SIGKILL)
-    assert await made.provider.process.wait() == -signal.SIGKILL
-    assert await asyncio.wait_for(ended, DEADLINE_S) == "reset"
-    await provide(made)  # while the child, if there is one, still runs
-    with pytest.raises(ConnectionResetError):
-        await asyncio.wait_for(client[0].read(), DEADLINE_S)
+    made, gate, *_ = held
+    near, far = ("target", "client") if made.role == "provider" else ("client", "target")
+    made.process.signal(signal.SIGKILL)
+    assert await made.process.process.wait() == -signal.SIGKILL
+    await held.is_reset_at(near)
+    await made.start_again()  # while the child, if there is one, still runs
+    await held.is_reset_at(far)
     gate.open()
-    await made.server.logged("peer_restarted")
+    await made.other.logged("peer_restarted")
     another = await made.connect()
     await echoed(another, b"after")
-    assert made.server.events("peer_restarted") == 1
+    assert made.other.events("peer_restarted") == 1
 
 
 @pytest.mark.parametrize(
-    ("step", "number"), [at(step, number) for step in STEPS for number in (signal.SIGHUP, signal.SIGTERM)]
+    ("role", "step", "number"), [at(*each, number) for each in EVERY_STEP for number in (signal.SIGHUP, signal.SIGTERM)]
 )
 async def test_a_signal_at_any_step_is_obeyed_and_connections_go_on(held: Held, number: signal.Signals) -> None:
     made, gate, client, _ = held
-    made.provider.signal(number)
+    made.process.signal(number)
     gate.open()
     if number is signal.SIGHUP:
-        await made.provider.logged("reloaded")
-        await made.provider.logged("upgraded")
+        await made.process.logged("reloaded")
+        await made.process.logged("upgraded")
     else:
-        await made.provider.logged("draining")
+        await made.process.logged("draining")
     await echoed(client, b"after")
     client[1].close()
     if number is signal.SIGHUP:
-        made.provider.signal(signal.SIGTERM)
-    assert await made.provider.wait() == 0
-    assert not made.server.events("peer_restarted")
+        made.process.signal(signal.SIGTERM)
+    assert await made.process.wait() == 0
+    assert not made.other.events("peer_restarted")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("step", STEPS[2:])
+@pytest.mark.parametrize(("role", "step"), [(role, step) for role in RESTORING for step in steps(role)[2:]])
 async def test_another_process_of_that_name_that_starts_meanwhile_declares_nobody_dead(held: Held) -> None:
     made, gate, client, _ = held
-    another = await provide(made)
-    await another.logged("peer_up")
+    await made.start_another()
     gate.open()
-    await made.provider.logged("upgraded")
+    await made.process.logged("upgraded")
     await echoed(client, b"after")
-    assert not made.server.events("peer_restarted")
-    assert len(list((made.tmp / "run").glob("provider-*[0-9]"))) == 2
+    assert not made.other.events("peer_restarted")
+    assert len(list((made.tmp / "run").glob(f"{made.role}-*[0-9]"))) == 2
     client[1].close()
 
 
-@pytest.mark.parametrize("step", [TRIAL])
+@pytest.mark.parametrize(("role", "step"), [("provider", TRIAL["provider"])])
 async def test_an_upgrade_during_another_one_is_refused(held: Held) -> None:
     made, gate, client, _ = held
     code, out, err = await upgrade(made.tmp, "--role", "provider")
     assert (code, out) == (1, "") and "an upgrade is in progress" in err
-    made.provider.signal(signal.SIGUSR2)
-    await eventually(lambda: made.provider.events("upgrade_failed") == 2, "the signal is refused, too")
+    made.process.signal(signal.SIGUSR2)
+    await eventually(lambda: made.process.events("upgrade_failed") == 2, "the signal is refused, too")
     gate.open()
-    await made.provider.logged("upgraded")
+    await made.process.logged("upgraded")
     await echoed(client, b"after")
-    assert made.provider.events("upgraded") == 1
+    assert made.process.events("upgraded") == 1
     client[1].close()
 
 

@@ -177,11 +177,30 @@ class Upgradable(Tunnel):
 
     async def provide_both(self, **how: Unpack[Start]) -> None:
         """Start a provider of both targets."""
-        targets = (f"{HOST}:{self.target_port}", f"web={HOST}:{self.target_of_web}")
-        provider = ("provider", *targets, "--server", f"{HOST}:{self.relay.port}")
+        provider = self._provider()
         self.provider = await (start(self, *provider, **how) if self.role == "provider" else self.start(*provider))
         await eventually(lambda: self.provider.events("peer_up"), "the provider knows the edge")
         await eventually(lambda: self.entrance.events("peer_up"), "the edge knows the provider")
+
+    async def start_again(self) -> None:
+        """Start what takes the place of the process, which has ended; it cannot be upgraded."""
+        if self.role == "provider":
+            self.provider = await self.start(*self._provider())
+        else:
+            listen = ("--listen", f"tcp://{HOST}:{self.port}", "--listen", f"http://{HOST}:{self.web}=web")
+            self.entrance = await self.start("server", *listen, "--providers", f"{HOST}:{self.relay.target}")
+
+    async def start_another(self) -> None:
+        """Start another process of the same role and name, beside the process."""
+        if self.role == "provider":
+            another = await self.start(*self._provider())
+            await another.logged("peer_up")
+        else:
+            await self.start("server", *BASIC, "--providers", f"{HOST}:0")
+
+    def _provider(self) -> tuple[str, ...]:
+        targets = (f"{HOST}:{self.target_port}", f"web={HOST}:{self.target_of_web}")
+        return ("provider", *targets, "--server", f"{HOST}:{self.relay.port}")
 
     async def upgraded(self) -> None:
         """Upgrade the process by a signal."""

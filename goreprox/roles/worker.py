@@ -7,6 +7,7 @@ import asyncio
 import os
 import pickle
 import sys
+from collections import deque
 from typing import NoReturn
 
 from loguru import logger
@@ -31,6 +32,7 @@ from goreprox.roles.worker_messages import (
     UPGRADE,
     Job,
     frame_end,
+    framed,
     read_frame,
     tell_parent,
 )
@@ -43,8 +45,9 @@ class Worker(Lifetime):
         """Obey first what was read before, but not obeyed."""
         super().__init__()
         self._input = bytearray(unread)
-        self.orders: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()
-        """`CONFIGURE` or `UPGRADE`, and its frame."""
+        self._orders: deque[tuple[bytes, bytes]] = deque()
+        """`CONFIGURE` or `UPGRADE`, and its data."""
+        self._ordered = asyncio.Event()
 
     def __enter__(self) -> "Worker":
         self._loop.add_reader(STDIN, self._readable)
@@ -59,7 +62,14 @@ class Worker(Lifetime):
     @property
     def unread(self) -> bytes:
         """What was read of the parent, and not obeyed."""
-        return bytes(self._input)
+        return b"".join(kind + framed(data) for kind, data in self._orders) + self._input
+
+    async def order(self) -> tuple[bytes, bytes]:
+        """Return the next order, once there is one: `CONFIGURE` or `UPGRADE`, and its data."""
+        while not self._orders:
+            self._ordered.clear()
+            await self._ordered.wait()
+        return self._orders.popleft()
 
     def _signalled(self) -> None:
         self.stop.set()
@@ -73,7 +83,8 @@ class Worker(Lifetime):
         self._obey()
 
     def _obey(self) -> None:
-        while self._input and (taken := self._take()):
+        """Obey what was read, but for what comes too late: the code that takes over does."""
+        while self._input and not self.replaced and (taken := self._take()):
             del self._input[:taken]
 
     def _take(self) -> int:
@@ -87,7 +98,8 @@ class Worker(Lifetime):
         end = frame_end(self._input, 1)
         if end is None:
             return 0
-        self.orders.put_nowait((kind, bytes(self._input[1 + SIZE_BYTES : end])))
+        self._orders.append((kind, bytes(self._input[1 + SIZE_BYTES : end])))
+        self._ordered.set()
         return end
 
     def ready(self, text: str, **ports: object) -> None:
@@ -126,7 +138,7 @@ class _Work:
     async def _obey(self, life: Worker, apply: Apply, upgrade: Upgrade) -> None:
         """Carry out the orders of the parent, and reply to each, for ever."""
         while True:
-            kind, data = await life.orders.get()
+            kind, data = await life.order()
             content = pickle.loads(data)  # noqa: S301 -- from our parent
             try:
                 if kind == CONFIGURE:

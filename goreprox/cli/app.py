@@ -97,6 +97,12 @@ app.command(
     help_epilogue=example("goreprox end 3fa1c0-17 3fa1c0-42", "goreprox end --client 198.51.100.0/24 --role server"),
 )
 app.command(
+    "goreprox.cli.events:events",
+    sort_key=4,
+    help="Show what happens on this machine: who connects, is lost and resumes, and why connections end.",
+    help_epilogue=example("goreprox events", "goreprox events --follow", "goreprox events --follow --json"),
+)
+app.command(
     "goreprox.cli.drain:drain",
     sort_key=4,
     help="""Let processes on this machine take no new connections.

@@ -1,11 +1,13 @@
 """Asks running processes by their control sockets, all at once."""
 
 import asyncio
+import contextlib
+import functools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Never
 
 from goreprox.control.message import REPLY_BYTES, encode_request, parse_page, parse_reply
 from goreprox.errors import ControlError
@@ -14,11 +16,12 @@ ASK_S: Final = 2.0
 """Deadline for each process, unless a command takes longer."""
 PAGES_BYTES: Final = 256 << 20
 """All pages of a reply: a million streams, the most that can be configured, at 256 bytes."""
+AGAIN_S: Final = 2.0
+"""How often `follow` looks for processes that have started."""
 ROLES: Final = ("server", "edge", "broker", "provider")
 PARENT: Final = "workers"
 """What a process is called that has no status itself, but a worker for each core that has."""
 NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
-_PAGE: Final = b'{"control": 1, "page": '
 _SOCKET: Final = re.compile(r"(?P<role>[a-z]+)-(?P<name>[A-Za-z0-9._-]{1,64})\.[0-9]+\.sock")
 
 
@@ -83,6 +86,63 @@ async def ask(
     raise ControlError(f"no {wanted} runs in {where}; start one, or name its directory with --runtime-dir")
 
 
+async def follow(
+    directories: Sequence[Path],
+    command: str,
+    *,
+    roles: Sequence[str] = ROLES,
+    name: str | None = None,
+    options: Callable[[str], Mapping[str, object]],
+    take: Callable[[str, object], None],
+    failed: Callable[[str], None],
+) -> Never:
+    """Ask the same processes for pages without end, those that start later and those that start again, too.
+
+    `options` returns those of a request to one, named as in `Reply.who`. Each page is given to `take`, and why there
+    are no more for now, in a line for people, to `failed`.
+    """
+    asked: dict[Path, asyncio.Task[None]] = {}
+    while True:
+        for path in _sockets(directories, roles, name)[0]:
+            if path not in asked:
+                who = _who(path)
+                work = _follow_one(path, encode_request(command, **options(who)), functools.partial(take, who), failed)
+                asked[path] = asyncio.create_task(work, name=f"follow {who}")
+        await asyncio.sleep(AGAIN_S)
+        for path in [path for path, task in asked.items() if task.done()]:
+            asked.pop(path).result()
+
+
+async def _follow_one(
+    path: Path, request: bytes, take: Callable[[object], None], failed: Callable[[str], None]
+) -> None:
+    async with contextlib.aclosing(_pages(path, request)) as pages:
+        try:
+            async for page in pages:
+                take(page)
+        except ControlError as exc:
+            failed(str(exc))
+
+
+async def _pages(path: Path, request: bytes) -> AsyncGenerator[object, None]:
+    """Yield pages as they come; none if nobody listens there.
+
+    Raises:
+        ControlError: there will be no more, though the process has not said that this was the last one.
+    """
+    try:
+        async with contextlib.aclosing(_lines(path, request)) as lines:
+            async for line in lines:
+                if not line.endswith(b"\n"):
+                    parse_reply(line)
+                    return
+                yield parse_page(line)
+            raise ValueError
+    except (ControlError, OSError, ValueError, LookupError) as exc:
+        if (problem := _problem(_who(path), exc)) is not None:
+            raise ControlError(problem) from exc
+
+
 def _sockets(directories: Sequence[Path], roles: Collection[str], name: str | None) -> tuple[list[Path], list[Path]]:
     """Return the sockets of these roles and that name, and the directories that this user may not look into."""
     found: list[Path] = []
@@ -111,37 +171,67 @@ async def _gather(paths: Sequence[Path], request: bytes, deadline_s: float) -> l
 
 
 async def _ask(path: Path, request: bytes, deadline_s: float) -> Reply | None:
-    who = path.name.removesuffix(".sock")
+    who = _who(path)
     try:
         async with asyncio.timeout(deadline_s):
-            data = await _exchange(path, request)
-        *pages, last = data.split(b"\n")
+            *pages, last = await _all_lines(path, request)
         return Reply(who, parse_reply(last), pages=[*map(parse_page, pages)])
-    except (ConnectionRefusedError, FileNotFoundError):
-        return None
-    except ControlError as exc:
-        return Reply(who, None, f"{who}: {exc}")
-    except TimeoutError:
-        problem = f"does not respond within {deadline_s:g} s; is it stopped or overloaded?"
-    except OSError as exc:
-        problem = f"cannot be asked: {exc.strerror or exc}; run this as its owner, or try again"
-    except ValueError:
-        problem = "disconnected in the middle of its reply; try again"
-    except LookupError:
-        problem = "runs another version of goreprox; use that version to ask it"
-    return Reply(who, None, f"{who} {problem}")
+    except (ControlError, OSError, ValueError, LookupError) as exc:
+        problem = _problem(who, exc, deadline_s)
+        return None if problem is None else Reply(who, None, problem)
 
 
-async def _exchange(path: Path, request: bytes) -> bytes:
-    reader, writer = await asyncio.open_unix_connection(path)
+def _who(path: Path) -> str:
+    return path.name.removesuffix(".sock")
+
+
+def _problem(who: str, exc: Exception, deadline_s: float = 0.0) -> str | None:
+    """Return why a process was asked in vain, in one line; None if nobody listens there."""
+    match exc:
+        case ConnectionRefusedError() | FileNotFoundError():
+            return None
+        case ControlError():
+            return f"{who}: {exc}"
+        case TimeoutError():
+            return f"{who} does not respond within {deadline_s:g} s; is it stopped or overloaded?"
+        case OSError():
+            return f"{who} cannot be asked: {exc.strerror or exc}; run this as its owner, or try again"
+        case ValueError():
+            return f"{who} disconnected in the middle of its reply; try again"
+    return f"{who} runs another version of goreprox; use that version to ask it"
+
+
+async def _all_lines(path: Path, request: bytes) -> list[bytes]:
+    """Return the lines of a reply.
+
+    Raises:
+        OSError: the process cannot be asked.
+        ValueError: they are longer than `PAGES_BYTES`, one is longer than `REPLY_BYTES`, or the last one is missing.
+    """
+    found: list[bytes] = []
+    size = 0
+    async with contextlib.aclosing(_lines(path, request)) as lines:
+        async for line in lines:
+            found.append(line)
+            size += len(line)
+            if size > PAGES_BYTES:
+                raise ValueError
+    if not found or found[-1].endswith(b"\n"):
+        raise ValueError
+    return found
+
+
+async def _lines(path: Path, request: bytes) -> AsyncGenerator[bytes, None]:
+    """Yield the lines of a reply as they come; the last one of all has no line feed.
+
+    Raises:
+        OSError: the process cannot be asked.
+        ValueError: one is longer than `REPLY_BYTES`.
+    """
+    reader, writer = await asyncio.open_unix_connection(path, limit=REPLY_BYTES)
     try:
         writer.write(request)
-        data = bytearray()
-        most = REPLY_BYTES
-        while len(data) <= most and (chunk := await reader.read(1 << 16)):
-            data += chunk
-            if most == REPLY_BYTES and data.startswith(_PAGE):
-                most = PAGES_BYTES
-        return bytes(data)
+        while line := await reader.readline():
+            yield line
     finally:
         writer.transport.abort()

@@ -39,7 +39,8 @@ from goreprox.roles.reload import Reload
 from goreprox.roles.sites import auth_of, requests_of, sites_of
 from goreprox.roles.upgrade import Before, Upgrade
 from goreprox.roles.whereabouts import opening_of, publication_of
-from goreprox.status.snapshot import EndedStreams, Metrics, Source
+from goreprox.status.snapshot import Metrics, Source
+from goreprox.status.stream_log import StreamLog
 from goreprox.tunnel.attributes import ports
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
@@ -84,7 +85,7 @@ class Edge:
         self._paces = Paces(clock, clients.limits.bytes_per_s)
         self.bridges.pace_of = self._paces.of
         self.http_clients = ClientConnections(self.bridges, self, self._budget)
-        self.ended = EndedStreams(self.driver)
+        self.stream_log = StreamLog(self.driver)
         self._access = Access(
             clients.allow,
             clients.deny,
@@ -194,6 +195,7 @@ class Edge:
 
     def connect(self, owner: StreamOwner) -> None:
         """Open its stream at a provider, now or when there is one."""
+        self.stream_log.opened(owner.stream)
         self.assignment.connect(owner)
 
     def reachable(self, stream: Stream) -> bool:
@@ -248,7 +250,7 @@ class Edge:
 
     def _stream_ended(self, owner: StreamOwner) -> None:
         self.assignment.ended(owner)
-        self.ended.add(owner.stream)
+        self.stream_log.ended(owner.stream)
 
     def drain(self) -> None:
         """Stop accepting; those that are connected go on. Idempotent."""

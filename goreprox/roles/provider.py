@@ -34,7 +34,8 @@ from goreprox.roles.reachable import Reachable
 from goreprox.roles.reload import Reload
 from goreprox.roles.target_checks import TargetChecks
 from goreprox.roles.upgrade import Before, Upgrade, sessions_resumed
-from goreprox.status.snapshot import EndedStreams, Metrics, Source
+from goreprox.status.snapshot import Metrics, Source
+from goreprox.status.stream_log import StreamLog
 from goreprox.tunnel import attributes
 from goreprox.tunnel.bridge import Bridge, Bridges
 from goreprox.tunnel.connections import StreamOwner
@@ -63,7 +64,7 @@ class Provider:
         self.driver = Driver(self, role=Role.PROVIDER, budget=budget, grace_s=connections.grace_s)
         self._poller = Poller(self.driver.batch)
         self.bridges = Bridges(self._poller, clock=clock, half_closed_timeout_s=connections.half_closed_timeout_s)
-        self.ended = EndedStreams(self.driver)
+        self.stream_log = StreamLog(self.driver)
         self.dialer = self._dialer(config, None)
         self._targets = self.dialer.targets.by_service
         self.publishing = Publishing(self.driver, config.published)
@@ -140,6 +141,7 @@ class Provider:
         elif self._loops.hops(stream) >= HOPS:
             self._refuse_loop(stream)
         else:
+            self.stream_log.opened(stream)
             self.dialer.dial(stream)
 
     def _refuse_ungranted(self, peer: Peer, stream: Stream) -> None:
@@ -161,14 +163,15 @@ class Provider:
             f"{reason}: it is a port of the server or of an edge; give the port of the application",
             service=stream.service,
         )
+        self.stream_log.opened(stream)
         stream.refuse(Code.TARGET, reason)
-        self.ended.add(stream)
+        self.stream_log.ended(stream)
 
     def _dial_failed(self, stream: Stream) -> None:
         """Count a stream that has ended before its target accepted."""
         if stream.end_code is EndCode.REFUSED:
             self.driver.budget.totals.dial_failures[stream.service] += 1
-        self.ended.add(stream)
+        self.stream_log.ended(stream)
 
     def _connected(self, stream: Stream, sock: Socket) -> None:
         """Join a target's socket to its stream, of which bytes may have arrived already."""
@@ -179,7 +182,7 @@ class Provider:
     def _ended(self, bridge: Bridge) -> None:
         stream = bridge.stream
         self._loops.discard(stream)
-        self.ended.add(stream)
+        self.stream_log.ended(stream)
 
     def stream_accepted(self, peer: Peer, stream: Stream) -> None:
         """Never called: only the edge's streams are accepted."""

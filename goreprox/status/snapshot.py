@@ -6,22 +6,18 @@ and only the latest streams are listed.
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, TypedDict
-
-from loguru import logger
 
 from brokers import Link, PeerName, Router
 from goreprox import __version__, build
 from goreprox.control.message import Request
 from goreprox.control.socket import Commands
-from goreprox.process.clock import clock
+from goreprox.process.clock import clock, iso
+from goreprox.process.feed import Feed
 from goreprox.process.instance import Instance
-from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import Totals
 from goreprox.status.document import (
     FORMAT,
@@ -31,7 +27,6 @@ from goreprox.status.document import (
     ConnectionStatus,
     CountersStatus,
     Document,
-    EndedStreamStatus,
     HttpStatus,
     LinkStatus,
     MemberStatus,
@@ -40,70 +35,18 @@ from goreprox.status.document import (
     PublishedStatus,
     StreamsStatus,
 )
+from goreprox.status.events import EventList
+from goreprox.status.ids import Ids
+from goreprox.status.stream_log import StreamLog
 from goreprox.status.streams import Owner as StreamsOwner
 from goreprox.status.streams import StreamList
 from goreprox.tunnel.attributes import machine_of, process_of
 from goreprox.tunnel.bridge import Bridges
 from goreprox.tunnel.connections import StreamOwner
-from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
 
 LISTED: Final = 20
 """Open connections in the document; each takes at most 512 bytes."""
-LAST_ENDED: Final = 20
-"""Ended streams in the document; each takes at most 1 KiB: two names of 64 characters, an address, a reason of 256."""
-
-
-class EndedStreams:
-    """Counts the streams that have ended, and keeps the last of them; each is a line of the log."""
-
-    def __init__(self, driver: Driver) -> None:
-        """Take the names of peers, and the counters, from `driver`."""
-        self._by_code = driver.budget.totals.ends
-        self._last: deque[tuple[float, Stream, str | None, str]] = deque(maxlen=LAST_ENDED)
-        self._driver = driver
-
-    @property
-    def count(self) -> int:
-        """How many there were."""
-        return self._by_code.total()
-
-    def add(self, stream: Stream) -> None:
-        """Add a stream that has ended, and log it; once for each."""
-        peer = self._driver.peer_of(stream)
-        name = peer.info.name.name if peer is not None else None
-        reason = stream.end_reason or "done"
-        self._by_code[stream.end_code.value] += 1
-        self._last.append((time.time(), stream, name, reason))
-        logger.debug(
-            "stream {} of {} for {} ended: {}",
-            *(stream.id, stream.client, stream.service, reason),
-            event="stream_ended",
-            service=stream.service,
-            peer=name,
-            sent_bytes=stream.sent_bytes,
-            received_bytes=stream.received_bytes,
-            reason=reason,
-            code=stream.end_code.value,
-            outages=stream.outages,
-        )
-
-    @property
-    def last(self) -> list[EndedStreamStatus]:
-        """The last ones, the oldest first."""
-        return [
-            {
-                "ended_at": _iso(at),
-                "client": stream.client,
-                "service": stream.service,
-                "peer": peer,
-                "sent_bytes": stream.sent_bytes,
-                "received_bytes": stream.received_bytes,
-                "reason": reason,
-                "code": stream.end_code.value,
-            }
-            for at, stream, peer, reason in self._last
-        ]
 
 
 class Metrics(NamedTuple):
@@ -126,7 +69,7 @@ class Owner(StreamsOwner, Protocol):
     """An edge or a provider."""
 
     bridges: Bridges
-    ended: EndedStreams
+    stream_log: StreamLog
 
     def metrics(self) -> Metrics:
         """Return the present values."""
@@ -149,7 +92,12 @@ class Source:
     @property
     def commands(self) -> Commands:
         """What the control socket serves."""
-        return {"status": self._status, **StreamList(self.instance, self.owner).commands}
+        ids = Ids(self.instance)
+        return {
+            "status": self._status,
+            **StreamList(ids, self.instance, self.owner).commands,
+            **EventList(ids, Feed() if self.owner is None else self.owner.driver.feed).commands,
+        }
 
     async def _status(self, _: Request) -> Document:
         return self.document()
@@ -167,7 +115,7 @@ class Source:
             "name": self.instance.name,
             "incarnation": _short(self.instance.incarnation),
             "pid": os.getpid(),
-            "started_at": _iso(self.started_at),
+            "started_at": iso(self.started_at),
             "up_s": round(clock() - self.started, 3),
             "draining": driver is not None and driver.draining,
             "ports": {who: [ports] if isinstance(ports, int) else list(ports) for who, ports in self.ports().items()},
@@ -178,7 +126,7 @@ class Source:
             "peers": [_peer(peer) for peer in driver.peers.values() if not peer.gone] if driver is not None else [],
             "links": [_link(link) for link in self.links],
             "broker": _broker(self.router) if self.router is not None else None,
-            "ends": owner.ended.last if owner is not None else [],
+            "ends": owner.stream_log.last if owner is not None else [],
             "connections": _connections(owner) if owner is not None else [],
             "http": metrics.http,
             "certificates": list(metrics.certificates),
@@ -193,7 +141,7 @@ def _streams(owner: Owner, metrics: Metrics) -> StreamsStatus:
     return {
         "open": current,
         "limit": metrics.limit,
-        "total": owner.ended.count + current,
+        "total": owner.stream_log.count + current,
         "waiting_clients": metrics.waiting_clients,
         "refused_clients": totals.refused_clients.total(),
         "dialing": metrics.dialing,
@@ -317,7 +265,3 @@ def _name(name: PeerName) -> _Name:
 
 def _short(incarnation: bytes) -> str:
     return incarnation.hex()[:8]
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

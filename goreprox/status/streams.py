@@ -6,7 +6,6 @@ nothing is delayed by more than that.
 
 import asyncio
 import itertools
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NotRequired, Protocol, Self, TypedDict
@@ -23,14 +22,12 @@ from goreprox.process.instance import Instance
 from goreprox.process.log import counted
 from goreprox.protocol.state import State
 from goreprox.protocol.totals import EndCode
+from goreprox.status.ids import Ids
 from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import Driver
 
 PAGE: Final = 100
 """Streams in a page, of at most 2.5 KiB each."""
-MARK_DIGITS: Final = 6
-"""Of the incarnation, in ids: two of a hundred processes of a machine share them once in 3,000 machines."""
-_ID: Final = re.compile(r"([0-9a-f]{6})-([0-9]{1,19})")
 REASON: Final = "ended by `goreprox end`"
 
 
@@ -81,8 +78,8 @@ class Selection:
     provider: str | None = None
 
     @classmethod
-    def parse(cls, options: Mapping[str, object], mark: str) -> Self:
-        """Read the options of a request; ids of other processes than the one with this mark select nothing.
+    def parse(cls, options: Mapping[str, object], known: Ids) -> Self:
+        """Read the options of a request; ids that are not `known` select nothing.
 
         Raises:
             ControlError: they are malformed.
@@ -92,8 +89,8 @@ class Selection:
             case None:
                 pass
             case [*ids]:
-                found = [_ID.fullmatch(each) for each in ids if isinstance(each, str)]
-                numbers = frozenset(int(each[2]) for each in found if each is not None and each[1] == mark)
+                found = map(known.number_of, ids)
+                numbers = frozenset(number for number in found if number is not None)
             case _:
                 raise ControlError("expected a list of ids")
         if (network := _text(options, "client")) is not None:
@@ -135,10 +132,10 @@ def _is_in(client: str, network: Network) -> bool:
 class StreamList:
     """Serves `streams` and `end` on the control socket of a process."""
 
-    def __init__(self, instance: Instance, owner: Owner | None) -> None:
+    def __init__(self, ids: Ids, instance: Instance, owner: Owner | None) -> None:
         """Serve the streams of `owner`; None: there are none in this process."""
         self._owner = owner
-        self._mark = instance.incarnation.hex()[:MARK_DIGITS]
+        self._ids = ids
         self._own_provider = instance.name if instance.role == "provider" else None
 
     @property
@@ -157,7 +154,7 @@ class StreamList:
         return None if peer is None else peer.info.name.name
 
     async def _list(self, request: Request) -> Pages:
-        for page in self._selected(Selection.parse(request.options, self._mark)):
+        for page in self._selected(Selection.parse(request.options, self._ids)):
             if page:
                 yield StreamsPage(at_s=clock(), streams=[self._status(owner, peer) for owner, peer in page])
             await asyncio.sleep(0)
@@ -166,7 +163,7 @@ class StreamList:
         stream = owner.stream
         assert self._owner is not None
         return {
-            "id": f"{self._mark}-{stream.number}",
+            "id": self._ids.id_of(stream.number),
             "client": stream.client,
             "service": stream.service,
             "peer": peer,
@@ -179,7 +176,7 @@ class StreamList:
         }
 
     async def _end(self, request: Request) -> dict[str, object]:
-        selection = Selection.parse(request.options, self._mark)
+        selection = Selection.parse(request.options, self._ids)
         if selection.is_everything:
             raise ControlError("expected ids, a client, a service or a provider; to end all, stop the process")
         ended: list[str] = []
@@ -189,7 +186,7 @@ class StreamList:
                 owner.abort(REASON, EndCode.ON_REQUEST)
                 count += 1
                 if selection.numbers is not None:
-                    ended.append(f"{self._mark}-{owner.stream.number}")
+                    ended.append(self._ids.id_of(owner.stream.number))
             await asyncio.sleep(0)
         if count:
             logger.bind(event="ended_on_request", streams=count).info("ended {} on request", counted(count, "stream"))

@@ -12,6 +12,7 @@ from typing import Protocol
 from brokers import REVOKED, BadName, Buffer, Carrier, LimitedLog, PeerInfo, PeerName, Role
 from goreprox.config.published import GRANTED, MAX_NAMES
 from goreprox.process.clock import clock
+from goreprox.process.feed import Feed
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import ExportError
 from goreprox.protocol.events import Code
@@ -25,7 +26,7 @@ from goreprox.protocol.state import State
 from goreprox.protocol.stream import Host, Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.tunnel.peer import Peer, common_version
-from goreprox.tunnel.peer_log import log_incompatible, log_lost, log_notice, log_restarted, log_revoked
+from goreprox.tunnel.peer_log import PeerLog, log_incompatible
 
 MAX_TIMER_S = 5.0
 """Timers of the loop stand still during suspend: look at the clock at least this often."""
@@ -84,6 +85,9 @@ class Driver:
         """Peers without a path and without streams, the one that left first in front."""
         self._batching = False
         self._log = LimitedLog()
+        self.feed = Feed()
+        """What happens to links, peers and streams."""
+        self._peer_log = PeerLog(self.feed)
         self._by_host: dict[Host, Peer] = {}
 
     def set_grace(self, grace_s: float) -> None:
@@ -97,10 +101,13 @@ class Driver:
     def carrier_up(self, carrier: Carrier) -> None:
         """Add a carrier; its peers follow by `peer_up`."""
         self.carriers.add(carrier)
+        self._peer_log.link_up(carrier)
 
     def carrier_down(self, carrier: Carrier, reason: str) -> None:
         """Remove a carrier, and with it a path to each peer that it reached."""
-        self.carriers.discard(carrier)
+        if carrier in self.carriers:
+            self.carriers.remove(carrier)
+            self._peer_log.link_lost(carrier, reason)
         for peer_id in [peer_id for peer_id, peer in self.peers.items() if carrier in peer.epochs]:
             self.peer_down(carrier, peer_id, reason)
 
@@ -140,7 +147,7 @@ class Driver:
         predecessor = info.attributes.get("predecessor")
         peer = self.peers.get(info.name.role.value + predecessor) if isinstance(predecessor, bytes) else None
         if peer is not None and peer.info.name.name == info.name.name:
-            log_restarted(peer)
+            self._peer_log.restarted(peer)
             self._drop(peer, "the process that owned the connection died", EndCode.PEER_DIED)
 
     def _drop(self, peer: Peer, reason: str, code: EndCode) -> None:
@@ -183,7 +190,7 @@ class Driver:
         if peer is None or carrier not in peer.epochs:
             return
         if reason == REVOKED and len(peer.epochs) == 1:
-            log_revoked(peer)
+            self._peer_log.revoked(peer)
             peer.revoked = True
             self._drop(peer, "the key was revoked", EndCode.REVOKED)
             return
@@ -196,7 +203,7 @@ class Driver:
                 self._forget(peer)
             return
         if flowed and not peer.session.established:
-            log_lost(peer, reason)
+            self._peer_log.lost(peer, reason)
         self._wake(peer)
         if not peer.epochs and not peer.session.streams:
             self._absent[peer_id] = peer
@@ -327,7 +334,7 @@ class Driver:
                 peer.served[notice.served.service] = notice.served
         elif notice.kind is Kind.GOODBYE:
             peer.gone = not notice.reason.startswith(PROTOCOL_ERROR)
-        log_notice(peer, notice)
+        self._peer_log.notice(peer, notice)
         self._application.peer_changed(peer)
 
     # Upgrade.
@@ -348,6 +355,7 @@ class Driver:
             "max_streams": self.budget.max_streams,
             "totals": self.budget.totals.export(),
             "draining": self.draining,
+            "events": self.feed.count,
             "peers": len(peers),
         }
         for peer in peers:
@@ -373,6 +381,7 @@ class Driver:
         head = Fields(next(items, None))
         self.budget.take_over(told_bytes=head.count("told_bytes"), max_streams=head.count("max_streams"))
         self.draining = head.by_text().get("draining") is True
+        self.feed.count = head.count_or_none("events") or 0
         if (totals := head.fields_or_none("totals")) is not None:
             self.budget.totals.take_over(totals)
         for _ in range(head.count("peers")):

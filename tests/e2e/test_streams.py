@@ -220,7 +220,7 @@ async def test_wrong_arguments_are_one_line(tmp: Path, args: tuple[str, ...], co
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-@pytest.mark.parametrize("what", ["streams", "end"])
+@pytest.mark.parametrize("what", ["streams", "end", "events"])
 async def test_another_local_user_is_refused(tmp: Path, what: str) -> None:
     async with nothing_yet(tmp) as made:
         await made.serve()

@@ -60,6 +60,7 @@ def seen(edge: Edge) -> dict[str, object]:
         "totals": edge.driver.budget.totals.export(),
         "requests": edge.http_clients.counters.export(),
         "refused_by": [edge.assignment.refusals.get(bridge.stream) for bridge in bridges],
+        "events": edge.driver.feed.count,
         "counted": dict(edge._access._connections),
     }
 
@@ -113,6 +114,7 @@ async def begin(
     edge.http_clients.counters.add("web", 200, 0.1)
     for owner in edge.bridges.connections:
         edge.assignment.refusals[owner.stream] = Refusals({b"somebody"}, draining=True)
+    edge.driver.feed.add("test", "so that there is one", {})
     before = seen(edge)
     await state.end_what_stays()
     return before, list(state.export(payload=payload))

@@ -16,7 +16,7 @@ from typing import Final
 from goreprox.__main__ import main
 
 FORKS: Final = multiprocessing.get_context("forkserver")
-COMMANDS: Final = ("keys", "reload", "status", "upgrade")
+COMMANDS: Final = ("events", "keys", "reload", "status", "upgrade")
 FORKS.set_forkserver_preload(
     ["goreprox.cli.main", "goreprox.roles.server", "goreprox.roles.workers"]
     + [f"goreprox.cli.{command}" for command in COMMANDS]

@@ -544,6 +544,7 @@ async def test_sessions_go_on_in_another_driver() -> None:
     after = Wire(Role.PROVIDER)
     after.name = provider.name
     after.driver.restore(iter(items))
+    assert after.driver.feed.count == provider.driver.feed.count > 0
     restored = after.driver.peers[edge.name.id]
     assert restored.info == before.info and restored.timer is None
     (restored_stream,) = restored.session.streams.values()

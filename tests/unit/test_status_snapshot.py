@@ -18,7 +18,8 @@ from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.roles.provider import Provider
 from goreprox.roles.sites import requests_of
-from goreprox.status.snapshot import LAST_ENDED, LISTED, EndedStreams, Source
+from goreprox.status.snapshot import LISTED, Source
+from goreprox.status.stream_log import LAST_ENDED, StreamLog
 from goreprox.tunnel.driver import Driver
 from goreprox.tunnel.peer import Peer
 from tests.support.sockets import HOST
@@ -99,12 +100,12 @@ async def test_ended_streams_are_counted_and_only_the_last_ones_kept() -> None:
     driver.peer_up(Way("way"), PEER)
     (peer,) = driver.peers.values()
     budget = Budget(total_bytes=64 * MIB, max_streams=100)
-    streams = EndedStreams(driver)
+    streams = StreamLog(driver)
     for index in range(LAST_ENDED + 5):
         ended = stream(peer, budget)
         ended.abort(f"reason {index}")
-        streams.add(ended)
-    streams.add(Stream(opener=True, service="web", client="c", budget=budget))
+        streams.ended(ended)
+    streams.ended(Stream(opener=True, service="web", client="c", budget=budget))
     assert streams.count == LAST_ENDED + 6
     assert driver.budget.totals.ends == {"aborted": LAST_ENDED + 5, "done": 1}
     assert len(streams.last) == LAST_ENDED
@@ -120,10 +121,11 @@ async def test_an_ended_stream_is_logged_with_its_service_its_peer_and_its_bytes
     (peer,) = driver.peers.values()
     logged: list[dict[str, object]] = []
     sink = logger.add(lambda line: logged.append(line.record["extra"]), level="DEBUG", format="{message}")
-    EndedStreams(driver).add(stream(peer, Budget(total_bytes=64 * MIB, max_streams=1)))
+    of = stream(peer, Budget(total_bytes=64 * MIB, max_streams=1))
+    StreamLog(driver).ended(of)
     logger.remove(sink)
     ended: dict[str, object] = {"service": "web", "peer": "far", "sent_bytes": 4, "received_bytes": 0, "reason": "done"}
-    ended |= {"code": "done", "outages": 0}
+    ended |= {"code": "done", "outages": 0, "client": "c", "number": of.number}
     assert [each for each in logged if each.get("event") == "stream_ended"] == [{"event": "stream_ended"} | ended]
 
 
@@ -174,7 +176,7 @@ async def test_the_documentation_has_every_field() -> None:
     owner = provider()
     owner.driver.peer_up(Way("way"), PEER)
     ended = Stream(opener=True, service="web", client="c", budget=Budget(total_bytes=MIB, max_streams=1))
-    owner.ended.add(ended)
+    owner.stream_log.ended(ended)
     owner.bridges.connections.add(Waiter(ended))
     router = Router()
     local = router.attach(PeerName(Role.EDGE, "far", bytes(16)), {}, owner.driver)

@@ -11,7 +11,9 @@ FOR_PEOPLE = {
     "goreprox/http/auth.py": "until when a token is valid, which people say in days",
     "goreprox/process/log.py": "when lines were lost",
     "goreprox/keys/state.py": "when a key was made",
-    "goreprox/status/snapshot.py": "since when a process runs, and when a stream ended",
+    "goreprox/process/feed.py": "when an event happened",
+    "goreprox/status/snapshot.py": "since when a process runs",
+    "goreprox/status/stream_log.py": "when a stream ended",
     "goreprox/cli/tokens.py": "which tokens have expired",
 }
 """What it is for, there."""

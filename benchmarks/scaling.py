@@ -4,9 +4,11 @@ python -m benchmarks.scaling [ROW ...] [--rounds N]
 
 CPU time is that of the server alone, without what it takes in the same time when no client comes. Each client comes
 alone: in a busy session it would share messages with the next one, and with many providers there are many sessions.
+Beside a listing, it is the client that is timed.
 """
 
 import contextlib
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +26,7 @@ from benchmarks import load
 from benchmarks.local import HOST, START_S, BenchmarkError, free_port, raise_descriptor_limit, wait_for_listener
 from benchmarks.processes import Processes, folder_of
 from benchmarks.targets import Targets
-from goreprox.status.query import ask_all
+from goreprox.control.client import ask_all
 
 CLIENTS: Final = 400
 APART_S: Final = 0.05
@@ -34,8 +37,13 @@ IN_ONE: Final = 250
 """Providers in one process: each has threads of its own."""
 STREAMS: Final = (0, 10_000)
 PROVIDERS: Final = (1, 100, 1000)
+PING_S: Final = 10.0
+"""For how long one request after the other is timed."""
+LIST_S: Final = 60.0
+"""Deadline for a listing."""
 MOST_GROWTH: Final = 1.3
-"""From the first to the last column of a row."""
+MOST_DELAY: Final = 3.0
+"""Of the slowest of a hundred requests, which may wait for a page of 100 streams."""
 
 
 @dataclass
@@ -127,30 +135,79 @@ def status_by_streams() -> dict[str, float]:
             socks = load.idle(run.port, count)
             before = run.server.cpu_s()
             for _ in range(100):
-                ask_all([run.folder], role="server")
+                ask_all([run.folder], "status", roles=("server",))
             figures[f"{count:,}"] = (run.server.cpu_s() - before) / 100 * 1e6
             for sock in socks:
                 load.hang_up(sock)
     return figures
 
 
-ROWS: Final[dict[str, Callable[[], dict[str, float]]]] = {
-    "providers": by_providers,
-    "streams": by_streams,
-    "status": status_by_streams,
+def beside_listing() -> dict[str, float]:
+    """Time of a request, us, p99, alone and while the open idle streams are listed again and again."""
+    with running(10) as run:
+        most = STREAMS[-1]
+        socks = load.idle(run.port, most)
+        alone = load.pings(run.port, count=1 << 20, seconds=PING_S)
+        with _listing(run.folder) as listings:
+            beside = load.pings(run.port, count=1 << 20, seconds=PING_S)
+            told = listings.recv()
+        if told <= most:
+            raise BenchmarkError(f"a listing had {told} streams, expected {most} and ours")
+        for sock in socks:
+            load.hang_up(sock)
+    return {"alone": load.percentile(alone, 99) * 1000, "beside": load.percentile(beside, 99) * 1000}
+
+
+@contextlib.contextmanager
+def _listing(folder: Path) -> Iterator[Connection]:
+    """List the streams of the server in a process of its own; receive how many there were each time."""
+    spawning = multiprocessing.get_context("spawn")
+    listings, sender = spawning.Pipe(duplex=False)
+    process = spawning.Process(target=_list, args=(folder, sender), daemon=True)
+    process.start()
+    listings.recv()
+    try:
+        yield listings
+    finally:
+        process.kill()
+        process.join()
+
+
+def _list(folder: Path, sender: Connection) -> None:
+    while True:
+        (reply,) = ask_all([folder], "streams", roles=("server",), deadline_s=LIST_S)
+        sender.send(sum(len(page["streams"]) for page in reply.pages if isinstance(page, dict)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is measured, by column."""
+
+    measure: Callable[[], dict[str, float]]
+    most_growth: float = MOST_GROWTH
+    """From the first to the last column."""
+
+
+ROWS: Final[dict[str, Row]] = {
+    "providers": Row(by_providers),
+    "streams": Row(by_streams),
+    "status": Row(status_by_streams),
+    "listing": Row(beside_listing, MOST_DELAY),
 }
 
 
 def main(*rows: str, rounds: int = 3) -> None:
     """Measure rows, all by default."""
     for name in rows or ROWS:
-        found = [ROWS[name]() for _ in range(rounds)]
+        row = ROWS[name]
+        found = [row.measure() for _ in range(rounds)]
         medians = {key: statistics.median(each[key] for each in found) for key in found[0]}
         first, *_, last = found[0]
         growth = statistics.median(each[last] / each[first] for each in found)
-        print(f"{name}: {ROWS[name].__doc__}")
+        print(f"{name}: {row.measure.__doc__}")
         print("  ", *(f"{key}: {value:.0f} " for key, value in medians.items()), end="")
-        print(f" x {growth:.2f} ({'holds' if growth <= MOST_GROWTH else 'misses'}: at most {MOST_GROWTH})", flush=True)
+        verdict = "holds" if growth <= row.most_growth else "misses"
+        print(f" x {growth:.2f} ({verdict}: at most {row.most_growth})", flush=True)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,8 @@ async def test_an_outage_longer_than_the_grace_resets_both_sides(tmp_path: Path)
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(reader.read(), 1 + RESET_WITHIN_S)
         assert await asyncio.wait_for(target_saw, 1 + RESET_WITHIN_S) == "reset"
+        for process in (made.server, made.provider):
+            await process.logged("stream_ended", code="peer_lost")
         writer.close()
 
 

@@ -232,6 +232,7 @@ async def test_revoking_ends_a_live_provider_and_its_streams_within_two_seconds(
         assert await is_reset(reader)
         await ended.wait()
         await eventually(lambda: it.server.events("peer_revoked", peer="default"), "the server says so")
+        await it.server.logged("stream_ended", code="revoked")
         await it.provider.logged("link_down", cause="unknown key")
 
 

@@ -351,6 +351,7 @@ async def test_a_killed_process_resets_its_sockets_and_its_successor_resets_the_
             await killed.wait()
             await made.serve(providers=made.relay.target)
             assert await asyncio.wait_for(target_saw, DEADLINE_S) == "reset"
+        await (made.provider if which == "server" else made.server).logged("stream_ended", code="peer_died")
         writer.close()
 
 

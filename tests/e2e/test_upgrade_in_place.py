@@ -5,9 +5,11 @@ import shutil
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from goreprox.control import client as control
 from tests.e2e.roles import echoed, whole
 from tests.e2e.upgrading import NO_EXECVE, run, upgrade, upgraded
 from tests.support.processes import nothing_yet
@@ -38,14 +40,35 @@ async def test_code_that_does_not_start_changes_nothing(tmp: Path) -> None:
         client[1].close()
 
 
-async def test_a_signal_upgrades_too_and_the_end_of_a_provider_is_clean(tmp: Path) -> None:
+async def counted(tmp: Path) -> dict[str, Any]:
+    (reply,) = await control.ask([tmp / "run"], "status", roles=("provider",), deadline_s=DEADLINE_S)
+    assert isinstance(reply.result, dict), reply.problem
+    found: dict[str, Any] = reply.result["counters"]
+    return found
+
+
+async def test_a_signal_upgrades_too_counters_go_on_and_the_end_of_a_provider_is_clean(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         await run(made, echo)
         client = await made.connect()
+        await echoed(client, b"first")
+        client[1].close()
+        await made.provider.logged("stream_ended")
+        client = await made.connect()
         await echoed(client, b"before")
+        made.relay.cut()
+        await echoed(client, b"again")
+        before = await counted(tmp)
+        assert (before["streams"], before["ends"]) == (2, {"done": 1})
+        assert before["outages"] == before["resumes"] > 0 < before["resume_s"]
         made.provider.signal(signal.SIGUSR2)
         await made.provider.logged("upgraded", connections=1)
         await echoed(client, b"after")
+        after = await counted(tmp)
+        assert (after["streams"], after["ends"]) == (2, {"done": 1})
+        assert after["sent_bytes"] == after["received_bytes"] == before["sent_bytes"] + len(b"after")
+        assert after["outages"] == after["resumes"] > before["outages"]
+        assert after["resume_s"] > before["resume_s"]
         client[1].close()
         made.provider.signal(signal.SIGTERM)
         assert await made.provider.wait() == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from brokers import REVOKED
 from goreprox.config.addresses import Address, Listener
 from goreprox.config.networks import Rule
 from goreprox.roles.edge import Edge
@@ -66,6 +67,49 @@ async def test_what_is_left_at_a_shutdown_is_counted_at_both_ends(tunnel: Tunnel
     await eventually(lambda: ends(tunnel.edge).total())
     (code,) = ends(tunnel.edge)
     assert code in ("aborted", "peer_left")  # its abort may arrive before its goodbye, or with it
+
+
+async def test_streams_of_a_process_that_died_are_counted_once_its_successor_has_proven_it(tunnel: Tunnel) -> None:
+    await tunnel.provide()
+    client, _ = await tunnel.pair()
+    (peer,) = tunnel.edge.driver.peers.values()
+    await tunnel.provide(more={"predecessor": peer.info.name.incarnation})
+    await client.receive_to_reset()
+    assert ends(tunnel.edge) == {"peer_died": 1}
+
+
+async def test_streams_of_a_peer_whose_key_was_revoked_are_counted(tunnel: Tunnel) -> None:
+    await tunnel.provide()
+    client, _ = await tunnel.pair()
+    (peer,) = tunnel.edge.driver.peers.values()
+    (carrier,) = peer.epochs
+    tunnel.edge.driver.peer_down(carrier, peer.id, REVOKED)
+    await client.receive_to_reset()
+    assert ends(tunnel.edge) == {"revoked": 1}
+
+
+async def test_streams_of_a_peer_that_breaks_the_protocol_are_counted_at_both_ends(tunnel: Tunnel) -> None:
+    provider = await tunnel.provide()
+    client, target = await tunnel.pair()
+    (peer,) = tunnel.edge.driver.peers.values()
+    (carrier,) = peer.epochs
+    tunnel.edge.driver.message(carrier, peer.id, [b"this is no message"])
+    await client.receive_to_reset()
+    await target.receive_to_reset()
+    assert ends(tunnel.edge) == {"failed": 1}
+    await eventually(lambda: ends(provider) == {"aborted": 1})
+
+
+async def test_a_request_that_its_client_breaks_off_is_counted() -> None:
+    async with Tunnel(listeners=(Listener.parse(f"http://{HOST}:0"),)) as tunnel:
+        await tunnel.provide()
+        client = await tunnel.client()
+        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nsome")
+        target = await tunnel.targets.accept()
+        assert await target.receive(4) == b"POST"
+        client.reset()
+        await target.receive_to_reset()
+        await eventually(lambda: ends(tunnel.edge) == {"incomplete": 1})
 
 
 async def test_a_half_closed_connection_that_is_silent_is_counted() -> None:

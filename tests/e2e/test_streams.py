@@ -14,8 +14,10 @@ import pytest
 
 from goreprox.control import client
 from goreprox.errors import ControlError
+from tests.support.forks import run_command
 from tests.support.processes import Tunnel, nothing_yet, tunnel
 from tests.support.sockets import HOST
+from tests.support.tls import Authority
 from tests.support.traffic import echo
 from tests.support.waiting import DEADLINE_S, eventually
 
@@ -155,20 +157,29 @@ async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
     await reader.read()
 
 
-async def test_what_an_http_request_is_for_is_listed(tmp: Path) -> None:
+async def test_what_an_http_request_is_for_and_who_asks_is_listed(tmp: Path) -> None:
+    authority = Authority(tmp)
+    code, token, err = await run_command(tmp, "token", "new", "alice", "--auth-tokens", str(tmp / "tokens.toml"))
+    assert code == 0, err
     async with nothing_yet(tmp) as made:
-        made.scheme = "http"
+        made.scheme = "https"
         await made.target(silent)
-        await made.serve()
+        await made.serve(
+            *authority.options,
+            *("--tls-client-ca", str(authority.ca_file), "--auth-tokens", str(tmp / "tokens.toml")),
+        )
         await made.provide()
-        reader, writer = await made.connect()
-        writer.write(b"GET / HTTP/1.1\r\nHost: app.example.org\r\n\r\n")
+        context = authority.trusting(name="laptop")
+        reader, writer = await asyncio.open_connection(HOST, made.port, ssl=context, server_hostname=HOST)
+        lines = ("GET / HTTP/1.1", "Host: app.example.org", f"X-Goreprox-Auth: {token.strip()}", "", "")
+        writer.write("\r\n".join(lines).encode())
         rows: list[dict[str, Any]] = []
         while not rows or rows[0]["state"] != "open":
             rows = (await listed(tmp, "--role", "server"))["server"]
-        assert rows[0]["host"] == "app.example.org"
+        assert {"host": "app.example.org", "token": "alice", "certificate": "laptop"}.items() <= rows[0].items()
         assert (await command(tmp, "end", rows[0]["id"]))[0] == 0
         assert (await reader.readline()).startswith(b"HTTP/1.1 502 ")
+        writer.close()
 
 
 async def test_following_lists_again_until_it_is_interrupted(tmp: Path) -> None:

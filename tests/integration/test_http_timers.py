@@ -45,7 +45,7 @@ class Web(Tunnel):
         """With an authority the port is one for TLS."""
         scheme, tls = "http", {}
         if authority is not None:
-            scheme, tls = "https", {"cert": authority.cert, "key": authority.key}
+            scheme, tls = "https", {"certs": (authority.cert,), "keys": (authority.key,)}
         super().__init__(listeners=(Listener.parse(f"{scheme}://{HOST}:0"),), routes=(Route("here", "default"),), **tls)
         self.clock = self.edge.bridges.clock = Clock()
 

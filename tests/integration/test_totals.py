@@ -124,7 +124,7 @@ async def test_a_half_closed_connection_that_is_silent_is_counted() -> None:
 async def test_refused_clients_are_counted_by_cause(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     listeners = (Listener(Address(HOST, 0)), Listener.parse(f"tls://{HOST}:0"))
-    files = {"cert": authority.cert, "key": authority.key}
+    files = {"certs": (authority.cert,), "keys": (authority.key,)}
     async with Tunnel(listeners=listeners, **files, max_connections_per_address=1) as tunnel:
         refused = tunnel.edge.driver.budget.totals.refused_clients
         plain, secure = tunnel.edge.listeners.ports

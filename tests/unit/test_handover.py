@@ -3,6 +3,7 @@
 import fcntl
 import gc
 import os
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -90,6 +91,22 @@ def test_garbage_is_not_collected_until_the_state_is_restored(state: int, monkey
 async def test_a_preflight_returns_the_version(state: int) -> None:
     code = "from goreprox.process.handover import inherited; print(len(list(inherited().items())))"
     assert await preflight(state, ["python", "-c", code]) == str(len(ITEMS))
+
+
+async def test_a_preflight_has_the_state_and_no_other_descriptor(state: int) -> None:
+    code = """if True:
+        import os
+        def is_open(descriptor):
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                return False
+            return True
+        print(*filter(is_open, range(3, 256)))
+    """
+    with socket.socket() as sock:
+        sock.set_inheritable(True)
+        assert await preflight(state, ["python", "-c", code]) == str(state)
 
 
 @pytest.mark.parametrize(

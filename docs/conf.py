@@ -22,6 +22,7 @@ CONTENTS = """
 
 docs/first-connection
 docs/recipes
+docs/publish
 docs/troubleshooting
 docs/configuration
 docs/http

@@ -38,8 +38,8 @@ class JoinOptions:
     """Options of roles that join a server or broker: edge and provider."""
 
     join: Annotated[str | None, Parameter(group=KEYS, metavar="STRING")] = None
-    """Join with this string, which the server or `goreprox keys add` printed. Other users of this machine can see it in
-    the list of processes: prefer --join-file."""
+    """Join with this string, which the server or `goreprox keys add` printed. Shells remember it: prefer
+    --join-file."""
     join_file: Annotated[File, Parameter(group=KEYS)] = None
     """Read the join string from this file."""
 

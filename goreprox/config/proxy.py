@@ -116,8 +116,7 @@ class ProxyConfig:
         Parameter(name="--proxy", group=ADDRESSES),
     ] = ()
     """Connect through this proxy: socks5://, socks5h:// or http://[USER:PASSWORD@]HOST:PORT; to all brokers or servers,
-    or to BROKER, one of them. Prefer the variable for a password: others see flags in the list of processes. May be
-    repeated."""
+    or to BROKER, one of them. May be repeated."""
 
     def of(self, broker: Address) -> ProxyUrl | None:
         """Return the proxy for a broker: its own, else the one for all; None if there is none."""

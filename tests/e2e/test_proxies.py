@@ -151,9 +151,11 @@ async def test_a_provider_behind_a_proxy_is_upgraded_with_its_connections(tmp: P
         made.provider = await upgrading.start(
             made,
             *("provider", f"{HOST}:{made.target_port}", "--server", f"{HOST}:{await made.server.port('providers')}"),
-            env={"GOREPROX_PROXY": f"socks5h://user:{SECRET}@{HOST}:{own.port}"},
+            *("--proxy", f"socks5h://user:{SECRET}@{HOST}:{own.port}"),
         )
         await eventually(lambda: made.server.events("peer_up"))
+        listed = Path(f"/proc/{made.provider.process.pid}/cmdline")
+        assert f"socks5h://…@{HOST}:{own.port}" in listed.read_text() and SECRET not in listed.read_text()
         clients = [await made.connect() for _ in range(3)]
         for client in clients:
             await echoed(client, b"before")
@@ -161,6 +163,7 @@ async def test_a_provider_behind_a_proxy_is_upgraded_with_its_connections(tmp: P
             await upgrading.upgraded(tmp, len(clients))
             for client in clients:
                 await echoed(client, b"after")
+            assert SECRET not in listed.read_text()
         await whole(made, made.port)
         assert made.provider.events("upgraded") == 3 and not made.provider.events("restore_failed")
         assert len(own.asked) >= 4

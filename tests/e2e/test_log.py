@@ -93,6 +93,7 @@ async def test_an_unread_log_of_workers_stalls_no_traffic_takes_little_memory_an
         await ends(process)
 
 
+@pytest.mark.long
 async def test_an_unread_log_of_a_server_does_neither_and_says_what_is_missing_once_it_is_read_again(
     tmp_path: Path,
 ) -> None:

@@ -134,6 +134,7 @@ async def test_names_and_their_connections_survive_outage_reload_upgrade_and_a_k
         assert await where(again, "tcp://") == f"{HOST}:{port}"
 
 
+@pytest.mark.long
 async def test_workers_serve_the_same_names_through_an_upgrade(tmp: Path) -> None:
     web, port = free_port(), free_port()
     async with nothing_yet(tmp) as made:

@@ -30,7 +30,7 @@ RESTORING = {
 }
 EXECVE = "real os execve"
 FEW_STEPS = {
-    "provider": (TRIAL["provider"], EXECVE, "real goreprox.roles.upgrade Upgrade.took_over"),
+    "provider": (TRIAL["provider"], "real goreprox.roles.upgrade Upgrade.took_over"),
     "server": (EXECVE,),
 }
 """Tried wherever tests are not to take long."""

@@ -156,6 +156,7 @@ async def test_new_code_of_a_parent_that_does_not_start_leaves_the_old_code_with
     await edge.end()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", [{}, {"worker": 0}], ids=["parent", "worker"])
 async def test_a_signal_to_end_that_comes_in_the_midst_of_an_upgrade_drains_all_workers(
     edge: Edge, at: dict[str, object]

@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from tests.e2e.upgrading import start, upgrade
 from tests.support.forks import run_command
 from tests.support.processes import Process, nothing_yet
 from tests.support.relay import Relay
-from tests.support.sockets import HOST
+from tests.support.sockets import HOST, closed_port
 from tests.support.traffic import echo
 from tests.support.waiting import DEADLINE_S, eventually
 from tests.support.web import fetch, head_of
@@ -33,11 +32,11 @@ def tmp() -> Iterator[Path]:
         yield Path(path)
 
 
-def free_port() -> int:
-    """Return a port that nobody has."""
-    with socket.create_server(("", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port at which only this test may listen."""
+    with closed_port() as held:
+        yield held
 
 
 async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -52,8 +51,7 @@ async def where(provider: Process, name: str) -> str:
     return (await provider.logged("published", name=name)).rpartition(" at ")[2]
 
 
-async def test_the_walk_through_the_document(tmp_path: Path) -> None:
-    port = free_port()
+async def test_the_walk_through_the_document(tmp_path: Path, port: int) -> None:
     grants = re.findall(r"--publish '?([a-z]+://[^\s']+)", WALK.partition("The key allows")[0])
     assert grants == ["http://*.laptop.example.com", "tcp://20000-20009"]
     async with secured(tmp_path, page, "--listen", f"http://{HOST}:0", "--publish-ports", str(port)) as it:
@@ -88,8 +86,9 @@ async def test_what_a_key_does_not_allow_is_refused_with_what_to_do(tmp_path: Pa
         assert (await where(provider, "http://app.example.com")).startswith("http://app.example.com:")
 
 
-async def test_names_and_their_connections_survive_outage_reload_upgrade_and_a_killed_provider(tmp: Path) -> None:
-    port = free_port()
+async def test_names_and_their_connections_survive_outage_reload_upgrade_and_a_killed_provider(
+    tmp: Path, port: int
+) -> None:
 
     async def client() -> Client:
         return await made.connect(port)
@@ -135,9 +134,9 @@ async def test_names_and_their_connections_survive_outage_reload_upgrade_and_a_k
 
 
 @pytest.mark.long
-async def test_workers_serve_the_same_names_through_an_upgrade(tmp: Path) -> None:
-    web, port = free_port(), free_port()
+async def test_workers_serve_the_same_names_through_an_upgrade(tmp: Path, port: int) -> None:
     async with nothing_yet(tmp) as made:
+        web = made._stack.enter_context(closed_port())
         broker = await start_broker(made)
         await made.target(page)
         edges = await addresses([broker], "edges", "--broker")

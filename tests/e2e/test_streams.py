@@ -141,7 +141,7 @@ async def test_clients_that_wait_and_targets_that_are_dialled_are_listed_and_can
             await reader.read()
         await made.target(silent)  # which says nothing of TLS
         where = (f"tls://{HOST}:{made.target_port}", "--target-insecure", "--server", f"{HOST}:{made.relay.port}")
-        await made.start("provider", *where)
+        await made.start("provider", *where, "--dial-timeout", str(DEADLINE_S))
         await eventually(lambda: made.server.events("peer_up"), "connected")
         reader, _ = await made.connect()
         rows = []

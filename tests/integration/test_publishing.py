@@ -29,7 +29,7 @@ from goreprox.roles.provider import Provider
 from goreprox.roles.publication import Publication
 from goreprox.status.document import PublishedStatus
 from tests.support.configs import configured
-from tests.support.sockets import HOST
+from tests.support.sockets import HOST, closed_port
 from tests.support.tunnel import PROTOCOL, TIMINGS
 from tests.support.waiting import DEADLINE_S, eventually
 
@@ -67,6 +67,10 @@ class Cluster:
         self.state.add(role, name, services, publish=parse_grants(publish), share=True)
         self.reread()
         return self.state.key(name).public
+
+    def port(self) -> int:
+        """Return a port at which only this test may listen."""
+        return self.stack.enter_context(closed_port())
 
     def reread(self) -> None:
         """Let the broker notice that keys have changed."""
@@ -177,21 +181,16 @@ def ports(edge: Edge) -> set[int]:
     return {port for listener, port in edge.listeners.found if listener.is_published}
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody has."""
-    with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [sock.getsockname()[1] for sock in socks]
-
-
 def range_of(port: int) -> tuple[Ports, ...]:
     return (Ports(port, port),)
 
 
 async def told(provider: Provider, name: str, *, at: list[str] | None = None, problem: str = "") -> None:
     """Wait until a provider knows where a name is served, or why it is not."""
+    status = SERVED_NOWHERE
 
     def is_told() -> bool:
+        nonlocal status
         status = provider.metrics().published.get(name, SERVED_NOWHERE)
         return (
             status["at"] == (at or [])
@@ -199,7 +198,7 @@ async def told(provider: Provider, name: str, *, at: list[str] | None = None, pr
             and bool(status["problem"]) == bool(problem)
         )
 
-    await eventually(is_told, f"{name} at {at}: {problem}")
+    await eventually(is_told, lambda: f"{name} at {at} ({problem}), which is {status}")
 
 
 # HTTP
@@ -284,7 +283,7 @@ async def test_edges_choose_between_two_keys_alike_in_whatever_order_they_come(c
 
 
 async def test_a_port_opens_with_its_provider_and_waits_for_it_for_the_grace(cluster: Cluster) -> None:
-    (port,) = free_ports(1)
+    port = cluster.port()
     edge = cluster.edge("edge", publish_ports=range_of(port))
     cluster.add_key(Role.PROVIDER, "laptop", f"tcp://{port}")
     assert not ports(edge)
@@ -301,7 +300,7 @@ async def test_a_port_opens_with_its_provider_and_waits_for_it_for_the_grace(clu
 
 
 async def test_a_port_closes_after_the_grace_and_clients_that_wait_are_reset(cluster: Cluster) -> None:
-    (port,) = free_ports(1)
+    port = cluster.port()
     edge = cluster.edge("edge", publish_ports=range_of(port), grace_s=0.2)
     cluster.add_key(Role.PROVIDER, "laptop", f"tcp://{port}")
     provider = await cluster.provider("laptop", f"tcp://{port}")
@@ -312,7 +311,7 @@ async def test_a_port_closes_after_the_grace_and_clients_that_wait_are_reset(clu
 
 
 async def test_a_revoked_key_loses_its_names_and_connections_at_once(cluster: Cluster) -> None:
-    (port,) = free_ports(1)
+    port = cluster.port()
     edge = cluster.edge("edge", publish_ports=range_of(port), routes=(Route("static.example.com", "web"),))
     cluster.add_key(Role.PROVIDER, "laptop", APP, f"tcp://{port}")
     provider = await cluster.provider("laptop", APP, f"tcp://{port}")
@@ -345,8 +344,7 @@ async def test_a_port_that_another_program_has_is_said_to_be_taken_and_opened_on
 
 
 async def test_edges_that_open_the_same_ports_choose_the_same_one(cluster: Cluster) -> None:
-    first, *_, last = sorted(free_ports(3))
-    opened = (Ports(max(first, 1024), last),)
+    opened = (Ports(*sorted(cluster.port() for _ in range(2))),)
     edges = [cluster.edge(name, publish_ports=opened, addresses=(Address(name, 1),)) for name in ("a", "b")]
     cluster.add_key(Role.PROVIDER, "laptop", f"tcp://{opened[0].text}")
     await cluster.provider("laptop", "tcp://")
@@ -387,7 +385,7 @@ async def test_a_hostile_provider_publishes_nothing_that_is_not_its_own(
 
 
 async def test_a_provider_cannot_say_which_ports_its_key_has(cluster: Cluster) -> None:
-    (port,) = free_ports(1)
+    port = cluster.port()
     edge = cluster.edge("edge", publish_ports=range_of(port))
     cluster.add_key(Role.PROVIDER, "laptop", APP)
     cluster.hostile("laptop", [f"{APP}@laptop"])
@@ -407,7 +405,7 @@ async def test_an_edge_whose_key_is_limited_to_services_serves_no_published_name
 
 
 async def test_other_grants_count_at_once(cluster: Cluster) -> None:
-    one, two = free_ports(2)
+    one, two = cluster.port(), cluster.port()
     edge = cluster.edge("edge", publish_ports=(*range_of(one), *range_of(two)))
     cluster.add_key(Role.PROVIDER, "laptop", f"tcp://{one}")
     provider = await cluster.provider("laptop", "tcp://")
@@ -422,7 +420,7 @@ async def test_other_grants_count_at_once(cluster: Cluster) -> None:
 
 
 async def test_a_reload_opens_and_closes_ports_and_keeps_the_rest(cluster: Cluster) -> None:
-    (port,) = free_ports(1)
+    port = cluster.port()
     edge = cluster.edge("edge")
     cluster.add_key(Role.PROVIDER, "laptop", APP, f"tcp://{port}")
     provider = await cluster.provider("laptop", APP, f"tcp://{port}")
@@ -453,7 +451,7 @@ async def test_a_reload_of_a_provider_asks_for_other_names(cluster: Cluster) -> 
 
 
 async def test_an_upgrade_hands_over_the_ports_and_who_waits_there(cluster: Cluster) -> None:
-    (port,) = free_ports(1)
+    port = cluster.port()
     edge = cluster.edge("edge", handed_over=True, publish_ports=range_of(port))
     cluster.add_key(Role.PROVIDER, "laptop", APP, f"tcp://{port}")
     provider = await cluster.provider("laptop", APP, f"tcp://{port}")

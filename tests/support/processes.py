@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Final
 
 from tests.support.events import Events, logged, matching
 from tests.support.forks import Fork
@@ -32,6 +33,10 @@ def _is_ready(entry: dict[str, object]) -> bool:
     )
 
 
+PATIENT: Final = {"GOREPROX_QUEUE_TIMEOUT": f"{DEADLINE_S:g}"}
+"""Clients wait for a provider as long as tests do, unless a flag or a file says otherwise."""
+
+
 def logging_to(tmp: Path) -> tuple[str, ...]:
     """Return the options of a process whose log tests read."""
     return ("--log-json", "--log-level", "debug", "--runtime-dir", str(tmp / "run"))
@@ -50,7 +55,7 @@ class Process:
         cls, tmp: Path, command: str, *args: str, env: dict[str, str] | None = None, versions: Versions = None
     ) -> "Process":
         arguments = (command, *args, "--insecure", *logging_to(tmp))
-        environment = {**os.environ, **(env or {})}
+        environment = {**({} if "--config" in args else PATIENT), **os.environ, **(env or {})}
         if versions is None:
             return cls(await Fork.start(*arguments, env=environment, cwd=tmp))
         program = (str(Path(__file__).with_name("versions.py")), json.dumps(versions))

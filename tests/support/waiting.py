@@ -8,13 +8,16 @@ DEADLINE_S = 30.0
 POLL_S = 0.005
 
 
-async def eventually(condition: Callable[[], object], what: str = "", *, deadline_s: float = DEADLINE_S) -> None:
-    """Return as soon as the condition holds; fail, naming it, if it does not within `deadline_s`."""
+async def eventually(
+    condition: Callable[[], object], what: str | Callable[[], str] = "", *, deadline_s: float = DEADLINE_S
+) -> None:
+    """Return as soon as the condition holds; fail, saying `what` did not, if it does not within `deadline_s`."""
     give_up = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() >= give_up:
             where = f"{condition.__code__.co_filename}:{condition.__code__.co_firstlineno}"
-            raise AssertionError(f"not within {deadline_s} s: {what or 'the condition'} ({where})")
+            told = what if isinstance(what, str) else what()
+            raise AssertionError(f"not within {deadline_s} s: {told or 'the condition'} ({where})")
         await asyncio.sleep(POLL_S)
 
 

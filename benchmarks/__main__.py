@@ -134,7 +134,7 @@ def _measure(console: Console, plan: Plan, results: report.Results, docs: Path |
     )
     descriptors = raise_descriptor_limit()
     idle = idle_streams(plan.settings, descriptors)
-    if idle < plan.settings.idle_count and any(group.key in ("idle", "upgrade-idle") for group in plan.groups):
+    if idle < plan.settings.idle_count and any(group.key == "idle" for group in plan.groups):
         results.notes.append(f"{idle} idle streams: there are only {descriptors} descriptors for a process")
     with (
         contextlib.suppress(KeyboardInterrupt),

@@ -186,9 +186,9 @@ def _cut(run: Run) -> None:
     run.values["stall"] = max(stalls)
 
 
-def idle_streams(settings: Settings, descriptors: int) -> int:
-    """Return the number of idle streams; some tunnels need two descriptors for each."""
-    return min(settings.idle_count, descriptors // 2 - 500)
+def idle_streams(settings: Settings, descriptors: int, *, for_each: int = 2) -> int:
+    """Return the number of idle streams, when a process needs so many descriptors for each: some tunnels need two."""
+    return min(settings.idle_count, descriptors // for_each - 500)
 
 
 def _idle(run: Run) -> None:
@@ -218,7 +218,7 @@ def _stall_p99(run: Run, role: str, upgrades: int) -> float:
 
 
 def _upgrade_idle(run: Run) -> None:
-    socks = load.idle(run.port, idle_streams(run.settings, run.stand.descriptors))
+    socks = load.idle(run.port, idle_streams(run.settings, run.stand.descriptors, for_each=1))
     try:
         for role, row in _UPGRADED.items():
             run.values[f"{row}_idle"] = _stall_p99(run, role, run.settings.upgrades_beside_idle)

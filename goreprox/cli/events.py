@@ -1,7 +1,7 @@
 """The command `events`: what happens to links, peers and connections."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from json import dumps
 from typing import Final
 
@@ -31,7 +31,7 @@ def events(
         Print a JSON object per line, as docs/status.md describes.
     """
     shown = _Shown(as_json=json)
-    replies = client.ask_all(of.directories, COMMAND, roles=_roles(of), name=of.name)
+    replies = client.ask_all(of.directories, COMMAND, roles=of.roles, name=of.name)
     for reply in replies:
         for page in reply.pages:
             shown.add(reply.who, page)
@@ -40,10 +40,6 @@ def events(
         asyncio.run(_follow(of, shown))
     if problems := [reply.problem for reply in replies if reply.problem is not None]:
         raise ControlError("; ".join(problems))
-
-
-def _roles(of: AskOptions) -> Sequence[str]:
-    return client.ROLES if of.role is None else (of.role,)
 
 
 async def _follow(of: AskOptions, shown: "_Shown") -> None:
@@ -55,7 +51,7 @@ async def _follow(of: AskOptions, shown: "_Shown") -> None:
         say(f"goreprox: {problem}; retrying")
 
     await client.follow(
-        of.directories, COMMAND, roles=_roles(of), name=of.name, options=shown.request, take=take, failed=failed
+        of.directories, COMMAND, roles=of.roles, name=of.name, options=shown.request, take=take, failed=failed
     )
 
 

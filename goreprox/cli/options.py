@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from cyclopts import Parameter
 
@@ -60,6 +60,11 @@ class AskOptions:
     def directories(self) -> Sequence[Path]:
         """Where to look."""
         return runtime_dirs() if self.runtime_dir is None else [self.runtime_dir]
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """Whom to ask."""
+        return get_args(Role) if self.role is None else (self.role,)
 
 
 ALL: Final = AskOptions()

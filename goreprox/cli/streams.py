@@ -13,7 +13,7 @@ from goreprox.cli.options import ALL, AskOptions
 from goreprox.cli.summary import duration
 from goreprox.cli.watch import clear, repeat
 from goreprox.config.networks import parse_network
-from goreprox.control.client import ROLES, Reply, ask_all
+from goreprox.control.client import Reply, ask_all
 from goreprox.errors import ConfigError, ControlError
 from goreprox.process.log import counted, printable
 
@@ -130,8 +130,7 @@ def _conditions(service: str | None, client: str | None, provider: str | None) -
 
 
 def _ask(of: AskOptions, command: str, options: Mapping[str, object]) -> list[Reply]:
-    roles = ROLES if of.role is None else (of.role,)
-    replies = ask_all(of.directories, command, roles=roles, name=of.name, deadline_s=LIST_S, options=options)
+    replies = ask_all(of.directories, command, roles=of.roles, name=of.name, deadline_s=LIST_S, options=options)
     if problems := [reply.problem for reply in replies if reply.problem is not None]:
         raise ControlError("; ".join(problems))
     return replies

@@ -167,7 +167,7 @@ def _refuse_signal() -> None:
 
 
 async def _leave_to_parent(_: Request) -> None:
-    """Do nothing: whoever asks a worker asks the parent, too."""
+    """Do nothing: the command that asks a worker asks its parent, too."""
 
 
 def _end() -> NoReturn:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-TARGETS = ("wire", "session", "envelope", "switch", "names", "address", "join", "config", "http", "proxyproto")
+TARGETS = ("wire", "session", "envelope", "switch", "names", "address", "join", "config", "http", "proxyproto", "hello")
 FOLDER = Path(__file__).parent / "corpus"
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import ssl
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -29,7 +30,7 @@ from goreprox.config.networks import Rule
 from goreprox.errors import ConfigError
 from goreprox.http import commands
 from goreprox.keys import join
-from goreprox.net import proxy_protocol
+from goreprox.net import client_hello, proxy_protocol
 from goreprox.protocol import wire
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.errors import RemoteProtocolError
@@ -364,6 +365,29 @@ def fuzz_proxyproto(data: bytes) -> None:
             assert told.endpoints == header.endpoints
 
 
+@cache
+def _server() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
+def fuzz_hello(data: bytes) -> None:
+    """First messages of TLS clients: OpenSSL, which has the last word at the target, reads the same name."""
+    try:
+        hello = client_hello.read(data)
+    except client_hello.Malformed:
+        return
+    assert hello is not None or len(data) < client_hello.MAX_BYTES
+    names: list[str | None] = []
+    context, incoming = _server(), ssl.MemoryBIO()
+    context.sni_callback = lambda _tls, name, _context: names.append(name)
+    incoming.write(data)
+    with contextlib.suppress(ssl.SSLError):
+        context.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True).do_handshake()
+    for name in names:
+        assert hello is not None
+        assert hello.server_name == (name and name.lower().removesuffix("."))
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": fuzz_wire,
     "session": fuzz_session,
@@ -375,4 +399,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "config": fuzz_config,
     "http": fuzz_http,
     "proxyproto": fuzz_proxyproto,
+    "hello": fuzz_hello,
 }

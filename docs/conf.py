@@ -27,6 +27,7 @@ docs/troubleshooting
 docs/configuration
 docs/http
 docs/proxy-protocol
+docs/reverse-proxy
 docs/security
 ```
 

@@ -18,8 +18,8 @@ NAME, ADDRESS = "goreprox.test", "127.0.0.1"
 class Authority:
     """Signs certificates, and keeps them in files."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, name: str = NAME) -> None:
+        self.directory, self.name = directory, name
         self.ca = trustme.CA()
         self.ca_file = directory / "ca.pem"
         self.ca.cert_pem.write_to_path(str(self.ca_file))
@@ -28,7 +28,7 @@ class Authority:
 
     def renew(self) -> None:
         """Put a new certificate, with a new key, in the place of the server's."""
-        issued = self.ca.issue_cert(NAME, ADDRESS)
+        issued = self.ca.issue_cert(self.name, ADDRESS)
         new = self.directory / "new"
         for path, content in (
             (self.cert, b"".join(blob.bytes() for blob in issued.cert_chain_pems)),

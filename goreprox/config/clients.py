@@ -1,7 +1,6 @@
 """Options of those that accept clients: of server and edge."""
 
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from goreprox.config import units
 from goreprox.config.addresses import Address, Listener, Scheme
+from goreprox.config.auth import AuthConfig
 from goreprox.config.checks import check_count, check_distinct, check_ports, check_range, check_services
 from goreprox.config.defaults import (
     CLIENT_PORT,
-    DEFAULT_AUTH_HEADER,
     DEFAULT_SERVICE,
     MAX_ALPN_BYTES,
     MAX_CERTIFICATES,
@@ -32,51 +30,6 @@ from goreprox.config.routes import Route
 from goreprox.errors import ConfigError
 
 LISTENERS: Final = (Listener(Address(None, CLIENT_PORT)),)
-_FIELD_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
-_NO_AUTH_HEADERS: Final = ("host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "expect")
-"""Fields that mean something to every recipient cannot carry a token, too."""
-
-
-@GROUP
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenConfig:
-    """Options of the tokens that HTTP requests must carry."""
-
-    file: Annotated[File, Parameter(name="--auth-tokens", group=KEYS)] = None
-    """Require a token from this file with each HTTP request; `goreprox token new` makes them."""
-    header: Annotated[str, Parameter(name="--auth-header", group=KEYS, metavar="NAME")] = DEFAULT_AUTH_HEADER
-    """Expect the token in this HTTP header."""
-    exempt_ports: Annotated[
-        tuple[int, ...], several(units.count, "PORT"), Parameter(name="--without-tokens", group=KEYS)
-    ] = ()
-    """Let clients of this tcp:// or tls:// port connect without a token. May be repeated."""
-
-    def __post_init__(self) -> None:
-        if not _FIELD_NAME.fullmatch(self.header) or self.header.lower() in _NO_AUTH_HEADERS:
-            raise ConfigError(
-                f"auth-header {self.header!r}: expected the name of a header field, like {DEFAULT_AUTH_HEADER}"
-            )
-        for port in self.exempt_ports:
-            if self.file is None:
-                raise ConfigError(f"without-tokens {port}: there are no --auth-tokens that a port could be without")
-
-    def check(self, listeners: Sequence[Listener]) -> None:
-        """Require that each listener can check tokens, or that its port is exempt.
-
-        Raises:
-            ConfigError: one cannot, or an exempt port does not exist.
-        """
-        raw = {listener.address.port: listener for listener in listeners if not listener.scheme.is_http}
-        for port in self.exempt_ports:
-            if port not in raw:
-                raise ConfigError(f"without-tokens {port}: no tcp:// or tls:// listener has this port")
-        for port, listener in raw.items():
-            if self.file is not None and port not in self.exempt_ports:
-                web = Scheme.HTTPS if listener.scheme.is_tls else Scheme.HTTP
-                raise ConfigError(
-                    f"auth-tokens: listen {listener.address} passes bytes on unread and cannot check them; write "
-                    f"{web.value}://{listener.address}, or --without-tokens {port} if its clients need none"
-                )
 
 
 @GROUP
@@ -184,7 +137,7 @@ class ClientConfig:
     """Expect a PROXY protocol header from proxies in this network. May be repeated."""
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     http: HttpConfig = field(default_factory=HttpConfig)
-    tokens: TokenConfig = field(default_factory=TokenConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
 
     def __post_init__(self) -> None:
@@ -193,7 +146,7 @@ class ClientConfig:
         _check_routes(self.routes, self.listeners)
         if len(self.publish_ports) > MAX_RULES:
             raise ConfigError(f"publish-ports: expected at most {MAX_RULES} of them, got {len(self.publish_ports)}")
-        self.tokens.check(self.listeners)
+        self.auth.check(self.listeners)
         self.tls.check(self.listeners)
         ports = [str(listener.address.port) for listener in self.listeners if listener.address.port]
         for option, rules in (

@@ -17,7 +17,8 @@ APPLIED: Final = frozenset(
         *("max-connections-per-address", "max-connections-per-service", "max-rate"),
         *("trusted-proxies", "proxy-protocol-from"),
         *("queue-timeout", "via", "host-header", "max-header-bytes", "max-header-lines", "access-log"),
-        *("auth-tokens", "auth-header", "without-tokens", "tls-cert", "tls-key", "tls-client-ca", "tls-alpn"),
+        *("auth-tokens", "auth-header", "auth-basic", "without-tokens"),
+        *("tls-cert", "tls-key", "tls-client-ca", "tls-alpn"),
         # providers
         *("target", "publish", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
         *("check", "check-interval", "check-timeout", "check-failures", "check-successes"),

@@ -4,17 +4,32 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
 from goreprox.config.http import HttpConfig
 from goreprox.config.routes import Routes
 from goreprox.http import requests
 from goreprox.http.commands import CountRequest, LogRequest
 from goreprox.http.forwarding import FIELDS, Forwarding
+from goreprox.http.login import Place, without_cookies
 from goreprox.http.messages import Fields, Request, Response
 from goreprox.http.reply import Reply
 from goreprox.http.requests import Rejected, with_dashes
 from goreprox.http.writer import ResponseWriter, interim_head, request_head
+
+_CACHING: Final = (b"cache-control", b"surrogate-control")
+"""Ends of the names of fields that tell caches what to do (RFC 9111, 5.2; RFC 9213)."""
+
+
+class Admitted(NamedTuple):
+    """How a request was let in."""
+
+    token: str
+    """The name of its token."""
+    field: bytes
+    """The field that carried the token, which is only for us, in lower case; empty if a cookie did."""
+    cookie: bytes = b""
+    """What the client gets with the response (Set-Cookie); empty: nothing."""
 
 
 class Authenticator(Protocol):
@@ -23,11 +38,13 @@ class Authenticator(Protocol):
     header: bytes
     """The field that carries a token, in lower case."""
 
-    def admit(self, fields: Fields, service: str | None, client: str) -> tuple[str, bytes]:
-        """Return the name of the token in `fields`, names in lower case, and which of these carries it.
+    def admit(self, fields: Fields, place: Place, service: str | None, client: str) -> Admitted:
+        """Return how a request from a client with `fields`, names in lower case, is let in.
+
+        `place` is where its cookies are valid.
 
         Raises:
-            Rejected: there is none that is for `service`; None: none at all.
+            Rejected: there is no token that is for `service`; None: none at all.
         """
 
 
@@ -82,7 +99,7 @@ class Site:
 class Exchange:
     """A checked request, and the state of its response."""
 
-    __slots__ = ("client", "failed", "head", "heard", "request", "response", "service", "token")
+    __slots__ = ("client", "cookies", "failed", "head", "heard", "request", "response", "service", "token")
 
     def __init__(self, request: Request, site: Site, address: str) -> None:
         self.request = request
@@ -91,6 +108,8 @@ class Exchange:
         self.client = site.forwarding.client_of(request, address) if site.forwarding.trusted else address
         """The client's address, behind all trusted proxies."""
         self.token: str | None = None
+        self.cookies: list[bytes] = []
+        """What the client is told to keep (Set-Cookie), besides what the target says."""
         self.head = b""
         """The header section for the target."""
         self.heard = False
@@ -118,10 +137,7 @@ class Exchange:
         self.service = service or ""
         brought_by = b""
         if site.auth is not None:  # first of all, so that strangers do not learn which hosts there are
-            seen = [(name.lower(), value) for name, value in request.fields]
-            if any(name != site.auth.header == with_dashes(name) for name, _ in seen):
-                raise Rejected(400, "a field name is that of another with _ for -")
-            self.token, brought_by = site.auth.admit(seen, service, self.client)
+            brought_by = self._authenticate(site.auth, host, service, secure=site.forwarding.is_https(request, address))
         if service is None:
             raise Rejected(404, "unknown host")
         if site.routes is not None and site.closed is not None and site.closed(address, service):
@@ -131,7 +147,22 @@ class Exchange:
         fields = requests.passed_on(
             request, host=told, dropped=lambda name: site.drops(name) or name.lower() == brought_by, added=added
         )
-        self.head = request_head(request, fields)
+        self.head = request_head(request, fields if site.auth is None else without_cookies(fields))
+
+    def _authenticate(self, auth: Authenticator, host: bytes, service: str | None, *, secure: bool) -> bytes:
+        """Require a token; return the name of the field that carries it, in lower case.
+
+        Raises:
+            Rejected: there is none for this service.
+        """
+        seen = [(name.lower(), value) for name, value in self.request.fields]
+        if any(name != auth.header == with_dashes(name) for name, _ in seen):
+            raise Rejected(400, "a field name is that of another with _ for -")
+        admitted = auth.admit(seen, Place(host, service or "", secure), service, self.client)
+        self.token = admitted.token
+        if admitted.cookie:
+            self.cookies.append(admitted.cookie)
+        return admitted.field
 
     # The response.
 
@@ -148,7 +179,7 @@ class Exchange:
 
     def switch(self, event: Response) -> bytes:
         """Return the header section of a 101 response for the client."""
-        fields = [*requests.end_to_end(event), (b"Connection", b"upgrade")]
+        fields = [*self._with_cookies(requests.end_to_end(event)), (b"Connection", b"upgrade")]
         upgrade = event.first(b"upgrade")
         if upgrade is not None:
             fields.append((b"Upgrade", upgrade))
@@ -157,10 +188,17 @@ class Exchange:
 
     def begin_response(self, event: Response, *, last: bool) -> bytes:
         """Return the header section of the final response for the client, the `last` one on its connection or not."""
-        fields = requests.end_to_end(event)
+        fields = self._with_cookies(requests.end_to_end(event))
         if event.chunked or event.status == HTTPStatus.NO_CONTENT:
             fields = _without_length(fields)
         return self.response.head(event.status, event.reason, fields, last=last)
+
+    def _with_cookies(self, fields: Fields) -> Fields:
+        """Add our cookies to the fields of a response, which then no cache may give to others."""
+        if not self.cookies:
+            return fields
+        kept = [(name, value) for name, value in fields if not name.lower().endswith(_CACHING)]
+        return [*kept, (b"Cache-Control", b"no-store"), *((b"Set-Cookie", cookie) for cookie in self.cookies)]
 
     def count(self) -> CountRequest:
         """Return the command that counts the request, and does not log it."""

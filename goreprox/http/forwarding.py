@@ -43,6 +43,11 @@ class Forwarding:
             client = hop
         return client
 
+    def is_https(self, request: Request, peer: str) -> bool:
+        """Whether the client of a request speaks TLS, with us or with a trusted proxy, which `peer` is then."""
+        said = request.first(_PROTO) if self.trusts(peer) else None
+        return (said or self.proto).lower() == b"https"
+
     def fields(self, request: Request, peer: str, *, host: bytes, certificate: bytes = b"") -> Fields:
         """Return the fields for the target of a request from `peer`; `certificate` describes the client's."""
         ours = {

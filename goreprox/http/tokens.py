@@ -50,6 +50,7 @@ class Tokens:
 
     def __init__(self, tokens: Sequence[Token] = ()) -> None:
         self._tokens = tuple(tokens)
+        self._by_name = {token.name: token for token in tokens}
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -60,7 +61,11 @@ class Tokens:
     @property
     def names(self) -> set[str]:
         """The names of all tokens, expired ones, too."""
-        return {token.name for token in self._tokens}
+        return set(self._by_name)
+
+    def named(self, name: str) -> Token | None:
+        """Return the token of a name, expired or not."""
+        return self._by_name.get(name)
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -92,7 +92,7 @@ class Edge:
             *clients.address_limit(connections.max_connections),
             refused=self._budget.totals.refused_clients,
         )
-        self._auth = auth_of(clients.tokens)
+        self._auth = auth_of(clients.auth)
         self.drain_s = connections.drain_s
         self._services = FormerServices(clients.services, self._services_in_use)
         self.admission = Admission(
@@ -116,7 +116,7 @@ class Edge:
         clients, connections = config.clients, config.connections
         if self.driver.draining:
             raise StartError("it is draining")
-        auth = self._auth if clients.tokens == self._clients.tokens else auth_of(clients.tokens)
+        auth = self._auth if clients.auth == self._clients.auth else auth_of(clients.auth)
         readmit = self.admission.reconfigured(clients)
         opened = self.listeners.open(clients.listeners)
         # From here on nothing can fail.

@@ -11,13 +11,12 @@ from goreprox.config.addresses import Address
 from goreprox.config.clients import ClientConfig
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.errors import GoreproxError, StartError, advice
-from goreprox.http.auth import Auth
 from goreprox.keys.state import StateDir
 from goreprox.net.certificates import Certificate, target_context
 from goreprox.net.listeners import try_address
-from goreprox.process.clock import clock
 from goreprox.process.files import check_directory
 from goreprox.roles.dashboard import check_installed
+from goreprox.roles.sites import auth_of
 
 
 class Step(NamedTuple):
@@ -64,12 +63,11 @@ def steps(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> 
 
 
 def _of_clients(clients: ClientConfig) -> Iterator[Step]:
-    tls, tokens = clients.tls, clients.tokens
-    file = tokens.file
+    tls, auth = clients.tls, clients.auth
     for cert, key in tls.pairs:
         yield _step(f"tls-cert {cert}", functools.partial(Certificate, cert, key, tls.client_ca, alpn=tls.alpn))
-    if file is not None:
-        yield _step(f"auth-tokens {file}", lambda: Auth(file, tokens.header, clock=clock))
+    if auth.file is not None:
+        yield _step(f"auth-tokens {auth.file}", lambda: auth_of(auth))
     for listener in clients.listeners:
         yield _of_address("listen", listener.address)
 

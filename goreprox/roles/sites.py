@@ -3,7 +3,8 @@
 from loguru import logger
 
 from goreprox.config.addresses import Listener, Scheme
-from goreprox.config.clients import ClientConfig, TokenConfig
+from goreprox.config.auth import AuthConfig
+from goreprox.config.clients import ClientConfig
 from goreprox.config.routes import Routes
 from goreprox.http.auth import Auth
 from goreprox.http.counters import BOUNDS_S, RequestCounters
@@ -15,13 +16,13 @@ from goreprox.roles.publication import Publication
 from goreprox.status.document import HttpStatus
 
 
-def auth_of(tokens: TokenConfig) -> Auth | None:
+def auth_of(config: AuthConfig) -> Auth | None:
     """Return what knows the tokens; None: requests need none.
 
     Raises:
         StartError: their file cannot be used.
     """
-    return None if tokens.file is None else Auth(tokens.file, tokens.header, clock=clock)
+    return None if config.file is None else Auth(config.file, config.header, basic=config.basic, clock=clock)
 
 
 def sites_of(

@@ -17,12 +17,12 @@ from httpx import AsyncClient
 from goreprox.process.log import ACCESS
 from tests.support.events import matching, message
 from tests.support.processes import Handler, Process, Tunnel, nothing_yet
-from tests.support.programs import output_of, program
+from tests.support.programs import output_of
 from tests.support.sockets import HOST, reset_now
 from tests.support.tls import Authority, Client
 from tests.support.traffic import block, echo
 from tests.support.waiting import DEADLINE_S, eventually
-from tests.support.web import curl, polite
+from tests.support.web import chromium, curl, polite
 
 BLOCKS = 320  # of 64 KiB: 20 MiB
 
@@ -495,7 +495,6 @@ addEventListener("load", () => document.body.textContent = `${arrived} have arri
 
 @pytest.mark.programs
 async def test_chromium_loads_a_page_with_fifty_images_and_scripts(tmp_path: Path) -> None:
-    chromium = program("chromium")
     authority = Authority(tmp_path)
     served: list[str] = []
     images, scripts = ([f"/{kind}{index}" for index in range(25)] for kind in ("image", "script"))
@@ -522,14 +521,7 @@ async def test_chromium_loads_a_page_with_fifty_images_and_scripts(tmp_path: Pat
         made.scheme = "https"
         await made.serve(*authority.options)
         await made.provide(target=runner.addresses[0][1])
-        argv = (
-            "env", f"HOME={tmp_path}", chromium,
-            "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            "--disable-background-networking", "--no-proxy-server",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--ignore-certificate-errors-spki-list={authority.fingerprint}",
-            "--dump-dom", f"https://{HOST}:{made.port}/",
-        )  # fmt: skip
+        argv = chromium(tmp_path, authority.fingerprint, f"https://{HOST}:{made.port}/")
         assert "50 have arrived" in await output_of(*argv, deadline_s=60)
     await runner.cleanup()
     assert sorted(path for path in served if path != "/favicon.ico") == sorted(["/", *images, *scripts])

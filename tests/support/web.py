@@ -1,6 +1,7 @@
 """HTTP on the wire: a target, and a client that others wrote."""
 
 import asyncio
+from pathlib import Path
 
 from tests.support.programs import program
 from tests.support.sockets import HOST
@@ -11,6 +12,16 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 def curl(*args: str) -> tuple[str, ...]:
     return (program("curl"), "--disable", "--silent", "--show-error", "--noproxy", "*", *args)
+
+
+def chromium(tmp: Path, key: str, url: str) -> tuple[str, ...]:
+    """Load a page whose server has the public key of that fingerprint, print it, and keep its cookies in `tmp`."""
+    return (
+        *("env", f"HOME={tmp}", program("chromium")),
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+        *("--disable-background-networking", "--no-proxy-server", f"--user-data-dir={tmp / 'profile'}"),
+        *(f"--ignore-certificate-errors-spki-list={key}", "--dump-dom", url),
+    )
 
 
 async def head_of(reader: asyncio.StreamReader) -> str:

@@ -161,6 +161,12 @@ class ClientConfig:
         check_ports(self.ports)
         check_services(self.services)
         self.http.check_services(self.services)
+        schemes = [listener.scheme for listener in self.listeners]
+        if self.http.redirect and not (Scheme.HTTP in schemes and Scheme.HTTPS in schemes):
+            raise ConfigError(
+                "http-redirect: it leads clients from one port to another; write both in --listen, like "
+                "--listen http://80 --listen https://443"
+            )
         self.limits.check_services(self.services)
 
     @property

@@ -74,6 +74,8 @@ class HttpConfig:
 
     queue_timeout_s: Annotated[Seconds, Parameter(name="--queue-timeout", group=LIFETIMES)] = DEFAULT_QUEUE_TIMEOUT_S
     """Respond to an HTTP request with 503 after so long without a provider."""
+    redirect: Annotated[bool, Parameter(name="--http-redirect", group=ADDRESSES)] = False
+    """Redirect HTTP requests to https:// if a certificate has their host."""
     via: Annotated[bool, Parameter(group=PROCESS)] = False
     """Add Via to HTTP requests. Many targets, nginx by default, then no longer compress their responses."""
     hosts: Annotated[

@@ -16,7 +16,7 @@ APPLIED: Final = frozenset(
         *("listen", "route", "publish-ports", "allow", "deny"),
         *("max-connections-per-address", "max-connections-per-service", "max-rate"),
         *("trusted-proxies", "proxy-protocol-from"),
-        *("queue-timeout", "via", "host-header", "max-header-bytes", "max-header-lines", "access-log"),
+        *("queue-timeout", "http-redirect", "via", "host-header", "max-header-bytes", "max-header-lines", "access-log"),
         *("auth-tokens", "auth-header", "auth-basic", "without-tokens"),
         *("tls-cert", "tls-key", "tls-client-ca", "tls-alpn"),
         # providers

@@ -53,7 +53,7 @@ class Routes:
 
     def find(self, host: bytes) -> str | None:
         """Return the service of a Host field, ignoring its port and case; None if there is none."""
-        name = _PORT.sub(b"", host).lower().removesuffix(b".")
+        name = name_of(host)
         if (found := self._services.get(name)) is not None:
             return found
         while b"." in name:
@@ -61,6 +61,11 @@ class Routes:
             if (found := self._services.get(b"*." + name)) is not None:
                 return found
         return self._services.get(b"*")
+
+
+def name_of(host: bytes) -> bytes:
+    """Return the name in a Host field, in lower case, without a port and a dot at the end."""
+    return _PORT.sub(b"", host).lower().removesuffix(b".")
 
 
 def is_host(value: bytes) -> bool:

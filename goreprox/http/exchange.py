@@ -17,6 +17,8 @@ from goreprox.http.reply import Reply
 from goreprox.http.requests import Rejected, with_dashes
 from goreprox.http.writer import ResponseWriter, interim_head, request_head
 
+_CHALLENGES: Final = b"/.well-known/acme-challenge/"
+"""Where authorities ask without TLS, as there may be no certificate yet (RFC 8555, 8.3)."""
 _CACHING: Final = (b"cache-control", b"surrogate-control")
 """Ends of the names of fields that tell caches what to do (RFC 9111, 5.2; RFC 9213)."""
 
@@ -67,6 +69,8 @@ class Site:
     closed: Callable[[str, str], bool] | None = None
     """Whether access rules deny a service to an address; None: there are none for services."""
     settings: HttpConfig = field(default_factory=HttpConfig)
+    secured: Callable[[bytes], bytes | None] | None = None
+    """Returns host and port where requests for a host are led, as it has a certificate. None: nowhere."""
     logs: bool = False
     """Whether requests are logged."""
     draw_id: Callable[[], str] = _draw_id
@@ -135,6 +139,7 @@ class Exchange:
         host = request.first(b"host") or authority
         service = site.service_of(host)
         self.service = service or ""
+        self._require_tls(site, host, address)
         brought_by = b""
         if site.auth is not None:  # first of all, so that strangers do not learn which hosts there are
             brought_by = self._authenticate(site.auth, host, service, secure=site.forwarding.is_https(request, address))
@@ -163,6 +168,19 @@ class Exchange:
         if admitted.cookie:
             self.cookies.append(admitted.cookie)
         return admitted.field
+
+    def _require_tls(self, site: Site, host: bytes, address: str) -> None:
+        """Lead the client to https:// if its host has a certificate.
+
+        Raises:
+            Rejected: it has.
+        """
+        path = self.request.target
+        if site.secured is None or path.startswith(_CHALLENGES) or site.forwarding.is_https(self.request, address):
+            return
+        if (where := site.secured(host)) is not None:
+            location = b"https://" + where + (path if path.startswith(b"/") else b"")
+            raise Rejected(308, "this host is served with TLS", [(b"Location", location)])
 
     # The response.
 

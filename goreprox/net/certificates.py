@@ -65,13 +65,17 @@ class Certificates:
             tls.context = self.for_host(name).context(scheme)
 
     def for_host(self, host: str) -> "Certificate":
-        """Return the certificate for a host name in ASCII form."""
+        """Return the certificate for a host name in ASCII form, or else the first."""
+        return self.named(host) or self.all[0]
+
+    def named(self, host: str) -> "Certificate | None":
+        """Return the certificate that has a host name in ASCII form, if there is one."""
         host = host.lower()
         wildcard = f"*.{host.partition('.')[2]}"
         for each in self.all:
             each.refresh()
         found = (each for name in (host, wildcard) for each in self.all if name in each.names)
-        return next(found, self.all[0])
+        return next(found, None)
 
 
 class Certificate:

@@ -13,8 +13,9 @@ from typing import Final
 from loguru import logger
 
 from brokers import LimitedLog
-from goreprox.config.addresses import Listener
+from goreprox.config.addresses import Listener, Scheme
 from goreprox.config.clients import ClientConfig, TlsConfig
+from goreprox.config.routes import name_of
 from goreprox.endpoint import Endpoint, ip_of
 from goreprox.http.writer import refusal
 from goreprox.net import sockets
@@ -29,6 +30,7 @@ from goreprox.net.tls import TlsSocket
 from goreprox.status.document import CertificateStatus
 
 _NOT_HTTPS: Final = refusal(HTTPStatus.BAD_REQUEST, "this port speaks HTTPS; write https://")
+_HTTPS_PORT: Final = 443
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,17 @@ class Admission:
         """Those that clients are shown."""
         used = self._certificates.all if self._certificates is not None and self._clients.tls.certs else []
         return [{"option": "tls-cert", "file": str(each.file), "expires_at": each.expires_at()} for each in used]
+
+    def secured(self, host: bytes) -> bytes | None:
+        """Return where a host, with or without a port, is served by https:// with a certificate of its own, if it is.
+
+        443 is left out.
+        """
+        name = name_of(host)
+        ports = [port for listener, port in self.listeners.found if listener.scheme is Scheme.HTTPS]
+        if not ports or self._certificates is None or self._certificates.named(name.decode()) is None:
+            return None
+        return name if _HTTPS_PORT in ports else b"%b:%d" % (name, ports[0])
 
     def __len__(self) -> int:
         """Return the number of clients that are not admitted yet."""

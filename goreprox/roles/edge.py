@@ -105,7 +105,7 @@ class Edge:
         )
         self.listeners = self.admission.listeners
         self.publication = publication_of(config, self.listeners, self.assignment)
-        self.sites = sites_of(clients, self._access, self._auth, self.publication)
+        self.sites = sites_of(clients, self._access, self._auth, self.publication, self.admission.secured)
 
     async def reconfigure(self, config: EdgeConfig | ServerConfig) -> None:
         """Take over another configuration, in one turn of the loop.
@@ -127,7 +127,10 @@ class Edge:
         self._access.reconfigure(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
         self._auth = auth
         self.publication.reconfigure(opening_of(clients), grace_s=connections.grace_s)
-        self._replace_sites(sites_of(clients, self._access, auth, self.publication), self.listeners.successors(opened))
+        self._replace_sites(
+            sites_of(clients, self._access, auth, self.publication, self.admission.secured),
+            self.listeners.successors(opened),
+        )
         self.listeners.switch(opened)  # those in the backlog of a removed listener are admitted as it was
         self._clients = clients
         readmit()

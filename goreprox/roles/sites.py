@@ -1,5 +1,7 @@
 """What HTTP listeners need to know to serve their clients (tokens, routes and access rules), and what they count."""
 
+from collections.abc import Callable
+
 from loguru import logger
 
 from goreprox.config.addresses import Listener, Scheme
@@ -26,11 +28,15 @@ def auth_of(config: AuthConfig) -> Auth | None:
 
 
 def sites_of(
-    clients: ClientConfig, access: Access, auth: Auth | None, publication: Publication
+    clients: ClientConfig,
+    access: Access,
+    auth: Auth | None,
+    publication: Publication,
+    secured: Callable[[bytes], bytes | None],
 ) -> dict[Listener, Site]:
     """Return the site of each HTTP listener, whose requests need a token if there is `auth`.
 
-    `publication` knows the hosts that are published.
+    `publication` knows the hosts that are published, and `secured` returns where requests for a host are redirected.
     """
     listeners = [listener for listener in clients.listeners if listener.scheme.is_http]
     if auth is not None:
@@ -51,6 +57,7 @@ def sites_of(
             publication.service_of_host if clients.publishes(listener) else None,
             closed,
             clients.http,
+            secured if clients.http.redirect else None,
             logs=clients.http.access_log,
         )
         for listener in listeners

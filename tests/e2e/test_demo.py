@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import DEADLINE_S
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,7 +27,7 @@ def test_a_download_survives_cuts_and_the_demo_reports_it(encoding: str) -> None
         env={**os.environ, "GOREPROX_JOIN": "of another server", "PYTHONIOENCODING": encoding, "COLUMNS": "40"},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert shown.returncode == 0, shown.stderr
@@ -65,7 +67,7 @@ def test_ctrl_c_ends_a_demo_that_keeps_running_and_leaves_no_process() -> None:
             started = next(lines)
             assert any(line.startswith("left running: http://127.0.0.1:") for line in lines)
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=20) == 0
+            assert process.wait(timeout=DEADLINE_S) == 0
         finally:
             process.kill()
     pids = [int(word.split(")")[0]) for word in started.split("(pid ")[1:]]
@@ -81,7 +83,7 @@ def test_a_process_that_cannot_start_is_named_in_one_line_with_the_reason(tmp_pa
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert failed.returncode == 1

@@ -14,7 +14,7 @@ from tests.e2e.upgrading import run, start, upgrade
 from tests.support.processes import nothing_yet, tunnel
 from tests.support.sockets import HOST
 from tests.support.traffic import echo
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def tmp() -> Iterator[Path]:
 
 
 async def drain(tmp: Path, role: str) -> object:
-    (reply,) = await client.ask([tmp / "run"], "drain", roles=(role,), deadline_s=30.0)
+    (reply,) = await client.ask([tmp / "run"], "drain", roles=(role,), deadline_s=DEADLINE_S)
     assert reply.problem is None
     return reply.result
 
@@ -40,9 +40,9 @@ async def test_a_drained_server_takes_no_clients_and_serves_those_it_has(tmp: Pa
             await made.connect()
         writer.write(b"still")
         assert await reader.readexactly(5) == b"still"
-        (status,) = await client.ask([tmp / "run"], "status", roles=("server",), deadline_s=30.0)
+        (status,) = await client.ask([tmp / "run"], "status", roles=("server",), deadline_s=DEADLINE_S)
         assert isinstance(status.result, dict) and status.result["draining"] is True
-        (ready,) = await client.ask([tmp / "run"], "ready", roles=("server",), deadline_s=30.0)
+        (ready,) = await client.ask([tmp / "run"], "ready", roles=("server",), deadline_s=DEADLINE_S)
         assert isinstance(ready.result, dict)
         assert (ready.result["ready"], ready.result["reason"]) == (False, "it is draining")
         assert await drain(tmp, "server") == {"connections": 1}
@@ -68,7 +68,7 @@ async def test_new_clients_of_a_drained_provider_wait_for_the_next_one_also_afte
         await eventually(lambda: made.server.events("no_provider"), "it waits")
         writer.write(b"still")
         assert await reader.readexactly(5) == b"still"
-        (status,) = await client.ask([tmp / "run"], "status", roles=("provider",), deadline_s=30.0)
+        (status,) = await client.ask([tmp / "run"], "status", roles=("provider",), deadline_s=DEADLINE_S)
         assert isinstance(status.result, dict) and status.result["draining"] is True
         await made.provide("--name", "next")
         assert await late.readexactly(1) == b"y"

@@ -18,7 +18,7 @@ from tests.e2e.roles import Client, echoed, greeted, greeting
 from tests.e2e.secured import Secured, number, secured
 from tests.support.processes import Process
 from tests.support.sockets import HOST
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 SERVICES = ("web", "secret")
 
@@ -51,7 +51,7 @@ class HostileEdge:
         """Return which target a client of this service reached; b"" if it was reset."""
         try:
             reader, writer = await self._it.connect(self._port(service))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE_S):
                 word = await reader.readexactly(len(service))
             writer.transport.abort()
         except ConnectionResetError:
@@ -153,13 +153,13 @@ async def test_a_later_announcement_of_an_edge_applies_to_new_streams_only(tmp_p
             await edge.meets_provider()
             held = await edge.holds("secret")
             edge.announce("web")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE_S):
                 while await edge.opens("secret"):  # until the provider has heard it
                     pass
             await eventually(lambda: denied(provider) == 1, "the provider says so")
             await echoed(held, b"still there")
             edge.announce(*SERVICES)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE_S):
                 while not await edge.opens("secret"):
                     pass
 
@@ -174,7 +174,7 @@ async def test_restricting_a_key_disconnects_its_edge_which_reconnects_with_fewe
         assert await reader.readexactly(6) == b"secret"
         await it.keys("set", "partner", "--services", "web")
         with contextlib.suppress(ConnectionResetError):
-            assert not await asyncio.wait_for(reader.read(), 30)
+            assert not await asyncio.wait_for(reader.read(), DEADLINE_S)
             raise AssertionError("an end of file, expected a reset")
         writer.close()
         await eventually(lambda: provider.events("peer_revoked", peer="partner"), "the provider says so")

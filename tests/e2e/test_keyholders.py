@@ -18,7 +18,7 @@ from tests.support.processes import Process
 from tests.support.relay import Relay
 from tests.support.sockets import HOST
 from tests.support.traffic import echo
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.long
 
@@ -39,7 +39,7 @@ class Witness:
     async def says(self) -> None:
         word = os.urandom(16)
         self._writer.write(word)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             assert await self._reader.readexactly(len(word)) == word
 
     async def watches(self, seconds: float) -> None:

@@ -259,17 +259,16 @@ async def test_a_silent_provider_keeps_its_streams_and_new_clients_go_elsewhere(
 
 async def test_new_clients_avoid_a_silent_provider_long_before_its_link_is_lost(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
-        server, frozen = await frozen_beside_a_spare(made, link_timeout_s=15)
-        waiting = served = 0
-        while served < 10:
-            reader, _ = await made.connect()
-            try:
-                assert await asyncio.wait_for(reader.readexactly(5), 1.0) == b"spare"
-            except TimeoutError:  # its Open was sent before the silence was noticed, so it may have reached a target
-                waiting += 1
-            else:
-                served += 1
-        assert waiting <= 4, "one on a machine that is quick"
+        server, frozen = await frozen_beside_a_spare(made, link_timeout_s=300)
+        served: set[asyncio.Task[bytes]] = set()
+        waiting: set[asyncio.Task[bytes]] = set()
+        async with asyncio.timeout(DEADLINE_S):
+            while len(served) < 10:
+                reader, _ = await made.connect()
+                waiting.add(asyncio.create_task(reader.readexactly(5)))
+                done, waiting = await asyncio.wait(waiting, timeout=1.0)  # whose Open was sent before may wait on
+                served |= done
+        assert {each.result() for each in served} == {b"spare"}
         assert not server.events("peer_down", peer="preferred")
         frozen.signal(signal.SIGCONT)
 

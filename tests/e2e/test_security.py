@@ -20,7 +20,7 @@ from goreprox.keys.join import Join
 from tests.e2e.secured import Secured, number, secured
 from tests.support.sockets import HOST
 from tests.support.traffic import echo
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 STREAMS = 50
 HALF_OPEN = 2000
@@ -37,7 +37,7 @@ def command_line(pid: int) -> str:
 async def is_reset(reader: asyncio.StreamReader) -> bool:
     """Whether a connection ends in a reset, and not in an end of file."""
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while await reader.read(1 << 16):
                 pass
     except ConnectionResetError:
@@ -359,6 +359,6 @@ async def test_clients_denied_by_access_rules_are_reset(tmp_path: Path) -> None:
         assert not await let_in("127.0.0.2")
         await eventually(lambda: any(e.get("event") == "client_denied" for e in it.server.log), "the log has it")
         held[0][1].close()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while not await let_in():  # noqa: ASYNC110 -- until the server knows that the first is gone
                 await asyncio.sleep(0.05)

@@ -123,7 +123,7 @@ async def test_requests_beyond_the_limit_wait_and_take_the_places_of_idle_connec
         reader, writer = await made.connect()
         for _ in range(times):
             writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            async with asyncio.timeout(4 * DEADLINE_S):
+            async with asyncio.timeout(DEADLINE_S):
                 head = await reader.readuntil(b"\r\n\r\n")
                 assert head.startswith(b"HTTP/1.1 200 ") and await reader.readexactly(2) == b"ok"
         # and stays, idle
@@ -131,8 +131,8 @@ async def test_requests_beyond_the_limit_wait_and_take_the_places_of_idle_connec
     async with nothing_yet(tmp) as made:
         made.scheme = "http"
         await made.target(target)
-        await made.serve("--max-connections-per-service", "2", "--queue-timeout", f"{4 * DEADLINE_S:g}")
+        await made.serve("--max-connections-per-service", "2", "--queue-timeout", f"{DEADLINE_S:g}")
         await made.provide()
-        async with asyncio.timeout(4 * DEADLINE_S):  # if idle connections kept their places, 4 s each: 200 s
+        async with asyncio.timeout(DEADLINE_S):  # if idle connections kept their places, 4 s each: 200 s
             await asyncio.gather(*(ask(20) for _ in range(5)))
         assert most == 2

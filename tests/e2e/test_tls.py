@@ -522,6 +522,6 @@ async def test_chromium_loads_a_page_with_fifty_images_and_scripts(tmp_path: Pat
         await made.serve(*authority.options)
         await made.provide(target=runner.addresses[0][1])
         argv = chromium(tmp_path, authority.fingerprint, f"https://{HOST}:{made.port}/")
-        assert "50 have arrived" in await output_of(*argv, deadline_s=60)
+        assert "50 have arrived" in await output_of(*argv, deadline_s=DEADLINE_S)
     await runner.cleanup()
     assert sorted(path for path in served if path != "/favicon.ico") == sorted(["/", *images, *scripts])

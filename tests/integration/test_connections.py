@@ -19,7 +19,7 @@ from brokers.peers import NONCE_BYTES
 from brokers.sockets import secure_link
 from tests.support.fabric import MIB, SLOW, STEADY, Fabric, Recorder, name
 from tests.support.sockets import HOST, without_descriptors
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is Linux's")
 
@@ -72,7 +72,7 @@ def connect(it: Fabric, said: bytes) -> socket.socket:
 
 async def is_ended(raw: socket.socket) -> bool:
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             while await asyncio.get_running_loop().sock_recv(raw, 65536):
                 pass
     except ConnectionError:

@@ -27,7 +27,7 @@ from goreprox.keys.state import StateDir
 from tests.support.events import Events, logged
 from tests.support.fabric import SLOW, Fabric, Recorder, name, receive
 from tests.support.sockets import HOST, abort, stop_accepting, without_descriptors
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 SERVER = KeyPair.generate()
 HALF_OPEN = 300
@@ -609,7 +609,7 @@ async def ended(raw: socket.socket) -> bool:
     """Whether the other side closes the connection."""
     raw.setblocking(False)
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             while await asyncio.get_running_loop().sock_recv(raw, 65536):
                 pass
     return True

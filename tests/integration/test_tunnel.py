@@ -18,8 +18,8 @@ from goreprox.roles.provider import Provider
 from goreprox.tunnel.bridge import Bridge
 from tests.support.events import Events, logged, matching
 from tests.support.sockets import HOST
-from tests.support.tunnel import DEADLINE_S, KIB, MIB, End, Tunnel
-from tests.support.waiting import Level, eventually
+from tests.support.tunnel import KIB, MIB, End, Tunnel
+from tests.support.waiting import DEADLINE_S, Level, eventually
 
 
 def both_ways(pair: tuple[End, End], first: str) -> tuple[End, End]:

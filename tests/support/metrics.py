@@ -8,6 +8,7 @@ from prometheus_client import parser as plain
 from prometheus_client.openmetrics import parser as openmetrics
 
 from tests.support.programs import program
+from tests.support.waiting import DEADLINE_S
 from tests.support.web import fetch
 
 Labels = dict[str, str]
@@ -67,7 +68,7 @@ class Scrape:
 def promtool(*arguments: str, given: str = "") -> str:
     """Run promtool, which must find nothing wrong; return what it says."""
     done = subprocess.run(
-        [program("promtool"), *arguments], input=given, capture_output=True, text=True, check=False, timeout=60
+        [program("promtool"), *arguments], input=given, capture_output=True, text=True, check=False, timeout=DEADLINE_S
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

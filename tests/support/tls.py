@@ -11,7 +11,8 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-DEADLINE_S = 30.0
+from tests.support.waiting import DEADLINE_S
+
 NAME, ADDRESS = "goreprox.test", "127.0.0.1"
 
 

@@ -18,10 +18,9 @@ from goreprox.roles.provider import Provider
 from tests.support.configs import configured
 from tests.support.relay import Relay
 from tests.support.sockets import HOST
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 KIB, MIB = 1 << 10, 1 << 20
-DEADLINE_S = 30.0
 PROTOCOL: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
 TIMINGS = Timings(reconnect_min_s=0.02, reconnect_max_s=0.1)
 

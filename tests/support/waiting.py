@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
+"""How long tests wait before they fail: on a busy machine a process may need half a minute to start."""
 POLL_S = 0.005
 
 

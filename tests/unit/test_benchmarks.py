@@ -15,6 +15,7 @@ from benchmarks.relay import relay
 from benchmarks.rows import ROWS, Bound
 from benchmarks.sides import BASES
 from benchmarks.verdicts import Party, Values, Verdict, judge
+from tests.support.waiting import DEADLINE_S
 
 PARTIES = [
     Party("direct", "direct", tunnel=False, encrypted=False),
@@ -92,7 +93,7 @@ def echo() -> Iterator[int]:
 def test_a_path_takes_its_round_trip_and_one_more_for_the_handshake() -> None:
     with echo() as port, relay((HOST, port), round_trip_s=0.1, mbit=0) as link:
         began = time.monotonic()
-        with socket.create_connection((HOST, link.port), timeout=30) as sock:
+        with socket.create_connection((HOST, link.port), timeout=DEADLINE_S) as sock:
             sock.sendall(b"a")
             assert sock.recv(1) == b"a"
             met = time.monotonic()
@@ -108,7 +109,7 @@ def test_a_path_is_not_faster_than_its_rate_and_loses_nothing() -> None:
     data = bytes(range(256)) * 1000  # 256,000 bytes at 8 Mbit/s: 0.256 s
     with echo() as port, relay((HOST, port), round_trip_s=0, mbit=8) as link:
         began = time.monotonic()
-        with socket.create_connection((HOST, link.port), timeout=30) as sock:
+        with socket.create_connection((HOST, link.port), timeout=DEADLINE_S) as sock:
             threading.Thread(target=sock.sendall, args=(data,), daemon=True).start()
             got = bytearray()
             while len(got) < len(data):
@@ -119,14 +120,14 @@ def test_a_path_is_not_faster_than_its_rate_and_loses_nothing() -> None:
 
 def test_a_cut_path_resets_and_comes_back() -> None:
     with echo() as port, relay((HOST, port), round_trip_s=0, mbit=0) as link:
-        with socket.create_connection((HOST, link.port), timeout=30) as sock:
+        with socket.create_connection((HOST, link.port), timeout=DEADLINE_S) as sock:
             sock.sendall(b"a")
             assert sock.recv(1) == b"a"
             before = time.monotonic()
             assert link.cut(0.1) >= before + 0.1
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
-        with socket.create_connection((HOST, link.port), timeout=30) as sock:
+        with socket.create_connection((HOST, link.port), timeout=DEADLINE_S) as sock:
             sock.sendall(b"b")
             assert sock.recv(1) == b"b"
 

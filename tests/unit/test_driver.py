@@ -598,8 +598,8 @@ async def test_a_goodbye_waits_until_the_peer_has_it() -> None:
 
 
 async def test_waiting_for_a_condition_ends_with_it_or_at_the_deadline() -> None:
-    await asyncio.wait_for(wait_until(lambda: True, deadline_s=1000.0), 10)
-    await asyncio.wait_for(wait_until(lambda: False, deadline_s=0.05), 10)
+    await asyncio.wait_for(wait_until(lambda: True, deadline_s=1000.0), DEADLINE_S)
+    await asyncio.wait_for(wait_until(lambda: False, deadline_s=0.05), DEADLINE_S)
 
 
 async def test_a_session_that_begins_later_has_another_grace_at_once() -> None:

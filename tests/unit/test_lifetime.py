@@ -13,6 +13,7 @@ import pytest
 from goreprox.process.lifetime import Lifetime
 from goreprox.process.supervisor import watchdog_s
 from tests.support.events import Events, matching, message
+from tests.support.waiting import DEADLINE_S
 
 
 class Owner:
@@ -132,7 +133,7 @@ async def test_a_signal_ends_a_process_that_was_never_ready() -> None:
     life, uplink = Lifetime(), Uplink()
     serving = asyncio.create_task(life.serve(Owner(), [], ready="here", connection=uplink))
     life.stop.set()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         await serving
 
 

@@ -14,7 +14,7 @@ from goreprox.endpoint import Endpoint
 from goreprox.net.poller import Poller
 from goreprox.net.proxies import Proxies
 from goreprox.net.proxy_protocol import write
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 PROXY, HERE = Endpoint("192.0.2.1", 5), Endpoint("192.0.2.2", 80)
 CLIENT, THERE = Endpoint("198.51.100.7", 4711), Endpoint("203.0.113.1", 443)
@@ -45,7 +45,7 @@ class Made:
     async def closed(self, theirs: socket.socket) -> bool:
         """Whether nothing came but the end."""
         try:
-            return await asyncio.wait_for(self.loop.sock_recv(theirs, 1), 30) == b""
+            return await asyncio.wait_for(self.loop.sock_recv(theirs, 1), DEADLINE_S) == b""
         except ConnectionResetError:
             return True
 

@@ -7,6 +7,7 @@ import pytest
 from loguru import logger
 
 from brokers.limited_log import BURST, PERIOD_S, LimitedLog
+from tests.support.waiting import DEADLINE_S
 
 
 class Clock:
@@ -107,7 +108,7 @@ async def test_the_summary_is_logged_at_the_end_of_the_period_by_itself(lines: L
     log = LimitedLog(period_s=0.05, clock=asyncio.get_running_loop().time)
     for _ in range(3):
         log.say("refused", "a")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         while len(lines) < 2:  # noqa: ASYNC110 -- a sink has no event
             await asyncio.sleep(0.005)
     log.say("refused", "a")

@@ -110,6 +110,13 @@ class Scheme(enum.Enum):
     TLS = "tls"
     """Any protocol in TLS, which is terminated here."""
     HTTPS = "https"
+    SNI = "sni"
+    """TLS that is passed on by the host that a client asks for, or terminated as by HTTPS if that has a certificate."""
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the service may depend on the host that a client asks for."""
+        return self.is_http or self is Scheme.SNI
 
     @property
     def is_http(self) -> bool:

@@ -32,7 +32,7 @@ class AuthConfig:
     exempt_ports: Annotated[
         tuple[int, ...], several(units.count, "PORT"), Parameter(name="--without-tokens", group=KEYS)
     ] = ()
-    """Let clients of this tcp:// or tls:// port connect without a token. May be repeated."""
+    """Let clients of this tcp://, tls:// or sni:// port connect without a token. May be repeated."""
 
     def __post_init__(self) -> None:
         if not _FIELD_NAME.fullmatch(self.header) or self.header.lower() in _NO_AUTH_HEADERS:
@@ -54,10 +54,10 @@ class AuthConfig:
         raw = {listener.address.port: listener for listener in listeners if not listener.scheme.is_http}
         for port in self.exempt_ports:
             if port not in raw:
-                raise ConfigError(f"without-tokens {port}: no tcp:// or tls:// listener has this port")
+                raise ConfigError(f"without-tokens {port}: no tcp://, tls:// or sni:// listener has this port")
         for port, listener in raw.items():
             if self.file is not None and port not in self.exempt_ports:
-                web = Scheme.HTTPS if listener.scheme.is_tls else Scheme.HTTP
+                web = Scheme.HTTP if listener.scheme is Scheme.TCP else Scheme.HTTPS
                 raise ConfigError(
                     f"auth-tokens: listen {listener.address} passes bytes on unread and cannot check them; write "
                     f"{web.value}://{listener.address}, or --without-tokens {port} if its clients need none"

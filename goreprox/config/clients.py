@@ -74,6 +74,8 @@ class TlsConfig:
         """
         given = {"tls-cert": self.certs, "tls-key": self.keys}
         wanting = next((listener for listener in listeners if listener.scheme.is_tls), None)
+        if wanting is None and (self.certs or self.keys or self.client_ca):
+            wanting = next((listener for listener in listeners if listener.scheme is Scheme.SNI), None)
         for option, paths in given.items():
             if wanting is not None and not paths:
                 raise ConfigError(
@@ -105,14 +107,15 @@ class ClientConfig:
         several(Listener.parse, "[SCHEME://]ADDR[=SERVICE]"),
         Parameter(name="--listen", group=ADDRESSES),
     ] = LISTENERS
-    """Accept clients here, for this service. SCHEME is tcp (default) or http, or, with TLS, tls or https. May be
-    repeated. [default: 8080]"""
+    """Accept clients here, for this service. SCHEME is tcp (default) or http, or, with TLS, tls or https, or sni, which
+    passes TLS on by its host. May be repeated. [default: 8080]"""
     reuse_port: Annotated[bool, Parameter(group=ADDRESSES)] = False
     """Share the ports with other processes that have this option."""
     routes: Annotated[
         tuple[Route, ...], several(Route.parse, "HOST=SERVICE"), Parameter(name="--route", group=ADDRESSES)
     ] = ()
-    """Route HTTP requests for this host to a service; HOST is a name, *.NAME or *. May be repeated."""
+    """Route HTTP requests, and TLS at sni:// ports, for this host to a service; HOST is a name, *.NAME or *. May be
+    repeated."""
     publish_ports: Annotated[
         tuple[Ports, ...], several(Ports.parse, "PORT[-PORT]"), Parameter(name="--publish-ports", group=ADDRESSES)
     ] = ()
@@ -162,7 +165,7 @@ class ClientConfig:
         check_services(self.services)
         self.http.check_services(self.services)
         schemes = [listener.scheme for listener in self.listeners]
-        if self.http.redirect and not (Scheme.HTTP in schemes and Scheme.HTTPS in schemes):
+        if self.http.redirect and not (Scheme.HTTP in schemes and {Scheme.HTTPS, Scheme.SNI} & set(schemes)):
             raise ConfigError(
                 "http-redirect: it leads clients from one port to another; write both in --listen, like "
                 "--listen http://80 --listen https://443"
@@ -191,8 +194,9 @@ class ClientConfig:
                 return number, self.trusted_proxies
 
     def publishes(self, listener: Listener) -> bool:
-        """Return whether an HTTP listener serves published hosts: one that is not for a service does."""
-        return listener.scheme.is_http and listener.service == DEFAULT_SERVICE
+        """Return whether a listener serves published HTTP hosts: one that is not for a service does."""
+        serves = listener.scheme.is_http or (listener.scheme is Scheme.SNI and bool(self.tls.certs))
+        return serves and listener.service == DEFAULT_SERVICE
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -203,9 +207,16 @@ class ClientConfig:
         """Return the services that clients can ask for at a listener, without those that are published."""
         if listener.is_published:
             return ()
-        if listener.scheme.is_http and self.routes:
-            return tuple(dict.fromkeys(route.service for route in self.routes))
-        return (listener.service,)
+        own = listener.service
+        if listener.scheme is Scheme.SNI and own == DEFAULT_SERVICE and (self.routes or not self.tls.certs):
+            return self._routed
+        if listener.scheme.is_routed and self.routes:
+            return self._routed if listener.scheme.is_http else tuple(dict.fromkeys((*self._routed, own)))
+        return (own,)
+
+    @property
+    def _routed(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(route.service for route in self.routes))
 
 
 def _check_rules(option: str, rules: Sequence[Rule], scopes: Sequence[str]) -> None:
@@ -225,10 +236,9 @@ def _check_routes(routes: Sequence[Route], listeners: Sequence[Listener]) -> Non
     check_distinct("route", [route.host for route in routes])
     for route in routes:
         check_name("service", route.service)
-    web = [listener for listener in listeners if listener.scheme.is_http]
-    if routes and not web:
-        raise ConfigError("route: there is no http:// or https:// to listen on; only there hosts are known")
-    for listener in web:
+    if routes and not any(listener.scheme.is_routed for listener in listeners):
+        raise ConfigError("route: there is no http://, https:// or sni:// to listen on; only there hosts are known")
+    for listener in (listener for listener in listeners if listener.scheme.is_http):
         if routes and listener.service != DEFAULT_SERVICE:
             raise ConfigError(
                 f"listen {listener}={listener.service}: with routes the host decides; "

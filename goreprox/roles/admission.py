@@ -1,4 +1,4 @@
-"""Admits clients to an edge: accept, PROXY header, access rules, TLS, in this order.
+"""Admits clients to an edge: accept, PROXY header, access rules, ClientHello, TLS, in this order.
 
 A client that does not pass a step is reset.
 """
@@ -15,13 +15,16 @@ from loguru import logger
 from brokers import LimitedLog
 from goreprox.config.addresses import Listener, Scheme
 from goreprox.config.clients import ClientConfig, TlsConfig
-from goreprox.config.routes import name_of
+from goreprox.config.defaults import DEFAULT_SERVICE
+from goreprox.config.routes import Routes, name_of
 from goreprox.endpoint import Endpoint, ip_of
 from goreprox.http.writer import refusal
 from goreprox.net import sockets
 from goreprox.net.access import Access, Cause
 from goreprox.net.certificates import Certificates, Identity, reason
+from goreprox.net.client_hello import UNRECOGNIZED_NAME, ClientHello
 from goreprox.net.handshakes import Handshakes
+from goreprox.net.hellos import Arrival, Hellos
 from goreprox.net.listeners import Listeners, Open
 from goreprox.net.poller import Poller
 from goreprox.net.proxies import Proxies
@@ -44,6 +47,14 @@ class Client:
     """Where it connected to."""
     listener: Listener
     certificate: Identity | None = None
+    service: str | None = None
+    """Of a client whose TLS is passed on: the service of its host."""
+
+    @property
+    def is_http(self) -> bool:
+        """Whether its requests are parsed."""
+        scheme = self.listener.scheme
+        return scheme.is_http or (scheme is Scheme.SNI and self.service is None)
 
 
 class Admission:
@@ -72,6 +83,7 @@ class Admission:
         self._access = access
         self._admitted = admitted
         self._certificates = _certificates(clients.tls)
+        self._routes = Routes(clients.routes)
         self.listeners = Listeners(
             clients.listeners,
             poller,
@@ -87,6 +99,9 @@ class Admission:
             refused=functools.partial(access.refuse, Cause.PROXY_HEADER),
         )
         self.handshakes = Handshakes(poller)
+        self.hellos = Hellos(poller, heard=self._heard, lose=self._handshake_failed)
+        self._holds_tls = False
+        """Whether no further handshake is begun."""
         self._log = LimitedLog()
 
     def reconfigured(self, clients: ClientConfig) -> Callable[[], None]:
@@ -102,6 +117,7 @@ class Admission:
         def apply() -> None:
             self.listeners.switch(opened)  # those in the backlog of a removed listener are admitted as it was
             self._clients = clients
+            self._routes = Routes(clients.routes)
             self._certificates = certificates or self._certificates  # for handshakes that have begun
 
         return apply
@@ -118,14 +134,19 @@ class Admission:
         443 is left out.
         """
         name = name_of(host)
-        ports = [port for listener, port in self.listeners.found if listener.scheme is Scheme.HTTPS]
-        if not ports or self._certificates is None or self._certificates.named(name.decode()) is None:
+        secure = (Scheme.HTTPS, Scheme.SNI)
+        ports = [port for listener, port in self.listeners.found if listener.scheme in secure]
+        if not ports or not self._has_certificate(name.decode()):
             return None
         return name if _HTTPS_PORT in ports else b"%b:%d" % (name, ports[0])
 
+    def _has_certificate(self, host: str) -> bool:
+        used = self._certificates if self._clients.tls.certs else None
+        return used is not None and used.named(host) is not None
+
     def __len__(self) -> int:
         """Return the number of clients that are not admitted yet."""
-        return len(self.proxies) + len(self.handshakes)
+        return len(self.proxies) + len(self.hellos) + len(self.handshakes)
 
     def _accepted(self, sock: socket.socket, peer: Endpoint, listener: Listener) -> None:
         """Identify a client by its address, or by the PROXY header if it is a proxy."""
@@ -149,6 +170,8 @@ class Admission:
             text = f"rejected client {address}: {objection and objection.text}"
             self._log.say("client_denied", text, client=str(address))
             sock.close()  # which resets it
+        elif listener.scheme is Scheme.SNI:
+            self.hellos.hear(Arrival(sock, address, destination, listener))
         elif listener.scheme.is_tls:
             self._shake_hands(sock, address, destination, listener)
         else:
@@ -156,8 +179,30 @@ class Admission:
 
     def _scopes(self, listener: Listener) -> tuple[str, str]:
         """Return what rules may name: the port, and the service unless the request decides about that."""
-        routed = listener.scheme.is_http and self._clients.routes
+        routed = listener.scheme.is_routed and self._clients.routes
         return str(listener.address.port), "" if routed else listener.service
+
+    def _heard(self, arrival: Arrival, hello: ClientHello) -> bool:
+        """Terminate TLS for a host with a certificate, pass it on for others; return whether the client was taken."""
+        name, address, listener = hello.server_name, arrival.address, arrival.listener
+        if name is not None and self._has_certificate(name):
+            if not self._holds_tls:
+                self._shake_hands(arrival.sock, address, arrival.destination, listener)
+            return not self._holds_tls
+        service = self._routes.find((name or "").encode())
+        if service is None and listener.service != DEFAULT_SERVICE:
+            service = listener.service
+        if service is None:
+            asked = "for no host" if name is None else f"for {name}, which has neither a certificate nor a service"
+            self.hellos.reject(arrival, UNRECOGNIZED_NAME, f"it asks {asked}")
+        elif self._access.denies(address.host, service):
+            self._access.refuse(Cause.DENIED)
+            self._log.say("client_denied", f"rejected client {address} of {service}: denied by --allow or --deny")
+            arrival.sock.close()  # which resets it
+            self.leave(address)
+        else:
+            self._admitted(Client(arrival.sock, address, arrival.destination, listener, service=service))
+        return True
 
     def _shake_hands(self, sock: socket.socket, address: Endpoint, destination: Endpoint, listener: Listener) -> None:
         def admit(tls: TlsSocket) -> None:
@@ -169,12 +214,13 @@ class Admission:
             self._admitted(Client(tls, address, destination, listener, certificate))
 
         assert self._certificates is not None
+        scheme = Scheme.HTTPS if listener.scheme is Scheme.SNI else listener.scheme
         self.handshakes.begin(
             sock,
-            self._certificates.context(listener.scheme),
+            self._certificates.context(scheme),
             admit=admit,
             lose=functools.partial(self._handshake_failed, address),
-            plaintext=_NOT_HTTPS if listener.scheme.is_http else b"",
+            plaintext=_NOT_HTTPS if scheme.is_http else b"",
         )
 
     def _handshake_failed(self, address: Endpoint, exc: OSError) -> None:
@@ -186,7 +232,8 @@ class Admission:
         self.leave(address)
 
     def hold_tls(self) -> None:
-        """Let new clients that speak TLS wait in the backlog from now on."""
+        """Let new clients that speak TLS with us wait from now on, in the backlog, or once their host is known."""
+        self._holds_tls = True
         self.listeners.hold(lambda listener: listener.scheme.is_tls)
 
     def count(self, address: Endpoint) -> None:
@@ -206,6 +253,7 @@ class Admission:
     def close(self) -> None:
         """Reset all clients that are not admitted yet."""
         self.proxies.close()
+        self.hellos.close()
         self.handshakes.close()
 
 

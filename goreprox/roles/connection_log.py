@@ -1,4 +1,4 @@
-"""The access log of `tcp://` and `tls://` ports: one line for each connection, at its end."""
+"""The access log of connections whose bytes are passed on: one line for each, at its end."""
 
 from loguru import logger
 

@@ -160,7 +160,7 @@ class Edge:
         most = self._max_connections
         if self.connections < most:
             service = self._service_of(listener)
-            return listener.scheme.is_http or not service or self.assignment.places.has_room(service)
+            return listener.scheme.is_routed or not service or self.assignment.places.has_room(service)
         self._log.say(
             "full", f"the limit of {counted(most, 'connection')} is reached: new clients wait; raise --max-connections"
         )
@@ -172,7 +172,7 @@ class Edge:
 
     def _admitted(self, client: Client) -> None:
         listener = client.listener
-        if listener.scheme.is_http:
+        if client.is_http:
             site = self.sites.get(listener)
             if site is None:  # it was removed two reloads ago
                 self.admission.dismiss(client)
@@ -181,7 +181,7 @@ class Edge:
                 self.http_clients, client.sock, client.address, client.destination, site, certificate=client.certificate
             )
             return
-        service = self._service_of(listener)
+        service = client.service or self._service_of(listener)
         if service is None:
             self.admission.dismiss(client)
             return

@@ -1,7 +1,8 @@
 """The state of an edge for the code that takes its place (upgrade.Portable): docs/upgrade.md.
 
 What goes on: listening sockets, byte streams, WebSockets, HTTP clients between two requests, clients that wait for a
-provider, and proxies whose header is awaited. TLS clients and requests in progress have time to end before.
+provider, clients whose ClientHello is awaited, and proxies whose header is. TLS clients and requests in progress have
+time to end before.
 """
 
 import functools
@@ -66,6 +67,7 @@ class _Handed(NamedTuple):
 
     listeners: list[object]
     proxies: list[object]
+    hellos: list[object]
     clients: list[dict[str, object]]
 
 
@@ -134,6 +136,7 @@ class EdgeState:
         return [
             *admission.listeners.descriptors,
             *admission.proxies.descriptors,
+            *admission.hellos.descriptors,
             *(bridge.descriptor for bridge, *_ in self._live_bridges() if bridge.descriptor is not None),
             *(client.sock.fileno() for client, _ in self._idle_clients()),
         ]
@@ -147,6 +150,7 @@ class EdgeState:
         handed = self._handed or _Handed(
             edge.admission.listeners.export(payload=payload),
             list(edge.admission.proxies.export(payload=payload)),
+            list(edge.admission.hellos.export(payload=payload)),
             [_exported(client, listener, payload=payload) for client, listener in self._idle_clients()],
         )
         if payload:
@@ -158,10 +162,12 @@ class EdgeState:
             "finishing": finishing,
             "requests": edge.http_clients.counters.export(),
             "proxies": len(handed.proxies),
+            "hellos": len(handed.hellos),
             "bridges": len(bridges),
             "clients": len(handed.clients),
         }
         yield from handed.proxies
+        yield from handed.hellos
         for bridge, peer, until in bridges:
             upgraded = edge.http_clients.upgraded.get(bridge.stream)
             refusals = edge.assignment.refusals.get(bridge.stream)
@@ -178,6 +184,7 @@ class EdgeState:
         if payload:
             edge.admission.listeners.release()
             edge.admission.proxies.release()
+            edge.admission.hellos.release()
             for client, _ in self._idle_clients():
                 _plain(client).detach()
             edge.bridges.poller.close()
@@ -193,12 +200,13 @@ class EdgeState:
         head = Fields(next(items, None))
         if (requests := head.fields_or_none("requests")) is not None:
             edge.http_clients.counters.take_over(requests)
-        for kind, restore in (
-            ("proxies", self._restore_proxy),
-            ("bridges", functools.partial(self._restore_bridge, items)),
-            ("clients", self._restore_client),
+        for number, restore in (
+            (head.count("proxies"), self._restore_proxy),
+            (head.count_or_none("hellos") or 0, self._restore_hello),  # versions without sni:// have none
+            (head.count("bridges"), functools.partial(self._restore_bridge, items)),
+            (head.count("clients"), self._restore_client),
         ):
-            for _ in range(head.count(kind)):
+            for _ in range(number):
                 restore(Fields(next(items, None)), trial)
         for _ in items:
             raise ExportError("more in the export than expected")
@@ -218,6 +226,12 @@ class EdgeState:
         if not trial:
             sock = sockets.restored(fields.count("descriptor"))
             self._edge.admission.proxies.restore(sock, listener, fields)
+
+    def _restore_hello(self, fields: Fields, trial: bool) -> None:
+        listener, client = self._listener(fields), fields.endpoint("client")
+        if not trial:
+            self._edge.admission.count(client)
+            self._edge.admission.hellos.restore(sockets.restored(fields.count("descriptor")), listener, fields)
 
     def _restore_bridge(self, items: Iterator[object], fields: Fields, trial: bool) -> None:
         edge, clients = self._edge, self._edge.http_clients

@@ -13,7 +13,7 @@ def entrances(clients: ClientConfig, found: Iterable[tuple[Listener, int]]) -> s
     """Describe, for log lines, which services clients find at which ports."""
     places = (
         f"{'' if listener.scheme is Scheme.TCP else f'{listener.scheme.value}://'}:{port} "
-        f"({listing(clients.services_of(listener))})"
+        f"({listing(clients.services_of(listener)) or 'published names'})"
         for listener, port in found
         if not listener.is_published
     )
@@ -26,8 +26,8 @@ def announced(clients: ClientConfig, found: Iterable[tuple[Listener, Endpoint]])
         if listener.is_published:
             continue
         scheme, host, port = listener.scheme, listener.address.host or "", address.port
-        if not (scheme.is_http and clients.routes):
-            yield Port(listener.service, scheme.value, host, port)
+        if not (scheme.is_routed and clients.routes):
+            yield from (Port(service, scheme.value, host, port) for service in clients.services_of(listener))
             continue
         for route in clients.routes:
             yield Port(route.service, scheme.value, host if "*" in route.host else route.host, port)

@@ -34,11 +34,11 @@ def sites_of(
     publication: Publication,
     secured: Callable[[bytes], bytes | None],
 ) -> dict[Listener, Site]:
-    """Return the site of each HTTP listener, whose requests need a token if there is `auth`.
+    """Return the site of each listener that HTTP clients may have, whose requests need a token if there is `auth`.
 
     `publication` knows the hosts that are published, and `secured` returns where requests for a host are redirected.
     """
-    listeners = [listener for listener in clients.listeners if listener.scheme.is_http]
+    listeners = [listener for listener in clients.listeners if listener.scheme.is_routed]
     if auth is not None:
         plain = [listener.address for listener in listeners if listener.scheme is Scheme.HTTP]
         exposed = [str(address) for address in plain if not address.is_loopback]
@@ -52,7 +52,7 @@ def sites_of(
         listener: Site(
             listener.service,
             auth,
-            Forwarding(clients.trusted_proxies, listener.scheme.value.encode(), clients.http.via),
+            Forwarding(clients.trusted_proxies, _proto(listener.scheme), clients.http.via),
             routes,
             publication.service_of_host if clients.publishes(listener) else None,
             closed,
@@ -62,6 +62,11 @@ def sites_of(
         )
         for listener in listeners
     }
+
+
+def _proto(scheme: Scheme) -> bytes:
+    """Return how URLs of HTTP clients begin, which at `sni://` ports speak TLS with us."""
+    return b"http" if scheme is Scheme.HTTP else b"https"
 
 
 def requests_of(counters: RequestCounters) -> HttpStatus:

@@ -20,6 +20,7 @@ from goreprox.roles.assignment import Refusals
 from goreprox.roles.edge import Edge
 from goreprox.roles.edge_state import EdgeState, restored_listeners
 from goreprox.tunnel.bridge import Bridge
+from tests.support.client_hellos import first_bytes
 from tests.support.configs import configured
 from tests.support.sockets import HOST
 from tests.support.waiting import eventually
@@ -32,7 +33,12 @@ CONFIG: dict[str, Any] = {
 }
 OPTIONAL = {"outages_before", "end_code", "draining"}
 """Versions that have no such values mean those that these clients have."""
+NO_HELLOS = ("hellos", 0)
+"""Means the same, too."""
 PROXIES: dict[str, Any] = {"proxy_protocol_from": (Rule.parse("proxy-protocol-from", HOST),)}
+HELLOS = CONFIG | {"listeners": (Listener(Address(HOST, 0), scheme=Scheme.SNI), CONFIG["listeners"][1])}
+HELLO = first_bytes("example.com")[:99]
+KINDS = pytest.mark.parametrize("config", [CONFIG, CONFIG | PROXIES, HELLOS], ids=["clients", "proxies", "hellos"])
 
 
 def seen(edge: Edge) -> dict[str, object]:
@@ -56,6 +62,7 @@ def seen(edge: Edge) -> dict[str, object]:
             for client in edge.http_clients.live
         ),
         "proxies": [{**dict(item), "descriptor": None} for item in edge.admission.proxies.export(payload=False)],  # type: ignore[call-overload]
+        "hellos": [{**dict(item), "descriptor": None} for item in edge.admission.hellos.export(payload=False)],  # type: ignore[call-overload]
         "connections": edge.connections,
         "totals": edge.driver.budget.totals.export(),
         "requests": edge.http_clients.counters.export(),
@@ -96,6 +103,11 @@ async def begin(
     if "proxy_protocol_from" in config:
         clients.connect(tcp, HEADER)
         await eventually(lambda: edge.connections == 1 and _heads(edge) == [HEADER], "it has read what there is")
+    elif config == HELLOS:
+        clients.connect(tcp, HELLO)
+        await eventually(
+            lambda: [each.seen for each in edge.admission.hellos._timers] == [len(HELLO)], "it has seen it"
+        )
     else:
         clients.connect(tcp, b"waiting")
         clients.connect(tcp, b"half-closed").shutdown(socket.SHUT_WR)
@@ -136,7 +148,7 @@ def restored(state: list[object], config: dict[str, Any], *, trial: bool = False
     return edge
 
 
-@pytest.mark.parametrize("config", [CONFIG, CONFIG | PROXIES], ids=["clients", "proxies"])
+@KINDS
 def test_what_waits_and_what_has_begun_is_as_it_was(clients: Clients, config: dict[str, Any]) -> None:
     before, state = asyncio.run(begin(clients, config))
 
@@ -163,13 +175,13 @@ def without_each_value(state: list[object]) -> Iterator[tuple[str, list[object]]
     for index, item in enumerate(state):
         values = item if isinstance(item, dict) else {}
         for name in values:
-            if values[name] is not None and name not in OPTIONAL:
+            if values[name] is not None and name not in OPTIONAL and (name, values[name]) != NO_HELLOS:
                 left = {other: value for other, value in values.items() if other != name}
                 yield f"{index} {name}", [*state[:index], left, *state[index + 1 :]]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # what cannot be restored ends its process, sockets and all
-@pytest.mark.parametrize("config", [CONFIG, CONFIG | PROXIES], ids=["clients", "proxies"])
+@KINDS
 def test_a_value_left_out_of_the_state_is_noticed(clients: Clients, config: dict[str, Any]) -> None:
     before, state = asyncio.run(begin(clients, config))
 
@@ -200,13 +212,14 @@ def _descriptors(item: object) -> list[int]:
     return []
 
 
-@pytest.mark.parametrize("config", [CONFIG, CONFIG | PROXIES], ids=["clients", "proxies"])
+@KINDS
 def test_a_trial_touches_nothing(clients: Clients, config: dict[str, Any]) -> None:
     async def try_out() -> None:
         edge = Edge(configured(ServerConfig, **config))
         state = EdgeState(edge)
         edge.listeners.start()
-        waiting = clients.connect(edge.listeners.ports[0], HEADER if "proxy_protocol_from" in config else b"waiting")
+        first = HELLO if config == HELLOS else HEADER if "proxy_protocol_from" in config else b"waiting"
+        waiting = clients.connect(edge.listeners.ports[0], first)
         idle = clients.connect(edge.listeners.ports[1], HEADER if "proxy_protocol_from" in config else HEAD)
         await eventually(lambda: edge.connections == 2, "both are accepted")
         listening = [port for _, port in edge.listeners.found]

@@ -293,7 +293,7 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
         (["server", "--insecure", "--listen", "2", "--without-tokens", "2"], "without-tokens 2: there are no"),
         (
             ["server", "--insecure", "--listen", "http://1", "--auth-tokens", "t", "--without-tokens", "1"],
-            "without-tokens 1: no tcp:// or tls:// listener has this port",
+            "without-tokens 1: no tcp://, tls:// or sni:// listener has this port",
         ),
         (
             ["provider", "1", "--server", "h", "--insecure", "--target-ca", "c"],
@@ -338,7 +338,15 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
             "max-header-bytes 500,000: expected 1,024 to 262,144",
         ),
         (["server", "--insecure", "--max-header-lines", "9"], "max-header-lines 9: expected 10 to 1,000"),
-        (["server", "--insecure", "--route", "a=web"], "route: there is no http:// or https:// to listen on"),
+        (["server", "--insecure", "--route", "a=web"], "route: there is no http://, https:// or sni:// to listen on"),
+        (
+            ["server", "--insecure", "--listen", "sni://443", "--tls-key", "k"],
+            "listen sni://:443: tls-cert is missing; give the certificate by --tls-cert FILE and its",
+        ),
+        (
+            ["server", "--insecure", "--listen", "sni://443", "--tls-client-ca", "c"],
+            "listen sni://:443: tls-cert is missing",
+        ),
         (
             ["server", "--insecure", "--listen", "https://8443"],
             "listen https://:8443: tls-cert is missing; give the certificate by --tls-cert FILE and its",

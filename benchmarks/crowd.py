@@ -12,6 +12,7 @@ from brokers import Role
 from goreprox.config.addresses import Address, Target
 from goreprox.config.process import ProcessConfig
 from goreprox.config.roles import ProviderConfig
+from goreprox.net.link_tls import Trust
 from goreprox.process.log import configure
 from goreprox.roles.links import Links
 from goreprox.roles.member import Member
@@ -27,7 +28,7 @@ def _start(number: int, server_port: int, target_port: int, folder: Path) -> Lin
     member = Member(config.process, "provider", Role.PROVIDER, services=config.services)
     provider = Provider(config)
     provider.introduce(member)
-    return member.link(config.servers, config.proxy, provider.driver, None)
+    return member.link(config.servers, config.proxy, Trust(None, ()), provider.driver, None)
 
 
 async def _run(count: int, server_port: int, target_port: int, folder: Path) -> None:

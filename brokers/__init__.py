@@ -15,9 +15,10 @@ from brokers.limited_log import LimitedLog
 from brokers.link import Link
 from brokers.local import LocalPeer
 from brokers.peers import LinkIdentity, PeerInfo, PeerName, Role
-from brokers.proxy import Proxy, ProxyError, addresses
+from brokers.proxy import OpenError, Proxy, addresses
 from brokers.resolver import SocketAddress, resolve
 from brokers.router import Router
+from brokers.transport import Tls, Transport
 
 __all__ = [
     "NEXT_ADDRESS_S",
@@ -41,15 +42,17 @@ __all__ = [
     "LinkIdentity",
     "LinkSecurity",
     "LocalPeer",
+    "OpenError",
     "PeerInfo",
     "PeerName",
     "Proxy",
-    "ProxyError",
     "Receiver",
     "Role",
     "Router",
     "SocketAddress",
     "Timings",
+    "Tls",
+    "Transport",
     "addresses",
     "connect",
     "decode_cbor",

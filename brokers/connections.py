@@ -28,8 +28,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from brokers.carrier import Buffer
-from brokers.tcp_info import received_bytes
+from brokers.carrier import Buffer, LinkCondition
+from brokers.relays import DESCRIPTORS, Relayed, Relays
+from brokers.tcp_info import link_condition, received_bytes
 
 GREETING_CONNECTIONS: Final = 1024
 """As many as there may be peers: all of them may connect at once after an outage."""
@@ -55,6 +56,8 @@ class Connection:
     socket: socket.socket
     address: str
     since: float
+    relayed: Relayed | None = None
+    """What carries it, if it comes from elsewhere in this process."""
     routing_id: bytes | None = None
     """Of the peer that said hello."""
     read_bytes: int = 0
@@ -69,14 +72,26 @@ class Connection:
             self.ended_at = time.monotonic()
         with contextlib.suppress(OSError):  # closed already
             self.socket.shutdown(socket.SHUT_RDWR)
+        if self.relayed is not None:
+            self.relayed.end()
+
+    @property
+    def condition(self) -> LinkCondition | None:
+        """What the kernel says of the way to the peer; None if it is unknown."""
+        local = link_condition(self.socket)
+        return local if self.relayed is None or local is None else self.relayed.condition(local)
 
 
 class Connections:
     """The connections of one ROUTER, by descriptor and, once they have said hello, by routing id."""
 
-    def __init__(self, port: int, *, secure: bool, greeting_s: float) -> None:
-        """Track the ROUTER that listens on `port`; a connection has `greeting_s` seconds to say hello."""
+    def __init__(self, port: int, *, secure: bool, greeting_s: float, relays: Relays | None = None) -> None:
+        """Track the ROUTER that listens on `port`; a connection has `greeting_s` seconds to say hello.
+
+        With `relays` it listens for theirs alone.
+        """
         self._port = port
+        self._relays = relays
         self._overhead = CURVE_BYTES if secure else 0
         self._greeting_s = greeting_s
         self._accepted: dict[int, Connection] = {}
@@ -113,8 +128,15 @@ class Connections:
             duplicate.close()
             return
         connection = Connection(duplicate, str(there[0]).removeprefix("::ffff:"), now)
+        if self._relays is not None:
+            connection.relayed = self._relays.of((connection.address, there[1]))
+            if connection.relayed is None:
+                connection.end()
+                duplicate.close()
+                return
+            connection.address = connection.relayed.address
         self._accepted[descriptor] = self._greeting[descriptor] = connection
-        if len(self._greeting) > _most_greeting():
+        if len(self._greeting) > _most_greeting(1 if self._relays is None else DESCRIPTORS // 2):
             [(address, _)] = Counter(each.address for each in self._greeting.values()).most_common(1)
             oldest = next(fd for fd, each in self._greeting.items() if each.address == address)
             self._greeting.pop(oldest).end()
@@ -136,6 +158,8 @@ class Connections:
         if connection is None:
             return
         connection.socket.close()
+        if connection.relayed is not None:
+            connection.relayed.part()
         if connection.routing_id is not None and self._peers.get(connection.routing_id) is connection:
             del self._peers[connection.routing_id]
 
@@ -218,8 +242,9 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
         borrowed.detach()
 
 
-def _most_greeting() -> int:
+def _most_greeting(share: int) -> int:
+    """Return how many connections without a hello there may be; a `share` of that where they take more."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
-        return GREETING_CONNECTIONS
-    return max(1, min(GREETING_CONNECTIONS, most // GREETING_DESCRIPTORS // 2))
+        return GREETING_CONNECTIONS // share
+    return max(1, min(GREETING_CONNECTIONS, most // GREETING_DESCRIPTORS // 2) // share)

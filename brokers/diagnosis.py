@@ -6,6 +6,7 @@ connection reads it, within a few seconds of the failure.
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -15,8 +16,9 @@ from loguru import logger
 from brokers.causes import OF_PROXY, Cause
 from brokers.errors import BadMessage
 from brokers.limited_log import LimitedLog
-from brokers.proxy import Proxy, ProxyError, open_connection
+from brokers.proxy import OpenError, Proxy, open_connection
 from brokers.resolver import SocketAddress
+from brokers.transport import Tls
 
 PROBE_S: Final = 3.0
 """For the connection, if no proxy makes it, and again for the greeting."""
@@ -36,7 +38,8 @@ _QUESTION: Final = _SIGNATURE + b"\3"
 here."""
 _GREETING_BYTES: Final = 64
 _MECHANISM: Final = slice(12, 32)
-_PROTOCOLS: Final = {b"HTTP/": "HTTP", b"<": "HTTP", b"SSH-": "SSH", b"\x15\x03": "TLS"}
+_TLS: Final = "TLS"
+_PROTOCOLS: Final = {b"HTTP/": "HTTP", b"<": "HTTP", b"SSH-": "SSH", b"\x15\x03": _TLS}
 """How the responses of others to a greeting begin."""
 
 
@@ -47,30 +50,30 @@ class Finding(NamedTuple):
     detail: str = ""
 
 
-async def probe(address: SocketAddress, proxy: Proxy | None = None) -> Finding:
+async def probe(address: SocketAddress, proxy: Proxy | None = None, tls: Tls | None = None) -> Finding:
     """Connect, read a greeting, and disconnect."""
     try:
-        sock = await open_connection(address, proxy, timeout_s=PROBE_S)
-    except ProxyError as exc:
+        transport = await open_connection(address, proxy, tls, timeout_s=PROBE_S)
+    except OpenError as exc:
         return Finding(exc.cause, str(exc))
     except TimeoutError:
         return Finding(Cause.UNREACHABLE, f"no response within {PROBE_S:g} s")
     except OSError as exc:
         return Finding(Cause.UNREACHABLE, os.strerror(exc.errno) if exc.errno else str(exc))
-    loop = asyncio.get_running_loop()
-    response = b""
-    with sock:
+    response = memoryview(bytearray(_GREETING_BYTES))
+    size = 0
+    with contextlib.closing(transport):
         try:
             async with asyncio.timeout(PROBE_S):
-                await loop.sock_sendall(sock, _QUESTION)
-                while (missing := _GREETING_BYTES - len(response)) and (more := await loop.sock_recv(sock, missing)):
-                    response += more
+                await transport.send_all(_QUESTION)
+                while size < _GREETING_BYTES and (count := await transport.receive_into(response[size:])):
+                    size += count
         except TimeoutError:
-            if not response:
+            if not size:
                 return Finding(Cause.SILENT, "it sends nothing")
         except OSError:
             pass  # what it has sent tells more
-    return _classify(response)
+    return _classify(bytes(response[:size]))
 
 
 def _classify(response: bytes) -> Finding:
@@ -78,7 +81,8 @@ def _classify(response: bytes) -> Finding:
         return Finding(Cause.OTHER_PROTOCOL, "it disconnects")
     if response[0] != _SIGNATURE[0] or response[9:10] not in (b"", _SIGNATURE[9:]):
         protocol = next((name for start, name in _PROTOCOLS.items() if response.startswith(start)), "something else")
-        return Finding(Cause.OTHER_PROTOCOL, f"it speaks {protocol}")
+        cause = Cause.TLS_PORT if protocol == _TLS else Cause.OTHER_PROTOCOL
+        return Finding(cause, f"it speaks {protocol}")
     match response[_MECHANISM].rstrip(b"\0"):
         case b"CURVE":
             return Finding(Cause.CURVE)
@@ -103,13 +107,15 @@ class Diagnosis:
         advise: Callable[[Cause], str | None],
         changed: Callable[[], None],
         proxy: Proxy | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """Diagnose the link to the broker at `label`, on `host`, which is `called` so in texts.
 
         `keyed`: the link demands keys. `advise` returns what to do about a cause, if anything. `changed` is called with
-        each change of `problem`. Probes go through `proxy`, if there is one.
+        each change of `problem`. Probes go through `proxy`, if there is one, and speak `tls`.
         """
         self.proxy = proxy
+        self._tls = tls
         self._advise = advise
         self._changed = changed
         self.problem: str | None = None
@@ -189,7 +195,7 @@ class Diagnosis:
             self._explain(self._finding)
 
     async def _probe(self, address: SocketAddress) -> None:
-        finding = await probe(address, self.proxy)
+        finding = await probe(address, self.proxy, self._tls)
         self._probing = None
         if self._probed_at is not None:  # the link has not come up meanwhile
             self._finding = finding
@@ -199,9 +205,11 @@ class Diagnosis:
         match finding.cause:
             case cause if cause is Cause.UNREACHABLE or cause in OF_PROXY:
                 self._report(cause, f"cannot reach {self._at}: {finding.detail}")
+            case Cause.TLS | Cause.CERTIFICATE as cause:
+                self._report(cause, f"no TLS with {self._at}: {finding.detail}")
             case Cause.SILENT if self._was_up:
                 self._report(Cause.STALLED, f"{self._at} accepts connections but sends nothing")
-            case Cause.SILENT | Cause.OTHER_PROTOCOL as cause:
+            case Cause.SILENT | Cause.OTHER_PROTOCOL | Cause.TLS_PORT as cause:
                 self._report(cause, f"no {self._called} responds at {self._label} ({finding.detail})")
             case Cause.PLAINTEXT if self._keyed:
                 self._report(Cause.PLAINTEXT, f"{self._at} has no keys")
@@ -218,8 +226,8 @@ class Diagnosis:
         """Note that the host has no address."""
         self._report(Cause.UNRESOLVED, f"the name {self._host} cannot be resolved ({reason})")
 
-    def unreached(self, error: ProxyError) -> None:
-        """Note that a proxy has given us no connection."""
+    def unreached(self, error: OpenError) -> None:
+        """Note that we have not got a connection."""
         self._explain(Finding(error.cause, str(error)))
 
     def key_rejected(self) -> None:

@@ -1,4 +1,7 @@
-"""The connection of a DEALER to its broker: made by libzmq, or by us through a proxy. What the kernel says of it."""
+"""The connection of a DEALER to its broker: made by libzmq, or by us where there is a proxy or TLS.
+
+Also what the kernel says of it.
+"""
 
 import asyncio
 import contextlib
@@ -10,18 +13,32 @@ import zmq
 
 from brokers.carrier import LinkCondition
 from brokers.causes import Cause
-from brokers.proxy import Proxy, ProxyError
+from brokers.proxy import OpenError, Proxy, open_connection
 from brokers.relay import Relay
 from brokers.resolver import SocketAddress
 from brokers.tcp_info import link_condition
+from brokers.transport import Tls
 
 
 class Dialer:
     """Makes one connection at a time."""
 
-    def __init__(self, dealer: "zmq.Socket[bytes]", proxy: Proxy | None, failed: Callable[[ProxyError], None]) -> None:
-        """Connect `dealer`; call `failed` if the proxy does not connect us: libzmq reports its own failures."""
+    def __init__(
+        self,
+        dealer: "zmq.Socket[bytes]",
+        proxy: Proxy | None,
+        tls: Tls | None,
+        failed: Callable[[OpenError], None],
+        *,
+        connect_s: float,
+    ) -> None:
+        """Connect `dealer`; call `failed` if we do not get a connection: libzmq reports its own failures.
+
+        Without a proxy, a connection has `connect_s` seconds.
+        """
         self.proxy = proxy
+        self._tls = tls
+        self._connect_s = connect_s
         self._dealer = dealer
         self._failed = failed
         self._endpoint: str | None = None
@@ -29,8 +46,13 @@ class Dialer:
         self._connection: socket.socket | None = None
         """A duplicate of libzmq's descriptor, to ask the kernel about it; closed when libzmq has closed its own."""
         self._dialing: asyncio.Task[None] | None = None
-        """Runs while a proxy connects us."""
+        """Runs while we make the connection."""
         self._relay: Relay | None = None
+
+    @property
+    def connects(self) -> bool:
+        """Whether we make the connection, and know why there is none, instead of libzmq."""
+        return self.proxy is not None or self._tls is not None
 
     @property
     def dialed(self) -> bool:
@@ -39,26 +61,33 @@ class Dialer:
 
     @property
     def dialing(self) -> bool:
-        """Whether a proxy is connecting us, which has deadlines of its own."""
+        """Whether we are making the connection, which has deadlines of its own."""
         return self._dialing is not None
 
     def dial(self, address: SocketAddress) -> None:
-        """Connect to an address, having hung up; libzmq reconnects by itself where there is no proxy."""
-        if self.proxy is None:
+        """Connect to an address, having hung up; libzmq reconnects by itself where it makes the connection."""
+        if not self.connects:
             self._connect(_endpoint(address))
         else:
-            work = self._dial_through(self.proxy, address)
-            self._dialing = asyncio.get_running_loop().create_task(work, name="dial through a proxy")
+            self._dialing = asyncio.get_running_loop().create_task(
+                self._dial(self.proxy, address), name="dial a broker"
+            )
 
-    async def _dial_through(self, proxy: Proxy, address: SocketAddress) -> None:
+    async def _dial(self, proxy: Proxy | None, address: SocketAddress) -> None:
         try:
-            self._relay = Relay(await proxy.open(address))
-        except ProxyError as exc:
+            try:
+                far = await open_connection(address, proxy, self._tls, timeout_s=self._connect_s)
+            except TimeoutError:
+                raise OpenError(Cause.UNREACHABLE, f"no response within {self._connect_s:g} s") from None
+            except OSError as exc:
+                raise OpenError(Cause.UNREACHABLE, os.strerror(exc.errno) if exc.errno else str(exc)) from exc
+            try:
+                self._relay = Relay(far)
+            except OSError as exc:
+                raise OpenError(Cause.UNREACHABLE, f"no connection within this process: {exc.strerror}") from exc
+        except OpenError as exc:
             self._dialing = None
             self._failed(exc)
-        except OSError as exc:
-            self._dialing = None
-            self._failed(ProxyError(Cause.PROXY_FAILED, f"no connection within this process: {exc.strerror}"))
         else:
             self._dialing = None
             self._connect(self._relay.endpoint)
@@ -105,11 +134,7 @@ class Dialer:
         if self._connection is None:
             return None
         local = link_condition(self._connection)
-        if self._relay is None or local is None:
-            return local
-        far = link_condition(self._relay.far)
-        waiting = local.unsent_bytes + self._relay.unsent_bytes
-        return None if far is None else far._replace(unsent_bytes=far.unsent_bytes + waiting)
+        return local if self._relay is None or local is None else self._relay.condition(local)
 
     async def finish(self, *, linger_s: float) -> None:
         """Once libzmq has closed its connection: what it has sent has `linger_s` seconds to go out."""

@@ -51,9 +51,10 @@ from brokers.errors import BadMessage
 from brokers.inbox import Inbox
 from brokers.keys import LinkSecurity
 from brokers.peers import NONCE_BYTES, LinkIdentity, PeerName
-from brokers.proxy import Proxy, ProxyError, addresses
+from brokers.proxy import OpenError, Proxy, addresses
 from brokers.resolver import SocketAddress
 from brokers.sockets import dealer_socket, secure_link
+from brokers.transport import Tls
 
 GREET_S: Final = 1.0
 GREET_MAX_S: Final = 8.0
@@ -66,7 +67,7 @@ REFUSED_MAX_S: Final = 8.0
 """Between two attempts while the broker or a proxy refuses: it may change its mind."""
 PROXIED_PAUSES: Final = 4
 """Longest pauses between two attempts that the longest one through a proxy takes: most proxies log each attempt."""
-_REFUSALS: Final = (Cause.PROXY_PASSWORD, Cause.PROXY_REFUSED)
+_REFUSALS: Final = (Cause.PROXY_PASSWORD, Cause.PROXY_REFUSED, Cause.CERTIFICATE)
 _HANDSHAKE_FAILED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
@@ -110,15 +111,17 @@ class Link:
         changed: Callable[[], None] = lambda: None,
         identities: MutableMapping[str, LinkIdentity] | None = None,
         proxy: Proxy | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """Be `name` at the broker on `host`:`port`, in plaintext unless there is `security`; call `start`.
 
         Log lines name the broker as it is `called`, and say what to do about a cause if `advise` returns something.
         `changed` is called when the link comes up, and when there is another reason why it is down. A link that
         finds its label in `identities`, and takes it, is the same to the broker as an earlier one. It connects through
-        `proxy`, if there is one.
+        `proxy`, if there is one, and speaks `tls` with the broker.
         """
-        self.label = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.label = where if tls is None else f"tls://{where}"
         self.state = LinkState.DOWN
         self._name = name
         self._attributes = attributes
@@ -136,7 +139,14 @@ class Link:
         """The one that is tried, or connected to."""
         self._tried: list[SocketAddress] = []
         self._diagnosis = Diagnosis(
-            host, self.label, called=called, keyed=security is not None, advise=advise, changed=changed, proxy=proxy
+            host,
+            self.label,
+            called=called,
+            keyed=security is not None,
+            advise=advise,
+            changed=changed,
+            proxy=proxy,
+            tls=tls,
         )
         self._greet_s = GREET_S
         self._security = security
@@ -151,7 +161,7 @@ class Link:
         self._socket = dealer_socket(
             self._context, name.routing_id(self._nonce), self._timings, handshake_s=self._handshake_s
         )
-        self._dialer = Dialer(self._socket, proxy, self._unreached)
+        self._dialer = Dialer(self._socket, proxy, tls, self._unreached, connect_s=self._timings.connect_timeout_s)
         self._monitor = Monitor(self._socket, _EVENTS, self._monitored)
         self._channel = Channel(self._socket, self._receive)
 
@@ -284,7 +294,7 @@ class Link:
             self._diagnosis.not_resolved(reason)
             return
         untried = [each for each in found if each not in self._tried] or found
-        if self._address is not None and self.state is LinkState.DOWN and self._dialer.proxy is None:
+        if self._address is not None and self.state is LinkState.DOWN and not self._dialer.connects:
             self._diagnosis.examine(self._address)
         self._tried = [*self._tried, untried[0]] if untried is not found else [untried[0]]
         # The same address, too: after some errors libzmq stops reconnecting (protocol_error in its session_base.cpp).
@@ -357,8 +367,8 @@ class Link:
         self._redial_later(self._longest_pause_s)
         self._diagnosis.handshake_failed(self._address, timed_out=timed_out)
 
-    def _unreached(self, error: ProxyError) -> None:
-        """Try again later: the proxy gives us no connection."""
+    def _unreached(self, error: OpenError) -> None:
+        """Try again later: we have not got a connection."""
         self._redial_later(REFUSED_MAX_S if error.cause in _REFUSALS else self._longest_pause_s)
         self._diagnosis.unreached(error)
 

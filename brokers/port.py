@@ -19,6 +19,7 @@ from brokers.errors import BindError
 from brokers.keys import KeyPair
 from brokers.limited_log import LimitedLog
 from brokers.peers import Role
+from brokers.relays import Relays
 from brokers.sockets import ensure_descriptors, router_socket
 
 GREETING_S: Final = 15.0
@@ -71,10 +72,12 @@ class Port:
         handlers: Handlers,
         log: LimitedLog,
         descriptor: int | None = None,
+        relays: Relays | None = None,
     ) -> None:
         """Listen on `host` (None: all interfaces, IPv4 and IPv6) and port `number` (0: any).
 
-        A `descriptor` is of a socket that listens there already; it is libzmq's from now on (ZMQ_USE_FD).
+        A `descriptor` is of a socket that listens there already; it is libzmq's from now on (ZMQ_USE_FD). With `relays`
+        it is for their connections alone.
 
         Raises:
             BindError: the address is in use, not permitted or not of this machine.
@@ -85,6 +88,7 @@ class Port:
         self._host = host
         self._handlers = handlers
         self._log = log
+        self._relays = relays
         self.rotated_at = -math.inf
         """When this port replaced one with other keys, by the clock of the loop."""
         self._listening = -1
@@ -104,7 +108,7 @@ class Port:
             undo.pop_all()
         self._endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.number = int(self._endpoint.rpartition(":")[2])
-        self.connections = Connections(self.number, secure=keys is not None, greeting_s=GREETING_S)
+        self.connections = Connections(self.number, secure=keys is not None, greeting_s=GREETING_S, relays=relays)
         self.channel = Channel(socket, functools.partial(handlers.received, self), authenticated=keys is not None)
         self.channel.on_drained = handlers.drained
         self.channel.on_behind = handlers.busy
@@ -139,6 +143,7 @@ class Port:
                     keys=keys,
                     handlers=self._handlers,
                     log=self._log,
+                    relays=self._relays,
                 )
             except BindError as exc:
                 if exc.errno != errno.EADDRINUSE or loop.time() > give_up:

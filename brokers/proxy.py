@@ -1,4 +1,4 @@
-"""Connections to brokers that libzmq does not make: for probes, and through proxies.
+"""Connections to brokers that libzmq does not make: for probes, through proxies, and with TLS.
 
 libzmq has a SOCKS5 client (ZMQ_SOCKS_PROXY), but a proxy that refuses makes it abort the process, it reports no reason,
 and its handshake has no deadline.
@@ -11,6 +11,7 @@ from brokers.causes import Cause
 from brokers.connect import connect
 from brokers.errors import FabricError
 from brokers.resolver import SocketAddress, resolve
+from brokers.transport import Plain, Tls, Transport
 
 
 class Proxy(Protocol):
@@ -24,12 +25,12 @@ class Proxy(Protocol):
         """Return a connection to an address through the proxy, within its deadlines.
 
         Raises:
-            ProxyError: there is none.
+            OpenError: there is none.
         """
 
 
-class ProxyError(FabricError):
-    """A proxy gives us no connection; the text says which hop has failed, and why."""
+class OpenError(FabricError):
+    """There is no connection to a broker; the text says which step has failed, and why."""
 
     def __init__(self, cause: Cause, text: str) -> None:
         super().__init__(text)
@@ -48,11 +49,14 @@ async def addresses(host: str, port: int, proxy: Proxy | None) -> list[SocketAdd
     return await resolve(host, port)
 
 
-async def open_connection(address: SocketAddress, proxy: Proxy | None, *, timeout_s: float) -> socket.socket:
-    """Return a connection to a broker; a proxy has deadlines of its own.
+async def open_connection(
+    address: SocketAddress, proxy: Proxy | None, tls: Tls | None, *, timeout_s: float
+) -> Transport:
+    """Return a connection to a broker, through a proxy and with TLS where there are any, with deadlines of their own.
 
     Raises:
         OSError: it cannot be reached; TimeoutError: no response within `timeout_s`.
-        ProxyError: the proxy gives us none.
+        OpenError: the proxy gives us none, or there is no TLS.
     """
-    return await (connect([address], timeout_s=timeout_s) if proxy is None else proxy.open(address))
+    sock = await (connect([address], timeout_s=timeout_s) if proxy is None else proxy.open(address))
+    return Plain(sock) if tls is None else await tls.wrap(sock)

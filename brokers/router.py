@@ -1,6 +1,6 @@
 """The broker: ports for peers, and peers in this very process, around a switch.
 
-Standalone and embedded brokers are this same code.
+Standalone and embedded brokers are this same code. All parts of a broker meet here, hence so long.
 """
 
 import asyncio
@@ -32,9 +32,11 @@ from brokers.outboxes import Outboxes
 from brokers.peers import ID_BYTES, PeerInfo, PeerName, Role
 from brokers.port import Handlers, Port
 from brokers.prober import Prober
+from brokers.relay import LOOPBACK
+from brokers.relays import Relays
 from brokers.sockets import seed_routing_ids
 from brokers.switch import Output, Switch
-from brokers.tcp_info import link_condition
+from brokers.transport import Transport
 from brokers.zap import ZapHandler
 
 ENFORCE_S: Final = 0.05
@@ -47,7 +49,7 @@ REJECTED_S: Final = 0.5
 
 
 class Router:
-    """A broker. All its methods belong to one event loop."""
+    """A broker. All its methods belong to one event loop. Whatever its parts report comes here, hence so many."""
 
     def __init__(
         self, *, timings: Timings | None = None, max_peers: int = 1024, security: BrokerSecurity | None = None
@@ -63,7 +65,10 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self._keys = None if security is None else security.keys
         authority = None if security is None else security.authority
-        self._zap = None if authority is None else ZapHandler(self._context, authority, self._log)
+        self._relays = Relays(lambda role: self._ports[role.value].number)
+        self._zap = (
+            None if authority is None else ZapHandler(self._context, authority, self._log, self._relays.address_of)
+        )
         self._identities = Identities(authority, is_up=lambda key: self._switch.peer(key) is not None)
         self._switch = Switch(
             lease_s=self._timings.lease_s,
@@ -113,8 +118,19 @@ class Router:
         Raises:
             BindError: the address is in use, not permitted or not of this machine.
         """
+        return self._open(role, host, port, descriptor, None).number
+
+    def bind_for_relays(self, role: Role) -> None:
+        """Listen for peers of `role` whose connections are accepted elsewhere, and given to `carry`.
+
+        Raises:
+            BindError: this machine has no loopback interface, or there are no descriptors.
+        """
+        self._open(role, LOOPBACK, 0, None, self._relays)
+
+    def _open(self, role: Role, host: str | None, port: int, descriptor: int | None, relays: Relays | None) -> Port:
         assert role.value not in self._ports, "one port a role"
-        opened = Port(
+        opened = self._ports[role.value] = Port(
             self._context,
             role,
             host,
@@ -123,9 +139,16 @@ class Router:
             handlers=self._handlers,
             log=self._log,
             descriptor=descriptor,
+            relays=relays,
         )
-        self._ports[role.value] = opened
-        return opened.number
+        return opened
+
+    def carry(self, role: Role, transport: Transport, address: str) -> None:
+        """Serve a peer whose connection was accepted elsewhere, and comes from `address`."""
+        if self._closed:
+            transport.close()
+        else:
+            self._relays.carry(role, transport, address)
 
     def listening(self, role: Role) -> int:
         """Return a duplicate of the descriptor that listens for peers of `role`; it outlives this router.
@@ -196,7 +219,7 @@ class Router:
         connection = self._connection(peer_id)
         if connection is None or connection.routing_id is None:
             return None
-        condition = link_condition(connection.socket)
+        condition = connection.condition
         if condition is None:
             return None
         waiting = self._outboxes.size(connection.routing_id)
@@ -360,6 +383,7 @@ class Router:
         for port in self._ports.values():
             port.close(linger_s)
         await self._loop.run_in_executor(None, self._context.term)
+        await self._relays.finish(linger_s)
 
     @property
     def messages(self) -> int:

@@ -3,6 +3,7 @@
 It attaches the key to all messages of the connection as its user id, and `identities` compares it with the routing id.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import zmq
@@ -22,9 +23,16 @@ _ZAP_FRAMES: Final = 9
 class ZapHandler:
     """Handles the ZAP requests of one context: a key is rejected unless the authority grants it the port's role."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", authority: Authority, log: LimitedLog) -> None:
-        """Begin to handle requests; create it before the ports."""
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        authority: Authority,
+        log: LimitedLog,
+        address_of: Callable[[str], str],
+    ) -> None:
+        """Begin to handle requests; create it before the ports. `address_of` returns the peer's for one of ours."""
         self._authority = authority
+        self._address_of = address_of
         self._log = log
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 0)
@@ -40,7 +48,7 @@ class ZapHandler:
         allowed = grant is not None and grant.role.value == domain
         if not allowed:
             who = "an unknown or revoked key" if grant is None else f"{grant.role} {grant.name}"
-            source = address.decode(errors="replace").removeprefix("::ffff:")
+            source = self._address_of(address.decode(errors="replace").removeprefix("::ffff:"))
             port = next(str(role) for role in Role if role.value == domain)
             text = f"refused {who} at the port for {port}s, from {source}: key {key.decode()}"
             self._log.say("key_refused", text, address=source, key=key.decode(), port=port)

@@ -85,7 +85,7 @@ def add(
     services: _Services = None,
     publish: _Publish = None,
     share: _Share = False,
-    address: Annotated[list[str] | None, Parameter(group=KEYS, negative="", metavar="HOST[:PORT]")] = None,
+    address: Annotated[list[str] | None, Parameter(group=KEYS, negative="", metavar="[tls://]HOST[:PORT]")] = None,
     json: _Json = False,
     state_dir: _StateDir = None,
 ) -> None:
@@ -113,8 +113,9 @@ def add(
     """
     state = _state(state_dir, make=True)
     reach = state.reach()
-    default_port = (reach.providers if role == "provider" else reach.edges).port
-    addresses = [Address.parse(text, default_port) for text in address] if address else None
+    here = reach.providers if role == "provider" else reach.edges
+    given = [Address.parse_link(text, here.port) for text in address or ()]
+    addresses = [each.within_tls if here.tls else each for each in given] or None
     for each in addresses or ():
         check_dialable("address", each)
     path = state.add(Role[role.upper()], name, _wanted(services), addresses, publish=_grants(publish), share=share)

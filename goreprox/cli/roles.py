@@ -12,9 +12,10 @@ from goreprox.cli.joining import keys_directory, membership
 from goreprox.cli.options import JoinOptions, StartOptions, StateDir
 from goreprox.cli.setup import Setup
 from goreprox.config.addresses import EDGES, Address, Target
+from goreprox.config.certificates import CertificateConfig
 from goreprox.config.clients import ClientConfig
 from goreprox.config.defaults import DEFAULT_WEIGHT, DEFAULT_WORKERS, EDGE_PORT, PROVIDER_PORT
-from goreprox.config.options import ADDRESSES, LIMITS, Count, Number, Port, several
+from goreprox.config.options import ADDRESSES, LIMITS, Count, LinkPort, Number, several
 from goreprox.config.process import ConnectionConfig
 from goreprox.config.proxy import ProxyConfig
 from goreprox.config.publish import PublishConfig
@@ -33,19 +34,20 @@ from goreprox.errors import ConfigError
 
 def _remotes(port: int) -> Parameter:
     """Declare addresses to connect to, at `port` where they name none."""
-    return several(functools.partial(Address.parse, default_port=port), "HOST[:PORT]")
+    return several(functools.partial(Address.parse_link, default_port=port), "[tls://]HOST[:PORT]")
 
 
 _CONNECTIONS: Final = ConnectionConfig()
 _CLIENTS: Final = ClientConfig()
 _PEERS: Final = PeerConfig()
+_CERTIFICATES: Final = CertificateConfig()
 _DIAL: Final = DialConfig()
 _CHECKS: Final = CheckConfig()
 _PROXY: Final = ProxyConfig()
 _PUBLISH: Final = PublishConfig()
 _JOIN: Final = JoinOptions()
 _START: Final = StartOptions()
-_Edges = Annotated[Port, Parameter(group=ADDRESSES)]
+_Edges = Annotated[LinkPort, Parameter(group=ADDRESSES)]
 
 
 def server(
@@ -62,7 +64,7 @@ def server(
     Parameters
     ----------
     edges
-        Accept further edges here. [default: none]
+        Accept further edges here, in TLS if it begins with tls://. [default: none]
     """
     config = ServerConfig(
         process=start.process,
@@ -91,7 +93,8 @@ def edge(
     Parameters
     ----------
     broker
-        Connect to this broker, by default to port 9888. May be repeated. [default: as the join string says]
+        Connect to this broker, by default to port 9888, in TLS if it begins with tls://. May be repeated. [default: as
+        the join string says]
     workers
         Run so many processes that share the ports. Limits of connections and memory are for each of them.
     address
@@ -118,6 +121,7 @@ def broker(
     peers: PeerConfig = _PEERS,
     edges: _Edges = EDGES,
     state_dir: StateDir = None,
+    tls: CertificateConfig = _CERTIFICATES,
     start: StartOptions = _START,
 ) -> Setup:
     """Run a broker.
@@ -125,13 +129,14 @@ def broker(
     Parameters
     ----------
     edges
-        Accept edges here.
+        Accept edges here, in TLS if it begins with tls://.
     """
     config = BrokerConfig(
         process=start.process,
         peers=peers,
         edges=edges,
         state_dir=keys_directory(start.process, state_dir),
+        tls=tls,
     )
     return Setup(config, start.file.config)
 
@@ -157,7 +162,8 @@ def provider(
         Expose this server: [SERVICE=][tls://][HOST:]PORT, with tls:// if it speaks TLS only, or [SERVICE=]unix:PATH.
         By default the service is `default` and the host 127.0.0.1. May be repeated. Required.
     server
-        Connect to this server or broker, by default to port 9887. May be repeated. [default: as the join string says]
+        Connect to this server or broker, by default to port 9887, in TLS if it begins with tls://. May be repeated.
+        [default: as the join string says]
     weight
         Get this share of new connections, relative to other providers of the service, 0.01 to 1000.
     """

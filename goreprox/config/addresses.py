@@ -5,7 +5,7 @@ import ipaddress
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -20,7 +20,7 @@ _HOST_NAME: Final = re.compile(
     r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
 )
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_TLS_TARGET: Final = "tls://"
+_TLS: Final = "tls://"
 _UNIX: Final = "unix:"
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 WILDCARDS: Final = (None, "0.0.0.0", "::")
@@ -33,6 +33,8 @@ class Address:
 
     host: str | None
     port: int
+    tls: bool = False
+    """Whether there is TLS around the links there."""
 
     @classmethod
     def parse(cls, text: str, default_port: int | None = None) -> Self:
@@ -51,6 +53,21 @@ class Address:
                 raise _bad_address(text, "the port is missing")
             return cls(_host(text, text), default_port)
         return cls(_host(host, text) if host else None, _port(port, text))
+
+    @classmethod
+    def parse_link(cls, text: str, default_port: int | None = None) -> Self:
+        """Read the address of links: as `parse`, after `tls://` if they are within TLS.
+
+        Raises:
+            ConfigError: it is malformed.
+        """
+        found = cls.parse(text.removeprefix(_TLS), default_port)
+        return cls(found.host, found.port, tls=text.startswith(_TLS))
+
+    @property
+    def within_tls(self) -> Self:
+        """The same for links within TLS."""
+        return replace(self, tls=True)
 
     @property
     def is_loopback(self) -> bool:
@@ -72,8 +89,8 @@ class Address:
         return wild and bool(_families(self.host) & _families(other.host))
 
     def __str__(self) -> str:
-        host = self.host or ""
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        host = f"[{self.host}]" if ":" in (self.host or "") else self.host or ""
+        return f"{_TLS if self.tls else ''}{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +236,7 @@ class Target:
         if text == "=" or (separator and not address):
             raise ConfigError(f"target {text!r}: write SERVICE=PORT without blanks, like web=3000")
         try:
-            parsed = Address.parse(address.removeprefix(_TLS_TARGET))
+            parsed = Address.parse(address.removeprefix(_TLS))
         except ConfigError as exc:
             raise ConfigError(
                 f"target {text!r}: {exc}, each after SERVICE= if it is not of the default service"
@@ -227,10 +244,10 @@ class Target:
         if separator:
             check_name("service", service)
         address_given = Address(parsed.host or "127.0.0.1", parsed.port)
-        return cls(service if separator else DEFAULT_SERVICE, address_given, address.startswith(_TLS_TARGET))
+        return cls(service if separator else DEFAULT_SERVICE, address_given, address.startswith(_TLS))
 
     def __str__(self) -> str:
-        return f"{_TLS_TARGET}{self.address}" if self.tls else str(self.address)
+        return f"{_TLS}{self.address}" if self.tls else str(self.address)
 
     @property
     def text(self) -> str:

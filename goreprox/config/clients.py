@@ -3,19 +3,18 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Final
 
 from cyclopts import Parameter
 
 from goreprox.config.addresses import Address, Listener, Scheme
 from goreprox.config.auth import AuthConfig
+from goreprox.config.certificates import CertificateConfig
 from goreprox.config.checks import check_count, check_distinct, check_ports, check_range, check_services
 from goreprox.config.defaults import (
     CLIENT_PORT,
     DEFAULT_SERVICE,
     MAX_ALPN_BYTES,
-    MAX_CERTIFICATES,
     MAX_CONNECTIONS,
     MAX_ROUTES,
     MAX_RULES,
@@ -24,7 +23,7 @@ from goreprox.config.http import HttpConfig
 from goreprox.config.limits import ServiceLimits
 from goreprox.config.names import check_name
 from goreprox.config.networks import LOOPBACK, Network, Rule, parse_network
-from goreprox.config.options import ADDRESSES, GROUP, KEYS, LIMITS, Count, File, Files, several
+from goreprox.config.options import ADDRESSES, GROUP, KEYS, LIMITS, Count, File, several
 from goreprox.config.published import Ports
 from goreprox.config.routes import Route
 from goreprox.errors import ConfigError
@@ -34,61 +33,41 @@ LISTENERS: Final = (Listener(Address(None, CLIENT_PORT)),)
 
 @GROUP
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TlsConfig:
+class TlsConfig(CertificateConfig):
     """Options of TLS with clients."""
 
-    certs: Annotated[Files, Parameter(name="--tls-cert", group=KEYS)] = ()
-    """Use this certificate and its chain for tls:// and https://; PEM, reread when it changes. May be repeated: clients
-    get the one for the name that they ask for, or else the first."""
-    keys: Annotated[Files, Parameter(name="--tls-key", group=KEYS)] = ()
-    """Use this private key of the certificate; PEM, reread when it changes. One for each --tls-cert, in their order."""
     client_ca: Annotated[File, Parameter(name="--tls-client-ca", group=KEYS)] = None
     """Reject TLS clients without a certificate signed by one of these CAs; PEM, reread when it changes."""
     alpn: Annotated[tuple[str, ...], several(str, "PROTOCOL"), Parameter(name="--tls-alpn", group=KEYS)] = ()
     """Offer this protocol at tls:// ports (ALPN), like h2 for gRPC. May be repeated. [default: none]"""
 
     def __post_init__(self) -> None:
+        CertificateConfig.__post_init__(self)
         for protocol in self.alpn:
             if not (protocol.isascii() and protocol.isprintable() and 1 <= len(protocol) <= MAX_ALPN_BYTES):
                 raise ConfigError(f"tls-alpn {protocol!r}: expected the name of a protocol, like h2")
         check_distinct("tls-alpn", self.alpn)
-        check_distinct("tls-cert", [str(path) for path in self.certs])
-        if len(self.certs) > MAX_CERTIFICATES:
-            raise ConfigError(f"tls-cert: expected at most {MAX_CERTIFICATES} of them, got {len(self.certs)}")
-        if self.certs and self.keys and len(self.certs) != len(self.keys):
-            raise ConfigError(
-                f"tls-key: there are {len(self.certs)} --tls-cert and {len(self.keys)} --tls-key; "
-                "give each certificate its private key, in the same order"
-            )
-
-    @property
-    def pairs(self) -> list[tuple[Path, Path]]:
-        """Each certificate with its key."""
-        return list(zip(self.certs, self.keys, strict=True))
 
     def check(self, listeners: Sequence[Listener]) -> None:
-        """Require that listeners have the files that they need, and need those that there are.
+        """Require that listeners have the files that they need, and need those that are for clients alone.
 
         Raises:
             ConfigError: a file is missing, or is for no listener.
         """
-        given = {"tls-cert": self.certs, "tls-key": self.keys}
         wanting = next((listener for listener in listeners if listener.scheme.is_tls), None)
         if wanting is None and (self.certs or self.keys or self.client_ca):
             wanting = next((listener for listener in listeners if listener.scheme is Scheme.SNI), None)
-        for option, paths in given.items():
+        for option, paths in self.files.items():
             if wanting is not None and not paths:
                 raise ConfigError(
                     f"listen {wanting}: {option} is missing; give the certificate by "
                     "--tls-cert FILE and its private key by --tls-key FILE"
                 )
-        given["tls-client-ca"] = () if self.client_ca is None else (self.client_ca,)
-        for option, paths in given.items():
-            for path in paths if wanting is None else ():
-                raise ConfigError(
-                    f"{option} {path}: no port speaks TLS; write https:// or tls:// in --listen, or leave "
-                    f"--{option} out"
-                )
+        if self.client_ca is not None and wanting is None:
+            raise ConfigError(
+                f"tls-client-ca {self.client_ca}: no port speaks TLS; write https:// or tls:// in --listen, or leave "
+                "--tls-client-ca out"
+            )
         if self.alpn and not any(listener.scheme is Scheme.TLS for listener in listeners):
             raise ConfigError("tls-alpn: there is no tls:// to listen on; https:// always offers http/1.1")
 
@@ -171,6 +150,11 @@ class ClientConfig:
                 "--listen http://80 --listen https://443"
             )
         self.limits.check_services(self.services)
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether any listener does, if only for hosts that have a certificate."""
+        return any(listener.scheme.is_tls or listener.scheme is Scheme.SNI for listener in self.listeners)
 
     @property
     def ports(self) -> list[tuple[str, Address]]:

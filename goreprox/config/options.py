@@ -88,3 +88,5 @@ Files = Annotated[tuple[Path, ...], several(_path, "FILE")]
 Directory = Annotated[Path | None, one(_path, "DIR", show_default=False)]
 Port = Annotated[Address, one(Address.parse, "ADDR", _address)]
 """An address to listen on."""
+LinkPort = Annotated[Address, one(Address.parse_link, "[tls://]ADDR", _address)]
+"""An address to accept links on."""

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from goreprox.config.addresses import Address, check_dialable
 from goreprox.config.checks import check_distinct
 from goreprox.config.defaults import MAX_ENDPOINTS, SAME_PORT
-from goreprox.config.options import ADDRESSES, GROUP, several
+from goreprox.config.options import ADDRESSES, GROUP, KEYS, File, several
 from goreprox.errors import ConfigError
 
 MAX_CREDENTIAL_BYTES: Final = 255
@@ -118,6 +118,10 @@ class ProxyConfig:
     """Connect through this proxy: socks5://, socks5h:// or http://[USER:PASSWORD@]HOST:PORT; to all brokers or servers,
     or to BROKER, one of them. May be repeated."""
 
+    ca: Annotated[File, Parameter(name="--server-ca", group=KEYS)] = None
+    """Trust these CAs for servers and brokers at tls:// addresses; PEM, reread when it changes. [default: those of the
+    system]"""
+
     def of(self, broker: Address) -> ProxyUrl | None:
         """Return the proxy for a broker: its own, else the one for all; None if there is none."""
         return next(
@@ -126,11 +130,18 @@ class ProxyConfig:
         )
 
     def check(self, option: str, brokers: Sequence[Address]) -> None:
-        """Require that each proxy is for one or all of the `brokers`, which `option` names, and no two for the same.
+        """Require that CAs and each proxy are for one or all of the `brokers`, which `option` names.
+
+        No two proxies may be for the same.
 
         Raises:
             ConfigError: one is not, or two are.
         """
+        if self.ca is not None and not any(broker.tls for broker in brokers):
+            raise ConfigError(
+                f"server-ca {self.ca}: there is no TLS with any {option}; write tls:// before its address, or leave "
+                "--server-ca out"
+            )
         if len(self.urls) > MAX_ENDPOINTS:
             raise ConfigError(f"proxy: expected at most {MAX_ENDPOINTS}, got {len(self.urls)}")
         check_distinct("proxy", ["for all" if each.broker is None else f"for {each.broker}" for each in self.urls])

@@ -23,7 +23,7 @@ APPLIED: Final = frozenset(
         *("target", "publish", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
         *("check", "check-interval", "check-timeout", "check-failures", "check-successes"),
         # links, connections, health and log
-        *("broker", "server", "proxy", "max-peers", "health"),
+        *("broker", "server", "server-ca", "proxy", "max-peers", "health"),
         *("grace", "drain", "half-closed-timeout", "max-connections", "memory", "log-level", "log-json"),
     )
 )

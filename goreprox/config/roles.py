@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from goreprox.config.addresses import EDGES, PROVIDERS, WILDCARDS, Address, ProxyVersion, Target, check_dialable
+from goreprox.config.addresses import (
+    EDGES,
+    PROVIDERS,
+    WILDCARDS,
+    Address,
+    Listener,
+    ProxyVersion,
+    Target,
+    check_dialable,
+)
+from goreprox.config.certificates import CertificateConfig
 from goreprox.config.checks import (
     check_count,
     check_distinct,
@@ -40,7 +50,7 @@ from goreprox.config.options import (
     LIMITS,
     Count,
     File,
-    Port,
+    LinkPort,
     Seconds,
     member_of,
     one,
@@ -59,7 +69,7 @@ if TYPE_CHECKING:
 
 Addresses = Annotated[
     tuple[Address, ...],
-    several(functools.partial(Address.parse, default_port=SAME_PORT), "HOST[:PORT]"),
+    several(functools.partial(Address.parse_link, default_port=SAME_PORT), "[tls://]HOST[:PORT]"),
     Parameter(name="--address", group=ADDRESSES),
 ]
 """How others reach this machine."""
@@ -70,8 +80,8 @@ Addresses = Annotated[
 class PeerConfig:
     """Options of roles that accept peers: server and broker."""
 
-    providers: Annotated[Port, Parameter(group=ADDRESSES)] = PROVIDERS
-    """Accept providers here."""
+    providers: Annotated[LinkPort, Parameter(group=ADDRESSES)] = PROVIDERS
+    """Accept providers here, in TLS if it begins with tls://; at a server, it may be the port of https:// clients."""
     addresses: Addresses = ()
     """Put this address of the machine into join strings, and into those of published ports. It is remembered. May be
     repeated. [default: this machine's name]"""
@@ -132,8 +142,25 @@ class ServerConfig:
     """The directory of the keys; None: links without keys."""
 
     def __post_init__(self) -> None:
-        ports = [*self.clients.ports, ("providers", self.peers.providers), *self.process.ports]
-        check_ports(ports if self.edges is None else [*ports, ("edges", self.edges)])
+        links = [("providers", self.peers.providers), *([] if self.edges is None else [("edges", self.edges)])]
+        tls = self.clients.tls
+        tls.check_links(links)
+        tls.check_used(any(address.tls for _, address in links) or self.clients.speaks_tls)
+        if self.shared is not None:
+            del links[0]
+            if tls.client_ca is not None:
+                raise ConfigError(
+                    f"providers {self.peers.providers}: clients of this port need certificates by --tls-client-ca, and "
+                    "providers have none; give providers another port"
+                )
+        check_ports([*self.clients.ports, *links, *self.process.ports])
+
+    @property
+    def shared(self) -> Listener | None:
+        """The listener whose port is that of providers, too."""
+        address = self.peers.providers
+        found = (each for each in self.clients.listeners if each.scheme.is_tls and address == each.address.within_tls)
+        return next(found, None) if address.port else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +181,7 @@ class EdgeConfig:
         _check_remotes("broker", self.brokers)
         _check_addresses(self.addresses)
         self.proxy.check("broker", self.brokers)
+        self.clients.tls.check_used(self.clients.speaks_tls)
         check_range("workers", self.workers, 1, MAX_WORKERS)
         check_ports([*self.clients.ports, *self.process.ports])
         if self.workers > 1 and not all(listener.address.port for listener in self.clients.listeners):
@@ -169,9 +197,13 @@ class BrokerConfig:
     edges: Address = EDGES
     state_dir: Path | None = None
     """The directory of the keys; None: links without keys."""
+    tls: CertificateConfig = field(default_factory=CertificateConfig)
 
     def __post_init__(self) -> None:
-        check_ports([("providers", self.peers.providers), ("edges", self.edges), *self.process.ports])
+        links = [("providers", self.peers.providers), ("edges", self.edges)]
+        self.tls.check_links(links)
+        self.tls.check_used(any(address.tls for _, address in links))
+        check_ports([*links, *self.process.ports])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

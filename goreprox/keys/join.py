@@ -111,7 +111,9 @@ class Join:
         except ValueError:
             raise _damaged() from None
         check_name("name in the join string", name)
-        return cls(role, name, keys, server_keys, tuple(Address.parse(a, PROVIDER_PORT) for a in addresses.split(",")))
+        return cls(
+            role, name, keys, server_keys, tuple(Address.parse_link(a, PROVIDER_PORT) for a in addresses.split(","))
+        )
 
 
 def _checksum(body: bytes, addresses: str) -> bytes:

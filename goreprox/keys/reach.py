@@ -33,9 +33,9 @@ class Reach:
         document = tomllib.loads(text)
         try:
             return cls(
-                tuple(Address.parse(address) for address in document["address"]),
-                Address.parse(document["providers"]),
-                Address.parse(document["edges"]),
+                tuple(Address.parse_link(address) for address in document["address"]),
+                Address.parse_link(document["providers"]),
+                Address.parse_link(document["edges"]),
             )
         except (KeyError, TypeError, AttributeError, ConfigError) as exc:
             raise ValueError("expected `address`, `providers` and `edges`") from exc
@@ -55,13 +55,14 @@ class Reach:
         """Return the addresses for join strings of `role`."""
         if role is Role.PROVIDER:
             return self._named(self.providers)
-        return tuple(Address(address.host, self.edges.port) for address in self._named(self.edges))
+        return tuple(Address(address.host, self.edges.port, self.edges.tls) for address in self._named(self.edges))
 
     def _named(self, listening: Address) -> tuple[Address, ...]:
         if self.given:
-            return tuple(Address(address.host, address.port or listening.port) for address in self.given)
+            named = (Address(address.host, address.port or listening.port, address.tls) for address in self.given)
+            return tuple(each.within_tls if listening.tls else each for each in named)
         host = own_host() if listening.host in WILDCARDS else listening.host
-        return (Address(host, listening.port),)
+        return (Address(host, listening.port, listening.tls),)
 
 
 def own_host() -> str:

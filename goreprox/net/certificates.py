@@ -23,7 +23,9 @@ from goreprox.net import x509
 from goreprox.process.files import FileKind, opened
 from goreprox.process.reloaded import Reloaded
 
-_HTTP_ALPN: Final = ("http/1.1",)
+LINK_ALPN: Final = "goreprox"
+"""Of links: by it a port that they share with clients tells them apart."""
+_HTTP_ALPN: Final = ("http/1.1", LINK_ALPN)
 """Offered to HTTP clients that ask (RFC 7301); HTTP/2 is not."""
 DAY_S: Final = 86_400.0
 WARN_S: Final = 14 * DAY_S
@@ -198,17 +200,33 @@ def target_context(ca: Path | None, *, insecure: bool) -> ssl.SSLContext:
     Raises:
         ConfigError: the file cannot be used.
     """
-    if ca is None:
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
-    else:
-        with _opened("target-ca", ca, _CLIENT_CA) as (_, text):
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            _trust(context, f"target-ca {ca}", text)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context = _client_context("target-ca", ca)
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def link_context(ca: Path | None) -> ssl.SSLContext:
+    """Make a context for brokers, whose certificates are signed by those in `ca` (None: the system's).
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    context = _client_context("server-ca", ca)
+    context.set_alpn_protocols([LINK_ALPN])
+    return context
+
+
+def _client_context(option: str, ca: Path | None) -> ssl.SSLContext:
+    if ca is None:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    else:
+        with _opened(option, ca, _CLIENT_CA) as (_, text):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            _trust(context, f"{option} {ca}", text)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     return context
 
 

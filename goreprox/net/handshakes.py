@@ -5,12 +5,12 @@ send: 128 KiB for its first message, 100 KiB for its certificates (SSL_CTX_set_m
 """
 
 import asyncio
-import contextlib
 import errno
 import functools
 import socket
 import ssl
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,17 @@ HANDSHAKE_S: Final = 10.0
 """Timeout of a client's handshake: a lost segment is sent again three times by then."""
 
 
+MOST_HANDSHAKES: Final = 256
+"""At a time, with links. Where there are more, the oldest of the address that has most of them is ended. Each takes
+51 KiB, and what OpenSSL keeps of an unfinished message, at most 128 KiB: 45 MiB together."""
+
+
+def crowding(addresses: Sequence[str]) -> int:
+    """Return which one has to go where there are too many: the first of the address that is there most often."""
+    [(most, _)] = Counter(addresses).most_common(1)
+    return addresses.index(most)
+
+
 @dataclass(slots=True, eq=False)
 class _Handshake:
     tls: TlsSocket
@@ -29,6 +40,8 @@ class _Handshake:
     lose: Callable[[OSError], None]
     plaintext: bytes
     """Sent to a client that speaks HTTP instead of TLS."""
+    address: str | None
+    """Of the peer, where `make_room` may end it."""
     events: int = READ
     """What the poller watches the socket for."""
 
@@ -55,14 +68,15 @@ class Handshakes:
         lose: Callable[[OSError], None],
         host: str | None = None,
         plaintext: bytes = b"",
+        address: str | None = None,
     ) -> Callable[[], None]:
         """Take over a prepared socket; return a function that cancels the handshake.
 
         At its end `admit` takes the socket over, or `lose` gets the reason: ConnectionError if the peer left or we are
         shutting down, anything else if the peer was rejected. With a `host` the peer is the server of that name.
-        `plaintext` is sent to a client that speaks HTTP instead of TLS.
+        `plaintext` is sent to a client that speaks HTTP instead of TLS. With its `address`, `make_room` may end it.
         """
-        shaking = _Handshake(TlsSocket(sock, context, self._poller, host=host), admit, lose, plaintext)
+        shaking = _Handshake(TlsSocket(sock, context, self._poller, host=host), admit, lose, plaintext, address)
         late = TimeoutError(errno.ETIMEDOUT, f"not complete within {self._timeout_s:g} s")
         self._timers[shaking] = self._loop.call_later(self._timeout_s, self._reset, shaking, late)
         self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, shaking))
@@ -73,6 +87,13 @@ class Handshakes:
     def _cancel(self, shaking: _Handshake) -> None:
         if shaking in self._timers:
             self._reset(shaking, ConnectionAbortedError(errno.ECONNABORTED, "it was cancelled"))
+
+    def make_room(self) -> None:
+        """End one of those that have an address, if there are `MOST_HANDSHAKES` of them."""
+        waiting = [(each.address, each) for each in self._timers if each.address is not None]
+        if len(waiting) >= MOST_HANDSHAKES:
+            _, crowded = waiting[crowding([address for address, _ in waiting])]
+            self._reset(crowded, TimeoutError(errno.ETIMEDOUT, "others came meanwhile"))
 
     def close(self) -> None:
         """Reset all of them."""
@@ -100,10 +121,7 @@ class Handshakes:
     def _refuse(self, shaking: _Handshake, why: ssl.SSLError) -> None:
         """Close the connection after the alert that OpenSSL has made, if any."""
         self._let_go(shaking)
-        with contextlib.suppress(OSError):
-            if why.reason == "HTTP_REQUEST":
-                shaking.tls.say_plainly(shaking.plaintext)
-            shaking.tls.flush()
+        shaking.tls.tell(why, shaking.plaintext)
         sockets.finish(shaking.tls)
         shaking.lose(why)
 

@@ -89,6 +89,9 @@ class Listeners:
         self._reuse_port = reuse_port
         self._held: Callable[[Listener], bool] = lambda _listener: False
         """Whether clients of a listener wait in its backlog for now."""
+        self._draining = False
+        self.for_links: Callable[[Listener], bool] = lambda _listener: False
+        """Whether links come to a listener, too: it may use spare descriptors, and stays open while clients drain."""
         self._open = list(inherited)
         self._open = self.open(listeners)
         kept = {sock for each in self._open for sock in each.sockets}
@@ -123,7 +126,7 @@ class Listeners:
 
     def publish(self, ports: Collection[int]) -> dict[int, str]:
         """Accept clients at these published ports, and at no other ones; return why some cannot be listened at."""
-        if self._closed:
+        if self._closed or self._draining:
             return {}
         opened = [each for each in self._open if not each.listener.is_published or each.listener.address.port in ports]
         present = {each.listener for each in opened}
@@ -230,7 +233,12 @@ class Listeners:
             self._poller.forget(sock.fileno())
 
     def drain(self) -> None:
-        """Accept the clients in the backlogs, which the kernel would reset, and close."""
+        """Accept the clients in the backlogs, which the kernel would reset, and close, but where links come."""
+        self._draining = True
+        kept = [each for each in self._open if self.for_links(each.listener)]
+        if kept:
+            self.switch(kept)
+            return
         for each in self._open:
             self._drain(each)
         self.close()
@@ -263,7 +271,8 @@ class Listeners:
                 self._leave(listening)
                 return
             try:
-                sockets.keep_spare_descriptors(listening)
+                if not self.for_links(listener):
+                    sockets.keep_spare_descriptors(listening)
                 sock, address = listening.accept()
             except ConnectionAbortedError:
                 continue  # others may be waiting behind this one

@@ -12,7 +12,7 @@ import re
 import socket
 from typing import Final
 
-from brokers import Cause, ProxyError, SocketAddress, connect, resolve
+from brokers import Cause, OpenError, SocketAddress, connect, resolve
 from goreprox.config.addresses import Address
 from goreprox.config.proxy import ProxyConfig, ProxyScheme, ProxyUrl
 from goreprox.process.log import quoted
@@ -70,7 +70,7 @@ class ProxyClient:
         """Return a connection to an address, or to a name where the proxy resolves it.
 
         Raises:
-            ProxyError: there is none; the text says at which hop, and why.
+            OpenError: there is none; the text says at which hop, and why.
         """
         sock = await self._reach()
         host, port = address[1][:2]
@@ -145,7 +145,7 @@ class ProxyClient:
                 break  # another protocol, which may have no lines
         return bytes(head)
 
-    def _unauthorised(self, said: str, schemes: set[str]) -> ProxyError:
+    def _unauthorised(self, said: str, schemes: set[str]) -> OpenError:
         if schemes and "basic" not in schemes:
             offered = quoted(", ".join(sorted(schemes)))
             return self._error(Cause.PROXY_PASSWORD, f"wants a password by {offered}, and we know Basic alone")
@@ -189,24 +189,24 @@ class ProxyClient:
 
     # Errors.
 
-    def _unreachable(self, why: str) -> ProxyError:
-        return ProxyError(Cause.PROXY_UNREACHABLE, f"cannot reach {self._title}: {why}")
+    def _unreachable(self, why: str) -> OpenError:
+        return OpenError(Cause.PROXY_UNREACHABLE, f"cannot reach {self._title}: {why}")
 
-    def _wants_password(self, said: str) -> ProxyError:
+    def _wants_password(self, said: str) -> OpenError:
         what = "wants a password" if self._url.credentials is None else "rejects our user or password"
         return self._error(Cause.PROXY_PASSWORD, f"{what} ({said})" if said else what)
 
-    def _refused(self, where: str, why: str) -> ProxyError:
+    def _refused(self, where: str, why: str) -> OpenError:
         return self._error(Cause.PROXY_REFUSED, f"refuses to connect us to {where}: {why}")
 
-    def _cannot_reach(self, where: str, why: str) -> ProxyError:
+    def _cannot_reach(self, where: str, why: str) -> OpenError:
         return self._error(Cause.UNREACHABLE, f"cannot reach {where}: {why}")
 
-    def _failed(self, what: str) -> ProxyError:
+    def _failed(self, what: str) -> OpenError:
         return self._error(Cause.PROXY_FAILED, what)
 
-    def _error(self, cause: Cause, what: str) -> ProxyError:
-        return ProxyError(cause, f"{self._title} {what}")
+    def _error(self, cause: Cause, what: str) -> OpenError:
+        return OpenError(cause, f"{self._title} {what}")
 
 
 def client_of(proxies: ProxyConfig, broker: Address) -> ProxyClient | None:

@@ -25,18 +25,26 @@ import os
 import socket
 import ssl
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from goreprox.net.certificates import Identity, reason
-from goreprox.net.poller import Poller
 from goreprox.protocol.events import Buffer
 
 PLAINTEXT_BYTES: Final = 16 * 1024
 """Plaintext of one record."""
 RECORD_BYTES: Final = 5 + PLAINTEXT_BYTES + 2048
 """The largest record: header, plaintext, and what TLS 1.2 allows to be added (RFC 5246, 6.2.3)."""
+_NO_TLS: Final = b"\x15\x03\x03\0\2\2\x46"
+"""A fatal alert, protocol_version (RFC 8446, 6)."""
 REPLIES_BYTES: Final = 64 * 1024
 """Replies to a peer's KeyUpdates (RFC 8446, 4.6.3) that may wait for it to read them."""
+
+
+class Holder(Protocol):
+    """Is told which sockets have something to read that the kernel knows nothing of (poller.Poller)."""
+
+    def hold(self, fd: int, *, holds: bool) -> None:
+        """Treat `fd` as readable, or no longer."""
 
 
 class TlsSocket:
@@ -61,7 +69,7 @@ class TlsSocket:
     )
 
     def __init__(
-        self, sock: socket.socket, context: ssl.SSLContext, poller: Poller, *, host: str | None = None
+        self, sock: socket.socket, context: ssl.SSLContext, poller: Holder, *, host: str | None = None
     ) -> None:
         """Take over `sock`; call `shake_hands` next. With a `host` the peer is the server of that name."""
         self._sock = sock
@@ -102,18 +110,36 @@ class TlsSocket:
                 return False
             self._incoming.write(data)
 
-    def say_plainly(self, data: bytes) -> None:
-        """Send plaintext to a client that does not speak TLS, as much as its socket takes.
+    def tell(self, why: OSError, plaintext: bytes = b"") -> None:
+        """Tell the peer why the handshake failed, as far as its socket takes it.
 
-        Raises:
-            OSError: the client is gone.
+        That is `plaintext` to a client that speaks HTTP instead, and to one that speaks neither an alert, of which
+        OpenSSL makes none then.
         """
-        self._sock.send(data)
+        with contextlib.suppress(OSError):  # the peer is gone
+            match why:
+                case ssl.SSLError(reason="HTTP_REQUEST"):
+                    self._sock.send(plaintext)
+                case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
+                    self._sock.send(_NO_TLS)
+                case _:
+                    pass
+            self.flush()
 
     @property
     def stuck(self) -> bool:
         """Whether encrypted bytes wait until the socket is writable."""
         return bool(self._encrypted)
+
+    @property
+    def raw(self) -> socket.socket:
+        """The socket itself, for the kernel to be asked about it."""
+        return self._sock
+
+    @property
+    def protocol(self) -> str | None:
+        """The protocol that both have chosen by ALPN, if any."""
+        return self._tls.selected_alpn_protocol()
 
     @property
     def identity(self) -> Identity | None:

@@ -13,7 +13,7 @@ from typing import Final
 from loguru import logger
 
 from brokers import LimitedLog
-from goreprox.config.addresses import Listener, Scheme
+from goreprox.config.addresses import Address, Listener, Scheme
 from goreprox.config.clients import ClientConfig, TlsConfig
 from goreprox.config.defaults import DEFAULT_SERVICE
 from goreprox.config.routes import Routes, name_of
@@ -21,14 +21,15 @@ from goreprox.endpoint import Endpoint, ip_of
 from goreprox.http.writer import refusal
 from goreprox.net import sockets
 from goreprox.net.access import Access, Cause
-from goreprox.net.certificates import Certificates, Identity, reason
+from goreprox.net.certificates import LINK_ALPN, Certificates, Identity, reason
 from goreprox.net.client_hello import UNRECOGNIZED_NAME, ClientHello
-from goreprox.net.handshakes import Handshakes
+from goreprox.net.handshakes import MOST_HANDSHAKES, Handshakes
 from goreprox.net.hellos import Arrival, Hellos
+from goreprox.net.link_tls import LinkTransport
 from goreprox.net.listeners import Listeners, Open
 from goreprox.net.poller import Poller
 from goreprox.net.proxies import Proxies
-from goreprox.net.sockets import Socket
+from goreprox.net.sockets import Socket, taken_from_spare
 from goreprox.net.tls import TlsSocket
 from goreprox.status.document import CertificateStatus
 
@@ -69,12 +70,14 @@ class Admission:
         has_room: Callable[[Listener], bool],
         admitted: Callable[[Client], None],
         inherited: Sequence[Open] = (),
+        shared: Address | None = None,
     ) -> None:
         """Listen on all addresses of `clients`; `listeners.start` begins to accept, as long as it `has_room`.
 
         Listening sockets that are `inherited` are used where they fit.
 
-        `admitted` takes clients over; `leave` is to be called at their end.
+        `admitted` takes clients over; `leave` is to be called at their end. `linked` is to take over links, which come
+        to the listener at the address `shared`.
 
         Raises:
             StartError: an address cannot be listened on, or a certificate not be used.
@@ -82,16 +85,21 @@ class Admission:
         self._clients = clients
         self._access = access
         self._admitted = admitted
-        self._certificates = _certificates(clients.tls)
+        self._shared = shared
+        self.linked: Callable[[LinkTransport, str], None] | None = None
+        self._draining = False
+        self._room = has_room
+        self._certificates = self._read(clients.tls)
         self._routes = Routes(clients.routes)
         self.listeners = Listeners(
             clients.listeners,
             poller,
             reuse_port=clients.reuse_port,
             accepted=self._accepted,
-            has_room=has_room,
+            has_room=self._has_room,
             inherited=inherited,
         )
+        self.listeners.for_links = self._is_shared
         self.proxies = Proxies(
             poller,
             accepted=self._identified,
@@ -111,7 +119,7 @@ class Admission:
             StartError: an address cannot be listened on, or a certificate not be used; nothing has changed.
         """
         is_same = clients.tls == self._clients.tls
-        certificates = self._certificates if is_same else _certificates(clients.tls)
+        certificates = self._certificates if is_same else self._read(clients.tls)
         opened = self.listeners.open(clients.listeners)
 
         def apply() -> None:
@@ -147,6 +155,24 @@ class Admission:
     def __len__(self) -> int:
         """Return the number of clients that are not admitted yet."""
         return len(self.proxies) + len(self.hellos) + len(self.handshakes)
+
+    def _read(self, tls: TlsConfig) -> Certificates | None:
+        alpn = tls.alpn if self._shared is None else (*tls.alpn, LINK_ALPN)
+        return Certificates(tls.pairs, tls.client_ca, alpn=alpn) if tls.certs else None
+
+    def _is_shared(self, listener: Listener) -> bool:
+        """Whether links come to a listener, too."""
+        return listener.scheme.is_tls and listener.address.within_tls == self._shared
+
+    def _has_room(self, listener: Listener) -> bool:
+        """Return whether another one may be accepted: clients wait in the backlog, but where links may be among them.
+
+        There, those that turn out to be clients are reset after the handshake.
+        """
+        if self._room(listener) or not self._is_shared(listener):
+            return self._room(listener)
+        self.handshakes.make_room()
+        return len(self.proxies) < MOST_HANDSHAKES
 
     def _accepted(self, sock: socket.socket, peer: Endpoint, listener: Listener) -> None:
         """Identify a client by its address, or by the PROXY header if it is a proxy."""
@@ -205,7 +231,18 @@ class Admission:
         return True
 
     def _shake_hands(self, sock: socket.socket, address: Endpoint, destination: Endpoint, listener: Listener) -> None:
+        shared = self._is_shared(listener)
+
         def admit(tls: TlsSocket) -> None:
+            if shared and self.linked is not None and tls.protocol == LINK_ALPN:
+                self.leave(address)
+                self.linked(LinkTransport(tls), address.host)
+                return
+            if shared and (self._draining or taken_from_spare(tls.fileno()) or not self._room(listener)):
+                self._log.say("client_reset", f"reset client {address}: at a port of links, too, nobody waits for room")
+                tls.close()
+                self.leave(address)
+                return
             certificate = tls.identity
             if certificate is not None:
                 logger.debug(
@@ -221,6 +258,7 @@ class Admission:
             admit=admit,
             lose=functools.partial(self._handshake_failed, address),
             plaintext=_NOT_HTTPS if scheme.is_http else b"",
+            address=address.host if shared else None,
         )
 
     def _handshake_failed(self, address: Endpoint, exc: OSError) -> None:
@@ -250,12 +288,14 @@ class Admission:
         client.sock.close()
         self.leave(client.address)
 
+    def drain(self) -> None:
+        """Stop accepting clients. Idempotent."""
+        self._draining = True
+        self.listeners.drain()
+
     def close(self) -> None:
         """Reset all clients that are not admitted yet."""
+        self.listeners.close()
         self.proxies.close()
         self.hellos.close()
         self.handshakes.close()
-
-
-def _certificates(tls: TlsConfig) -> Certificates | None:
-    return Certificates(tls.pairs, tls.client_ca, alpn=tls.alpn) if tls.certs else None

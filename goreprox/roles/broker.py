@@ -1,9 +1,11 @@
 """The broker: passes messages between edges and providers, in a server or a process of its own. It keeps no state."""
 
 import errno
+import functools
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from loguru import logger
@@ -16,6 +18,7 @@ from goreprox.control.socket import serving
 from goreprox.errors import StartError
 from goreprox.keys.guard import Guard
 from goreprox.keys.reach import Reach
+from goreprox.net.link_port import LinkCertificates, LinkPort
 from goreprox.process.handover import Handover, Inherited
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.process.lifetime import LINGER_S, Closable, Lifetime
@@ -36,56 +39,97 @@ class Opened(NamedTuple):
     ways: list[Closable]
     """To be closed at the end, in this order."""
     listening: Callable[[], list[tuple[str, str, int]]]
-    """Returns option, address, and a duplicate of the descriptor of each port (`Upgrade`)."""
+    """Returns option, address, and a duplicate of a descriptor, of each listening socket (`Upgrade`)."""
+    certificates: LinkCertificates
 
 
 async def open_router(config: BrokerConfig | ServerConfig, before: Before | None = None) -> Opened:
     """Listen for providers and, if configured, for edges; after an upgrade on the sockets of the code `before`.
 
     Raises:
-        StartError: a port is not available, or the state directory cannot be used.
+        StartError: a port is not available, or the state directory or a certificate cannot be used.
     """
+    wanted = _ports(config)
+    shared = isinstance(config, ServerConfig) and config.shared is not None
+    certificates = LinkCertificates(
+        config.clients.tls if isinstance(config, ServerConfig) else config.tls,
+        needed=any(address.tls for _, _, address in wanted),
+    )
     guard = None if config.state_dir is None else Guard(config.state_dir)
     router = Router(
         timings=Timings(link_timeout_s=config.process.link_timeout_s),
         max_peers=config.peers.max_peers,
         security=None if guard is None else guard.security,
     )
-    inherited = {} if before is None else dict(before.ports)
     ports: dict[str, int] = {}
-    bound: list[tuple[str, str, Role]] = []
-    for option, role, address in (
-        ("providers", Role.PROVIDER, config.peers.providers),
-        ("edges", Role.EDGE, config.edges),
-    ):
-        if address is None:
-            continue
-        was, descriptor = inherited.pop(option, ("", -1))
-        if was != str(address) and descriptor >= 0:
-            os.close(descriptor)
-        try:
-            ports[option] = router.bind(role, address.host, address.port, descriptor if was == str(address) else None)
-        except BindError as exc:
-            await router.close(linger_s=0)
-            cause = os.strerror(exc.errno) if exc.errno else str(exc)
-            raise StartError(
-                f"cannot listen for {option} on {address}: {cause}; {_advice(exc.errno, f'--{option}')}"
-            ) from exc
-        bound.append((option, str(address), role))
-    for _, descriptor in inherited.values():
-        os.close(descriptor)
+    link_ports: dict[str, LinkPort] = {}
+    ways: list[Closable] = [router]
+    if before is not None:
+        _close_moved(config, before)
+    try:
+        for option, role, address in wanted:
+            descriptors = [] if before is None else before.ports.get(option, ("", []))[1]
+            if not address.tls:
+                ports[option] = _bind(router, option, role, address, descriptors)
+                continue
+            router.bind_for_relays(role)
+            if option == "providers" and shared:
+                ports[option] = address.port
+                continue
+            accepted = functools.partial(router.carry, role)
+            link_ports[option] = LinkPort(option, address, certificates.context, accepted, descriptors)
+            ports[option] = link_ports[option].number
+            ways.insert(0, link_ports[option])
+        if guard is not None:
+            guard.start(router, _reach(config, ports))
+            ways.insert(0, guard)
+    except StartError:
+        for way in ways:
+            await way.close(linger_s=0)
+        raise
 
     def listening() -> list[tuple[str, str, int]]:
-        return [(option, address, router.listening(role)) for option, address, role in bound]
+        found: list[tuple[str, str, int]] = []
+        for option, role, address in wanted:
+            if not address.tls:
+                found.append((option, str(address), router.listening(role)))
+            elif option in link_ports:
+                found += [(option, str(address), os.dup(each)) for each in link_ports[option].descriptors]
+        return found
 
-    if guard is None:
-        return Opened(router, ports, [router], listening)
+    return Opened(router, ports, ways, listening, certificates)
+
+
+def _bind(router: Router, option: str, role: Role, address: Address, descriptors: Sequence[int]) -> int:
+    """Listen without TLS, on the socket that there is, if any; return the port.
+
+    Raises:
+        StartError: the port is not available.
+    """
     try:
-        guard.start(router, _reach(config, ports))
-    except StartError:
-        await router.close(linger_s=0)
-        raise
-    return Opened(router, ports, [guard, router], listening)
+        return router.bind(role, address.host, address.port, next(iter(descriptors), None))
+    except BindError as exc:
+        cause = os.strerror(exc.errno) if exc.errno else str(exc)
+        advice = _advice(exc.errno, f"--{option}")
+        raise StartError(f"cannot listen for {option} on {address}: {cause}; {advice}") from exc
+
+
+def _ports(config: BrokerConfig | ServerConfig) -> list[tuple[str, Role, Address]]:
+    """Return where peers are accepted: option, role and address."""
+    edges = [] if config.edges is None else [("edges", Role.EDGE, config.edges)]
+    return [("providers", Role.PROVIDER, config.peers.providers), *edges]
+
+
+def _close_moved(config: BrokerConfig | ServerConfig, before: Before) -> None:
+    """Close the ports that the code `before` has left and that are not wanted any more, or now for clients, too."""
+    wanted = {option: str(address) for option, _, address in _ports(config)}
+    if isinstance(config, ServerConfig) and config.shared is not None:
+        del wanted["providers"]
+    for option, (address, descriptors) in list(before.ports.items()):
+        if wanted.get(option) != address:
+            del before.ports[option]
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 def _reach(config: BrokerConfig | ServerConfig, ports: dict[str, int]) -> Reach:
@@ -93,8 +137,8 @@ def _reach(config: BrokerConfig | ServerConfig, ports: dict[str, int]) -> Reach:
     edges = config.edges or Address(config.peers.providers.host, EDGE_PORT)
     return Reach(
         config.peers.addresses,
-        Address(config.peers.providers.host, ports["providers"]),
-        Address(edges.host, ports.get("edges", edges.port)),
+        replace(config.peers.providers, port=ports["providers"]),
+        replace(edges, port=ports.get("edges", edges.port)),
     )
 
 
@@ -135,10 +179,11 @@ async def run(
             check(config, before)
             return None
     health = Health(process.health, Readiness(life), None if before is None else before.health)
-    router, ports, ways, listening = await open_router(config, before)
+    router, ports, ways, listening, certificates = await open_router(config, before)
     source = Source(instance, lambda: ports, router=router)
 
     async def apply(new: BrokerConfig) -> None:
+        certificates.reconfigured(new.tls)()
         router.limit(new.peers.max_peers)
 
     reload = Reload(config, life, health, read=read, apply=apply)

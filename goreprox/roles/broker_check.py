@@ -30,6 +30,8 @@ from goreprox.config.addresses import Address
 from goreprox.config.names import default_name
 from goreprox.config.proxy import ProxyConfig
 from goreprox.config.published import is_published
+from goreprox.errors import StartError
+from goreprox.net.link_tls import LinkTls, Trust, tls_of
 from goreprox.net.proxy_client import ProxyClient, client_of
 from goreprox.process.instance import INCARNATION_BYTES
 from goreprox.process.log import counted, listing, quoted
@@ -134,13 +136,18 @@ async def _check_broker(address: Address, joining: Joining) -> tuple[list[Result
     subject, host = f"{joining.broker} {address}", address.host or "127.0.0.1"
     proxy = client_of(joining.proxies, address)
     try:
+        tls = tls_of(address, Trust(joining.proxies.ca, (address,)))
+    except StartError as exc:
+        message, _, todo = str(exc).partition("; ")  # the form of `goreprox.errors`
+        return [Result("tls", subject, State.FAILED, message, todo or None)], None
+    try:
         async with asyncio.timeout(RESOLVE_S):
             found = (await addresses(host, address.port, proxy))[:MAX_ADDRESSES]
     except (OSError, UnicodeError) as exc:  # TimeoutError is an OSError
         why = unresolved(exc)
         remedy = advice(joining.role, address.port)(Cause.UNRESOLVED)
         return [Result("resolve", subject, State.FAILED, f"{host} cannot be resolved: {why}", remedy)], None
-    checked = await asyncio.gather(*(_check_address(each, address.port, joining, proxy) for each in found))
+    checked = await asyncio.gather(*(_check_address(each, address.port, joining, proxy, tls) for each in found))
     well = [peers for _, peers in checked if peers is not None]
     where = ", ".join(str(sockaddr[0]) for _, sockaddr in found)
     results = [Result("resolve", subject, State.OK, where)] if proxy is None or not proxy.resolves else []
@@ -161,16 +168,16 @@ def _lenient(result: Result) -> Result:
 
 
 async def _check_address(
-    address: SocketAddress, port: int, joining: Joining, proxy: ProxyClient | None
+    address: SocketAddress, port: int, joining: Joining, proxy: ProxyClient | None, tls: LinkTls | None
 ) -> tuple[list[Result], Mapping[bytes, PeerInfo] | None]:
-    at = Address(str(address[1][0]), port)
-    finding = await probe(address, proxy)
+    at = Address(str(address[1][0]), port, tls=tls is not None)
+    finding = await probe(address, proxy, tls)
     results = [] if proxy is None else [proxied(finding, proxy, advice(joining.role, port))]
     if finding.cause not in OF_PROXY:
         results += probed(finding, at, advice(joining.role, port))
     if results[-1].state is not State.OK:
         return results, None
-    result, peers = await _join(at, joining, proxy)
+    result, peers = await _join(at, joining, proxy, tls)
     return [*results, result], peers
 
 
@@ -184,21 +191,25 @@ def proxied(finding: Finding, proxy: ProxyClient, remedies: Callable[[Cause], st
 def probed(finding: Finding, at: Address, remedies: Callable[[Cause], str | None]) -> list[Result]:
     """Return what a probe says about the connection and about who responds."""
     remedy = remedies(finding.cause)
+    connected = Result("tcp", str(replace(at, tls=False)), State.OK, "connected")
     match finding.cause:
         case Cause.UNREACHABLE:
             if at.is_loopback and in_container():
                 remedy = f"{remedy}; {at.host} is this container itself: give the address of the other machine"
-            return [Result("tcp", str(at), State.FAILED, finding.detail, remedy)]
+            return [Result("tcp", connected.subject, State.FAILED, finding.detail, remedy)]
+        case Cause.TLS | Cause.CERTIFICATE:
+            return [connected, Result("tls", str(at), State.FAILED, finding.detail, remedy)]
         case Cause.CURVE | Cause.PLAINTEXT:
             keys = "with keys" if finding.cause is Cause.CURVE else "without keys"
             zmtp = Result("zmtp", str(at), State.OK, f"a broker {keys}")
         case _:
             zmtp = Result("zmtp", str(at), State.FAILED, f"no broker: {finding.detail}", remedy)
-    return [Result("tcp", str(at), State.OK, "connected"), zmtp]
+    shaken = [Result("tls", str(at), State.OK, "its certificate is accepted")] if at.tls else []
+    return [connected, *shaken, zmtp]
 
 
 async def _join(
-    at: Address, joining: Joining, proxy: ProxyClient | None
+    at: Address, joining: Joining, proxy: ProxyClient | None, tls: LinkTls | None
 ) -> tuple[Result, Mapping[bytes, PeerInfo] | None]:
     """Join the broker at one address for a moment."""
     changed = asyncio.Event()
@@ -216,6 +227,7 @@ async def _join(
         advise=causes.append,
         changed=changed.set,
         proxy=proxy,
+        tls=tls,
     )
     link.start()
     try:

@@ -163,8 +163,10 @@ async def _check_port(option: str, address: Address) -> Result:
     subject = f"{option} {address}"
     if not findings:
         return Result("port", subject, State.OK, "nobody listens")
-    if findings[0].cause in (Cause.CURVE, Cause.PLAINTEXT):
+    if findings[0].cause in (Cause.CURVE, Cause.PLAINTEXT) and not address.tls:
         return Result("port", subject, State.OK, "a broker listens")
+    if findings[0].cause is Cause.TLS_PORT and address.tls:
+        return Result("port", subject, State.OK, "a port with TLS")
     text = f"another program listens: {findings[0].detail}"
     remedy = f"stop that program, or choose another port with --{option}"
     return Result("port", subject, State.FAILED, text, remedy)

@@ -1,4 +1,7 @@
-"""The edge: accepts clients, and gives each to a provider of its service. In a server, or a process of its own."""
+"""The edge: accepts clients, and gives each to a provider of its service. In a server, or a process of its own.
+
+All that happens to clients, and what they need, meets here, hence so long.
+"""
 
 import functools
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -15,6 +18,7 @@ from goreprox.http.clients import ClientConnections
 from goreprox.http.exchange import Site
 from goreprox.http.provider_stream import ProviderStream
 from goreprox.net.access import Access
+from goreprox.net.link_tls import Trust
 from goreprox.net.listeners import Open
 from goreprox.net.poller import Poller
 from goreprox.process.clock import clock
@@ -102,6 +106,7 @@ class Edge:
             has_room=self._has_room,
             admitted=self._admitted,
             inherited=inherited,
+            shared=config.peers.providers if isinstance(config, ServerConfig) and config.shared else None,
         )
         self.listeners = self.admission.listeners
         self.publication = publication_of(config, self.listeners, self.assignment)
@@ -257,7 +262,7 @@ class Edge:
 
     def drain(self) -> None:
         """Stop accepting; those that are connected go on. Idempotent."""
-        self.listeners.drain()
+        self.admission.drain()
         self.http_clients.drain()
         self.driver.drain()
 
@@ -344,6 +349,7 @@ async def serve(
     """
     before = None if inherited is None else Before.read(inherited)
     member = Member(config.process, "edge", Role.EDGE, services=config.clients.services, before=before)
+    trust = Trust(config.proxy.ca, config.brokers)
     edge, state = restored(config, member, before)
     if before is not None and before.inherited.trial:
         check_moved(config.process.health, before.health)
@@ -356,13 +362,15 @@ async def serve(
         draining=lambda: edge.driver.draining,
     )
     health = Health(config.process.health, readiness, None if before is None else before.health)
-    links = member.link(config.brokers, config.proxy, edge.driver, config.security)
+    links = member.link(config.brokers, config.proxy, trust, edge.driver, config.security)
     edge.listeners.start()
     brokers = ", ".join(map(str, config.brokers))
     source = Source(member.instance, lambda: {"clients": edge.listeners.ports}, owner=edge, links=links.all)
 
     async def apply(new: EdgeConfig) -> None:
+        trusting = trust.reconfigured(new.proxy.ca, new.brokers)
         await edge.reconfigure(new)
+        trusting()
         links.reconfigure(new.brokers, new.proxy, edge.driver)
 
     upgrade = Upgrade(life, state, member.instance, health, links=links.all)

@@ -9,6 +9,7 @@ from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import default_name
 from goreprox.config.process import ProcessConfig
 from goreprox.config.proxy import ProxyConfig
+from goreprox.net.link_tls import Trust, tls_of
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
 from goreprox.roles.links import Links
@@ -61,7 +62,12 @@ class Member:
             carrier.announce(self.attributes)
 
     def link(
-        self, addresses: Sequence[Address], proxies: ProxyConfig, receiver: Receiver, security: LinkSecurity | None
+        self,
+        addresses: Sequence[Address],
+        proxies: ProxyConfig,
+        trust: Trust,
+        receiver: Receiver,
+        security: LinkSecurity | None,
     ) -> Links:
         """Start a link to each of the brokers at `addresses`, in plaintext unless there is `security`."""
 
@@ -79,6 +85,7 @@ class Member:
                 changed=changed,
                 identities=self._identities,
                 proxy=proxy,
+                tls=tls_of(address, trust),
             )
 
         links = Links(addresses, proxies, make)
@@ -107,6 +114,11 @@ def advice(role: Role, port: int) -> Callable[[Cause], str | None]:
             f"ask its operator to allow port {port}; if it allows 443 alone, start the {broker} with --{role}s 443"
         ),
         Cause.PROXY_FAILED: "is that the address of a proxy of this kind? --proxy names it",
+        Cause.TLS: f"does it run with --{role}s tls://…? otherwise leave tls:// out",
+        Cause.CERTIFICATE: (
+            f"--{broker} must be a name of its certificate, and --server-ca those who signed that, if not the system's"
+        ),
+        Cause.TLS_PORT: f"if it runs with --{role}s tls://…, write tls:// before its address",
         Cause.SILENT: elsewhere,
         Cause.OTHER_PROTOCOL: elsewhere,
         Cause.STALLED: "is it stopped or overloaded?",

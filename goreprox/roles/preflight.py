@@ -12,7 +12,7 @@ from goreprox.config.clients import ClientConfig
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.errors import GoreproxError, StartError, advice
 from goreprox.keys.state import StateDir
-from goreprox.net.certificates import Certificate, target_context
+from goreprox.net.certificates import Certificate, link_context, target_context
 from goreprox.net.listeners import try_address
 from goreprox.process.files import check_directory
 from goreprox.roles.dashboard import check_installed
@@ -49,9 +49,14 @@ def steps(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> 
             yield from _of_clients(config.clients)
         case ProviderConfig(dial=dial) if dial.ca is not None:
             yield _step(f"target-ca {dial.ca}", lambda: target_context(dial.ca, insecure=False))
+        case BrokerConfig(tls=tls):
+            for cert, key in tls.pairs:
+                yield _step(f"tls-cert {cert}", functools.partial(Certificate, cert, key, None))
         case _:
             pass
     match config:
+        case EdgeConfig(proxy=proxy) | ProviderConfig(proxy=proxy) if proxy.ca is not None:
+            yield _step(f"server-ca {proxy.ca}", lambda: link_context(proxy.ca))
         case ServerConfig(state_dir=state, edges=edges) | BrokerConfig(state_dir=state, edges=edges):
             if state is not None:
                 yield _step(f"state-dir {state}", lambda: _check_state_dir(state))

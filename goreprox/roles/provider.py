@@ -9,6 +9,7 @@ from goreprox.config.published import ANY_PORT, GRANTED
 from goreprox.config.roles import ProviderConfig
 from goreprox.control.socket import serving
 from goreprox.errors import StartError
+from goreprox.net.link_tls import Trust
 from goreprox.net.poller import Poller
 from goreprox.net.sockets import Socket, restored
 from goreprox.process.clock import clock
@@ -331,6 +332,7 @@ async def run(
     before = None if inherited is None else Before.read(inherited)
     member = Member(config.process, "provider", Role.PROVIDER, services=config.services, before=before)
     provider = Provider(config)
+    trust = Trust(config.proxy.ca, config.servers)
     if before is not None:
         provider.restore(before.items, trial=before.inherited.trial)
         if before.inherited.trial:
@@ -340,13 +342,15 @@ async def run(
     readiness = Readiness(life, down_s=lambda: links.down_s, grace_s=lambda: provider.driver.grace_s)
     health = Health(config.process.health, readiness, None if before is None else before.health)
     provider.introduce(member)
-    links = member.link(config.servers, config.proxy, provider.driver, config.security)
+    links = member.link(config.servers, config.proxy, trust, provider.driver, config.security)
     offered = ", ".join(f"{target.service} = {target.address}" for target in config.targets)
     servers = ", ".join(map(str, config.servers))
     source = Source(member.instance, owner=provider, links=links.all)
 
     async def apply(new: ProviderConfig) -> None:
+        trusting = trust.reconfigured(new.proxy.ca, new.servers)
         await provider.reconfigure(new)
+        trusting()
         links.reconfigure(new.servers, new.proxy, provider.driver)
 
     reload = Reload(config, life, health, read=read, apply=apply)

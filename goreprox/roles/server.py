@@ -1,5 +1,6 @@
 """The server: an edge and a broker in one process, the default way to run."""
 
+import functools
 from collections.abc import Callable
 
 from brokers import Role
@@ -39,17 +40,25 @@ async def run(
     readiness = Readiness(life, missing=lambda: edge.assignment.missing, draining=lambda: edge.driver.draining)
     try:
         health = Health(config.process.health, readiness, None if before is None else before.health)
-        router, ports, ways, listening = await open_router(config, before)
+        router, ports, ways, listening, certificates = await open_router(config, before)
     except StartError:
         edge.listeners.close()
         raise
     local = router.attach(member.name, member.attributes, edge.driver)
     member.carriers = [local]
+    edge.admission.linked = functools.partial(router.carry, Role.PROVIDER)
     edge.listeners.start()
     source = Source(member.instance, lambda: {"clients": edge.listeners.ports, **ports}, owner=edge, router=router)
 
     async def apply(new: ServerConfig) -> None:
+        if (new.shared is None) != (config.shared is None):
+            raise StartError(
+                f"listen: whether clients share the port of --providers {config.peers.providers} cannot change in a "
+                "reload; restart the process for that"
+            )
+        certify = certificates.reconfigured(new.clients.tls)
         await edge.reconfigure(new)
+        certify()
         router.limit(new.peers.max_peers)
 
     reload = Reload(config, life, health, read=read, apply=apply)

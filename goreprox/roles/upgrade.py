@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
@@ -94,8 +94,8 @@ class Before:
     lock_path: Path
     links: dict[str, LinkIdentity]
     """By label."""
-    ports: dict[str, tuple[str, int]]
-    """Of a broker: by option, the address and the descriptor of the listening socket."""
+    ports: dict[str, tuple[str, list[int]]]
+    """Of a broker: by option, the address and the descriptors of the listening sockets."""
     health: Listening
     client: int | None
     """The descriptor of the connection over which the upgrade was asked for."""
@@ -127,7 +127,7 @@ class Before:
             lock=head.count("lock"),
             lock_path=Path(head.text("lock_path")),
             links=dict(map(_link, head.items("links"))),
-            ports={option: (address, descriptor) for option, address, descriptor in map(_port, head.items("ports"))},
+            ports=_ports(head.items("ports")),
             health=_listening(head),
             client=head.count_or_none("client"),
             paused_at=head.seconds("paused_at"),
@@ -172,11 +172,15 @@ def _listening(head: Fields) -> Listening:
     return Listening(address, [each for each in descriptors if isinstance(each, int)])
 
 
-def _port(item: object) -> tuple[str, str, int]:
-    match item:
-        case [str(option), str(address), int(descriptor)]:
-            return option, address, descriptor
-    raise ExportError("malformed port in the export")
+def _ports(items: Iterable[object]) -> dict[str, tuple[str, list[int]]]:
+    found: dict[str, tuple[str, list[int]]] = {}
+    for item in items:
+        match item:
+            case [str(option), str(address), int(descriptor)]:
+                found.setdefault(option, (address, []))[1].append(descriptor)
+            case _:
+                raise ExportError("malformed port in the export")
+    return found
 
 
 class Passed(NamedTuple):
@@ -220,7 +224,7 @@ class Upgrade:
     ) -> None:
         """Hand over what `owner` has, if there is one, with the lock of `instance` and the identities of `links`.
 
-        `ports` returns what a broker listens on: option, address, and a duplicate of the descriptor, which is handed
+        `ports` returns what a broker listens on: option, address, and a duplicate of a descriptor, which is handed
         over.
         """
         self._health = health

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from brokers import Link, Proxy, ProxyError, Role
+from brokers import Link, OpenError, Proxy, Role
 from brokers.carrier import LinkCondition
 from brokers.relay import Relay
+from brokers.transport import Plain
 from goreprox.config.proxy import ProxyUrl
 from goreprox.net import proxy_client
 from goreprox.net.proxy_client import ProxyClient
@@ -50,7 +51,7 @@ async def opened(proxy: ProxyClient, port: int, host: str = HOST) -> str:
     """Open a connection; return why there is none, or ""."""
     try:
         sock = await proxy.open((socket.AF_INET, (host, port)))
-    except ProxyError as exc:
+    except OpenError as exc:
         return f"{exc.cause.value}: {exc}"
     sock.close()
     return ""
@@ -220,7 +221,7 @@ async def test_another_program_behind_a_proxy_is_not_taken_for_the_proxy(events:
 async def test_another_process_that_connects_to_the_relay_gets_nothing() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    relay = Relay(near)
+    relay = Relay(Plain(near))
     port = int(relay.endpoint.rpartition(":")[2])
     with far, socket.create_connection((HOST, port)) as stranger, socket.create_connection((HOST, port)) as dealer:
         assert relay.start(dealer.getsockname()[1])
@@ -268,8 +269,9 @@ async def test_what_waits_in_the_relay_counts_as_unsent() -> None:
         # In the kernel between the relay and the proxy is what has been sent; the rest waits.
         await eventually(lambda: unsent(link.link_condition(edge)) > 1 << 20)
         relay = link._dialer._relay
-        assert relay is not None
-        await eventually(lambda: relay.unsent_bytes > relay._held > 0, "it holds some, and the kernel more")
+        assert relay is not None and relay._copying is not None
+        copying = relay._copying
+        await eventually(lambda: relay.unsent_bytes > copying._held > 0, "it holds some, and the kernel more")
         own.go_on_reading()
         await eventually(lambda: sum(len(frames[0]) for _, frames in far_recorder.messages) == sent)
         await eventually(lambda: unsent(link.link_condition(edge)) == 0)

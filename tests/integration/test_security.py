@@ -174,7 +174,7 @@ async def test_without_a_zap_handler_all_handshakes_fail(guarded: Guarded) -> No
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         router = context.socket(zmq.ROUTER)
         if frames:  # a ZAP handler that is gone
-            ZapHandler(context, guarded.keys, LimitedLog()).close()
+            ZapHandler(context, guarded.keys, LimitedLog(), str).close()
         secure_broker(router, SERVER, Role.PROVIDER)
         port = router.bind_to_random_port(f"tcp://{HOST}")
         dealer = guarded.socket(zmq.DEALER)

@@ -9,6 +9,7 @@ import pytest
 from brokers import carrier, connections, diagnosis, envelope, link, outboxes, peers, port, router, sockets
 from goreprox.config import defaults, published
 from goreprox.keys import join
+from goreprox.net import certificates, handshakes, link_tls
 from goreprox.protocol import budget, congestion, epochs, limits, receiver, wire
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
@@ -40,6 +41,8 @@ def plain(text: str) -> str:
 
 NAMES = [
     "RFC 8949",
+    "RFC 7301",
+    "TLS 1.2",
     "RFC 8610",
     "RFC 26",
     "RFC 27",
@@ -60,6 +63,7 @@ NAMES = [
 GRANTED_BYTES = len(cbor2.dumps({published.GRANTED: [bytes(40), [[60000, 60001]] * published.MAX_GRANTS]})) - 1
 
 FABRIC = [
+    f"the protocol `{certificates.LINK_ALPN}` by ALPN",
     f"default port {defaults.PROVIDER_PORT};",
     "| role | 1 |",
     f"| incarnation | {peers.INCARNATION_BYTES} |",
@@ -185,6 +189,7 @@ ENDS = [
 ]
 
 TIMERS = [
+    f"| {link_tls.HANDSHAKE_S:g} | TLS handshake of a link",
     f"| {defaults.DEFAULT_LINK_TIMEOUT_S:g} | link: silence",
     f"| {TIMES.lease_s:g} | lease of a peer at the broker (2/3 of",
     f"| {port.GREETING_S:g} | from a TCP connection to the Hello",
@@ -229,6 +234,7 @@ BOUNDS = [
     f"messages in flight on a path | {limits.IN_FLIGHT_MESSAGES} |",
     f"peers of a broker | {defaults.DEFAULT_MAX_PEERS:,} |",
     f"messages in a ZeroMQ pipe to a peer | {sockets.HIGH_WATER:,} |",
+    f"TLS handshakes of links at a time | {handshakes.MOST_HANDSHAKES} |",
     f"bytes before a Hello | {size(connections.GREETING_BYTES)} |",
     f"{size(connections.BACKLOG_BYTES)}; {size(connections.BACKLOGS_BYTES)} of all peers",
     f"both {limits.VERSION} so far",

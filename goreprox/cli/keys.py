@@ -102,8 +102,8 @@ def add(
     services
         Allow these services, to offer or, as an edge, to open, separated by commas; `none` allows none. [default: any]
     publish
-        Allow a provider to publish this: http://HOST, http://*.HOST, tcp://PORT or tcp://PORT-PORT. May be repeated.
-        [default: nothing]
+        Allow a provider to publish this: http://HOST, tls://HOST, each also for *.HOST, tcp://PORT or tcp://PORT-PORT.
+        May be repeated. [default: nothing]
     share
         Allow names that another key has, too.
     address
@@ -201,8 +201,8 @@ def set_(
     services
         Allow these services, to offer or, as an edge, to open, separated by commas; `any` allows all, `none` none.
     publish
-        Allow a provider to publish this, and nothing else: http://HOST, http://*.HOST, tcp://PORT or tcp://PORT-PORT.
-        May be repeated; `none` allows nothing.
+        Allow a provider to publish this, and nothing else: http://HOST, tls://HOST, each also for *.HOST, tcp://PORT or
+        tcp://PORT-PORT. May be repeated; `none` allows nothing.
     share
         Allow names that another key has, too.
     """

@@ -13,7 +13,7 @@ from goreprox.config.options import ADDRESSES, GROUP, several
 from goreprox.config.published import MAX_NAME, MAX_NAMES, Ports, PublishedName, parse_host
 from goreprox.errors import ConfigError
 
-_FORMS: Final = "write [SERVICE=]http://HOST, [SERVICE=]tcp://PORT, or tcp:// for any port"
+_FORMS: Final = "write [SERVICE=]http://HOST, [SERVICE=]tls://HOST, [SERVICE=]tcp://PORT, or tcp:// for any port"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,12 @@ class Publish:
     """None: the only service, or the default one."""
     host: str | None = None
     port: int | None = None
+    tls: bool = False
+    """Of a host: whether clients speak TLS, which is passed on, and not HTTP."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `[SERVICE=]http://HOST`, `[SERVICE=]tcp://PORT` or `[SERVICE=]tcp://`.
+        """Read `[SERVICE=]http://HOST`, `[SERVICE=]tls://HOST`, `[SERVICE=]tcp://PORT` or `[SERVICE=]tcp://`.
 
         Raises:
             ConfigError: it is none of these.
@@ -39,8 +41,8 @@ class Publish:
         service = name if is_named else None
         try:
             match scheme:
-                case "http":
-                    return cls(service, host=parse_host(where))
+                case "http" | "tls":
+                    return cls(service, host=parse_host(where), tls=scheme == "tls")
                 case "tcp" if not where:
                     return cls(service)
                 case "tcp" if "-" not in where:
@@ -53,7 +55,7 @@ class Publish:
     @property
     def text(self) -> str:
         """How it is written."""
-        url = f"tcp://{self.port or ''}" if self.host is None else f"http://{self.host}"
+        url = f"tcp://{self.port or ''}" if self.host is None else f"{'tls' if self.tls else 'http'}://{self.host}"
         return url if self.service is None else f"{self.service}={url}"
 
     def name(self, services: Sequence[str], owner: str) -> tuple[PublishedName, str]:
@@ -70,7 +72,7 @@ class Publish:
         if service not in services:
             raise ConfigError(f"publish {self.text}: that service is not offered; services are {', '.join(services)}")
         is_any = self.host is None and self.port is None
-        name = PublishedName(owner, self.host, self.port, service if is_any else None)
+        name = PublishedName(owner, self.host, self.port, service if is_any else None, self.tls)
         if len(name.text) > MAX_NAME:
             raise ConfigError(
                 f"publish {self.text[:80]}: with the name {owner} it has {len(name.text)} characters, expected at most "
@@ -89,8 +91,8 @@ class PublishConfig:
         several(Publish.parse, "[SERVICE=]NAME"),
         Parameter(name="--publish", group=ADDRESSES),
     ] = ()
-    """Let clients find a service at this name, as far as the key allows: http://HOST, http://*.HOST, tcp://PORT, or
-    tcp:// for any port. May be repeated. [default: where the server has a port or a route for it]"""
+    """Let clients find a service at this name, as far as the key allows: http://HOST, tls://HOST, each also for *.HOST,
+    tcp://PORT, or tcp:// for any port. May be repeated. [default: where the server has a port or a route for it]"""
 
     def by_name(self, services: Sequence[str], owner: str) -> dict[PublishedName, str]:
         """Return the service of each name that the key `owner` asks for; it is one of `services`.

@@ -1,10 +1,11 @@
-"""Published names: by which HTTP host or TCP port clients find a service, and which of them a key may have.
+"""Published names: by which host or TCP port clients find a service, and which of them a key may have.
 
 A published name is a service to all who only pass it on, so it is one string, which says whose it is, too: two keys
 never share clients.
 
     http://app.example.com@laptop      requests for this host
     http://*.example.com@laptop        requests for every host below example.com
+    tls://app.example.com@laptop       TLS that is passed on for this host, or as above for those below it
     tcp://20003@laptop                 clients of this port
     tcp://*/ssh@laptop                 clients of a port that the edge chooses for the service ssh
 """
@@ -37,12 +38,13 @@ ANY_PORT: Final = [[1, 65535]]
 PUBLISHES: Final = "publishes"
 """The attribute of an edge that serves published names."""
 _HTTP: Final = "http://"
+_TLS: Final = "tls://"
 _TCP: Final = "tcp://"
 _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _MAX_HOST: Final = 253  # RFC 1035, 2.3.4, without the length of the first label and the root
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _RANGE: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
-_FORMS: Final = "write http://HOST, http://*.HOST, tcp://PORT or tcp://PORT-PORT"
+_FORMS: Final = "write http://HOST, http://*.HOST, tls://HOST, tls://*.HOST, tcp://PORT or tcp://PORT-PORT"
 
 
 def is_published(service: str) -> bool:
@@ -122,6 +124,8 @@ class PublishedName:
     port: int | None = None
     service: str | None = None
     """The service that any port is for."""
+    tls: bool = False
+    """Of a host: whether clients speak TLS, which is passed on, and not HTTP."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -135,14 +139,16 @@ class PublishedName:
         name = cls._parse(url, owner)
         if name is None or name.text != text or len(text) > MAX_NAME:
             raise ConfigError(
-                f"published name {text[:80]!r}: expected http://HOST@KEY, tcp://PORT@KEY or tcp://*/SERVICE@KEY"
+                f"published name {text[:80]!r}: expected http://HOST@KEY, tls://HOST@KEY, tcp://PORT@KEY or "
+                "tcp://*/SERVICE@KEY"
             )
         return name
 
     @classmethod
     def _parse(cls, url: str, owner: str) -> Self | None:
-        if url.startswith(_HTTP):
-            return cls(owner, host=parse_host(url.removeprefix(_HTTP)))
+        for prefix in (_HTTP, _TLS):
+            if url.startswith(prefix):
+                return cls(owner, host=parse_host(url.removeprefix(prefix)), tls=prefix == _TLS)
         where = url.removeprefix(_TCP)
         if where == url:
             return None
@@ -155,7 +161,7 @@ class PublishedName:
     def url(self) -> str:
         """What is published, for people: `tcp://` is any port."""
         if self.host is not None:
-            return f"{_HTTP}{self.host}"
+            return f"{_TLS if self.tls else _HTTP}{self.host}"
         return f"{_TCP}{'' if self.port is None else self.port}"
 
     @property
@@ -170,17 +176,20 @@ class Grant:
 
     host: str | None = None
     ports: Ports | None = None
+    tls: bool = False
+    """Of hosts: for TLS that is passed on, and not for HTTP."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `http://HOST`, `http://*.HOST`, `tcp://PORT` or `tcp://PORT-PORT`.
+        """Read `http://HOST`, `http://*.HOST`, the same with `tls://`, `tcp://PORT` or `tcp://PORT-PORT`.
 
         Raises:
             ConfigError: it is none of these.
         """
         try:
-            if text.startswith(_HTTP):
-                return cls(host=parse_host(text.removeprefix(_HTTP)))
+            for prefix in (_HTTP, _TLS):
+                if text.startswith(prefix):
+                    return cls(host=parse_host(text.removeprefix(prefix)), tls=prefix == _TLS)
             if text.startswith(_TCP):
                 return cls(ports=Ports.parse(text.removeprefix(_TCP)))
         except ConfigError as exc:
@@ -190,18 +199,22 @@ class Grant:
     @property
     def text(self) -> str:
         """How it is written."""
-        return f"{_HTTP}{self.host}" if self.ports is None else f"{_TCP}{self.ports.text}"
+        if self.ports is not None:
+            return f"{_TCP}{self.ports.text}"
+        return f"{_TLS if self.tls else _HTTP}{self.host}"
 
     def allows(self, name: PublishedName) -> bool:
         """Return whether it covers a name; any port needs one that is not below 1024."""
         if self.ports is None:
-            return name.host is not None and self.host is not None and _covers(self.host, name.host)
+            if name.host is None or self.host is None:
+                return False
+            return name.tls == self.tls and _covers(self.host, name.host)
         if name.port is not None:
             return name.port in self.ports
         return name.service is not None and self.ports.first >= PRIVILEGED
 
     def overlaps(self, other: "Grant") -> bool:
-        """Return whether there is a name that both cover."""
+        """Return whether there is a port or a host that both cover, whether by HTTP or by TLS."""
         if self.ports is not None and other.ports is not None:
             return self.ports.first <= other.ports.last and other.ports.first <= self.ports.last
         if self.host is None or other.host is None:

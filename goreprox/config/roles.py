@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -227,6 +227,7 @@ class ProviderConfig:
         self.dial.check(self.targets)
         _check_targets(self.targets)
         check_services(list(self.announced))
+        _check_published(self.published, self.targets)
         self.checks.check_services(self.services)
         _check_remotes("server", self.servers)
         self.proxy.check("server", self.servers)
@@ -259,6 +260,16 @@ def _check_addresses(addresses: Sequence[Address]) -> None:
     for address in addresses:
         if address.host in WILDCARDS:
             raise ConfigError(f"address {address}: expected the host that peers connect to, like tunnel.example.org")
+
+
+def _check_published(published: Mapping[PublishedName, str], targets: Sequence[Target]) -> None:
+    speaking = {target.service: target for target in targets if target.tls}
+    for name, service in published.items():
+        if name.tls and service in speaking:
+            raise ConfigError(
+                f"publish {name.url}: clients speak TLS with the target itself, so write {speaking[service].address} "
+                "without tls://"
+            )
 
 
 def _check_targets(targets: Sequence[Target]) -> None:

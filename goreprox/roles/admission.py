@@ -91,6 +91,8 @@ class Admission:
         self._room = has_room
         self._certificates = self._read(clients.tls)
         self._routes = Routes(clients.routes)
+        self.published: Callable[[bytes], str | None] = lambda _: None
+        """Returns the service that a host is published for as one whose TLS is passed on; to be set before."""
         self.listeners = Listeners(
             clients.listeners,
             poller,
@@ -144,11 +146,12 @@ class Admission:
         name = name_of(host)
         secure = (Scheme.HTTPS, Scheme.SNI)
         ports = [port for listener, port in self.listeners.found if listener.scheme in secure]
-        if not ports or not self._has_certificate(name.decode()):
+        if not ports or not self.terminates(name.decode()):
             return None
         return name if _HTTPS_PORT in ports else b"%b:%d" % (name, ports[0])
 
-    def _has_certificate(self, host: str) -> bool:
+    def terminates(self, host: str) -> bool:
+        """Return whether there is a certificate for a host, or for the hosts of a pattern."""
         used = self._certificates if self._clients.tls.certs else None
         return used is not None and used.named(host) is not None
 
@@ -211,11 +214,12 @@ class Admission:
     def _heard(self, arrival: Arrival, hello: ClientHello) -> bool:
         """Terminate TLS for a host with a certificate, pass it on for others; return whether the client was taken."""
         name, address, listener = hello.server_name, arrival.address, arrival.listener
-        if name is not None and self._has_certificate(name):
+        if name is not None and self.terminates(name):
             if not self._holds_tls:
                 self._shake_hands(arrival.sock, address, arrival.destination, listener)
             return not self._holds_tls
-        service = self._routes.find((name or "").encode())
+        host = (name or "").encode()
+        service = self._routes.find(host) or self.published(host)
         if service is None and listener.service != DEFAULT_SERVICE:
             service = listener.service
         if service is None:

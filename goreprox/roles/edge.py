@@ -109,7 +109,7 @@ class Edge:
             shared=config.peers.providers if isinstance(config, ServerConfig) and config.shared else None,
         )
         self.listeners = self.admission.listeners
-        self.publication = publication_of(config, self.listeners, self.assignment)
+        self.publication = publication_of(config, self.admission, self.assignment)
         self.sites = sites_of(clients, self._access, self._auth, self.publication, self.admission.secured)
 
     async def reconfigure(self, config: EdgeConfig | ServerConfig) -> None:
@@ -131,7 +131,7 @@ class Edge:
         self._paces.reconfigure(clients.limits.bytes_per_s)
         self._access.reconfigure(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
         self._auth = auth
-        self.publication.reconfigure(opening_of(clients), grace_s=connections.grace_s)
+        self.publication.reconfigure(opening_of(clients, self.admission.terminates), grace_s=connections.grace_s)
         self._replace_sites(
             sites_of(clients, self._access, auth, self.publication, self.admission.secured),
             self.listeners.successors(opened),

@@ -107,7 +107,7 @@ class Publication:
         self._providers: dict[bytes, _Provider] = {}
         self._held: dict[PublishedName, _Held] = {}
         self._settled = Settled()
-        self._routes = Routes(())
+        self._routes = self._tls_routes = Routes(())
         self._failed: Mapping[int, str] = {}
         self._logged: dict[PublishedName, tuple[str, str]] = {}
         self._log = LimitedLog()
@@ -127,7 +127,7 @@ class Publication:
     @property
     def attributes(self) -> dict[str, object]:
         """What the peer list says: that published names are served, if anything is open for them."""
-        is_open = self._opening.web or bool(self._opening.ports)
+        is_open = self._opening.web or self._opening.tls or bool(self._opening.ports)
         return dict.fromkeys((PUBLISHES, GRANTED)[: 1 + self._trusted], True) if is_open else {}
 
     # What clients ask for.
@@ -135,6 +135,10 @@ class Publication:
     def service_of_host(self, host: bytes) -> str | None:
         """Return the service that a host is published for, ignoring port and case; None if it is not."""
         return self._routes.find(host)
+
+    def service_of_tls(self, host: bytes) -> str | None:
+        """Return the service that a host is published for as one whose TLS is passed on; None if it is not."""
+        return self._tls_routes.find(host)
 
     def service_of_port(self, port: int) -> str | None:
         """Return the service that a port is published for; None if it is not."""
@@ -190,7 +194,10 @@ class Publication:
         settled = settle((held.claim for held in self._held.values()), self._opening)
         if settled != self._settled:
             self._settled = settled
-            self._routes = Routes(Route(host, name.text) for host, name in settled.hosts.items())
+            self._routes, self._tls_routes = (
+                Routes(Route(host, name.text) for host, name in hosts.items())
+                for hosts in (settled.hosts, settled.tls_hosts)
+            )
         self._failed = self._listen(settled.ports)
         self._tell()
         dues = [held.until for held in self._held.values() if held.until is not None]
@@ -231,7 +238,8 @@ class Publication:
     def _all(self) -> list[tuple[PublishedName, tuple[str, str]]]:
         """Return all names, each with where clients find it, and what is wrong; both may be empty."""
         ports = {name: port for port, name in self._settled.ports.items()}
-        served = {name: self._at(name, ports.get(name)) for name in (*self._settled.hosts.values(), *ports)}
+        hosts = (*self._settled.hosts.values(), *self._settled.tls_hosts.values())
+        served = {name: self._at(name, ports.get(name)) for name in (*hosts, *ports)}
         for name, port in ports.items():
             if port in self._failed:
                 served[name] = ""

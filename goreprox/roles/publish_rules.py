@@ -7,7 +7,7 @@ port that was asked for before one that was chosen, and then the lower public ke
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -40,6 +40,10 @@ class Opening:
     """Its own, which win."""
     web: bool = False
     """Whether an HTTP listener serves published hosts."""
+    tls: bool = False
+    """Whether a listener passes TLS on."""
+    terminates: Callable[[str], bool] = lambda _: False
+    """Returns whether that has a certificate for a host, or for hosts, and ends TLS itself."""
     ports: tuple[Ports, ...] = ()
     listeners: tuple[Address, ...] = ()
     """Its own, which win."""
@@ -50,7 +54,9 @@ class Settled:
     """Which names are served."""
 
     hosts: dict[str, PublishedName] = field(default_factory=dict)
-    """By host or pattern."""
+    """By host or pattern, for HTTP."""
+    tls_hosts: dict[str, PublishedName] = field(default_factory=dict)
+    """The same for TLS that is passed on."""
     ports: dict[int, PublishedName] = field(default_factory=dict)
     problems: dict[PublishedName, str] = field(default_factory=dict)
     """What is wrong with names: why they are not served, or not for all hosts."""
@@ -71,11 +77,12 @@ def settle(claims: Iterable[Claim], opening: Opening) -> Settled:
             _settle_host(settled, claim, name.host, opening)
         else:
             _settle_port(settled, claim, opening)
-    for host, name in settled.hosts.items():
-        for pattern in _above(host):
-            wider = settled.hosts.get(pattern)
-            if wider is not None and wider.owner != name.owner:
-                settled.problems.setdefault(wider, f"{name.owner} has {host}, which is more exact")
+    for hosts in (settled.hosts, settled.tls_hosts):
+        for host, name in hosts.items():
+            for pattern in _above(host):
+                wider = hosts.get(pattern)
+                if wider is not None and wider.owner != name.owner:
+                    settled.problems.setdefault(wider, f"{name.owner} has {host}, which is more exact")
     return settled
 
 
@@ -84,15 +91,20 @@ def _rank(claim: Claim) -> tuple[bool, bytes, str]:
 
 
 def _settle_host(settled: Settled, claim: Claim, host: str, opening: Opening) -> None:
-    holder = settled.hosts.get(host)
-    if not opening.web:
+    hosts = settled.tls_hosts if claim.name.tls else settled.hosts
+    holder = hosts.get(host)
+    if claim.name.tls and not opening.tls:
+        problem = "this edge has no sni:// port"
+    elif claim.name.tls and opening.terminates(host):
+        problem = "this edge has a certificate for it, and ends TLS itself"
+    elif not claim.name.tls and not opening.web:
         problem = "this edge has no http:// or https:// port for published hosts"
     elif opening.routes is not None and opening.routes.find(host.encode()) is not None:
         problem = "a --route of this edge has it"
     elif holder is not None:
         problem = _taken(holder, claim)
     else:
-        settled.hosts[host] = claim.name
+        hosts[host] = claim.name
         return
     settled.problems[claim.name] = problem
 

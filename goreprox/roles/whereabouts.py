@@ -11,34 +11,40 @@ from goreprox.config.routes import Routes
 from goreprox.errors import GoreproxError
 from goreprox.keys.reach import own_host
 from goreprox.keys.state import StateDir
-from goreprox.net.listeners import Listeners
+from goreprox.roles.admission import Admission
 from goreprox.roles.assignment import Assignment
 from goreprox.roles.publication import Publication
 from goreprox.roles.publish_rules import Opening
 
-_USUAL_PORTS = {Scheme.HTTP: 80, Scheme.HTTPS: 443}
+_USUAL_PORTS = {"http": 80, "https": 443, "tls": 443}
+_URLS = {Scheme.HTTPS: "https", Scheme.HTTP: "http", Scheme.SNI: "https"}
+"""How those of published HTTP hosts begin, the best first."""
 
 
-def opening_of(clients: ClientConfig) -> Opening:
-    """Return what an edge opens for publishing."""
+def opening_of(clients: ClientConfig, terminates: Callable[[str], bool]) -> Opening:
+    """Return what an edge opens for publishing, which `terminates` TLS of some hosts itself (Admission)."""
     return Opening(
         Routes(clients.routes) if clients.routes else None,
         any(map(clients.publishes, clients.listeners)),
+        any(listener.scheme is Scheme.SNI for listener in clients.listeners),
+        terminates,
         clients.publish_ports,
         tuple(listener.address for listener in clients.listeners),
     )
 
 
-def publication_of(config: EdgeConfig | ServerConfig, listeners: Listeners, assignment: Assignment) -> Publication:
-    """Return the publication of an edge with these listeners and providers."""
+def publication_of(config: EdgeConfig | ServerConfig, admission: Admission, assignment: Assignment) -> Publication:
+    """Return the publication of an edge with these clients and providers."""
+    listeners = admission.listeners
     publication = Publication(
-        opening_of(config.clients),
+        opening_of(config.clients, admission.terminates),
         trusted=isinstance(config, ServerConfig) or config.security is None,
         grace_s=config.connections.grace_s,
         listen=listeners.publish,
         at=Whereabouts(_public_host(config), lambda: listeners.found).of,
     )
     assignment.changed = publication.update
+    admission.published = publication.service_of_tls
     return publication
 
 
@@ -67,7 +73,10 @@ class Whereabouts:
         """
         if port is not None:
             return str(Address(self._host, port))
-        web = [(listener.scheme, port) for listener, port in self._listeners() if listener.scheme.is_http]
-        for scheme, number in sorted(web, key=lambda each: each[0] is not Scheme.HTTPS):
-            return f"{scheme.value}://{name.host}{'' if number == _USUAL_PORTS[scheme] else f':{number}'}"
+        urls = {Scheme.SNI: "tls"} if name.tls else _URLS
+        found = {listener.scheme: port for listener, port in reversed(self._listeners())}
+        for scheme, url in urls.items():
+            if scheme in found:
+                number = found[scheme]
+                return f"{url}://{name.host}{'' if number == _USUAL_PORTS[url] else f':{number}'}"
         return ""

@@ -10,6 +10,7 @@ import pytest
 
 from goreprox.process.log import ACCESS, ACCESS_TCP
 from tests.e2e.roles import echoed
+from tests.e2e.secured import secured
 from tests.e2e.upgrading import start, upgrade
 from tests.support.client_hellos import MODERN, OLD
 from tests.support.processes import Handler, Process, Tunnel, nothing_yet
@@ -118,6 +119,28 @@ async def test_clients_without_a_name_go_to_the_service_of_the_port_and_old_sess
             client = await tls_client(port, context, host)
             await echoed(client, b"hello")
             client[1].transport.abort()
+
+
+async def test_a_provider_publishes_a_host_whose_certificate_only_its_target_has(tmp: Path) -> None:
+    authority = Authority(tmp)
+    async with secured(tmp, echo, "--listen", f"sni://{HOST}:0", *authority.options) as it:
+        ports = (await it.server.ready())["clients"]
+        assert isinstance(ports, list)
+        sni = ports[-1]
+        await it.keys("add", "laptop", "--services", "none", "--address", HOST, "--publish", "tls://*.laptop.test")
+        target = await Targets(it, authority).serve("app.laptop.test", polite)
+        provider = await it.provide("--publish", "tls://app.laptop.test", join="laptop", target=target)
+        said = await provider.logged("published", name="tls://app.laptop.test")
+        assert said.endswith(f"clients find default at tls://app.laptop.test:{sni}")
+        get = curl("--cacert", str(authority.ca_file), "--resolve", f"app.laptop.test:{sni}:{HOST}")
+        assert await output_of(*get, f"https://app.laptop.test:{sni}/x") == "/x"
+        await it.keys("set", "laptop", "--publish", f"tls://{NAME}")
+        refused = await provider.logged("link_down", cause="refused")
+        assert "does not allow to publish tls://app.laptop.test" in refused
+        await it.keys("revoke", "laptop")
+        await it.server.logged("unpublished", service="tls://app.laptop.test@laptop")
+        with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):
+            await tls_client(sni, named(authority), "app.laptop.test")
 
 
 @contextlib.asynccontextmanager

@@ -314,6 +314,10 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
             "target-insecure: no target speaks TLS",
         ),
         (
+            ["provider", "tls://1", "--server", "h", "--insecure", "--publish", "tls://a.test"],
+            "publish tls://a.test: clients speak TLS with the target itself, so write 127.0.0.1:1 without tls://",
+        ),
+        (
             ["provider", "tls://1", "--server", "h", "--insecure", "--target-insecure", "--target-ca", "c"],
             "target-insecure: there is a target-ca, too",
         ),

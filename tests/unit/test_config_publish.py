@@ -22,13 +22,20 @@ def test_names_are_for_the_service_that_is_meant() -> None:
         "tcp://20003@laptop": "web",
         "tcp://*/web@laptop": "web",
     }
+    assert names("tls://a.example", "http://a.example", services=("web",)) == {
+        "tls://a.example@laptop": "web",
+        "http://a.example@laptop": "web",
+    }
     assert names("ssh=tcp://", "http://*.example.com", services=("ssh", "default")) == {
         "tcp://*/ssh@laptop": "ssh",
         "http://*.example.com@laptop": "default",
     }
 
 
-@pytest.mark.parametrize("text", ["http://app.example.com", "web=http://*.example.com", "tcp://", "web=tcp://20003"])
+@pytest.mark.parametrize(
+    "text",
+    ["http://app.example.com", "web=http://*.example.com", "tls://a.b", "web=tls://*.b", "tcp://", "web=tcp://20003"],
+)
 def test_an_option_is_shown_as_it_is_written(text: str) -> None:
     assert Publish.parse(text).text == text
 
@@ -42,6 +49,7 @@ def test_an_option_is_shown_as_it_is_written(text: str) -> None:
         ("a b=http://app.example.com", r"write \[SERVICE=\]http://HOST"),
         ("http://*", "all hosts cannot be published"),
         ("http://app.example.com:80", "without a port"),
+        ("tls://app.example.com:443", "without a port"),
         ("http://127.0.0.1", "only names can be published"),
         ("tcp://0", "expected 1 to 65535"),
         ("tcp://20000-20009", r"write \[SERVICE=\]http://HOST"),

@@ -266,7 +266,7 @@ def test_which_services_a_provider_key_may_offer(state: StateDir) -> None:
 
 
 def test_which_names_a_provider_key_may_publish(state: StateDir) -> None:
-    grants = parse_grants(["http://*.laptop.example.com", "tcp://443", "tcp://20000-20009"])
+    grants = parse_grants(["http://*.laptop.example.com", "tls://*.home.example.com", "tcp://443", "tcp://20000-20009"])
     state.add(Role.PROVIDER, "laptop", ["web"], HERE, publish=grants)
     state.add(Role.PROVIDER, "other", None, HERE)
     state.add(Role.EDGE, "edge", None, HERE)
@@ -274,6 +274,7 @@ def test_which_names_a_provider_key_may_publish(state: StateDir) -> None:
     laptop, other, edge = (state.key(name).public for name in ("laptop", "other", "edge"))
     for allowed in (
         ["web", "http://app.laptop.example.com@laptop", "http://*.laptop.example.com@laptop"],
+        ["tls://a.home.example.com@laptop", "tls://*.home.example.com@laptop"],
         ["tcp://443@laptop", "tcp://20009@laptop", "tcp://*/ssh@laptop"],
         [f"http://{number}.laptop.example.com@laptop" for number in range(64)],
     ):
@@ -282,6 +283,8 @@ def test_which_names_a_provider_key_may_publish(state: StateDir) -> None:
         "http://laptop.example.com@laptop",
         "http://example.com@laptop",
         "http://app.laptop.example.com.evil.org@laptop",
+        "tls://app.laptop.example.com@laptop",
+        "http://a.home.example.com@laptop",
         "tcp://80@laptop",
         "tcp://20010@laptop",
         "http://app.laptop.example.com@other",

@@ -171,12 +171,28 @@ async def test_an_edge_says_that_it_serves_published_names_if_anything_is_open_f
         ({"http://80": 80, "https://443": 443}, "https://a.example"),
         ({"https://8443": 8443, "http://80": 80}, "https://a.example:8443"),
         ({"http://0": 49152, "8080": 8080}, "http://a.example:49152"),
+        ({"sni://443": 443, "http://80": 80}, "http://a.example"),
+        ({"sni://443": 443}, "https://a.example"),
         ({"8080": 8080}, ""),
     ],
 )
 def test_where_a_host_is_found(listeners: dict[str, int], expected: str) -> None:
     found = [(Listener.parse(text), port) for text, port in listeners.items()]
     assert Whereabouts("tunnel.example", lambda: found).of(PublishedName("laptop", host="a.example"), None) == expected
+
+
+@pytest.mark.parametrize(
+    ("listeners", "expected"),
+    [
+        ({"https://443": 443, "sni://8443": 8443}, "tls://a.example:8443"),
+        ({"sni://443": 443, "sni://8443": 8443}, "tls://a.example"),
+        ({"https://443": 443, "tls://8443": 8443}, ""),
+    ],
+)
+def test_where_a_host_is_found_whose_tls_is_passed_on(listeners: dict[str, int], expected: str) -> None:
+    found = [(Listener.parse(text), port) for text, port in listeners.items()]
+    name = PublishedName("laptop", host="a.example", tls=True)
+    assert Whereabouts("tunnel.example", lambda: found).of(name, None) == expected
 
 
 def test_where_a_port_is_found() -> None:
@@ -186,6 +202,8 @@ def test_where_a_port_is_found() -> None:
 
 def test_what_an_edge_opens_follows_from_its_options() -> None:
     listeners = (Listener(Address(None, 80), "web", Scheme.HTTP), Listener(Address(None, 2222), "ssh"))
-    opening = opening_of(ClientConfig(listeners=listeners, publish_ports=(Ports(20000, 20001),)))
-    assert (opening.web, opening.ports, opening.routes) == (False, (Ports(20000, 20001),), None)
+    opening = opening_of(ClientConfig(listeners=listeners, publish_ports=(Ports(20000, 20001),)), lambda _: True)
+    assert (opening.web, opening.tls, opening.ports, opening.routes) == (False, False, (Ports(20000, 20001),), None)
+    sni = opening_of(ClientConfig(listeners=(Listener(Address(None, 443), scheme=Scheme.SNI),)), lambda _: True)
+    assert (sni.web, sni.tls, sni.terminates("a.example")) == (False, True, True)
     assert opening.listeners == (Address(None, 80), Address(None, 2222))

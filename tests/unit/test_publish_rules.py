@@ -72,6 +72,26 @@ def test_an_exact_host_comes_before_a_wildcard_of_a_lower_key_which_is_told() ->
     assert problems(settled) == {"http://*.example.com@low": "high has app.example.com, which is more exact"}
 
 
+def test_hosts_for_http_and_for_tls_are_apart_and_a_certificate_of_the_edge_wins() -> None:
+    texts = [
+        "http://app.example.com@low",
+        "tls://app.example.com@high",
+        "tls://*.example.com@low",
+        "tls://own.test@low",
+    ]
+    opening = Opening(web=True, tls=True, terminates=lambda host: host == "own.test")
+    settled = settle(map(claim, texts), opening)
+    assert {name.text for name in settled.hosts.values()} == {texts[0]}
+    assert {name.text for name in settled.tls_hosts.values()} == {texts[1], texts[2]}
+    assert problems(settled) == {
+        "tls://*.example.com@low": "high has app.example.com, which is more exact",
+        "tls://own.test@low": "this edge has a certificate for it, and ends TLS itself",
+    }
+    taken = settle(map(claim, ["tls://app.example.com@high", "tls://app.example.com@low"]), opening)
+    assert problems(taken) == {"tls://app.example.com@high": "low has it, whose public key is the lower one"}
+    assert problems(settle(map(claim, texts[1:2]), WEB)) == {texts[1]: "this edge has no sni:// port"}
+
+
 def test_a_port_that_was_asked_for_comes_before_one_that_was_chosen() -> None:
     opening = Opening(ports=(Ports(20003, 20003),))
     settled = settle(map(claim, ["tcp://*/ssh@low", "tcp://20003@high"]), opening)

@@ -22,6 +22,12 @@ from tests.support.waiting import DEADLINE_S
 from tests.support.web import curl, polite
 
 UPPER = "X.B.Test"
+PATIENT = """
+from goreprox.net.hellos import Hellos
+
+Hellos.__init__.__kwdefaults__["timeout_s"] = 3600.0
+"""
+"""A `sitecustomize` by which a ClientHello may take as long as an upgrade does on a machine that is busy."""
 
 
 class Targets:
@@ -166,19 +172,26 @@ async def half_heard(made: Tunnel, port: int, context: ssl.SSLContext, host: str
     writer.close()
 
 
-@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "workers"])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("--workers", "2"), marks=pytest.mark.long)], ids=["one", "workers"]
+)
 async def test_clients_go_on_through_an_upgrade_before_and_after_their_client_hello(
     tmp: Path, workers: tuple[str, ...]
 ) -> None:
     authority = Authority(tmp)
     async with nothing_yet(tmp) as made:
         port = made._stack.enter_context(closed_port())
+        modules = tmp / "modules"
+        modules.mkdir()
+        (modules / "sitecustomize.py").write_text(PATIENT)
         targets = Targets(made, authority)
         passing, web = await targets.serve("a.test", echo), await made.target(polite)
         broker = await made.start("broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0")
         where = ("--broker", f"{HOST}:{await broker.port('edges')}")
         routes = ("--route", "a.test=a", "--route", f"{NAME}=web", "--drain", "3600", *authority.options)
-        edge = await start(made, "edge", "--listen", f"sni://{HOST}:{port}", *routes, *where, *workers)
+        edge = await start(
+            made, "edge", "--listen", f"sni://{HOST}:{port}", *routes, *where, *workers, path=str(modules)
+        )
         services = (f"a={HOST}:{passing}", f"web={HOST}:{web}")
         await made.start("provider", *services, "--server", f"{HOST}:{await broker.port('providers')}")
         early = await tls_client(port, named(authority), "a.test")

@@ -12,11 +12,14 @@ import pytest
 from goreprox.config.addresses import Listener, ProxyVersion
 from goreprox.config.clients import ClientConfig, TlsConfig
 from goreprox.config.networks import Rule
+from goreprox.config.routes import Route
 from goreprox.endpoint import Endpoint
 from goreprox.net.access import Access
+from goreprox.net.client_hello import UNRECOGNIZED_NAME, fatal_alert
 from goreprox.net.poller import Poller
 from goreprox.net.proxy_protocol import write
 from goreprox.roles.admission import Admission, Client
+from tests.support.client_hellos import first_bytes
 from tests.support.sockets import HOST
 from tests.support.tls import NAME, Authority
 from tests.support.waiting import eventually
@@ -130,4 +133,44 @@ async def test_an_address_gets_its_place_back_when_its_client_leaves() -> None:
         _, third = await it.connect()
         await eventually(lambda: len(it.clients) == 2)
         for each in (first, second, third):
+            each.transport.abort()
+
+
+async def test_clients_of_an_sni_port_go_where_their_name_leads_and_leave_no_place_taken(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    clients = ClientConfig(
+        listeners=(Listener.parse(f"sni://{HOST}:0"),),
+        routes=(Route.parse("a.test=a"),),
+        deny=(Rule.parse("deny", f"a={DENIED}"),),
+        proxy_protocol_from=(Rule.parse("proxy-protocol-from", HOST),),
+        tls=TlsConfig(certs=(authority.cert,), keys=(authority.key,)),
+    )
+    async with entrance(clients, limit=1) as it:
+        it.admission.published = {b"p.test": "tls://p.test@laptop"}.get
+        for host, service in (("A.test", "a"), ("p.test", "tls://p.test@laptop")):
+            hello = first_bytes(host)
+            _, writer = await it.connect(header=header(ALLOWED) + hello)
+            await eventually(lambda: it.clients)
+            client = it.clients.pop()
+            assert (client.service, client.is_http, client.address.host) == (service, False, ALLOWED)
+            assert isinstance(client.sock, socket.socket)
+            assert client.sock.recv(4096) == hello
+            it.admission.dismiss(client)
+            writer.transport.abort()
+        for nobodys in ("b.test", None):
+            reader, writer = await it.connect(header=header(DENIED) + first_bytes(nobodys))
+            assert await reader.read() == fatal_alert(UNRECOGNIZED_NAME)
+            writer.close()
+        reader, writer = await it.connect(header=header(DENIED) + first_bytes("a.test"))
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        assert it.access.refused == {"tls": 2, "denied": 1}
+        _, terminated = await it.connect(header=header(DENIED), tls=authority.trusting())
+        await eventually(lambda: it.clients)
+        assert (it.clients[0].service, it.clients[0].is_http) == (None, True)
+        it.admission.hold_tls()
+        _, waiting = await it.connect(header=header(ALLOWED) + first_bytes(NAME))
+        await eventually(lambda: len(it.admission.hellos) == 1 and not it.admission.hellos._timers)
+        assert len(it.clients) == 1, "its TLS begins in the next code"
+        for each in (writer, terminated, waiting):
             each.transport.abort()

@@ -139,7 +139,7 @@ class Port:
                     self._context,
                     self.role,
                     self._host,
-                    self.number,
+                    0 if self._relays is not None else self.number,  # which only relays have to know
                     keys=keys,
                     handlers=self._handlers,
                     log=self._log,

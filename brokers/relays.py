@@ -69,22 +69,23 @@ class Relays:
             return
         copying = Copying(near, far, chunk_bytes=CHUNK_BYTES)
         source: tuple[str, int] = near.getsockname()
-        task = asyncio.get_running_loop().create_task(self._carry(role, copying, near, far), name="carry a link")
+        task = asyncio.get_running_loop().create_task(self._carry(role, copying, near), name="carry a link")
         self._relayed[source] = Relayed(address, copying, task)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
-    async def _carry(self, role: Role, copying: Copying, near: socket.socket, far: Transport) -> None:
-        source = near.getsockname()
-        try:
-            await asyncio.get_running_loop().sock_connect(near, (LOOPBACK, self._port_of(role)))
-            await copying.run()
-        except OSError:
-            pass  # the port is being opened again: the peer connects again, too
-        finally:
+        def ended(_: "asyncio.Task[None]") -> None:
+            """Let go of it, even if it was ended before it began."""
+            self._tasks.discard(task)
             self._relayed.pop(source, None)
             near.close()
             far.close()
+
+        task.add_done_callback(ended)
+
+    async def _carry(self, role: Role, copying: Copying, near: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the port is being opened again: the peer connects again, too
+            await asyncio.get_running_loop().sock_connect(near, (LOOPBACK, self._port_of(role)))
+            await copying.run()
 
     def of(self, source: tuple[str, int]) -> Relayed | None:
         """Return the connection that comes from this address and port; None: it is somebody else's."""

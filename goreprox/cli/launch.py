@@ -27,11 +27,15 @@ def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
         logger.bind(event="unknown_variable").warning("{}", line)
     if file is not None:
         logger.bind(event="config", file=str(file)).info("options are read from {}", file.resolve())
-    exposed = [str(address) for address in _links(config) if not address.is_loopback]
-    if config.process.insecure and exposed:
-        logger.bind(event="insecure", addresses=exposed).warning(
-            "--insecure: links on {} are plaintext; anyone who can reach that port can join", ", ".join(exposed)
-        )
+    exposed = [address for address in _links(config) if not address.is_loopback]
+    for what, found in (
+        ("are plaintext", [str(each) for each in exposed if not each.tls]),
+        ("have no keys", [str(each) for each in exposed if each.tls]),
+    ):
+        if config.process.insecure and found:
+            logger.bind(event="insecure", addresses=found).warning(
+                "--insecure: links on {} {}; anyone who can reach that port can join", ", ".join(found), what
+            )
     if config.process.dashboard is not None:
         from goreprox.roles.dashboard import check_installed
 

@@ -53,7 +53,7 @@ async def open_router(config: BrokerConfig | ServerConfig, before: Before | None
     shared = isinstance(config, ServerConfig) and config.shared is not None
     certificates = LinkCertificates(
         config.clients.tls if isinstance(config, ServerConfig) else config.tls,
-        needed=any(address.tls for _, _, address in wanted),
+        needed=any(address.tls and not (shared and option == "providers") for option, _, address in wanted),
     )
     guard = None if config.state_dir is None else Guard(config.state_dir)
     router = Router(

@@ -204,6 +204,10 @@ async def test_join_strings_say_tls_and_keys_authenticate_inside(tmp: Path) -> N
         client = await made.connect(await server.port("clients"))
         await echoed(client, b"with keys")
         assert server.events("peer_up", address=HOST) == 1
+        ups = provider.events("link_up")
+        await made.keys("rotate")
+        await eventually(lambda: provider.events("link_up") > ups, "with the next key of the server")
+        await echoed(client, b"with its next key")
         await made.keys("revoke", "default")
         await provider.logged("link_down", cause="unknown key")
         await server.logged("key_refused", address=HOST)

@@ -9,20 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from goreprox.config.addresses import Listener, ProxyVersion
+from goreprox.config.addresses import Address, Listener, ProxyVersion
 from goreprox.config.clients import ClientConfig, TlsConfig
 from goreprox.config.networks import Rule
 from goreprox.config.routes import Route
 from goreprox.endpoint import Endpoint
 from goreprox.net.access import Access
 from goreprox.net.client_hello import UNRECOGNIZED_NAME, fatal_alert
+from goreprox.net.link_tls import LinkTransport
 from goreprox.net.poller import Poller
 from goreprox.net.proxy_protocol import write
 from goreprox.roles.admission import Admission, Client
 from tests.support.client_hellos import first_bytes
-from tests.support.sockets import HOST
+from tests.support.sockets import HOST, closed_port
 from tests.support.tls import NAME, Authority
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 DENIED, ALLOWED = "192.0.2.1", "198.51.100.1"
 HERE = Endpoint("203.0.113.1", 443)
@@ -31,12 +32,20 @@ HERE = Endpoint("203.0.113.1", 443)
 class Entrance:
     """An admission, and those that it has admitted."""
 
-    def __init__(self, clients: ClientConfig, *, limit: int | None = None) -> None:
+    def __init__(self, clients: ClientConfig, *, limit: int | None = None, shared: Address | None = None) -> None:
+        """Where the port is `shared` with links, there is no room for clients."""
         self.clients: list[Client] = []
+        self.links: list[tuple[LinkTransport, str]] = []
         self.access = Access(clients.allow, clients.deny, limit)
         self.admission = Admission(
-            clients, Poller(lambda work: work()), self.access, has_room=lambda _: True, admitted=self.clients.append
+            clients,
+            Poller(lambda work: work()),
+            self.access,
+            has_room=lambda _: shared is None,
+            admitted=self.clients.append,
+            shared=shared,
         )
+        self.admission.linked = lambda transport, address: self.links.append((transport, address))
         self.admission.listeners.start()
 
     async def connect(
@@ -51,11 +60,15 @@ class Entrance:
         self.admission.close()
         for client in self.clients:
             client.sock.close()
+        for transport, _ in self.links:
+            transport.close()
 
 
 @contextlib.asynccontextmanager
-async def entrance(clients: ClientConfig, *, limit: int | None = None) -> AsyncIterator[Entrance]:
-    made = Entrance(clients, limit=limit)
+async def entrance(
+    clients: ClientConfig, *, limit: int | None = None, shared: Address | None = None
+) -> AsyncIterator[Entrance]:
+    made = Entrance(clients, limit=limit, shared=shared)
     try:
         yield made
     finally:
@@ -120,6 +133,35 @@ async def test_a_failed_handshake_frees_the_place_of_its_address(tmp_path: Path)
         await eventually(lambda: it.clients)
         for each in (writer, later):
             each.transport.abort()
+
+
+async def test_links_come_in_at_a_full_port_behind_a_proxy_beside_silent_handshakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goreprox.net.handshakes.MOST_HANDSHAKES", 3)
+    authority = Authority(tmp_path)
+    with closed_port() as port:
+        clients = ClientConfig(
+            listeners=(Listener.parse(f"tls://{HOST}:{port}"),),
+            proxy_protocol_from=(Rule.parse("proxy-protocol-from", HOST),),
+            tls=TlsConfig(certs=(authority.cert,), keys=(authority.key,)),
+        )
+        async with entrance(clients, shared=Address(HOST, port, tls=True)) as it:
+            silent = [await it.connect(header=header(ALLOWED)) for _ in range(8)]
+            for reader, _ in silent[:5]:
+                with pytest.raises(ConnectionResetError):
+                    await asyncio.wait_for(reader.read(), DEADLINE_S)
+            assert len(it.admission.handshakes) == 3
+            client, writer = await it.connect(header=header(ALLOWED), tls=authority.trusting())
+            with pytest.raises((ConnectionResetError, ssl.SSLError)):
+                await asyncio.wait_for(client.read(), DEADLINE_S)
+            context = authority.trusting()
+            context.set_alpn_protocols(["goreprox"])
+            _, link = await it.connect(header=header(ALLOWED), tls=context)
+            await eventually(lambda: it.links)
+            assert (it.links[0][1], it.clients) == (ALLOWED, [])
+            for each in (writer, link, *(writer for _, writer in silent)):
+                each.transport.abort()
 
 
 async def test_an_address_gets_its_place_back_when_its_client_leaves() -> None:

@@ -71,6 +71,7 @@ def test_flags_take_precedence_over_variables_tables_and_the_top_level(
     assert server(started, "--grace", "14").connections.grace_s == 14
 
 
+TLS = ("--tls-cert", "c", "--tls-key", "k")
 ROLE = {
     "name": "n",
     "link-timeout": 7,
@@ -290,6 +291,35 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
         (["keys", "revoke"], "goreprox keys revoke: NAME is missing"),
         (["broker", "--grace", "1"], "Unknown option: --grace"),
         (["broker", "--insecure", "--edges", "9887"], "providers :9887 and edges :9887: one port for two"),
+        (["server", "--insecure", "--providers", "tls://443"], "providers tls://:443: tls-cert is missing; give the"),
+        (["server", "--insecure", "--edges", "tls://443", "--tls-cert", "c"], "edges tls://:443: tls-key is missing;"),
+        (["broker", "--insecure", "--tls-cert", "c", "--tls-key", "k"], "tls-cert c: no port speaks TLS; write https:"),
+        (["server", "--insecure", "--providers", "https://443"], "leave https:// out"),
+        (["provider", "1", "--server", "h", "--insecure", "--server-ca", "c"], "server-ca c: there is no TLS with any"),
+        (["edge", "--broker", "h", "--insecure", "--server-ca", "c"], "server-ca c: there is no TLS with any broker;"),
+        (
+            [
+                "server",
+                "--insecure",
+                "--listen",
+                "https://443",
+                *TLS,
+                "--providers",
+                "tls://443",
+                "--tls-client-ca",
+                "a",
+            ],
+            "providers tls://:443: clients of this port need certificates by --tls-client-ca, and providers have none",
+        ),
+        *(
+            (["server", "--insecure", "--listen", listen, *TLS, *links], "one port for two; choose another one for")
+            for listen, links in (
+                ("http://443", ("--providers", "tls://443")),
+                ("https://443", ("--providers", "443")),
+                ("https://127.0.0.1:443", ("--providers", "tls://443")),
+                ("https://443", ("--edges", "tls://443")),
+            )
+        ),
         (["server", "--insecure", "--edges", "8080"], "listen :8080 and edges :8080: one port for two"),
         (["server", "--insecure", "--auth-tokens", "t"], "auth-tokens: listen :8080 passes bytes on unread"),
         (

@@ -30,13 +30,16 @@ def named(path: Path) -> str:
         ((), "127.0.0.1:9900", "127.0.0.1:9900", "OWN:9988"),
         (("tunnel.example.org:0",), ":9900", "tunnel.example.org:9900", "tunnel.example.org:9988"),
         (("tunnel.example.org:443",), ":9900", "tunnel.example.org:443", "tunnel.example.org:9988"),
+        ((), "tls://127.0.0.1:443", "tls://127.0.0.1:443", "OWN:9988"),
+        (("a:0",), "tls://:443", "tls://a:443", "a:9988"),
+        (("tls://a:443",), ":9900", "tls://a:443", "a:9988"),  # by something else before the port
         (("a:0", "[::1]:1"), "127.0.0.1:9900", "a:9900,[::1]:1", "a:9988,[::1]:9988"),
     ],
 )
 def test_join_strings_contain_the_given_address_or_the_listening_one(
     state: StateDir, given: tuple[str, ...], listening: str, providers: str, edges: str
 ) -> None:
-    state.remember(Reach(tuple(map(Address.parse, given)), Address.parse(listening), Address(None, 9988)))
+    state.remember(Reach(tuple(map(Address.parse_link, given)), Address.parse_link(listening), Address(None, 9988)))
     reach = StateDir(state.directory).reach()
     for role, expected in ((Role.PROVIDER, providers), (Role.EDGE, edges)):
         assert named(state.add(role, role.name, None)) == expected.replace("OWN", own_host())

@@ -128,7 +128,7 @@ class ClientConfig:
         _check_routes(self.routes, self.listeners)
         if len(self.publish_ports) > MAX_RULES:
             raise ConfigError(f"publish-ports: expected at most {MAX_RULES} of them, got {len(self.publish_ports)}")
-        self.auth.check(self.listeners)
+        self.auth.check(self.listeners, self.services_of)
         self.tls.check(self.listeners)
         ports = [str(listener.address.port) for listener in self.listeners if listener.address.port]
         for option, rules in (
@@ -143,6 +143,7 @@ class ClientConfig:
         check_ports(self.ports)
         check_services(self.services)
         self.http.check_services(self.services)
+        self.auth.check_services(self.services)
         schemes = [listener.scheme for listener in self.listeners]
         if self.http.redirect and not (Scheme.HTTP in schemes and {Scheme.HTTPS, Scheme.SNI} & set(schemes)):
             raise ConfigError(

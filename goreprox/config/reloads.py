@@ -18,6 +18,7 @@ APPLIED: Final = frozenset(
         *("trusted-proxies", "proxy-protocol-from"),
         *("queue-timeout", "http-redirect", "via", "host-header", "max-header-bytes", "max-header-lines", "access-log"),
         *("auth-tokens", "auth-header", "auth-basic", "without-tokens"),
+        *("auth-url", "auth-response-header", "auth-ca"),
         *("tls-cert", "tls-key", "tls-client-ca", "tls-alpn"),
         # providers
         *("target", "publish", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),

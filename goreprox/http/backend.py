@@ -2,17 +2,25 @@
 
 import functools
 from collections.abc import Callable
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from goreprox.endpoint import Endpoint
 from goreprox.http.access_log import AccessLog
 from goreprox.http.clients import ClientConnections
-from goreprox.http.commands import Connect, Discard, ForBackend, HalfClose, LogRequest, Release, ToProvider
+from goreprox.http.commands import Ask, Connect, Discard, ForBackend, HalfClose, LogRequest, Release, ToProvider
+from goreprox.http.forward_auth import Verdict
 from goreprox.http.provider_stream import REUSED_FOR_S, ProviderStream, StreamUser
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
 from goreprox.tunnel.bridge import Bridge
+
+
+class User(StreamUser, Protocol):
+    """Sends requests over the stream, once they may."""
+
+    def judged(self, verdict: Verdict) -> None:
+        """Take note whether the present request may."""
 
 
 class Backend:
@@ -21,7 +29,7 @@ class Backend:
     def __init__(
         self,
         clients: ClientConnections,
-        user: StreamUser,
+        user: User,
         *,
         client: Endpoint,
         destination: Endpoint,
@@ -34,6 +42,8 @@ class Backend:
         self._client = client
         self._destination = destination
         self._access = AccessLog(clients.rejected, certificate)
+        self._ask_no_more: Callable[[], object] = lambda: None
+        """Has no effect once there is a verdict."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -59,6 +69,8 @@ class Backend:
         """Obey a command for the stream; `now` is when the client or target sent what led to it."""
         provider_stream = self.provider_stream
         match command:
+            case Ask(guard, question):
+                self._ask_no_more = guard.ask(question, self._user.judged)
             case Connect(service, fresh):
                 if not fresh:
                     self._access.began = now
@@ -107,7 +119,8 @@ class Backend:
             self.discard(reset=False)
 
     def let_go(self) -> None:
-        """End the stream: with a reset if it carries a request."""
+        """End the stream: with a reset if it carries a request. Nothing else is to follow."""
+        self._ask_no_more()
         if self.provider_stream is not None:
             self.discard(reset=self.provider_stream.idle_since is None)
 

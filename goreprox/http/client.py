@@ -1,15 +1,9 @@
 """The sockets of HTTP clients: each drives a gateway, and obeys its commands, those for streams by its backend.
 
 A client that reads slowly stops its target, and a target that reads slowly its client: nothing is read that there is no
-room for. A connection, as long as this module owns it:
-
-    SERVING --the last response--> FINISHING --all is written--> LINGERING --the client's end of file--> CLOSED
-                                             --TLS has no room for close_notify--> CLOSING --room--> LINGERING
-            --protocols switched--> SWITCHING --all is written--> CLOSED, joined with its stream
-    any     --reset by either side--> CLOSED
+room for.
 """
 
-import enum
 import socket
 from collections.abc import Mapping
 from typing import Final, assert_never
@@ -18,6 +12,7 @@ from goreprox.endpoint import Endpoint
 from goreprox.http.backend import Backend
 from goreprox.http.clients import ClientConnections
 from goreprox.http.commands import (
+    Ask,
     Command,
     Commands,
     Connect,
@@ -33,7 +28,9 @@ from goreprox.http.commands import (
     ToProvider,
 )
 from goreprox.http.exchange import Site
+from goreprox.http.forward_auth import Verdict
 from goreprox.http.gateway import Gateway
+from goreprox.http.phases import CLOSED, CLOSING, EVENTS, LINGERING, SERVING, Phase
 from goreprox.http.provider_stream import CLOSING_S, ProviderStream
 from goreprox.http.write_buffer import WriteBuffer
 from goreprox.net import sockets
@@ -55,38 +52,6 @@ FEED_BYTES: Final = 256 * KIB
 """Bytes of a response that are passed on at once."""
 CHUNK_OVERHEAD: Final = 32
 """Bytes by which a part of a body grows where it becomes a chunk: 16 digits, two line ends, and the last chunk."""
-
-
-class Phase(enum.Enum):
-    """The state of a client's connection."""
-
-    SERVING = enum.auto()
-    """Requests are read, and responses written."""
-    FINISHING = enum.auto()
-    """The last response is being written."""
-    SWITCHING = enum.auto()
-    """It has left HTTP; what was written before goes out."""
-    CLOSING = enum.auto()
-    """Shutting down waits for room in the socket, as TLS has something to say then."""
-    LINGERING = enum.auto()
-    """It was shut down; the client's end of file is awaited, and what comes before it is ignored."""
-    CLOSED = enum.auto()
-    """The socket is no longer ours."""
-
-
-_EVENTS: Final = {
-    Phase.SERVING: READ | WRITE,
-    Phase.FINISHING: WRITE,
-    Phase.SWITCHING: WRITE,
-    Phase.CLOSING: WRITE,
-    Phase.LINGERING: READ,
-    Phase.CLOSED: 0,
-}
-"""What a socket is polled for: of SERVING READ only while there is room for what would be read. WRITE only while bytes
-are waiting, but in CLOSING."""
-
-SERVING, CLOSING, LINGERING, CLOSED = Phase.SERVING, Phase.CLOSING, Phase.LINGERING, Phase.CLOSED
-"""Looked up once: an attribute of an enum costs ten times as much as a global."""
 
 
 class ClientConnection:
@@ -187,6 +152,10 @@ class ClientConnection:
         """Read more of the request: there is room."""
         self._settle()
         self._update()
+
+    def judged(self, verdict: Verdict) -> None:
+        """Go on with the request that a guard was asked about, or tell the client why not."""
+        self._do(self.gateway.judged(verdict))
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -332,7 +301,7 @@ class ClientConnection:
         match command:
             case ToClient(data):
                 self.out.append(data)
-            case Connect() | ToProvider() | HalfClose() | Release() | Discard():
+            case Ask() | Connect() | ToProvider() | HalfClose() | Release() | Discard():
                 self._backend.obey(command, now=self.since)
             case LogRequest():
                 self._backend.log(command)
@@ -363,7 +332,7 @@ class ClientConnection:
         """Poll the socket for what the phase needs."""
         if not self.open:
             return
-        events = _EVENTS[self._phase]
+        events = EVENTS[self._phase]
         if self._phase is SERVING and not (self.gateway.reading and self._room() > 0):
             events &= ~READ
         if not self.out and self._phase is not CLOSING:

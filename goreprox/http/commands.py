@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from goreprox.http.forward_auth import Guard
+
 
 @dataclass(frozen=True, slots=True)
 class Connect:
@@ -9,6 +11,14 @@ class Connect:
 
     service: str
     fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask an authentication service about a request; its verdict is for `Gateway.judged`."""
+
+    guard: Guard
+    question: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,6 @@ class CountRequest:
     status: int
 
 
-ForBackend = Connect | ToProvider | HalfClose | Release | Discard
+ForBackend = Ask | Connect | ToProvider | HalfClose | Release | Discard
 Command = LogRequest | CountRequest | ToClient | ForBackend | Finish | ResetClient | SwitchProtocols
 Commands = list[Command]

@@ -1,7 +1,7 @@
 """One request and its response: who asks, for which service, what the target is sent and the client gets. Sans-IO."""
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, NamedTuple, Protocol
@@ -10,6 +10,7 @@ from goreprox.config.http import HttpConfig
 from goreprox.config.routes import Routes
 from goreprox.http import requests
 from goreprox.http.commands import CountRequest, LogRequest
+from goreprox.http.forward_auth import SHOWN, Allowed, Guard, question
 from goreprox.http.forwarding import FIELDS, Forwarding
 from goreprox.http.login import Place, without_cookies
 from goreprox.http.messages import Fields, Request, Response
@@ -60,7 +61,7 @@ class Site:
 
     service: str
     auth: Authenticator | None = None
-    """None: no authentication."""
+    """None: no tokens."""
     forwarding: Forwarding = field(default_factory=Forwarding)
     routes: Routes | None = None
     """None: every request is for `service`."""
@@ -71,6 +72,10 @@ class Site:
     settings: HttpConfig = field(default_factory=HttpConfig)
     secured: Callable[[bytes], bytes | None] | None = None
     """Returns host and port where requests for a host are led, as it has a certificate. None: nowhere."""
+    guards: Mapping[str | None, Guard] = field(default_factory=dict)
+    """The authentication service of each service, and of all others (None)."""
+    copied: frozenset[bytes] = frozenset()
+    """Fields, in lower case, that targets are told by these and never by clients."""
     logs: bool = False
     """Whether requests are logged."""
     draw_id: Callable[[], str] = _draw_id
@@ -97,13 +102,16 @@ class Site:
     def drops(self, name: bytes) -> bool:
         """Whether a field of a client is not for targets."""
         name = with_dashes(name)
-        return name == self.secret or name in FIELDS
+        return name == self.secret or name in FIELDS or name in self.copied
 
 
 class Exchange:
     """A checked request, and the state of its response."""
 
-    __slots__ = ("client", "cookies", "failed", "head", "heard", "request", "response", "service", "token")
+    __slots__ = (
+        *("_fields", "client", "cookies", "failed", "guard", "head", "heard"),
+        *("question", "request", "response", "service", "token"),
+    )
 
     def __init__(self, request: Request, site: Site, address: str) -> None:
         self.request = request
@@ -114,6 +122,11 @@ class Exchange:
         self.token: str | None = None
         self.cookies: list[bytes] = []
         """What the client is told to keep (Set-Cookie), besides what the target says."""
+        self.guard: Guard | None = None
+        """Who decides whether the request goes on to its target, once it was asked the `question`; None: nobody."""
+        self.question = b""
+        self._fields: Fields = []
+        """For the target."""
         self.head = b""
         """The header section for the target."""
         self.heard = False
@@ -127,7 +140,7 @@ class Exchange:
         return self.request.method in requests.SAFE and not requests.has_body(self.request)
 
     def admit(self, site: Site, *, address: str, authority: bytes, certificate: bytes = b"") -> None:
-        """Find the service of the request, and write the header section for its target.
+        """Find the service of the request, and write the header section for its target, or the question for its guard.
 
         `authority` takes the place of a missing host, `address` is the client's, and `certificate` is what targets are
         told about the client's certificate.
@@ -149,10 +162,28 @@ class Exchange:
             raise Rejected(403, "access from this address is denied")
         added = site.forwarding.fields(request, address, host=host, certificate=certificate)
         told = site.settings.host_for(self.service) or host
-        fields = requests.passed_on(
-            request, host=told, dropped=lambda name: site.drops(name) or name.lower() == brought_by, added=added
-        )
-        self.head = request_head(request, fields if site.auth is None else without_cookies(fields))
+        self.guard = site.guards.get(service, site.guards.get(None))
+        if self.guard is not None:
+            self.question = question(self.guard, request, self._passed_on(site, told, added, brought_by, shown=SHOWN))
+        self._fields = self._passed_on(site, told, added, brought_by)
+        self.head = request_head(request, self._fields)
+
+    def allow(self, allowed: Allowed) -> None:
+        """Let the request go on to its target, as its guard has decided."""
+        self.head = request_head(self.request, [*self._fields, *allowed.fields])
+        self.cookies += allowed.cookies
+
+    def _passed_on(
+        self, site: Site, host: bytes, added: Fields, brought_by: bytes, *, shown: Collection[bytes] = ()
+    ) -> Fields:
+        """Return the fields of the request without those that are for us alone, but with those that are `shown`."""
+
+        def dropped(name: bytes) -> bool:
+            lowered = name.lower()
+            return lowered == brought_by or (lowered not in shown and site.drops(name))
+
+        fields = requests.passed_on(self.request, host=host, dropped=dropped, added=added)
+        return fields if site.auth is None else without_cookies(fields)
 
     def _authenticate(self, auth: Authenticator, host: bytes, service: str | None, *, secure: bool) -> bytes:
         """Require a token; return the name of the field that carries it, in lower case.

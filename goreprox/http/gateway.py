@@ -2,6 +2,7 @@
 
     between requests --a header section, checked--> exchange --both messages whole--> between requests
                      --rejected, or the last one--> over
+                     --a guard is asked--> waiting --its verdict--> exchange
 
 The client is parsed by a `Reader`, each response of a target by a `Reply`. What goes out to either side is
 written anew from what was parsed of the other (`writer`).
@@ -11,8 +12,9 @@ from dataclasses import replace
 from http import HTTPStatus
 
 from goreprox.http import own_responses, requests, writer
-from goreprox.http.commands import Commands, CountRequest, Finish, ResetClient, SwitchProtocols, ToClient
+from goreprox.http.commands import Ask, Commands, CountRequest, Finish, ResetClient, SwitchProtocols, ToClient
 from goreprox.http.exchange import Exchange, Site, log_request
+from goreprox.http.forward_auth import Verdict
 from goreprox.http.messages import EndOfMessage, Malformed, Request, Response
 from goreprox.http.reader import Reader
 from goreprox.http.reply import Reply
@@ -39,6 +41,8 @@ class Gateway:
         self._target = TargetSide(self._commands)
         self.reader = Reader(site.settings.limits)
         self._exchange: Exchange | None = None
+        self._waiting: Exchange | None = None
+        """An exchange that is to begin once its guard has let it; nothing is read meanwhile."""
         self._ended = False
         """Whether the client will send no more."""
         self._follows = False
@@ -53,12 +57,12 @@ class Gateway:
     @property
     def exchange(self) -> Exchange | None:
         """The present request and its response."""
-        return self._exchange
+        return self._exchange or self._waiting
 
     @property
     def between_requests(self) -> bool:
         """Whether there is nothing but what has come of the next request (`reader.begun`)."""
-        return self._exchange is None and not self.over and not self._ended
+        return self.exchange is None and not self.over and not self._ended
 
     @property
     def idle(self) -> bool:
@@ -73,15 +77,15 @@ class Gateway:
     @property
     def reading(self) -> bool:
         """Whether bytes of the client are wanted now; how many at once at most, `reader.wanted` says."""
-        waits = self.paused and self._exchange is None
+        waits = self._waiting is not None or (self.paused and self._exchange is None)
         return not self.over and not self._ended and not self.reader.full and not waits
 
     @property
     def facts(self) -> dict[str, str]:
         """What is known of the present request: its host and the name of its token."""
-        if self._exchange is None:
+        if self.exchange is None:
             return {}
-        asked = self._exchange.log()
+        asked = self.exchange.log()
         facts = {"host": asked.host, "token": asked.token}
         return {name: value for name, value in facts.items() if value}
 
@@ -91,10 +95,10 @@ class Gateway:
         """Take bytes of the client."""
         if not self.over:
             self.reader.receive(data)
-            if self._exchange is None:
-                self._next_request()
-            else:
+            if self._exchange is not None:
                 self._pump_request(self._exchange)
+            elif self._waiting is None:
+                self._next_request()
         return self._take()
 
     def receive_eof(self) -> Commands:
@@ -103,7 +107,7 @@ class Gateway:
         The target is told, since it may stop working on a response that nobody awaits.
         """
         self._ended = True
-        if self.over:
+        if self.over or self._waiting is not None:
             pass
         elif self._exchange is None:
             self._finish()
@@ -115,8 +119,8 @@ class Gateway:
 
     def client_lost(self) -> Commands:
         """Take note that the client's connection is over, and can be told nothing more."""
-        if not self.over and self._exchange is not None and self.site.logs:
-            self._log(self._exchange, "the client's connection ended before the response did")
+        if not self.over and self.exchange is not None and self.site.logs:
+            self._log(self.exchange, "the client's connection ended before the response did")
         self.over = True
         return self._take()
 
@@ -134,6 +138,18 @@ class Gateway:
             )
         elif self.idle:
             self._finish()
+        return self._take()
+
+    def judged(self, verdict: Verdict) -> Commands:
+        """Take the verdict of a guard on the request that it was asked about."""
+        exchange, self._waiting = self._waiting, None
+        if not self.over and exchange is not None:
+            self._exchange = exchange
+            if isinstance(verdict, Rejected):
+                self._respond(verdict, last=False)
+            else:
+                exchange.allow(verdict)
+                self._begin(exchange)
         return self._take()
 
     def drain(self) -> Commands:
@@ -203,12 +219,22 @@ class Gateway:
             if self._ended:
                 self._finish()
             return
-        exchange = self._exchange = Exchange(request, self.site, self._address)
+        exchange = Exchange(request, self.site, self._address)
         try:
             exchange.admit(self.site, address=self._address, authority=self._authority, certificate=self._certificate)
         except Rejected as rejected:
+            self._exchange = exchange
             self._respond(rejected, last=False)
             return
+        if exchange.guard is None:
+            self._begin(exchange)
+        else:
+            self._waiting = exchange
+            self._commands.append(Ask(exchange.guard, exchange.question))
+
+    def _begin(self, exchange: Exchange) -> None:
+        """Send a request to its target."""
+        self._exchange = exchange
         self._target.ask(exchange, exchange.head, fresh=False)
         self._pump_request(exchange)
 
@@ -331,7 +357,7 @@ class Gateway:
         accept = request.first(b"accept") if request is not None else None
         request_id = self.site.draw_id() if rejected.detail else ""
         text = f"{rejected.text} (request {request_id})" if request_id else rejected.text
-        fields, body = own_responses.body(rejected.status, text, accept or b"")
+        fields, body = rejected.content or own_responses.body(rejected.status, text, accept or b"")
         reason = rejected.status.phrase.encode()
         self._send(response.head(rejected.status, reason, fields + rejected.fields, last=last) + response.body(body))
         if self.site.logs or request_id:

@@ -41,9 +41,21 @@ SAFE: Final = (b"GET", b"HEAD", b"OPTIONS")
 class Rejected(Exception):
     """A request is not passed on; the client is told why."""
 
-    def __init__(self, status: int, text: str, fields: Fields | None = None, *, detail: str = "") -> None:
-        """Respond with `status`, one sentence and further header fields; `detail` is for the log alone."""
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        fields: Fields | None = None,
+        *,
+        detail: str = "",
+        content: tuple[Fields, bytes] | None = None,
+    ) -> None:
+        """Respond with `status`, one sentence and further header fields; `detail` is for the log alone.
+
+        `content` takes the place of the sentence: a body, and the fields that describe it.
+        """
         super().__init__(text)
+        self.content = content
         self.detail = detail
         self.status = HTTPStatus(status)
         self.text = text

@@ -192,15 +192,15 @@ class Certificate:
         logger.bind(event="certificate_expiry", expires=date).warning("{}", text)
 
 
-def target_context(ca: Path | None, *, insecure: bool) -> ssl.SSLContext:
+def target_context(ca: Path | None, *, insecure: bool, option: str = "target-ca") -> ssl.SSLContext:
     """Make a context for targets that speak TLS, whose certificates are signed by those in `ca` (None: the system's).
 
-    If `insecure`, any certificate does.
+    If `insecure`, any certificate does. `option` names the file.
 
     Raises:
         ConfigError: the file cannot be used.
     """
-    context = _client_context("target-ca", ca)
+    context = _client_context(option, ca)
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

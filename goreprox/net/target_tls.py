@@ -5,16 +5,11 @@ import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loguru import logger
-
-from brokers import LimitedLog
 from goreprox.config.addresses import Address, Target
-from goreprox.errors import ConfigError, StartError
-from goreprox.net.certificates import target_context
 from goreprox.net.handshakes import Handshakes
 from goreprox.net.poller import Poller
 from goreprox.net.tls import TlsSocket
-from goreprox.process.reloaded import Reloaded
+from goreprox.net.trust import Trust
 
 
 class TargetTls:
@@ -36,17 +31,7 @@ class TargetTls:
             if target.tls and isinstance(target.address, Address)
         }
         self._handshakes = Handshakes(poller, timeout_s=timeout_s)
-        self._ca = ca
-        self._log = LimitedLog()
-        files = [] if ca is None else [ca]
-        self._context = Reloaded[ssl.SSLContext | None](
-            lambda: files, lambda _: target_context(ca, insecure=insecure), None
-        )
-        try:
-            if self._hosts:
-                self._context.refresh()
-        except ConfigError as exc:
-            raise StartError(str(exc)) from exc
+        self._trust = Trust("target-ca", ca, insecure=insecure) if self._hosts else None
 
     def speaks(self, service: str) -> bool:
         """Whether the target of a service speaks TLS."""
@@ -65,10 +50,5 @@ class TargetTls:
 
     def context(self) -> ssl.SSLContext:
         """Return the present context, of which there is one if any target speaks TLS."""
-        try:
-            if self._context.refresh():
-                logger.bind(event="target_ca").info("target-ca {}: read again", self._ca)
-        except ConfigError as exc:
-            self._log.say("target_ca", f"{exc}; keeping the certificates read before")
-        assert self._context.value is not None
-        return self._context.value
+        assert self._trust is not None
+        return self._trust.context()

@@ -9,13 +9,14 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from brokers import NEXT_ADDRESS_S, LimitedLog, SocketAddress, interleaved, resolve
+from brokers import NEXT_ADDRESS_S, LimitedLog, SocketAddress
 from goreprox.config.addresses import Address, Target, TargetAddress, UnixPath
 from goreprox.config.roles import DialConfig
 from goreprox.config.target_checks import Check
 from goreprox.endpoint import Endpoint
 from goreprox.net import sockets
 from goreprox.net.certificates import reason
+from goreprox.net.names import Name
 from goreprox.net.poller import WRITE, Poller
 from goreprox.net.proxy_protocol import write
 from goreprox.net.sockets import Socket
@@ -29,10 +30,6 @@ from goreprox.protocol.totals import EndCode
 from goreprox.roles.examination import UnwellError, examine
 from goreprox.roles.loops import Loops
 
-RESOLVED_FOR_S: Final = 5.0
-"""How long the addresses of a target's name are used before it is looked up again."""
-MAX_ADDRESSES: Final = 16
-"""Addresses of one name that are tried: the last one 4 s after the first. A DNS message has room for thousands."""
 _CONNECTING: Final = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED: Final = (0, errno.EISCONN)
 
@@ -55,46 +52,27 @@ def advice(address: TargetAddress, why: str) -> str:
 
 
 class Targets:
-    """The target of each service, and its socket addresses: names are resolved in a thread and cached."""
+    """The target of each service, and its socket addresses."""
 
     def __init__(self, targets: dict[str, TargetAddress]) -> None:
         self.by_service = targets
-        self._found: dict[str, tuple[float, list[SocketAddress]]] = {}
-        self._lookups: dict[str, asyncio.Task[list[SocketAddress]]] = {}
+        self._names = {service: Name(each) for service, each in targets.items() if isinstance(each, Address)}
 
     def known(self, service: str) -> list[SocketAddress] | None:
         """Return the addresses of a service, or None if they have to be resolved first."""
         target = self.by_service[service]
         if isinstance(target, UnixPath):
             return [(socket.AF_UNIX, target.path)]
-        at, addresses = self._found.get(service, (0.0, []))
-        return addresses if addresses and clock() - at < RESOLVED_FOR_S else None
+        return self._names[service].known
 
     async def resolve(self, service: str) -> list[SocketAddress]:
-        """Resolve the target's name; concurrent calls share one lookup, as each lookup has a thread.
+        """Resolve the target's name.
 
         Raises:
             OSError: it has no address.
             UnicodeError: it is not a valid host name.
         """
-        lookup = self._lookups.get(service)
-        if lookup is None:
-            lookup = asyncio.get_running_loop().create_task(self._look_up(service), name=f"look up {service}")
-            lookup.add_done_callback(functools.partial(self._looked_up, service))
-            self._lookups[service] = lookup
-        return await asyncio.shield(lookup)
-
-    def _looked_up(self, service: str, lookup: "asyncio.Task[list[SocketAddress]]") -> None:
-        del self._lookups[service]
-        if not lookup.cancelled():
-            lookup.exception()  # every caller may be gone
-
-    async def _look_up(self, service: str) -> list[SocketAddress]:
-        address = self.by_service[service]
-        assert isinstance(address, Address)
-        addresses = interleaved(await resolve(address.host, address.port))[:MAX_ADDRESSES]
-        self._found[service] = (clock(), addresses)
-        return addresses
+        return await self._names[service].resolve()
 
 
 class Dialer:

@@ -6,23 +6,19 @@ A target may be hostile: the time is bounded, and so is what is read of it.
 import asyncio
 import errno
 import os
-import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from brokers import SocketAddress
 from goreprox.config.addresses import Address, ProxyVersion, Target, TargetAddress, UnixPath
-from goreprox.errors import GoreproxError
-from goreprox.net.certificates import reason
+from goreprox.net.outgoing import UnreachableError, connect
 from goreprox.net.proxy_protocol import write
-from goreprox.net.sockets import taken_from_spare
 
 MAX_RESPONSE: Final = 64 * 1024
 """Bytes that are read of a response, interim ones included. A stream's reader holds at most three times as much."""
 _READ: Final = 16 * 1024
 _WELL: Final = range(200, 400)
-_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class UnwellError(Exception):
@@ -51,7 +47,12 @@ async def examine(
     header = b"" if proxy_protocol is None else write(proxy_protocol, None, None)
     try:
         async with asyncio.timeout(timeout_s):
-            (reader, writer), address = await _connect(target, addresses, timeout_s, context, header)
+            tls, host = None, None
+            if target.tls and isinstance(target.address, Address):
+                tls, host = context, target.address.host
+            (reader, writer), at = await connect(
+                addresses, timeout_s=timeout_s, limit=_READ, header=header, tls=tls, host=host
+            )
             try:
                 if path is not None:
                     await _request(reader, writer, target.address, path)
@@ -59,57 +60,9 @@ async def examine(
                 writer.transport.abort()
     except TimeoutError:
         raise UnwellError(f"no response within {timeout_s:g} s") from None
-    return address
-
-
-async def _connect(
-    target: Target,
-    addresses: Sequence[SocketAddress],
-    timeout_s: float,
-    context: Callable[[], ssl.SSLContext],
-    header: bytes,
-) -> tuple[_Connection, TargetAddress]:
-    why = "the name has no address"
-    for each in addresses:
-        try:
-            async with asyncio.timeout(timeout_s / len(addresses)):
-                return await _connect_to(each, target, context, header), _reached(target.address, each)
-        except TimeoutError:
-            why = f"no response within {timeout_s:g} s"
-        except GoreproxError as exc:
-            why = str(exc)
-        except OSError as exc:
-            if exc.errno in (errno.EMFILE, errno.ENFILE):
-                raise
-            why = f"TLS: {reason(exc)}" if isinstance(exc, ssl.SSLError) else os.strerror(exc.errno or errno.EIO)
-    raise UnwellError(why)
-
-
-def _reached(target: TargetAddress, address: SocketAddress) -> TargetAddress:
-    return target if isinstance(target, UnixPath) else Address(str(address[1][0]), target.port)
-
-
-async def _connect_to(
-    address: SocketAddress, target: Target, context: Callable[[], ssl.SSLContext], header: bytes
-) -> _Connection:
-    family, sockaddr = address
-    loop = asyncio.get_running_loop()
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if taken_from_spare(sock.fileno()):
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        sock.setblocking(False)
-        await loop.sock_connect(sock, sockaddr)
-        if sock.getsockname() == sockaddr:  # connected to itself: nobody listens (dial)
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        await loop.sock_sendall(sock, header)
-        tls, host = None, None
-        if target.tls and isinstance(target.address, Address):
-            tls, host = context(), target.address.host
-        return await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=host, limit=_READ)
-    except BaseException:
-        sock.close()
-        raise
+    except UnreachableError as exc:
+        raise UnwellError(str(exc)) from exc
+    return target.address if isinstance(target.address, UnixPath) else Address(str(at[1][0]), target.address.port)
 
 
 async def _request(

@@ -16,7 +16,7 @@ from goreprox.net.certificates import Certificate, link_context, target_context
 from goreprox.net.listeners import try_address
 from goreprox.process.files import check_directory
 from goreprox.roles.dashboard import check_installed
-from goreprox.roles.sites import auth_of
+from goreprox.roles.sites import guards_of, tokens_of
 
 
 class Step(NamedTuple):
@@ -72,7 +72,9 @@ def _of_clients(clients: ClientConfig) -> Iterator[Step]:
     for cert, key in tls.pairs:
         yield _step(f"tls-cert {cert}", functools.partial(Certificate, cert, key, tls.client_ca, alpn=tls.alpn))
     if auth.file is not None:
-        yield _step(f"auth-tokens {auth.file}", lambda: auth_of(auth))
+        yield _step(f"auth-tokens {auth.file}", lambda: tokens_of(auth))
+    if auth.auth_ca is not None:
+        yield _step(f"auth-ca {auth.auth_ca}", lambda: guards_of(auth))
     for listener in clients.listeners:
         yield _of_address("listen", listener.address)
 

@@ -1,6 +1,7 @@
 """What HTTP listeners need to know to serve their clients (tokens, routes and access rules), and what they count."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from loguru import logger
 
@@ -9,8 +10,10 @@ from goreprox.config.auth import AuthConfig
 from goreprox.config.clients import ClientConfig
 from goreprox.config.routes import Routes
 from goreprox.http.auth import Auth
+from goreprox.http.auth_service import AuthService
 from goreprox.http.counters import BOUNDS_S, RequestCounters
 from goreprox.http.exchange import Site
+from goreprox.http.forward_auth import Guard
 from goreprox.http.forwarding import Forwarding
 from goreprox.net.access import Access
 from goreprox.process.clock import clock
@@ -18,7 +21,27 @@ from goreprox.roles.publication import Publication
 from goreprox.status.document import HttpStatus
 
 
-def auth_of(config: AuthConfig) -> Auth | None:
+class Doors(NamedTuple):
+    """Who decides whether requests come in."""
+
+    tokens: Auth | None
+    """None: requests need no token."""
+    guards: dict[str | None, Guard]
+    """The authentication service of each service, and of all others (None)."""
+    copied: frozenset[bytes]
+    """Fields of their responses that targets are told, in lower case."""
+
+
+def auth_of(config: AuthConfig) -> Doors:
+    """Return who decides whether requests come in.
+
+    Raises:
+        StartError: a file cannot be used.
+    """
+    return Doors(tokens_of(config), guards_of(config), _copied(config))
+
+
+def tokens_of(config: AuthConfig) -> Auth | None:
     """Return what knows the tokens; None: requests need none.
 
     Raises:
@@ -27,19 +50,32 @@ def auth_of(config: AuthConfig) -> Auth | None:
     return None if config.file is None else Auth(config.file, config.header, basic=config.basic, clock=clock)
 
 
+def guards_of(config: AuthConfig) -> dict[str | None, Guard]:
+    """Return the authentication service of each service, and of all others (None).
+
+    Raises:
+        StartError: the file of --auth-ca cannot be used.
+    """
+    return {url.service: AuthService(url, _copied(config), ca=config.auth_ca) for url in config.urls}
+
+
+def _copied(config: AuthConfig) -> frozenset[bytes]:
+    return frozenset(name.lower().encode() for name in config.copied)
+
+
 def sites_of(
     clients: ClientConfig,
     access: Access,
-    auth: Auth | None,
+    doors: Doors,
     publication: Publication,
     secured: Callable[[bytes], bytes | None],
 ) -> dict[Listener, Site]:
-    """Return the site of each listener that HTTP clients may have, whose requests need a token if there is `auth`.
+    """Return the site of each listener that HTTP clients may have, whose requests come in by these `doors`.
 
     `publication` knows the hosts that are published, and `secured` returns where requests for a host are redirected.
     """
     listeners = [listener for listener in clients.listeners if listener.scheme.is_routed]
-    if auth is not None:
+    if doors.tokens is not None:
         plain = [listener.address for listener in listeners if listener.scheme is Scheme.HTTP]
         exposed = [str(address) for address in plain if not address.is_loopback]
         if exposed:
@@ -51,13 +87,15 @@ def sites_of(
     return {
         listener: Site(
             listener.service,
-            auth,
+            doors.tokens,
             Forwarding(clients.trusted_proxies, _proto(listener.scheme), clients.http.via),
             routes,
             publication.service_of_host if clients.publishes(listener) else None,
             closed,
             clients.http,
             secured if clients.http.redirect else None,
+            guards=doors.guards,
+            copied=doors.copied,
             logs=clients.http.access_log,
         )
         for listener in listeners

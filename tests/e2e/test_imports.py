@@ -86,11 +86,11 @@ def _reloaded(process: Process, *, failed: int, done: int) -> bool:
 async def test_a_server_and_a_provider_import_nothing_once_they_are_ready(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with nothing_yet(tmp_path) as made:
-        raw, web = await made.target(echo), await made.target(page)
+        raw, web, guard = await made.target(echo), await made.target(page), await made.target(page)
         server = await start(
             made,
             *("server", "--listen", f"{HOST}:0=raw", "--listen", f"http://{HOST}:0=web"),
-            *("--listen", f"https://{HOST}:0=web", *authority.options),
+            *("--listen", f"https://{HOST}:0=web", *authority.options, "--auth-url", f"web=http://localhost:{guard}/"),
             *("--providers", f"{HOST}:0", "--state-dir", str(tmp_path / "state")),
         )
         clients = (await server.ready())["clients"]

@@ -10,7 +10,8 @@ import pytest
 
 from goreprox.config.addresses import Listener
 from goreprox.config.routes import Route
-from goreprox.http.client import HEAD_S, IDLE_S, LINGER_S, ClientConnection, Phase
+from goreprox.http.client import HEAD_S, IDLE_S, LINGER_S, ClientConnection
+from goreprox.http.phases import Phase
 from goreprox.http.provider_stream import CLOSING_S, REUSED_FOR_S
 from goreprox.net import sockets
 from goreprox.net.tls import TlsSocket

@@ -16,6 +16,7 @@ import cbor2
 from loguru import logger
 
 import goreprox.net.listeners
+import goreprox.net.names
 import goreprox.net.poller
 import goreprox.net.sockets
 import goreprox.roles.dial
@@ -167,7 +168,7 @@ class Cluster:
                 (goreprox.net.sockets, "os"),
             ):
                 stack.enter_context(patch.object(module, name, self.sockets))
-            stack.enter_context(patch.object(goreprox.roles.dial, "resolve", self.sockets.resolve))
+            stack.enter_context(patch.object(goreprox.net.names, "resolve", self.sockets.resolve))
             for module in (goreprox.net.sockets, goreprox.roles.provider):
                 stack.enter_context(patch.object(module, "restored", self.sockets.restored))
             stack.enter_context(patch.object(goreprox.net.poller, "Epoll", self.sockets.epoll))

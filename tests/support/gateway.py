@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import h11
 
 from goreprox.http.commands import (
+    Ask,
     Command,
     Commands,
     Connect,
@@ -22,6 +23,7 @@ from goreprox.http.commands import (
     ToProvider,
 )
 from goreprox.http.exchange import Site
+from goreprox.http.forward_auth import Verdict
 from goreprox.http.gateway import Gateway
 
 AUTHORITY = "192.0.2.1:8080"
@@ -36,6 +38,8 @@ class Seen:
     to_client: bytes = b""
     to_target: list[bytes] = field(default_factory=list)
     """One for each stream."""
+    asked: list[bytes] = field(default_factory=list)
+    """What guards were asked."""
     others: list[Command] = field(default_factory=list)
     """Everything but bytes and what is logged."""
     logged: list[LogRequest] = field(default_factory=list)
@@ -55,6 +59,10 @@ class Talk:
         """Let the client say something, in reads of these parts."""
         for part in parts:
             self.do(self.gateway.receive(part))
+        return self
+
+    def judged(self, verdict: Verdict) -> "Talk":
+        self.do(self.gateway.judged(verdict))
         return self
 
     def client_eof(self) -> "Talk":
@@ -87,6 +95,8 @@ class Talk:
             match command:
                 case ToClient(data):
                     seen.to_client += data
+                case Ask(_, question):
+                    seen.asked.append(question)
                 case ToProvider(data):
                     assert self._connected
                     seen.to_target[-1] += data

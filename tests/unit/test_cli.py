@@ -90,6 +90,9 @@ CLIENTS = {
     "auth-tokens": "tokens.toml",
     "auth-header": "X-Token",
     "auth-basic": True,
+    "auth-url": ["http://auth:1/x?a=b", "web=https://[::1]/"],
+    "auth-response-header": ["X-User", "Authorization"],
+    "auth-ca": "auth.pem",
     "without-tokens": [5],
     "trusted-proxies": ["10.0.0.0/8", "::1"],
     "proxy-protocol-from": ["10.0.0.0/8", "web=::1"],
@@ -427,6 +430,33 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
         (["server", "--insecure", "--listen", "http://1", "--route", "a="], "service '': expected"),
         (["server", "--insecure", "--auth-header", "a b"], "auth-header 'a b': expected the name of a header"),
         (["server", "--insecure", "--auth-basic"], "auth-basic: there are no --auth-tokens; `goreprox token new`"),
+        *(
+            (["server", "--insecure", "--listen", "http://1", *options], message)
+            for options, message in (
+                (["--auth-url", "auth:80"], "auth-url 'auth:80': write [SERVICE=]http://HOST[:PORT]/PATH, or https://"),
+                (["--auth-url", "default=ftp://a/"], "auth-url 'default=ftp://a/': write [SERVICE=]http://HOST"),
+                (["--auth-url", "http://me@a/"], "auth-url 'http://me@a/': write [SERVICE=]http://HOST"),
+                (["--auth-url", "http://a/#b"], "auth-url 'http://a/#b': write [SERVICE=]http://HOST"),
+                (["--auth-url", "http://a/\nb"], "auth-url 'http://a/\\nb': write [SERVICE=]http://HOST"),
+                (["--auth-url", "http://80/"], "auth-url 'http://80/': the host or the port is missing"),
+                (["--auth-url", "http://a:0/"], "auth-url 'http://a:0/': the host or the port is missing"),
+                (["--auth-url", "web=http://a/"], "auth-url web=http://a/: no client can ask for that service"),
+                (["--auth-url", "http://a/", "--auth-url", "http://b/"], "auth-url for all services: given twice"),
+                (["--auth-response-header", "A"], "auth-response-header A: there is no --auth-url"),
+                (
+                    ["--auth-url", "http://a/", "--auth-response-header", "Host"],
+                    "auth-response-header 'Host': expected",
+                ),
+                (["--auth-url", "http://a/", "--auth-response-header", "a b"], "auth-response-header 'a b': expected"),
+                (["--auth-url", "http://a/", "--auth-ca", "c"], "auth-ca: no --auth-url begins with https://"),
+                (["--auth-url", "http://a/", "--listen", "2=b"], "auth-url: listen :2 passes bytes on unread and"),
+                (["--auth-url", "default=http://a/", "--listen", "2"], "auth-url: listen :2 passes bytes on unread"),
+                (
+                    ["--auth-url", "a=http://b/", "--listen", "sni://2", "--route", "c=a"],
+                    "auth-url: listen :2 passes bytes on unread and cannot check them; write https://:2",
+                ),
+            )
+        ),
         (["server", "--insecure", "--auth-header", "Host"], "auth-header 'Host': expected the name of a header"),
         (["server", "--insecure", "--listen", "8080="], "service '': expected 1 to 64"),
         (["provider", "=3000", "--server", "h", "--insecure"], "service '': expected 1 to 64"),

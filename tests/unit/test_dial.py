@@ -57,7 +57,7 @@ def dialer(
     async def found(*_: object) -> list[SocketAddress]:
         return [(socket.AF_INET, address) for address in where]
 
-    monkeypatch.setattr("goreprox.roles.dial.resolve", found)
+    monkeypatch.setattr("goreprox.net.names.resolve", found)
 
     def connected(_: Stream, sock: Socket) -> None:
         asked.connected = sock
@@ -255,7 +255,7 @@ async def test_concurrent_dials_share_one_lookup_of_a_name(monkeypatch: pytest.M
             raise socket.gaierror(socket.EAI_AGAIN, "no name server responds")
         return [(socket.AF_INET, (HOST, port))]
 
-    monkeypatch.setattr("goreprox.roles.dial.resolve", slow)
+    monkeypatch.setattr("goreprox.net.names.resolve", slow)
     targets = Targets({"web": Address("example.org", 80)})
     asking = [loop.create_task(targets.resolve("web")) for _ in range(8)]
     await eventually(lambda: lookups)

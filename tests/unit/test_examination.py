@@ -240,7 +240,7 @@ async def test_a_target_that_never_shakes_hands_fails_after_the_timeout(tmp_path
 
 
 async def test_without_a_descriptor_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goreprox.roles.examination.taken_from_spare", lambda _: True)
+    monkeypatch.setattr("goreprox.net.sockets.taken_from_spare", lambda _: True)
     async with target(silent) as port:
         with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
             await check(port)

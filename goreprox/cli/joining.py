@@ -24,9 +24,9 @@ class Membership(NamedTuple):
     security: "LinkSecurity | None"
 
 
-def keys_directory(process: ProcessConfig, given: Path | None) -> Path | None:
-    """Return the directory of the keys; None: links without keys."""
-    if process.insecure:
+def state_directory(given: Path | None, *, needed: bool) -> Path | None:
+    """Return the state directory, if one is `needed`: for keys, or for certificates."""
+    if not needed:
         return None
     return default_state_dir() if given is None else given
 

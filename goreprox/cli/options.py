@@ -70,10 +70,5 @@ class AskOptions:
 ALL: Final = AskOptions()
 
 
-StateDir = Annotated[
-    Directory,
-    Parameter(
-        group=KEYS,
-        help="Keep keys here. [default: STATE_DIRECTORY, else goreprox in XDG_STATE_HOME or ~/.local/state]",
-    ),
-]
+STATE_DIR_DEFAULT: Final = "[default: STATE_DIRECTORY, else goreprox in XDG_STATE_HOME or ~/.local/state]"
+StateDir = Annotated[Directory, Parameter(group=KEYS, help=f"Keep keys here. {STATE_DIR_DEFAULT}")]

@@ -8,8 +8,8 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from goreprox.cli.joining import keys_directory, membership
-from goreprox.cli.options import JoinOptions, StartOptions, StateDir
+from goreprox.cli.joining import membership, state_directory
+from goreprox.cli.options import STATE_DIR_DEFAULT, JoinOptions, StartOptions, StateDir
 from goreprox.cli.setup import Setup
 from goreprox.config.addresses import EDGES, Address, Target
 from goreprox.config.certificates import CertificateConfig
@@ -72,7 +72,7 @@ def server(
         clients=clients,
         peers=peers,
         edges=edges,
-        state_dir=keys_directory(start.process, state_dir),
+        state_dir=state_directory(state_dir, needed=clients.acme.enabled or not start.process.insecure),
     )
     return Setup(config, start.file.config)
 
@@ -82,6 +82,7 @@ def edge(
     broker: Annotated[tuple[Address, ...], _remotes(EDGE_PORT), Parameter(group=ADDRESSES)] = (),
     workers: Annotated[Count, Parameter(group=LIMITS)] = DEFAULT_WORKERS,
     address: Addresses = (),
+    state_dir: Annotated[StateDir, Parameter(help=f"Keep certificates of --acme here. {STATE_DIR_DEFAULT}")] = None,
     join: JoinOptions = _JOIN,
     proxy: ProxyConfig = _PROXY,
     clients: ClientConfig = _CLIENTS,
@@ -112,6 +113,7 @@ def edge(
         proxy=proxy,
         workers=workers,
         addresses=address,
+        state_dir=state_directory(state_dir, needed=clients.acme.enabled),
     )
     return Setup(config, start.file.config)
 
@@ -135,7 +137,7 @@ def broker(
         process=start.process,
         peers=peers,
         edges=edges,
-        state_dir=keys_directory(start.process, state_dir),
+        state_dir=state_directory(state_dir, needed=not start.process.insecure),
         tls=tls,
     )
     return Setup(config, start.file.config)

@@ -15,12 +15,14 @@ from goreprox.status.document import ConnectionStatus, Document, EndedStreamStat
 
 CONNECTIONS: Final = 10
 ENDS: Final = 5
+CERTIFICATES: Final = 5
 
 
 def summary(document: Document) -> Iterator[str]:
     """Yield the lines; those below the first are indented."""
     yield _title(document)
     yield from _services(document)
+    yield from _certificates(document)
     yield from _links(document)
     if (broker := document["broker"]) is not None and not document["services"]:
         yield from _indented(
@@ -67,6 +69,15 @@ def _services(document: Document) -> Iterator[str]:
         yield "  for other services"
         rows = [(*_peer(peer), ", ".join(peer["services"])) for peer in others]
         yield from _indented(rows, depth=4)
+
+
+def _certificates(document: Document) -> Iterator[str]:
+    """Yield what is wrong with certificates by ACME."""
+    problems = [(host, each) for host, each in document.get("acme", {}).items() if each["problem"] is not None]
+    for host, each in problems[:CERTIFICATES]:
+        yield f"  certificate of {host}: {each['problem']}"
+    if len(problems) > CERTIFICATES:
+        yield f"  and {len(problems) - CERTIFICATES:,} more"
 
 
 def _health(document: Document, service: str) -> str:

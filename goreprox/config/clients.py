@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
+from goreprox.config.acme import AcmeConfig
 from goreprox.config.addresses import Address, Listener, Scheme
 from goreprox.config.auth import AuthConfig
 from goreprox.config.certificates import CertificateConfig
@@ -48,8 +49,10 @@ class TlsConfig(CertificateConfig):
                 raise ConfigError(f"tls-alpn {protocol!r}: expected the name of a protocol, like h2")
         check_distinct("tls-alpn", self.alpn)
 
-    def check(self, listeners: Sequence[Listener]) -> None:
+    def check(self, listeners: Sequence[Listener], *, by_acme: bool) -> None:
         """Require that listeners have the files that they need, and need those that are for clients alone.
+
+        Certificates may come by ACME instead.
 
         Raises:
             ConfigError: a file is missing, or is for no listener.
@@ -58,10 +61,10 @@ class TlsConfig(CertificateConfig):
         if wanting is None and (self.certs or self.keys or self.client_ca):
             wanting = next((listener for listener in listeners if listener.scheme is Scheme.SNI), None)
         for option, paths in self.files.items():
-            if wanting is not None and not paths:
+            if wanting is not None and not paths and (not by_acme or len(self.certs) != len(self.keys)):
                 raise ConfigError(
                     f"listen {wanting}: {option} is missing; give the certificate by "
-                    "--tls-cert FILE and its private key by --tls-key FILE"
+                    "--tls-cert FILE and its private key by --tls-key FILE, or get certificates by --acme EMAIL"
                 )
         if self.client_ca is not None and wanting is None:
             raise ConfigError(
@@ -121,6 +124,7 @@ class ClientConfig:
     http: HttpConfig = field(default_factory=HttpConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
+    acme: AcmeConfig = field(default_factory=AcmeConfig)
 
     def __post_init__(self) -> None:
         if len(self.trusted_proxies) > MAX_RULES:
@@ -129,7 +133,9 @@ class ClientConfig:
         if len(self.publish_ports) > MAX_RULES:
             raise ConfigError(f"publish-ports: expected at most {MAX_RULES} of them, got {len(self.publish_ports)}")
         self.auth.check(self.listeners, self.services_of)
-        self.tls.check(self.listeners)
+        self.tls.check(self.listeners, by_acme=self.acme.enabled)
+        if self.acme.enabled:
+            self._check_acme()
         ports = [str(listener.address.port) for listener in self.listeners if listener.address.port]
         for option, rules in (
             ("allow", self.allow),
@@ -151,6 +157,15 @@ class ClientConfig:
                 "--listen http://80 --listen https://443"
             )
         self.limits.check_services(self.services)
+
+    def _check_acme(self) -> None:
+        if not any(listener.scheme.is_tls for listener in self.listeners):
+            raise ConfigError("acme: no port speaks TLS; write https:// in --listen, like --listen https://443")
+        if not self.publishes_with_tls and all("*" in route.host for route in self.routes):
+            raise ConfigError(
+                "acme: there is no host to get a certificate for; name each by --route HOST=SERVICE, or let providers "
+                "publish some at an https:// port that is for no service"
+            )
 
     @property
     def speaks_tls(self) -> bool:
@@ -182,6 +197,11 @@ class ClientConfig:
         """Return whether a listener serves published HTTP hosts: one that is not for a service does."""
         serves = listener.scheme.is_http or (listener.scheme is Scheme.SNI and bool(self.tls.certs))
         return serves and listener.service == DEFAULT_SERVICE
+
+    @property
+    def publishes_with_tls(self) -> bool:
+        """Whether published hosts are served with TLS."""
+        return any(self.publishes(listener) and listener.scheme.is_tls for listener in self.listeners)
 
     @property
     def services(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ APPLIED: Final = frozenset(
         *("auth-tokens", "auth-header", "auth-basic", "without-tokens"),
         *("auth-url", "auth-response-header", "auth-ca"),
         *("tls-cert", "tls-key", "tls-client-ca", "tls-alpn"),
+        *("acme", "acme-agree", "acme-directory", "acme-ca", "acme-budget"),
         # providers
         *("target", "publish", "weight", "dial-timeout", "proxy-protocol", "target-ca", "target-insecure"),
         *("check", "check-interval", "check-timeout", "check-failures", "check-successes"),

@@ -139,7 +139,12 @@ class ServerConfig:
     peers: PeerConfig = field(default_factory=PeerConfig)
     edges: Address | None = None
     state_dir: Path | None = None
-    """The directory of the keys; None: links without keys."""
+    """The directory of the keys, unless links are without, and of certificates."""
+
+    @property
+    def keys_dir(self) -> Path | None:
+        """The directory of the keys; None: links without keys."""
+        return None if self.process.insecure else self.state_dir
 
     def __post_init__(self) -> None:
         links = [("providers", self.peers.providers), *([] if self.edges is None else [("edges", self.edges)])]
@@ -176,6 +181,8 @@ class EdgeConfig:
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     workers: int = DEFAULT_WORKERS
     addresses: tuple[Address, ...] = ()
+    state_dir: Path | None = None
+    """The directory of certificates."""
 
     def __post_init__(self) -> None:
         _check_remotes("broker", self.brokers)
@@ -196,8 +203,13 @@ class BrokerConfig:
     peers: PeerConfig = field(default_factory=PeerConfig)
     edges: Address = EDGES
     state_dir: Path | None = None
-    """The directory of the keys; None: links without keys."""
+    """The directory of the keys, unless links are without."""
     tls: CertificateConfig = field(default_factory=CertificateConfig)
+
+    @property
+    def keys_dir(self) -> Path | None:
+        """The directory of the keys; None: links without keys."""
+        return None if self.process.insecure else self.state_dir
 
     def __post_init__(self) -> None:
         links = [("providers", self.peers.providers), ("edges", self.edges)]

@@ -34,7 +34,7 @@ from goreprox.http.phases import CLOSED, CLOSING, EVENTS, LINGERING, SERVING, Ph
 from goreprox.http.provider_stream import CLOSING_S, ProviderStream
 from goreprox.http.write_buffer import WriteBuffer
 from goreprox.net import sockets
-from goreprox.net.certificates import Identity
+from goreprox.net.identity import Identity
 from goreprox.net.poller import READ, WRITE
 from goreprox.net.sockets import Socket
 from goreprox.protocol.limits import KIB

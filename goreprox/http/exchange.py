@@ -76,6 +76,8 @@ class Site:
     """The authentication service of each service, and of all others (None)."""
     copied: frozenset[bytes] = frozenset()
     """Fields, in lower case, that targets are told by these and never by clients."""
+    challenge: Callable[[bytes], bytes | None] | None = None
+    """Returns the response to a challenge of ACME, by its token (RFC 8555, 8.3). None: there are none."""
     logs: bool = False
     """Whether requests are logged."""
     draw_id: Callable[[], str] = _draw_id
@@ -93,6 +95,12 @@ class Site:
         if self.published is not None and (found := self.published(host)) is not None:
             return found
         return self.service if self.routes is None else None
+
+    def response_to(self, request: Request) -> bytes | None:
+        """Return the response to a challenge of ACME; None if the request is for none that is ours."""
+        if self.challenge is None or not request.target.startswith(_CHALLENGES) or request.method != b"GET":
+            return None
+        return self.challenge(request.target.removeprefix(_CHALLENGES))
 
     @property
     def secret(self) -> bytes | None:

@@ -3,16 +3,14 @@
 import contextlib
 import datetime
 import functools
-import hashlib
 import math
 import os
-import re
 import ssl
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from loguru import logger
 
@@ -20,6 +18,7 @@ from brokers import LimitedLog
 from goreprox.config.addresses import Scheme
 from goreprox.errors import ConfigError, StartError
 from goreprox.net import x509
+from goreprox.net.client_hello import ClientHello
 from goreprox.process.files import FileKind, opened
 from goreprox.process.reloaded import Reloaded
 
@@ -27,10 +26,14 @@ LINK_ALPN: Final = "goreprox"
 """Of links: by it a port that they share with clients tells them apart."""
 _HTTP_ALPN: Final = ("http/1.1", LINK_ALPN)
 """Offered to HTTP clients that ask (RFC 7301); HTTP/2 is not."""
+ACME_TLS: Final = b"acme-tls/1"
+"""The protocol of those who try an answer by TLS (RFC 8737, 3)."""
 DAY_S: Final = 86_400.0
 WARN_S: Final = 14 * DAY_S
 """How long before its expiry a certificate is warned of; one that is renewed earlier never is."""
 WARN_AGAIN_S: Final = DAY_S
+MAX_STORED: Final = 1024
+"""Stored certificates that are kept in memory, those that were asked for last; each takes about 60 KiB."""
 _LARGE: Final = 4 << 20
 """Bytes of ten bundles with all public authorities."""
 _CERT: Final = FileKind("a certificate in PEM form", sign="CERTIFICATE-----", encoding="latin-1", most_bytes=_LARGE)
@@ -42,50 +45,134 @@ class Certificates:
     """Has the context for each handshake: of the certificate for the name that the client asks for (RFC 6066, 3).
 
     A certificate with that name comes before one with a wildcard in place of its first label (RFC 9525, 6.3), and the
-    first of all serves clients that ask for no name or for another one.
+    first of all serves clients that ask for no name or for another one. Where there are none but stored ones, such
+    clients are rejected.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], client_ca: Path | None, *, alpn: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Path, Path]],
+        client_ca: Path | None,
+        *,
+        alpn: Sequence[str] = (),
+        stored: Callable[[str], Path | None] | None = None,
+    ) -> None:
         """Read each certificate with its chain and its private key, and those who sign clients' certificates, if any.
 
-        `alpn` are the protocols of targets behind `tls://` ports.
+        `alpn` are the protocols of targets behind `tls://` ports. `stored` returns the file of a host that has, or may
+        get, a certificate with its key there.
 
         Raises:
             StartError: a file cannot be used; the message says which and why.
         """
         self.all = [Certificate(cert, key, client_ca, alpn=alpn) for cert, key in pairs]
+        self._client_ca, self._alpn = client_ca, alpn
+        self._default = self.all[0] if self.all else Certificate(None, None, client_ca, alpn=alpn)
+        self._stored = stored
+        self._read: OrderedDict[Path, Certificate] = OrderedDict()
+        self._log = LimitedLog()
 
     def context(self, scheme: Scheme) -> ssl.SSLContext:
         """Return the context for a handshake, which takes that of another certificate once it knows the name."""
-        context = self.all[0].context(scheme)
-        if len(self.all) > 1:
+        context = self._default.context(scheme)
+        if len(self.all) > 1 or self._stored is not None:
             context.sni_callback = functools.partial(self._asked, scheme)
         return context
 
-    def _asked(self, scheme: Scheme, tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-        if name is not None:
-            tls.context = self.for_host(name).context(scheme)
+    def _asked(self, scheme: Scheme, tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
+        """Choose the certificate; return the alert for a client for which there is none."""
+        found = self._default if name is None else self.for_host(name)
+        if found is self._default and not self.all:
+            return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+        tls.context = found.context(scheme)
+        return None
 
     def for_host(self, host: str) -> "Certificate":
         """Return the certificate for a host name in ASCII form, or else the first."""
-        return self.named(host) or self.all[0]
+        return self.named(host) or self._default
 
     def named(self, host: str) -> "Certificate | None":
         """Return the certificate that has a host name in ASCII form, if there is one."""
         host = host.lower()
-        wildcard = f"*.{host.partition('.')[2]}"
         for each in self.all:
             each.refresh()
-        found = (each for name in (host, wildcard) for each in self.all if name in each.names)
-        return next(found, None)
+        if (found := self._named(host)) is not None:
+            return found
+        if (stored := self._stored_for(host)) is not None:
+            return stored
+        return self._named(_wildcard(host))
+
+    def covers(self, host: str) -> bool:
+        """Return whether a certificate of an option is for a host or a pattern of hosts."""
+        for each in self.all:
+            each.refresh()
+        return (self._named(host) or self._named(_wildcard(host))) is not None
+
+    def _named(self, name: str) -> "Certificate | None":
+        return next((each for each in self.all if name in each.names), None)
+
+    def _stored_for(self, host: str) -> "Certificate | None":
+        """Return the stored certificate of a host; one that cannot be read is none, until its file changes."""
+        path = None if self._stored is None else self._stored(host)
+        if path is None:
+            return None
+        found = self._read.pop(path, None)
+        if found is None:
+            if not path.exists():
+                return None
+            try:
+                found = Certificate(path, path, self._client_ca, alpn=self._alpn, renews=True)
+            except StartError as exc:
+                self._log.say("certificate_unreadable", f"{exc}; remove it, and another one is asked for", host=host)
+                return None
+            if len(self._read) >= MAX_STORED:
+                self._read.popitem(last=False)
+        self._read[path] = found
+        return found
+
+
+class Proofs:
+    """Has the contexts for clients that ask for the answer to a challenge of ACME (tls-alpn-01, RFC 8737)."""
+
+    def __init__(self, file_of: Callable[[str], Path | None]) -> None:
+        """Answer by the certificate in the file of a host, if it is there; it has its key with it."""
+        self._file_of = file_of
+
+    def context(self, hello: ClientHello) -> ssl.SSLContext | None:
+        """Return the context for a client; None if it asks for something else, or there is no such challenge."""
+        if hello.alpn != (ACME_TLS,) or hello.server_name is None:
+            return None
+        path = self._file_of(hello.server_name)
+        if path is None:
+            return None
+        try:
+            return Certificate(path, path, None, alpn=(ACME_TLS.decode(),), renews=True).context(Scheme.TLS)
+        except StartError:
+            return None
+
+
+def _wildcard(host: str) -> str:
+    return f"*.{host.partition('.')[2]}"
 
 
 class Certificate:
     """Has the contexts of a certificate. Connections keep theirs when the files change."""
 
-    def __init__(self, cert: Path, key: Path, client_ca: Path | None, *, alpn: Sequence[str] = ()) -> None:
-        """Read the files; parameters and errors are those of `Certificates`."""
+    def __init__(
+        self,
+        cert: Path | None,
+        key: Path | None,
+        client_ca: Path | None,
+        *,
+        alpn: Sequence[str] = (),
+        renews: bool = False,
+    ) -> None:
+        """Read the files; parameters and errors are those of `Certificates`. None: there is no certificate.
+
+        Of one that `renews` itself, only others say that it is about to expire.
+        """
         self._cert, self._key, self._client_ca = cert, key, client_ca
+        self._renews = renews
         self._alpn = {Scheme.HTTPS: _HTTP_ALPN, Scheme.TLS: tuple(alpn)}
         self._expires_at = self._warn_at = math.inf
         """When the certificate expires, and when to warn of that; seconds since 1970."""
@@ -116,7 +203,8 @@ class Certificate:
 
     @property
     def file(self) -> Path:
-        """The file of the certificate."""
+        """The file of the certificate, if there is one."""
+        assert self._cert is not None
         return self._cert
 
     def expires_at(self) -> float:
@@ -135,25 +223,29 @@ class Certificate:
             ConfigError: a file cannot be used.
         """
         with contextlib.ExitStack() as files:
+            client_ca = None
+            if self._client_ca is not None:
+                _, client_ca = files.enter_context(_opened("tls-client-ca", self._client_ca, _CLIENT_CA))
+            contexts = {scheme: self._make(scheme, client_ca) for scheme in Scheme if scheme.is_tls}
+            if self._cert is None or self._key is None:
+                return contexts
             cert, chain = files.enter_context(_opened("tls-cert", self._cert, _CERT))
             key, text = files.enter_context(_opened("tls-key", self._key, _KEY))
             if "BEGIN OPENSSH PRIVATE KEY" in text:
                 raise ConfigError(
                     f"tls-key {self._key}: it is a key for ssh; name the PEM private key of the certificate"
                 )
-            client_ca = None
-            if self._client_ca is not None:
-                _, client_ca = files.enter_context(_opened("tls-client-ca", self._client_ca, _CLIENT_CA))
-            contexts = {scheme: self._make(scheme, cert, key, client_ca) for scheme in Scheme if scheme.is_tls}
+            for context in contexts.values():
+                self._load(context, cert, key)
         self._expires_at = x509.expiry(chain)
         self.names = x509.host_names(chain)
-        self._warn_at = self._expires_at - WARN_S
+        self._warn_at = math.inf if self._renews else self._expires_at - WARN_S
         return contexts
 
-    def _make(self, scheme: Scheme, cert: int, key: int, client_ca: str | None) -> ssl.SSLContext:
-        """Make a context: TLS 1.2 and up, the ciphers of Python's defaults, neither renegotiation nor compression.
+    def _make(self, scheme: Scheme, client_ca: str | None) -> ssl.SSLContext:
+        """Make a context without a certificate.
 
-        `cert` and `key` are descriptors, so that OpenSSL reads the files that were checked.
+        TLS 1.2 and up, the ciphers of Python's defaults, neither renegotiation nor compression.
 
         Raises:
             ConfigError: a file cannot be used.
@@ -163,6 +255,17 @@ class Certificate:
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
         if protocols := self._alpn[scheme]:
             context.set_alpn_protocols(protocols)
+        if client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            _trust(context, f"tls-client-ca {self._client_ca}", client_ca)
+        return context
+
+    def _load(self, context: ssl.SSLContext, cert: int, key: int) -> None:
+        """Give a context the certificate. By descriptors OpenSSL reads the files that were checked.
+
+        Raises:
+            ConfigError: a file cannot be used.
+        """
         for descriptor in (cert, key):
             os.lseek(descriptor, 0, os.SEEK_SET)  # on some systems opening it by its number shares the offset
         try:
@@ -173,10 +276,6 @@ class Certificate:
             damaged = isinstance(exc, ssl.SSLError) and exc.reason in ("PEM_LIB", None)  # OpenSSL says no more
             why = "one of them is damaged" if damaged else reason(exc)
             raise ConfigError(f"tls-cert {self._cert} and tls-key {self._key}: {why}") from exc
-        if client_ca is not None:
-            context.verify_mode = ssl.CERT_REQUIRED
-            _trust(context, f"tls-client-ca {self._client_ca}", client_ca)
-        return context
 
     def _no_password(self) -> str:
         raise ConfigError(f"tls-key {self._key}: it has a passphrase; write it without one, readable for you alone")
@@ -230,6 +329,21 @@ def _client_context(option: str, ca: Path | None) -> ssl.SSLContext:
     return context
 
 
+def check_authorities(option: str, file: Path | None) -> None:
+    """Require that a file has certificates of authorities, if one is given.
+
+    Raises:
+        StartError: it cannot be used.
+    """
+    if file is None:
+        return
+    try:
+        with _opened(option, file, _CLIENT_CA) as (_, text):
+            _trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), f"{option} {file}", text)
+    except ConfigError as exc:
+        raise StartError(str(exc)) from exc
+
+
 def _trust(context: ssl.SSLContext, what: str, pem: str) -> None:
     try:
         context.load_verify_locations(cadata="\n".join(x509.blocks(pem)))
@@ -258,43 +372,8 @@ def reason(exc: OSError) -> str:
     """Describe an error of OpenSSL or of the system."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"its certificate does not count: {exc.verify_message}"
+    if isinstance(exc, ssl.SSLError) and exc.reason == "CALLBACK_FAILED":
+        return "there is no certificate for the host that it asks for, or it asks for none"
     if isinstance(exc, ssl.SSLError) and exc.reason:
         return exc.reason.lower().replace("_", " ")
     return exc.strerror or str(exc)
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a certificate says about its owner."""
-
-    name: str | None
-    """The first alternative name, else the common name (RFC 9525)."""
-    forwarded: bytes
-    """For X-Forwarded-Client-Cert, in the form of Envoy."""
-
-    @classmethod
-    def of(cls, certificate: object, der: bytes) -> Self:
-        """Read what `getpeercert` returns, and hash the certificate itself."""
-        parts, name = [f"Hash={hashlib.sha256(der).hexdigest()}"], None
-        match certificate:
-            case {"subject": subject}:
-                pairs = [pair for part in subject for pair in part]
-                name = next((value for kind, value in pairs if kind == "commonName"), None)
-                parts.append(
-                    f"Subject={_quoted(','.join(f'{_SHORT.get(kind, kind)}={value}' for kind, value in pairs))}"
-                )
-        match certificate:
-            case {"subjectAltName": ((_, str(name)), *_) as names}:
-                parts += [f"{kind}={_quoted(value)}" for kind, value in names if kind in ("URI", "DNS")]
-        return cls(name, ";".join(parts).encode("ascii", "backslashreplace"))
-
-
-_SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
-"""RFC 4514, 3."""
-
-
-def _quoted(value: str) -> str:
-    """Quote a value unless it is plain; control characters, which no field may hold, become spaces."""
-    value = re.sub(r"[\x00-\x1f\x7f]", " ", value)
-    plain = re.fullmatch(r"[A-Za-z0-9._:/@*-]*", value)
-    return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

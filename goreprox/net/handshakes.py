@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from goreprox.net import sockets
+from goreprox.net.client_hello import ClientHello
 from goreprox.net.poller import READ, WRITE, Poller
 from goreprox.net.tls import TlsSocket
 
@@ -69,14 +70,17 @@ class Handshakes:
         host: str | None = None,
         plaintext: bytes = b"",
         address: str | None = None,
+        choose: Callable[[ClientHello], ssl.SSLContext | None] | None = None,
     ) -> Callable[[], None]:
         """Take over a prepared socket; return a function that cancels the handshake.
 
         At its end `admit` takes the socket over, or `lose` gets the reason: ConnectionError if the peer left or we are
         shutting down, anything else if the peer was rejected. With a `host` the peer is the server of that name.
-        `plaintext` is sent to a client that speaks HTTP instead of TLS. With its `address`, `make_room` may end it.
+        `plaintext` is sent to a client that speaks HTTP instead of TLS, and `choose` may return another context for
+        one. With its `address`, `make_room` may end it.
         """
-        shaking = _Handshake(TlsSocket(sock, context, self._poller, host=host), admit, lose, plaintext, address)
+        tls = TlsSocket(sock, context, self._poller, host=host, choose=choose)
+        shaking = _Handshake(tls, admit, lose, plaintext, address)
         late = TimeoutError(errno.ETIMEDOUT, f"not complete within {self._timeout_s:g} s")
         self._timers[shaking] = self._loop.call_later(self._timeout_s, self._reset, shaking, late)
         self._poller.watch(sock.fileno(), READ, functools.partial(self._ready, shaking))

@@ -24,10 +24,13 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
-from goreprox.net.certificates import Identity, reason
+from goreprox.net import client_hello
+from goreprox.net.certificates import reason
+from goreprox.net.client_hello import ClientHello, Malformed
+from goreprox.net.identity import Identity
 from goreprox.protocol.events import Buffer
 
 PLAINTEXT_BYTES: Final = 16 * 1024
@@ -55,9 +58,11 @@ class TlsSocket:
     """
 
     __slots__ = (
+        "_choose",
         "_encrypted",
         "_end",
         "_fd",
+        "_hello",
         "_incoming",
         "_outgoing",
         "_owed",
@@ -66,17 +71,32 @@ class TlsSocket:
         "_said_goodbye",
         "_sock",
         "_tls",
+        "was_chosen",
     )
 
     def __init__(
-        self, sock: socket.socket, context: ssl.SSLContext, poller: Holder, *, host: str | None = None
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        poller: Holder,
+        *,
+        host: str | None = None,
+        choose: Callable[[ClientHello], ssl.SSLContext | None] | None = None,
     ) -> None:
-        """Take over `sock`; call `shake_hands` next. With a `host` the peer is the server of that name."""
+        """Take over `sock`; call `shake_hands` next. With a `host` the peer is the server of that name.
+
+        `choose` may return another context for a client, after its first message.
+        """
         self._sock = sock
         self._fd = sock.fileno()
         self._poller = poller
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
+        self._choose = choose
+        self._hello = bytearray()
+        """The first message of a client as long as it is not whole, if there is a choice."""
+        self.was_chosen = False
+        """Whether there was another context for it."""
         self._plaintext = memoryview(b"")
         """Decrypted, not yet read."""
         self._end: OSError | bool = False
@@ -108,7 +128,25 @@ class TlsSocket:
             data = self._receive()
             if data is None:
                 return False
-            self._incoming.write(data)
+            self._incoming.write(data if self._choose is None else self._look(data, self._choose))
+
+    def _look(self, data: bytes, choose: Callable[[ClientHello], ssl.SSLContext | None]) -> bytes:
+        """Keep what comes of the client's first message until it is whole; return what OpenSSL gets of it."""
+        self._hello += data
+        try:
+            hello = client_hello.read(self._hello)
+        except Malformed:
+            hello = None  # which OpenSSL says in its own way
+        else:
+            if hello is None:
+                return b""
+            context = choose(hello)
+            if context is not None:
+                self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+                self.was_chosen = True
+        self._choose, data = None, bytes(self._hello)
+        self._hello.clear()
+        return data
 
     def tell(self, why: OSError, plaintext: bytes = b"") -> None:
         """Tell the peer why the handshake failed, as far as its socket takes it.

@@ -3,28 +3,31 @@
 A client that does not pass a step is reset.
 """
 
+import contextlib
 import functools
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 from loguru import logger
 
 from brokers import LimitedLog
 from goreprox.config.addresses import Address, Listener, Scheme
-from goreprox.config.clients import ClientConfig, TlsConfig
+from goreprox.config.clients import ClientConfig
 from goreprox.config.defaults import DEFAULT_SERVICE
 from goreprox.config.routes import Routes, name_of
 from goreprox.endpoint import Endpoint, ip_of
 from goreprox.http.writer import refusal
 from goreprox.net import sockets
 from goreprox.net.access import Access, Cause
-from goreprox.net.certificates import LINK_ALPN, Certificates, Identity, reason
+from goreprox.net.certificates import LINK_ALPN, Certificates, Proofs, reason
 from goreprox.net.client_hello import UNRECOGNIZED_NAME, ClientHello
 from goreprox.net.handshakes import MOST_HANDSHAKES, Handshakes
 from goreprox.net.hellos import Arrival, Hellos
+from goreprox.net.identity import Identity
 from goreprox.net.link_tls import LinkTransport
 from goreprox.net.listeners import Listeners, Open
 from goreprox.net.poller import Poller
@@ -35,6 +38,16 @@ from goreprox.status.document import CertificateStatus
 
 _NOT_HTTPS: Final = refusal(HTTPStatus.BAD_REQUEST, "this port speaks HTTPS; write https://")
 _HTTPS_PORT: Final = 443
+
+
+class Stored(Protocol):
+    """Certificates that were asked for (acme.Acme)."""
+
+    def file_of(self, host: str) -> Path | None:
+        """Return the file of a host's certificate, if it is one of ours; it may not be there yet."""
+
+    def proof_of(self, host: str) -> Path | None:
+        """Return the file of the certificate that answers a challenge, if it is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +84,14 @@ class Admission:
         admitted: Callable[[Client], None],
         inherited: Sequence[Open] = (),
         shared: Address | None = None,
+        acme: Stored | None = None,
     ) -> None:
         """Listen on all addresses of `clients`; `listeners.start` begins to accept, as long as it `has_room`.
 
         Listening sockets that are `inherited` are used where they fit.
 
         `admitted` takes clients over; `leave` is to be called at their end. `linked` is to take over links, which come
-        to the listener at the address `shared`.
+        to the listener at the address `shared`. `acme` has certificates that were asked for, and answers to challenges.
 
         Raises:
             StartError: an address cannot be listened on, or a certificate not be used.
@@ -85,11 +99,13 @@ class Admission:
         self._clients = clients
         self._access = access
         self._admitted = admitted
+        self._acme = acme
+        self._proofs = None if acme is None else Proofs(acme.proof_of)
         self._shared = shared
         self.linked: Callable[[LinkTransport, str], None] | None = None
         self._draining = False
         self._room = has_room
-        self._certificates = self._read(clients.tls)
+        self._certificates = self._read(clients)
         self._routes = Routes(clients.routes)
         self.published: Callable[[bytes], str | None] = lambda _: None
         """Returns the service that a host is published for as one whose TLS is passed on; to be set before."""
@@ -120,8 +136,8 @@ class Admission:
         Raises:
             StartError: an address cannot be listened on, or a certificate not be used; nothing has changed.
         """
-        is_same = clients.tls == self._clients.tls
-        certificates = self._certificates if is_same else self._read(clients.tls)
+        is_same = (clients.tls, clients.acme) == (self._clients.tls, self._clients.acme)
+        certificates = self._certificates if is_same else self._read(clients)
         opened = self.listeners.open(clients.listeners)
 
         def apply() -> None:
@@ -141,27 +157,36 @@ class Admission:
     def secured(self, host: bytes) -> bytes | None:
         """Return where a host, with or without a port, is served by https:// with a certificate of its own, if it is.
 
-        443 is left out.
+        443 is left out. At an sni:// port only certificates of an option count: others are for hosts that it passes on.
         """
         name = name_of(host)
-        secure = (Scheme.HTTPS, Scheme.SNI)
+        text, used = name.decode(), self._used
+        secure = (Scheme.HTTPS, Scheme.SNI) if self.terminates(text) else (Scheme.HTTPS,)
         ports = [port for listener, port in self.listeners.found if listener.scheme in secure]
-        if not ports or not self.terminates(name.decode()):
+        if not ports or used is None or used.named(text) is None:
             return None
         return name if _HTTPS_PORT in ports else b"%b:%d" % (name, ports[0])
 
+    @property
+    def _used(self) -> Certificates | None:
+        """Those of the present configuration."""
+        return self._certificates if self._clients.tls.certs or self._clients.acme.enabled else None
+
     def terminates(self, host: str) -> bool:
-        """Return whether there is a certificate for a host, or for the hosts of a pattern."""
+        """Return whether an option has given a certificate for a host, or for the hosts of a pattern."""
         used = self._certificates if self._clients.tls.certs else None
-        return used is not None and used.named(host) is not None
+        return used is not None and used.covers(host)
 
     def __len__(self) -> int:
         """Return the number of clients that are not admitted yet."""
         return len(self.proxies) + len(self.hellos) + len(self.handshakes)
 
-    def _read(self, tls: TlsConfig) -> Certificates | None:
+    def _read(self, clients: ClientConfig) -> Certificates | None:
+        tls, acme = clients.tls, self._acme if clients.acme.enabled else None
+        if not tls.certs and acme is None:
+            return None
         alpn = tls.alpn if self._shared is None else (*tls.alpn, LINK_ALPN)
-        return Certificates(tls.pairs, tls.client_ca, alpn=alpn) if tls.certs else None
+        return Certificates(tls.pairs, tls.client_ca, alpn=alpn, stored=None if acme is None else acme.file_of)
 
     def _is_shared(self, listener: Listener) -> bool:
         """Whether links come to a listener, too."""
@@ -238,6 +263,9 @@ class Admission:
         shared = self._is_shared(listener)
 
         def admit(tls: TlsSocket) -> None:
+            if tls.was_chosen:  # it has seen the certificate, which was all that it wanted
+                self._end_proof(tls, address)
+                return
             if shared and self.linked is not None and tls.protocol == LINK_ALPN:
                 self.leave(address)
                 self.linked(LinkTransport(tls), address.host)
@@ -263,7 +291,15 @@ class Admission:
             lose=functools.partial(self._handshake_failed, address),
             plaintext=_NOT_HTTPS if scheme.is_http else b"",
             address=address.host if shared else None,
+            choose=self._proofs.context if self._proofs is not None and self._clients.acme.enabled else None,
         )
+
+    def _end_proof(self, tls: TlsSocket, address: Endpoint) -> None:
+        logger.debug("{} has tried the answer to a challenge", address, event="challenge_tried")
+        with contextlib.suppress(OSError):  # it may have left already
+            tls.shutdown(socket.SHUT_WR)
+        sockets.finish(tls)
+        self.leave(address)
 
     def _handshake_failed(self, address: Endpoint, exc: OSError) -> None:
         why = reason(exc)

@@ -55,7 +55,7 @@ async def open_router(config: BrokerConfig | ServerConfig, before: Before | None
         config.clients.tls if isinstance(config, ServerConfig) else config.tls,
         needed=any(address.tls and not (shared and option == "providers") for option, _, address in wanted),
     )
-    guard = None if config.state_dir is None else Guard(config.state_dir)
+    guard = None if config.keys_dir is None else Guard(config.keys_dir)
     router = Router(
         timings=Timings(link_timeout_s=config.process.link_timeout_s),
         max_peers=config.peers.max_peers,

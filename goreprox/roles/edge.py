@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from brokers import LimitedLog, Role
 from goreprox.config.addresses import Listener
+from goreprox.config.clients import ClientConfig
 from goreprox.config.published import is_published
 from goreprox.config.roles import EdgeConfig, ServerConfig
 from goreprox.control.socket import Commands, serving
@@ -29,6 +30,7 @@ from goreprox.protocol.budget import Budget
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
+from goreprox.roles.acme import Acme
 from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
 from goreprox.roles.connection_log import ConnectionLog
@@ -99,6 +101,8 @@ class Edge:
         self._auth = auth_of(clients.auth)
         self.drain_s = connections.drain_s
         self._services = FormerServices(clients.services, self._services_in_use)
+        shared = not isinstance(config, ServerConfig) or config.edges is not None
+        self.acme = Acme(clients, config.state_dir, lambda: self.publication.hosts, shared=shared)
         self.admission = Admission(
             clients,
             poller,
@@ -107,10 +111,13 @@ class Edge:
             admitted=self._admitted,
             inherited=inherited,
             shared=config.peers.providers if isinstance(config, ServerConfig) and config.shared else None,
+            acme=self.acme,
         )
+        self.acme.covered = self.admission.terminates
         self.listeners = self.admission.listeners
         self.publication = publication_of(config, self.admission, self.assignment)
-        self.sites = sites_of(clients, self._access, self._auth, self.publication, self.admission.secured)
+        self.publication.hosts_changed = self.acme.changed
+        self.sites = self._sites_of(clients)
 
     async def reconfigure(self, config: EdgeConfig | ServerConfig) -> None:
         """Take over another configuration, in one turn of the loop.
@@ -122,7 +129,7 @@ class Edge:
         if self.driver.draining:
             raise StartError("it is draining")
         auth = self._auth if clients.auth == self._clients.auth else auth_of(clients.auth)
-        readmit = self.admission.reconfigured(clients)
+        readmit, reask = self.admission.reconfigured(clients), self.acme.reconfigured(clients)
         opened = self.listeners.open(clients.listeners)
         # From here on nothing can fail.
         self._max_connections, self.drain_s = connections.max_connections, connections.drain_s
@@ -132,13 +139,11 @@ class Edge:
         self._access.reconfigure(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
         self._auth = auth
         self.publication.reconfigure(opening_of(clients, self.admission.terminates), grace_s=connections.grace_s)
-        self._replace_sites(
-            sites_of(clients, self._access, auth, self.publication, self.admission.secured),
-            self.listeners.successors(opened),
-        )
+        self._replace_sites(self._sites_of(clients), self.listeners.successors(opened))
         self.listeners.switch(opened)  # those in the backlog of a removed listener are admitted as it was
         self._clients = clients
         readmit()
+        reask()
         self.assignment.reconfigure(
             services=clients.services,
             grace_s=connections.grace_s,
@@ -147,6 +152,10 @@ class Edge:
         )
         self._services.replace(clients.services)
         self.listeners.start()  # there may be room now
+
+    def _sites_of(self, clients: ClientConfig) -> dict[Listener, Site]:
+        secured, challenge = self.admission.secured, self.acme.response
+        return sites_of(clients, self._access, self._auth, self.publication, secured=secured, challenge=challenge)
 
     def _replace_sites(self, sites: dict[Listener, Site], successors: Mapping[Listener, Listener]) -> None:
         """Serve clients by these sites; those of a removed listener, which may still be admitted, as before."""
@@ -315,7 +324,8 @@ class Edge:
             self._max_connections,
             waiting_clients=self.assignment.pending,
             http=requests_of(self.http_clients.counters),
-            certificates=self.admission.certificates,
+            certificates=[*self.admission.certificates, *self.acme.certificates],
+            acme=self.acme.status,
             published=self.publication.status,
         )
 
@@ -377,7 +387,7 @@ async def serve(
     commands = {**source.commands, **health.commands, **Drain(edge, life).commands, **control(apply, health, upgrade)}
     if before is not None:
         upgrade.took_over(before)
-    async with health, Dashboard(config.process), serving(member.instance, commands):
+    async with edge.acme, health, Dashboard(config.process), serving(member.instance, commands):
         await life.serve(
             edge,
             links.all,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from goreprox.config.acme import AcmeConfig
 from goreprox.config.addresses import Address
 from goreprox.config.clients import ClientConfig
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
@@ -15,6 +16,7 @@ from goreprox.keys.state import StateDir
 from goreprox.net.certificates import Certificate, link_context, target_context
 from goreprox.net.listeners import try_address
 from goreprox.process.files import check_directory
+from goreprox.roles.acme import store_of
 from goreprox.roles.dashboard import check_installed
 from goreprox.roles.sites import guards_of, tokens_of
 
@@ -46,7 +48,7 @@ def steps(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> 
         yield _of_address(option, address)
     match config:
         case ServerConfig() | EdgeConfig():
-            yield from _of_clients(config.clients)
+            yield from _of_clients(config.clients, config.state_dir)
         case ProviderConfig(dial=dial) if dial.ca is not None:
             yield _step(f"target-ca {dial.ca}", lambda: target_context(dial.ca, insecure=False))
         case BrokerConfig(tls=tls):
@@ -57,7 +59,7 @@ def steps(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> 
     match config:
         case EdgeConfig(proxy=proxy) | ProviderConfig(proxy=proxy) if proxy.ca is not None:
             yield _step(f"server-ca {proxy.ca}", lambda: link_context(proxy.ca))
-        case ServerConfig(state_dir=state, edges=edges) | BrokerConfig(state_dir=state, edges=edges):
+        case ServerConfig(keys_dir=state, edges=edges) | BrokerConfig(keys_dir=state, edges=edges):
             if state is not None:
                 yield _step(f"state-dir {state}", lambda: _check_state_dir(state))
             yield _of_address("providers", config.peers.providers)
@@ -67,7 +69,16 @@ def steps(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> 
             pass
 
 
-def _of_clients(clients: ClientConfig) -> Iterator[Step]:
+def _check_acme(acme: AcmeConfig, state_dir: Path | None) -> None:
+    store_of(acme, state_dir)
+    assert state_dir is not None
+    _check_state_dir(state_dir)
+
+
+def _of_clients(clients: ClientConfig, state_dir: Path | None) -> Iterator[Step]:
+    acme = clients.acme
+    if acme.enabled:
+        yield _step(f"acme-directory {acme.directory}", lambda: _check_acme(acme, state_dir))
     tls, auth = clients.tls, clients.auth
     for cert, key in tls.pairs:
         yield _step(f"tls-cert {cert}", functools.partial(Certificate, cert, key, tls.client_ca, alpn=tls.alpn))

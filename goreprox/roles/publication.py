@@ -5,7 +5,7 @@ but the listening sockets.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -118,6 +118,8 @@ class Publication:
         a tenth of the time is for it."""
         self._timer: asyncio.TimerHandle | None = None
         self._comparing: asyncio.TimerHandle | None = None
+        self.hosts_changed: Callable[[], None] = lambda: None
+        """Called once other hosts, or ports, are served; to be set before."""
 
     def reconfigure(self, opening: Opening, *, grace_s: float) -> None:
         """Open other things for publishing, from the next turn of the loop on."""
@@ -131,6 +133,13 @@ class Publication:
         return dict.fromkeys((PUBLISHES, GRANTED)[: 1 + self._trusted], True) if is_open else {}
 
     # What clients ask for.
+
+    @property
+    def hosts(self) -> Iterator[tuple[str, str]]:
+        """The hosts and patterns that are served, each with whose it is; empty where no key says whose."""
+        for host, name in self._settled.hosts.items():
+            held = self._held.get(name)  # none if its key was revoked in this turn of the loop
+            yield host, name.owner if held is not None and held.claim.key else ""
 
     def service_of_host(self, host: bytes) -> str | None:
         """Return the service that a host is published for, ignoring port and case; None if it is not."""
@@ -198,6 +207,7 @@ class Publication:
                 Routes(Route(host, name.text) for host, name in hosts.items())
                 for hosts in (settled.hosts, settled.tls_hosts)
             )
+            self.hosts_changed()
         self._failed = self._listen(settled.ports)
         self._tell()
         dues = [held.until for held in self._held.values() if held.until is not None]

@@ -68,7 +68,7 @@ async def run(
         upgrade.took_over(before)
     commands = {**source.commands, **health.commands, **reload.commands, **upgrade.commands}
     commands |= Drain(edge, life).commands
-    async with health, Dashboard(config.process), serving(member.instance, commands):
+    async with edge.acme, health, Dashboard(config.process), serving(member.instance, commands):
         await life.serve(
             edge,
             [local, *ways],

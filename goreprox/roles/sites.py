@@ -68,11 +68,14 @@ def sites_of(
     access: Access,
     doors: Doors,
     publication: Publication,
+    *,
     secured: Callable[[bytes], bytes | None],
+    challenge: Callable[[bytes], bytes | None],
 ) -> dict[Listener, Site]:
     """Return the site of each listener that HTTP clients may have, whose requests come in by these `doors`.
 
-    `publication` knows the hosts that are published, and `secured` returns where requests for a host are redirected.
+    `publication` knows the hosts that are published, `secured` returns where requests for a host are redirected, and
+    `challenge` the responses to challenges of ACME, by their tokens.
     """
     listeners = [listener for listener in clients.listeners if listener.scheme.is_routed]
     if doors.tokens is not None:
@@ -96,6 +99,7 @@ def sites_of(
             secured if clients.http.redirect else None,
             guards=doors.guards,
             copied=doors.copied,
+            challenge=challenge if clients.acme.enabled else None,
             logs=clients.http.access_log,
         )
         for listener in listeners

@@ -51,7 +51,7 @@ def publication_of(config: EdgeConfig | ServerConfig, admission: Admission, assi
 def _public_host(config: EdgeConfig | ServerConfig) -> str:
     """Return the host by which others reach this machine: `--address`, now or at an earlier start, or its name."""
     addresses = config.peers.addresses if isinstance(config, ServerConfig) else config.addresses
-    state_dir = config.state_dir if isinstance(config, ServerConfig) else None
+    state_dir = config.keys_dir if isinstance(config, ServerConfig) else None
     if not addresses and state_dir is not None and state_dir.exists():
         with suppress(GoreproxError):  # the broker says what is wrong with the directory
             addresses = StateDir(state_dir).reach().given

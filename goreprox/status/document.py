@@ -151,6 +151,16 @@ class CertificateStatus(TypedDict):
     """In seconds since 1970."""
 
 
+class AcmeStatus(TypedDict):
+    """A host whose certificate is asked for by ACME."""
+
+    expires_at: float | None
+    """In seconds since 1970; None: there is no certificate."""
+    next_at: float | None
+    """When the next one is asked for; None: never."""
+    problem: str | None
+
+
 class CountersStatus(TypedDict):
     """What only grows, as long as the process runs, upgrades in place included (protocol.totals.Totals)."""
 
@@ -195,4 +205,6 @@ class Document(TypedDict):
     connections: NotRequired[list[ConnectionStatus]]
     http: NotRequired[HttpStatus | None]
     certificates: NotRequired[list[CertificateStatus]]
+    acme: NotRequired[dict[str, AcmeStatus]]
+    """By host."""
     counters: NotRequired[CountersStatus | None]

@@ -21,6 +21,7 @@ from goreprox.process.instance import Instance
 from goreprox.protocol.totals import Totals
 from goreprox.status.document import (
     FORMAT,
+    AcmeStatus,
     BrokerStatus,
     CertificateStatus,
     CheckStatus,
@@ -60,6 +61,7 @@ class Metrics(NamedTuple):
     dialing: int = 0
     http: HttpStatus | None = None
     certificates: Sequence[CertificateStatus] = ()
+    acme: Mapping[str, AcmeStatus] = MappingProxyType({})
     checks: Mapping[str, CheckStatus] = MappingProxyType({})
     """Of the services that are checked."""
     published: Mapping[str, PublishedStatus] = MappingProxyType({})
@@ -130,6 +132,7 @@ class Source:
             "connections": _connections(owner) if owner is not None else [],
             "http": metrics.http,
             "certificates": list(metrics.certificates),
+            "acme": dict(metrics.acme),
             "counters": _counters(owner.driver.budget.totals) if owner is not None else None,
         }
 

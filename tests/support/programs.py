@@ -18,12 +18,13 @@ from tests.support.sockets import HOST
 from tests.support.waiting import DEADLINE_S
 
 NO_SKIP = "TESTS_NO_SKIP"
+_BUILT = Path(__file__).parents[2] / "build/bin"  # where .ci/run puts programs that it builds
 _PRIVILEGE_SEPARATION = Path("/run/sshd")  # sshd as root does not start without this empty folder
 
 
 def program(name: str) -> str:
     """Find a program; skip the test where it is missing, or fail it where nothing may be skipped."""
-    search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", str(_BUILT)])
     found = shutil.which(name, path=search)
     if found is None:
         if os.environ.get(NO_SKIP):
@@ -65,11 +66,13 @@ async def _responds(port: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def daemon(tmp: Path, port: int, *argv: str) -> AsyncIterator[None]:
+async def daemon(tmp: Path, port: int, *argv: str, env: dict[str, str] | None = None) -> AsyncIterator[None]:
     """Run a server in the foreground from when it responds on `port` to the end of the context."""
     log = tmp / f"{Path(argv[0]).name}.log"
     with log.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(*argv, stdin=DEVNULL, stdout=sink, stderr=STDOUT, cwd=tmp)
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=DEVNULL, stdout=sink, stderr=STDOUT, cwd=tmp, env={**os.environ, **(env or {})}
+        )
     try:
         async with asyncio.timeout(DEADLINE_S):
             while not await _responds(port):

@@ -18,7 +18,8 @@ from cryptography.x509.oid import NameOID
 from goreprox.config.addresses import Scheme
 from goreprox.errors import StartError
 from goreprox.net import x509
-from goreprox.net.certificates import DAY_S, WARN_S, Certificates, Identity
+from goreprox.net.certificates import DAY_S, WARN_S, Certificates
+from goreprox.net.identity import Identity
 from tests.support.tls import Authority
 
 

@@ -104,6 +104,10 @@ CLIENTS = {
     "tls-client-ca": "ca.pem",
     "tls-alpn": ["h2", "x"],
     "http-redirect": True,
+    "acme": "me@a.test",
+    "acme-directory": "https://ca.test/directory",
+    "acme-ca": "ca.pem",
+    "acme-budget": 3,
     "via": True,
     "host-header": ["a.test", "web=b.test:1"],
     "max-header-bytes": 2048,
@@ -176,7 +180,7 @@ def test_every_option_is_a_flag_a_variable_and_a_key(
     defaults = dict(leaves(unset))
     same = {path for path, value in leaves(by_flag) if value == defaults[path]}
     # The options above are all there are, but for those about keys, and one that excludes another.
-    assert same <= {"state_dir", "security", "dial.insecure", "process.insecure"}
+    assert same <= {"state_dir", "security", "dial.insecure", "process.insecure", "clients.acme.agree"}
 
     with monkeypatch.context() as environment:
         for key, value in values.items():

@@ -10,10 +10,20 @@ from hypothesis import strategies as st
 from goreprox.config.defaults import MAX_HEAD_BYTES
 from goreprox.config.http import DEFAULT_LIMITS, HttpConfig, Limits
 from goreprox.config.routes import Route, Routes
-from goreprox.http.commands import Connect, Discard, Finish, HalfClose, Release, ResetClient, SwitchProtocols
-from goreprox.http.exchange import Site
+from goreprox.http.commands import (
+    Connect,
+    CountRequest,
+    Discard,
+    Finish,
+    HalfClose,
+    Release,
+    ResetClient,
+    SwitchProtocols,
+)
+from goreprox.http.exchange import Admitted, Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.http.reader import AHEAD, CHUNKED_READ
+from goreprox.http.requests import Rejected
 from tests.support.gateway import AUTHORITY, CLIENT, OK, Talk, split
 
 MAX_HEAD = DEFAULT_LIMITS.head_bytes
@@ -603,3 +613,35 @@ def test_results_do_not_depend_on_how_bytes_are_split(
 
     client, target = script
     assert both(split(client, cuts), split(target, more)) == both([client], [target])
+
+
+# -- challenges of ACME
+
+
+class Nobody:
+    """Knows no token."""
+
+    header = b"x-token"
+
+    def admit(self, *_: object) -> Admitted:
+        raise Rejected(401, "no token")
+
+
+def test_challenges_are_answered_without_a_token_or_a_route() -> None:
+    site = Site("web", Nobody(), routes=Routes([]), challenge={b"abc": b"abc.print"}.get)
+    talk = Talk(site).client(b"GET /.well-known/acme-challenge/abc HTTP/1.1\r\nHost: a.test\r\n\r\n")
+    assert talk.statuses == [200]
+    assert talk.seen.to_client.endswith(b"\r\n\r\nabc.print")
+    assert talk.seen.counted == [CountRequest("", 200)]
+    talk.client(b"GET /.well-known/acme-challenge/abc HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n")
+    assert talk.statuses == [200, 200]
+    assert talk.seen.others == [Finish()]
+
+
+@pytest.mark.parametrize(
+    "first_line", [b"POST /.well-known/acme-challenge/abc", b"GET /.well-known/acme-challenge/xyz", b"GET /acme/abc"]
+)
+def test_what_is_no_challenge_of_ours_is_for_the_target(first_line: bytes) -> None:
+    site = Site("web", challenge={b"abc": b"abc.print"}.get)
+    talk = Talk(site).client(b"%b HTTP/1.1\r\nHost: a.test\r\n\r\n" % first_line)
+    assert talk.seen.others == [Connect("web", fresh=False)]

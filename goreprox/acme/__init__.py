@@ -1,0 +1,1 @@
+"""Certificates by ACME (RFC 8555): what is kept of them, when to ask for which, and who asks."""

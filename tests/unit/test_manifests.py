@@ -63,6 +63,25 @@ def test_units_are_what_systemd_takes(unit: Path, tmp_path: Path) -> None:
     assert subprocess.run(closed, check=False, capture_output=True).returncode == 0
 
 
+@pytest.mark.programs
+def test_the_server_may_have_ports_below_1024_and_no_other_privilege(tmp_path: Path) -> None:
+    analyze = program("systemd-analyze")
+    unit = tmp_path / "goreprox-server.service"
+    drop_in = (FOLDER / "systemd/goreprox-server-ports.conf").read_text()  # read behind the unit, as if it were its end
+    unit.write_text((FOLDER / "systemd" / unit.name).read_text().replace(PROGRAM, "/bin/true") + drop_in)
+    done = subprocess.run([analyze, "verify", str(unit)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0 and unit.name not in done.stderr, done.stderr
+    closed = [analyze, "security", "--offline=true", "--threshold=25", "--no-pager", str(unit)]
+    assert subprocess.run(closed, check=False, capture_output=True).returncode == 0
+    settings = configparser.RawConfigParser(strict=False)
+    settings.read_string(drop_in)
+    assert dict(settings["Service"]) == {
+        "ambientcapabilities": "CAP_NET_BIND_SERVICE",
+        "capabilityboundingset": "CAP_NET_BIND_SERVICE",
+        "privateusers": "no",  # else the capability is one of its own namespace, and ports are none of that
+    }
+
+
 @pytest.mark.parametrize("unit", sorted((FOLDER / "systemd").glob("*.service")), ids=lambda unit: unit.name)
 def test_units_are_started_again_however_often_and_get_longer_to_stop_than_a_drain_lasts(unit: Path) -> None:
     settings = configparser.RawConfigParser(strict=False)

@@ -221,7 +221,6 @@ class Gateway:
             return
         exchange = Exchange(request, self.site, self._address)
         if (proof := self.site.response_to(request)) is not None:
-            self._exchange = exchange
             self._prove(exchange, proof)
             return
         try:

@@ -8,6 +8,8 @@ TIME_OF_DAY = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow
 OF_MODULES = {"time", "datetime", "date"}
 FOR_PEOPLE = {
     "goreprox/net/certificates.py": "when a certificate expires",
+    "goreprox/acme/orders.py": "from when to when a certificate is valid",
+    "goreprox/roles/acme.py": "when a certificate is to be renewed, which other processes read, too",
     "goreprox/http/auth.py": "until when a token is valid, which people say in days",
     "goreprox/process/log.py": "when lines were lost",
     "goreprox/keys/state.py": "when a key was made",

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from brokers import LimitedLog, Role
 from goreprox.config.addresses import Listener
-from goreprox.config.clients import ClientConfig
 from goreprox.config.published import is_published
 from goreprox.config.roles import EdgeConfig, ServerConfig
 from goreprox.control.socket import Commands, serving
@@ -117,7 +116,8 @@ class Edge:
         self.listeners = self.admission.listeners
         self.publication = publication_of(config, self.admission, self.assignment)
         self.publication.hosts_changed = self.acme.changed
-        self.sites = self._sites_of(clients)
+        self._sites_of = functools.partial(sites_of, secured=self.admission.secured, challenge=self.acme.response)
+        self.sites = self._sites_of(clients, self._access, self._auth, self.publication)
 
     async def reconfigure(self, config: EdgeConfig | ServerConfig) -> None:
         """Take over another configuration, in one turn of the loop.
@@ -139,7 +139,9 @@ class Edge:
         self._access.reconfigure(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
         self._auth = auth
         self.publication.reconfigure(opening_of(clients, self.admission.terminates), grace_s=connections.grace_s)
-        self._replace_sites(self._sites_of(clients), self.listeners.successors(opened))
+        self._replace_sites(
+            self._sites_of(clients, self._access, auth, self.publication), self.listeners.successors(opened)
+        )
         self.listeners.switch(opened)  # those in the backlog of a removed listener are admitted as it was
         self._clients = clients
         readmit()
@@ -152,10 +154,6 @@ class Edge:
         )
         self._services.replace(clients.services)
         self.listeners.start()  # there may be room now
-
-    def _sites_of(self, clients: ClientConfig) -> dict[Listener, Site]:
-        secured, challenge = self.admission.secured, self.acme.response
-        return sites_of(clients, self._access, self._auth, self.publication, secured=secured, challenge=challenge)
 
     def _replace_sites(self, sites: dict[Listener, Site], successors: Mapping[Listener, Listener]) -> None:
         """Serve clients by these sites; those of a removed listener, which may still be admitted, as before."""

@@ -154,11 +154,15 @@ class Exchange:
         told about the client's certificate.
 
         Raises:
-            Rejected: there is no such service for this client.
+            Rejected: it is not for a target: a challenge of ACME, or there is no such service for this client.
         """
         request = self.request
         host = request.first(b"host") or authority
         service = site.service_of(host)
+        if (proof := site.response_to(request)) is not None:  # who knows its token need not have ours
+            self.service = ""
+            length = (b"Content-Length", b"%d" % len(proof))
+            raise Rejected(200, "", content=([(b"Content-Type", b"application/octet-stream"), length], proof))
         self.service = service or ""
         self._require_tls(site, host, address)
         brought_by = b""

@@ -220,9 +220,6 @@ class Gateway:
                 self._finish()
             return
         exchange = Exchange(request, self.site, self._address)
-        if (proof := self.site.response_to(request)) is not None:
-            self._prove(exchange, proof)
-            return
         try:
             exchange.admit(self.site, address=self._address, authority=self._authority, certificate=self._certificate)
         except Rejected as rejected:
@@ -370,15 +367,6 @@ class Gateway:
         else:
             self._commands.append(CountRequest("", rejected.status) if exchange is None else exchange.count())
         self._end_exchange(response)
-
-    def _prove(self, exchange: Exchange, proof: bytes) -> None:
-        """Respond to a challenge of ACME: who knows its token need not have ours."""
-        fields = [(b"Content-Type", b"application/octet-stream"), (b"Content-Length", b"%d" % len(proof))]
-        last = self._draining or not self.reader.skip()
-        exchange.service = ""
-        self._send(exchange.response.head(HTTPStatus.OK, b"OK", fields, last=last) + exchange.response.body(proof))
-        self._log(exchange)
-        self._end_exchange(exchange.response)
 
     def _log(self, exchange: Exchange, error: str = "") -> None:
         if self.site.logs or error:

@@ -69,6 +69,12 @@ class Instance:
             ) from exc
         raise StartError(f"name {name}: {MAX_SLOTS} processes of that name run here already; choose another name")
 
+    @property
+    def descriptor(self) -> int:
+        """That of the locked file."""
+        assert self._fd is not None
+        return self._fd
+
     def detach(self) -> int:
         """Leave the lock to the code that takes over; return its descriptor."""
         assert self._fd is not None

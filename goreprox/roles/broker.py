@@ -4,7 +4,7 @@ import errno
 import functools
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -38,8 +38,8 @@ class Opened(NamedTuple):
     """By option."""
     ways: list[Closable]
     """To be closed at the end, in this order."""
-    listening: Callable[[], list[tuple[str, str, int]]]
-    """Returns option, address, and a duplicate of a descriptor, of each listening socket (`Upgrade`)."""
+    listening: Callable[[], Iterable[tuple[str, str, int]]]
+    """Yields option, address, and a duplicate of a descriptor, of each listening socket (`Upgrade`)."""
     certificates: LinkCertificates
 
 
@@ -88,16 +88,19 @@ async def open_router(config: BrokerConfig | ServerConfig, before: Before | None
             await way.close(linger_s=0)
         raise
 
-    def listening() -> list[tuple[str, str, int]]:
-        found: list[tuple[str, str, int]] = []
-        for option, role, address in wanted:
-            if not address.tls:
-                found.append((option, str(address), router.listening(role)))
-            elif option in link_ports:
-                found += [(option, str(address), os.dup(each)) for each in link_ports[option].descriptors]
-        return found
-
+    listening = functools.partial(_listening, wanted, router, link_ports)
     return Opened(router, ports, ways, listening, certificates)
+
+
+def _listening(
+    wanted: Sequence[tuple[str, Role, Address]], router: Router, link_ports: Mapping[str, LinkPort]
+) -> Iterator[tuple[str, str, int]]:
+    for option, role, address in wanted:
+        if not address.tls:
+            yield option, str(address), router.listening(role)
+        elif option in link_ports:
+            for descriptor in link_ports[option].descriptors:
+                yield option, str(address), os.dup(descriptor)
 
 
 def _bind(router: Router, option: str, role: Role, address: Address, descriptors: Sequence[int]) -> int:

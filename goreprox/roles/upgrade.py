@@ -201,14 +201,6 @@ def passed(inherited: Inherited) -> Passed:
     return Passed(head.data("job"), head.data("unread"))
 
 
-def _no_ports() -> list[tuple[str, str, int]]:
-    return []
-
-
-def _tell_nobody(_result: object, _problem: str | None) -> None:
-    pass
-
-
 class Upgrade:
     """Hands a process over to the code that is installed when it is asked to."""
 
@@ -220,12 +212,11 @@ class Upgrade:
         health: Health,
         *,
         links: Sequence[Link] = (),
-        ports: Callable[[], list[tuple[str, str, int]]] = _no_ports,
+        ports: Callable[[], Iterable[tuple[str, str, int]]] = tuple,
     ) -> None:
         """Hand over what `owner` has, if there is one, with the lock of `instance` and the identities of `links`.
 
-        `ports` returns what a broker listens on: option, address, and a duplicate of a descriptor, which is handed
-        over.
+        `ports` yields what a broker listens on: option, address, and a duplicate of a descriptor, which is handed over.
         """
         self._health = health
         self._life = life
@@ -239,7 +230,7 @@ class Upgrade:
         self._order = Order(sys.orig_argv, b"")
         self.unread: Callable[[], bytes] = bytes
         """Returns what a worker has read from its parent, but not obeyed; to be set before."""
-        self.told: Callable[[object, str | None], None] = _tell_nobody
+        self.told: Callable[[object, str | None], None] = lambda _result, _problem: None
         """Called at the end of an upgrade with its result, and with what has gone wrong; to be set before."""
         self._busy = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -294,16 +285,33 @@ class Upgrade:
             version = await handover.preflight(state, self._order.command)
         finally:
             os.close(state)
-        logger.bind(event="upgrading", version=version).info("upgrading from {} to {}", __version__, version)
-        if self._owner is not None:
-            await self._life.unless_stopped(self._owner.end_what_stays())
+        with self._reserved():
+            logger.bind(event="upgrading", version=version).info("upgrading from {} to {}", __version__, version)
+            if self._owner is not None:
+                await self._life.unless_stopped(self._owner.end_what_stays())
         if self._life.stop.is_set():
             raise ControlError("it is shutting down")
-        try:
-            self._held = self._ports()
-        except OSError as exc:
-            raise ControlError(f"no descriptor for a port: {exc.strerror}; raise ulimit -n") from exc
+        self._held = self._take_ports()
         self._life.replace()
+
+    @contextlib.contextmanager
+    def _reserved(self) -> Iterator[None]:
+        """Reserve the descriptors of `_take_ports`, and no port: a rotation of keys opens each anew."""
+        with contextlib.ExitStack() as stack:
+            for *_, descriptor in self._take_ports():
+                stack.callback(os.close, descriptor)
+                os.dup2(self._instance.descriptor, descriptor)
+            yield
+
+    def _take_ports(self) -> list[tuple[str, str, int]]:
+        found: list[tuple[str, str, int]] = []
+        try:
+            found.extend(self._ports())
+        except OSError as exc:
+            for *_, descriptor in found:
+                os.close(descriptor)
+            raise ControlError(f"no descriptor for a port: {exc.strerror}; raise ulimit -n") from exc
+        return found
 
     def _items(self, descriptors: list[int], listening: Listening, *, payload: bool) -> Iterator[object]:
         instance = self._instance

@@ -149,7 +149,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         links = [("providers", self.peers.providers), *([] if self.edges is None else [("edges", self.edges)])]
         tls = self.clients.tls
-        tls.check_links(links)
+        if not self.clients.acme.enabled:
+            tls.check_links(links)
         tls.check_used(any(address.tls for _, address in links) or self.clients.speaks_tls)
         if self.shared is not None:
             del links[0]

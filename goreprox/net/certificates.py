@@ -41,6 +41,10 @@ _CLIENT_CA: Final = _CERT
 _KEY: Final = FileKind("a private key in PEM form", secret=True, sign="PRIVATE KEY-----", encoding="latin-1")
 
 
+StoredFile = Callable[[str], Path | None]
+"""Returns the file of a host that has, or may get, a certificate with its key there; None: no such host."""
+
+
 class Certificates:
     """Has the context for each handshake: of the certificate for the name that the client asks for (RFC 6066, 3).
 
@@ -55,12 +59,11 @@ class Certificates:
         client_ca: Path | None,
         *,
         alpn: Sequence[str] = (),
-        stored: Callable[[str], Path | None] | None = None,
+        stored: StoredFile | None = None,
     ) -> None:
         """Read each certificate with its chain and its private key, and those who sign clients' certificates, if any.
 
-        `alpn` are the protocols of targets behind `tls://` ports. `stored` returns the file of a host that has, or may
-        get, a certificate with its key there.
+        `alpn` are the protocols of targets behind `tls://` ports. `stored` knows certificates besides.
 
         Raises:
             StartError: a file cannot be used; the message says which and why.

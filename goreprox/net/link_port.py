@@ -11,7 +11,7 @@ from goreprox.config.addresses import Address, Scheme
 from goreprox.config.certificates import CertificateConfig
 from goreprox.endpoint import Endpoint
 from goreprox.net import sockets
-from goreprox.net.certificates import LINK_ALPN, Certificates, reason
+from goreprox.net.certificates import LINK_ALPN, Certificates, StoredFile, reason
 from goreprox.net.handshakes import MOST_HANDSHAKES, crowding
 from goreprox.net.link_tls import UNWATCHED, LinkTransport
 from goreprox.net.listeners import bound
@@ -28,28 +28,29 @@ Accepted = Callable[[LinkTransport, str], None]
 class LinkCertificates:
     """What peers are shown in handshakes."""
 
-    def __init__(self, tls: CertificateConfig, *, needed: bool) -> None:
-        """Read the files, if they are needed.
+    def __init__(self, tls: CertificateConfig, *, needed: bool, stored: StoredFile | None = None) -> None:
+        """Read the files, if they are needed; others are `stored` (`Certificates`).
 
         Raises:
             StartError: a file cannot be used.
         """
-        self._tls, self._needed = tls, needed
-        self._certificates = self._read(tls)
+        self._tls, self._needed, self._stored = tls, needed, stored
+        self._certificates = self._read(tls, stored)
 
-    def _read(self, tls: CertificateConfig) -> Certificates | None:
-        return Certificates(tls.pairs, None, alpn=(LINK_ALPN,)) if self._needed else None
+    def _read(self, tls: CertificateConfig, stored: StoredFile | None) -> Certificates | None:
+        return Certificates(tls.pairs, None, alpn=(LINK_ALPN,), stored=stored) if self._needed else None
 
-    def reconfigured(self, tls: CertificateConfig) -> Callable[[], None]:
+    def reconfigured(self, tls: CertificateConfig, stored: StoredFile | None = None) -> Callable[[], None]:
         """Prepare for other files; return what applies them, to handshakes from then on, and cannot fail.
 
         Raises:
             StartError: a file cannot be used; nothing has changed.
         """
-        certificates = self._certificates if tls.pairs == self._tls.pairs else self._read(tls)
+        is_same = (tls.pairs, stored) == (self._tls.pairs, self._stored)
+        certificates = self._certificates if is_same else self._read(tls, stored)
 
         def apply() -> None:
-            self._tls, self._certificates = tls, certificates
+            self._tls, self._stored, self._certificates = tls, stored, certificates
 
         return apply
 

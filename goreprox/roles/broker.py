@@ -18,6 +18,7 @@ from goreprox.control.socket import serving
 from goreprox.errors import StartError
 from goreprox.keys.guard import Guard
 from goreprox.keys.reach import Reach
+from goreprox.net.certificates import StoredFile
 from goreprox.net.link_port import LinkCertificates, LinkPort
 from goreprox.process.handover import Handover, Inherited
 from goreprox.process.instance import INCARNATION_BYTES, Instance
@@ -43,8 +44,12 @@ class Opened(NamedTuple):
     certificates: LinkCertificates
 
 
-async def open_router(config: BrokerConfig | ServerConfig, before: Before | None = None) -> Opened:
+async def open_router(
+    config: BrokerConfig | ServerConfig, before: Before | None = None, *, stored: StoredFile | None = None
+) -> Opened:
     """Listen for providers and, if configured, for edges; after an upgrade on the sockets of the code `before`.
+
+    Certificates are those of the configuration, and those that are `stored` (`Certificates`).
 
     Raises:
         StartError: a port is not available, or the state directory or a certificate cannot be used.
@@ -54,6 +59,7 @@ async def open_router(config: BrokerConfig | ServerConfig, before: Before | None
     certificates = LinkCertificates(
         config.clients.tls if isinstance(config, ServerConfig) else config.tls,
         needed=any(address.tls and not (shared and option == "providers") for option, _, address in wanted),
+        stored=stored,
     )
     guard = None if config.keys_dir is None else Guard(config.keys_dir)
     router = Router(

@@ -7,6 +7,7 @@ from brokers import Role
 from goreprox.config.roles import ServerConfig
 from goreprox.control.socket import serving
 from goreprox.errors import StartError
+from goreprox.net.certificates import StoredFile
 from goreprox.process.handover import Handover, Inherited
 from goreprox.process.lifetime import Lifetime
 from goreprox.roles.broker import check, describe, open_router
@@ -36,11 +37,15 @@ async def run(
     if before is not None and before.inherited.trial:
         check(config, before)
         return None
+
+    def stored(config: ServerConfig) -> StoredFile | None:
+        return edge.acme.file_of if config.clients.acme.enabled else None
+
     life = Lifetime()
     readiness = Readiness(life, missing=lambda: edge.assignment.missing, draining=lambda: edge.driver.draining)
     try:
         health = Health(config.process.health, readiness, None if before is None else before.health)
-        router, ports, ways, listening, certificates = await open_router(config, before)
+        router, ports, ways, listening, certificates = await open_router(config, before, stored=stored(config))
     except StartError:
         edge.listeners.close()
         raise
@@ -56,7 +61,7 @@ async def run(
                 f"listen: whether clients share the port of --providers {config.peers.providers} cannot change in a "
                 "reload; restart the process for that"
             )
-        certify = certificates.reconfigured(new.clients.tls)
+        certify = certificates.reconfigured(new.clients.tls, stored(new))
         await edge.reconfigure(new)
         certify()
         router.limit(new.peers.max_peers)

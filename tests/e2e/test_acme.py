@@ -47,13 +47,13 @@ class Site:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return await self._shown(host, context)
 
-    async def trusted(self, host: str, authority: Pebble) -> x509.Certificate:
+    async def trusted(self, host: str, authority: Pebble, port: int | None = None) -> x509.Certificate:
         """Return it, once it is found valid, and for the host."""
-        return await self._shown(host, ssl.create_default_context(cadata=await authority.root()))
+        return await self._shown(host, ssl.create_default_context(cadata=await authority.root()), port)
 
-    async def _shown(self, host: str, context: ssl.SSLContext) -> x509.Certificate:
+    async def _shown(self, host: str, context: ssl.SSLContext, port: int | None = None) -> x509.Certificate:
         async with asyncio.timeout(WAIT_S):
-            _, writer = await asyncio.open_connection(HOST, self.tls, ssl=context, server_hostname=host)
+            _, writer = await asyncio.open_connection(HOST, port or self.tls, ssl=context, server_hostname=host)
         der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         writer.transport.abort()
         return x509.load_der_x509_certificate(der)
@@ -86,9 +86,11 @@ async def asked(process: Process, event: str, times: int = 1, **fields: object) 
 async def test_hosts_of_routes_get_certificates_and_no_other_ones_do(tmp: Path) -> None:
     async with site(tmp) as it, authority_of(it, PEBBLE_WFE_NONCEREJECT="40") as authority:
         routes = ("--route", "a.test=web", "--route", "b.test=web", "--route", "*.c.test=web")
-        server = await start(it.made, "server", *it.options(authority), "--providers", f"{HOST}:0", *routes)
+        server = await start(it.made, "server", *it.options(authority), "--providers", f"tls://{HOST}:0", *routes)
         await asked(server, "certificate_issued", 2)
         before = [await it.trusted(host, authority) for host in ("a.test", "b.test")]
+        links = await server.port("providers")
+        assert await it.trusted("a.test", authority, links) == before[0], "links are shown it, too"
         for host in ("unknown.test", "x.c.test"):
             with pytest.raises(ssl.SSLError):
                 await it.shown(host)
@@ -98,6 +100,7 @@ async def test_hosts_of_routes_get_certificates_and_no_other_ones_do(tmp: Path) 
         code, _, err = await upgrade(tmp)
         assert not code, err
         assert [await it.trusted(host, authority) for host in ("a.test", "b.test")] == before
+        assert await it.trusted("a.test", authority, links) == before[0]
         (document,) = await it.status()
         assert document["acme"].keys() == {"a.test", "b.test", "*.c.test"}
         assert document["acme"]["a.test"]["problem"] is None

@@ -18,6 +18,7 @@ from goreprox.config.certificates import CertificateConfig
 from goreprox.config.process import ProcessConfig
 from goreprox.config.proxy import ProxyConfig
 from goreprox.config.roles import ProviderConfig
+from goreprox.net.certificates import StoredFile
 from goreprox.net.handshakes import crowding
 from goreprox.net.link_port import LinkCertificates, LinkPort
 from goreprox.net.link_tls import LinkTls, Trust
@@ -54,13 +55,15 @@ KEYS = BrokerSecurity(KeyPair.generate(), Nobody())
 class Broker:
     """A broker with a port for providers within TLS."""
 
-    def __init__(self, authority: Authority) -> None:
+    def __init__(self, authority: Authority, stored: StoredFile | None = None) -> None:
         self.authority = authority
         self.router = Router(timings=SLOW)
         self.router.bind_for_relays(Role.PROVIDER)
         self.router.bind(Role.EDGE, HOST, 0)
         files = CertificateConfig(certs=(authority.cert,), keys=(authority.key,))
-        self.certificates = LinkCertificates(files, needed=True)
+        self.certificates = LinkCertificates(
+            files if stored is None else CertificateConfig(), needed=True, stored=stored
+        )
         carry = functools.partial(self.router.carry, Role.PROVIDER)
         self.port = LinkPort("providers", Address(HOST, 0, tls=True), self.certificates.context, carry)
         self._links: list[Link] = []
@@ -89,6 +92,23 @@ class Broker:
             await link.close(linger_s=0)
         await self.port.close(linger_s=0)
         await self.router.close(linger_s=0)
+
+
+async def test_a_certificate_may_be_there_later_and_for_one_name_alone(tmp_path: Path) -> None:
+    authority, file = Authority(tmp_path, "links.example"), tmp_path / "links.example.pem"
+    broker = Broker(authority, {"links.example": file}.get)
+    try:
+        early = broker.link(host="links.example")
+        await eventually(lambda: "unrecognized name" in (early.problem or ""))
+        new = tmp_path / "new"
+        new.touch(mode=0o600)
+        new.write_bytes(authority.key.read_bytes() + authority.cert.read_bytes())
+        new.rename(file)
+        await eventually(lambda: early.up)
+        other = broker.link(host="other.example")
+        await eventually(lambda: "unrecognized name" in (other.problem or ""))
+    finally:
+        await broker.close()
 
 
 @pytest.fixture

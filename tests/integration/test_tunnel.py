@@ -14,6 +14,7 @@ import pytest
 from goreprox.config.addresses import Address
 from goreprox.net.poller import WRITE
 from goreprox.process.clock import clock
+from goreprox.roles.dial import Targets
 from goreprox.roles.provider import Provider
 from goreprox.tunnel.bridge import Bridge
 from tests.support.events import Events, logged, matching
@@ -188,7 +189,7 @@ async def test_a_stream_refused_by_one_provider_is_served_by_another_with_its_ea
 
 
 async def _loses_its_target(it: Tunnel, provider: Provider) -> None:
-    provider.dialer.targets.by_service["default"] = Address(HOST, it.stack.enter_context(nobodys_port()))
+    provider.dialer.targets = Targets({"default": Address(HOST, it.stack.enter_context(nobodys_port()))})
 
 
 async def _withdraws(_: Tunnel, provider: Provider) -> None:

@@ -83,6 +83,7 @@ async def asked(process: Process, event: str, times: int = 1, **fields: object) 
     await eventually(lambda: process.events(event, **fields) >= times, lambda: str(process.log), deadline_s=WAIT_S)
 
 
+@pytest.mark.long
 async def test_hosts_of_routes_get_certificates_and_no_other_ones_do(tmp: Path) -> None:
     async with site(tmp) as it, authority_of(it, PEBBLE_WFE_NONCEREJECT="40") as authority:
         routes = ("--route", "a.test=web", "--route", "b.test=web", "--route", "*.c.test=web")

@@ -90,6 +90,7 @@ async def test_a_stream_loses_no_byte_through_outages_of_a_link_within_tls(tmp: 
 
 
 @pytest.mark.programs
+@pytest.mark.long
 async def test_clients_and_links_share_a_port_and_links_come_in_while_it_is_full(tmp: Path) -> None:
     authority = Authority(tmp)
     with closed_port() as port:
@@ -226,6 +227,7 @@ async def test_a_link_within_tls_goes_through_a_proxy(tmp: Path) -> None:
         await whole(made, await server.port("clients"))
 
 
+@pytest.mark.long
 async def test_edges_with_workers_and_brokers_speak_tls(tmp: Path) -> None:
     authority = Authority(tmp)
     async with nothing_yet(tmp) as made:
@@ -241,6 +243,7 @@ async def test_edges_with_workers_and_brokers_speak_tls(tmp: Path) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.long
 async def test_a_server_and_a_provider_are_upgraded_and_get_other_certificates(tmp: Path, shared: bool) -> None:
     (tmp / "other").mkdir()
     authority, other = Authority(tmp), Authority(tmp / "other")

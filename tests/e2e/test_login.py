@@ -76,6 +76,7 @@ async def new_token(path: Path, name: str = "alice") -> str:
 
 
 @pytest.mark.programs
+@pytest.mark.long
 async def test_chromium_logs_in_and_its_cookie_is_enough_for_fetch_and_a_websocket(tmp_path: Path) -> None:
     authority, target, tokens = Authority(tmp_path), Site(), tmp_path / "tokens.toml"
     token = await new_token(tokens)

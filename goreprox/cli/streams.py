@@ -17,8 +17,8 @@ from goreprox.control.client import Reply, ask_all
 from goreprox.errors import ConfigError, ControlError
 from goreprox.process.log import counted, printable
 
-LIST_S: Final = 30.0
-"""Deadline for all pages: a million streams are 10,000 pages, between which the process does its work."""
+LIST_S: Final = 180.0
+"""Deadline for all pages: a million streams are 40,000 pages, each 3 ms with the work of the process between them."""
 RATE_S: Final = 1.0
 """Between the two looks of which the rate is computed."""
 IDS: Final = 100

@@ -1,6 +1,6 @@
 """Lists the open streams of a process in pages, and ends those that are asked for.
 
-A page, or so many ends, take some milliseconds of the loop, which turns in between: however many streams there are,
+A page, or so many ends, take a millisecond of the loop, which turns in between: however many streams there are,
 nothing is delayed by more than that.
 """
 
@@ -26,8 +26,10 @@ from goreprox.status.ids import Ids
 from goreprox.tunnel.connections import StreamOwner
 from goreprox.tunnel.driver import Driver
 
-PAGE: Final = 100
+PAGE: Final = 25
 """Streams in a page, of at most 2.5 KiB each."""
+REST: Final = 2
+"""After each page a listing rests for so many times as long as that took: it gets a third of the loop at most."""
 REASON: Final = "ended by `goreprox end`"
 
 
@@ -154,10 +156,14 @@ class StreamList:
         return None if peer is None else peer.info.name.name
 
     async def _list(self, request: Request) -> Pages:
+        began = clock()
         for page in self._selected(Selection.parse(request.options, self._ids)):
+            told = StreamsPage(at_s=clock(), streams=[self._status(owner, peer) for owner, peer in page])
+            took_s = clock() - began
             if page:
-                yield StreamsPage(at_s=clock(), streams=[self._status(owner, peer) for owner, peer in page])
-            await asyncio.sleep(0)
+                yield told
+            await asyncio.sleep(REST * took_s)
+            began = clock()
 
     def _status(self, owner: StreamOwner, peer: str | None) -> StreamStatus:
         stream = owner.stream

@@ -1,7 +1,7 @@
 """Cookies of browsers whose users have logged in with a token: a name, an expiry and a signature. Sans-IO.
 
 The key of a signature follows from the hash of the token. So all processes with the same file of tokens accept a
-cookie, after an upgrade, too; nothing is stored; and a cookie ends with its token. For the same reason whoever can read
+cookie, after an upgrade, too; nothing is stored; and a cookie ends with its token. For the same reason all who can read
 the file could sign cookies: it must be secret.
 """
 

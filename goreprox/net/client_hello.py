@@ -1,6 +1,6 @@
 """The first message of a TLS client, read without answering it (RFC 8446, 4.1.2; RFC 5246, 7.4.1.2). Sans-IO.
 
-It says in plaintext which host the client wants, and which protocols it speaks, whoever has the key. What is read here
+It says in plaintext which host the client wants, and which protocols it speaks, to all who read it. What is read here
 only decides where the bytes go, so all that the target will see again is left to the target: versions, ciphers, keys.
 
 With Encrypted Client Hello the name read here is the outer one, that of the client-facing server (RFC 9849, 5).

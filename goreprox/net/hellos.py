@@ -1,6 +1,6 @@
 """Connections of TLS clients until their ClientHello is read, which says where they go.
 
-Nothing is taken from a socket: the bytes stay in the kernel for whoever gets the connection. So an upgrade hands over
+Nothing is taken from a socket: the bytes stay in the kernel for what gets the connection. So an upgrade hands over
 the socket alone, and they are read once more.
 """
 

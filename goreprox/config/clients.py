@@ -94,10 +94,10 @@ class ClientConfig:
     reuse_port: Annotated[bool, Parameter(group=ADDRESSES)] = False
     """Share the ports with other processes that have this option."""
     routes: Annotated[
-        tuple[Route, ...], several(Route.parse, "HOST=SERVICE"), Parameter(name="--route", group=ADDRESSES)
+        tuple[Route, ...], several(Route.parse, "[tls://]HOST=SERVICE"), Parameter(name="--route", group=ADDRESSES)
     ] = ()
-    """Route HTTP requests, and TLS at sni:// ports, for this host to a service; HOST is a name, *.NAME or *. May be
-    repeated."""
+    """Route HTTP requests, and TLS at sni:// ports, for this host to a service; HOST is a name, *.NAME or *. With tls://
+    only TLS, which is passed on whatever certificates there are. May be repeated."""
     publish_ports: Annotated[
         tuple[Ports, ...], several(Ports.parse, "PORT[-PORT]"), Parameter(name="--publish-ports", group=ADDRESSES)
     ] = ()
@@ -159,12 +159,12 @@ class ClientConfig:
         self.limits.check_services(self.services)
 
     def _check_acme(self) -> None:
-        if not any(listener.scheme.is_tls for listener in self.listeners):
+        if not self.speaks_tls:
             raise ConfigError("acme: no port speaks TLS; write https:// in --listen, like --listen https://443")
-        if not self.publishes_with_tls and all("*" in route.host for route in self.routes):
+        if not self.publishes_with_tls and all("*" in route.host for route in self.web_routes):
             raise ConfigError(
                 "acme: there is no host to get a certificate for; name each by --route HOST=SERVICE, or let providers "
-                "publish some at an https:// port that is for no service"
+                "publish some at an https:// or sni:// port that is for no service"
             )
 
     @property
@@ -195,13 +195,25 @@ class ClientConfig:
 
     def publishes(self, listener: Listener) -> bool:
         """Return whether a listener serves published HTTP hosts: one that is not for a service does."""
-        serves = listener.scheme.is_http or (listener.scheme is Scheme.SNI and bool(self.tls.certs))
+        has_certificates = bool(self.tls.certs) or self.acme.enabled
+        serves = listener.scheme.is_http or (listener.scheme is Scheme.SNI and has_certificates)
         return serves and listener.service == DEFAULT_SERVICE
 
     @property
     def publishes_with_tls(self) -> bool:
         """Whether published hosts are served with TLS."""
-        return any(self.publishes(listener) and listener.scheme.is_tls for listener in self.listeners)
+        return any(self.publishes(each) and each.scheme is not Scheme.HTTP for each in self.listeners)
+
+    @property
+    def web_routes(self) -> tuple[Route, ...]:
+        """The routes of requests."""
+        return tuple(route for route in self.routes if not route.passes)
+
+    def routes_of(self, listener: Listener) -> tuple[Route, ...]:
+        """Return the routes that apply at a listener."""
+        if listener.scheme is Scheme.SNI:
+            return self.routes
+        return self.web_routes if listener.scheme.is_http else ()
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -212,16 +224,12 @@ class ClientConfig:
         """Return the services that clients can ask for at a listener, without those that are published."""
         if listener.is_published:
             return ()
-        own = listener.service
-        if listener.scheme is Scheme.SNI and own == DEFAULT_SERVICE and (self.routes or not self.tls.certs):
-            return self._routed
-        if listener.scheme.is_routed and self.routes:
-            return self._routed if listener.scheme.is_http else tuple(dict.fromkeys((*self._routed, own)))
-        return (own,)
-
-    @property
-    def _routed(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(route.service for route in self.routes))
+        own, routed = listener.service, tuple(dict.fromkeys(route.service for route in self.routes_of(listener)))
+        if listener.scheme is Scheme.SNI:
+            if own == DEFAULT_SERVICE and (routed or not self.tls.certs):
+                return routed
+            return tuple(dict.fromkeys((*routed, own)))
+        return routed or (own,)
 
 
 def _check_rules(option: str, rules: Sequence[Rule], scopes: Sequence[str]) -> None:
@@ -238,13 +246,16 @@ def _check_rules(option: str, rules: Sequence[Rule], scopes: Sequence[str]) -> N
 def _check_routes(routes: Sequence[Route], listeners: Sequence[Listener]) -> None:
     if len(routes) > MAX_ROUTES:
         raise ConfigError(f"route: expected at most {MAX_ROUTES} of them, got {len(routes)}")
-    check_distinct("route", [route.host for route in routes])
+    check_distinct("route", [route.name for route in routes])
     for route in routes:
         check_name("service", route.service)
     if routes and not any(listener.scheme.is_routed for listener in listeners):
         raise ConfigError("route: there is no http://, https:// or sni:// to listen on; only there hosts are known")
+    passing = next((route for route in routes if route.passes), None)
+    if passing is not None and not any(listener.scheme is Scheme.SNI for listener in listeners):
+        raise ConfigError(f"route {passing.text}: there is no sni:// to listen on; only there TLS is passed on")
     for listener in (listener for listener in listeners if listener.scheme.is_http):
-        if routes and listener.service != DEFAULT_SERVICE:
+        if not all(route.passes for route in routes) and listener.service != DEFAULT_SERVICE:
             raise ConfigError(
                 f"listen {listener}={listener.service}: with routes the host decides; "
                 f"leave ={listener.service} out, or add --route '*={listener.service}'"

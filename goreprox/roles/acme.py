@@ -23,6 +23,7 @@ from brokers import LimitedLog
 from goreprox.acme.schedule import Choice, Ledger, Record, Wanted
 from goreprox.acme.store import Store, objection
 from goreprox.config.acme import AcmeConfig
+from goreprox.config.addresses import Scheme
 from goreprox.config.clients import ClientConfig
 from goreprox.errors import StartError
 from goreprox.net.certificates import check_authorities
@@ -81,8 +82,8 @@ class Acme:
         self._state_dir = state_dir
         self._published = published
         self._shared = shared
-        self.covered: Callable[[str], bool] = lambda _: False
-        """Returns whether a host has a certificate of --tls-cert; to be set before."""
+        self.needed: Callable[[str], bool] = lambda _: True
+        """Returns whether clients of a host would get a certificate that is asked for; to be set before."""
         self._log = LimitedLog()
         self._changed = asyncio.Event()
         self._hosts = _Hosts({}, {})
@@ -144,10 +145,10 @@ class Acme:
         without: dict[str, str] = {}
         if self._store is None:
             return _Hosts(wanted, without)
-        routes = [Wanted(route.host) for route in self._clients.routes]
+        routes = [Wanted(route.host) for route in self._clients.web_routes]
         published = [Wanted(*each) for each in self._published()] if self._clients.publishes_with_tls else []
         for each in (*published, *routes):  # a route comes before a published name
-            if not self.covered(each.host):
+            if self.needed(each.host):
                 why = objection(each.host)
                 if why is None:
                     wanted[each.host] = each
@@ -352,8 +353,10 @@ def challenges(clients: ClientConfig) -> Sequence[str]:
     Without the ports that authorities connect to, these lead to others, as behind a NAT.
     """
     found = {
-        "tls-alpn-01": [each.address.port for each in clients.listeners if each.scheme.is_tls],
-        "http-01": [each.address.port for each in clients.listeners if each.scheme.is_http and not each.scheme.is_tls],
+        "tls-alpn-01": [
+            each.address.port for each in clients.listeners if each.scheme.is_tls or each.scheme is Scheme.SNI
+        ],
+        "http-01": [each.address.port for each in clients.listeners if each.scheme is Scheme.HTTP],
     }
     usual = [kind for kind, port in (("tls-alpn-01", 443), ("http-01", 80)) if port in found[kind]]
     return usual or [kind for kind, ports in found.items() if ports]

@@ -157,7 +157,7 @@ class Admission:
     def secured(self, host: bytes) -> bytes | None:
         """Return where a host, with or without a port, is served by https:// with a certificate of its own, if it is.
 
-        443 is left out. At an sni:// port only certificates of an option count: others are for hosts that it passes on.
+        443 is left out.
         """
         name = name_of(host)
         text, used = name.decode(), self._used
@@ -172,10 +172,29 @@ class Admission:
         """Those of the present configuration."""
         return self._certificates if self._clients.tls.certs or self._clients.acme.enabled else None
 
-    def terminates(self, host: str) -> bool:
+    def covers(self, host: str) -> bool:
         """Return whether an option has given a certificate for a host, or for the hosts of a pattern."""
         used = self._certificates if self._clients.tls.certs else None
         return used is not None and used.covers(host)
+
+    def needs(self, host: str) -> bool:
+        """Return whether clients of a host would get a certificate by ACME."""
+        ends_here = any(listener.scheme.is_tls for listener in self._clients.listeners) or not self._passes(host)
+        return ends_here and not self.covers(host)
+
+    def terminates(self, host: str) -> bool:
+        """Return whether TLS for a host ends here at sni:// ports: it has a certificate, or is to have one by ACME."""
+        acme = self._acme if self._clients.acme.enabled else None
+        if self.covers(host):
+            route = self._routes.match(host.encode())
+            return route is None or not route.passes
+        return acme is not None and acme.file_of(host) is not None and not self._passes(host)
+
+    def _passes(self, host: str) -> bool:
+        """Return whether TLS for a host without a certificate of an option is passed on, though it could get one."""
+        name = host.encode()
+        route = self._routes.match(name)
+        return self.published(name) is not None if route is None else route.passes
 
     def __len__(self) -> int:
         """Return the number of clients that are not admitted yet."""
@@ -233,8 +252,7 @@ class Admission:
 
     def _scopes(self, listener: Listener) -> tuple[str, str]:
         """Return what rules may name: the port, and the service unless the request decides about that."""
-        routed = listener.scheme.is_routed and self._clients.routes
-        return str(listener.address.port), "" if routed else listener.service
+        return str(listener.address.port), "" if self._clients.routes_of(listener) else listener.service
 
     def _heard(self, arrival: Arrival, hello: ClientHello) -> bool:
         """Terminate TLS for a host with a certificate, pass it on for others; return whether the client was taken."""

@@ -112,7 +112,7 @@ class Edge:
             shared=config.peers.providers if isinstance(config, ServerConfig) and config.shared else None,
             acme=self.acme,
         )
-        self.acme.covered = self.admission.terminates
+        self.acme.needed = self.admission.needs
         self.listeners = self.admission.listeners
         self.publication = publication_of(config, self.admission, self.assignment)
         self.publication.hosts_changed = self.acme.changed
@@ -138,7 +138,7 @@ class Edge:
         self._paces.reconfigure(clients.limits.bytes_per_s)
         self._access.reconfigure(clients.allow, clients.deny, *clients.address_limit(connections.max_connections))
         self._auth = auth
-        self.publication.reconfigure(opening_of(clients, self.admission.terminates), grace_s=connections.grace_s)
+        self.publication.reconfigure(opening_of(clients, self.admission.covers), grace_s=connections.grace_s)
         self._replace_sites(
             self._sites_of(clients, self._access, auth, self.publication), self.listeners.successors(opened)
         )

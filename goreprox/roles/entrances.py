@@ -26,10 +26,11 @@ def announced(clients: ClientConfig, found: Iterable[tuple[Listener, Endpoint]])
         if listener.is_published:
             continue
         scheme, host, port = listener.scheme, listener.address.host or "", address.port
-        if not (scheme.is_routed and clients.routes):
+        routes = clients.routes_of(listener)
+        if not routes:
             yield from (Port(service, scheme.value, host, port) for service in clients.services_of(listener))
             continue
-        for route in clients.routes:
+        for route in routes:
             yield Port(route.service, scheme.value, host if "*" in route.host else route.host, port)
 
 

@@ -85,7 +85,7 @@ def sites_of(
             logger.bind(event="plaintext_tokens").warning(
                 "tokens arrive unencrypted on {}; listen with https://", ", ".join(exposed)
             )
-    routes = Routes(clients.routes) if clients.routes else None
+    routes = Routes(clients.web_routes) if clients.web_routes else None
     closed = access.denies if access.has_rules else None
     return {
         listener: Site(

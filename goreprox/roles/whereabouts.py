@@ -21,13 +21,13 @@ _URLS = {Scheme.HTTPS: "https", Scheme.HTTP: "http", Scheme.SNI: "https"}
 """How those of published HTTP hosts begin, the best first."""
 
 
-def opening_of(clients: ClientConfig, terminates: Callable[[str], bool]) -> Opening:
-    """Return what an edge opens for publishing, which `terminates` TLS of some hosts itself (Admission)."""
+def opening_of(clients: ClientConfig, covers: Callable[[str], bool]) -> Opening:
+    """Return what an edge opens for publishing, where an option `covers` some hosts by a certificate (Admission)."""
     return Opening(
         Routes(clients.routes) if clients.routes else None,
         any(map(clients.publishes, clients.listeners)),
         any(listener.scheme is Scheme.SNI for listener in clients.listeners),
-        terminates,
+        covers,
         clients.publish_ports,
         tuple(listener.address for listener in clients.listeners),
     )
@@ -37,7 +37,7 @@ def publication_of(config: EdgeConfig | ServerConfig, admission: Admission, assi
     """Return the publication of an edge with these clients and providers."""
     listeners = admission.listeners
     publication = Publication(
-        opening_of(config.clients, admission.terminates),
+        opening_of(config.clients, admission.covers),
         trusted=isinstance(config, ServerConfig) or config.security is None,
         grace_s=config.connections.grace_s,
         listen=listeners.publish,

@@ -15,13 +15,17 @@ from cryptography import x509
 
 from goreprox.acme.store import Store
 from goreprox.process.files import write_secret
-from tests.e2e.roles import addresses, start_broker
+from tests.e2e.roles import addresses, echoed, start_broker
 from tests.e2e.upgrading import start, upgrade
 from tests.support.forks import run_command
 from tests.support.pebble import NOBODY, VALID_S, Pebble, pebble
 from tests.support.processes import WAIT_S, Process, Tunnel, nothing_yet
+from tests.support.programs import output_of
 from tests.support.sockets import HOST, closed_port
+from tests.support.tls import Authority
+from tests.support.traffic import echo
 from tests.support.waiting import eventually
+from tests.support.web import curl, polite
 
 AUTHORITY = "Pebble"
 
@@ -177,3 +181,41 @@ async def test_workers_share_the_certificates_of_published_names_and_their_budge
             assert "dns-01" in document["acme"]["*.three.test"]["problem"]
             assert document["acme"][served]["problem"] is None
         assert edge.events("certificate_issued") == 1
+
+
+@pytest.mark.long
+async def test_a_port_ends_tls_of_hosts_with_such_certificates_and_passes_on_that_of_others(tmp: Path) -> None:
+    own = Authority(tmp)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    own.ca.issue_cert("*.passed.test").configure_cert(context)
+    async with (
+        site(tmp) as it,
+        authority_of(it) as authority,
+        await asyncio.start_server(echo, HOST, 0, ssl=context) as target,
+    ):
+        passing = f"{HOST}:{target.sockets[0].getsockname()[1]}"
+        acme = ("--acme-agree", "--state-dir", str(it.state), *authority.options)
+        routes = ("--route", "web.test=web", "--route", "tls://a.passed.test=tls")
+        listen = ("--listen", f"sni://{HOST}:{it.tls}", "--providers", f"{HOST}:0")
+        server = await start(it.made, "server", *listen, *acme, *routes)
+        where = ("--server", f"{HOST}:{await server.port('providers')}")
+        web = f"web={HOST}:{await it.made.target(polite)}"
+        names = ("--publish", "web=http://page.test", "--publish", "tls=tls://b.passed.test")
+        await it.made.start("provider", web, f"tls={passing}", *where, *names)
+        await asked(server, "certificate_issued", 2)
+        for again in range(2):
+            for host in ("web.test", "page.test"):
+                (tmp / "root.pem").write_text(await authority.root())
+                get = curl("--cacert", str(tmp / "root.pem"), "--resolve", f"{host}:{it.tls}:{HOST}")
+                assert await output_of(*get, f"https://{host}:{it.tls}/{host}") == f"/{host}"
+            for host in ("a.passed.test", "b.passed.test"):
+                client = await asyncio.open_connection(HOST, it.tls, ssl=own.trusting(), server_hostname=host)
+                await echoed(client, b"end to end")
+                client[1].transport.abort()
+            with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):
+                await it.shown("unknown.test")
+            if not again:
+                code, _, err = await upgrade(tmp, "--role", "server")
+                assert not code, err
+        assert it.store(authority).ledger().hosts.keys() == {"web.test", "page.test"}
+        assert server.events("challenge_tried") >= 2, "the port itself has answered the challenges"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from goreprox.config.acme import AcmeConfig
 from goreprox.config.addresses import Address, Listener, ProxyVersion
 from goreprox.config.clients import ClientConfig, TlsConfig
 from goreprox.config.networks import Rule
@@ -19,7 +20,7 @@ from goreprox.net.client_hello import UNRECOGNIZED_NAME, fatal_alert
 from goreprox.net.link_tls import LinkTransport
 from goreprox.net.poller import Poller
 from goreprox.net.proxy_protocol import write
-from goreprox.roles.admission import Admission, Client
+from goreprox.roles.admission import Admission, Client, Stored
 from tests.support.client_hellos import first_bytes
 from tests.support.sockets import HOST, closed_port
 from tests.support.tls import NAME, Authority
@@ -32,7 +33,14 @@ HERE = Endpoint("203.0.113.1", 443)
 class Entrance:
     """An admission, and those that it has admitted."""
 
-    def __init__(self, clients: ClientConfig, *, limit: int | None = None, shared: Address | None = None) -> None:
+    def __init__(
+        self,
+        clients: ClientConfig,
+        *,
+        limit: int | None = None,
+        shared: Address | None = None,
+        acme: Stored | None = None,
+    ) -> None:
         """Where the port is `shared` with links, there is no room for clients."""
         self.clients: list[Client] = []
         self.links: list[tuple[LinkTransport, str]] = []
@@ -44,6 +52,7 @@ class Entrance:
             has_room=lambda _: shared is None,
             admitted=self.clients.append,
             shared=shared,
+            acme=acme,
         )
         self.admission.linked = lambda transport, address: self.links.append((transport, address))
         self.admission.listeners.start()
@@ -216,3 +225,38 @@ async def test_clients_of_an_sni_port_go_where_their_name_leads_and_leave_no_pla
         assert len(it.clients) == 1, "its TLS begins in the next code"
         for each in (writer, terminated, waiting):
             each.transport.abort()
+
+
+class Ordered:
+    """Certificates by ACME for some hosts, which are not there yet."""
+
+    def __init__(self, *hosts: str) -> None:
+        self._hosts = hosts
+
+    def file_of(self, host: str) -> Path | None:
+        return Path("/nowhere") / host if host in self._hosts else None
+
+    def proof_of(self, host: str) -> Path | None:
+        return None
+
+
+@pytest.mark.parametrize("web", [(), ("https://",)], ids=["", "https"])
+async def test_an_sni_port_ends_tls_of_hosts_with_certificates_by_acme_unless_a_route_or_a_name_passes_it_on(
+    tmp_path: Path, web: tuple[str, ...]
+) -> None:
+    authority = Authority(tmp_path)
+    routes = ("a.test=web", "*.b.test=web", "tls://c.test=far", "c.test=web", f"tls://{NAME}=far")
+    clients = ClientConfig(
+        listeners=tuple(Listener.parse(f"{scheme}{HOST}:0") for scheme in ("sni://", *web)),
+        routes=tuple(map(Route.parse, routes)),
+        acme=AcmeConfig(agree=True),
+        tls=TlsConfig(certs=(authority.cert,), keys=(authority.key,)),
+    )
+    made = Entrance(clients, acme=Ordered("a.test", "c.test", "p.test", "q.test"))
+    made.admission.published = {b"q.test": "tls://q.test@laptop"}.get
+    hosts = ("a.test", "c.test", "p.test", "q.test", NAME)
+    ends = {host for host in (*hosts, "x.b.test") if made.admission.terminates(host)}
+    needs = set(filter(made.admission.needs, hosts))
+    made.close()
+    assert ends == {"a.test", "p.test"}
+    assert needs == {"a.test", "p.test", *(("c.test", "q.test") if web else ())}

@@ -391,6 +391,10 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
         (["server", "--insecure", "--max-header-lines", "9"], "max-header-lines 9: expected 10 to 1,000"),
         (["server", "--insecure", "--route", "a=web"], "route: there is no http://, https:// or sni:// to listen on"),
         (
+            ["server", "--insecure", "--listen", "http://80", "--route", "tls://a=web"],
+            "route tls://a=web: there is no sni:// to listen on; only there TLS is passed on",
+        ),
+        (
             ["server", "--insecure", "--listen", "sni://443", "--tls-key", "k"],
             "listen sni://:443: tls-cert is missing; give the certificate by --tls-cert FILE and its",
         ),
@@ -430,7 +434,10 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
             "auth-tokens: listen :1 passes bytes on unread and cannot check them; write https://:1, or",
         ),
         (["server", "--insecure", "--listen", "http://1=a", "--route", "a=b"], "with routes the host decides"),
-        (["server", "--insecure", "--listen", "http://1", "--route", "a:80=b"], "route 'a:80=b': write HOST=SERVICE"),
+        (
+            ["server", "--insecure", "--listen", "http://1", "--route", "a:80=b"],
+            "route 'a:80=b': write [tls://]HOST=SERVICE",
+        ),
         (["server", "--insecure", "--listen", "http://1", "--route", "a="], "service '': expected"),
         (["server", "--insecure", "--auth-header", "a b"], "auth-header 'a b': expected the name of a header"),
         (["server", "--insecure", "--auth-basic"], "auth-basic: there are no --auth-tokens; `goreprox token new`"),

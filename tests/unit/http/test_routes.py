@@ -40,9 +40,35 @@ def test_an_exact_name_comes_before_the_nearest_pattern(host: bytes, service: st
     assert Routes([Route("*", "rest")]).find(host) == "rest"
 
 
-@pytest.mark.parametrize("text", ["", "a", "=a", "a b=c", "a:80=c", "*a=c", "a.*=c", "**=c", "-a=c", "a/b=c", "a..b=c"])
+def test_of_two_routes_for_a_host_that_of_tls_wins_where_tls_is_passed_on() -> None:
+    passed, *others = map(Route.parse, ["TLS://A.test=far", "a.test=here", "tls://*.test=rest", "b.test=here"])
+    routes = Routes([passed, *others])
+    assert (passed.text, passed.passes) == ("tls://a.test=far", True)
+    assert [routes.find(host) for host in (b"a.test", b"b.test", b"c.test")] == ["far", "here", "rest"]
+    assert routes.match(b"a.test") == passed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "=a",
+        "tls://=a",
+        "http://a=b",
+        "tls://tls://a=b",
+        "a b=c",
+        "a:80=c",
+        "*a=c",
+        "a.*=c",
+        "**=c",
+        "-a=c",
+        "a/b=c",
+        "a..b=c",
+    ],
+)
 def test_a_malformed_route_is_rejected(text: str) -> None:
-    with pytest.raises(ConfigError, match="write HOST=SERVICE"):
+    with pytest.raises(ConfigError, match=r"write \[tls://\]HOST=SERVICE"):
         Route.parse(text)
 
 

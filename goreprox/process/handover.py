@@ -11,14 +11,12 @@ Chunks of bytes are moved: each is freed once it is in the file, so that memory 
 completed, all are back where they were, and the code before goes on.
 """
 
-import asyncio
 import contextlib
 import ctypes
 import errno
 import fcntl
 import gc
 import os
-import signal
 import struct
 import sys
 from collections import deque
@@ -31,6 +29,8 @@ import cbor2
 
 from brokers import Buffer, decode_cbor
 from goreprox.errors import ControlError
+from goreprox.process import child
+from goreprox.process.child import ChildError
 from goreprox.protocol.errors import ExportError
 
 FORMAT: Final = 1
@@ -53,8 +53,6 @@ _TRIM_BYTES: Final = 4 << 20
 """How much is freed before the allocator is asked to give it back to the system, which by itself it does at the end."""
 _trim: Final = getattr(ctypes.CDLL(None), "malloc_trim", lambda _keep: 0)
 """malloc_trim(3), of glibc."""
-SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
-"""They wait from before `execve` until the new code has its handlers: by default each would end the process."""
 
 
 class Handover(NamedTuple):
@@ -224,36 +222,21 @@ async def preflight(state: int, command: list[str]) -> str:
     Raises:
         ControlError: it does not.
     """
-    # Python 3.11 waits for a child in a thread, which may outlive it for a moment. No signal may be delivered there.
-    block_signals()
     try:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *command[1:],
+        version = await child.output_of(
+            [sys.executable, *command[1:]],
+            {**os.environ, VARIABLE: f"trial {state}"},
             pass_fds=(state,),
-            env={**os.environ, VARIABLE: f"trial {state}"},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            timeout_s=PREFLIGHT_S,
         )
-    except OSError as exc:
-        raise ControlError(f"{sys.executable}: {exc.strerror}; install it again; nothing has changed") from exc
-    finally:
-        unblock_signals()
-    try:
-        async with asyncio.timeout(PREFLIGHT_S):
-            out, err = await child.communicate()
     except TimeoutError:
         raise ControlError(f"the new code does not start within {PREFLIGHT_S:g} s; nothing has changed") from None
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    if child.returncode:
-        lines = err.decode(errors="replace").split("\n")
-        reason = next((line for line in reversed(lines) if line), f"exit code {child.returncode}")
-        raise ControlError(f"the new code cannot take over: {reason.removeprefix('goreprox: ')}; nothing has changed")
-    return out.decode(errors="replace").strip()
+    except OSError as exc:
+        raise ControlError(f"{sys.executable}: {exc.strerror}; install it again; nothing has changed") from exc
+    except ChildError as exc:
+        reason = str(exc).removeprefix("goreprox: ")
+        raise ControlError(f"the new code cannot take over: {reason}; nothing has changed") from exc
+    return version.strip()
 
 
 def execute(handover: Handover) -> Inherited:
@@ -289,13 +272,3 @@ def _keep(descriptors: set[int]) -> None:
         if (descriptor := int(entry.name)) > 2:
             with contextlib.suppress(OSError):  # that of the list itself
                 os.set_inheritable(descriptor, descriptor in descriptors)
-
-
-def block_signals() -> None:
-    """Let signals wait that end or change a process."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def unblock_signals() -> None:
-    """Handle signals again, those that waited first."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

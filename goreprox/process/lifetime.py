@@ -9,8 +9,8 @@ from typing import Protocol, Self, TypeVar
 from loguru import logger
 
 from goreprox.process import supervisor
-from goreprox.process.handover import SIGNALS, block_signals, unblock_signals
 from goreprox.process.log import counted
+from goreprox.process.signals import SIGNALS, block_signals, unblock_signals
 
 LINGER_S = 1.0
 """How long queued messages may take to be sent, unless there is a second signal."""

@@ -12,7 +12,6 @@ import math
 import os
 import sys
 import time
-from asyncio.subprocess import PIPE
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -27,8 +26,9 @@ from goreprox.config.addresses import Scheme
 from goreprox.config.clients import ClientConfig
 from goreprox.errors import StartError
 from goreprox.net.certificates import check_authorities
+from goreprox.process import child
+from goreprox.process.child import ChildError
 from goreprox.process.clock import iso
-from goreprox.process.handover import block_signals, unblock_signals
 from goreprox.process.log import quoted
 from goreprox.process.reloaded import Reloaded
 from goreprox.process.supervisor import VARIABLES
@@ -278,34 +278,19 @@ class Acme:
             OSError: it cannot be started.
             _Broken: it has said nothing.
         """
-        # Python 3.11 waits for a child in a thread. No signal may be delivered there that an upgrade is to hand over.
-        block_signals()
         try:
-            child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", _CODE.format(path=sys.path)),
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=PIPE,
+            result = await child.output_of(
+                [sys.executable, "-c", _CODE.format(path=sys.path)],
+                {name: value for name, value in os.environ.items() if name not in VARIABLES},
+                data=json.dumps(job).encode(),
                 pass_fds=(lock,),
-                env={name: value for name, value in os.environ.items() if name not in VARIABLES},
-                process_group=0,
+                timeout_s=CHILD_S,
             )
-        finally:
-            unblock_signals()
-        try:
-            async with asyncio.timeout(CHILD_S):
-                out, err = await child.communicate(json.dumps(job).encode())
         except TimeoutError:
             raise _Broken(f"an order takes longer than {CHILD_S:g} s") from None
-        finally:
-            if child.returncode is None:
-                child.kill()
-                await child.wait()
-        if child.returncode:
-            lines = err.decode(errors="replace").split("\n")
-            why = next((line for line in reversed(lines) if line), f"exit code {child.returncode}")
-            raise _Broken(quoted(why))
-        return json.loads(out)
+        except ChildError as exc:
+            raise _Broken(quoted(str(exc))) from exc
+        return json.loads(result)
 
     # Status.
 

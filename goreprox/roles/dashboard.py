@@ -4,13 +4,13 @@ import asyncio
 import importlib.util
 import os
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
+from asyncio.subprocess import DEVNULL
 from typing import Final, Self
 
 from brokers import LimitedLog
 from goreprox.config.process import ProcessConfig
 from goreprox.errors import StartError
-from goreprox.process.handover import block_signals, unblock_signals
+from goreprox.process.child import start
 from goreprox.process.supervisor import VARIABLES
 
 BACKOFF_MIN_S: Final = 0.1
@@ -53,20 +53,12 @@ class Dashboard:
 
     async def _run(self) -> str:
         """Run it to its end, or to that of this task; return how it ended."""
-        # Python 3.11 waits for a child in a thread. No signal may be delivered there that an upgrade is to hand over.
-        block_signals()
+        command = [sys.executable, "-c", _CODE.format(path=sys.path), *self._arguments]
+        env = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", _CODE.format(path=sys.path), *self._arguments),
-                stdin=PIPE,
-                stdout=DEVNULL,
-                env={name: value for name, value in os.environ.items() if name not in VARIABLES},
-                process_group=0,
-            )
+            process = await start(command, env, stdout=DEVNULL)
         except OSError as exc:
             return f"cannot be started: {exc.strerror}"
-        finally:
-            unblock_signals()
         try:
             return f"ended with code {await process.wait()}"
         finally:

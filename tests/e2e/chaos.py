@@ -20,8 +20,9 @@ from pathlib import Path
 
 from tests.e2e.upgrading import start
 from tests.support.events import matching
-from tests.support.processes import WAIT_S, Handler, Process, Tunnel, nothing_yet
+from tests.support.processes import WAIT_S, Process, Tunnel, nothing_yet
 from tests.support.relay import Relay
+from tests.support.servers import Handler
 from tests.support.sockets import HOST, reset_now
 from tests.support.waiting import eventually
 

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from tests.support.processes import Handler, Process, Tunnel, Versions
+from tests.support.processes import Process, Tunnel, Versions
+from tests.support.servers import Handler
 from tests.support.sockets import HOST
 from tests.support.traffic import echo, read_digest, send_blocks
 from tests.support.waiting import DEADLINE_S, eventually

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from tests.support.forks import Fork, run_command
-from tests.support.processes import Handler, Process, Tunnel, logging_to
+from tests.support.processes import Process, Tunnel, logging_to
+from tests.support.servers import Handler
 from tests.support.sockets import HOST
 from tests.support.traffic import echo, read_digest, send_blocks
 from tests.support.waiting import eventually

@@ -21,6 +21,7 @@ from tests.support.forks import run_command
 from tests.support.pebble import NOBODY, VALID_S, Pebble, pebble
 from tests.support.processes import WAIT_S, Process, Tunnel, nothing_yet
 from tests.support.programs import output_of
+from tests.support.servers import serving
 from tests.support.sockets import HOST, closed_port
 from tests.support.tls import Authority
 from tests.support.traffic import echo
@@ -188,12 +189,8 @@ async def test_a_port_ends_tls_of_hosts_with_such_certificates_and_passes_on_tha
     own = Authority(tmp)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     own.ca.issue_cert("*.passed.test").configure_cert(context)
-    async with (
-        site(tmp) as it,
-        authority_of(it) as authority,
-        await asyncio.start_server(echo, HOST, 0, ssl=context) as target,
-    ):
-        passing = f"{HOST}:{target.sockets[0].getsockname()[1]}"
+    async with site(tmp) as it, authority_of(it) as authority, serving(echo, context) as target:
+        passing = f"{HOST}:{target}"
         acme = ("--acme-agree", "--state-dir", str(it.state), *authority.options)
         routes = ("--route", "web.test=web", "--route", "tls://a.passed.test=tls")
         listen = ("--listen", f"sni://{HOST}:{it.tls}", "--providers", f"{HOST}:0")

@@ -18,8 +18,9 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.support.malformed import BODIES, NEXT, ONE_READING, REFUSED
-from tests.support.processes import Handler, Tunnel, nothing_yet
+from tests.support.processes import Tunnel, nothing_yet
 from tests.support.programs import nginx, output_of, tunnel_to
+from tests.support.servers import Handler
 from tests.support.sockets import HOST, reset_now
 from tests.support.tls import Authority
 from tests.support.traffic import block

@@ -10,8 +10,9 @@ import pytest
 from goreprox.config.addresses import ProxyVersion
 from goreprox.endpoint import Endpoint
 from goreprox.net.proxy_protocol import read, write
-from tests.support.processes import Handler, Tunnel, nothing_yet
+from tests.support.processes import Tunnel, nothing_yet
 from tests.support.programs import daemon, nginx, output_of, program, reserved_port
+from tests.support.servers import Handler
 from tests.support.sockets import HOST
 from tests.support.waiting import DEADLINE_S, eventually
 

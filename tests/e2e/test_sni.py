@@ -13,8 +13,9 @@ from tests.e2e.roles import echoed
 from tests.e2e.secured import secured
 from tests.e2e.upgrading import start, upgrade
 from tests.support.client_hellos import MODERN, OLD
-from tests.support.processes import Handler, Process, Tunnel, nothing_yet
+from tests.support.processes import Process, Tunnel, nothing_yet
 from tests.support.programs import output_of, program
+from tests.support.servers import Handler
 from tests.support.sockets import HOST, closed_port
 from tests.support.tls import NAME, Authority
 from tests.support.traffic import echo

@@ -16,8 +16,9 @@ from httpx import AsyncClient
 
 from goreprox.process.log import ACCESS
 from tests.support.events import matching, message
-from tests.support.processes import Handler, Process, Tunnel, nothing_yet
+from tests.support.processes import Process, Tunnel, nothing_yet
 from tests.support.programs import output_of
+from tests.support.servers import Handler
 from tests.support.sockets import HOST, reset_now
 from tests.support.tls import Authority, Client
 from tests.support.traffic import block, echo

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
 from tests.support.forks import run_command
-from tests.support.processes import WAIT_S, Handler, Process, Tunnel, logging_to
+from tests.support.processes import WAIT_S, Process, Tunnel, logging_to
 from tests.support.relay import Relay
+from tests.support.servers import Handler
 from tests.support.sockets import HOST
 from tests.support.traffic import echo
 from tests.support.waiting import eventually

@@ -1,10 +1,8 @@
 """Authentication services that are asked by a socket: good, slow and hostile ones, and what each may cost."""
 
 import asyncio
-import contextlib
 import ssl
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -14,31 +12,14 @@ from goreprox.config.auth import AuthUrl
 from goreprox.http.auth_service import MAX_RESPONSE, MOST, AuthService
 from goreprox.http.forward_auth import MAX_BODY, Allowed, Verdict
 from goreprox.http.requests import Rejected
-from tests.support.sockets import HOST, abort, closed_port, reset_now, stop_accepting
+from tests.support.servers import Handler, serving
+from tests.support.sockets import HOST, closed_port, reset_now
 from tests.support.tls import Authority
 from tests.support.waiting import DEADLINE_S, eventually
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 QUESTION = b"GET /verify HTTP/1.1\r\nHost: auth\r\n\r\n"
 SHORT_S = 0.3
 COPIED = frozenset((b"x-user",))
-
-
-@contextlib.asynccontextmanager
-async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """Serve `handler`; yield its port."""
-    writers: list[asyncio.StreamWriter] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await handler(reader, writer)
-
-    server = await asyncio.start_server(serve, HOST, 0, ssl=tls)
-    yield server.sockets[0].getsockname()[1]
-    for writer in writers:
-        writer.transport.abort() if tls else abort(writer)
-    await stop_accepting(server)
 
 
 def responding(*parts: bytes, then: str = "wait") -> Handler:

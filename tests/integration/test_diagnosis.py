@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
@@ -11,12 +11,12 @@ from brokers import BrokerSecurity, Cause, Grant, KeyPair, Link, LinkSecurity, P
 from brokers.carrier import Buffer, Carrier
 from brokers.diagnosis import Diagnosis
 from goreprox.roles.member import advice
+from tests.support.servers import Handler
 from tests.support.sockets import HOST, abort, closed_port, stop_accepting
 from tests.support.waiting import eventually
 
 STEADY = Timings(link_timeout_s=30, reconnect_min_s=0.02, reconnect_max_s=0.1)
 Events = list[dict[str, object]]
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Nobody:

@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 from tests.support.events import Events, logged, matching
 from tests.support.forks import Fork
 from tests.support.relay import Relay
+from tests.support.servers import Handler
 from tests.support.sockets import HOST, abort, stop_accepting
 from tests.support.waiting import DEADLINE_S, eventually
 
@@ -140,9 +141,6 @@ class Process:
             self.go_on_reading()  # else its end goes unnoticed
         await self.process.wait()
         await self._reader
-
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Tunnel:

@@ -1,12 +1,10 @@
 """Checks of targets, good ones and hostile ones: what passes, what fails and why, and what a check may cost."""
 
 import asyncio
-import contextlib
 import errno
 import os
 import ssl
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -15,29 +13,12 @@ from brokers import resolve
 from goreprox.config.addresses import Address, ProxyVersion, Target, TargetAddress
 from goreprox.net.certificates import target_context
 from goreprox.roles.examination import MAX_RESPONSE, UnwellError, examine
-from tests.support.sockets import HOST, abort, closed_port, reset_now, stop_accepting
+from tests.support.servers import Handler, serving
+from tests.support.sockets import HOST, closed_port, reset_now
 from tests.support.tls import Authority
 from tests.support.waiting import DEADLINE_S
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 SHORT_S = 0.3
-
-
-@contextlib.asynccontextmanager
-async def target(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """Serve `handler`; yield its port."""
-    writers: list[asyncio.StreamWriter] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await handler(reader, writer)
-
-    server = await asyncio.start_server(serve, HOST, 0, ssl=tls)
-    yield server.sockets[0].getsockname()[1]
-    for writer in writers:
-        writer.transport.abort() if tls else abort(writer)
-    await stop_accepting(server)
 
 
 async def check(
@@ -80,7 +61,7 @@ async def test_a_connection_is_enough_and_ends_without_a_byte() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seen.set_result(await reader.read())
 
-    async with target(handler) as port:
+    async with serving(handler) as port:
         assert await check(port) == Address(HOST, port)
         assert await asyncio.wait_for(seen, DEADLINE_S) == b""
 
@@ -92,7 +73,7 @@ async def test_what_is_requested() -> None:
         seen.set_result(await reader.readuntil(b"\r\n\r\n"))
         writer.write(b"HTTP/1.0 204 No Content\r\n\r\n")
 
-    async with target(handler) as port:
+    async with serving(handler) as port:
         await check(port, "/healthz?a=b")
         expected = (
             f"GET /healthz?a=b HTTP/1.1\r\nHost: {HOST}:{port}\r\nUser-Agent: goreprox\r\nConnection: close\r\n\r\n"
@@ -112,7 +93,7 @@ async def test_what_is_requested() -> None:
     ],
 )
 async def test_responses_that_pass(response: bytes) -> None:
-    async with target(responding(response)) as port:
+    async with serving(responding(response)) as port:
         await check(port, "/")
 
 
@@ -132,7 +113,7 @@ async def test_responses_that_pass(response: bytes) -> None:
     ],
 )
 async def test_responses_that_fail(response: bytes, why: str) -> None:
-    async with target(responding(response)) as port:
+    async with serving(responding(response)) as port:
         with pytest.raises(UnwellError, match=why):
             await check(port, "/")
 
@@ -144,7 +125,7 @@ async def test_a_response_that_ends_too_early_fails(begin: bytes) -> None:
         writer.write(begin)
         writer.write_eof()
 
-    async with target(handler) as port:
+    async with serving(handler) as port:
         with pytest.raises(UnwellError, match="no HTTP response: the head is truncated"):
             await check(port, "/")
 
@@ -154,7 +135,7 @@ async def test_a_reset_fails() -> None:
         await reader.readuntil(b"\r\n\r\n")
         reset_now(writer)
 
-    async with target(handler) as port:
+    async with serving(handler) as port:
         with pytest.raises(UnwellError, match="no HTTP response: Connection reset by peer"):
             await check(port, "/")
 
@@ -166,7 +147,7 @@ async def test_nobody_listens(path: str | None) -> None:
 
 
 async def test_silence_fails_after_the_timeout() -> None:
-    async with target(silent) as port:
+    async with serving(silent) as port:
         with pytest.raises(UnwellError, match=r"no response within 0\.3 s"):
             await check(port, "/", timeout_s=SHORT_S)
 
@@ -179,7 +160,7 @@ async def test_a_target_that_drips_cannot_prolong_a_check() -> None:
             await writer.drain()
             await asyncio.sleep(0.001)
 
-    async with target(handler) as port:
+    async with serving(handler) as port:
         with pytest.raises(UnwellError, match=r"no response within 0\.3 s"):
             await check(port, "/", timeout_s=SHORT_S)
 
@@ -190,7 +171,7 @@ async def test_a_flood_takes_little_memory() -> None:
             writer.write(b"HTTP/1.1 102 Wait\r\n\r\n" * 5000)
             await writer.drain()
 
-    async with target(handler) as port:
+    async with serving(handler) as port:
         tracemalloc.start()
         try:
             with pytest.raises(UnwellError):
@@ -215,7 +196,7 @@ async def test_a_proxy_header_says_that_this_is_no_client(version: ProxyVersion,
         seen.set_result(await reader.readexactly(len(header)))
         await responding(b"HTTP/1.1 200 OK\r\n\r\n")(reader, writer)
 
-    async with target(handler) as port:
+    async with serving(handler) as port:
         await check(port, "/", proxy=version)
         assert seen.result() == header
 
@@ -225,7 +206,7 @@ async def test_certificates_are_checked_as_for_clients(tmp_path: Path) -> None:
     authority, other = Authority(tmp_path), Authority(tmp_path / "other")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority.cert, authority.key)
-    async with target(responding(b"HTTP/1.1 200 OK\r\n\r\n"), context) as port:
+    async with serving(responding(b"HTTP/1.1 200 OK\r\n\r\n"), context) as port:
         for path in (None, "/"):
             await check(port, path, tls=True, ca=authority.ca_file)
             with pytest.raises(UnwellError, match="TLS: "):
@@ -234,13 +215,13 @@ async def test_certificates_are_checked_as_for_clients(tmp_path: Path) -> None:
 
 async def test_a_target_that_never_shakes_hands_fails_after_the_timeout(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    async with target(silent) as port:
+    async with serving(silent) as port:
         with pytest.raises(UnwellError, match="no response within"):
             await check(port, tls=True, ca=authority.ca_file, timeout_s=SHORT_S)
 
 
 async def test_without_a_descriptor_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goreprox.net.sockets.taken_from_spare", lambda _: True)
-    async with target(silent) as port:
+    async with serving(silent) as port:
         with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
             await check(port)

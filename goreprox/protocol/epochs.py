@@ -17,6 +17,7 @@ import enum
 
 from goreprox.protocol.limits import ALLOWANCE_S, RESTART_MAX_S, RESTART_MIN_S
 from goreprox.protocol.path import Path
+from goreprox.protocol.paths import Paths
 
 
 class Phase(enum.Enum):
@@ -47,7 +48,7 @@ class Change(enum.Enum):
     FAIL = "the session fails"
 
 
-ESTABLISHED = Phase.ESTABLISHED
+ESTABLISHED, RESUMING = Phase.ESTABLISHED, Phase.RESUMING
 """See `state.OPEN`."""
 
 TRANSITIONS: dict[Phase, dict[Change, Phase]] = {
@@ -86,8 +87,10 @@ class Epochs:
         "_paths",
         "_pause_s",
         "_resume_at",
+        "_used_since",
         "grace_s",
         "lost_at",
+        "moved",
         "number",
         "path",
         "phase",
@@ -106,8 +109,11 @@ class Epochs:
         self._own_grace_s = grace_s
         self.grace_s = grace_s
         """The smaller of the two graces: how long streams are kept without a path, less `ALLOWANCE_S`."""
-        self._paths: dict[object, None] = {}
-        """All that are up; the first is tried first."""
+        self.moved = False
+        """Whether the epoch in progress began while the one before it flowed, on a path that is still up."""
+        self._paths = Paths()
+        self._used_since = now
+        """When the epoch in progress began."""
         self._resume_at = 0.0
         """When a pause ends."""
         self._pause_s = RESTART_MIN_S
@@ -124,34 +130,55 @@ class Epochs:
         """Smoothed round-trip time of the path in use; 0.1 until one was measured."""
         return self.path.srtt if self.path is not None and self.path.srtt else 0.1
 
-    def add_path(self, path_id: object) -> bool:
+    def add_path(self, path_id: object, rank: int, now: float) -> bool:
         """Add a path; return whether an epoch is to begin on it: none is in use, or this one has come up anew."""
-        self._paths[path_id] = None
+        self._paths.add(path_id, rank, now)
         return self.path is None or self.path.path_id == path_id
 
-    def remove_path(self, path_id: object) -> bool:
+    def remove_path(self, path_id: object, now: float) -> bool:
         """Remove a path; return whether it was in use."""
-        self._paths.pop(path_id, None)
+        self._paths.remove(path_id)
         if self.phase is Phase.PAUSED and not self._paths:
             self._change(Change.END)
-        return self.path is not None and self.path.path_id == path_id
+        if self.path is None or self.path.path_id != path_id:
+            return False
+        self._paths.lost(path_id, now, used_s=now - self._used_since, moved=self.moved)
+        return True
 
     def __len__(self) -> int:
         """Return how many paths are up."""
         return len(self._paths)
 
-    def begin(self, now: float, *, path_id: object | None = None, above: int = 0) -> None:
-        """Begin an epoch of ours, numbered above all seen so far and `above`; on the first path unless one is named."""
-        number = max(self.number, above) + 1
+    def begin(self, now: float, *, path_id: object | None = None, above: int = 0, moved: bool = False) -> None:
+        """Begin an epoch of ours, numbered above all seen so far and `above`; on the next path unless one is named.
+
+        If both ends begin one at once, the opener's has the higher number, since it is the opener that prefers a path.
+        """
+        number = max(self.number, above) + (2 if self._opener else 1)
         if number % 2 != (0 if self._opener else 1):
             number += 1
-        self.adopt(number, next(iter(self._paths)) if path_id is None else path_id, now)
+        self.adopt(number, self._paths.next(now) if path_id is None else path_id, now, moved=moved)
 
-    def adopt(self, number: int, path_id: object, now: float) -> None:
+    def adopt(self, number: int, path_id: object, now: float, *, moved: bool) -> None:
         """Take part in epoch `number`, which the peer has begun."""
         self.number = number
+        self.moved = moved
         self.path = Path(path_id, number, now=now)
+        self._used_since = now
         self._change(Change.BEGIN)
+
+    @property
+    def better(self) -> tuple[object, float] | None:
+        """The path that is preferred to the one in use while streams flow, and from when on it is to be used."""
+        if self.phase is not ESTABLISHED:
+            return None
+        assert self.path is not None
+        return self._paths.better(self.path.path_id)
+
+    def is_moved_by(self, path_id: object) -> bool:
+        """Whether a new epoch of the peer's on this path ends one of which nothing shows that it was lost."""
+        path = self.path
+        return self.phase is ESTABLISHED and path is not None and path.path_id != path_id and not path.probed
 
     def establish(self, now: float) -> float:
         """Note that the peer's last page has arrived; return for how many seconds no stream has flowed."""
@@ -185,8 +212,7 @@ class Epochs:
         self._resume_at = now + self._pause_s
         self._change(Change.LOSE)
         self._leave_path(now)
-        del self._paths[path.path_id]  # to the end
-        self._paths[path.path_id] = None
+        self._paths.lost(path.path_id, now, used_s=now - self._used_since, moved=self.moved)
 
     def _leave_path(self, now: float) -> None:
         self.path = None
@@ -214,6 +240,8 @@ class Epochs:
             times.append(due)
         if self.phase is Phase.PAUSED:
             times.append(self._resume_at)
+        if (better := self.better) is not None:
+            times.append(better[1])
         if streams and self.lost_at is not None:
             times.append(self.lost_at + self.grace_s + ALLOWANCE_S)
         return times

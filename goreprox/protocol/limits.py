@@ -87,6 +87,14 @@ RESTART_MIN_S = 0.05
 RESTART_MAX_S = 2.0
 """Between two epochs begun on a path that stays up."""
 
+SETTLE_MIN_S = 7.0
+"""A path that is preferred is returned to once it has been up for this and up to half as long again, which differs from
+session to session: longer than the 6 s after which a link to a frozen broker counts as lost."""
+SETTLE_MAX_S = 300.0
+"""Doubled up to this each time a path is lost within `STEADY_S` after a session has moved to it. So one that comes and
+goes, in whatever rhythm, costs a session six moves until it waits for so long, or one in a minute."""
+STEADY_S = 60.0
+
 ALLOWANCE_S = 8.0
 """Added to the grace. Ends notice an outage up to 6 s apart, and after it reconnection may take 0.25 s (interval) + 2 s
 (connect timeout). 8 s are enough for an end that noticed at once; 6 + 8 < 15 s bounds the one that noticed last."""

@@ -291,7 +291,7 @@ class Multiplexer:
         `down_s` is for how long no stream has flowed.
         """
         resumption = self.resumption
-        if self.counters.outages:
+        if self.counters.outages and not self.epochs.moved:
             resumption.outage_s = down_s
             self._budget.totals.resumes += 1
             self._budget.totals.resume_s += down_s

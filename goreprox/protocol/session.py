@@ -5,7 +5,7 @@ Every epoch (`epochs`) begins with pages of `Resume` from its initiator, to whic
 the pages name. The streams are in the `multiplexer`, what they have to send is in the `outbox`.
 
 Sans-IO: the driver brings messages, paths and the time; it takes messages (`flush`) and notices, and calls `tick` at
-`deadline`.
+`deadline`. Whatever happens to a session is here, hence so long.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from typing import assert_never
 from goreprox.protocol import wire
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.endings import Endings
-from goreprox.protocol.epochs import ESTABLISHED, Epochs, Phase
+from goreprox.protocol.epochs import ESTABLISHED, RESUMING, Epochs, Phase
 from goreprox.protocol.errors import RemoteProtocolError
 from goreprox.protocol.events import (
     Abort,
@@ -103,6 +103,10 @@ class Session:
         """The path in use."""
         return self.epochs.path
 
+    def uses(self, path_id: object) -> bool:
+        """Whether this path is in use."""
+        return self.path is not None and self.path.path_id == path_id
+
     @property
     def stalled(self) -> bool:
         """Whether the peer was probed and has not acknowledged anything since."""
@@ -133,25 +137,26 @@ class Session:
 
     # Paths.
 
-    def path_up(self, path_id: object, now: float) -> None:
-        """Add a path, or note that it has come up anew; it is used unless another one is."""
-        if self.failed is None and self.epochs.add_path(path_id):
+    def path_up(self, path_id: object, now: float, *, rank: int = 0) -> None:
+        """Add a path, or note that it has come up anew; it is used unless another one is.
+
+        Once it has settled, it takes over from one of lower `rank`.
+        """
+        if self.failed is None and self.epochs.add_path(path_id, rank, now):
             self._end_epoch(now)
-            self.epochs.begin(now, path_id=path_id)
-            self._begin_epoch()
+            self._begin(now, path_id=path_id)
 
     def path_down(self, path_id: object, now: float) -> None:
         """Remove a path; another one takes over if there is one."""
-        if self.epochs.remove_path(path_id):
+        if self.epochs.remove_path(path_id, now):
             self._end_epoch(now)
             if len(self.epochs):
-                self.epochs.begin(now)
-                self._begin_epoch()
+                self._begin(now)
 
-    def _end_epoch(self, now: float, *, pause: bool = False) -> None:
-        """Drop all that belongs to the epoch in progress."""
+    def _end_epoch(self, now: float, *, pause: bool = False, moves: bool = False) -> None:
+        """Drop all that belongs to the epoch in progress; if the session `moves`, the next one takes over at once."""
         epochs = self.epochs
-        if epochs.phase is ESTABLISHED:
+        if (epochs.phase is ESTABLISHED and not moves) or (epochs.phase is RESUMING and epochs.moved):
             self.counters.outages += 1
             self._budget.totals.outages += 1
         if pause:
@@ -159,8 +164,13 @@ class Session:
         else:
             epochs.end(now)
         self._outbox.clear()
-        self.multiplexer.give_up_unsent()
+        if not moves:
+            self.multiplexer.give_up_unsent()
         self._outbox.wake()
+
+    def _begin(self, now: float, *, path_id: object | None = None, above: int = 0, moved: bool = False) -> None:
+        self.epochs.begin(now, path_id=path_id, above=above, moved=moved)
+        self._begin_epoch()
 
     def _begin_epoch(self) -> None:
         """Prepare what is said first in the epoch that has begun."""
@@ -191,13 +201,15 @@ class Session:
         if path is not None and path.lost(now):
             self._end_epoch(now, pause=True)
         elif path is not None and path.probe_due(now):
-            if path.stalled and self.established and len(epochs) > 1:
+            if path.stalled and (self.established or epochs.moved) and len(epochs) > 1:
                 self._end_epoch(now, pause=True)
             else:
                 self._outbox.control.append(Probe())
         if epochs.pause_over(now):
-            epochs.begin(now)
-            self._begin_epoch()
+            self._begin(now)
+        elif (better := epochs.better) is not None and now >= better[1]:
+            self._end_epoch(now, moves=True)
+            self._begin(now, path_id=better[0], moved=True)
         if self.established:
             for stream_id in self.endings.overdue(now):
                 reason = "the bytes before the reset could not be delivered in time"
@@ -284,12 +296,13 @@ class Session:
         if batch.epoch > epochs.number:
             if batch.epoch > MAX_OFFSET // 2:
                 raise RemoteProtocolError(f"epoch {batch.epoch}, expected at most {MAX_OFFSET // 2}")
-            self._end_epoch(now)
-            if batch.seq != 0 or not batch.events:
-                epochs.begin(now, path_id=path_id, above=batch.epoch)  # its beginning was lost
-                self._begin_epoch()
+            lost = batch.seq != 0 or not batch.events
+            moves = not lost and epochs.is_moved_by(path_id)
+            self._end_epoch(now, moves=moves)
+            if lost:
+                self._begin(now, path_id=path_id, above=batch.epoch)  # its beginning was lost
                 return None
-            epochs.adopt(batch.epoch, path_id, now)
+            epochs.adopt(batch.epoch, path_id, now, moved=moves)
             self._begin_epoch()
         path = epochs.path
         return path if path is not None and path.epoch == batch.epoch and path.path_id == path_id else None

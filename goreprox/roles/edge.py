@@ -293,6 +293,7 @@ class Edge:
 
     def introduce(self, member: Member) -> None:
         """Announce where clients are accepted, in the peer list."""
+        self.driver.own_id = member.name.id
         member.attributes |= self._ports
         self.assignment.check.announce = member.announce
         self._services.announce = lambda services: member.announce({"services": services} | self._ports)

@@ -21,6 +21,7 @@ from goreprox.protocol.fields import Fields
 from goreprox.protocol.limits import IN_FLIGHT_MIN, PATH_ACK_DELAY_S
 from goreprox.protocol.notices import Kind, Notice
 from goreprox.protocol.path import Path
+from goreprox.protocol.paths import rank
 from goreprox.protocol.session import PROTOCOL_ERROR, Session
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Host, Stream
@@ -75,6 +76,8 @@ class Driver:
         """The memory of all streams."""
         self.draining = False
         """Whether we have asked for no new streams."""
+        self.own_id = b""
+        """Our id as a peer, from which it follows which path an edge prefers to each provider."""
         self._application = application
         self._role = role
         self.grace_s = grace_s
@@ -140,7 +143,13 @@ class Driver:
             self._application.peer_changed(peer)
             return
         peer.epochs[carrier] = info.epoch
-        peer.session.path_up(carrier, clock())
+        now = clock()
+        peer.session.path_up(carrier, now, rank=self._rank(carrier, peer))
+        self._schedule(peer, now)
+
+    def _rank(self, carrier: Carrier, peer: Peer) -> int:
+        """Return how much we prefer a path: only edges do, since the two ends know a broker by different addresses."""
+        return 0 if self._role is Role.PROVIDER else rank(self.own_id, peer.id, carrier.label)
 
     def _bury(self, info: PeerInfo) -> None:
         """End the session with the predecessor of a peer, which has proven by its lock that the predecessor is dead."""

@@ -60,6 +60,8 @@ class PeerLog:
         """Tell what a session says of itself."""
         session = peer.session
         match notice.kind:
+            case Kind.ESTABLISHED if session.epochs.moved:
+                self._moved(peer)
             case Kind.ESTABLISHED if not session.counters.outages:
                 self._tell(peer, "peer_up", f"connected to {peer.title}")
             case Kind.ESTABLISHED:
@@ -72,6 +74,11 @@ class PeerLog:
             case Kind.FAILED:
                 text = f"the session with {peer.title} failed, resetting its streams: {notice.reason}"
                 self._tell(peer, "peer_failed", text, "WARNING", reason=notice.reason)
+
+    def _moved(self, peer: Peer) -> None:
+        broker = next((carrier.label for carrier in peer.epochs if peer.session.uses(carrier)), None)
+        text = f"moved the session with {peer.title}, which has {_streams(peer)}, to the broker {broker}"
+        self._tell(peer, "peer_moved", text, broker=broker, streams=len(peer.session.streams))
 
     def _resumed(self, peer: Peer) -> None:
         session = peer.session

@@ -59,6 +59,7 @@ class Node:
         self.unchecked = 0
         """Events since its streams were last checked."""
         self.app: Any = self.process.run(cluster.edge if role is Role.EDGE else cluster.provider)
+        self.driver.own_id = self.name.id
         if role is Role.EDGE:
             self.process.run(self.app.listeners.start)
         attributes: dict[str, object] = {"protocol": [VERSION_LEAST, VERSION]}
@@ -303,6 +304,7 @@ class Cluster:
         node.process.execve(kept)
         items = map(cbor2.loads, written)
         node.app = self.edge(restored_listeners(items)) if node.role is Role.EDGE else self.provider()
+        node.driver.own_id = node.name.id
         _state_of(node).restore(items, trial=False)
         node.links = [link.again(node.driver) for link in node.links]
         if node.role is Role.EDGE:

@@ -331,7 +331,7 @@ class SimBroker:
 
     def __init__(self, net: Network, process: Process) -> None:
         self.process = process
-        self.switch = Switch(lease_s=TIMINGS.lease_s, max_peers=64)
+        self.switch = Switch(lease_s=TIMINGS.lease_s, max_peers=128)
         self._net = net
         self._wires: dict[bytes, Wire] = {}
         self._outboxes = Outboxes(transmit=self._transmit, overflowed=self._overflowed, call_later=process.call_later)

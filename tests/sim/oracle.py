@@ -330,6 +330,7 @@ class Oracle:
                     f"{node.process.slot}: {node.driver.budget.pool_used_bytes} bytes of the shared pool used at rest"
                 )
         self._check_views()
+        self._check_preferences()
         self._check_published()
         for far in (*self._cluster.clients, *self._cluster.targets):
             if not far.over:
@@ -352,6 +353,15 @@ class Oracle:
                 for carrier, epoch in peer.epochs.items():
                     if peer_lists[carrier.label].get(peer.id) != epoch:
                         raise Violation(f"{node.process.slot} knows a peer that {carrier.label} does not: {peer.info}")
+
+    def _check_preferences(self) -> None:
+        """Check that every session of an edge uses the path that the edge prefers, of those that have settled."""
+        for node in (node for node in self._alive() if node.role is Role.EDGE and node.closing_at is None):
+            now = node.process.boot_time()
+            for peer in node.driver.peers.values():
+                better = peer.session.epochs.better
+                if better is not None and better[1] <= now:
+                    raise Violation(f"{node.process.slot} has not moved its session with {peer.info.name.name}")
 
     def _check_published(self) -> None:
         """Check that the lowest key has the wanted port, and that each provider knows what edges say."""

@@ -1,6 +1,7 @@
 """Whole clusters on virtual time: seeds, cases that seeds once found, and seeded defects that they must catch."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,12 @@ from brokers.envelope import Down
 from brokers.presence import Presence
 from brokers.switch import Switch
 from goreprox.net import sockets
+from goreprox.process.feed import KEPT
 from goreprox.protocol.events import Ack, Code
 from goreprox.protocol.fair import FairQueue
+from goreprox.protocol.limits import SETTLE_MIN_S
 from goreprox.protocol.multiplexer import Multiplexer
+from goreprox.protocol.paths import Paths
 from goreprox.protocol.receiver import ReceiveHalf
 from goreprox.protocol.session import Session
 from goreprox.protocol.state import State
@@ -190,6 +194,74 @@ def test_reset_is_delivered_after_linger_when_the_client_stops_reading(
     assert seen == [False, True]
 
 
+# Where sessions are: spread over brokers, and back after each restart, but never after a broker that comes and goes.
+
+
+def moves(cluster: Cluster) -> int:
+    """Return how often edges moved a session from one broker to another."""
+    return sum(
+        event.name == "peer_moved"
+        for slot in cluster.edge_slots
+        for event in cluster.nodes[slot].driver.feed.after(0, KEPT)
+    )
+
+
+def on_brokers(cluster: Cluster) -> dict[tuple[str, str], str]:
+    """Return by pair of edge and provider which broker its session uses."""
+    return {
+        (slot, peer.info.name.name): path.path_id.label  # type: ignore[attr-defined] # opaque to sessions
+        for slot in cluster.edge_slots
+        for peer in cluster.nodes[slot].driver.peers.values()
+        if (path := peer.session.path) is not None
+    }
+
+
+def rolling_restart(edges: int = 4, providers: int = 6) -> list[dict[tuple[str, str], str]]:
+    """Restart each of 4 brokers under traffic; return where sessions were before, and some seconds after each."""
+    faults = tuple(Fault(30.0 * (index + 1), 1.0, "kill", (f"b{index}",)) for index in range(4))
+    seen: list[dict[tuple[str, str], str]] = []
+
+    def look(cluster: Cluster) -> None:
+        seen.append(on_brokers(cluster))
+        if len(seen) < 4:
+            cluster.world.after(30.0, look, cluster)
+
+    endless = Program(1, total=1000 * KIB, chunk=KIB, pause=0.1), Program(2, total=1000 * KIB, chunk=KIB, pause=0.1)
+    plan = plan_of(Arrival(5.0, "e0", *endless), faults=faults, edges=edges, brokers=4, providers=providers)
+    cluster = run(plan, look_at=(29.0, look))
+    seen.append(on_brokers(cluster))
+    assert len(seen) == 5 and all(each == seen[0] for each in seen), seen
+    assert not any(far.was_reset for far in (*cluster.clients, *cluster.targets))
+    assert moves(cluster) <= 2 * len(seen[0])  # to the preferred path at the start, and after its restart
+    return seen
+
+
+def test_sessions_are_where_they_were_after_each_of_a_rolling_restart() -> None:
+    rolling_restart()
+
+
+@pytest.mark.long
+def test_eight_edges_and_sixty_four_providers_are_spread_evenly_over_four_brokers_also_after_restarts() -> None:
+    for where in rolling_restart(edges=8, providers=64):
+        shares = Counter(where.values())
+        assert len(where) == 8 * 64 and len(shares) == 4
+        assert all(0.75 * 128 <= share <= 1.25 * 128 for share in shares.values()), shares
+
+
+def test_sessions_do_not_follow_a_broker_that_comes_and_goes() -> None:
+    flapping()
+
+
+def flapping() -> None:
+    """Kill a broker again and again; check how often sessions move there."""
+    for up_s in (4.0, 20.0):
+        restarts = int(400.0 / (up_s + 1.0))
+        faults = tuple(Fault(20.0 + (up_s + 1.0) * index, 1.0, "kill", ("b0",)) for index in range(restarts))
+        cluster = run(plan_of(faults=faults, edges=3, brokers=2, providers=4))
+        after_start = moves(cluster) / 12
+        assert after_start <= (2.0 if up_s == 4.0 else 4.0), f"{after_start} moves a session, up for {up_s} s at a time"
+
+
 # Suspend: the clock of sessions goes on, the timers of the loop do not.
 
 WAKE_S = 6.0
@@ -316,6 +388,18 @@ def _never_report_room(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Multiplexer, "receive_ack", receive_ack)
 
 
+def _move_to_paths_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Paths, "_settled_at", lambda _self, _rank, now: now)
+
+
+def _wait_no_longer_after_a_failed_move(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("goreprox.protocol.paths.SETTLE_MAX_S", SETTLE_MIN_S)
+
+
+def _stay_on_any_path(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Paths, "better", lambda *_: None)
+
+
 def _let_streams_outlive_the_grace(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("goreprox.protocol.epochs.ALLOWANCE_S", 60.0)
 
@@ -340,6 +424,9 @@ DEFECTS: dict[Patch, Trial] = {
     _end_with_fin: seed(10),
     _reset_ahead_of_the_send_queue: seed(23),
     _never_report_room: fairness,
+    _move_to_paths_at_once: flapping,
+    _wait_no_longer_after_a_failed_move: flapping,
+    _stay_on_any_path: rolling_restart,
     _let_streams_outlive_the_grace: long_outage,
 }
 """Each with what catches it soonest. Where that has changed, a search finds another."""

@@ -115,6 +115,8 @@ class Network:
         """How probable it is that a message is lost, arrives twice, or overtakes the one before it."""
         self.clients: list[Socket] = []
         self.targets: dict[int, Socket] = {}
+        self.settle_s = 0.5
+        """How long a path is up before the edge moves to it."""
         self.refuse = False
         self.refused: list[Stream] = []
         self.failures: list[str] = []
@@ -127,10 +129,12 @@ class Network:
         return client
 
     def connect(self, path: Hashable) -> None:
+        """Bring a path up; the edge prefers later ones by name, and soon moves to them."""
         self.up.add(path)
         for end, session in self.sessions.items():
             self.queues[end, path] = deque()
-            session.path_up(path, self.now)
+            session.epochs._paths._settle_s = min(session.epochs._paths._settle_s, self.settle_s)
+            session.path_up(path, self.now, rank=ord(str(path)[0]) << 16 if end == "edge" else 0)
 
     def cut(self, path: Hashable, *, unseen_by: str = "") -> None:
         """Lose what is on its way; one end may not notice."""

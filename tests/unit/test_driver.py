@@ -119,10 +119,12 @@ class Second:
     def __init__(self, wire: Wire) -> None:
         self.name = wire.name
         self.wire = wire
+        self.arrives_over: Carrier | None = None
 
     def send(self, peer_id: bytes, frames: Sequence[Buffer]) -> bool:
         other = self.wire.others[peer_id]
-        asyncio.get_running_loop().call_soon(other.driver.message, other, self.name.id, list(frames))
+        carrier = self.arrives_over or other
+        asyncio.get_running_loop().call_soon(other.driver.message, carrier, self.name.id, list(frames))
         return True
 
     def link_condition(self, peer_id: bytes) -> None: ...
@@ -365,6 +367,46 @@ async def test_a_carrier_that_is_lost_takes_its_paths_with_it(events: list[str])
     edge.driver.carrier_down(edge, "lost")
     assert not edge.driver.carriers and not peer.epochs and not peer.session.established
     assert events.count("peer_down") == 1 and edge.changed == [peer, peer]
+
+
+def way(label: str) -> Second:
+    carrier = Second(Wire(Role.EDGE))
+    carrier.label = label
+    return carrier
+
+
+async def test_edges_prefer_paths_evenly_over_brokers_and_each_always_the_same() -> None:
+    ways = [way(f"broker-{index}:9888") for index in range(4)]
+    provider = Wire(Role.PROVIDER)
+    preferred: list[int] = []
+    for _ in range(32):
+        edge = Wire(Role.EDGE)
+        edge.driver.own_id = edge.name.id
+        for _ in range(32):
+            peer = edge.meets(Wire(Role.PROVIDER), 1)
+            ranks = [edge.driver._rank(each, peer) for each in ways]
+            assert ranks == [edge.driver._rank(each, peer) for each in ways] and len(set(ranks)) == 4
+            preferred.append(ranks.index(max(ranks)))
+            assert {provider.driver._rank(each, peer) for each in ways} == {0}
+    shares = [preferred.count(index) for index in range(4)]
+    assert all(0.75 * 256 < share < 1.25 * 256 for share in shares), shares
+
+
+@pytest.mark.pure
+async def test_a_session_that_moves_to_the_path_its_edge_prefers_is_no_outage_to_either_end(
+    monkeypatch: pytest.MonkeyPatch, events: list[str]
+) -> None:
+    monkeypatch.setattr("goreprox.protocol.paths.SETTLE_MIN_S", 0.05)
+    edge, provider, peer = await joined()
+    second, back = Second(edge), Second(provider)
+    back_peer = provider.driver.peers[edge.name.id]
+    second.arrives_over, back.arrives_over = back, second
+    provider.meets(edge, 1, over=back)
+    monkeypatch.setattr(edge.driver, "_rank", lambda *_: 1 << 64)
+    edge.meets(provider, 1, over=second)
+    await eventually(lambda: peer.session.uses(second) and peer.session.established and back_peer.session.uses(back))
+    await eventually(lambda: events.count("peer_moved") == 2)
+    assert (peer.session.counters.outages, back_peer.session.counters.outages) == (0, 0)
 
 
 async def test_a_peer_that_is_revoked_over_one_of_two_carriers_stays(events: list[str]) -> None:

@@ -10,7 +10,7 @@ from brokers import carrier, connections, diagnosis, envelope, link, outboxes, p
 from goreprox.config import defaults, published
 from goreprox.keys import join
 from goreprox.net import certificates, handshakes, link_tls
-from goreprox.protocol import budget, congestion, epochs, limits, receiver, wire
+from goreprox.protocol import budget, congestion, epochs, limits, paths, receiver, wire
 from goreprox.protocol.budget import Budget
 from goreprox.protocol.events import Code
 from goreprox.protocol.notices import Kind
@@ -163,6 +163,12 @@ EPOCHS = [
     f"at most 1/{limits.BATCH_SHARE} of the bound, and what arrives in {1000 * limits.MESSAGE_S:g} ms,"
     f" but at least {size(limits.QUANTUM_MIN)};",
     f"streams that wait, at least {size(limits.QUANTUM_MIN)}, at most {size(limits.MAX_PAYLOAD)}.",
+    "The opener counts on by 2 at least",
+    f"by {paths.RANK_BYTES} bytes of BLAKE2b of its own peer id",
+    f"when Probe number {limits.STALL_PROBES + 1} would be due, the session goes back",
+    f"up for {limits.SETTLE_MIN_S:g} to {1.5 * limits.SETTLE_MIN_S:g} s",
+    f"doubles, up to {limits.SETTLE_MAX_S:g} s, each time a path is lost within {limits.STEADY_S:g} s after",
+    f"that is lost later makes it {limits.SETTLE_MIN_S:g} s again",
     f"the next epoch begins after {limits.RESTART_MIN_S:g} s",
     f"up to {limits.RESTART_MAX_S:g} s. If several paths",
     "is not number 0, the beginning was lost",
@@ -211,6 +217,8 @@ TIMERS = [
     f"| {limits.STREAM_ACK_DELAY_S:g} | acknowledgement of delivery. After {limits.PATH_ACK_DELAY_S:g} for half of",
     f"at once for 1/{receiver.ACK_SHARE} of the window (or {size(receiver.ACK_LEAST)}, if that is less than 1/4)",
     f"| {limits.RESTART_MIN_S:g} to {limits.RESTART_MAX_S:g} | between two epochs",
+    f"| {limits.SETTLE_MIN_S:g} to {1.5 * limits.SETTLE_MIN_S:g} | a path is up before a session moves to it; doubled,"
+    f" up to {limits.SETTLE_MAX_S:g}, after a move to one that was lost within {limits.STEADY_S:g}",
     f"| {limits.RESET_LINGER_S:g} | delivery of the bytes before a reset",
 ]
 

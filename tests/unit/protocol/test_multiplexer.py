@@ -261,7 +261,7 @@ def test_an_epoch_that_begins_without_events_is_begun_anew() -> None:
     peer = edge()
     peer.begin(epoch=5)
     peer.heard()
-    assert peer.epoch == 6
+    assert peer.epoch == 8
 
 
 def test_a_higher_epoch_on_an_unknown_path_is_inert() -> None:

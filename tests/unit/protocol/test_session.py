@@ -116,7 +116,7 @@ def test_an_epoch_whose_beginning_was_lost_is_begun_anew(events: tuple[Event, ..
     peer.epoch, peer.seq, peer.received = 5, 1, 0
     peer.say(*events)
     assert [type(event) for event in peer.heard()] == [Resume]
-    assert peer.epoch == 6
+    assert peer.epoch == 8
 
 
 def test_an_epoch_too_high_to_count_on_is_rejected() -> None:

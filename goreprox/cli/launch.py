@@ -1,7 +1,8 @@
 """From options that are right to a role that runs: the log, warnings of what was configured, the limit of files."""
 
 import resource
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from loguru import logger
@@ -10,10 +11,11 @@ from goreprox.cli.app import sources
 from goreprox.cli.reread import Reread
 from goreprox.cli.setup import Config
 from goreprox.config.addresses import Address
+from goreprox.config.reloads import Configuration
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.process import handover, running
-from goreprox.process.handover import Handover, Inherited
 from goreprox.process.log import configure
+from goreprox.process.running import Role
 
 
 def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
@@ -41,8 +43,7 @@ def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
 
         check_installed(config.process)
     raise_file_limit()
-    reread = Reread(arguments)
-    running.run(lambda state: _role(config, reread, state), inherited)
+    running.run(_role(config, Reread(arguments)), inherited)
 
 
 def _links(config: Config) -> list[Address]:
@@ -56,29 +57,32 @@ def _links(config: Config) -> list[Address]:
             return [config.peers.providers, *([] if config.edges is None else [config.edges])]
 
 
-def _role(config: Config, reread: Reread, inherited: Inherited | None) -> Coroutine[object, object, Handover | None]:
-    """Import the role that `config` is of, and no other: each is loaded as a whole before it is ready."""
+def _role(config: Config, reread: Reread) -> Role:
+    """Import the role that `config` is of, and no other: each is loaded as a whole before it is ready.
+
+    It goes on with what a reload has applied if the code that was to take over cannot be started.
+    """
     match config:
         case ServerConfig():
             from goreprox.roles.server import run as run_server
 
-            return run_server(config, read=reread.as_a(ServerConfig), inherited=inherited)
+            return partial(run_server, Configuration(config, reread.as_a(ServerConfig)))
         case BrokerConfig():
             from goreprox.roles.broker import run as run_broker
 
-            return run_broker(config, read=reread.as_a(BrokerConfig), inherited=inherited)
+            return partial(run_broker, Configuration(config, reread.as_a(BrokerConfig)))
         case ProviderConfig():
             from goreprox.roles.provider import run as run_provider
 
-            return run_provider(config, read=reread.as_a(ProviderConfig), inherited=inherited)
+            return partial(run_provider, Configuration(config, reread.as_a(ProviderConfig)))
         case EdgeConfig(workers=1):
             from goreprox.roles.edge import run as run_edge
 
-            return run_edge(config, read=reread.as_a(EdgeConfig), inherited=inherited)
+            return partial(run_edge, Configuration(config, reread.as_a(EdgeConfig)))
         case EdgeConfig():
             from goreprox.roles.workers import run as run_workers
 
-            return run_workers(config, read=reread.as_a(EdgeConfig), inherited=inherited)
+            return partial(run_workers, Configuration(config, reread.as_a(EdgeConfig)))
 
 
 def raise_file_limit() -> None:

@@ -1,9 +1,9 @@
-"""What a reload does with another configuration: which options it applies, and what has changed."""
+"""The configuration of a role, and what a reload does with another one: which options it applies, what has changed."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from goreprox.config.listed import is_group, leaves, option_of
 
@@ -46,6 +46,15 @@ UPGRADE: Final = "needs an upgrade"
 RESTART: Final = "needs a restart"
 
 _C = TypeVar("_C", bound="DataclassInstance")
+
+
+class Configuration(Generic[_C]):
+    """The configuration of a role."""
+
+    def __init__(self, current: _C, read: Callable[[], _C]) -> None:
+        """Begin with the `current` one; `read` returns the next one, or raises GoreproxError."""
+        self.current = current
+        self.read = read
 
 
 class Difference(NamedTuple):

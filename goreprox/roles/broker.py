@@ -13,6 +13,7 @@ from loguru import logger
 from brokers import BindError, Role, Router, Timings
 from goreprox.config.addresses import Address
 from goreprox.config.defaults import EDGE_PORT
+from goreprox.config.reloads import Configuration
 from goreprox.config.roles import BrokerConfig, ServerConfig
 from goreprox.control.socket import serving
 from goreprox.errors import StartError
@@ -166,10 +167,8 @@ def describe(ports: dict[str, int]) -> str:
     return ", ".join(f"{option} on {port}" for option, port in ports.items())
 
 
-async def run(
-    config: BrokerConfig, *, read: Callable[[], BrokerConfig], inherited: Inherited | None = None
-) -> Handover | None:
-    """Run a broker until a signal ends it, or other code is to take over. A reload gets the configuration by `read`.
+async def run(configuration: Configuration[BrokerConfig], inherited: Inherited | None = None) -> Handover | None:
+    """Run a broker until a signal ends it, or other code is to take over.
 
     It does not drain: peers continue over other brokers, or wait for a new one.
 
@@ -177,6 +176,7 @@ async def run(
         StartError: a port is not available, or a directory cannot be used.
         ExportError: what was inherited is not the state of a broker.
     """
+    config = configuration.current
     process, life = config.process, Lifetime()
     before = None if inherited is None else Before.read(inherited)
     if before is None:
@@ -195,7 +195,7 @@ async def run(
         certificates.reconfigured(new.tls)()
         router.limit(new.peers.max_peers)
 
-    reload = Reload(config, life, health, read=read, apply=apply)
+    reload = Reload(configuration, life, health, apply=apply)
     upgrade = Upgrade(life, None, instance, health, ports=listening)
     life.upgrade_asked = upgrade.signalled
     if before is not None:

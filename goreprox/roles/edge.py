@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from brokers import LimitedLog, Role
 from goreprox.config.addresses import Listener
 from goreprox.config.published import is_published
+from goreprox.config.reloads import Configuration
 from goreprox.config.roles import EdgeConfig, ServerConfig
 from goreprox.control.socket import Commands, serving
 from goreprox.endpoint import Endpoint
@@ -329,10 +330,8 @@ class Edge:
         )
 
 
-async def run(
-    config: EdgeConfig, *, read: Callable[[], EdgeConfig], inherited: Inherited | None = None
-) -> Handover | None:
-    """Run an edge until a signal ends it, or other code is to take over. A reload gets the configuration by `read`.
+async def run(configuration: Configuration[EdgeConfig], inherited: Inherited | None = None) -> Handover | None:
+    """Run an edge until a signal ends it, or other code is to take over.
 
     Raises:
         StartError: a port is not available, or the runtime directory cannot be used.
@@ -342,9 +341,9 @@ async def run(
 
     def control(apply: Apply, health: Health, upgrade: Upgrade) -> Commands:
         life.upgrade_asked = upgrade.signalled
-        return {**Reload(config, life, health, read=read, apply=apply).commands, **upgrade.commands}
+        return {**Reload(configuration, life, health, apply=apply).commands, **upgrade.commands}
 
-    return await serve(config, life, control, inherited)
+    return await serve(configuration.current, life, control, inherited)
 
 
 async def serve(

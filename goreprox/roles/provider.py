@@ -6,6 +6,7 @@ from dataclasses import replace
 from brokers import LimitedLog, Role
 from goreprox.config.addresses import TargetAddress
 from goreprox.config.published import ANY_PORT, GRANTED
+from goreprox.config.reloads import Configuration
 from goreprox.config.roles import ProviderConfig
 from goreprox.control.socket import serving
 from goreprox.errors import StartError
@@ -320,15 +321,14 @@ class Provider:
         )
 
 
-async def run(
-    config: ProviderConfig, *, read: Callable[[], ProviderConfig], inherited: Inherited | None = None
-) -> Handover | None:
-    """Run a provider until a signal ends it, or other code is to take over. A reload gets the configuration by `read`.
+async def run(configuration: Configuration[ProviderConfig], inherited: Inherited | None = None) -> Handover | None:
+    """Run a provider until a signal ends it, or other code is to take over.
 
     Raises:
         StartError: the runtime directory cannot be used.
         ExportError: what was inherited is not the state of a provider.
     """
+    config = configuration.current
     before = None if inherited is None else Before.read(inherited)
     member = Member(config.process, "provider", Role.PROVIDER, services=config.services, before=before)
     provider = Provider(config)
@@ -353,7 +353,7 @@ async def run(
         trusting()
         links.reconfigure(new.servers, new.proxy, provider.driver)
 
-    reload = Reload(config, life, health, read=read, apply=apply)
+    reload = Reload(configuration, life, health, apply=apply)
     upgrade = Upgrade(life, provider, member.instance, health, links=links.all)
     life.upgrade_asked = upgrade.signalled
     if before is not None:

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from loguru import logger
 
-from goreprox.config.reloads import Difference, applicable, difference
+from goreprox.config.reloads import Configuration, Difference, applicable, difference
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.control.message import Request
 from goreprox.control.socket import Commands
@@ -22,26 +22,24 @@ LISTED = 16
 
 
 class Reload(Generic[C]):
-    """The configuration of a role, and how to replace it."""
+    """How to replace the configuration of a running role."""
 
     def __init__(
         self,
-        config: C,
+        configuration: Configuration[C],
         life: Lifetime,
         health: Health,
         *,
-        read: Callable[[], C],
         apply: Callable[[C], Awaitable[None]],
     ) -> None:
-        """Begin with `config`; `read` returns the next one. SIGHUP is for us, as long as `life` lasts.
+        """Replace what is current in `configuration`. SIGHUP is for us, as long as `life` lasts.
 
-        `apply` does all that may fail before it changes anything. Both raise GoreproxError.
+        `apply` does all that may fail before it changes anything, and raises GoreproxError.
         """
         life.hung_up = self._hang_up
-        self._config = config
+        self._configuration = configuration
         self._life = life
         self._health = health
-        self._read = read
         self._apply = apply
         self._lock = asyncio.Lock()
         self._hung_up: set[asyncio.Task[None]] = set()
@@ -79,18 +77,19 @@ class Reload(Generic[C]):
         return found
 
     async def _replace(self) -> Difference:
+        before = self._configuration.current
         try:
-            new = self._read()
-            found = difference(self._config, new)
-            config = applicable(self._config, new)
+            new = self._configuration.read()
+            found = difference(before, new)
+            config = applicable(before, new)
             with self._health.moved_to(config.process.health):
                 await self._apply(config)
         except GoreproxError as exc:
             logger.bind(event="reload_failed").error("{}; nothing has changed", exc)
             raise
-        if config.process.log != self._config.process.log:
+        if config.process.log != before.process.log:
             configure(config.process.log.level, as_json=config.process.log.json)
-        self._config = config
+        self._configuration.current = config
         return found
 
 

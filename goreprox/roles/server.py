@@ -1,9 +1,9 @@
 """The server: an edge and a broker in one process, the default way to run."""
 
 import functools
-from collections.abc import Callable
 
 from brokers import Role
+from goreprox.config.reloads import Configuration
 from goreprox.config.roles import ServerConfig
 from goreprox.control.socket import serving
 from goreprox.errors import StartError
@@ -22,15 +22,14 @@ from goreprox.roles.upgrade import Before, Upgrade
 from goreprox.status.snapshot import Source
 
 
-async def run(
-    config: ServerConfig, *, read: Callable[[], ServerConfig], inherited: Inherited | None = None
-) -> Handover | None:
-    """Run a server until a signal ends it, or other code is to take over. A reload gets the configuration by `read`.
+async def run(configuration: Configuration[ServerConfig], inherited: Inherited | None = None) -> Handover | None:
+    """Run a server until a signal ends it, or other code is to take over.
 
     Raises:
         StartError: a port is not available, or a directory or a file cannot be used.
         ExportError: what was inherited is not the state of a server.
     """
+    config = configuration.current
     before = None if inherited is None else Before.read(inherited)
     member = Member(config.process, "server", Role.EDGE, services=config.clients.services, before=before)
     edge, state = restored(config, member, before)
@@ -66,7 +65,7 @@ async def run(
         certify()
         router.limit(new.peers.max_peers)
 
-    reload = Reload(config, life, health, read=read, apply=apply)
+    reload = Reload(configuration, life, health, apply=apply)
     upgrade = Upgrade(life, state, member.instance, health, ports=listening)
     life.upgrade_asked = upgrade.signalled
     if before is not None:

@@ -16,11 +16,12 @@ import contextlib
 import dataclasses
 import pickle
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from loguru import logger
 
+from goreprox.config.reloads import Configuration
 from goreprox.config.roles import EdgeConfig
 from goreprox.control.client import PARENT
 from goreprox.control.socket import serving
@@ -47,17 +48,14 @@ REPLY_S: Final = 10.0
 """How long a worker may take to take over a configuration."""
 
 
-async def run(
-    config: EdgeConfig, *, read: Callable[[], EdgeConfig], inherited: Inherited | None = None
-) -> Handover | None:
-    """Run `config.workers` edges until a signal has ended them all, or other code is to take over.
-
-    A reload gets the configuration by `read`.
+async def run(configuration: Configuration[EdgeConfig], inherited: Inherited | None = None) -> Handover | None:
+    """Run an edge's workers until a signal has ended them all, or other code is to take over.
 
     Raises:
         StartError: one of them cannot start; the others were ended.
         ExportError: what was inherited is not the state of a parent.
     """
+    config = configuration.current
     process, parent = config.process, Parent(config)
     before = None if inherited is None else Before.read(inherited)
     if before is None:
@@ -72,7 +70,7 @@ async def run(
                 raise problem
             return None
     health = Health(process.health, parent.report, None if before is None else before.health)
-    reload = Reload(config, parent, health, read=read, apply=parent.reconfigure)
+    reload = Reload(configuration, parent, health, apply=parent.reconfigure)
     upgrade = Upgrade(parent, parent, instance, health)
     parent.upgrade_asked = upgrade.signalled
     if before is not None:

@@ -10,6 +10,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from tests.e2e.course import Course, Target
+from tests.e2e.reloading import apply, configure
 from tests.e2e.roles import Client, echoed, whole
 from tests.e2e.upgrading import BASIC, NO_EXECVE, Refusal, Upgradable, start, upgradable, upgrade
 from tests.support.processes import Process, descriptors
@@ -227,8 +228,11 @@ async def test_a_broker_takes_part(tmp: Path) -> None:
 
 
 async def test_code_that_goes_missing_leaves_the_old_code_of_a_server_at_work(tmp: Path) -> None:
-    async with upgradable(tmp, "server", echo, web=polite, program=("-c", NO_EXECVE)) as made:
+    configure(tmp, "server", max_connections=500)
+    options = (*BASIC, "--config", str(tmp / "server.toml"))
+    async with upgradable(tmp, "server", echo, *options, web=polite, program=("-c", NO_EXECVE)) as made:
         client, web = await made.connect(), await made.connect(made.web)
+        await apply(tmp, "server", max_connections=600)
         for word in (b"one", b"two"):
             await echoed(client, word)
             await asked(web, word)
@@ -238,6 +242,10 @@ async def test_code_that_goes_missing_leaves_the_old_code_of_a_server_at_work(tm
         await echoed(client, b"three")
         await asked(web, b"three")
         await whole(made, made.port)
+        assert await apply(tmp, "server", max_connections=700) == {
+            "applied": ["~ max-connections: 600 -> 700"],
+            "kept": [],
+        }, "what was reloaded before is in force"
         for _, writer in (client, web):
             writer.close()
 

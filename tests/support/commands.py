@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from goreprox.config.reloads import Configuration
+
 
 class Started:
     """Notes what a command would have run with, in place of the network."""
 
     config: Any = None
 
-    async def __call__(self, config: object, **_: object) -> None:
-        self.config = config
+    async def __call__(self, configuration: Configuration[Any], _inherited: object) -> None:
+        self.config = configuration.current

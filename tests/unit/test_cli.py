@@ -841,7 +841,7 @@ def test_a_role_imports_no_other_role_and_no_other_command(tmp_path: Path) -> No
     file.write_text("grace = 5\nlisten = ['8080']")
     code = (
         "import sys, goreprox.roles.provider as role\n"
-        "async def run(config, *, read, inherited): assert config.connections.grace_s == 5\n"
+        "async def run(configuration, _): assert configuration.current.connections.grace_s == 5\n"
         "role.run = run\n"
         "from goreprox.cli.main import main\n"
         "assert main(['provider', '3000', '--server', 'h', '--insecure']) == 0\n"

@@ -3,7 +3,7 @@
 It reports which peers are up. It may lose messages; its users recover. It imports nothing from goreprox.
 """
 
-from brokers.carrier import Buffer, Carrier, LinkCondition, Receiver, Timings
+from brokers.carrier import Buffer, Carrier, LinkCondition, Receiver, RemoteCarrier, Timings
 from brokers.causes import OF_PROXY, Cause
 from brokers.cbor import decode_cbor
 from brokers.connect import NEXT_ADDRESS_S, connect, interleaved
@@ -47,6 +47,7 @@ __all__ = [
     "PeerName",
     "Proxy",
     "Receiver",
+    "RemoteCarrier",
     "Role",
     "Router",
     "SocketAddress",

@@ -1,10 +1,11 @@
 """The interface of the fabric to its users, the same for links and for peers in the broker's process."""
 
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from brokers.peers import PeerInfo
+from brokers.peers import LinkIdentity, PeerInfo
 
 Buffer = bytes | memoryview
 
@@ -29,6 +30,16 @@ class Timings:
     def renew_s(self) -> float:
         """Between two keep-alive messages."""
         return self.link_timeout_s / 3
+
+
+class LinkState(enum.Enum):
+    """How far a link has got with its broker."""
+
+    DOWN = enum.auto()
+    """Not connected, or in the handshake."""
+    GREETING = enum.auto()
+    """Connected; the broker has not responded to our Hello."""
+    UP = enum.auto()
 
 
 class LinkCondition(NamedTuple):
@@ -57,6 +68,35 @@ class Carrier(Protocol):
 
     async def close(self, *, linger_s: float) -> None:
         """Leave; what is queued has `linger_s` seconds to go out."""
+
+
+class RemoteCarrier(Carrier, Protocol):
+    """A carrier to brokers elsewhere, which reconnects by itself: what its owner and the status need of it."""
+
+    state: LinkState
+
+    @property
+    def up(self) -> bool:
+        """Whether it is connected."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is down, for people; None if it is up, or nothing is known yet."""
+
+    @property
+    def since_s(self) -> float:
+        """For how long it has been up, or down."""
+
+    @property
+    def identity(self) -> LinkIdentity | None:
+        """What the process that replaces this one needs to be the same to the broker, if anything."""
+
+    @property
+    def proxied(self) -> str | None:
+        """What it connects through, for people, if not directly."""
+
+    def start(self) -> None:
+        """Connect, and reconnect until it is closed."""
 
 
 class Receiver(Protocol):

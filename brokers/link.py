@@ -16,7 +16,6 @@ Every step of a connection is here, from its address to its end, hence so long.
 """
 
 import asyncio
-import enum
 import errno
 import random
 import secrets
@@ -25,7 +24,7 @@ from typing import Final, NamedTuple
 
 import zmq
 
-from brokers.carrier import Buffer, LinkCondition, Receiver, Timings
+from brokers.carrier import Buffer, LinkCondition, LinkState, Receiver, Timings
 from brokers.causes import Cause
 from brokers.channel import Channel, Monitor
 from brokers.diagnosis import Diagnosis
@@ -74,16 +73,6 @@ _HANDSHAKE_FAILED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH,
 )
 _EVENTS: Final = sum((zmq.EVENT_CONNECTED, zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_SUCCEEDED, *_HANDSHAKE_FAILED))
-
-
-class LinkState(enum.Enum):
-    """How far a link has got with its broker."""
-
-    DOWN = enum.auto()
-    """Not connected, or in the handshake."""
-    GREETING = enum.auto()
-    """Connected; the broker has not responded to our Hello."""
-    UP = enum.auto()
 
 
 class _Handshake(NamedTuple):
@@ -182,8 +171,13 @@ class Link:
 
     @property
     def proxy(self) -> Proxy | None:
-        """What it connects through, if not directly; its text is for people."""
+        """What it connects through, if not directly."""
         return self._dialer.proxy
+
+    @property
+    def proxied(self) -> str | None:
+        """The same, for people."""
+        return None if self.proxy is None else str(self.proxy)
 
     @property
     def since_s(self) -> float:

@@ -36,6 +36,7 @@ docs/security
 :caption: Operate
 
 docs/operations
+docs/nats
 docs/deploy
 docs/status
 docs/metrics

@@ -85,7 +85,9 @@ def add(
     services: _Services = None,
     publish: _Publish = None,
     share: _Share = False,
-    address: Annotated[list[str] | None, Parameter(group=KEYS, negative="", metavar="[tls://]HOST[:PORT]")] = None,
+    address: Annotated[
+        list[str] | None, Parameter(group=KEYS, negative="", metavar="[tls://|nats://]HOST[:PORT]")
+    ] = None,
     json: _Json = False,
     state_dir: _StateDir = None,
 ) -> None:
@@ -107,15 +109,16 @@ def add(
     share
         Allow names that another key has, too.
     address
-        Put this address of the server into the join string. May be repeated. [default: that of server --address]
+        Put this address of the server, or of a NATS server, into the join string. May be repeated. [default: that of
+        server --address]
     json
         Print a JSON object: that of `list --json`, the addresses, and the join string.
     """
     state = _state(state_dir, make=True)
     reach = state.reach()
     here = reach.providers if role == "provider" else reach.edges
-    given = [Address.parse_link(text, here.port) for text in address or ()]
-    addresses = [each.within_tls if here.tls else each for each in given] or None
+    given = [Address.parse_remote(text, here.port) for text in address or ()]
+    addresses = [each.within_tls if here.tls and not each.nats else each for each in given] or None
     for each in addresses or ():
         check_dialable("address", each)
     path = state.add(Role[role.upper()], name, _wanted(services), addresses, publish=_grants(publish), share=share)

@@ -29,7 +29,12 @@ def launch(config: Config, file: Path | None, arguments: Sequence[str]) -> None:
         logger.bind(event="unknown_variable").warning("{}", line)
     if file is not None:
         logger.bind(event="config", file=str(file)).info("options are read from {}", file.resolve())
-    exposed = [address for address in _links(config) if not address.is_loopback]
+    links = _links(config)
+    if any(each.nats for each in links):
+        from goreprox.roles.cluster import check_installed as check_nats
+
+        check_nats(links)
+    exposed = [address for address in links if not address.is_loopback]
     for what, found in (
         ("are plaintext", [str(each) for each in exposed if not each.tls]),
         ("have no keys", [str(each) for each in exposed if each.tls]),

@@ -34,7 +34,7 @@ from goreprox.errors import ConfigError
 
 def _remotes(port: int) -> Parameter:
     """Declare addresses to connect to, at `port` where they name none."""
-    return several(functools.partial(Address.parse_link, default_port=port), "[tls://]HOST[:PORT]")
+    return several(functools.partial(Address.parse_remote, default_port=port), "[tls://|nats://]HOST[:PORT]")
 
 
 _CONNECTIONS: Final = ConnectionConfig()
@@ -94,8 +94,8 @@ def edge(
     Parameters
     ----------
     broker
-        Connect to this broker, by default to port 9888, in TLS if it begins with tls://. May be repeated. [default: as
-        the join string says]
+        Connect to this broker, by default to port 9888, in TLS if it begins with tls://, or to this server of a NATS
+        cluster: nats://HOST, port 4222. May be repeated. [default: as the join string says]
     workers
         Run so many processes that share the ports. Limits of connections and memory are for each of them.
     address
@@ -164,8 +164,8 @@ def provider(
         Expose this server: [SERVICE=][tls://][HOST:]PORT, with tls:// if it speaks TLS only, or [SERVICE=]unix:PATH.
         By default the service is `default` and the host 127.0.0.1. May be repeated. Required.
     server
-        Connect to this server or broker, by default to port 9887, in TLS if it begins with tls://. May be repeated.
-        [default: as the join string says]
+        Connect to this server or broker, by default to port 9887, in TLS if it begins with tls://, or to this server of
+        a NATS cluster: nats://HOST, port 4222. May be repeated. [default: as the join string says]
     weight
         Get this share of new connections, relative to other providers of the service, 0.01 to 1000.
     """

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
-from goreprox.config.defaults import DEFAULT_SERVICE, EDGE_PORT, PROVIDER_PORT
+from goreprox.config.defaults import DEFAULT_SERVICE, EDGE_PORT, NATS_PORT, PROVIDER_PORT
 from goreprox.config.names import NAME, check_name
 from goreprox.config.published import is_published
 from goreprox.endpoint import MAX_PORT
@@ -21,6 +21,7 @@ _HOST_NAME: Final = re.compile(
 )
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _TLS: Final = "tls://"
+_NATS: Final = "nats://"
 _UNIX: Final = "unix:"
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 WILDCARDS: Final = (None, "0.0.0.0", "::")
@@ -35,6 +36,8 @@ class Address:
     port: int
     tls: bool = False
     """Whether there is TLS around the links there."""
+    nats: bool = False
+    """Whether a NATS server is there, and no broker of ours."""
 
     @classmethod
     def parse(cls, text: str, default_port: int | None = None) -> Self:
@@ -64,6 +67,22 @@ class Address:
         found = cls.parse(text.removeprefix(_TLS), default_port)
         return cls(found.host, found.port, tls=text.startswith(_TLS))
 
+    @classmethod
+    def parse_remote(cls, text: str, default_port: int | None = None) -> Self:
+        """Read the address of a broker to connect to: as `parse_link`, or after `nats://` that of a NATS server.
+
+        Raises:
+            ConfigError: it is malformed.
+        """
+        if not text.startswith(_NATS):
+            return cls.parse_link(text, default_port)
+        return replace(cls.parse(text.removeprefix(_NATS), NATS_PORT), nats=True)
+
+    @property
+    def has_certificate(self) -> bool:
+        """Whether who responds there has to show a certificate; NATS servers need none on loopback."""
+        return self.tls or self.nats
+
     @property
     def within_tls(self) -> Self:
         """The same for links within TLS."""
@@ -90,7 +109,7 @@ class Address:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in (self.host or "") else self.host or ""
-        return f"{_TLS if self.tls else ''}{host}:{self.port}"
+        return f"{_NATS if self.nats else _TLS if self.tls else ''}{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from typing import Final
 CLIENT_PORT: Final = 8080
 PROVIDER_PORT: Final = 9887
 EDGE_PORT: Final = 9888
+NATS_PORT: Final = 4222
+"""What IANA has assigned to NATS clients."""
 SAME_PORT: Final = 0
 """Port of an address that join strings name: the one that is listened on."""
 DEFAULT_SERVICE: Final = "default"

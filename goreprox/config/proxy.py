@@ -137,11 +137,17 @@ class ProxyConfig:
         Raises:
             ConfigError: one is not, or two are.
         """
-        if self.ca is not None and not any(broker.tls for broker in brokers):
+        if self.ca is not None and not any(broker.has_certificate for broker in brokers):
             raise ConfigError(
                 f"server-ca {self.ca}: there is no TLS with any {option}; write tls:// before its address, or leave "
                 "--server-ca out"
             )
+        for broker in brokers:
+            if broker.nats and (url := self.of(broker)) is not None:
+                raise ConfigError(
+                    f"proxy {url.text}: there is none for NATS servers, like {broker}; name the {option} that it is "
+                    "for, as in BROKER=URL"
+                )
         if len(self.urls) > MAX_ENDPOINTS:
             raise ConfigError(f"proxy: expected at most {MAX_ENDPOINTS}, got {len(self.urls)}")
         check_distinct("proxy", ["for all" if each.broker is None else f"for {each.broker}" for each in self.urls])

@@ -46,41 +46,13 @@ class Watcher:
         return None if key is None else key.grant
 
     def objection(self, public_key: bytes, attributes: Mapping[str, object]) -> str | None:
-        """Return why a peer with this key may not offer (provider) or open (edge) what it announces; None if it may.
-
-        Published names are among the services, and are checked on their own. No edge announces them.
-        Providers let an edge that announces no services open any (`attributes.may_open`), so with a restricted key it
-        has to announce them.
-        """
+        """Return why a peer with this key may not announce these attributes; None if it may."""
         key = self._keys.value.get(public_key)
-        if key is None:
-            return "its key is not authorised"
-        services = attributes.get("services", [])
-        names = _published(services)
-        if (refusal := _unpublishable(key, names)) is not None or key.services is None:
-            return refusal
-        if key.role is Role.EDGE and "services" not in attributes:
-            return f"it names no services, and the key {key.name} does not allow all: upgrade the edge"
-        if not isinstance(services, list):
-            return "its services are malformed"
-        more = sorted(str(service) for service in services if service not in (*key.services, *names))
-        if not more:
-            return None
-        remedy = f"`goreprox keys set {key.name} --services …` on the server changes what it allows"
-        return f"the key {key.name} does not allow the service {more[0][:64]}; {remedy}"
+        return "its key is not authorised" if key is None else objection(key, attributes)
 
     def certified(self, public_key: bytes, attributes: Mapping[str, object]) -> Mapping[str, object]:
         """Return the attributes with what the key of a peer that publishes, or serves published names, allows it."""
-        rest = {name: value for name, value in attributes.items() if name != GRANTED}
-        key = self._keys.value.get(public_key)
-        if key is None:
-            return rest
-        if key.role is Role.EDGE:
-            return rest | {GRANTED: True} if key.services is None and rest.get(PUBLISHES) is True else rest
-        if not _published(rest.get("services")):
-            return rest
-        ranges = [[grant.ports.first, grant.ports.last] for grant in key.publish if grant.ports is not None]
-        return rest | {GRANTED: [public_key, ranges]}
+        return certified(self._keys.value.get(public_key), attributes)
 
     def forget(self) -> None:
         """Authorise nobody from now on."""
@@ -148,7 +120,42 @@ class Watcher:
         return keys
 
 
-def _published(services: object) -> list[str]:
+def objection(key: Authorized, attributes: Mapping[str, object]) -> str | None:
+    """Return why a peer with this key may not offer (provider) or open (edge) what it announces; None if it may.
+
+    Published names are among the services, and are checked on their own. No edge announces them.
+    Providers let an edge that announces no services open any (`attributes.may_open`), so with a restricted key it
+    has to announce them.
+    """
+    services = attributes.get("services", [])
+    names = published(services)
+    if (refusal := _unpublishable(key, names)) is not None or key.services is None:
+        return refusal
+    if key.role is Role.EDGE and "services" not in attributes:
+        return f"it names no services, and the key {key.name} does not allow all: upgrade the edge"
+    if not isinstance(services, list):
+        return "its services are malformed"
+    more = sorted(str(service) for service in services if service not in (*key.services, *names))
+    if not more:
+        return None
+    remedy = f"`goreprox keys set {key.name} --services …` on the server changes what it allows"
+    return f"the key {key.name} does not allow the service {more[0][:64]}; {remedy}"
+
+
+def certified(key: Authorized | None, attributes: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the attributes of a peer with what its key allows it, if it publishes or serves published names."""
+    rest = {name: value for name, value in attributes.items() if name != GRANTED}
+    if key is None:
+        return rest
+    if key.role is Role.EDGE:
+        return rest | {GRANTED: True} if key.services is None and rest.get(PUBLISHES) is True else rest
+    if not published(rest.get("services")):
+        return rest
+    ranges = [[grant.ports.first, grant.ports.last] for grant in key.publish if grant.ports is not None]
+    return rest | {GRANTED: [key.public, ranges]}
+
+
+def published(services: object) -> list[str]:
     """Return the published names among services."""
     found = services if isinstance(services, list) else []
     return [service for service in found if isinstance(service, str) and is_published(service)]

@@ -112,7 +112,7 @@ class Join:
             raise _damaged() from None
         check_name("name in the join string", name)
         return cls(
-            role, name, keys, server_keys, tuple(Address.parse_link(a, PROVIDER_PORT) for a in addresses.split(","))
+            role, name, keys, server_keys, tuple(Address.parse_remote(a, PROVIDER_PORT) for a in addresses.split(","))
         )
 
 

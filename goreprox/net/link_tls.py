@@ -122,7 +122,7 @@ class Trust:
     def _reloaded(ca: Path | None, brokers: tuple[Address, ...]) -> "Reloaded[ssl.SSLContext | None]":
         files = [] if ca is None else [ca]
         found = Reloaded[ssl.SSLContext | None](lambda: files, lambda _: link_context(ca), None)
-        if any(each.tls for each in brokers):
+        if any(each.has_certificate for each in brokers):
             try:
                 found.refresh()
             except ConfigError as exc:

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Callable, Sequence
 
-from brokers import Carrier, Cause, Link, LinkSecurity, PeerName, Proxy, Receiver, Role, Timings
+from brokers import Carrier, Cause, Link, LinkSecurity, PeerName, Proxy, Receiver, RemoteCarrier, Role, Timings
 from goreprox.config.addresses import Address
 from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import default_name
@@ -12,7 +12,7 @@ from goreprox.config.proxy import ProxyConfig
 from goreprox.net.link_tls import Trust, tls_of
 from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
-from goreprox.roles.links import Links
+from goreprox.roles.links import Links, Place
 from goreprox.roles.upgrade import Before
 from goreprox.tunnel.attributes import Attributes, who
 
@@ -71,7 +71,21 @@ class Member:
     ) -> Links:
         """Start a link to each of the brokers at `addresses`, in plaintext unless there is `security`."""
 
-        def make(address: Address, proxy: Proxy | None, changed: Callable[[], None]) -> Link:
+        def make(place: Place, proxy: Proxy | None, changed: Callable[[], None]) -> RemoteCarrier:
+            address = place[0]
+            if address.nats:
+                from goreprox.roles.cluster import carrier  # noqa: PLC0415 -- who is at no NATS need not have nats-py
+
+                return carrier(
+                    self.name,
+                    self.attributes,
+                    place,
+                    receiver,
+                    security=security,
+                    trust=trust,
+                    timings=self._timings,
+                    changed=changed,
+                )
             return Link(
                 self.name,
                 self.attributes,

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, Self
 
 from loguru import logger
 
-from brokers import Link, LinkIdentity
+from brokers import LinkIdentity, RemoteCarrier
 from goreprox import __version__
 from goreprox.config.process import ProcessConfig
 from goreprox.control.message import Request, encode_error, encode_result
@@ -211,7 +211,7 @@ class Upgrade:
         instance: Instance,
         health: Health,
         *,
-        links: Sequence[Link] = (),
+        links: Sequence[RemoteCarrier] = (),
         ports: Callable[[], Iterable[tuple[str, str, int]]] = tuple,
     ) -> None:
         """Hand over what `owner` has, if there is one, with the lock of `instance` and the identities of `links`.
@@ -322,7 +322,7 @@ class Upgrade:
             "predecessor": instance.predecessor,
             "lock": descriptors[0] if descriptors else 0,
             "lock_path": str(instance.path),
-            "links": [[link.label, *link.identity] for link in self._links],
+            "links": [[link.label, *link.identity] for link in self._links if link.identity is not None],
             "health": listening.address,
             "health_sockets": listening.descriptors,
             "client": self._client,

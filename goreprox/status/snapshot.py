@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, TypedDict
 
-from brokers import Link, PeerName, Router
+from brokers import PeerName, RemoteCarrier, Router
 from goreprox import __version__, build
 from goreprox.control.message import Request
 from goreprox.control.socket import Commands
@@ -87,7 +87,7 @@ class Source:
     _: KW_ONLY
     owner: Owner | None = None
     router: Router | None = None
-    links: Sequence[Link] = ()
+    links: Sequence[RemoteCarrier] = ()
     started_at: float = field(default_factory=time.time)
     started: float = field(default_factory=clock)
 
@@ -196,13 +196,13 @@ def _peer(peer: Peer) -> PeerStatus:
     }
 
 
-def _link(link: Link) -> LinkStatus:
+def _link(link: RemoteCarrier) -> LinkStatus:
     return {
         "label": link.label,
         "state": link.state.name.lower(),
         "since_s": round(link.since_s, 3),
         "problem": link.problem,
-        "proxy": None if link.proxy is None else str(link.proxy),
+        "proxy": link.proxied,
     }
 
 

@@ -124,6 +124,8 @@ class Driver:
             return
         self._bury(info)
         peer = self.peers.get(info.name.id)
+        if peer is not None and peer.info.name != info.name:
+            return  # an incarnation of another key: who knows it gets no session that is not its own
         if peer is None:
             peer = self._meet(
                 info,

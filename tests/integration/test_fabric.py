@@ -19,8 +19,8 @@ from brokers import (
     Timings,
     resolve,
 )
+from brokers.carrier import LinkState
 from brokers.envelope import Hello, Refused, Welcome, control, parse_control
-from brokers.link import LinkState
 from brokers.outboxes import OUTBOX_BYTES, OUTBOX_MESSAGES
 from tests.support.events import Events, logged, matching, message
 from tests.support.fabric import FAST, SLOW, STEADY, Fabric, Recorder, name, receive

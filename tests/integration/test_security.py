@@ -12,9 +12,9 @@ import pytest
 import zmq
 
 from brokers import REVOKED, BrokerSecurity, Grant, KeyPair, LimitedLog, Link, LinkSecurity, Role, Router, Timings
+from brokers.carrier import LinkState
 from brokers.envelope import MAX_FRAME, Hello, Refused, Welcome, control, parse_control
 from brokers.errors import BindError
-from brokers.link import LinkState
 from brokers.peers import NONCE_BYTES
 from brokers.port import Port
 from brokers.sockets import secure_broker, secure_link

@@ -304,6 +304,8 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
         (["server", "--insecure", "--providers", "https://443"], "leave https:// out"),
         (["provider", "1", "--server", "h", "--insecure", "--server-ca", "c"], "server-ca c: there is no TLS with any"),
         (["edge", "--broker", "h", "--insecure", "--server-ca", "c"], "server-ca c: there is no TLS with any broker;"),
+        (["edge", "--broker", "nats://h", "--insecure", "--proxy", "http://p:1"], "there is none for NATS servers"),
+        (["server", "--insecure", "--edges", "nats://4222"], "leave nats:// out"),
         (
             [
                 "server",

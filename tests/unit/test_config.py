@@ -71,6 +71,19 @@ def test_a_default_port_makes_the_port_optional() -> None:
     assert Address.parse("host:1", 9887) == Address("host", 1)
 
 
+def test_a_nats_server_is_an_address_to_connect_to_alone() -> None:
+    assert Address.parse_remote("nats://n1") == Address("n1", 4222, nats=True)
+    assert Address.parse_remote("nats://[::1]:5") == Address("::1", 5, nats=True)
+    assert str(Address.parse_remote("nats://n1:5")) == "nats://n1:5"
+    assert Address.parse_remote("tls://n1", 1) == Address("n1", 1, tls=True) == Address.parse_link("tls://n1", 1)
+    for text in ("tls://nats://n1", "nats://tls://n1"):
+        with pytest.raises(ConfigError, match=r"leave .*:// out"):
+            Address.parse_remote(text, 1)
+    for parse in (Address.parse, Address.parse_link):
+        with pytest.raises(ConfigError, match="leave nats:// out"):
+            parse("nats://n1")
+
+
 @given(
     st.one_of(st.none(), st.ip_addresses().map(str), st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z])?", fullmatch=True)),
     st.integers(0, 65535),

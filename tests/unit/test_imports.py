@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 import brokers
+import brokers.nats
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path for top in ("goreprox", "brokers") for path in (ROOT / top).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+PUBLIC = {"brokers": brokers.__all__, "brokers.nats": brokers.nats.__all__}
 USERS = [path for path in MODULES if path.is_relative_to(ROOT / "goreprox")]
 
 
@@ -19,8 +21,9 @@ def faults(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.partition(".")[0] == "brokers")
-        elif isinstance(node, ast.ImportFrom) and node.module == "brokers":
-            yield from (f"brokers.{alias.name}" for alias in node.names if alias.name not in brokers.__all__)
+        elif isinstance(node, ast.ImportFrom) and node.module in PUBLIC:
+            public = PUBLIC[node.module]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name not in public)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("brokers."):
             yield str(node.module)
 
@@ -32,7 +35,13 @@ def test_users_of_the_fabric_import_its_public_names_only() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["import brokers", "import brokers.link", "from brokers import link", "from brokers.link import Link"],
+    [
+        "import brokers",
+        "import brokers.link",
+        "from brokers import link",
+        "from brokers.link import Link",
+        "from brokers.nats import client",
+    ],
 )
 def test_other_imports_of_the_fabric_are_found(source: str) -> None:
     assert list(faults(source))

@@ -36,6 +36,7 @@ docs/security
 :caption: Operate
 
 docs/operations
+docs/scale
 docs/nats
 docs/deploy
 docs/status

@@ -54,22 +54,26 @@ class Copying:
         return None if far is None else far._replace(unsent_bytes=far.unsent_bytes + waiting)
 
     async def run(self) -> None:
-        """Copy until either end is closed; then close both."""
+        """Copy until either end is closed; `close` is to follow, however this ends."""
         near = Plain(self._near)
         self._near.setblocking(False)
         self._near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.closing(near), contextlib.closing(self._far):
-            directions = (
-                self._copy(near.receive_into, self._send),
-                self._copy(self._far.receive_into, near.send_all),
-            )
-            tasks = [asyncio.create_task(each, name="relay") for each in directions]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+        directions = (
+            self._copy(near.receive_into, self._send),
+            self._copy(self._far.receive_into, near.send_all),
+        )
+        tasks = [asyncio.create_task(each, name="relay") for each in directions]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._near.close()
+        self._far.close()
 
     async def _send(self, data: Buffer) -> None:
         self._held = len(data)
@@ -118,11 +122,15 @@ class Relay:
                 except OSError:
                     break
                 if address == (LOOPBACK, port):
-                    self._copying = Copying(near, self._far)
-                    self._task = asyncio.get_running_loop().create_task(self._copying.run(), name="relay")
+                    self._carry(Copying(near, self._far))
                     return True
                 near.close()
         return False
+
+    def _carry(self, copying: Copying) -> None:
+        self._copying = copying
+        self._task = asyncio.get_running_loop().create_task(copying.run(), name="relay")
+        self._task.add_done_callback(lambda _: copying.close())  # even if it was ended before it began
 
     def condition(self, local: LinkCondition) -> LinkCondition | None:
         """Return the condition of the whole way, where `local` is that of libzmq's connection; None if unknown."""

@@ -77,8 +77,7 @@ class Relays:
             """Let go of it, even if it was ended before it began."""
             self._tasks.discard(task)
             self._relayed.pop(source, None)
-            near.close()
-            far.close()
+            copying.close()
 
         task.add_done_callback(ended)
 

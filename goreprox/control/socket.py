@@ -78,8 +78,14 @@ class ControlSocket:
             return
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer), name="control")
         self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
-        task.add_done_callback(self._followers.discard)
+
+        def ended(_: "asyncio.Task[None]") -> None:
+            """Let go of it, even if it was ended before it began."""
+            self._clients.discard(task)
+            self._followers.discard(task)
+            writer.transport.abort()
+
+        task.add_done_callback(ended)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -92,8 +98,6 @@ class ControlSocket:
                 await writer.wait_closed()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, _ClientLeft):
             pass  # it is the client that is not served
-        finally:
-            writer.transport.abort()
 
     async def _reply(self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         """Return the last line of the reply; those before it are sent."""

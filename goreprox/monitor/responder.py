@@ -120,10 +120,13 @@ class Responder:
             oldest.cancel()
         task = self._loop.create_task(self._serve(sock), name="responder")
         self._clients[task] = None
-        task.add_done_callback(self._left)
 
-    def _left(self, task: asyncio.Task[None]) -> None:
-        self._clients.pop(task, None)
+        def ended(_: "asyncio.Task[None]") -> None:
+            """Let go of it, even if it was ended before it began."""
+            self._clients.pop(task, None)
+            sock.close()
+
+        task.add_done_callback(ended)
 
     async def _serve(self, sock: socket.socket) -> None:
         with sock:

@@ -20,7 +20,7 @@ from goreprox.roles.member import advice
 from tests.support.events import Events, matching
 from tests.support.fabric import SLOW, Fabric, Recorder, name
 from tests.support.proxies import OwnProxy
-from tests.support.sockets import HOST, closed_port, stop_accepting
+from tests.support.sockets import HOST, closed_port, read_to_end, stop_accepting
 from tests.support.waiting import eventually
 
 SCHEMES = ("socks5", "socks5h", "http")
@@ -237,6 +237,17 @@ async def test_another_process_that_connects_to_the_relay_gets_nothing() -> None
         dealer.close()
         await relay.finish(30)
         assert await loop.sock_recv(far, 100) == b"last" and not await loop.sock_recv(far, 100)
+
+
+async def test_a_relay_that_is_closed_as_it_starts_closes_both_ends() -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    relay = Relay(Plain(near))
+    with far, socket.create_connection((HOST, int(relay.endpoint.rpartition(":")[2]))) as dealer:
+        assert relay.start(dealer.getsockname()[1])
+        relay.close()
+        for each in (far, dealer):
+            assert await read_to_end(each) == b""
 
 
 async def test_a_link_whose_connection_is_not_the_dealers_dials_again(monkeypatch: pytest.MonkeyPatch) -> None:

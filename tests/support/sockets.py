@@ -8,6 +8,8 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from tests.support.waiting import DEADLINE_S
+
 HOST = "127.0.0.1"
 
 
@@ -56,3 +58,13 @@ def without_descriptors() -> Iterator[list[int]]:
         for number in taken:
             os.close(number)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def read_to_end(sock: socket.socket) -> bytes:
+    """Return what a socket receives until its other end is closed."""
+    sock.setblocking(False)
+    loop, received = asyncio.get_running_loop(), b""
+    async with asyncio.timeout(DEADLINE_S):
+        while data := await loop.sock_recv(sock, 1 << 16):
+            received += data
+    return received

@@ -21,6 +21,7 @@ from goreprox.control.socket import CLIENTS, FOLLOWERS, ControlSocket, Pages
 from goreprox.errors import ControlError, StartError
 from goreprox.status.document import FORMAT, Document
 from goreprox.status.query import Responses, ask_all
+from tests.support.sockets import read_to_end
 from tests.support.waiting import DEADLINE_S, eventually
 
 LARGE = 4 << 20
@@ -329,6 +330,15 @@ async def test_a_command_that_is_still_running_ends_with_the_socket(directory: P
             await eventually(lambda: opened._clients)
             opened.close()
             await eventually(lambda: not opened._clients)
+
+
+async def test_a_client_that_has_just_connected_ends_with_the_socket(directory: Path) -> None:
+    async with serving(directory) as opened:
+        near, far = socket.socketpair()
+        with far:
+            opened._connected(*await asyncio.open_unix_connection(sock=near))
+            opened.close()
+            assert await read_to_end(far) == b""
 
 
 async def test_a_process_that_hangs_is_reported_beside_the_documents_of_the_others(

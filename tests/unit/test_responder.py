@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from goreprox.monitor import responder
 from goreprox.monitor.responder import ACCEPTS, CLIENTS, HEAD_BYTES, Request, Responder, Response
-from tests.support.sockets import HOST, without_descriptors
+from tests.support.sockets import HOST, read_to_end, without_descriptors
 from tests.support.waiting import DEADLINE_S, eventually
 from tests.support.web import fetch
 
@@ -54,6 +54,16 @@ async def served() -> AsyncIterator[Served]:
         made.responder.serve(listening)
         yield made
         await made.responder.close()
+
+
+async def test_the_oldest_of_too_many_clients_in_one_turn_is_closed_before_it_is_served(served: Served) -> None:
+    pairs = [socket.socketpair() for _ in range(CLIENTS + 1)]
+    for near, _ in pairs:
+        near.setblocking(False)
+        served.responder._accepted(near)
+    assert await read_to_end(pairs[0][1]) == b""
+    for _, far in pairs:
+        far.close()
 
 
 async def test_a_request_gets_one_response_and_the_connection_ends(served: Served) -> None:

@@ -66,6 +66,8 @@ _HTTP: Final = (
     _times(FLOOR, 0.25, "goreprox", "goreprox-http"),
     _times(GOAL, 0.5, "goreprox", "goreprox-http"),
 )
+# Requests and responses that are kept.
+_INSPECT: Final = (_times(FLOOR, 0.9, "goreprox-http", "goreprox-inspect"),)
 # What promises may cost: a fifth of what Python and ZeroMQ carry without them, in the same run.
 _BARE: Final = (_times(FLOOR, 0.8, "bare"),)
 _REQUESTS: Final = (
@@ -75,6 +77,7 @@ _REQUESTS: Final = (
     _times(GOAL, 1.0, "haproxy"),
     *_APART,
     *_HTTP,
+    *_INSPECT,
 )
 _BULK: Final = (
     _times(FLOOR, 0.85, "haproxy"),

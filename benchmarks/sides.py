@@ -214,15 +214,15 @@ def _key(stand: Stand, role: str, address: Address) -> list[str]:
     return ["--join-file", str(state / "join" / f"{role}-0.join")]
 
 
-def goreprox(stand: Stand, *, keys: bool, http: bool = False) -> None:
-    """Start server and provider."""
+def goreprox(stand: Stand, *, keys: bool, http: bool = False, more: tuple[str, ...] = ()) -> None:
+    """Start server, with `more` options, and provider."""
     at = (HOST, free_port())
     to = stand.over_path(at)
     join, trust = ["--server", f"{to[0]}:{to[1]}", "--insecure"], ["--insecure"]
     if keys:
         join, trust = _key(stand, "provider", to), ["--state-dir", str(stand.folder / "state")]
     listen = f"{'http' if http else 'tcp'}://{HOST}:{stand.port}"
-    _goreprox(stand, "server", "--listen", listen, "--providers", f"{at[0]}:{at[1]}", "--no-access-log", *trust)
+    _goreprox(stand, "server", "--listen", listen, "--providers", f"{at[0]}:{at[1]}", "--no-access-log", *trust, *more)
     for _ in range(stand.providers):
         _goreprox(stand, "provider", f"{HOST}:{stand.target.port}", *join)
 
@@ -259,6 +259,16 @@ OURS: Final = (
         False,
         _PYTHON,
         lambda stand: goreprox(stand, keys=False, http=True),
+        long_paths=False,
+        http=True,
+    ),
+    Side(
+        "goreprox-inspect",
+        "goreprox, http:// with --inspect, plain",
+        Kind.OURS,
+        False,
+        _PYTHON,
+        lambda stand: goreprox(stand, keys=False, http=True, more=("--inspect",)),
         long_paths=False,
         http=True,
     ),

@@ -26,6 +26,7 @@ docs/publish
 docs/troubleshooting
 docs/configuration
 docs/http
+docs/inspector
 docs/proxy-protocol
 docs/reverse-proxy
 docs/security

@@ -103,6 +103,22 @@ app.command(
     help_epilogue=example("goreprox events", "goreprox events --follow", "goreprox events --follow --json"),
 )
 app.command(
+    "goreprox.cli.requests:requests",
+    sort_key=4,
+    help="List the HTTP requests that servers and edges with --inspect have kept, or show one with its response.",
+    usage="goreprox requests [ID] [OPTIONS]",
+    help_epilogue=example(
+        "goreprox requests --status 5", "goreprox requests --follow", "goreprox requests 3fa1c0-17 --curl"
+    ),
+)
+app.command(
+    "goreprox.cli.requests:replay",
+    sort_key=4,
+    help="Send a request that was kept once more through the tunnel, marked with the header Goreprox-Replay.",
+    usage="goreprox replay ID [OPTIONS]",
+    help_epilogue=example("goreprox replay 3fa1c0-17"),
+)
+app.command(
     "goreprox.cli.drain:drain",
     sort_key=4,
     help="""Let processes on this machine take no new connections.

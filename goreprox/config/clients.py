@@ -156,6 +156,8 @@ class ClientConfig:
                 "http-redirect: it leads clients from one port to another; write both in --listen, like "
                 "--listen http://80 --listen https://443"
             )
+        if self.http.inspect is not None and not any(scheme.is_routed for scheme in schemes):
+            raise ConfigError("inspect: there is no http:// or https:// to listen on; only there requests are known")
         self.limits.check_services(self.services)
 
     def _check_acme(self) -> None:

@@ -65,6 +65,7 @@ class Limits:
 
 
 DEFAULT_LIMITS: Final = Limits()
+ALL_SERVICES: Final = "*"
 
 
 @GROUP
@@ -87,9 +88,18 @@ class HttpConfig:
     limits: Limits = field(default_factory=Limits)
     access_log: Annotated[bool, Parameter(group=PROCESS)] = True
     """Log each HTTP request, and each other connection at its end."""
+    inspect: Annotated[
+        tuple[str, ...] | None,
+        several(str, "[SERVICE]"),
+        Parameter(group=PROCESS, consume_multiple=True),
+    ] = None
+    """Keep the last 500 HTTP requests and responses, or those for SERVICE, in memory, for `goreprox requests`. May be
+    repeated. [default: none]"""
 
     def __post_init__(self) -> None:
         check_seconds("queue-timeout", self.queue_timeout_s, least=0.1)
+        if self.inspect == ():  # the flag alone
+            object.__setattr__(self, "inspect", (ALL_SERVICES,))
         services = [each.service for each in self.hosts]
         for service in services:
             if services.count(service) > 1:
@@ -107,6 +117,17 @@ class HttpConfig:
                     f"host-header {each.service}={each.host}: no client can ask for that service; "
                     f"services are {', '.join(known)}"
                 )
+
+        for service in self.inspect or ():
+            if service != ALL_SERVICES and service not in known:
+                raise ConfigError(
+                    f"inspect {service}: no client can ask for that service; "
+                    f"services are {', '.join(known)}, and {ALL_SERVICES} is all of them"
+                )
+
+    def inspects(self, service: str) -> bool:
+        """Return whether requests for a service are kept; the empty one is that of hosts that are unknown."""
+        return self.inspect is not None and (ALL_SERVICES in self.inspect or service in self.inspect)
 
     def host_for(self, service: str) -> bytes | None:
         """Return the Host for targets of a service; None: that of the client."""

@@ -9,6 +9,7 @@ from goreprox.http.access_log import AccessLog
 from goreprox.http.clients import ClientConnections
 from goreprox.http.commands import Ask, Connect, Discard, ForBackend, HalfClose, LogRequest, Release, ToProvider
 from goreprox.http.forward_auth import Verdict
+from goreprox.http.observer import Observer
 from goreprox.http.provider_stream import REUSED_FOR_S, ProviderStream, StreamUser
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
@@ -44,6 +45,8 @@ class Backend:
         self._access = AccessLog(clients.rejected, certificate)
         self._ask_no_more: Callable[[], object] = lambda: None
         """Has no effect once there is a verdict."""
+        self._observed: tuple[Observer, ProviderStream] | None = None
+        """Who sees the present request, and what carries it."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -71,10 +74,11 @@ class Backend:
         match command:
             case Ask(guard, question):
                 self._ask_no_more = guard.ask(question, self._user.judged)
-            case Connect(service, fresh):
+            case Connect(service, fresh, observer):
                 if not fresh:
                     self._access.began = now
-                self._connect(service, fresh=fresh)
+                provider_stream = self._connect(service, fresh=fresh)
+                self._observed = None if observer is None else (observer, provider_stream)
             case Discard(reset):
                 self.discard(reset=reset)
             case _ if provider_stream is None:
@@ -89,7 +93,7 @@ class Backend:
             case _:
                 assert_never(command)
 
-    def _connect(self, service: str, *, fresh: bool) -> None:
+    def _connect(self, service: str, *, fresh: bool) -> ProviderStream:
         clients = self._clients
         self._access.provider = None
         if self.provider_stream is None or fresh:
@@ -106,6 +110,7 @@ class Backend:
         else:
             self.provider_stream.begin()
         _, self._access.outages = clients.providers.provider_of(self.provider_stream.stream)
+        return self.provider_stream
 
     # Ends.
 
@@ -169,5 +174,9 @@ class Backend:
         self._access.began = None
 
     def _count(self, service: str, status: int, *, now: float) -> None:
-        began = self._access.began
+        began, observed, self._observed = self._access.began, self._observed, None
+        if observed is not None and began is not None:
+            observer, carrier = observed
+            provider, _ = self._clients.providers.provider_of(carrier.stream)
+            observer.carried(provider or self._access.provider, max(began, carrier.assigned_at))
         self._clients.counters.add(service, status, None if began is None else now - began)

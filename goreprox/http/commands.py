@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from goreprox.http.forward_auth import Guard
+from goreprox.http.observer import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +12,8 @@ class Connect:
 
     service: str
     fresh: bool
+    observer: Observer | None = None
+    """Who is to be told which provider has carried the request."""
 
 
 @dataclass(frozen=True, slots=True)

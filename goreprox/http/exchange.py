@@ -14,6 +14,7 @@ from goreprox.http.forward_auth import SHOWN, Allowed, Guard, question
 from goreprox.http.forwarding import FIELDS, Forwarding
 from goreprox.http.login import Place, without_cookies
 from goreprox.http.messages import Fields, Request, Response
+from goreprox.http.observer import Inspector
 from goreprox.http.reply import Reply
 from goreprox.http.requests import Rejected, with_dashes
 from goreprox.http.writer import ResponseWriter, interim_head, request_head
@@ -80,6 +81,8 @@ class Site:
     """Returns the response to a challenge of ACME, by its token (RFC 8555, 8.3). None: there are none."""
     logs: bool = False
     """Whether requests are logged."""
+    inspector: Inspector | None = None
+    """None: nobody sees requests."""
     draw_id: Callable[[], str] = _draw_id
     """Makes the ids of requests that fail."""
 
@@ -111,6 +114,18 @@ class Site:
         """Whether a field of a client is not for targets."""
         name = with_dashes(name)
         return name == self.secret or name in FIELDS or name in self.copied
+
+
+class Origin(NamedTuple):
+    """Where a request came from."""
+
+    site: Site
+    address: str
+    """The client's, or that of a proxy that is trusted."""
+    authority: bytes
+    """Host and port that it connected to."""
+    certificate: bytes
+    """What targets are told of its certificate."""
 
 
 class Exchange:
@@ -156,6 +171,14 @@ class Exchange:
         Raises:
             Rejected: it is not for a target: a challenge of ACME, or there is no such service for this client.
         """
+        try:
+            self._admit(site, address=address, authority=authority, certificate=certificate)
+        finally:
+            if site.inspector is not None:
+                origin = Origin(site, address, authority, certificate)
+                self.response.observer = site.inspector.observer(self, origin)
+
+    def _admit(self, site: Site, *, address: str, authority: bytes, certificate: bytes) -> None:
         request = self.request
         host = request.first(b"host") or authority
         service = site.service_of(host)
@@ -244,8 +267,7 @@ class Exchange:
         upgrade = event.first(b"upgrade")
         if upgrade is not None:
             fields.append((b"Upgrade", upgrade))
-        self.response.status = event.status
-        return interim_head(event, fields)
+        return self.response.switch(event, fields)
 
     def begin_response(self, event: Response, *, last: bool) -> bytes:
         """Return the header section of the final response for the client, the `last` one on its connection or not."""
@@ -260,6 +282,13 @@ class Exchange:
             return fields
         kept = [(name, value) for name, value in fields if not name.lower().endswith(_CACHING)]
         return [*kept, (b"Cache-Control", b"no-store"), *((b"Set-Cookie", cookie) for cookie in self.cookies)]
+
+    def over(self, error: str) -> None:
+        """Take note that nothing else follows, and why if it is not what the target has sent."""
+        observer = self.response.observer
+        if observer is not None:
+            self.response.observer = None
+            observer.over(error)
 
     def count(self) -> CountRequest:
         """Return the command that counts the request, and does not log it."""

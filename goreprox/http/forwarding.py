@@ -20,7 +20,11 @@ MAX_HOPS: Final = 32
 """Addresses of X-Forwarded-For, the nearest ones, that Forwarded is made of: a client may send thousands."""
 _FOR, _PROTO, _HOST = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
 _FORWARDED, _VIA, _CERTIFICATE = b"forwarded", b"via", b"x-forwarded-client-cert"
-FIELDS: Final = frozenset((_FOR, _PROTO, _HOST, _FORWARDED, _VIA, _CERTIFICATE, b"x-forwarded-port", b"x-real-ip"))
+REPLAY: Final = b"Goreprox-Replay"
+"""Says that the inspector has sent a request once more, and has the id of the first one."""
+FIELDS: Final = frozenset(
+    (_FOR, _PROTO, _HOST, _FORWARDED, _VIA, _CERTIFICATE, REPLAY.lower(), b"x-forwarded-port", b"x-real-ip")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class Forwarding:
     proto: bytes = b"http"
     via: bool = False
     """Whether to add Via (RFC 9110, 7.6.3)."""
+    replay: bytes = b""
+    """The id of the request that each of them is sent in place of, if one is."""
 
     def trusts(self, address: str) -> bool:
         """Whether to believe what an address says about its clients."""
@@ -70,6 +76,7 @@ class Forwarding:
             (b"Forwarded", ours[_FORWARDED]),
             (b"Via", ours[_VIA]),
             (b"X-Forwarded-Client-Cert", ours[_CERTIFICATE]),
+            (REPLAY, self.replay),
         ]
         return [(name, value) for name, value in fields if value]
 

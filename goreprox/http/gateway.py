@@ -10,6 +10,7 @@ written anew from what was parsed of the other (`writer`).
 
 from dataclasses import replace
 from http import HTTPStatus
+from typing import Final
 
 from goreprox.http import own_responses, requests, writer
 from goreprox.http.commands import Ask, Commands, CountRequest, Finish, ResetClient, SwitchProtocols, ToClient
@@ -21,6 +22,8 @@ from goreprox.http.reply import Reply
 from goreprox.http.requests import Rejected
 from goreprox.http.target_side import TargetSide
 from goreprox.http.writer import ResponseWriter
+
+_CLIENT_ENDED: Final = "the client's connection ended before the response did"
 
 
 class Gateway:
@@ -119,8 +122,10 @@ class Gateway:
 
     def client_lost(self) -> Commands:
         """Take note that the client's connection is over, and can be told nothing more."""
-        if not self.over and self.exchange is not None and self.site.logs:
-            self._log(self.exchange, "the client's connection ended before the response did")
+        if not self.over and self.exchange is not None:
+            self.exchange.over(_CLIENT_ENDED)
+            if self.site.logs:
+                self._log(self.exchange, _CLIENT_ENDED)
         self.over = True
         return self._take()
 
@@ -246,6 +251,9 @@ class Gateway:
         except Rejected as rejected:
             self._fail(exchange, rejected.status, rejected.text)
             return
+        observer = exchange.response.observer
+        if observer is not None and (body or reader.chunked):
+            observer.request_part(body, end)
         if target.reply is None:
             return
         if body:
@@ -360,15 +368,18 @@ class Gateway:
         fields, body = rejected.content or own_responses.body(rejected.status, text, accept or b"")
         reason = rejected.status.phrase.encode()
         self._send(response.head(rejected.status, reason, fields + rejected.fields, last=last) + response.body(body))
+        error = rejected.detail or rejected.text
+        if exchange is not None:
+            exchange.over(error)
         if self.site.logs or request_id:
             entry = log_request(request, response, client=self._address) if exchange is None else exchange.log()
-            error = rejected.detail or rejected.text
             self._commands.append(replace(entry, error=error, request_id=request_id))
         else:
             self._commands.append(CountRequest("", rejected.status) if exchange is None else exchange.count())
         self._end_exchange(response)
 
     def _log(self, exchange: Exchange, error: str = "") -> None:
+        exchange.over(error)
         if self.site.logs or error:
             self._commands.append(replace(exchange.log(), error=error))
         else:

@@ -61,6 +61,8 @@ class ProviderStream:
         """
         self.stream = stream
         self.began_at = clock()
+        self.assigned_at = self.began_at
+        """When a provider was found for it."""
         self.idle_since: float | None = None
         """When the last request on it was over; None while it carries one."""
         self._user = user
@@ -174,6 +176,10 @@ class ProviderStream:
     def facts(self) -> Mapping[str, str]:
         """What is known of the client and its present request."""
         return {} if self._user is None else self._user.facts
+
+    def assigned(self) -> None:
+        """Take note that a provider was found, after it has waited for one."""
+        self.assigned_at = self._clock()
 
     def abort(self, reason: str, code: EndCode, *, status: int = 502) -> None:
         """End the stream: no provider accepts it, or the edge is shutting down."""

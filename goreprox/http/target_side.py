@@ -23,7 +23,7 @@ class TargetSide:
         if exchange.service != self._service:
             self.discard()
         self._service = exchange.service
-        self._commands.append(Connect(exchange.service, fresh))
+        self._commands.append(Connect(exchange.service, fresh, exchange.response.observer))
         self._connected = True
         self.reply = exchange.expect_reply()
         self._commands.append(ToProvider(request))

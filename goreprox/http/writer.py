@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 from goreprox.http import own_responses
 from goreprox.http.messages import Fields, Request, Response
+from goreprox.http.observer import Observer
 from goreprox.http.reply import BODILESS
 
 CLOSE = (b"Connection", b"close")
@@ -16,6 +17,11 @@ CLOSE = (b"Connection", b"close")
 def request_head(request: Request, fields: Fields) -> bytes:
     """Return the header section of a request that is passed on with these fields."""
     return _head(b"%b %b HTTP/1.1" % (request.method, request.target), fields)
+
+
+def plain_head(request: Request, fields: Fields) -> bytes:
+    """Return the header section of a request in its own version."""
+    return _head(b"%b %b HTTP/%b" % (request.method, request.target, request.version), fields)
 
 
 def interim_head(event: Response, fields: Fields) -> bytes:
@@ -47,7 +53,7 @@ def refusal(status: HTTPStatus, text: str) -> bytes:
 class ResponseWriter:
     """Writes the response to one request, or to what cannot be read as one, framed for its client (RFC 9112, 6.3)."""
 
-    __slots__ = ("_bodiless", "_chunked", "_old", "begun", "body_bytes", "last", "status")
+    __slots__ = ("_bodiless", "_chunked", "_old", "begun", "body_bytes", "last", "observer", "status")
 
     def __init__(self, request: Request | None) -> None:
         self._bodiless = request is not None and request.method == b"HEAD"
@@ -59,9 +65,12 @@ class ResponseWriter:
         """Whether the final response's header section is written."""
         self.status = 0
         self.body_bytes = 0
+        self.observer: Observer | None = None
 
     def head(self, status: int, reason: bytes, fields: Fields, *, last: bool) -> bytes:
         """Return the header section. The connection ends with the `last` response, or if only that shows its end."""
+        if self.observer is not None:
+            self.observer.response_head(status, reason, fields)
         framing: Fields = []
         self.last = self.last or last
         self._bodiless = self._bodiless or status in BODILESS
@@ -81,9 +90,20 @@ class ResponseWriter:
         """Return a part of the body, not empty."""
         if self._bodiless:
             return b""
+        if self.observer is not None:
+            self.observer.response_part(data)
         self.body_bytes += len(data)
         return chunk(data) if self._chunked else data
 
     def end(self, trailers: Fields) -> bytes:
         """Return the end of the body; trailers are for chunked ones only."""
+        if trailers and self.observer is not None:
+            self.observer.response_end(trailers)
         return last_chunk(trailers) if self._chunked and not self._bodiless else b""
+
+    def switch(self, event: Response, fields: Fields) -> bytes:
+        """Return the header section of a 101 response, behind which HTTP ends."""
+        if self.observer is not None:
+            self.observer.response_head(event.status, event.reason, fields)
+        self.status = event.status
+        return interim_head(event, fields)

@@ -241,6 +241,8 @@ class Assignment:
         for owner in queue.of(service):
             if self._assign(owner.stream):
                 queue.discard(owner)
+                if isinstance(owner, ProviderStream):
+                    owner.assigned()
             elif owner.stream not in self.refusals:
                 break
 

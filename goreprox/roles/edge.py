@@ -18,6 +18,7 @@ from goreprox.http.client import ClientConnection
 from goreprox.http.clients import ClientConnections
 from goreprox.http.exchange import Site
 from goreprox.http.provider_stream import ProviderStream
+from goreprox.inspector.commands import Inspection
 from goreprox.net.access import Access
 from goreprox.net.link_tls import Trust
 from goreprox.net.listeners import Open
@@ -42,6 +43,7 @@ from goreprox.roles.former import FormerServices
 from goreprox.roles.health import Health, Readiness, check_moved
 from goreprox.roles.member import Member
 from goreprox.roles.reload import Reload
+from goreprox.roles.replays import connect
 from goreprox.roles.sites import auth_of, requests_of, sites_of
 from goreprox.roles.upgrade import Before, Upgrade
 from goreprox.roles.whereabouts import opening_of, publication_of
@@ -117,7 +119,14 @@ class Edge:
         self.listeners = self.admission.listeners
         self.publication = publication_of(config, self.admission, self.assignment)
         self.publication.hosts_changed = self.acme.changed
-        self._sites_of = functools.partial(sites_of, secured=self.admission.secured, challenge=self.acme.response)
+        self.inspection = Inspection(clock, functools.partial(connect, self))
+        self.inspection.selects = lambda: self._clients.http.inspect is not None
+        self._sites_of = functools.partial(
+            sites_of,
+            secured=self.admission.secured,
+            challenge=self.acme.response,
+            inspector=self.inspection.records,
+        )
         self.sites = self._sites_of(clients, self._access, self._auth, self.publication)
 
     async def reconfigure(self, config: EdgeConfig | ServerConfig) -> None:
@@ -160,7 +169,9 @@ class Edge:
         """Serve clients by these sites; those of a removed listener, which may still be admitted, as before."""
         before = {listener: self.sites[listener] for listener in self._clients.listeners if listener in self.sites}
         after = {listener: sites.get(successors.get(listener, listener), site) for listener, site in before.items()}
-        self.http_clients.replace({before[listener]: site for listener, site in after.items()})
+        replaced = {before[listener]: site for listener, site in after.items()}
+        self.http_clients.replace(replaced)
+        self.inspection.records.replace(replaced)
         self.sites = after | sites
 
     @property
@@ -168,10 +179,15 @@ class Edge:
         """Client connections, and streams of HTTP clients that have gone."""
         return len(self.bridges.connections) + self.http_clients.idle + len(self.admission)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the limit of connections is reached."""
+        return self.connections >= self._max_connections
+
     def _has_room(self, listener: Listener) -> bool:
         """Return whether another client may be accepted there; which service it is for is known but with HTTP."""
         most = self._max_connections
-        if self.connections < most:
+        if not self.is_full:
             service = self._service_of(listener)
             return listener.scheme.is_routed or not service or self.assignment.places.has_room(service)
         self._log.say(
@@ -383,6 +399,7 @@ async def serve(
 
     upgrade = Upgrade(life, state, member.instance, health, links=links.all)
     commands = {**source.commands, **health.commands, **Drain(edge, life).commands, **control(apply, health, upgrade)}
+    commands |= edge.inspection.commands
     if before is not None:
         upgrade.took_over(before)
     async with edge.acme, health, Dashboard(config.process), serving(member.instance, commands):

@@ -71,7 +71,7 @@ async def run(configuration: Configuration[ServerConfig], inherited: Inherited |
     if before is not None:
         upgrade.took_over(before)
     commands = {**source.commands, **health.commands, **reload.commands, **upgrade.commands}
-    commands |= Drain(edge, life).commands
+    commands |= {**Drain(edge, life).commands, **edge.inspection.commands}
     async with edge.acme, health, Dashboard(config.process), serving(member.instance, commands):
         await life.serve(
             edge,

@@ -15,6 +15,7 @@ from goreprox.http.counters import BOUNDS_S, RequestCounters
 from goreprox.http.exchange import Site
 from goreprox.http.forward_auth import Guard
 from goreprox.http.forwarding import Forwarding
+from goreprox.http.observer import Inspector
 from goreprox.net.access import Access
 from goreprox.process.clock import clock
 from goreprox.roles.publication import Publication
@@ -71,11 +72,12 @@ def sites_of(
     *,
     secured: Callable[[bytes], bytes | None],
     challenge: Callable[[bytes], bytes | None],
+    inspector: Inspector,
 ) -> dict[Listener, Site]:
     """Return the site of each listener that HTTP clients may have, whose requests come in by these `doors`.
 
     `publication` knows the hosts that are published, `secured` returns where requests for a host are redirected, and
-    `challenge` the responses to challenges of ACME, by their tokens.
+    `challenge` the responses to challenges of ACME, by their tokens. `inspector` sees requests if any are to be kept.
     """
     listeners = [listener for listener in clients.listeners if listener.scheme.is_routed]
     if doors.tokens is not None:
@@ -101,6 +103,7 @@ def sites_of(
             copied=doors.copied,
             challenge=challenge if clients.acme.enabled else None,
             logs=clients.http.access_log,
+            inspector=None if clients.http.inspect is None else inspector,
         )
         for listener in listeners
     }

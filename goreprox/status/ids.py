@@ -1,20 +1,19 @@
-"""Ids of what is numbered in a process, its streams and its events. An upgrade in place keeps them."""
+"""Ids of what is numbered in a process: its streams and events, whose ids an upgrade in place keeps, and requests."""
 
 import re
 from typing import Final
 
-from goreprox.process.instance import Instance
-
 MARK_DIGITS: Final = 6
-"""Of the incarnation: two of a hundred processes of a machine share them once in 3,000 machines."""
+"""Of what tells processes apart: two of a hundred processes of a machine share them once in 3,000 machines."""
 _ID: Final = re.compile(r"([0-9a-f]{6})-([0-9]{1,19})")
 
 
 class Ids:
     """Those of one process."""
 
-    def __init__(self, instance: Instance) -> None:
-        self._mark = instance.incarnation.hex()[:MARK_DIGITS]
+    def __init__(self, mark: bytes) -> None:
+        """Tell them from those of others by the beginning of `mark`, like an incarnation."""
+        self._mark = mark.hex()[:MARK_DIGITS]
 
     def id_of(self, number: int) -> str:
         """Return the id of a number."""

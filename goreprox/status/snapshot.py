@@ -94,7 +94,7 @@ class Source:
     @property
     def commands(self) -> Commands:
         """What the control socket serves."""
-        ids = Ids(self.instance)
+        ids = Ids(self.instance.incarnation)
         return {
             "status": self._status,
             **StreamList(ids, self.instance, self.owner).commands,

@@ -97,6 +97,7 @@ CLIENTS = {
     "trusted-proxies": ["10.0.0.0/8", "::1"],
     "proxy-protocol-from": ["10.0.0.0/8", "web=::1"],
     "access-log": False,
+    "inspect": ["web", "*"],
     "route": ["a.example.org=web", "*=b"],
     "publish-ports": ["443", "20000-20999"],
     "tls-cert": "cert.pem",

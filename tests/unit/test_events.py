@@ -39,7 +39,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def event_list(directory: Path, feed: Feed) -> EventList:
     instance = Instance.acquire(directory, "provider", "n", INCARNATION)
     instance.release()
-    return EventList(Ids(instance), feed)
+    return EventList(Ids(instance.incarnation), feed)
 
 
 def add(feed: Feed, count: int) -> None:

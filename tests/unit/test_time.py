@@ -14,6 +14,7 @@ FOR_PEOPLE = {
     "goreprox/process/log.py": "when lines were lost",
     "goreprox/keys/state.py": "when a key was made",
     "goreprox/process/feed.py": "when an event happened",
+    "goreprox/inspector/records.py": "when a request came",
     "goreprox/status/snapshot.py": "since when a process runs",
     "goreprox/status/stream_log.py": "when a stream ended",
     "goreprox/cli/tokens.py": "which tokens have expired",

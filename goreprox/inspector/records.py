@@ -1,0 +1,252 @@
+"""Keeps the last requests and their responses in bounded memory: heads, the first part of bodies, and times.
+
+Nothing of it is ever written, exported or logged. What a client has sent is kept as it is, since a replay needs it:
+`shown` masks secrets.
+"""
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from goreprox.http.exchange import Exchange, Origin, Site
+from goreprox.http.messages import EndOfMessage, Fields
+from goreprox.http.requests import has_body
+from goreprox.protocol.limits import KIB, MIB
+from goreprox.status.ids import MARK_DIGITS, Ids
+
+KEPT: Final = 500
+BODY_BYTES: Final = 64 * KIB
+"""Of each body."""
+TOTAL_BYTES: Final = 64 * MIB
+"""In a process. 500 requests and responses whose bodies are longer than 64 KiB, with heads of 2 KiB and 20 fields each,
+hold 500 x 2 x (64 + 2 + 5) KiB + 1 MiB = 70 MiB, so 460 of them are kept."""
+RECORD_BYTES: Final = 2 * KIB
+"""What one holds besides heads and bodies."""
+FIELD_BYTES: Final = 256
+"""What a field takes besides its bytes, as Python keeps it."""
+
+
+class KeptBody:
+    """The first bytes of a body."""
+
+    __slots__ = ("data", "size")
+
+    def __init__(self) -> None:
+        self.data: bytes | bytearray = b""
+        self.size = 0
+        """Bytes of the body so far, those that are not kept, too."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether not all that has come is kept."""
+        return self.size > len(self.data)
+
+    def add(self, data: bytes) -> int:
+        """Take a part of the body; return how many bytes of it are kept."""
+        self.size += len(data)
+        room = BODY_BYTES - len(self.data)
+        kept = data if len(data) <= room else data[:room]
+        if not self.data:  # most have one part
+            self.data = kept
+        elif kept:
+            if isinstance(self.data, bytes):
+                self.data = bytearray(self.data)
+            self.data += kept
+        return len(kept)
+
+
+class Record:
+    """What is kept of one exchange (http.observer.Observer)."""
+
+    __slots__ = (
+        *("_kept", "assigned_at", "at", "began", "changed", "client", "ended_at", "error", "held"),
+        *("number", "origin", "provider", "reason", "replay_of", "request", "request_body"),
+        *("request_trailers", "request_whole", "response_trailers"),
+        *("responded_at", "response_body", "response_fields", "service", "status", "token"),
+    )
+
+    def __init__(self, kept: "Records", number: int, exchange: Exchange, origin: Origin) -> None:
+        """Begin with a request whose body is still to come; `kept` is told how many bytes it holds."""
+        self._kept: Records | None = kept
+        """None once it was forgotten: then it keeps nothing else."""
+        self.number = number
+        self.changed = 0
+        """The number of its last change, among those of all."""
+        self.at = time.time()
+        """When it came, in seconds since 1970."""
+        self.began = kept.clock()
+        self.assigned_at: float | None = None
+        """When a provider had it."""
+        self.responded_at: float | None = None
+        self.ended_at: float | None = None
+        self.origin = origin
+        self.replay_of = origin.site.forwarding.replay
+        """The id of the request that it was sent in place of; empty: of none."""
+        self.service, self.client, self.token = exchange.service, exchange.client, exchange.token
+        self.provider: str | None = None
+        self.error = ""
+        """Why the response is ours, or not whole."""
+        self.request = exchange.request
+        self.request_body: KeptBody | None = None
+        self.request_whole = not has_body(exchange.request)
+        self.status = 0
+        """0: there is no response yet."""
+        self.reason = b""
+        self.response_fields: Fields = _NONE
+        self.response_body: KeptBody | None = None
+        self.request_trailers = self.response_trailers = _NONE
+        self.held = 0
+        self._hold(RECORD_BYTES + len(self.request.target) + _size(self.request.fields))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing else follows."""
+        return self.ended_at is not None
+
+    # What passes (http.observer.Observer).
+
+    def request_part(self, data: bytes, end: EndOfMessage | None) -> None:
+        """Keep a part of the request's body."""
+        if self._kept is None:
+            return
+        if self.request_body is None:
+            self.request_body = KeptBody()
+        self._hold(self.request_body.add(data))
+        if end is not None:
+            self.request_whole = True
+            if end.trailers:
+                self.request_trailers = end.trailers
+                self._hold(_size(end.trailers))
+
+    def response_head(self, status: int, reason: bytes, fields: Fields) -> None:
+        """Keep the head of the response."""
+        if self._kept is not None:
+            self.status, self.reason, self.response_fields = status, reason, fields
+            self.responded_at = self._kept.clock()
+            self._kept.change(self)
+            self._hold(_size(fields))
+
+    def response_part(self, data: bytes) -> None:
+        """Keep a part of the response's body."""
+        if self._kept is not None:
+            if self.response_body is None:
+                self.response_body = KeptBody()
+            self._hold(self.response_body.add(data))
+
+    def response_end(self, trailers: Fields) -> None:
+        """Keep the trailers of the response."""
+        if self._kept is not None:
+            self.response_trailers = trailers
+            self._hold(_size(trailers))
+
+    def over(self, error: str) -> None:
+        """Note when and why it has ended."""
+        if self._kept is not None:
+            self.ended_at, self.error = self._kept.clock(), error
+            self._kept.change(self)
+
+    def carried(self, provider: str | None, since: float) -> None:
+        """Note which provider had it, and from when on."""
+        if provider is not None:
+            self.provider, self.assigned_at = provider, since
+
+    # Memory.
+
+    def forget(self) -> None:
+        """Keep nothing of it from now on."""
+        self._kept = None
+
+    def _hold(self, count: int) -> None:
+        """Count bytes that are kept; room is made for them."""
+        if self._kept is not None:
+            self.held += count
+            self._kept.held += count
+            if self._kept.held > TOTAL_BYTES:
+                self._kept.make_room()
+
+
+_NONE: Final[Fields] = []
+"""Most have no trailers."""
+
+
+def _size(fields: Fields) -> int:
+    return sum(map(len, itertools.chain.from_iterable(fields))) + FIELD_BYTES * len(fields)
+
+
+class Records:
+    """Those of a process (http.observer.Inspector): the last `KEPT`, as far as `TOTAL_BYTES` allow."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.ids: Final = Ids(secrets.token_bytes(MARK_DIGITS // 2))
+        """Not those of the process, which an upgrade keeps: the requests before one are gone."""
+        self.held = 0
+        """Bytes."""
+        self.changes = 0
+        self._last: deque[Record] = deque()
+        self._next = 1
+        self._changed = asyncio.Event()
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._last)
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def observer(self, exchange: Exchange, origin: Origin) -> Record | None:
+        """Return what keeps an exchange; None if it is for a service whose requests are not kept."""
+        if not origin.site.settings.inspects(exchange.service):
+            return None
+        if len(self._last) == KEPT:
+            self._forget(self._last.popleft())
+        record = Record(self, self._next, exchange, origin)
+        self._next += 1
+        self._last.append(record)
+        self.change(record)
+        return record
+
+    def find(self, number: int | None) -> Record | None:
+        """Return the record of a number."""
+        return next((record for record in self._last if record.number == number), None)
+
+    def made_for(self, site: Site) -> Record | None:
+        """Return the last record of a request by way of `site`."""
+        return next((record for record in reversed(self._last) if record.origin.site is site), None)
+
+    def replace(self, sites: Mapping[Site, Site]) -> None:
+        """Replay requests by the sites that replace theirs, and forget those that are not to be kept any more."""
+        for _ in range(len(self._last)):
+            record = self._last.popleft()
+            site = sites.get(record.origin.site, record.origin.site)
+            record.origin = record.origin._replace(site=site)
+            if site.inspector is not None and site.settings.inspects(record.service):
+                self._last.append(record)
+            else:
+                self._forget(record)
+
+    async def more(self, change: int) -> None:
+        """Wait until there is a change behind this one."""
+        while self.changes <= change:
+            self._changed.clear()
+            await self._changed.wait()
+
+    # What records tell.
+
+    def make_room(self) -> None:
+        """Forget the oldest ones until the rest is within `TOTAL_BYTES`."""
+        while self.held > TOTAL_BYTES:
+            self._forget(self._last.popleft())
+
+    def change(self, record: Record) -> None:
+        """Number a change of a record."""
+        self.changes = record.changed = self.changes + 1
+        if not self._changed.is_set():
+            self._changed.set()
+
+    def _forget(self, record: Record) -> None:
+        record.forget()
+        self.held -= record.held

@@ -1,0 +1,184 @@
+"""What of a kept request leaves the process: masked, and as text where it is text."""
+
+import re
+import zlib
+from typing import Final
+
+from goreprox.http.messages import Fields
+from goreprox.http.requests import upgrade_of
+from goreprox.inspector.masking import Masker
+from goreprox.inspector.records import BODY_BYTES, KeptBody, Record
+from goreprox.process.clock import iso
+from goreprox.status.ids import Ids
+from goreprox.status.requests import BodyDetail, MessageDetail, RequestDetail, RequestRow, Timing
+
+_EMPTY: Final = KeptBody()
+SHOWN: Final = 256
+"""Characters of a path in a list."""
+_GZIP_OR_ZLIB: Final = 47
+_BOUNDARY: Final = re.compile(r'boundary="?([^";]{1,70})', re.IGNORECASE)
+_LATIN: Final = re.compile(r"charset=\"?(?:iso-8859-1|latin-?1|windows-1252|us-ascii)", re.IGNORECASE)
+
+
+def row(record: Record, ids: Ids, now: float) -> RequestRow:
+    """Return what a list shows."""
+    masker = _masker(record)
+    path = masker.target(record.request.target)
+    ended_at = now if record.ended_at is None else record.ended_at
+    return {
+        "id": ids.id_of(record.number),
+        "at": iso(record.at),
+        "method": record.request.method.decode("latin-1"),
+        "host": _host(record),
+        "path": path if len(path) <= SHOWN else path[:SHOWN] + "…",
+        "service": record.service,
+        "client": record.client,
+        "token": record.token,
+        "provider": record.provider,
+        "status": record.status or None,
+        "error": masker.known(record.error) or None,
+        "over": record.is_over,
+        "request_bytes": (record.request_body or _EMPTY).size,
+        "response_bytes": (record.response_body or _EMPTY).size,
+        "duration_s": round(ended_at - record.began, 6),
+        "replay_of": record.replay_of.decode() or None,
+    }
+
+
+def detail(record: Record, ids: Ids, now: float) -> RequestDetail:
+    """Return everything."""
+    masker, request = _masker(record), record.request
+    forwarding = record.origin.site.forwarding
+    response = None
+    if record.status:
+        response = _message(masker, record.response_fields, record.response_trailers, record.response_body)
+    return {
+        **row(record, ids, now),
+        "path": masker.target(request.target),
+        "scheme": "https" if forwarding.is_https(request, record.origin.address) else "http",
+        "version": request.version.decode(),
+        "reason": record.reason.decode("latin-1"),
+        "timing": timing(record),
+        "request": _message(masker, request.fields, record.request_trailers, record.request_body),
+        "response": response,
+        "not_replayable": not_replayable(record),
+    }
+
+
+def timing(record: Record) -> Timing:
+    """Return how long it took to find a provider, until the target responded, and until the response was whole."""
+    responded_at, ended_at = record.responded_at, record.ended_at
+    assigned_at = record.assigned_at
+    if assigned_at is None and record.is_over and record.provider is None:
+        assigned_at = responded_at  # it has never left the edge
+    return {
+        "queue_s": _between(record.began, assigned_at),
+        "target_s": _between(assigned_at, responded_at),
+        "transfer_s": _between(responded_at, ended_at),
+    }
+
+
+def not_replayable(record: Record) -> str | None:
+    """Return why a request cannot be sent once more, with the same bytes; None: it can."""
+    if not record.request_whole:
+        return "its body has not come to its end" if not record.is_over else "its body never came to its end"
+    if (body := record.request_body) is not None and body.is_cut:
+        return f"its body has {body.size} bytes, and only {BODY_BYTES} are kept"
+    if upgrade_of(record.request) is not None:
+        return "it asked for a change of protocols"
+    return None
+
+
+def _between(begin: float | None, end: float | None) -> float | None:
+    return None if begin is None or end is None else round(max(end - begin, 0.0), 6)
+
+
+def _masker(record: Record) -> Masker:
+    request = record.request
+    return Masker(request.target, [*request.fields, *record.response_fields], record.origin.site.secret)
+
+
+def _host(record: Record) -> str:
+    return (record.request.first(b"host") or record.origin.authority).decode("latin-1")
+
+
+def _message(masker: Masker, fields: Fields, trailers: Fields, kept: KeptBody | None) -> MessageDetail:
+    body = _EMPTY if kept is None else kept
+    return {
+        "fields": masker.fields(fields),
+        "trailers": masker.fields(trailers),
+        "body": _body(masker, {name.lower(): value.decode("latin-1") for name, value in fields}, body),
+    }
+
+
+def _body(masker: Masker, fields: dict[bytes, str], body: KeptBody) -> BodyDetail:
+    kind, encoding = fields.get(b"content-type", ""), fields.get(b"content-encoding", "").strip().lower()
+    found: BodyDetail = {
+        "bytes": body.size,
+        "kept_bytes": len(body.data),
+        "type": masker.known(kind),
+        "encoding": masker.known(encoding),
+        "text": "" if not body.size else None,
+    }
+    if not body.size:
+        return found
+    try:
+        data, is_cut = _decoded(bytes(body.data), encoding, is_cut=body.is_cut)
+        text = _text(data, kind, is_cut=is_cut)
+    except ValueError as exc:
+        found["note"] = str(exc)
+        return found
+    found["text"] = _masked(masker, text, kind, is_cut=is_cut)
+    if is_cut:
+        found["note"] = f"the first {len(data)} bytes"
+    return found
+
+
+def _decoded(data: bytes, encoding: str, *, is_cut: bool) -> tuple[bytes, bool]:
+    """Undo a content coding; return at most `BODY_BYTES`, and whether there were more.
+
+    Raises:
+        ValueError: it is another one, or the body is malformed.
+    """
+    if encoding in ("", "identity"):
+        return data, is_cut
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise ValueError(f"encoded: {encoding[:64]}, which is not decoded here")
+    decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
+    try:
+        decoded = decoder.decompress(data, BODY_BYTES)
+    except zlib.error as exc:
+        raise ValueError(f"it is not what its Content-Encoding says, {encoding}") from exc
+    return decoded, is_cut or not decoder.eof
+
+
+def _text(data: bytes, kind: str, *, is_cut: bool) -> str:
+    """Return a body as text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if _LATIN.search(kind):
+        return data.decode("latin-1")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as exc:
+        if not is_cut or exc.start < len(data) - 3:  # and not a character that is cut
+            raise ValueError("no text") from None
+        text = data[: exc.start].decode()
+    if "\0" in text:
+        raise ValueError("no text")
+    return text
+
+
+def _masked(masker: Masker, text: str, kind: str, *, is_cut: bool) -> str:
+    media = kind.partition(";")[0].strip().lower()
+    if media == "application/x-www-form-urlencoded":
+        return masker.form(text)
+    if media == "multipart/form-data" and (boundary := _BOUNDARY.search(kind)) is not None:
+        return masker.parts(text, boundary[1])
+    if not is_cut and (media.endswith("json") or text.lstrip()[:1] in ("{", "[")):
+        found = masker.json(text)
+        if found is not None:
+            return found
+    return masker.text(text)

@@ -10,6 +10,7 @@ from brokers.connect import NEXT_ADDRESS_S, connect, interleaved
 from brokers.diagnosis import Finding, probe
 from brokers.envelope import REVOKED
 from brokers.errors import BadMessage, BadName, BindError, FabricError
+from brokers.interest import INTEREST, interest_attribute, interest_in
 from brokers.keys import Authority, BrokerSecurity, Grant, KeyPair, LinkSecurity, is_key
 from brokers.limited_log import LimitedLog
 from brokers.link import Link
@@ -21,6 +22,7 @@ from brokers.router import Router
 from brokers.transport import Tls, Transport
 
 __all__ = [
+    "INTEREST",
     "NEXT_ADDRESS_S",
     "OF_PROXY",
     "REVOKED",
@@ -57,6 +59,8 @@ __all__ = [
     "addresses",
     "connect",
     "decode_cbor",
+    "interest_attribute",
+    "interest_in",
     "interleaved",
     "is_key",
     "probe",

@@ -11,7 +11,7 @@ from brokers.errors import BadName
 from brokers.keys import Authority
 from brokers.peers import PeerName, Role
 
-KNOWN: Final = 4096
+KNOWN: Final = 16_384
 """Routing ids kept; each is a few hundred bytes."""
 
 

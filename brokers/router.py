@@ -52,7 +52,7 @@ class Router:
     """A broker. All its methods belong to one event loop. Whatever its parts report comes here, hence so many."""
 
     def __init__(
-        self, *, timings: Timings | None = None, max_peers: int = 1024, security: BrokerSecurity | None = None
+        self, *, timings: Timings | None = None, max_peers: int = 4096, security: BrokerSecurity | None = None
     ) -> None:
         """Start without ports; `max_peers` bounds memory: each may have an outbox of 16 MiB while it is slow.
 

@@ -2,10 +2,14 @@
 
 A peer is known by a key (its routing id, or an object for one in this process), has one role, and reaches only peers of
 the other role. Its id in messages is derived from its key, never from what it says.
+
+While they are few, all peers hear of all of the other role, so that a misspelt service shows. Once they are more than
+`FEW`, a peer hears only of those with which it shares an interest (`interest`): else what it is told, and keeps, would
+grow with the whole fleet.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from brokers.carrier import Buffer
@@ -30,17 +34,32 @@ from brokers.envelope import (
     parse_control,
 )
 from brokers.errors import BadMessage
-from brokers.peers import PeerInfo, PeerName
+from brokers.interest import INTEREST, interest_of, shared, united
+from brokers.peers import PeerInfo, PeerName, Role
 from brokers.presence import Presence
 
 Output = tuple[Hashable, list[Buffer]]
 """Key of the receiver, frames."""
+FEW: Final = 128
+LIST_BYTES: Final = 8 * 1024 * 1024
+"""Of all Ups: half of what a broker keeps for a peer that reads slowly (`outboxes.OUTBOX_BYTES`)."""
 NO_HELLO: Final = 0
 """The attempt of a Welcome that responds to no Hello."""
 Objection = Callable[[Hashable, Mapping[str, object]], str | None]
 """Returns why the peer with this key may not announce these attributes, or None if it may."""
 Certified = Callable[[Hashable, Mapping[str, object]], Mapping[str, object]]
 """Returns what others are told of the peer with this key, which announces these attributes."""
+
+
+@dataclass(slots=True)
+class _Member:
+    """A peer that is up."""
+
+    key: Hashable
+    info: PeerInfo
+    interest: int | None
+    up: list[Buffer]
+    """What others are told of it, encoded once."""
 
 
 class Switch:
@@ -62,19 +81,23 @@ class Switch:
         self._presence = Presence(lease_s)
         self.max_peers = max_peers
         """Peers that are up stay, however many they are."""
-        self._peers: dict[Hashable, PeerInfo] = {}
+        self._members: dict[Role, dict[Hashable, _Member]] = {role: {} for role in Role}
+        self._peers: dict[Hashable, _Member] = {}
         self._keys: dict[bytes, Hashable] = {}
+        self._list_bytes = 0
+        self._selective = False
         self.messages = 0
         self.dropped = 0
 
     @property
     def peers(self) -> list[PeerInfo]:
         """The peers that are up."""
-        return list(self._peers.values())
+        return [member.info for member in self._peers.values()]
 
     def peer(self, key: Hashable) -> PeerInfo | None:
         """Return the peer with this key, if it is up."""
-        return self._peers.get(key)
+        member = self._peers.get(key)
+        return None if member is None else member.info
 
     def key(self, peer_id: bytes) -> Hashable | None:
         """Return the key of the peer with this id, if it is up."""
@@ -105,11 +128,11 @@ class Switch:
         return [(target, [source, *frames[1:]])]
 
     def _control(
-        self, key: Hashable, name: PeerName, peer: PeerInfo | None, message: Control, now: float
+        self, key: Hashable, name: PeerName, member: _Member | None, message: Control, now: float
     ) -> list[Output]:
         if isinstance(message, Hello):
             return self._hello(key, name, message, now)
-        if peer is None:
+        if member is None:
             return []
         self._presence.renew(key, now)
         match message:
@@ -119,7 +142,7 @@ class Switch:
                 objection = self._objection(key, attributes)
                 if objection is not None:
                     return [(key, control(Refused(objection))), *self.lost(key, REVOKED)]
-                return self._retell(key, peer, self._certified(key, attributes))
+                return self._widen(member, interest_of(attributes)) + self._retell(member, attributes)
             case Leave():
                 return self.lost(key, "left")
             case _:
@@ -131,28 +154,67 @@ class Switch:
             self._refused(key, name, refusal)
             return [(key, control(Refused(refusal)))]
         epoch = self._presence.enter(key, now)
-        info = PeerInfo(name, epoch, self._certified(key, hello.attributes))
-        self._peers[key] = info
+        chosen = self._choose() if len(self._peers) >= FEW else []
+        member = _Member(key, PeerInfo(name, epoch, {}), interest_of(hello.attributes), [])
+        if (before := self._remove(key)) is not None:
+            member.interest = united(before.interest, member.interest)
+        self._peers[key] = self._members[name.role][key] = member
         self._keys[name.id] = key
         version = min(hello.version, FABRIC_VERSION)
         welcome = (key, control(Welcome(version, hello.attempt, epoch)))
-        return [welcome, *self._peer_list(key, name), *self._tell(name, _up(info))]
+        return [*chosen, welcome, *self._peer_list(member), *self._retell(member, hello.attributes)]
 
     def recertify(self) -> list[Output]:
         """Ask again what others are told of each peer; return what tells them where that has changed."""
         outputs: list[Output] = []
-        for key, peer in list(self._peers.items()):
-            attributes = self._certified(key, peer.attributes)
-            if attributes != peer.attributes:
-                outputs += self._retell(key, peer, attributes)
+        for key, member in list(self._peers.items()):
+            if self._certified(key, member.info.attributes) != member.info.attributes:
+                outputs += self._retell(member, member.info.attributes)
         return outputs
 
-    def _retell(self, key: Hashable, peer: PeerInfo, attributes: Mapping[str, object]) -> list[Output]:
-        self._peers[key] = replace(peer, attributes=attributes)
-        return self._tell(peer.name, _up(self._peers[key]))
+    def _retell(self, member: _Member, announced: Mapping[str, object]) -> list[Output]:
+        """Tell others what a peer announces, and its key adds."""
+        attributes = self._certified(member.key, announced)
+        if INTEREST in attributes:
+            attributes = {name: value for name, value in attributes.items() if name != INTEREST}
+        self._change(member, replace(member.info, attributes=attributes))
+        return self._tell(member, member.up)
 
-    def _peer_list(self, key: Hashable, name: PeerName) -> list[Output]:
-        return [(key, control(_up(other))) for other in self._peers.values() if other.name.role is name.role.other]
+    def _change(self, member: _Member, info: PeerInfo) -> None:
+        self._list_bytes -= sum(map(len, member.up))
+        member.info, member.up = info, control(_up(info))
+        self._list_bytes += sum(map(len, member.up))
+
+    def _widen(self, member: _Member, interest: int | None) -> list[Output]:
+        """Add to a peer's interest, which never shrinks, as sessions depend on it; return whom it hears of now."""
+        before, member.interest = member.interest, united(member.interest, interest)
+        return [
+            (member.key, list(other.up))
+            for other in self._correspondents(member)
+            if self._selective and not shared(before, other.interest)
+        ]
+
+    def _choose(self) -> list[Output]:
+        """Tell peers from now on only of those with which they share an interest; take back what else they know."""
+        if self._selective:
+            return []
+        strangers = [
+            (member, other)
+            for member in self._peers.values()
+            for other in self._correspondents(member)
+            if not shared(member.interest, other.interest)
+        ]
+        self._selective = True
+        return [(one.key, control(Down(other.info.name.id, other.info.epoch, "many"))) for one, other in strangers]
+
+    def _correspondents(self, member: _Member) -> Iterator[_Member]:
+        """Yield the peers that hear of this one, and of which it hears."""
+        for other in self._members[member.info.name.role.other].values():
+            if not self._selective or shared(member.interest, other.interest):
+                yield other
+
+    def _peer_list(self, member: _Member) -> list[Output]:
+        return [(member.key, list(other.up)) for other in self._correspondents(member)]
 
     def _refusal(self, key: Hashable, name: PeerName, hello: Hello) -> str | None:
         if hello.least > FABRIC_VERSION or hello.version < FABRIC_VERSION_LEAST:
@@ -167,16 +229,24 @@ class Switch:
             return "another connection uses this incarnation"
         if key not in self._peers and len(self._peers) >= self.max_peers:
             return f"this broker has its {self.max_peers} peers already; raise --max-peers there"
+        if key not in self._peers and self._list_bytes >= LIST_BYTES:
+            return f"the peer list of this broker takes {LIST_BYTES >> 20} MiB already; use more brokers"
         return None
 
     def lost(self, key: Hashable, reason: str) -> list[Output]:
         """Remove a peer, if it is up; return what its correspondents are told."""
-        peer = self._peers.pop(key, None)
-        if peer is None:
+        member = self._remove(key)
+        if member is None:
             return []
         self._presence.leave(key)
-        del self._keys[peer.name.id]
-        return self._tell(peer.name, Down(peer.name.id, peer.epoch, reason))
+        return self._tell(member, control(Down(member.info.name.id, member.info.epoch, reason)))
+
+    def _remove(self, key: Hashable) -> _Member | None:
+        member = self._peers.pop(key, None)
+        if member is not None:
+            del self._members[member.info.name.role][key], self._keys[member.info.name.id]
+            self._list_bytes -= sum(map(len, member.up))
+        return member
 
     def overflow(self, key: Hashable, now: float) -> list[Output]:
         """Messages to a peer were dropped: begin a new epoch of it, so that its correspondents notice.
@@ -184,16 +254,17 @@ class Switch:
         Ups and Downs may have been among them. So a Welcome that responds to no Hello voids what the peer knows, and it
         gets the peer list again.
         """
-        peer = self._peers.get(key)
-        if peer is None:
+        member = self._peers.get(key)
+        if member is None:
             return []
-        again = self._peers[key] = replace(peer, epoch=self._presence.enter(key, now))
+        before = member.info
+        self._change(member, replace(before, epoch=self._presence.enter(key, now)))
         others = [
-            *self._tell(peer.name, Down(peer.name.id, peer.epoch, "overflow")),
-            *self._tell(peer.name, _up(again)),
+            *self._tell(member, control(Down(before.name.id, before.epoch, "overflow"))),
+            *self._tell(member, member.up),
         ]
-        welcome = (key, control(Welcome(FABRIC_VERSION, NO_HELLO, again.epoch)))
-        return [*others, welcome, *self._peer_list(key, peer.name)]
+        welcome = (key, control(Welcome(FABRIC_VERSION, NO_HELLO, member.info.epoch)))
+        return [*others, welcome, *self._peer_list(member)]
 
     def expired(self, now: float) -> list[Hashable]:
         """Return the keys of the peers whose leases have expired, to be passed to `lost`."""
@@ -205,11 +276,13 @@ class Switch:
 
     def closing(self) -> list[Output]:
         """Return what tells every peer that this broker is being shut down."""
-        return [(key, control(Down(peer.name.id, peer.epoch, CLOSING))) for key, peer in self._peers.items()]
+        return [
+            (member.key, control(Down(member.info.name.id, member.info.epoch, CLOSING)))
+            for member in self._peers.values()
+        ]
 
-    def _tell(self, name: PeerName, message: Up | Down) -> list[Output]:
-        frames = control(message)
-        return [(key, list(frames)) for key, other in self._peers.items() if other.name.role is name.role.other]
+    def _tell(self, member: _Member, frames: Sequence[Buffer]) -> list[Output]:
+        return [(other.key, list(frames)) for other in self._correspondents(member)]
 
 
 def _up(peer: PeerInfo) -> Up:

@@ -18,7 +18,7 @@ DEFAULT_LINK_TIMEOUT_S: Final = 6
 DEFAULT_DIAL_TIMEOUT_S: Final = 5
 DEFAULT_WEIGHT: Final = 1
 DEFAULT_WORKERS: Final = 1
-DEFAULT_MAX_PEERS: Final = 1024
+DEFAULT_MAX_PEERS: Final = 4096
 DEFAULT_QUEUE_TIMEOUT_S: Final = 10
 DEFAULT_CHECK_INTERVAL_S: Final = 5
 DEFAULT_CHECK_TIMEOUT_S: Final = 2
@@ -41,8 +41,8 @@ MIN_RESERVED_BYTES: Final = 2048
 MAX_ENDPOINTS: Final = 64  # addresses of one kind in one process
 MAX_RULES: Final = 256  # networks allowed or denied; each new client is compared with all of them
 MAX_ROUTES: Final = 10_000
-MAX_PEERS: Final = 2048
-"""All of them, told to one that reads slowly, fit into half of what a broker keeps for it: 4,096 messages, 16 MiB."""
+MAX_PEERS: Final = 8192
+"""All of them, told to one that reads slowly, fit into half of what a broker keeps for it: 16,384 messages, 16 MiB."""
 MAX_ALPN_BYTES: Final = 255  # RFC 7301, 3.1
 MAX_CERTIFICATES: Final = 64  # each handshake looks whether their files have changed, a microsecond a file
 MAX_WORKERS: Final = 64

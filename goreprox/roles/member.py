@@ -1,9 +1,22 @@
 """An edge or a provider as a peer: its lock, its name, its entry in the peer list, its links."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from brokers import Carrier, Cause, Link, LinkSecurity, PeerName, Proxy, Receiver, RemoteCarrier, Role, Timings
+from brokers import (
+    INTEREST,
+    Carrier,
+    Cause,
+    Link,
+    LinkSecurity,
+    PeerName,
+    Proxy,
+    RemoteCarrier,
+    Role,
+    Timings,
+    interest_attribute,
+    interest_in,
+)
 from goreprox.config.addresses import Address
 from goreprox.config.defaults import EDGE_PORT, PROVIDER_PORT
 from goreprox.config.names import default_name
@@ -14,7 +27,8 @@ from goreprox.process.instance import INCARNATION_BYTES, Instance
 from goreprox.protocol.limits import ACKS_BEFORE_EOF, VERSION, VERSION_LEAST
 from goreprox.roles.links import Links, Place
 from goreprox.roles.upgrade import Before
-from goreprox.tunnel.attributes import Attributes, who
+from goreprox.tunnel.attributes import Attributes, interests, who
+from goreprox.tunnel.driver import Driver
 
 
 class Member:
@@ -54,22 +68,31 @@ class Member:
         self.carriers: Sequence[Carrier] = ()
         """The ways to all brokers, connected or not."""
         self._timings = Timings(link_timeout_s=config.link_timeout_s)
+        self._interest = 0
 
     def announce(self, attributes: Attributes) -> None:
         """Change these attributes of ours in the peer lists of all brokers."""
         self.attributes = {**self.attributes, **attributes}
+        if INTEREST in self.attributes:
+            self._hear_of([])
         for carrier in self.carriers:
             carrier.announce(self.attributes)
+
+    def _hear_of(self, services: Iterable[str]) -> None:
+        """Hear of peers for these services and those that we announce, and for all before, which may be in use."""
+        self._interest |= interest_in(interests(self.attributes, services))
+        self.attributes |= interest_attribute(self._interest)
 
     def link(
         self,
         addresses: Sequence[Address],
         proxies: ProxyConfig,
         trust: Trust,
-        receiver: Receiver,
+        receiver: Driver,
         security: LinkSecurity | None,
     ) -> Links:
         """Start a link to each of the brokers at `addresses`, in plaintext unless there is `security`."""
+        self._hear_of(receiver.services)
 
         def make(place: Place, proxy: Proxy | None, changed: Callable[[], None]) -> RemoteCarrier:
             address = place[0]

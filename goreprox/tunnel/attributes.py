@@ -16,12 +16,14 @@ Attributes = Mapping[str, object]
 
 # A peer has 4 KiB for its attributes, 3 KiB of it for the names of services. The rest, with CBOR heads: protocol 14,
 # weight 16, predecessor 29, acks 17, process 17, machine 75, and either targets and granted (410, 277), or publishes,
-# granted, ports and shared (11, 9, 604, 224).
+# granted, ports and shared (11, 9, 564, 224). The interest takes 44, for the broker alone.
 MAX_TARGETS: Final = 100
 HASH_BYTES: Final = 4
-PORTS_BYTES: Final = 600
+PORTS_BYTES: Final = 560
 SHARED_BYTES: Final = 216
 MAX_WORD: Final = 64
+PUBLISHED: Final = "://"
+"""Stands for all published names, which each edge that serves any of them has to know."""
 
 
 class Port(NamedTuple):
@@ -72,6 +74,12 @@ def _within(most: int, sized: Iterable[tuple[object, int]]) -> list[object]:
 def services_of(attributes: Attributes) -> list[str]:
     """Return the services that a provider offers, or an edge accepts clients for."""
     return _words(attributes.get("services"))
+
+
+def interests(attributes: Attributes, more: Iterable[str] = ()) -> list[str]:
+    """Return for which names a peer hears of others: services, `more` of them, and one name for all published ones."""
+    names = [PUBLISHED if is_published(service) else service for service in (*services_of(attributes), *more)]
+    return [*names, PUBLISHED] if attributes.get(PUBLISHES) is True else names
 
 
 def may_open(attributes: Attributes, service: str) -> bool:

@@ -432,6 +432,11 @@ class Driver:
             peer.session.goodbye(reason)
         await wait_until(lambda: self.settled, deadline_s=deadline_s)
 
+    @property
+    def services(self) -> set[str]:
+        """The services of all streams."""
+        return {stream.service for peer in self.peers.values() for stream in peer.session.streams.values()}
+
     def peer_of(self, stream: Stream) -> Peer | None:
         """Return the peer whose session carries `stream`, if one does."""
         return None if stream.host is None else self._by_host.get(stream.host)

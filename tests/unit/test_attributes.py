@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brokers.envelope import MAX_ATTRIBUTES
+from brokers.interest import interest_attribute
 from goreprox.config.defaults import MAX_SERVICES_BYTES, MAX_WEIGHT, MIN_WEIGHT
 from goreprox.protocol.limits import ACKS_BEFORE_EOF
 from goreprox.tunnel.attributes import (
@@ -67,7 +68,7 @@ NAMES = [f"{number:x}" * 64 for number in range(16)]
 def test_attributes_fit_however_much_there_is_to_announce(own: Attributes) -> None:
     names = ["w"] * (MAX_SERVICES_BYTES // 3)
     rest = who("provider", "m" * 64) | {"protocol": [1, 1], "services": names, "predecessor": bytes(16)}
-    rest |= {ACKS_BEFORE_EOF: True}
+    rest |= {ACKS_BEFORE_EOF: True} | interest_attribute(1)
     assert len(cbor2.dumps(rest | dict(own))) <= MAX_ATTRIBUTES
 
 

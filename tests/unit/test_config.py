@@ -281,7 +281,7 @@ def test_an_edge_needs_brokers_and_workers_need_ports(arguments: dict[str, Any],
 @pytest.mark.parametrize("peers", [0, 65_537])
 def test_a_broker_bounds_its_peers(peers: int) -> None:
     for config in (BrokerConfig, ServerConfig):
-        with pytest.raises(ConfigError, match=r"max-peers .*: expected 1 to 2,048"):
+        with pytest.raises(ConfigError, match=r"max-peers .*: expected 1 to 8,192"):
             configured(config, max_peers=peers)
 
 

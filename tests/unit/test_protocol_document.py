@@ -6,7 +6,20 @@ from pathlib import Path
 import cbor2
 import pytest
 
-from brokers import carrier, connections, diagnosis, envelope, link, outboxes, peers, port, router, sockets
+from brokers import (
+    carrier,
+    connections,
+    diagnosis,
+    envelope,
+    interest,
+    link,
+    outboxes,
+    peers,
+    port,
+    router,
+    sockets,
+    switch,
+)
 from goreprox.config import defaults, published
 from goreprox.keys import join
 from goreprox.net import certificates, handshakes, link_tls
@@ -98,6 +111,11 @@ FABRIC = [
     f"at most {published.MAX_GRANTS} (of 7 bytes: `granted` takes {GRANTED_BYTES} bytes at most)",
     f"queues up to {size(outboxes.OUTBOX_BYTES)} and {outboxes.OUTBOX_MESSAGES:,} messages",
     f"retries every {1000 * outboxes.RETRY_S:g} ms",
+    f"`interest: bytes` | both | {interest.INTEREST_BYTES} bytes, as bits",
+    f"BLAKE2b of it, of {interest.BUCKET_BYTES} bytes, modulo {8 * interest.INTEREST_BYTES}",
+    f"by chance, once in {8 * interest.INTEREST_BYTES} for each pair",
+    f"more than {switch.FEW} peers",
+    f"Ups take {size(switch.LIST_BYTES)} at least",
     *(
         f"{kind} = [{number}"
         for number, kind in enumerate(

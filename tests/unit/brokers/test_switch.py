@@ -24,7 +24,8 @@ from brokers.envelope import (
     control,
     parse_control,
 )
-from brokers.switch import NO_HELLO, Certified, Objection, Output, Switch
+from brokers.interest import INTEREST, INTEREST_BYTES, interest_attribute, interest_in
+from brokers.switch import FEW, LIST_BYTES, NO_HELLO, Certified, Objection, Output, Switch
 
 LEASE_S = 6.0
 
@@ -339,3 +340,126 @@ def test_others_are_told_what_the_key_of_a_peer_says_and_again_when_that_changes
     told = [(key, parse_control(frames)) for key, frames in broker.switch.recertify()]
     assert told == [("e1", up("p1", epoch, {"granted": "some", "weight": 2}))]
     assert broker.switch.recertify() == []
+
+
+# Interest: once peers are many, they hear only of those with which they share a service.
+
+
+class Fleet:
+    """A switch with providers of one service, `FEW` in all, and what each peer knows by what it was told."""
+
+    def __init__(self, providers: int) -> None:
+        self.switch = Switch(lease_s=LEASE_S, max_peers=10_000)
+        self.known: dict[str, dict[bytes, Mapping[str, object]]] = {}
+        self.sent = 0
+        for number in range(providers):
+            self.join(f"p{number}", "web")
+
+    def join(self, key: str, *services: str, everything: bool = False) -> None:
+        self.known[key] = {}
+        self.say(key, Hello(1, 1, 1, {} if everything else self.attributes(*services)))
+
+    def attributes(self, *services: str) -> dict[str, object]:
+        return {"services": list(services), **interest_attribute(interest_in(services))}
+
+    def say(self, key: str, message: Control) -> None:
+        self.deliver(self.switch.receive(key, self.name(key), control(message), 0.0))
+
+    def name(self, key: str) -> PeerName:
+        return PeerName(Role(key[:1].encode()), key, key.encode().ljust(16, b"-"))
+
+    def deliver(self, outputs: list[Output]) -> None:
+        self.sent += len(outputs)
+        for key, message in controls(outputs):
+            match message:
+                case Welcome():
+                    self.known[str(key)].clear()
+                case Up():
+                    self.known[str(key)][message.role + message.incarnation] = message.attributes
+                case Down():
+                    del self.known[str(key)][message.peer_id]
+                case _:
+                    pass
+
+    def knows(self, key: str, other: str) -> bool:
+        """Return whether two peers know each other; both do, or none."""
+        known = self.name(other).id in self.known[key]
+        assert known == (self.name(key).id in self.known[other])
+        return known
+
+
+def test_few_peers_hear_of_everybody() -> None:
+    fleet = Fleet(FEW - 3)
+    for key in ("e1", "e2"):
+        fleet.join(key, "db")
+    assert len(fleet.known["e1"]) == FEW - 3 and len(fleet.known["p0"]) == 2
+
+
+def test_many_peers_hear_of_those_with_whom_they_share_a_service_and_forget_the_others() -> None:
+    fleet = Fleet(FEW - 2)
+    fleet.join("e1", "db")
+    fleet.join("e2", "web")
+    assert fleet.knows("e1", "p0")
+    fleet.join("p900", "db")
+    assert [fleet.knows("e1", key) for key in ("p0", "p900")] == [False, True]
+    assert [fleet.knows("e2", key) for key in ("p0", "p900")] == [True, False]
+    fleet.join("p901", everything=True)
+    fleet.join("e3", everything=True)
+    assert all(fleet.knows(key, "p901") for key in ("e1", "e2", "e3"))
+    assert all(fleet.knows("e3", key) for key in fleet.known if key[0] == "p")
+    before = fleet.sent
+    fleet.join("p902", "web")
+    assert fleet.sent == before + 1 + 2 * 2, "a Welcome, and two edges that hear of it"
+
+
+def test_a_peer_of_many_that_announces_another_service_hears_of_its_peers_and_keeps_those_it_had() -> None:
+    fleet = Fleet(FEW)
+    fleet.join("e1", "db")
+    assert not fleet.known["e1"]
+    fleet.say("e1", Announce(fleet.attributes("web")))
+    assert len(fleet.known["e1"]) == FEW and fleet.knows("e1", "p0")
+    fleet.join("p900", "db")
+    assert fleet.knows("e1", "p900"), "streams of a former service may be open"
+    fleet.say("p0", Announce(fleet.attributes()))
+    assert fleet.knows("e1", "p0")
+    assert fleet.known["e1"][fleet.name("p0").id] == {"services": []}, "the interest is for the broker alone"
+    fleet.say("p0", Hello(1, 1, 2, fleet.attributes()))
+    assert fleet.knows("e1", "p0")
+    fleet.say("e1", Announce({}))
+    assert fleet.knows("e1", "p0")
+    fleet.deliver(fleet.switch.lost("e1", "lost"))
+    assert not fleet.known["p0"] and not fleet.known["p900"]
+
+
+def test_an_overflow_among_many_is_told_to_those_who_know_the_peer() -> None:
+    fleet = Fleet(FEW)
+    fleet.join("e1", "web")
+    fleet.join("e2", "db")
+    fleet.deliver(fleet.switch.overflow("p0", 0.0))
+    assert fleet.knows("e1", "p0") and not fleet.knows("e2", "p0")
+
+
+@pytest.mark.parametrize("value", [b"", bytes(INTEREST_BYTES + 1), "web", 5, None])
+def test_an_interest_that_is_not_understood_is_one_in_everything(value: object) -> None:
+    fleet = Fleet(FEW)
+    fleet.known["e1"] = {}
+    fleet.say("e1", Hello(1, 1, 1, {INTEREST: value}))
+    assert fleet.knows("e1", "p0")
+
+
+def test_the_peer_list_is_bounded_in_bytes() -> None:
+    fleet = Fleet(0)
+    large = {"text": "x" * 4000}
+    number = 0
+    while True:
+        key = f"p{number}"
+        ((_, first), *_) = controls(fleet.switch.receive(key, fleet.name(key), control(Hello(1, 1, 1, large)), 0.0))
+        if isinstance(first, Refused):
+            break
+        number += 1
+    assert (number - 1) * 4000 < LIST_BYTES <= number * 4100 and "use more brokers" in first.reason
+    fleet.switch.lost("p0", "lost")
+    fleet.switch.lost("p1", "lost")
+    fleet.join("p2", "web")
+    fleet.join("p0", "web")
+    assert len(fleet.switch.peers) == number - 1

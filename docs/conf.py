@@ -41,6 +41,7 @@ docs/scale
 docs/nats
 docs/deploy
 docs/status
+docs/dashboard
 docs/metrics
 docs/reliability
 docs/benchmarks

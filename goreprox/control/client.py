@@ -17,7 +17,7 @@ ASK_S: Final = 2.0
 PAGES_BYTES: Final = 256 << 20
 """All pages of a reply: a million streams, the most that can be configured, at 256 bytes."""
 AGAIN_S: Final = 2.0
-"""How often `follow` looks for processes that have started."""
+"""How often `follow` looks for processes that have started, by default."""
 ROLES: Final = ("server", "edge", "broker", "provider")
 PARENT: Final = "workers"
 """What a process is called that has no status itself, but a worker for each core that has."""
@@ -86,6 +86,36 @@ async def ask(
     raise ControlError(f"no {wanted} runs in {where}; start one, or name its directory with --runtime-dir")
 
 
+async def ask_pages(
+    directories: Sequence[Path],
+    command: str,
+    *,
+    options: Mapping[str, object],
+    deadline_s: float,
+    enough: Callable[[Sequence[object]], bool],
+) -> list[Reply]:
+    """Ask all processes for pages until there are `enough` of each; the result is whether these are all.
+
+    Raises:
+        ControlError: this user may not look into a directory.
+    """
+
+    async def asked(path: Path) -> Reply:
+        pages: list[object] = []
+        try:
+            async with asyncio.timeout(deadline_s), contextlib.aclosing(_pages(path, request)) as found:
+                async for page in found:
+                    pages.append(page)
+                    if enough(pages):
+                        return Reply(_who(path), result=False, pages=pages)
+        except (ControlError, TimeoutError) as exc:
+            return Reply(_who(path), False, _problem(_who(path), exc, deadline_s), pages)
+        return Reply(_who(path), result=True, pages=pages)
+
+    request = encode_request(command, **options)
+    return list(await asyncio.gather(*map(asked, _sockets(directories, ROLES, None)[0])))
+
+
 async def follow(
     directories: Sequence[Path],
     command: str,
@@ -95,6 +125,7 @@ async def follow(
     options: Callable[[str], Mapping[str, object]],
     take: Callable[[str, object], None],
     failed: Callable[[str], None],
+    again_s: float = AGAIN_S,
 ) -> Never:
     """Ask the same processes for pages without end, those that start later and those that start again, too.
 
@@ -102,15 +133,21 @@ async def follow(
     are no more for now, in a line for people, to `failed`.
     """
     asked: dict[Path, asyncio.Task[None]] = {}
-    while True:
-        for path in _sockets(directories, roles, name)[0]:
-            if path not in asked:
-                who = _who(path)
-                work = _follow_one(path, encode_request(command, **options(who)), functools.partial(take, who), failed)
-                asked[path] = asyncio.create_task(work, name=f"follow {who}")
-        await asyncio.sleep(AGAIN_S)
-        for path in [path for path, task in asked.items() if task.done()]:
-            asked.pop(path).result()
+    try:
+        while True:
+            for path in _sockets(directories, roles, name)[0]:
+                if path not in asked:
+                    who = _who(path)
+                    work = _follow_one(
+                        path, encode_request(command, **options(who)), functools.partial(take, who), failed
+                    )
+                    asked[path] = asyncio.create_task(work, name=f"follow {who}")
+            await asyncio.sleep(again_s)
+            for path in [path for path, task in asked.items() if task.done()]:
+                asked.pop(path).result()
+    finally:
+        for task in asked.values():
+            task.cancel()
 
 
 async def _follow_one(
@@ -191,7 +228,7 @@ def _problem(who: str, exc: Exception, deadline_s: float = 0.0) -> str | None:
         case ConnectionRefusedError() | FileNotFoundError():
             return None
         case ControlError():
-            return f"{who}: {exc}"
+            return f"{who}: {str(exc).removeprefix(f'{who}: ')}"
         case TimeoutError():
             return f"{who} does not respond within {deadline_s:g} s; is it stopped or overloaded?"
         case OSError():

@@ -1,1 +1,1 @@
-"""What programs that watch the processes of a machine ask for over HTTP."""
+"""What programs that watch the processes of a machine, and people, ask for over HTTP."""

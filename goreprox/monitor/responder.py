@@ -11,19 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final, NamedTuple, Self
 
-from goreprox.config.addresses import Address
-from goreprox.net import listeners, sockets
+from goreprox.monitor.acceptor import Acceptor
 
 HEAD_BYTES: Final = 8192
 """Of the header section of a request. asyncio reads at most twice as much."""
-CLIENTS: Final = 64
-"""At a time: with 16 KiB for a request below 1 MiB, and a response each."""
-ACCEPTS: Final = 16
-"""Connections accepted in one turn of the loop."""
-PAUSE_S: Final = 0.5
-"""How long accepting pauses when there is no file descriptor."""
-CLOSE_S: Final = 0.25
-"""How long the end of a process, or an upgrade, may wait for clients that have connected: a request takes less."""
 TIMEOUT_S: Final = 5.0
 """A client that has not sent its request by then, or not taken the response, is disconnected."""
 _NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -74,61 +65,15 @@ _MALFORMED: Final = Response(HTTPStatus.BAD_REQUEST, "the request is malformed\n
 _FAULT: Final = Response(HTTPStatus.INTERNAL_SERVER_ERROR, "a fault, which is in the log\n")
 
 
-class Responder:
+class Responder(Acceptor):
     """Serves the clients of listening sockets, which stay the caller's."""
 
     def __init__(self, respond: Respond) -> None:
+        super().__init__()
         self._respond = respond
-        self._loop = asyncio.get_running_loop()
-        self._listening: set[socket.socket] = set()
-        self._clients: dict[asyncio.Task[None], None] = {}
-        """In the order in which they came."""
 
-    def serve(self, listening: socket.socket) -> None:
-        """Serve those who connect to a socket."""
-        self._listening.add(listening)
-        self._loop.add_reader(listening, self._accept, listening)
-
-    def leave(self, listening: socket.socket) -> None:
-        """Serve nobody else who connects to a socket: they wait in its backlog."""
-        self._listening.discard(listening)
-        self._loop.remove_reader(listening)
-
-    def _accept(self, listening: socket.socket) -> None:
-        for _ in range(ACCEPTS):
-            try:
-                sock, _ = listening.accept()
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError:  # no descriptor is left
-                self._loop.remove_reader(listening)
-                self._loop.call_later(PAUSE_S, self._go_on, listening)
-                return
-            sock.setblocking(False)
-            self._accepted(sock)
-
-    def _go_on(self, listening: socket.socket) -> None:
-        if listening in self._listening:
-            self.serve(listening)
-
-    def _accepted(self, sock: socket.socket) -> None:
-        if len(self._clients) >= CLIENTS:
-            oldest = next(iter(self._clients))
-            del self._clients[oldest]
-            oldest.cancel()
-        task = self._loop.create_task(self._serve(sock), name="responder")
-        self._clients[task] = None
-
-        def ended(_: "asyncio.Task[None]") -> None:
-            """Let go of it, even if it was ended before it began."""
-            self._clients.pop(task, None)
-            sock.close()
-
-        task.add_done_callback(ended)
-
-    async def _serve(self, sock: socket.socket) -> None:
+    async def serve_client(self, sock: socket.socket) -> None:
+        """Serve one client."""
         with sock:
             reader, writer = await asyncio.open_connection(sock=sock, limit=HEAD_BYTES)
             try:
@@ -156,27 +101,6 @@ class Responder:
             self._loop.call_exception_handler({"message": "responding", "exception": exc})
             response = _FAULT
         return _encoded(response, body=request.method == "GET")
-
-    async def close(self) -> None:
-        """Serve those who have connected, if that takes no longer than `CLOSE_S`, and nobody else."""
-        for listening in list(self._listening):
-            self.leave(listening)
-        if self._clients:
-            await asyncio.wait(list(self._clients), timeout=CLOSE_S)
-        for client in list(self._clients):
-            client.cancel()
-
-
-def listening(option: str, address: Address) -> list[socket.socket]:
-    """Return listening sockets for an address, the value of `option`.
-
-    Raises:
-        StartError: it cannot be listened on.
-    """
-    socks = listeners.bound(option, address, reuse_port=False, listening=True)
-    for sock in socks:
-        sockets.finish_on_close(sock)
-    return socks
 
 
 def _encoded(response: Response, *, body: bool = True) -> bytes:

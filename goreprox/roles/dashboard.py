@@ -1,13 +1,13 @@
 """The dashboard that a role starts as a child (`--dashboard`), and starts again if it ends."""
 
 import asyncio
-import importlib.util
 import os
 import sys
 from asyncio.subprocess import DEVNULL
 from typing import Final, Self
 
 from brokers import LimitedLog
+from goreprox.config.dashboard import missing_packages
 from goreprox.config.process import ProcessConfig
 from goreprox.errors import StartError
 from goreprox.process.child import start
@@ -81,5 +81,5 @@ def check_installed(config: ProcessConfig) -> None:
     Raises:
         StartError: it is not installed.
     """
-    if config.dashboard is not None and importlib.util.find_spec("prometheus_client") is None:
-        raise StartError("dashboard: it needs prometheus_client; pip install 'goreprox[dashboard]'")
+    if config.dashboard is not None and (missing := missing_packages()):
+        raise StartError(f"dashboard: it needs {missing}; pip install 'goreprox[dashboard]'")

@@ -397,7 +397,7 @@ async def serve(
         trusting()
         links.reconfigure(new.brokers, new.proxy, edge.driver)
 
-    upgrade = Upgrade(life, state, member.instance, health, links=links.all)
+    upgrade = Upgrade(life, state, member.instance, health, links=links.all, feed=source.feed)
     commands = {**source.commands, **health.commands, **Drain(edge, life).commands, **control(apply, health, upgrade)}
     commands |= edge.inspection.commands
     if before is not None:

@@ -13,8 +13,9 @@ from goreprox.config.addresses import Address
 from goreprox.control.message import Request as Ask
 from goreprox.control.socket import Commands
 from goreprox.errors import StartError
+from goreprox.monitor.acceptor import listening
 from goreprox.monitor.health import Report, probe
-from goreprox.monitor.responder import Request, Responder, Response, listening
+from goreprox.monitor.responder import Request, Responder, Response
 from goreprox.net.listeners import try_address
 from goreprox.process.lifetime import Lifetime
 

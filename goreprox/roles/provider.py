@@ -354,7 +354,7 @@ async def run(configuration: Configuration[ProviderConfig], inherited: Inherited
         links.reconfigure(new.servers, new.proxy, provider.driver)
 
     reload = Reload(configuration, life, health, apply=apply)
-    upgrade = Upgrade(life, provider, member.instance, health, links=links.all)
+    upgrade = Upgrade(life, provider, member.instance, health, links=links.all, feed=source.feed)
     life.upgrade_asked = upgrade.signalled
     if before is not None:
         upgrade.took_over(before)

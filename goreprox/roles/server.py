@@ -66,7 +66,7 @@ async def run(configuration: Configuration[ServerConfig], inherited: Inherited |
         router.limit(new.peers.max_peers)
 
     reload = Reload(configuration, life, health, apply=apply)
-    upgrade = Upgrade(life, state, member.instance, health, ports=listening)
+    upgrade = Upgrade(life, state, member.instance, health, ports=listening, feed=source.feed)
     life.upgrade_asked = upgrade.signalled
     if before is not None:
         upgrade.took_over(before)

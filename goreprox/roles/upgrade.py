@@ -19,6 +19,7 @@ from goreprox.control.socket import Commands
 from goreprox.errors import ControlError, GoreproxError, StartError
 from goreprox.process import handover
 from goreprox.process.clock import clock
+from goreprox.process.feed import Feed
 from goreprox.process.handover import Handover, Inherited
 from goreprox.process.instance import Instance
 from goreprox.process.lifetime import Lifetime
@@ -213,14 +214,17 @@ class Upgrade:
         *,
         links: Sequence[RemoteCarrier] = (),
         ports: Callable[[], Iterable[tuple[str, str, int]]] = tuple,
+        feed: Feed | None = None,
     ) -> None:
         """Hand over what `owner` has, if there is one, with the lock of `instance` and the identities of `links`.
 
         `ports` yields what a broker listens on: option, address, and a duplicate of a descriptor, which is handed over.
+        `feed` is told of an upgrade.
         """
         self._health = health
         self._life = life
         self._owner = owner
+        self._feed = feed
         self._instance = instance
         self._links = links
         self._ports = ports
@@ -378,13 +382,11 @@ class Upgrade:
         connections, paused_s = moved or (before.connections, round(clock() - before.paused_at, 3))
         result = {"from": before.version, "to": __version__, "connections": connections, "paused_s": paused_s}
         if problem is None:
-            logger.bind(event="upgraded", **result).info(
-                "upgraded from {} to {}: {} went on after {:g} s",
-                before.version,
-                __version__,
-                counted(connections, "connection"),
-                paused_s,
-            )
+            went_on = f"{counted(connections, 'connection')} went on after {paused_s:g} s"
+            text = f"upgraded from {before.version} to {__version__}: {went_on}"
+            logger.bind(event="upgraded", **result).info("{}", text)
+            if self._feed is not None:
+                self._feed.add("upgraded", text, result)
         self.told(result, problem)
         if before.client is not None:
             reply = encode_result(result) if problem is None else encode_error(ControlError(problem))

@@ -12,6 +12,8 @@ from goreprox.status.ids import Ids
 
 PAGE: Final = 16
 """Events in a page, of at most 15 KiB each: an address and a reason, twice, of at most 256 characters of 12 bytes."""
+STREAM: Final = "stream_"
+"""How the names of events of single streams begin."""
 GATHER_S: Final = 0.1
 """How long what happens is gathered for the next page: those who follow cost the process at most ten pages a second,
 and miss something only if there are more than `feed.KEPT` events in that time."""
@@ -45,12 +47,15 @@ class EventList:
         after = self._ids.number_of(request.options.get("after"))
         number = feed.forgotten if after is None else min(after, feed.count)
         until = None if request.options.get("follow") is True else feed.count
+        with_streams = request.options.get("streams") is not False
         while until is None or number < until:
             await feed.more(number)
             missed = max(feed.forgotten - number, 0)
             events = feed.after(number + missed, PAGE)
             number += missed + len(events)
-            yield EventsPage(after=self._ids.id_of(number), missed=missed, events=list(map(self._told, events)))
+            told = [self._told(event) for event in events if with_streams or not event.name.startswith(STREAM)]
+            if told or missed:
+                yield EventsPage(after=self._ids.id_of(number), missed=missed, events=told)
             await asyncio.sleep(GATHER_S if number == feed.count else 0)
 
     def _told(self, event: Event) -> Mapping[str, object]:

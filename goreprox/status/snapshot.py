@@ -90,6 +90,13 @@ class Source:
     links: Sequence[RemoteCarrier] = ()
     started_at: float = field(default_factory=time.time)
     started: float = field(default_factory=clock)
+    own_feed: Feed = field(default_factory=Feed)
+    """Of a process without an owner."""
+
+    @property
+    def feed(self) -> Feed:
+        """What has happened in the process."""
+        return self.own_feed if self.owner is None else self.owner.driver.feed
 
     @property
     def commands(self) -> Commands:
@@ -98,7 +105,7 @@ class Source:
         return {
             "status": self._status,
             **StreamList(ids, self.instance, self.owner).commands,
-            **EventList(ids, Feed() if self.owner is None else self.owner.driver.feed).commands,
+            **EventList(ids, self.feed).commands,
         }
 
     async def _status(self, _: Request) -> Document:

@@ -58,7 +58,8 @@ async def fetch(port: int, target: str = "/", *fields: str, host: str = HOST) ->
     """GET a target, with these header fields, over a connection of its own; return status and body."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
-        lines = [f"GET {target} HTTP/1.1", *(fields or (f"Host: {host}",)), "", ""]
+        named = () if any(field.startswith("Host:") for field in fields) else (f"Host: {host}",)
+        lines = [f"GET {target} HTTP/1.1", *named, *fields, "", ""]
         writer.write("\r\n".join(lines).encode())
         async with asyncio.timeout(DEADLINE_S):
             response = (await reader.read()).decode()

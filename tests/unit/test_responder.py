@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goreprox.monitor import responder
-from goreprox.monitor.responder import ACCEPTS, CLIENTS, HEAD_BYTES, Request, Responder, Response
+from goreprox.monitor import acceptor, responder
+from goreprox.monitor.acceptor import ACCEPTS, CLIENTS
+from goreprox.monitor.responder import HEAD_BYTES, Request, Responder, Response
 from tests.support.sockets import HOST, read_to_end, without_descriptors
 from tests.support.waiting import DEADLINE_S, eventually
 from tests.support.web import fetch
@@ -159,7 +160,7 @@ async def test_the_end_does_not_wait_for_a_client_that_sends_nothing(served: Ser
 async def test_without_descriptors_accepting_pauses_and_goes_on(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(responder, "PAUSE_S", 0.01)
+    monkeypatch.setattr(acceptor, "PAUSE_S", 0.01)
     clients = [socket.socket() for _ in range(2 * ACCEPTS)]
     with without_descriptors():
         for sock in clients:

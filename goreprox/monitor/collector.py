@@ -15,7 +15,7 @@ from goreprox.control.client import follow
 from goreprox.errors import ControlError
 from goreprox.monitor.history import EVERY_S, History, Sample
 from goreprox.monitor.processes import FRESH_S, Known, Processes
-from goreprox.process.clock import iso
+from goreprox.process.clock import clock, iso
 from goreprox.process.feed import Feed
 
 SOON_S: Final = 0.2
@@ -90,20 +90,21 @@ class Collector:
         self._compare(known)
         self.known = known
         documents = {each.who: each.document for each in known if each.document is not None}
-        self.samples = self.history.add(self.at, documents) or self.samples
+        self.samples = self.history.add(self.at, clock(), documents) or self.samples
         self.looks += 1
         self._tell()
 
     def _compare(self, known: list[Known]) -> None:
         """Tell of processes that have started or ended since an earlier look."""
+        now = clock()
         for each in known:
-            self._seen[each.who] = self.at
+            self._seen[each.who] = now
             incarnation = each.document["incarnation"] if each.document is not None else None
             if incarnation is not None and self._incarnations.get(each.who) != incarnation:
                 if self.looks:
                     self._add(each.who, {"event": "process_started", "message": "the process has started"})
                 self._incarnations[each.who] = incarnation
-        for who in [who for who, at in self._seen.items() if self.at - at > GONE_S]:
+        for who in [who for who, at in self._seen.items() if now - at > GONE_S]:
             del self._seen[who]
             if self._incarnations.pop(who, None) is not None:
                 self._add(who, {"event": "process_ended", "message": "the process has ended"})

@@ -28,19 +28,19 @@ class _Series:
     def __init__(self) -> None:
         self.samples: deque[Sample] = deque(maxlen=KEPT)
         self.last: tuple[str, float, int, int] | None = None
-        """The incarnation, when it was looked at, and its bytes sent and received."""
+        """The incarnation, when it was looked at by a clock that is never set, and its bytes sent and received."""
 
-    def add(self, at: float, document: Document) -> None:
+    def add(self, at: float, now: float, document: Document) -> None:
         streams = document["streams"]
         if streams is None:
             return
         sent, received = streams["sent_bytes"], streams["received_bytes"]
         rates = (0, 0)
-        if self.last is not None and self.last[0] == document["incarnation"] and at > self.last[1]:
+        if self.last is not None and self.last[0] == document["incarnation"] and now > self.last[1]:
             _, before, *bytes_before = self.last
             sent_before, received_before = bytes_before
-            rates = (_rate(sent - sent_before, at - before), _rate(received - received_before, at - before))
-        self.last = document["incarnation"], at, sent, received
+            rates = (_rate(sent - sent_before, now - before), _rate(received - received_before, now - before))
+        self.last = document["incarnation"], now, sent, received
         self.samples.append(Sample(at, streams["open"], *rates))
 
 
@@ -53,18 +53,18 @@ class History:
 
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
-        self._at = 0.0
+        self._due = 0.0
 
-    def add(self, at: float, documents: dict[str, Document]) -> dict[str, Sample]:
-        """Take samples of processes, if it is time; return them by process."""
-        if 0 <= at - self._at < EVERY_S:
+    def add(self, at: float, now: float, documents: dict[str, Document]) -> dict[str, Sample]:
+        """Take samples of processes at the time `at`, if it is time by a clock that is never set; return them."""
+        if now < self._due:
             return {}
-        self._at = at
-        for who in [who for who, each in self._series.items() if _ended(each, at)]:
+        self._due = now + EVERY_S
+        for who in [who for who, each in self._series.items() if _ended(each, now)]:
             del self._series[who]
         for who, document in documents.items():
             if who in self._series or len(self._series) < PROCESSES:
-                self._series.setdefault(who, _Series()).add(at, document)
+                self._series.setdefault(who, _Series()).add(at, now, document)
         found = {who: series.samples[-1] for who, series in self._series.items() if series.samples}
         return {who: sample for who, sample in found.items() if sample.at == at}
 
@@ -73,6 +73,6 @@ class History:
         return {who: list(series.samples) for who, series in self._series.items() if series.samples}
 
 
-def _ended(series: _Series, at: float) -> bool:
+def _ended(series: _Series, now: float) -> bool:
     """Whether nothing was heard of a process for so long that it has no history."""
-    return not series.samples or not 0 <= at - series.samples[-1].at < KEPT_S
+    return series.last is None or now - series.last[1] > KEPT_S

@@ -15,6 +15,7 @@ FOR_PEOPLE = {
     "goreprox/keys/state.py": "when a key was made",
     "goreprox/process/feed.py": "when an event happened",
     "goreprox/inspector/records.py": "when a request came",
+    "goreprox/monitor/collector.py": "when the processes were looked at",
     "goreprox/status/snapshot.py": "since when a process runs",
     "goreprox/status/stream_log.py": "when a stream ended",
     "goreprox/cli/tokens.py": "which tokens have expired",

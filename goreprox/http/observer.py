@@ -14,7 +14,7 @@ class Observer(Protocol):
     def request_part(self, data: bytes, end: EndOfMessage | None) -> None:
         """Take note of a part of the request's body, which is empty only if chunks end, and of its end."""
 
-    def response_head(self, status: int, reason: bytes, fields: Fields) -> None:
+    def response_head(self, status: int, head: bytes) -> None:
         """Take note of the head of the final response, or of that to an upgrade, as it goes to the client."""
 
     def response_part(self, data: bytes) -> None:

@@ -69,8 +69,6 @@ class ResponseWriter:
 
     def head(self, status: int, reason: bytes, fields: Fields, *, last: bool) -> bytes:
         """Return the header section. The connection ends with the `last` response, or if only that shows its end."""
-        if self.observer is not None:
-            self.observer.response_head(status, reason, fields)
         framing: Fields = []
         self.last = self.last or last
         self._bodiless = self._bodiless or status in BODILESS
@@ -84,7 +82,10 @@ class ResponseWriter:
             framing.append(CLOSE)
         self.begun = True
         self.status = status
-        return _head(b"HTTP/1.1 %d %b" % (status, reason), fields + framing)
+        head = _head(b"HTTP/1.1 %d %b" % (status, reason), fields + framing)
+        if self.observer is not None:
+            self.observer.response_head(status, head)
+        return head
 
     def body(self, data: bytes) -> bytes:
         """Return a part of the body, not empty."""
@@ -103,7 +104,8 @@ class ResponseWriter:
 
     def switch(self, event: Response, fields: Fields) -> bytes:
         """Return the header section of a 101 response, behind which HTTP ends."""
-        if self.observer is not None:
-            self.observer.response_head(event.status, event.reason, fields)
         self.status = event.status
-        return interim_head(event, fields)
+        head = interim_head(event, fields)
+        if self.observer is not None:
+            self.observer.response_head(event.status, head)
+        return head

@@ -4,7 +4,7 @@ import re
 import zlib
 from typing import Final
 
-from goreprox.http.messages import Fields
+from goreprox.http.messages import Fields, Request, Response
 from goreprox.http.requests import upgrade_of
 from goreprox.inspector.masking import Masker
 from goreprox.inspector.records import BODY_BYTES, KeptBody, Record
@@ -22,14 +22,18 @@ _LATIN: Final = re.compile(r"charset=\"?(?:iso-8859-1|latin-?1|windows-1252|us-a
 
 def row(record: Record, ids: Ids, now: float) -> RequestRow:
     """Return what a list shows."""
-    masker = _masker(record)
-    path = masker.target(record.request.target)
+    request = record.request
+    return _row(record, request, _masker(record, request, _response(record)), ids, now)
+
+
+def _row(record: Record, request: Request, masker: Masker, ids: Ids, now: float) -> RequestRow:
+    path = masker.target(request.target)
     ended_at = now if record.ended_at is None else record.ended_at
     return {
         "id": ids.id_of(record.number),
         "at": iso(record.at),
-        "method": record.request.method.decode("latin-1"),
-        "host": _host(record),
+        "method": request.method.decode("latin-1"),
+        "host": (request.first(b"host") or record.origin.authority).decode("latin-1"),
         "path": path if len(path) <= SHOWN else path[:SHOWN] + "…",
         "service": record.service,
         "client": record.client,
@@ -47,20 +51,20 @@ def row(record: Record, ids: Ids, now: float) -> RequestRow:
 
 def detail(record: Record, ids: Ids, now: float) -> RequestDetail:
     """Return everything."""
-    masker, request = _masker(record), record.request
+    request, response = record.request, _response(record)
+    masker = _masker(record, request, response)
     forwarding = record.origin.site.forwarding
-    response = None
-    if record.status:
-        response = _message(masker, record.response_fields, record.response_trailers, record.response_body)
     return {
-        **row(record, ids, now),
+        **_row(record, request, masker, ids, now),
         "path": masker.target(request.target),
         "scheme": "https" if forwarding.is_https(request, record.origin.address) else "http",
         "version": request.version.decode(),
-        "reason": record.reason.decode("latin-1"),
+        "reason": "" if response is None else response.reason.decode("latin-1"),
         "timing": timing(record),
         "request": _message(masker, request.fields, record.request_trailers, record.request_body),
-        "response": response,
+        "response": None
+        if response is None
+        else _message(masker, response.fields, record.response_trailers, record.response_body),
         "not_replayable": not_replayable(record),
     }
 
@@ -93,13 +97,13 @@ def _between(begin: float | None, end: float | None) -> float | None:
     return None if begin is None or end is None else round(max(end - begin, 0.0), 6)
 
 
-def _masker(record: Record) -> Masker:
-    request = record.request
-    return Masker(request.target, [*request.fields, *record.response_fields], record.origin.site.secret)
+def _response(record: Record) -> Response | None:
+    return record.response if record.status else None
 
 
-def _host(record: Record) -> str:
-    return (record.request.first(b"host") or record.origin.authority).decode("latin-1")
+def _masker(record: Record, request: Request, response: Response | None) -> Masker:
+    answered = [] if response is None else response.fields
+    return Masker(request.target, [*request.fields, *answered], record.origin.site.secret)
 
 
 def _message(masker: Masker, fields: Fields, trailers: Fields, kept: KeptBody | None) -> MessageDetail:

@@ -1,7 +1,9 @@
 """What is kept of exchanges, as a gateway sees them, how much of it, and what is shown."""
 
+import gc
 import gzip
 import json
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 
@@ -14,7 +16,7 @@ from goreprox.config.routes import Route, Routes
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
 from goreprox.inspector.masking import MASK
-from goreprox.inspector.records import BODY_BYTES, FIELD_BYTES, KEPT, RECORD_BYTES, TOTAL_BYTES, Record, Records
+from goreprox.inspector.records import BODY_BYTES, KEPT, RECORD_BYTES, TOTAL_BYTES, Record, Records
 from goreprox.inspector.replay import request_bytes
 from goreprox.inspector.shown import detail, not_replayable, row
 from goreprox.status.requests import RequestDetail, curl
@@ -162,10 +164,44 @@ def test_what_was_forgotten_while_it_went_on_keeps_nothing(records: Records) -> 
     assert slow.statuses == [200]
 
 
-def test_heads_of_many_short_fields_count_for_what_they_take(records: Records) -> None:
-    fields = b"".join(b"a%d:\r\n" % number for number in range(99))
-    talk(records).client(b"GET / HTTP/1.1\r\n%bHost: a\r\n\r\n" % fields)
-    assert only(records).held > 100 * FIELD_BYTES
+SHORT = b"".join(b"a%d:\r\n" % number for number in range(98))
+HOSTILE = {
+    "many short fields": (SHORT, 1, 10),
+    "a long field": (b"a: " + b"x" * 15_000 + b"\r\n", 1, 10),
+    "a body in bytes": (b"", 1, 500),
+    "long bodies": (b"", 40_000, 3),
+}
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_memory_is_what_is_counted(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goreprox.inspector.records.TOTAL_BYTES", 4 << 20)
+    more, size, parts = HOSTILE[kind]
+    kept = Records(Clock())
+    head = b"PUT / HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n" % (more, size * parts)
+
+    def exchange() -> None:
+        made = talk(kept)
+        made.client(head)
+        for _ in range(parts):
+            made.client(b"x" * size)
+        made.target(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n" % (more, size * parts))
+        for _ in range(parts):
+            made.target(b"x" * size)
+
+    exchange()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(60):
+            exchange()
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 1.25 * kept.held  # a bytearray takes an eighth more than it has
+    assert kept.held <= 4 << 20
 
 
 def test_only_requests_for_the_services_that_are_named_are_kept(records: Records) -> None:

@@ -162,7 +162,7 @@ def _file() -> Path:
     return Path(path)
 
 
-async def _start(config: object, **_: object) -> None:
+async def _start(_configuration: object, _inherited: object) -> None:
     """Stand for a role's `run`."""
 
 

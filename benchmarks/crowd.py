@@ -1,6 +1,7 @@
 """Many providers in one process: `python -m benchmarks.crowd COUNT SERVER_PORT TARGET_PORT FOLDER`.
 
-Each is a whole one, with a link of its own. Prints a line once all of them are connected; they end with the process.
+Each is a whole one, with a link of its own. Prints `up` once all of them are connected, `down` when one is not, and so
+on; they end with the process.
 """
 
 import asyncio
@@ -33,10 +34,16 @@ def _start(number: int, server_port: int, target_port: int, folder: Path) -> Lin
 
 async def _run(count: int, server_port: int, target_port: int, folder: Path) -> None:
     started = [_start(number, server_port, target_port, folder) for number in range(count)]
+    changed, was_up = asyncio.Event(), False
     for links in started:
-        await links.up.wait()
-    print("up", flush=True)
-    await asyncio.Event().wait()
+        links.changed = changed.set
+    while True:
+        is_up = all(links.down_s == 0 for links in started)
+        if is_up != was_up:
+            print("up" if is_up else "down", flush=True)
+            was_up = is_up
+        await changed.wait()
+        changed.clear()
 
 
 if __name__ == "__main__":

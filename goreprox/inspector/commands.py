@@ -33,9 +33,12 @@ class Inspection:
         return {"requests": self._list, "request": self._detail, "replay": self._replay}
 
     async def _list(self, request: Request) -> Pages:
-        """Yield the requests that have changed since `after`, or all; to one who follows for ever."""
+        """Yield the requests that have changed since `after`, or all; to one who follows for ever.
+
+        `after` may be a list, of what several processes have told.
+        """
         records = self.records
-        change = records.ids.number_of(request.options.get("after")) or 0
+        change = self._change_of(request.options.get("after"))
         follow = request.options.get("follow") is True
         while True:
             until = records.changes
@@ -74,6 +77,10 @@ class Inspection:
         if replayed is None:
             raise ControlError("it was sent once more, and what has become of it is not kept: the log has it")
         return row(replayed, self.records.ids, self.records.clock())
+
+    def _change_of(self, after: object) -> int:
+        known = map(self.records.ids.number_of, after if isinstance(after, list) else [after])
+        return next((number for number in known if number is not None), 0)
 
     def _find(self, request: Request) -> Record | None:
         wanted = request.options.get("id")

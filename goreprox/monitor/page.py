@@ -4,6 +4,7 @@ A view of the page is a module in `static/`, and has its data from a route here:
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 from collections.abc import Callable, Mapping
@@ -14,9 +15,11 @@ from typing import Any, Final
 from aiohttp import web
 
 from goreprox.config.dashboard import DashboardConfig
+from goreprox.errors import ControlError
 from goreprox.monitor.collector import Collector
 from goreprox.monitor.guard import Guard, Hosts, Origins
 from goreprox.monitor.live import live
+from goreprox.monitor.requests import Requests
 from goreprox.monitor.sessions import SESSION_S, Session, Sessions
 from goreprox.monitor.streams import Streams
 from goreprox.monitor.web import Handler, text
@@ -48,6 +51,7 @@ class Page:
         self._hosts = Hosts(config)
         self._origins = Origins(config)
         self._streams = Streams(config.directory)
+        self._requests = Requests(config.directory)
         self._cookie = f"goreprox-dashboard-{port}"
         self._viewers: set[asyncio.Task[Any]] = set()
         self.keep: Callable[[web.BaseRequest], None] = lambda _: None
@@ -66,6 +70,9 @@ class Page:
             web.get("/api/live", self._checked(self._entitled(self._live))),
             web.get("/api/streams", self._checked(self._entitled(self._list_streams))),
             web.post("/api/streams/end", self._checked(self._entitled(self._changing(self._end_streams)))),
+            web.get("/api/requests", self._checked(self._entitled(self._list_requests))),
+            web.get("/api/requests/detail", self._checked(self._entitled(self._show_request))),
+            web.post("/api/requests/replay", self._checked(self._entitled(self._changing(self._replay_request)))),
         ]
 
     # Who may.
@@ -178,6 +185,25 @@ class Page:
             case {"ids": [*ids]} if ids and all(isinstance(each, str) for each in ids):
                 return _json(await self._streams.end(ids))
         return _problem(HTTPStatus.BAD_REQUEST, "expected a list of ids")
+
+    async def _list_requests(self, request: web.Request) -> web.StreamResponse:
+        return _json(await self._requests.list(request.query.getall("after", [])))
+
+    async def _show_request(self, request: web.Request) -> web.StreamResponse:
+        with contextlib.suppress(ControlError):
+            found = await self._requests.detail(request.query.get("id", ""))
+            if found is not None:
+                return _json(found)
+        return _problem(HTTPStatus.NOT_FOUND, "the request is not kept any more")
+
+    async def _replay_request(self, request: web.Request) -> web.StreamResponse:
+        match await _body(request):
+            case {"id": str(id_)}:
+                try:
+                    return _json(await self._requests.replay(id_))
+                except ControlError as exc:
+                    return _problem(HTTPStatus.CONFLICT, str(exc))
+        return _problem(HTTPStatus.BAD_REQUEST, "expected the id of a request")
 
     def close(self) -> None:
         """Update no page any longer."""

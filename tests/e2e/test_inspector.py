@@ -3,8 +3,6 @@
 import asyncio
 import json
 import shlex
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,6 @@ from tests.support.waiting import eventually
 from tests.support.web import curl, fetch, head_of
 
 WORKERS = 2
-
-
-@pytest.fixture
-def tmp() -> Iterator[Path]:
-    """A directory whose path leaves room for the name of a socket."""
-    with tempfile.TemporaryDirectory(prefix="gp", dir="/tmp") as path:
-        yield Path(path)
 
 
 async def telling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -8,11 +8,12 @@ import { Model } from "./model.js";
 import { SignedOut, events, isKnown, signIn, signOut } from "./session.js";
 import overview from "./views/overview.js";
 import streams from "./views/streams.js";
+import requests from "./views/requests.js";
 import outages from "./views/outages.js";
 import ends from "./views/ends.js";
 import certificates from "./views/certificates.js";
 
-const VIEWS = [overview, streams, outages, ends, certificates];
+const VIEWS = [overview, streams, requests, outages, ends, certificates];
 const AGAIN_MS = 1000;
 
 const main = document.getElementById("main");

@@ -8,14 +8,16 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from brokers.nats.carrier import NatsCarrier
-from brokers.nats.engine import Engine, Login, Server
+from brokers.nats.engine import Connection, Engine, Listener, Login, Server
 from brokers.nats.nkey import public_nkey
 from brokers.nats.roster import Policy
 from brokers.nats.subjects import NO_KEY, Permissions, of_key_holder, permissions, revoked, text_of, token
 
 __all__ = [
     "NO_KEY",
+    "Connection",
     "Engine",
+    "Listener",
     "Login",
     "NatsCarrier",
     "Permissions",

@@ -28,6 +28,8 @@ from brokers.proxy import OpenError
 
 REFUSED_MAX_S: Final = 8.0
 """Between two attempts while our key is refused: that may change."""
+LINGER_S: Final = 1.0
+"""For our last words at a server that we leave."""
 ANSWER_S: Final = 0.25
 """Between two signs of life that others have asked for, however many ask."""
 CLEAN_PAUSE_S: Final = 1.0
@@ -84,6 +86,8 @@ class NatsCarrier:
         """Whether a sign of life is due before its time."""
         self._answered_at = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        """Connections that are being closed."""
 
     @property
     def up(self) -> bool:
@@ -135,11 +139,9 @@ class NatsCarrier:
         if task is None:
             return
         self.state = LinkState.DOWN
-        if self._connection is not None:
-            self._connection.publish(self._station.hi(BYE), ())
-            await self._connection.close(linger_s=linger_s)
+        self._end(linger_s=linger_s)
         task.cancel()
-        await asyncio.wait([task])
+        await asyncio.wait([task, *self._closing])
         self._diagnosis.close()
 
     # One connection after the other.
@@ -241,14 +243,15 @@ class NatsCarrier:
             self._connection.publish(self._station.hi(claim), ())
         self._connection.publish(self._station.hi(HERE), (cbor2.dumps([asks, self._attributes]),))
 
-    def _end(self) -> None:
-        """Disconnect, without waiting for it."""
+    def _end(self, *, linger_s: float = LINGER_S) -> None:
+        """Leave and disconnect, without waiting for it."""
         connection, self._connection = self._connection, None
         self._roster.clear()
         if connection is not None:
-            task = self._loop.create_task(connection.close(linger_s=0), name=f"close {self.label}")
-            _CLOSING.add(task)
-            task.add_done_callback(_CLOSING.discard)
+            connection.publish(self._station.hi(BYE), ())
+            task = self._loop.create_task(connection.close(linger_s=linger_s), name=f"close {self.label}")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def _down(self, reason: str) -> None:
         if self.state is LinkState.UP:
@@ -309,7 +312,3 @@ class NatsCarrier:
                 self._receiver.peer_down(self, peer_id, reason)
             case None:
                 pass
-
-
-_CLOSING: Final[set[asyncio.Task[None]]] = set()
-"""Connections that are being closed."""

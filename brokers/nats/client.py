@@ -266,6 +266,7 @@ class NatsConnection:
                     while self._outbox:  # noqa: ASYNC110 -- at the end of a process
                         await asyncio.sleep(0.01)
                     await self._client.flush()
+                    await self._client.flush()  # the first PING may be sent before what is pending
         self._closed = True
         self._outbox.clear()
         await self._client.abandon()
@@ -313,6 +314,8 @@ class _Client(Client):
         writer = getattr(transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
+        if self._reading_task is None:
+            return  # it was never connected, and would wait for an end of TLS that does not come
         with contextlib.suppress(TimeoutError, nats.errors.Error):
             async with asyncio.timeout(CONNECT_S):
                 await self.close()

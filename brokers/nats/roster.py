@@ -34,8 +34,8 @@ class Policy(Protocol):
 
     def certified(
         self, name: PeerName, key: str, attributes: Mapping[str, object], claims: frozenset[str]
-    ) -> Mapping[str, object]:
-        """Return what of a peer's attributes counts, by the claims that were heard of it."""
+    ) -> Mapping[str, object] | None:
+        """Return a peer's attributes as they count; None if the claims that were heard of it do not allow them."""
 
 
 @dataclass(slots=True)
@@ -93,16 +93,18 @@ class Roster:
         asks, attributes = _parse(payload)
         return self._here(peer, asks=asks, attributes=attributes, now=now)
 
-    def _here(self, peer: _Peer, *, asks: bool, attributes: Mapping[str, object], now: float) -> Up:
-        peer_id = peer.station.name.id
+    def _here(self, peer: _Peer, *, asks: bool, attributes: Mapping[str, object], now: float) -> Up | Down | None:
+        station = peer.station
+        peer.claims = {claim: heard for claim, heard in peer.claims.items() if now - heard <= self._lease_s}
+        told = self._policy.certified(station.name, station.key, attributes, frozenset(peer.claims))
+        if told is None:
+            return self._leave(station.name.id, "its key does not allow what it announces")
         if peer.info is None:
-            epoch = self._presence.enter(peer_id, now)
+            epoch = self._presence.enter(station.name.id, now)
         else:
             epoch = peer.info.epoch
-            self._presence.renew(peer_id, now)
-        peer.claims = {claim: heard for claim, heard in peer.claims.items() if now - heard <= self._lease_s}
-        told = self._policy.certified(peer.station.name, peer.station.key, attributes, frozenset(peer.claims))
-        peer.info = PeerInfo(peer.station.name, epoch, told)
+            self._presence.renew(station.name.id, now)
+        peer.info = PeerInfo(station.name, epoch, told)
         return Up(peer.info, asks)
 
     def _peer(self, station: Station, now: float) -> _Peer | None:

@@ -15,7 +15,7 @@ does not add senders to messages, need only compare subjects for a peer to speak
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from brokers.errors import BadMessage, BadName
 from brokers.peers import PeerName, Role
@@ -131,8 +131,7 @@ class SignOfLife:
                 raise BadMessage(f"subject {subject[:80]!r}, expected one of a peer")
 
 
-@dataclass(frozen=True, slots=True)
-class Permissions:
+class Permissions(NamedTuple):
     """What a user of NATS may do."""
 
     publish: tuple[str, ...]

@@ -249,6 +249,66 @@ def rotate(*, state_dir: _StateDir = None) -> None:
     print("peers with older join strings stay connected until the next rotation; give them the new ones before it")
 
 
+@app.command(
+    name="nats-config",
+    help_epilogue=example(
+        "goreprox keys nats-config",
+        "goreprox keys nats-config --output /etc/nats/users.conf --pid-file /run/nats/nats.pid",
+        "goreprox keys nats-config --output users.conf --pid-file nats.pid --server nats://n1.example.org --watch",
+    ),
+)
+def nats_config_(
+    *,
+    output: Annotated[Path | None, Parameter(group=KEYS, metavar="FILE")] = None,
+    pid_file: Annotated[Path | None, Parameter(group=KEYS, metavar="FILE")] = None,
+    server: Annotated[list[str] | None, Parameter(group=KEYS, negative="", metavar="nats://HOST[:PORT]")] = None,
+    server_ca: Annotated[Path | None, Parameter(group=KEYS, metavar="FILE")] = None,
+    watch: Annotated[bool, Parameter(group=KEYS, negative="")] = False,
+    state_dir: _StateDir = None,
+) -> None:
+    """Print what NATS servers are to know of all keys: the users, and what each may publish and subscribe to.
+
+    It is part of a server's configuration, to be included there.
+
+    Parameters
+    ----------
+    output
+        Write it to this file instead, if it has changed.
+    pid_file
+        Then let the nats-server whose process this file names read its configuration again.
+    server
+        Then tell peers at this NATS server whose keys were revoked, so that connections are reset at once. May be
+        repeated.
+    server_ca
+        Trust these CAs for NATS servers. [default: those of the system]
+    watch
+        Do so again whenever keys change, until a signal.
+    """
+    if output is None and (watch or server or pid_file):
+        raise ConfigError("keys nats-config: --output is missing; name the file that the servers include")
+    servers = [Address.parse_remote(text) for text in server or ()]
+    for each in servers:
+        if not each.nats:
+            raise ConfigError(f"server {each}: expected a NATS server, like nats://n1.example.org")
+    # Root may change to another directory, and another user.
+    output, pid_file, server_ca = (None if path is None else path.absolute() for path in (output, pid_file, server_ca))
+    state = _state(state_dir)
+    if output is None:
+        from goreprox.keys.nats_config import nats_config
+
+        print(nats_config(state.all(), state.server_keys().present.public), end="")
+        return
+    from goreprox.roles.cluster import check_installed
+    from goreprox.roles.nats_users import NatsUsers
+
+    check_installed(servers)
+    users = NatsUsers(state, output, pid_file=pid_file, servers=servers, ca=server_ca)
+    if watch:
+        users.watch()
+    else:
+        users.update()
+
+
 def _state(directory: Path | None, *, make: bool = False) -> StateDir:
     """Open the state directory of a server, or `make` it; to list, revoke or rotate keys of a new one is a mistake.
 

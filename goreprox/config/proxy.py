@@ -119,8 +119,10 @@ class ProxyConfig:
     or to BROKER, one of them. May be repeated."""
 
     ca: Annotated[File, Parameter(name="--server-ca", group=KEYS)] = None
-    """Trust these CAs for servers and brokers at tls:// addresses; PEM, reread when it changes. [default: those of the
-    system]"""
+    """Trust these CAs for servers and brokers at tls:// and nats:// addresses; PEM, reread when it changes. [default:
+    those of the system]"""
+    nats_creds: Annotated[File, Parameter(name="--nats-creds", group=KEYS)] = None
+    """Log in at nats:// addresses by this credentials file of their operator, instead of the key in the join string."""
 
     def of(self, broker: Address) -> ProxyUrl | None:
         """Return the proxy for a broker: its own, else the one for all; None if there is none."""
@@ -142,6 +144,8 @@ class ProxyConfig:
                 f"server-ca {self.ca}: there is no TLS with any {option}; write tls:// before its address, or leave "
                 "--server-ca out"
             )
+        if self.nats_creds is not None and not any(broker.nats for broker in brokers):
+            raise ConfigError(f"nats-creds {self.nats_creds}: no {option} is a NATS server; leave --nats-creds out")
         for broker in brokers:
             if broker.nats and (url := self.of(broker)) is not None:
                 raise ConfigError(

@@ -44,7 +44,7 @@ KEPT: Final = frozenset(
         *("name", "runtime-dir", "insecure", "link-timeout", "reuse-port", "workers"),
         *("dashboard", "dashboard-token-file"),
         *("providers", "edges", "address", "state-dir"),
-        *("join", "join-file", "config"),
+        *("join", "join-file", "nats-creds", "config"),
     )
 )
 """Options that stay as they were at the start."""

@@ -55,12 +55,10 @@ class KeyClaims:
 
     def certified(
         self, name: PeerName, key: str, attributes: Mapping[str, object], claims: frozenset[str]
-    ) -> Mapping[str, object]:
-        """Return a peer's attributes; without its services, if it has not proven that it may announce all of them."""
+    ) -> Mapping[str, object] | None:
+        """Return a peer's attributes with what its key grants; None if it does not allow all of them."""
         found = _key(name, key, claims)
-        if objection(found, attributes) is not None:
-            return certified(None, {**attributes, "services": []})
-        return certified(found, attributes)
+        return None if objection(found, attributes) is not None else certified(found, attributes)
 
 
 class NoClaims:
@@ -72,7 +70,7 @@ class NoClaims:
 
     def certified(
         self, name: PeerName, key: str, attributes: Mapping[str, object], claims: frozenset[str]
-    ) -> Mapping[str, object]:
+    ) -> Mapping[str, object] | None:
         """Return the attributes as they are."""
         return attributes
 

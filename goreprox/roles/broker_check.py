@@ -37,6 +37,8 @@ from goreprox.process.instance import INCARNATION_BYTES
 from goreprox.process.log import counted, listing, quoted
 from goreprox.process.machine import in_container
 from goreprox.protocol.limits import VERSION, VERSION_LEAST
+from goreprox.roles.cluster import advice as nats_advice
+from goreprox.roles.cluster import carrier, check_installed
 from goreprox.roles.member import advice
 from goreprox.tunnel.attributes import machine_of, may_open, process_of, services_of, who
 from goreprox.tunnel.peer import common_version
@@ -122,13 +124,56 @@ class _PeerList:
 
 async def check_brokers(addresses: Sequence[Address], joining: Joining) -> list[Result]:
     """Check each broker, then who is connected to those that are well."""
-    found = await asyncio.gather(*(_check_broker(address, joining) for address in addresses))
+    checks = (_check_nats if address.nats else _check_broker for address in addresses)
+    found = await asyncio.gather(*(check(address, joining) for check, address in zip(checks, addresses, strict=True)))
     results = [result for checked, _ in found for result in checked]
     lists = [peers for _, peers in found if peers is not None]
     if lists:
         peers = {peer_id: peer for each in lists for peer_id, peer in each.items()}
         results += _protocols(list(peers.values())) + _services(list(peers.values()), joining)
     return results
+
+
+async def _check_nats(address: Address, joining: Joining) -> tuple[list[Result], Mapping[bytes, PeerInfo] | None]:
+    """Connect to a NATS server, and look who is there."""
+    subject = f"{joining.broker} {address}"
+    changed = asyncio.Event()
+    peer_list = _PeerList(changed)
+    causes: list[Cause] = []
+    try:
+        check_installed((address,))
+        made = carrier(
+            PeerName(joining.role, joining.name, secrets.token_bytes(INCARNATION_BYTES)),
+            _attributes(joining),
+            (address,),
+            peer_list,
+            security=joining.security,
+            trust=Trust(joining.proxies.ca, (address,)),
+            creds=joining.proxies.nats_creds,
+            timings=Timings(link_timeout_s=joining.link_timeout_s),
+            changed=changed.set,
+            advise=causes.append,
+        )
+    except StartError as exc:
+        message, _, todo = str(exc).partition("; ")  # the form of `goreprox.errors`
+        return [Result("nats", subject, State.FAILED, message, todo or None)], None
+    made.start()
+    try:
+        await _until(changed, lambda: made.up or made.problem is not None, within_s=VERDICT_S)
+        if not made.up:
+            problem = made.problem or f"no verdict within {VERDICT_S:g} s"
+            remedy = nats_advice(causes[-1]) if causes else None
+            return [Result("nats", subject, State.FAILED, quoted(problem, 512), remedy)], None
+        await _until(changed, lambda: _all_served(peer_list.peers.values(), joining), within_s=LIST_S)
+        keys = "without keys" if joining.security is None else "keys accepted"
+        text = f"{keys}; {joining.role} {joining.name} is welcome"
+        return [Result("nats", subject, State.OK, text)], peer_list.peers
+    finally:
+        await made.close(linger_s=LINGER_S)
+
+
+def _attributes(joining: Joining) -> dict[str, object]:
+    return {"services": list(joining.services), **who("doctor", default_name())}
 
 
 async def _check_broker(address: Address, joining: Joining) -> tuple[list[Result], Mapping[bytes, PeerInfo] | None]:
@@ -217,7 +262,7 @@ async def _join(
     causes: list[Cause] = []
     link = Link(
         PeerName(joining.role, joining.name, secrets.token_bytes(INCARNATION_BYTES)),
-        {"services": list(joining.services), **who("doctor", default_name())},
+        _attributes(joining),
         str(at.host),
         at.port,
         peer_list,

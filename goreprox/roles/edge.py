@@ -34,6 +34,7 @@ from goreprox.protocol.totals import EndCode
 from goreprox.roles.acme import Acme
 from goreprox.roles.admission import Admission, Client
 from goreprox.roles.assignment import Assignment
+from goreprox.roles.cluster import check_installed as check_nats
 from goreprox.roles.connection_log import ConnectionLog
 from goreprox.roles.dashboard import Dashboard
 from goreprox.roles.drain import Drain
@@ -392,6 +393,7 @@ async def serve(
     source = Source(member.instance, lambda: {"clients": edge.listeners.ports}, owner=edge, links=links.all)
 
     async def apply(new: EdgeConfig) -> None:
+        check_nats(new.brokers)
         trusting = trust.reconfigured(new.proxy.ca, new.brokers)
         await edge.reconfigure(new)
         trusting()

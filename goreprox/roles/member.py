@@ -97,8 +97,9 @@ class Member:
         def make(place: Place, proxy: Proxy | None, changed: Callable[[], None]) -> RemoteCarrier:
             address = place[0]
             if address.nats:
-                from goreprox.roles.cluster import carrier  # noqa: PLC0415 -- who is at no NATS need not have nats-py
+                from goreprox.roles.cluster import carrier, warn  # noqa: PLC0415 -- few are at NATS
 
+                warn(place)
                 return carrier(
                     self.name,
                     self.attributes,
@@ -106,6 +107,7 @@ class Member:
                     receiver,
                     security=security,
                     trust=trust,
+                    creds=proxies.nats_creds,
                     timings=self._timings,
                     changed=changed,
                 )

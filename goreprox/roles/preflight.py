@@ -3,13 +3,14 @@
 import errno
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from goreprox.config.acme import AcmeConfig
 from goreprox.config.addresses import Address
 from goreprox.config.clients import ClientConfig
+from goreprox.config.proxy import ProxyConfig
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.errors import GoreproxError, StartError, advice
 from goreprox.keys.state import StateDir
@@ -17,6 +18,8 @@ from goreprox.net.certificates import Certificate, link_context, target_context
 from goreprox.net.listeners import try_address
 from goreprox.process.files import check_directory
 from goreprox.roles.acme import store_of
+from goreprox.roles.cluster import check_creds
+from goreprox.roles.cluster import check_installed as check_nats
 from goreprox.roles.dashboard import check_installed
 from goreprox.roles.sites import guards_of, tokens_of
 
@@ -57,16 +60,23 @@ def steps(config: ServerConfig | EdgeConfig | BrokerConfig | ProviderConfig) -> 
         case _:
             pass
     match config:
-        case EdgeConfig(proxy=proxy) | ProviderConfig(proxy=proxy) if proxy.ca is not None:
-            yield _step(f"server-ca {proxy.ca}", lambda: link_context(proxy.ca))
+        case EdgeConfig(proxy=proxy, brokers=at) | ProviderConfig(proxy=proxy, servers=at):
+            yield from _of_links(proxy, at)
         case ServerConfig(keys_dir=state, edges=edges) | BrokerConfig(keys_dir=state, edges=edges):
             if state is not None:
                 yield _step(f"state-dir {state}", lambda: _check_state_dir(state))
             yield _of_address("providers", config.peers.providers)
             if edges is not None:
                 yield _of_address("edges", edges)
-        case _:
-            pass
+
+
+def _of_links(proxy: ProxyConfig, at: Sequence[Address]) -> Iterator[Step]:
+    if proxy.ca is not None:
+        yield _step(f"server-ca {proxy.ca}", lambda: link_context(proxy.ca))
+    if any(each.nats for each in at):
+        yield _step("nats", lambda: check_nats(at))
+    if (creds := proxy.nats_creds) is not None:
+        yield _step(f"nats-creds {creds}", lambda: check_creds(creds))
 
 
 def _check_acme(acme: AcmeConfig, state_dir: Path | None) -> None:

@@ -25,6 +25,7 @@ from goreprox.protocol.notices import Kind
 from goreprox.protocol.state import State
 from goreprox.protocol.stream import Stream
 from goreprox.protocol.totals import EndCode
+from goreprox.roles.cluster import check_installed as check_nats
 from goreprox.roles.dashboard import Dashboard
 from goreprox.roles.dial import Dialer
 from goreprox.roles.drain import Drain
@@ -348,6 +349,7 @@ async def run(configuration: Configuration[ProviderConfig], inherited: Inherited
     source = Source(member.instance, owner=provider, links=links.all)
 
     async def apply(new: ProviderConfig) -> None:
+        check_nats(new.servers)
         trusting = trust.reconfigured(new.proxy.ca, new.servers)
         await provider.reconfigure(new)
         trusting()

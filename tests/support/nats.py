@@ -46,7 +46,11 @@ class NatsServer:
         self.configure()
         with (self.directory / "nats.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                program("nats-server"), "-c", str(self.config), stdin=DEVNULL, stdout=log, stderr=STDOUT
+                *(program("nats-server"), "-c", str(self.config)),
+                stdin=DEVNULL,
+                stdout=log,
+                stderr=STDOUT,
+                cwd=self.directory,
             )
         await eventually(self._responds, "the server responds")
 
@@ -66,9 +70,13 @@ class NatsServer:
 
     async def reload(self) -> None:
         """Let it read its configuration again, and wait until it has."""
-        count = self.log.count("Reloaded server configuration")
+        count = self.reloads
         self.signal(signal.SIGHUP)
-        await eventually(lambda: self.log.count("Reloaded server configuration") > count, "the configuration is read")
+        await eventually(lambda: self.reloads > count, "the configuration is read")
+
+    @property
+    def reloads(self) -> int:
+        return self.log.count("Reloaded server configuration")
 
     async def kill(self) -> None:
         if self.process is not None and self.process.returncode is None:

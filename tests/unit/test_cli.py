@@ -131,9 +131,10 @@ OPTIONS: dict[str, dict[str, object]] = {
     "edge": {
         "listen": ["http://1", "https://2", "tls://5=web"],
         "reuse-port": True,
-        "broker": ["h", "tls://i:1"],
+        "broker": ["h", "tls://i:1", "nats://n"],
         "server-ca": "ca.pem",
-        "proxy": ["socks5://h:1080"],
+        "nats-creds": "n.creds",
+        "proxy": ["h=socks5://h:1080"],
         "workers": 2,
         "address": ["a", "b:1"],
         **CLIENTS,
@@ -151,9 +152,10 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "provider": {
         "target": ["a=3000", "b=tls://h:3001"],
-        "server": ["h", "tls://i:1"],
+        "server": ["h", "tls://i:1", "nats://n:1"],
         "server-ca": "ca.pem",
-        "proxy": ["socks5://h:1080"],
+        "nats-creds": "n.creds",
+        "proxy": ["h=socks5://h:1080"],
         "dial-timeout": 4,
         "publish": ["a=http://app.example.org", "b=tcp://20003"],
         "weight": 2.5,
@@ -306,6 +308,7 @@ def test_the_top_level_may_have_keys_of_other_commands(started: Started, tmp_pat
         (["provider", "1", "--server", "h", "--insecure", "--server-ca", "c"], "server-ca c: there is no TLS with any"),
         (["edge", "--broker", "h", "--insecure", "--server-ca", "c"], "server-ca c: there is no TLS with any broker;"),
         (["edge", "--broker", "nats://h", "--insecure", "--proxy", "http://p:1"], "there is none for NATS servers"),
+        (["edge", "--broker", "h", "--insecure", "--nats-creds", "c"], "nats-creds c: no broker is a NATS server;"),
         (["server", "--insecure", "--edges", "nats://4222"], "leave nats:// out"),
         (
             [

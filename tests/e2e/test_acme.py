@@ -216,3 +216,36 @@ async def test_a_port_ends_tls_of_hosts_with_such_certificates_and_passes_on_tha
                 assert not code, err
         assert it.store(authority).ledger().hosts.keys() == {"web.test", "page.test"}
         assert server.events("challenge_tried") >= 2, "the port itself has answered the challenges"
+
+
+@pytest.mark.long
+async def test_an_order_ends_with_its_process_and_before_an_upgrade_while_the_authority_is_silent(tmp: Path) -> None:
+    own = Authority(tmp)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    own.ca.issue_cert(HOST).configure_cert(context)
+    asked_by = asyncio.Queue[None]()
+
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked_by.put_nowait(None)
+        await reader.read()
+
+    async with site(tmp) as it, serving(silent, context) as port:
+        acme = ("--acme-agree", "--acme-directory", f"https://{HOST}:{port}/dir", "--acme-ca", str(own.ca_file))
+        listen = ("--listen", f"https://{HOST}:0", "--route", "a.test=web", "--state-dir", str(it.state))
+        server = await start(it.made, "server", *listen, *acme, "--providers", f"{HOST}:0")
+        for last in (False, True):
+            async with asyncio.timeout(WAIT_S):
+                await asked_by.get()
+            (order,) = _children(server.process.pid)
+            if last:
+                server.signal(signal.SIGTERM)
+                assert await server.wait() == 0
+            else:
+                code, _, err = await upgrade(tmp)
+                assert not code, err
+            assert not Path(f"/proc/{order}").exists()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

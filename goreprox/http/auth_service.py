@@ -68,6 +68,17 @@ class AuthService:
         else:
             then(task.result())
 
+    async def reach(self) -> None:
+        """Connect as for a question, and disconnect.
+
+        Raises:
+            UnreachableError: it cannot be reached.
+            TimeoutError: that takes too long.
+        """
+        async with asyncio.timeout(self._timeout_s):
+            _, writer = await self._connect()
+        writer.transport.abort()
+
     async def _ask(self, question: bytes) -> Verdict:
         try:
             async with asyncio.timeout(self._timeout_s), self._places:

@@ -12,10 +12,13 @@ from typing import Final
 
 from brokers import Cause, Role, SocketAddress, probe, resolve
 from goreprox.config.addresses import Address, Target, UnixPath
+from goreprox.config.auth import AuthConfig, AuthUrl
 from goreprox.config.defaults import MIB
 from goreprox.config.roles import BrokerConfig, EdgeConfig, PeerConfig, ProviderConfig, ServerConfig
-from goreprox.errors import ControlError
+from goreprox.errors import ControlError, StartError
+from goreprox.http.auth_service import AuthService
 from goreprox.net.certificates import target_context
+from goreprox.net.outgoing import UnreachableError
 from goreprox.process.machine import memory_limit_bytes
 from goreprox.roles import preflight
 from goreprox.roles.broker_check import MAX_ADDRESSES, RESOLVE_S, Joining, Result, State, check_brokers, unresolved
@@ -33,6 +36,8 @@ TRANSIT_BYTES: Final = 24 * MIB
 FROZEN_BYTES: Final = 48 * MIB
 """Of a broker for one peer that does not read: its outbox of 16 MiB, and 32 MiB in flight to it."""
 OWN_DESCRIPTORS: Final = 100
+TLS_DESCRIPTORS: Final = 4
+"""Of a broker for a peer whose link is within TLS: beside its own, the three that carry it to libzmq."""
 
 
 def examine(config: Config) -> Iterator[Result]:
@@ -43,13 +48,15 @@ def examine(config: Config) -> Iterator[Result]:
     match config:
         case ProviderConfig():
             yield from asyncio.run(_of_provider(config))
-        case EdgeConfig():
-            services = config.clients.services
-            yield from asyncio.run(check_brokers(config.brokers, _joining(config, Role.EDGE, services)))
-        case ServerConfig() | BrokerConfig():
+        case EdgeConfig(clients=clients):
+            yield from asyncio.run(check_brokers(config.brokers, _joining(config, Role.EDGE, clients.services)))
+            yield from asyncio.run(_of_auth(clients.auth))
+        case ServerConfig(clients=clients):
             yield from asyncio.run(_of_ports(config.peers, config.edges))
-            if isinstance(config, ServerConfig):
-                yield from _of_running_server(config)
+            yield from asyncio.run(_of_auth(clients.auth))
+            yield from _of_running_server(config)
+        case BrokerConfig():
+            yield from asyncio.run(_of_ports(config.peers, config.edges))
 
 
 def _joining(config: EdgeConfig | ProviderConfig, role: Role, services: tuple[str, ...]) -> Joining:
@@ -71,7 +78,10 @@ def _start(config: Config) -> Iterator[Result]:
 
 def _descriptors(config: Config) -> Result:
     clients = 0 if isinstance(config, BrokerConfig) else config.connections.max_connections
-    peers = config.peers.max_peers if isinstance(config, BrokerConfig | ServerConfig) else 0
+    peers = 0
+    if isinstance(config, BrokerConfig | ServerConfig):
+        within_tls = config.peers.providers.tls or (config.edges is not None and config.edges.tls)
+        peers = config.peers.max_peers * (TLS_DESCRIPTORS if within_tls else 1)
     needed = clients + peers + OWN_DESCRIPTORS
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or limit >= needed:
@@ -145,7 +155,26 @@ async def _check_target(target: Target, config: ProviderConfig) -> Result:
     return Result("target", subject, State.FAILED, why, remedy)
 
 
-# A server or a broker.
+# A server, an edge or a broker.
+
+
+async def _of_auth(auth: AuthConfig) -> list[Result]:
+    """Connect to each authentication service as for a question; it sees no byte of one."""
+    try:
+        services = [(url, AuthService(url, frozenset(), ca=auth.auth_ca)) for url in auth.urls]
+    except StartError:  # which the checks of the start have told
+        return []
+    return await asyncio.gather(*(_check_auth(url, service) for url, service in services))
+
+
+async def _check_auth(url: AuthUrl, service: AuthService) -> Result:
+    try:
+        await service.reach()
+    except (UnreachableError, OSError) as exc:
+        why = "it takes too long" if isinstance(exc, TimeoutError) else str(exc)
+        remedy = "start the service, or correct --auth-url; until then its requests get 503"
+        return Result("auth", url.text, State.FAILED, why, remedy)
+    return Result("auth", url.text, State.OK, "connected")
 
 
 async def _of_ports(peers: PeerConfig, edges: Address | None) -> list[Result]:

@@ -14,6 +14,7 @@ import pytest
 from brokers import BrokerSecurity, Grant, KeyPair, LinkSecurity, Role, SocketAddress, Timings
 from brokers.envelope import Refused, control
 from goreprox.config.addresses import Address, Listener, Target
+from goreprox.config.auth import AuthUrl
 from goreprox.config.publish import Publish
 from goreprox.config.roles import BrokerConfig, EdgeConfig, ProviderConfig, ServerConfig
 from goreprox.roles.broker_check import Result, State
@@ -358,6 +359,29 @@ async def test_a_target_with_tls_needs_a_certificate_that_is_trusted(runtime: Pa
         assert trusted.passed("target")
 
 
+async def test_an_authentication_service_is_reached_with_a_certificate_that_is_trusted(
+    runtime: Path, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.cert, authority.key)
+
+    async def asked(url: str, ca: Path | None = None) -> Examined:
+        listeners = (Listener.parse(f"http://{HOST}:0"),)
+        auth = {"urls": (AuthUrl.parse(url),), "auth_ca": ca}
+        return await examined(configured(ServerConfig, runtime_dir=runtime, listeners=listeners, **auth))
+
+    async with listening(ssl=context) as port:
+        url = f"https://{HOST}:{port}/verify"
+        assert "certificate" in (await asked(url)).failed("auth")
+        found = await asked(url, authority.ca_file)
+        assert found.passed("auth") and found.one("auth").subject == url
+        assert not (await asked(url, runtime / "missing")).of("auth"), "the start has failed already"
+    with closed_port() as port:
+        text = (await asked(f"http://{HOST}:{port}/verify")).failed("auth")
+        assert "refused" in text and "--auth-url" in text
+
+
 # This machine.
 
 
@@ -404,6 +428,15 @@ async def test_the_hard_limit_of_descriptors_is_compared_with_what_is_needed(
         monkeypatch.setattr("resource.getrlimit", lambda _, limit=limit: (limit, limit))
         found = await examined(config)
         assert found.passed("descriptors") if passes else option in found.failed("descriptors")
+
+
+async def test_links_within_tls_need_four_descriptors_each(runtime: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate = {"certs": (authority.cert,), "keys": (authority.key,)}
+    config = configured(
+        BrokerConfig, runtime_dir=runtime, providers=Address(HOST, 0, tls=True), max_peers=10, **certificate
+    )
+    assert (await examined(config)).one("descriptors").subject == "140 needed"
 
 
 # Ports for peers.

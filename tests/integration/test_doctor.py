@@ -424,7 +424,7 @@ async def test_the_hard_limit_of_descriptors_is_compared_with_what_is_needed(
     runtime: Path, kind: type[Any], option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(kind, runtime_dir=runtime)
-    for limit, passes in ((11_124, True), (1123, False)):
+    for limit, passes in ((14_196, True), (4195, False)):
         monkeypatch.setattr("resource.getrlimit", lambda _, limit=limit: (limit, limit))
         found = await examined(config)
         assert found.passed("descriptors") if passes else option in found.failed("descriptors")

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import signal
 import tempfile
 import time
@@ -27,7 +26,7 @@ from tests.e2e.roles import (
 from tests.support.events import Entry, matching
 from tests.support.processes import Process, Tunnel, nothing_yet
 from tests.support.sockets import HOST
-from tests.support.traffic import block, echo
+from tests.support.traffic import Transfer, echo
 from tests.support.waiting import DEADLINE_S, Level, eventually
 
 KILLS = 5
@@ -41,45 +40,6 @@ RESERVE_MIB = 24
 """Beside what is bounded: the read buffer, the frames of the messages, what the allocator keeps."""
 PIPE_MIB = 32
 OUTBOX_MIB = 16
-FILLING = block(0)[8:]
-
-
-class Transfer:
-    """Bytes through an echo, both ways at once, until it is told to end."""
-
-    def __init__(self, client: Client) -> None:
-        self.reader, self.writer = client
-        self.sent = self.received = 0
-        self._sent = hashlib.sha256()
-        self._over = False
-        self._tasks = [asyncio.create_task(each, name="transfer") for each in (self._send(), self._receive())]
-
-    async def _send(self) -> str:
-        index = 0
-        while not self._over:
-            data = index.to_bytes(8, "big") + FILLING
-            self._sent.update(data)
-            self.writer.write(data)
-            await self.writer.drain()
-            index += 1
-            self.sent += len(data)
-            await asyncio.sleep(0.002)  # 30 MB/s are load enough
-        self.writer.write_eof()
-        return self._sent.hexdigest()
-
-    async def _receive(self) -> str:
-        digest = hashlib.sha256()
-        while data := await self.reader.read(1 << 18):
-            digest.update(data)
-            self.received += len(data)
-        return digest.hexdigest()
-
-    async def end(self) -> None:
-        """Expect every byte that was sent, and nothing else."""
-        self._over = True
-        sent, received = await asyncio.wait_for(asyncio.gather(*self._tasks), DEADLINE_S)
-        assert sent == received
-        self.writer.close()
 
 
 async def ports_of(broker: Process) -> tuple[int, int]:

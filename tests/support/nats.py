@@ -13,14 +13,8 @@ from tests.support.programs import program, reserved_port
 from tests.support.sockets import HOST
 from tests.support.waiting import eventually
 
-SETTINGS = """
-max_payload: 4MB
-max_pending: 64MB
-write_deadline: "4s"
-ping_interval: "2s"
-no_fast_producer_stall: true
-"""
-"""Those of deploy/nats; a test holds them to each other."""
+DEPLOY = Path(__file__).parents[2] / "deploy/nats"
+SETTINGS = (DEPLOY / "settings.conf").read_text()
 
 
 class NatsServer:
@@ -33,6 +27,8 @@ class NatsServer:
         self.config = directory / "nats.conf"
         self.more = more
         self.settings = SETTINGS
+        self.whole: str | None = None
+        """The configuration, if it is not made of the rest."""
         self.process: asyncio.subprocess.Process | None = None
 
     @property
@@ -40,7 +36,8 @@ class NatsServer:
         return f"nats://{HOST}:{self.port}"
 
     def configure(self) -> None:
-        self.config.write_text(f'listen: "{HOST}:{self.port}"\n{self.settings}{self.more}')
+        made = f'listen: "{HOST}:{self.port}"\n{self.settings}{self.more}'
+        self.config.write_text(made if self.whole is None else self.whole)
 
     async def start(self) -> None:
         self.configure()

@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 
+from tests.support.waiting import DEADLINE_S
+
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Send everything back; end as the client ends."""
@@ -72,3 +74,41 @@ async def read_digest(reader: asyncio.StreamReader, *, size: int | None = None) 
         digest.update(data)
         total += len(data)
     return total, digest.hexdigest()
+
+
+class Transfer:
+    """Bytes through an echo, both ways at once, until it is told to end."""
+
+    def __init__(self, client: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+        self.reader, self.writer = client
+        self.sent = self.received = 0
+        self._sent = hashlib.sha256()
+        self._over = False
+        self._tasks = [asyncio.create_task(each, name="transfer") for each in (self._send(), self._receive())]
+
+    async def _send(self) -> str:
+        index = 0
+        while not self._over:
+            data = index.to_bytes(8, "big") + _BLOCKS[0][8:]
+            self._sent.update(data)
+            self.writer.write(data)
+            await self.writer.drain()
+            index += 1
+            self.sent += len(data)
+            await asyncio.sleep(0.002)  # 30 MB/s are load enough
+        self.writer.write_eof()
+        return self._sent.hexdigest()
+
+    async def _receive(self) -> str:
+        digest = hashlib.sha256()
+        while data := await self.reader.read(1 << 18):
+            digest.update(data)
+            self.received += len(data)
+        return digest.hexdigest()
+
+    async def end(self) -> None:
+        """Expect every byte that was sent, and nothing else."""
+        self._over = True
+        sent, received = await asyncio.wait_for(asyncio.gather(*self._tasks), DEADLINE_S)
+        assert sent == received
+        self.writer.close()

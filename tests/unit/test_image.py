@@ -11,7 +11,7 @@ NAME = re.compile(r"^[A-Za-z0-9._-]+", re.MULTILINE)
 def test_every_dependency_is_pinned_for_the_image() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     dependencies = project["dependencies"] + [
-        each for extra in ("acme", "dashboard") for each in project["optional-dependencies"][extra]
+        each for extra in ("acme", "dashboard", "nats") for each in project["optional-dependencies"][extra]
     ]
     pinned = NAME.findall((ROOT / "docker/requirements.txt").read_text())
     needed = {NAME.match(dependency)[0].replace("_", "-") for dependency in dependencies}  # type: ignore[index]

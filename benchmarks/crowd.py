@@ -1,7 +1,7 @@
-"""Many providers in one process: `python -m benchmarks.crowd COUNT SERVER_PORT TARGET_PORT FOLDER`.
+"""Many providers in one process: `python -m benchmarks.crowd COUNT SERVER_PORT TARGET_PORT FOLDER [JOIN_FILE]`.
 
 Each is a whole one, with a link of its own. Prints `up` once all of them are connected, `down` when one is not, and so
-on; they end with the process.
+on; they end with the process. With a join file all have its name and its key.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from brokers import Role
 from goreprox.config.addresses import Address, Target
 from goreprox.config.process import ProcessConfig
 from goreprox.config.roles import ProviderConfig
+from goreprox.keys.join import Join
 from goreprox.net.link_tls import Trust
 from goreprox.process.log import configure
 from goreprox.roles.links import Links
@@ -20,20 +21,21 @@ from goreprox.roles.member import Member
 from goreprox.roles.provider import Provider
 
 
-def _start(number: int, server_port: int, target_port: int, folder: Path) -> Links:
+def _start(number: int, server_port: int, target_port: int, folder: Path, join: Join | None) -> Links:
     config = ProviderConfig(
         targets=(Target("default", Address(HOST, target_port)),),
         servers=(Address(HOST, server_port),),
-        process=ProcessConfig(name=f"crowd{number}", runtime_dir=folder),
+        process=ProcessConfig(name=f"crowd{number}" if join is None else join.name, runtime_dir=folder),
+        security=None if join is None else join.security,
     )
     member = Member(config.process, "provider", Role.PROVIDER, services=config.services)
     provider = Provider(config)
     provider.introduce(member)
-    return member.link(config.servers, config.proxy, Trust(None, ()), provider.driver, None)
+    return member.link(config.servers, config.proxy, Trust(None, ()), provider.driver, config.security)
 
 
-async def _run(count: int, server_port: int, target_port: int, folder: Path) -> None:
-    started = [_start(number, server_port, target_port, folder) for number in range(count)]
+async def _run(count: int, server_port: int, target_port: int, folder: Path, join: Join | None) -> None:
+    started = [_start(number, server_port, target_port, folder, join) for number in range(count)]
     changed, was_up = asyncio.Event(), False
     for links in started:
         links.changed = changed.set
@@ -50,4 +52,5 @@ if __name__ == "__main__":
     configure("warning", as_json=False)
     raise_descriptor_limit()
     count, server_port, target_port = map(int, sys.argv[1:4])
-    asyncio.run(_run(count, server_port, target_port, Path(sys.argv[4])))
+    joining = Join.parse(Path(sys.argv[5]).read_text().strip()) if len(sys.argv) > 5 else None
+    asyncio.run(_run(count, server_port, target_port, Path(sys.argv[4]), joining))

@@ -1,6 +1,6 @@
 """A thousand links to one broker: what they cost it, and how long until all are back after it was restarted.
 
-python -m benchmarks.fleet [--links N] [--rounds N]
+python -m benchmarks.fleet [--links N] [--rounds N] [--keys]
 
 Providers are whole ones, many in a process, and an edge has a session with each. The broker is killed and started again
 at the same ports; the time counts from when it listens. All of it shares the cores of one machine with the broker.
@@ -60,16 +60,28 @@ class Fleet:
     edge: Processes
     crowds: list[Crowd]
     ports: tuple[int, int]
+    keys: bool
 
     def start_broker(self) -> None:
         """Start the broker, and return once it listens."""
         for_providers, for_edges = self.ports
         self.broker.start(
             *(sys.executable, "-m", "goreprox", "broker", "--providers", f"{HOST}:{for_providers}"),
-            *("--edges", f"{HOST}:{for_edges}", "--insecure", "--runtime-dir", str(self.folder)),
-            *("--log-level", "warning"),
+            *("--edges", f"{HOST}:{for_edges}", "--runtime-dir", str(self.folder), "--log-level", "warning"),
+            *(("--state-dir", str(self._state)) if self.keys else ("--insecure",)),
         )
         wait_for_listener(HOST, for_providers, self.broker.check)
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state"
+
+    def join_file(self, role: str, port: int) -> Path:
+        """Authorise one, and return the file by which it joins."""
+        command = [sys.executable, "-m", "goreprox", "keys", "add", f"{role}-0", "--role", role]
+        command += ["--state-dir", str(self._state), "--address", f"{HOST}:{port}"]
+        subprocess.run(command, check=True, capture_output=True)
+        return self._state / "join" / f"{role}-0.join"
 
     def all_back(self, links: int) -> tuple[float, float]:
         """Wait until all links are up, and the edge has a session with each provider; return when each was so."""
@@ -91,7 +103,7 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Fleet]:
+def running(*, keys: bool) -> Iterator[Fleet]:
     """Start a broker and an edge, without providers yet."""
     with contextlib.ExitStack() as stack:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp")))
@@ -100,12 +112,17 @@ def running() -> Iterator[Fleet]:
         broker, edge = (
             stack.enter_context(Processes(stack.enter_context(folder_of(top, name)))) for name in ("broker", "edge")
         )
-        fleet = Fleet(folder, broker, edge, [], (free_port(), free_port()))
+        fleet = Fleet(folder, broker, edge, [], (free_port(), free_port()), keys)
+        for_edges = fleet.ports[1]
+        joins = (
+            ("--join-file", str(fleet.join_file("edge", for_edges)))
+            if keys
+            else ("--broker", f"{HOST}:{for_edges}", "--insecure")
+        )
         fleet.start_broker()
         edge.start(
             *(sys.executable, "-m", "goreprox", "edge", "--listen", f"{HOST}:{free_port()}"),
-            *("--broker", f"{HOST}:{fleet.ports[1]}", "--insecure", "--runtime-dir", str(folder)),
-            *("--log-level", "warning"),
+            *("--runtime-dir", str(folder), "--log-level", "warning", *joins),
         )
         _wait_for_edge(fleet)
         yield fleet
@@ -124,20 +141,21 @@ def _wait_for_edge(fleet: Fleet) -> None:
 
 def join(fleet: Fleet, links: int) -> None:
     """Start providers in `CROWDS` processes."""
+    joins = [str(fleet.join_file("provider", fleet.ports[0]))] if fleet.keys else []
     for number in range(CROWDS):
         own = fleet.folder.parent / f"crowd{number}"
         own.mkdir(mode=0o700)
-        words = [str(links // CROWDS), str(fleet.ports[0]), "1", str(own)]
+        words = [str(links // CROWDS), str(fleet.ports[0]), "1", str(own), *joins]
         command = [sys.executable, "-m", "benchmarks.crowd", *words]
         crowd = Crowd(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         threading.Thread(target=crowd.follow, name=f"crowd {number}", daemon=True).start()
         fleet.crowds.append(crowd)
 
 
-def main(*, links: int = 1000, rounds: int = 5) -> None:
+def main(*, links: int = 1000, rounds: int = 5, keys: bool = False) -> None:
     """Measure so many links, in multiples of 20."""
     links = links // CROWDS * CROWDS
-    with running() as fleet:
+    with running(keys=keys) as fleet:
         before, edge_before = _memory(fleet.broker), _memory(fleet.edge)
         join(fleet, links)
         fleet.all_back(links)

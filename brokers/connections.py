@@ -33,7 +33,7 @@ from brokers.relays import DESCRIPTORS, Relayed, Relays
 from brokers.tcp_info import link_condition, received_bytes
 
 GREETING_CONNECTIONS: Final = 1024
-"""As many as there may be peers: all of them may connect at once after an outage."""
+"""So many may connect at once after an outage. Of more from one address the oldest are ended, and dial again."""
 GREETING_DESCRIPTORS: Final = 8
 """Connections without a hello, and the duplicates of their descriptors, take at most an eighth of all descriptors."""
 GREETING_BYTES: Final = 32 * 1024

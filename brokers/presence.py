@@ -23,6 +23,10 @@ class Presence:
         """Renew the lease of a peer that is up."""
         self._heard[key] = now
 
+    def silent(self, since: float) -> list[Hashable]:
+        """Return those that were not heard after `since`."""
+        return [key for key, heard in self._heard.items() if heard <= since]
+
     def leave(self, key: Hashable) -> None:
         """End a lease, if there is one."""
         self._heard.pop(key, None)

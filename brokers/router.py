@@ -357,8 +357,9 @@ class Router:
         self._renewing = self._loop.call_later(self._timings.renew_s, self._renew)
         for peer in self._local:
             self._route_local(peer, control(Renew()))
-        self._probe()
-        for key in self._switch.expired(self._loop.time()):
+        now = self._loop.time()
+        self._dispatch(_to_remote(self._switch.renewals(now - self._timings.renew_s)))
+        for key in self._switch.expired(now):
             self._dispatch(self._switch.lost(key, "expired"))
             if isinstance(key, bytes):
                 connection = self._ports[key[:1]].connections.of_peer(key)

@@ -43,6 +43,7 @@ Output = tuple[Hashable, list[Buffer]]
 FEW: Final = 128
 LIST_BYTES: Final = 8 * 1024 * 1024
 """Of all Ups: half of what a broker keeps for a peer that reads slowly (`outboxes.OUTBOX_BYTES`)."""
+RENEWED: Final = control(Renewed())
 NO_HELLO: Final = 0
 """The attempt of a Welcome that responds to no Hello."""
 Objection = Callable[[Hashable, Mapping[str, object]], str | None]
@@ -137,7 +138,7 @@ class Switch:
         self._presence.renew(key, now)
         match message:
             case Renew():
-                return [(key, control(Renewed()))]
+                return [(key, list(RENEWED))]
             case Announce(attributes):
                 objection = self._objection(key, attributes)
                 if objection is not None:
@@ -270,9 +271,13 @@ class Switch:
         """Return the keys of the peers whose leases have expired, to be passed to `lost`."""
         return self._presence.expired(now)
 
-    def renewals(self) -> list[Output]:
-        """Return a keep-alive for every peer. Sending them shows which peers cannot be reached."""
-        return [(key, control(Renewed())) for key in self._peers]
+    def renewals(self, silent_since: float | None = None) -> list[Output]:
+        """Return a keep-alive for every peer, or for those only that were not heard after `silent_since`.
+
+        Sending them shows which peers cannot be reached. The others get one as the response to each of theirs.
+        """
+        keys = self._peers if silent_since is None else self._presence.silent(silent_since)
+        return [(key, list(RENEWED)) for key in keys]
 
     def closing(self) -> list[Output]:
         """Return what tells every peer that this broker is being shut down."""

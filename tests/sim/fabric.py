@@ -377,7 +377,7 @@ class SimBroker:
 
     def _tick(self) -> None:
         self.process.call_later(TIMINGS.renew_s, self._tick)
-        self._dispatch(self.switch.renewals())
+        self._dispatch(self.switch.renewals(self.process.time() - TIMINGS.renew_s))
         for key in self.switch.expired(self.process.time()):
             self._dispatch(self.switch.lost(key, "expired"))
 

@@ -307,6 +307,7 @@ def stream_s(providers: int, count: int = 2000) -> float:
         peer = Peer(PeerInfo(PeerName(Role.PROVIDER, "p", number.to_bytes(16)), 1, {"services": ["web"]}), session)
         peers[peer.id] = peer
         offers.update(peer)
+        session.flush(0.0)
     gc.collect()
     began = time.process_time()
     for _ in range(count):

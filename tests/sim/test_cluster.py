@@ -2,14 +2,13 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pytest
 
-from brokers.envelope import Down
 from brokers.presence import Presence
-from brokers.switch import Switch
+from brokers.switch import Output, Switch
 from goreprox.net import sockets
 from goreprox.process.feed import KEPT
 from goreprox.protocol.events import Ack, Code
@@ -345,8 +344,13 @@ def _send_no_peer_list(patch: pytest.MonkeyPatch) -> None:
 
 
 def _never_report_that_a_peer_is_gone(patch: pytest.MonkeyPatch) -> None:
-    tell = Switch._tell
-    patch.setattr(Switch, "_tell", lambda *args: [] if isinstance(args[2], Down) else tell(*args))
+    lost = Switch.lost
+
+    def forget(self: Switch, key: Hashable, reason: str) -> list[Output]:
+        lost(self, key, reason)
+        return []
+
+    patch.setattr(Switch, "lost", forget)
 
 
 def _let_one_stream_hog_the_path(patch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,9 @@ def test_every_peer_gets_keep_alives() -> None:
     broker.hello("e1")
     broker.hello("p1")
     assert controls(broker.switch.renewals()) == [("e1", Renewed()), ("p1", Renewed())]
+    broker.tell("p1", Renew(), now=1.0)
+    assert controls(broker.switch.renewals(0.5)) == [("e1", Renewed())], "the other one has had a response"
+    assert controls(broker.switch.renewals(1.0)) == [("e1", Renewed()), ("p1", Renewed())]
 
 
 def test_an_overflow_begins_a_new_epoch_of_the_peer() -> None:

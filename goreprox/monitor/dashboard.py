@@ -54,6 +54,8 @@ class Dashboard:
         self._tls = _contexts(config)
         self.port = 0
         """Where it listens."""
+        self.routes: list[web.RouteDef] = []
+        """What it responds to there."""
 
     @contextlib.asynccontextmanager
     async def at(self, address: Address) -> AsyncIterator[int]:
@@ -66,7 +68,8 @@ class Dashboard:
         self.port = socks[0].getsockname()[1]
         collector = Collector(self._config.directory, self._processes)
         page = Page(self._config, self._sessions, self._guard, collector, port=self.port)
-        server = WebServer([*self._programs, *page.routes], self._tls)
+        self.routes = [*self._programs, *page.routes]
+        server = WebServer(self.routes, self._tls)
         page.keep = server.keep
         await server.start()
         for sock in socks:

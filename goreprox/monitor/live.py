@@ -13,7 +13,7 @@ from aiohttp import web
 
 from goreprox.monitor.collector import Collector
 from goreprox.monitor.processes import Known
-from goreprox.monitor.web import SECURITY, TIMEOUT_S
+from goreprox.monitor.web import FIELDS, TIMEOUT_S
 from goreprox.process.feed import KEPT
 
 QUIET_S: Final = 10.0
@@ -24,7 +24,7 @@ FIELDS_LEFT_OUT: Final = ("connections",)
 
 async def live(request: web.Request, collector: Collector, *, allow_actions: bool) -> web.StreamResponse:
     """Tell a page what happens, until it leaves."""
-    response = web.StreamResponse(headers={**SECURITY, "Content-Type": "text/event-stream"})
+    response = web.StreamResponse(headers={**FIELDS, "Content-Type": "text/event-stream"})
     await response.prepare(request)
     with collector.watched(), contextlib.suppress(ConnectionError, TimeoutError):
         await _tell(response, "hello", {"allow_actions": allow_actions, "history": collector.history.all()})

@@ -24,7 +24,7 @@ HEADERS: Final = 64
 """In a request: with their names and values at most 64 x 8 KiB = 512 KiB for each of 64 clients."""
 BODY_BYTES: Final = 65_536
 """Of a request."""
-SECURITY: Final = {
+FIELDS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -33,6 +33,7 @@ SECURITY: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
+    "Server": "goreprox",
     "X-Content-Type-Options": "nosniff",
 }
 """Sent with every response: no script but the files of the page, no text that becomes a script, no frame around it."""
@@ -61,7 +62,7 @@ class _Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError from exc
         response = text(HTTPStatus(status), "the request is malformed\n")
-        response.headers.update(SECURITY)
+        response.headers.update(FIELDS)
         response.force_close()
         return response
 
@@ -147,7 +148,7 @@ async def _contained(request: web.Request, handler: Handler) -> web.StreamRespon
         response = text(HTTPStatus.INTERNAL_SERVER_ERROR, "a fault, which is in the log\n")
     if response.prepared:
         return response
-    response.headers.update(SECURITY)
+    response.headers.update(FIELDS)
     response.force_close()
     try:
         async with asyncio.timeout(TIMEOUT_S):

@@ -387,6 +387,11 @@ async def test_another_user_gets_neither_metrics_nor_the_token_nor_to_the_proces
         ask = f"import urllib.request; print(urllib.request.urlopen('http://{HOST}:{port}/metrics').read())"
         assert "401" in await tried(ask)
         assert "goreprox_up" not in await tried(ask)
+        assert "401" in await tried(ask.replace("/metrics", "/api/streams"))
+        assert "401" in await tried(ask.replace("/metrics", "/api/live"))
+        invite = ["dashboard", "invite", "--runtime-dir", str(tmp / "run")]
+        code = f"import sys; sys.path[:] = {sys.path!r}; from goreprox.cli.main import main; sys.exit(main({invite!r}))"
+        assert "another user's" in await tried(code)
         authorized = await Scrape.of(port, f"Authorization: Bearer {TOKEN}")
         assert authorized.value("goreprox_up") == 1
 

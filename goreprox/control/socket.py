@@ -22,7 +22,8 @@ from goreprox.process.instance import Instance
 READ_S: Final = 5.0
 """A client that has not sent its request by then, or not taken the reply, is disconnected."""
 CLIENTS: Final = 8
-"""At a time. A reply is below 2 MiB (a status with 1,024 peers of at most 2 KiB), so all of them hold below 16 MiB."""
+"""At a time. A reply is below 2 MiB (a status with 1,024 peers of at most 2 KiB), so all of them hold below 16 MiB.
+One of an inspector is below 4 MiB (heads of 320 KiB and bodies of 128 KiB, of up to 6 bytes for each character)."""
 
 FOLLOWERS: Final = 8
 """Clients at a time that take pages; so those that follow something do not keep others out. A page is below 256 KiB."""

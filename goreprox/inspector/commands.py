@@ -13,9 +13,9 @@ from goreprox.inspector.shown import detail, row
 from goreprox.status.requests import RequestDetail, RequestRow, RequestsPage
 
 PAGE: Final = 25
-"""Requests in a page, each 0.1 ms of the loop and at most 6 KiB: paths and hosts of 256 characters of 12 bytes each."""
+"""Requests in a page, each 60 us of the loop and at most 6 KiB: paths and hosts of 256 characters of 12 bytes each."""
 GATHER_S: Final = 0.25
-"""How long changes are gathered for the next page of one who follows: at most 500 requests, 50 ms of the loop."""
+"""How long changes are gathered for the next page of one who follows: at most 500 requests, 30 ms of the loop."""
 
 
 class Inspection:

@@ -68,7 +68,7 @@ class Masker:
 
     def target(self, target: bytes) -> str:
         """Mask the target of a request."""
-        return _mask_url(self.known(_text(target)))
+        return self.text(_text(target))
 
     def known(self, text: str) -> str:
         """Mask known secrets."""
@@ -110,7 +110,7 @@ class Masker:
         if name == b"set-cookie":
             cookie, semicolon, attributes = value.partition(";")
             return f"{cookie.partition('=')[0].strip()}={MASK}{semicolon}{self.known(attributes)}"
-        return MASK if is_secret(_text(name)) else _mask_url(self.known(value))
+        return MASK if is_secret(_text(name)) else self.text(value)
 
     def _secrets(self, fields: Iterable[tuple[bytes, bytes]]) -> Iterator[str]:
         for name, value in fields:
@@ -152,11 +152,6 @@ def _parameters(text: str) -> Iterator[str]:
     for _, name, value in _PARAMETER.findall(text):
         if is_secret(unquote_plus(name)):
             yield from (value, unquote_plus(value))
-
-
-def _mask_url(text: str) -> str:
-    """Mask users and parameters of URLs."""
-    return _mask_parameters(_USER.sub(f"//{MASK}@", text)) if any(each in text for each in "?&#;@") else text
 
 
 def _mask_parameters(text: str, depth: int = _DEPTH) -> str:

@@ -27,37 +27,45 @@ TOTAL_BYTES: Final = 64 * MIB
 """In a process. 500 requests and responses whose bodies are longer than 64 KiB, with heads of 2 KiB each, hold
 500 x (2 x (64 + 2) + 2) KiB = 65.4 MiB, so 489 of them are kept."""
 RECORD_BYTES: Final = 2 * KIB
-"""What one holds besides heads and bodies."""
+"""What one holds besides heads and bodies: 1 KiB, and 50 for each of at most 16 parts of bodies."""
+PARTS: Final = 8
+"""Of a body, at most; small ones are joined."""
 FIELD_BYTES: Final = 256
 """What a field takes besides its bytes, as Python keeps it."""
 
 
 class KeptBody:
-    """The first bytes of a body."""
+    """The first bytes of a body, in the parts in which they came: one that grows would be moved again and again."""
 
-    __slots__ = ("data", "size")
+    __slots__ = ("_parts", "kept_bytes", "size")
 
     def __init__(self) -> None:
-        self.data: bytes | bytearray = b""
+        self._parts: list[bytes] = []
+        self.kept_bytes = 0
         self.size = 0
         """Bytes of the body so far, those that are not kept, too."""
 
     @property
+    def data(self) -> bytes:
+        """What is kept."""
+        return b"".join(self._parts)
+
+    @property
     def is_cut(self) -> bool:
         """Whether not all that has come is kept."""
-        return self.size > len(self.data)
+        return self.size > self.kept_bytes
 
     def add(self, data: bytes) -> int:
         """Take a part of the body; return how many bytes of it are kept."""
         self.size += len(data)
-        room = BODY_BYTES - len(self.data)
-        kept = data if len(data) <= room else data[:room]
-        if not self.data:  # most have one part
-            self.data = kept
-        elif kept:
-            if isinstance(self.data, bytes):
-                self.data = bytearray(self.data)
-            self.data += kept
+        room = BODY_BYTES - self.kept_bytes
+        if not room:
+            return 0
+        kept = data[:room]
+        self.kept_bytes += len(kept)
+        self._parts.append(kept)
+        if len(self._parts) > PARTS:
+            self._parts = [self.data]
         return len(kept)
 
 

@@ -40,7 +40,7 @@ def _row(record: Record, request: Request, masker: Masker, ids: Ids, now: float)
         "token": record.token,
         "provider": record.provider,
         "status": record.status or None,
-        "error": masker.known(record.error) or None,
+        "error": masker.text(record.error) or None,
         "over": record.is_over,
         "request_bytes": (record.request_body or _EMPTY).size,
         "response_bytes": (record.response_body or _EMPTY).size,
@@ -119,7 +119,7 @@ def _body(masker: Masker, fields: dict[bytes, str], body: KeptBody) -> BodyDetai
     kind, encoding = fields.get(b"content-type", ""), fields.get(b"content-encoding", "").strip().lower()
     found: BodyDetail = {
         "bytes": body.size,
-        "kept_bytes": len(body.data),
+        "kept_bytes": body.kept_bytes,
         "type": masker.known(kind),
         "encoding": masker.known(encoding),
         "text": "" if not body.size else None,
@@ -127,7 +127,7 @@ def _body(masker: Masker, fields: dict[bytes, str], body: KeptBody) -> BodyDetai
     if not body.size:
         return found
     try:
-        data, is_cut = _decoded(bytes(body.data), encoding, is_cut=body.is_cut)
+        data, is_cut = _decoded(body.data, encoding, is_cut=body.is_cut)
         text = _text(data, kind, is_cut=is_cut)
     except ValueError as exc:
         found["note"] = str(exc)

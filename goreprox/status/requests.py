@@ -84,8 +84,11 @@ _ITS_OWN = frozenset(("host", "content-length", "transfer-encoding", "connection
 
 
 def curl(detail: RequestDetail) -> str:
-    """Return a command that sends a request like this one; what is masked has to be filled in."""
-    words = ["curl", f"{detail['scheme']}://{detail['host']}{detail['path']}"]
+    """Return a command that sends a request like this one; what is masked has to be filled in.
+
+    Strangers have chosen what is in it: it must read no file and do nothing else to the shell, and curl change nothing.
+    """
+    words = ["curl", "--globoff", "--path-as-is", f"{detail['scheme']}://{detail['host']}{detail['path']}"]
     body = detail["request"]["body"]
     if detail["method"] == "HEAD":
         words.append("--head")
@@ -93,7 +96,24 @@ def curl(detail: RequestDetail) -> str:
         words += ["-X", detail["method"]]
     for name, value in detail["request"]["fields"]:
         if name.lower() not in _ITS_OWN:
-            words += ["-H", f"{name}: {value}"]
-    if body["bytes"]:
-        words += ["--data-binary", "@BODY" if body["text"] is None or "note" in body else body["text"]]
-    return shlex.join(words)
+            words += ["-H", f"{name}: {value}" if value else f"{name};"]
+    if body["text"] is None or "note" in body:
+        words += ["--data-binary", "@BODY"]
+    elif body["bytes"]:
+        words += ["--data-raw", body["text"]]
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell; in ANSI-C quotes, which bash, zsh and ksh know, what would control a terminal."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(_escaped(character) for character in word) + "'"
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogatepass"))

@@ -6,6 +6,7 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 
 from goreprox.config.http import HttpConfig
 from goreprox.config.routes import Route, Routes
+from goreprox.http.auth import Auth
 from goreprox.http.exchange import Site
 from goreprox.http.forwarding import Forwarding
+from goreprox.http.tokens import draw
 from goreprox.inspector.masking import MASK
 from goreprox.inspector.records import BODY_BYTES, KEPT, RECORD_BYTES, TOTAL_BYTES, Record, Records
 from goreprox.inspector.replay import request_bytes
@@ -337,8 +340,40 @@ def test_curl_sends_the_same_request(records: Records) -> None:
         OK
     )
     assert curl(shown(records)) == (
-        "curl 'https://a.example:8443/a?b='\"'\"'c' -X PUT -H 'X-It'\"'\"'s: 1' --data-binary 'it'\"'\"'s!'"
+        "curl --globoff --path-as-is 'https://a.example:8443/a?b='\"'\"'c' -X PUT -H 'X-It'\"'\"'s: 1' "
+        "--data-raw 'it'\"'\"'s!'"
     )
+
+
+def test_nothing_in_a_command_for_curl_controls_a_terminal_or_reads_a_file(records: Records) -> None:
+    sent = b"@/etc/passwd\n\x1b]0;it's\x07\\ \xc2\x9b"
+    made = talk(records)
+    made.client(b"POST / HTTP/1.1\r\nHost: a\r\nX-Empty:\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent).target(OK)
+    command = curl(shown(records))
+    assert command.isprintable()
+    assert " --data-raw $'@/etc/passwd\\x0a\\x1b]0;it\\'s\\x07\\\\ \\xc2\\x9b'" in command
+    assert " -H 'X-Empty;'" in command
+
+
+def test_the_header_of_tokens_is_masked(records: Records, tmp_path: Path) -> None:
+    value, table = draw("laptop", None, None)
+    (tmp_path / "tokens").write_text(table)
+    (tmp_path / "tokens").chmod(0o600)
+    auth = Auth(tmp_path / "tokens", "X-Of-Ours", clock=Clock())
+    talk(records, auth=auth).client(b"GET / HTTP/1.1\r\nHost: a\r\nX-Of-Ours: %b\r\n\r\n" % value.encode()).target(OK)
+    talk(records, auth=auth).client(b"GET / HTTP/1.1\r\nHost: a\r\nX-Of-Ours: other-4711\r\n\r\n")
+    allowed, denied = (detail(record, records.ids, 0.0) for record in records)
+    assert (allowed["status"], allowed["token"], denied["status"]) == (200, "laptop", 401)
+    for each in (allowed, denied):
+        assert ("X-Of-Ours", MASK) in each["request"]["fields"]
+        assert value not in json.dumps(each) and "other-4711" not in json.dumps(each)
+
+
+def test_a_malformed_response_is_masked_where_it_is_quoted(records: Records) -> None:
+    talk(records).client(GET % b"").target(b"HTTP/1.1 200 OK\r\nSet-Cookie: id=hidden-4711\r\nb@d header: 1\r\n\r\n")
+    found = shown(records)
+    assert found["status"] == 502 and "malformed" in str(found["error"])
+    assert "hidden-4711" not in json.dumps(found)
 
 
 def test_a_client_cannot_pretend_to_be_a_replay(records: Records) -> None:

@@ -49,7 +49,7 @@ async def _run(count: int, server_port: int, target_port: int, folder: Path, joi
 
 
 if __name__ == "__main__":
-    configure("warning", as_json=False)
+    configure("error", as_json=False)  # each link warns of an outage
     raise_descriptor_limit()
     count, server_port, target_port = map(int, sys.argv[1:4])
     joining = Join.parse(Path(sys.argv[5]).read_text().strip()) if len(sys.argv) > 5 else None

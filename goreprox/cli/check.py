@@ -1,8 +1,8 @@
 """The command `check`: what a start would find wrong, all of it, and the options that it would use."""
 
 import json as js
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -10,24 +10,14 @@ from loguru import logger
 
 from goreprox.cli.app import sources
 from goreprox.cli.columns import columns
+from goreprox.cli.given import given_options
 from goreprox.cli.options import Role
-from goreprox.cli.problems import Problem, examine_all, option, problem
+from goreprox.cli.problems import Problem, examine_all, problem
 from goreprox.cli.setup import Setup
-from goreprox.cli.usage import origin
-from goreprox.config.listed import options_of
+from goreprox.config.listed import Given
 from goreprox.config.options import PROCESS, File
 from goreprox.errors import StartError
 from goreprox.process.log import configure, counted
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """An option, its values, and where they come from."""
-
-    role: str
-    option: str
-    values: tuple[str, ...]
-    source: str
 
 
 def check(
@@ -81,22 +71,7 @@ def _examine(role: str, setup: Setup) -> tuple[list[Problem], list[Given]]:
     """Return what a start of the role would find wrong, and what is given."""
     from goreprox.roles.preflight import problems  # noqa: PLC0415 -- takes long, and mistakes need no more
 
-    return [problem(role, exc) for exc in problems(setup.config)], list(_given(role, setup))
-
-
-def _given(role: str, setup: Setup) -> Iterator[Given]:
-    process = setup.config.process
-    known = options_of(setup.config) | {"name": (process.own_name,), "runtime-dir": (str(process.lock_dir),)}
-    is_joined = any(option(each) in ("join", "join-file") and each.tokens for each in sources.filled)
-    for argument in sources.filled:
-        name, tokens = option(argument), argument.tokens
-        if not argument.parse or argument.children:
-            continue
-        values = known.get(name, tuple(token.value for token in tokens))
-        if name == "join" and not tokens:
-            values = ()
-        by_default = "join string" if is_joined and name in ("name", "broker", "server") else "default"
-        yield Given(role, name, values, origin(tokens[0]) if tokens else by_default)
+    return [problem(role, exc) for exc in problems(setup.config)], list(given_options(role, setup.config))
 
 
 def _table(given: Sequence[Given]) -> str:

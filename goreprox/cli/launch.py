@@ -71,23 +71,23 @@ def _role(config: Config, reread: Reread) -> Role:
         case ServerConfig():
             from goreprox.roles.server import run as run_server
 
-            return partial(run_server, Configuration(config, reread.as_a(ServerConfig)))
+            return partial(run_server, Configuration(config, reread.as_a(ServerConfig), reread.given))
         case BrokerConfig():
             from goreprox.roles.broker import run as run_broker
 
-            return partial(run_broker, Configuration(config, reread.as_a(BrokerConfig)))
+            return partial(run_broker, Configuration(config, reread.as_a(BrokerConfig), reread.given))
         case ProviderConfig():
             from goreprox.roles.provider import run as run_provider
 
-            return partial(run_provider, Configuration(config, reread.as_a(ProviderConfig)))
+            return partial(run_provider, Configuration(config, reread.as_a(ProviderConfig), reread.given))
         case EdgeConfig(workers=1):
             from goreprox.roles.edge import run as run_edge
 
-            return partial(run_edge, Configuration(config, reread.as_a(EdgeConfig)))
+            return partial(run_edge, Configuration(config, reread.as_a(EdgeConfig), reread.given))
         case EdgeConfig():
             from goreprox.roles.workers import run as run_workers
 
-            return partial(run_workers, Configuration(config, reread.as_a(EdgeConfig)))
+            return partial(run_workers, Configuration(config, reread.as_a(EdgeConfig), reread.given))
 
 
 def raise_file_limit() -> None:

@@ -1,11 +1,14 @@
 """Reads the configuration of a running role again: its flags, its environment as it was at the start, and its file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from goreprox.cli.app import ROLES, sources
+from goreprox.cli.given import given_options
 from goreprox.cli.problems import examine, option
+from goreprox.cli.setup import Config
+from goreprox.config.listed import Given
 from goreprox.errors import ConfigError
 
 C = TypeVar("C")
@@ -22,6 +25,10 @@ class Reread:
             for each in sources.filled
             if option(each) in ("config", "join-file") and each.tokens
         ]
+
+    def given(self, config: Config) -> Iterator[Given]:
+        """Yield the options of a configuration, and where they come from."""
+        return given_options(self._arguments[0], config)
 
     def as_a(self, kind: type[C]) -> Callable[[], C]:
         """Return a function that reads a configuration of this kind, and raises ConfigError if it is not right.

@@ -30,6 +30,16 @@ class Leaf(NamedTuple):
     """The values as people write them; none if it is not set."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Given:
+    """An option, its values, and where they come from."""
+
+    role: str
+    option: str
+    values: tuple[str, ...]
+    source: str
+
+
 def options_of(config: object) -> dict[str, tuple[str, ...]]:
     """Return the values of all options of a role, or of a group, by their names; none for one that is not set."""
     return {leaf.name: leaf.texts for leaf in leaves(config)}

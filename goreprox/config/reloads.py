@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from goreprox.config.listed import is_group, leaves, option_of
+from goreprox.config.listed import Given, is_group, leaves, option_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -60,10 +60,21 @@ _C = TypeVar("_C", bound="DataclassInstance")
 class Configuration(Generic[_C]):
     """The configuration of a role."""
 
-    def __init__(self, current: _C, read: Callable[[], _C]) -> None:
-        """Begin with the `current` one; `read` returns the next one, or raises GoreproxError."""
+    def __init__(
+        self, current: _C, read: Callable[[], _C], given: Callable[[_C], Iterable[Given]] = lambda _: ()
+    ) -> None:
+        """Begin with the `current` one; `read` returns the next one, or raises GoreproxError.
+
+        `given` tells of a configuration where its options come from, as they were read last.
+        """
         self.current = current
         self.read = read
+        self._given = given
+
+    @property
+    def given(self) -> list[Given]:
+        """The options that are in use, and where they come from."""
+        return list(self._given(self.current))
 
 
 class Difference(NamedTuple):

@@ -19,6 +19,7 @@ from goreprox.errors import ControlError
 from goreprox.monitor.collector import Collector
 from goreprox.monitor.guard import Guard, Hosts, Origins
 from goreprox.monitor.live import live
+from goreprox.monitor.options import options_of
 from goreprox.monitor.requests import Requests
 from goreprox.monitor.sessions import SESSION_S, Session, Sessions
 from goreprox.monitor.streams import Streams
@@ -70,6 +71,7 @@ class Page:
             web.get("/api/live", self._checked(self._entitled(self._live))),
             web.get("/api/streams", self._checked(self._entitled(self._list_streams))),
             web.post("/api/streams/end", self._checked(self._entitled(self._changing(self._end_streams)))),
+            web.get("/api/options", self._checked(self._entitled(self._list_options))),
             web.get("/api/requests", self._checked(self._entitled(self._list_requests))),
             web.get("/api/requests/detail", self._checked(self._entitled(self._show_request))),
             web.post("/api/requests/replay", self._checked(self._entitled(self._changing(self._replay_request)))),
@@ -185,6 +187,10 @@ class Page:
             case {"ids": [*ids]} if ids and all(isinstance(each, str) for each in ids):
                 return _json(await self._streams.end(ids))
         return _problem(HTTPStatus.BAD_REQUEST, "expected a list of ids")
+
+    async def _list_options(self, _: web.Request) -> web.StreamResponse:
+        found = await options_of([self._config.directory])
+        return _json({"processes": found})
 
     async def _list_requests(self, request: web.Request) -> web.StreamResponse:
         return _json(await self._requests.list(request.query.getall("after", [])))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Generic, TypeVar
 
 from loguru import logger
@@ -48,10 +49,13 @@ class Reload(Generic[C]):
     @property
     def commands(self) -> Commands:
         """What the control socket serves."""
-        return {"reload": self._serve}
+        return {"reload": self._serve, "options": self._list}
 
     async def _serve(self, _: Request) -> dict[str, list[str]]:
         return (await self.run())._asdict()
+
+    async def _list(self, _: Request) -> list[dict[str, object]]:
+        return list(map(asdict, self._configuration.given))
 
     def _hang_up(self) -> None:
         """Reload on SIGHUP, once an earlier reload has ended; an error is in the log."""

@@ -19,7 +19,7 @@ from tests.support.traffic import echo
 from tests.support.waiting import DEADLINE_S
 
 pytestmark = pytest.mark.programs
-VIEWS = ("Overview", "Streams", "Requests", "Outages", "Recent ends", "Certificates")
+VIEWS = ("Overview", "Streams", "Requests", "Outages", "Recent ends", "Certificates", "Configuration")
 
 
 async def test_every_view_shows_a_cluster_to_everybody(tmp: Path) -> None:
@@ -51,6 +51,11 @@ async def test_every_view_shows_a_cluster_to_everybody(tmp: Path) -> None:
                 await look.row("Open connections", "edge-tunnel.0", "web", "laptop", "6 B").wait_for()
                 await look.view("Recent ends")
                 await look.row("Connections that ended last", "edge-tunnel.0", "web", "laptop", "done").wait_for()
+                await look.view("Configuration")
+                await look.row("Options", "provider-laptop.0", "tcp", "flag --check").wait_for()
+                assert not await look.row("Options", "grace").count()
+                await look.page.get_by_label("Defaults, too").press("Space")
+                await look.row("Options", "provider-laptop.0", "grace", "default").wait_for()
                 await _accessible(look)
             async with looking(browser, served, scheme="dark", size=(360, 740)) as phone:
                 background = await phone.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -184,8 +189,11 @@ async def hostile(tmp: Path) -> AsyncIterator[Path]:
         texts = dict.fromkeys(("id", "client", "service", "peer", "state", "target", "host"), HOSTILE)
         yield {"at_s": 1.0, "streams": [texts | numbers]}
 
+    async def options(_: Request) -> object:
+        return [{"role": HOSTILE, "option": HOSTILE, "values": [HOSTILE], "source": HOSTILE}]
+
     (tmp / "run").mkdir(mode=0o700)
-    commands = {"ready": ready, "status": status, "events": events, "streams": streams}
+    commands = {"ready": ready, "status": status, "events": events, "streams": streams, "options": options}
     control = await ControlSocket.open(tmp / "run/provider-t.0", commands)  # type: ignore[arg-type] # pages are dicts
     yield tmp / "run"
     control.close()

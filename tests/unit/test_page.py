@@ -29,6 +29,7 @@ DATA = (
     ("GET", "/api/live"),
     ("GET", "/api/streams"),
     ("POST", "/api/streams/end"),
+    ("GET", "/api/options"),
     ("GET", "/api/requests"),
     ("GET", "/api/requests/detail"),
     ("POST", "/api/requests/replay"),

@@ -12,8 +12,9 @@ import requests from "./views/requests.js";
 import outages from "./views/outages.js";
 import ends from "./views/ends.js";
 import certificates from "./views/certificates.js";
+import configuration from "./views/configuration.js";
 
-const VIEWS = [overview, streams, requests, outages, ends, certificates];
+const VIEWS = [overview, streams, requests, outages, ends, certificates, configuration];
 const AGAIN_MS = 1000;
 
 const main = document.getElementById("main");

@@ -61,5 +61,6 @@ def prefer(folder: Path) -> None:
 
 def find(program: str) -> str | None:
     """Return where a program is, or None; servers may be in folders that are not on a user's PATH."""
-    more = os.pathsep.join(("/usr/sbin", "/usr/local/sbin", "/sbin", "/opt/homebrew/sbin"))
+    built = str(Path(__file__).parents[1] / "build/bin")  # where .ci/run puts programs that it builds
+    more = os.pathsep.join(("/usr/sbin", "/usr/local/sbin", "/sbin", "/opt/homebrew/sbin", built))
     return shutil.which(program) or shutil.which(program, path=more)

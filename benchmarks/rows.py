@@ -61,6 +61,12 @@ _APART: Final = (
     _times(FLOOR, 0.5, "goreprox", "goreprox-edge"),
     _times(GOAL, 0.7, "goreprox", "goreprox-edge"),
 )
+# A NATS server in place of the broker: nats-py copies each byte more often than libzmq, and reads 32 KiB at a time.
+_NATS: Final = (_times(FLOOR, 0.7, "goreprox-edge", "goreprox-nats"),)
+_NATS_BULK: Final = (
+    _times(FLOOR, 0.2, "goreprox-edge", "goreprox-nats"),
+    _times(GOAL, 0.4, "goreprox-edge", "goreprox-nats"),
+)
 # A port that understands HTTP, against one that passes bytes on.
 _HTTP: Final = (
     _times(FLOOR, 0.25, "goreprox", "goreprox-http"),
@@ -78,6 +84,7 @@ _REQUESTS: Final = (
     *_APART,
     *_HTTP,
     *_INSPECT,
+    *_NATS,
 )
 _BULK: Final = (
     _times(FLOOR, 0.85, "haproxy"),
@@ -86,6 +93,7 @@ _BULK: Final = (
     _times(GOAL, 1.0, "haproxy"),
     _times(GOAL, 1.0, PLAIN_TUNNELS),
     _times(GOAL, 1.0, ENCRYPTED_TUNNELS, "goreprox-keys"),
+    *_NATS_BULK,
 )
 _CPU: Final = (
     _times(FLOOR, 1.3, PLAIN_TUNNELS),

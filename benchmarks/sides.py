@@ -43,6 +43,7 @@ UsePAM no
 PidFile none
 """
 GOREPROX_CONNECTIONS: Final = 12_000
+NATS_SETTINGS: Final = Path(__file__).parents[1] / "deploy/nats/settings.conf"
 
 Address = tuple[str, int]
 
@@ -242,6 +243,18 @@ def goreprox_edge(stand: Stand, *, keys: bool) -> None:
     _goreprox(stand, "provider", f"{HOST}:{stand.target.port}", *join)
 
 
+def goreprox_nats(stand: Stand) -> None:
+    """Start a NATS server, with the settings that are shipped, edge and provider. The path is before the latter."""
+    at = (HOST, free_port())
+    config = stand.folder / "nats.conf"
+    config.write_text(f'include "./settings.conf"\nlisten: "{at[0]}:{at[1]}"\n')
+    (stand.folder / "settings.conf").write_text(NATS_SETTINGS.read_text())
+    to = stand.over_path(at)
+    stand.start("nats-server", "-c", str(config))
+    _goreprox(stand, "edge", "--listen", f"{HOST}:{stand.port}", "--broker", f"nats://{at[0]}:{at[1]}", "--insecure")
+    _goreprox(stand, "provider", f"{HOST}:{stand.target.port}", "--server", f"nats://{to[0]}:{to[1]}", "--insecure")
+
+
 _PYTHON: Final = (sys.executable,)
 BASES: Final = (
     Side("direct", "direct", Kind.BASE, False, ("nginx",), direct, ("nginx", "-v")),
@@ -288,6 +301,16 @@ OURS: Final = (
         True,
         _PYTHON,
         lambda stand: goreprox_edge(stand, keys=True),
+        long_paths=False,
+    ),
+    Side(
+        "goreprox-nats",
+        "goreprox, edge + NATS server, plain",
+        Kind.OURS,
+        False,
+        ("nats-server",),
+        goreprox_nats,
+        ("nats-server", "--version"),
         long_paths=False,
     ),
 )

@@ -163,8 +163,10 @@ class NatsCarrier:
                     self._diagnosis.refused(str(exc))
                 else:
                     self._diagnosis.unreached(exc)
-            finally:
-                self._end()
+            except Exception as exc:  # noqa: BLE001 -- a fault of ours ends one connection, not all that follow
+                self._down("a fault in this process, which is in its log")
+                self._loop.call_exception_handler({"message": f"serving {self.label}", "exception": exc})
+            self._end()
             failures = 0 if self._loop.time() - began >= CLEAN_PAUSE_S and not refused else failures + 1
             most_s = REFUSED_MAX_S if refused else self._timings.reconnect_max_s
             pause_s = min(self._timings.reconnect_min_s * 2 ** min(failures, 16), most_s)

@@ -1,7 +1,8 @@
 """Chaos on real processes: two edges, two brokers, two providers, a relay between each two, and every fault to each.
 
-`python -m tests.e2e.chaos SEED ...` replays seeds. A seed says in which order the faults come, how long each lasts,
-and so what coincides; what the machine makes of it is its own. Every fault comes once to every process and link.
+`python -m tests.e2e.chaos SEED ...` replays seeds; with `--nats` the brokers are a cluster of two NATS servers. A seed
+says in which order the faults come, how long each lasts, and so what coincides; what the machine makes of it is its
+own. Every fault comes once to every process and link.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from tests.e2e.upgrading import start
 from tests.support.events import matching
+from tests.support.nats import NatsCluster, NatsServer
 from tests.support.processes import WAIT_S, Process, Tunnel, nothing_yet
 from tests.support.relay import Relay
 from tests.support.servers import Handler
@@ -158,8 +160,11 @@ class Report:
 class Chaos:
     """One cluster under the faults of one seed."""
 
-    def __init__(self, made: Tunnel, seed: int, pace_s: float) -> None:
-        """Prepare; a fault comes every `pace_s` seconds."""
+    def __init__(self, made: Tunnel, seed: int, pace_s: float, *, nats: bool) -> None:
+        """Prepare; a fault comes every `pace_s` seconds. Brokers are NATS servers if `nats` is true."""
+        self.nats = nats
+        self.servers: dict[str, NatsServer] = {}
+        """Those, by their slots."""
         self.made = made
         self.seed = seed
         self.pace_s = pace_s
@@ -179,20 +184,10 @@ class Chaos:
 
     async def start(self) -> None:
         """Start everything, and wait until everybody knows everybody."""
-        for slot in BROKERS:
-            self.commands[slot] = ("broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0", "--name", slot)
-            process = await self._spawn(slot)
-            ports = {kind: await process.port(kind) for kind in ("providers", "edges")}
-            self.commands[slot] = (
-                *("broker", "--providers", f"{HOST}:{ports['providers']}", "--edges", f"{HOST}:{ports['edges']}"),
-                *("--name", slot),
-            )
-            for peer in PEERS:
-                relay = self.relays[f"{peer} {slot}"] = Relay(ports["edges" if peer in EDGES else "providers"])
-                await relay.start()
-                self.made._stack.push_async_callback(relay.stop)
+        await (self._start_servers() if self.nats else self._start_brokers())
+        scheme = "nats://" if self.nats else ""
         for slot in PEERS:
-            ways = [f"{HOST}:{self.relays[f'{slot} {broker}'].port}" for broker in BROKERS]
+            ways = [f"{scheme}{HOST}:{self.relays[f'{slot} {broker}'].port}" for broker in BROKERS]
             rest = ("--name", slot, "--grace", str(GRACE_S))
             if slot in EDGES:
                 brokers = [text for way in ways for text in ("--broker", way)]
@@ -208,6 +203,30 @@ class Chaos:
             process = self.processes[edge]
             for provider in PROVIDERS:
                 await eventually(lambda p=process, n=provider: p.events("peer_up", peer=n), f"{edge} knows {provider}")  # type: ignore[misc]
+
+    async def _start_servers(self) -> None:
+        cluster = await self.made._stack.enter_async_context(NatsCluster.run(self.made.tmp, len(BROKERS)))
+        self.servers = dict(zip(BROKERS, cluster.servers, strict=True))
+        for slot, server in self.servers.items():
+            for peer in PEERS:
+                await self._relay(peer, slot, server.port)
+
+    async def _relay(self, peer: str, slot: str, port: int) -> None:
+        relay = self.relays[f"{peer} {slot}"] = Relay(port)
+        await relay.start()
+        self.made._stack.push_async_callback(relay.stop)
+
+    async def _start_brokers(self) -> None:
+        for slot in BROKERS:
+            self.commands[slot] = ("broker", "--providers", f"{HOST}:0", "--edges", f"{HOST}:0", "--name", slot)
+            process = await self._spawn(slot)
+            ports = {kind: await process.port(kind) for kind in ("providers", "edges")}
+            self.commands[slot] = (
+                *("broker", "--providers", f"{HOST}:{ports['providers']}", "--edges", f"{HOST}:{ports['edges']}"),
+                *("--name", slot),
+            )
+            for peer in PEERS:
+                await self._relay(peer, slot, ports["edges" if peer in EDGES else "providers"])
 
     async def _spawn(self, slot: str) -> Process:
         self._configure(slot)
@@ -308,7 +327,27 @@ class Chaos:
             case "delay":
                 relay.delay_s = 0.0
 
+    async def _server_fault(self, fault: Fault, server: NatsServer) -> None:
+        """Do to a NATS server what is done to a broker; it is upgraded by another one in its place."""
+        match fault.kind:
+            case "stop":
+                server.signal(signal.SIGSTOP)
+                await asyncio.sleep(fault.lasts_s)
+                server.signal(signal.SIGCONT)
+            case "reload":
+                await server.reload()
+            case "upgrade":
+                await server.retire()
+                await server.start()
+            case _:
+                await server.kill()
+                await asyncio.sleep(min(fault.lasts_s, 1.0))
+                await server.start()
+
     async def _process_fault(self, fault: Fault) -> None:
+        if fault.where in self.servers:
+            await self._server_fault(fault, self.servers[fault.where])
+            return
         process = self.processes[fault.where]
         if fault.kind == "stop":
             process.signal(signal.SIGSTOP)
@@ -379,8 +418,7 @@ class Chaos:
 
     async def _leave(self) -> None:
         """With nothing left to do, all processes end at once and well."""
-        for slot in (*PEERS, *BROKERS):
-            process = self.processes[slot]
+        for slot, process in self.processes.items():
             if process.process.returncode is None:
                 process.signal(signal.SIGTERM)
             code = await process.wait()
@@ -402,17 +440,17 @@ def unfaithful(report: Report, reader: End, writer: End) -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def cluster(tmp: Path, seed: int, pace_s: float) -> AsyncIterator[Chaos]:
+async def cluster(tmp: Path, seed: int, pace_s: float, *, nats: bool) -> AsyncIterator[Chaos]:
     """Start a cluster that ends with the context."""
     async with nothing_yet(tmp) as made:
-        chaos = Chaos(made, seed, pace_s)
+        chaos = Chaos(made, seed, pace_s, nats=nats)
         await chaos.start()
         yield chaos
 
 
-async def rampage(tmp: Path, seed: int, *, pace_s: float) -> Report:
+async def rampage(tmp: Path, seed: int, *, pace_s: float, nats: bool = False) -> Report:
     """Do all that a seed says; return what came of it."""
-    async with cluster(tmp, seed, pace_s) as chaos:
+    async with cluster(tmp, seed, pace_s, nats=nats) as chaos:
         await chaos.run()
         return chaos.report
 
@@ -422,18 +460,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.chaos", description=__doc__)
     parser.add_argument("seeds", metavar="SEED", type=int, nargs="+")
     parser.add_argument("--pace", type=float, default=0.6, help="seconds from one fault to the next")
+    parser.add_argument("--nats", action="store_true", help="brokers are a cluster of NATS servers")
     options = parser.parse_args()
     wrong = 0
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as tmp:
             began = time.monotonic()
-            report = asyncio.run(rampage(Path(tmp), seed, pace_s=options.pace))
+            report = asyncio.run(rampage(Path(tmp), seed, pace_s=options.pace, nats=options.nats))
         sys.stdout.write(f"chaos seed {seed}: {report} in {time.monotonic() - began:.0f} s\n")
         for violation in report.violations:
             sys.stdout.write(f"FAILED: {violation}\n")
         if report.violations:
             wrong += 1
-            sys.stdout.write(f"replay: python -m tests.e2e.chaos {seed} --pace {options.pace}\n")
+            how = f"{' --nats' if options.nats else ''} --pace {options.pace}"
+            sys.stdout.write(f"replay: python -m tests.e2e.chaos {seed}{how}\n")
         sys.stdout.flush()
     return 1 if wrong else 0
 

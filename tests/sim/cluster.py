@@ -35,6 +35,7 @@ from goreprox.roles.provider import Provider
 from goreprox.tunnel.driver import Driver
 from tests.sim.fabric import Network, SimBroker, SimLink
 from tests.sim.far import KIB, Far, Program
+from tests.sim.nats import SimNatsLink, SimServer
 from tests.sim.oracle import Oracle
 from tests.sim.tcp import SimSocket, Sockets
 from tests.sim.world import Process, Violation, World
@@ -72,12 +73,12 @@ class Node:
             attributes |= {"publishes": True, "granted": True}
         if predecessor is not None:
             attributes["predecessor"] = predecessor
-        self.links: list[SimLink] = [
-            SimLink(
-                cluster.net, self.process, self.name, attributes=attributes, broker=broker, receiver=self.app.driver
-            )
-            for broker in cluster.broker_slots
-        ]
+        to = {"attributes": attributes, "receiver": self.app.driver}
+        self.links: list[Any] = (
+            [SimNatsLink(cluster.net, self.process, self.name, servers=cluster.broker_slots, **to)]
+            if cluster.nats
+            else [SimLink(cluster.net, self.process, self.name, broker=broker, **to) for broker in cluster.broker_slots]
+        )
 
     @property
     def driver(self) -> Driver:
@@ -124,7 +125,10 @@ class Cluster:
         rate: float = 20e6,
         buffer: int = 64 * KIB,
         publishes: bool = False,
+        nats: bool = False,
     ) -> None:
+        self.nats = nats
+        """Whether brokers are the servers of a NATS cluster."""
         self.publishes = publishes
         """Whether each provider publishes a port of its own choice, and one that all of them want."""
         self.world = World(seed)
@@ -203,7 +207,7 @@ class Cluster:
 
     def start_broker(self, slot: str) -> None:
         process = Process(self.world, slot)
-        process.run(SimBroker, self.net, process)
+        process.run(SimServer if self.nats else SimBroker, self.net, process)
 
     def start_node(self, slot: str, predecessor: bytes | None = None) -> None:
         self.nodes[slot] = Node(self, slot, Role.EDGE if slot[0] == "e" else Role.PROVIDER, predecessor)

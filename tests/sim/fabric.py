@@ -6,6 +6,7 @@ it is ordered and lossless until it is lost, notices by its own heartbeats when 
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from brokers import Buffer, LinkCondition, PeerName, Receiver, Timings
 from brokers.envelope import (
@@ -54,7 +55,8 @@ class Network:
         self.doubling: Counter[str] = Counter()
         self.disordering: Counter[str] = Counter()
         """Slots whose messages sometimes overtake each other."""
-        self.brokers: dict[str, SimBroker] = {}
+        self.brokers: dict[str, Any] = {}
+        """SimBroker, or nats.SimServer."""
         self.wires: list[Wire] = []
 
     def died(self, process: Process) -> None:
@@ -75,7 +77,7 @@ class Network:
 class Lane:
     """One direction of a wire."""
 
-    def __init__(self, wire: "Wire", source: "SimLink | SimBroker", target: "SimLink | SimBroker") -> None:
+    def __init__(self, wire: "Wire", source: Any, target: Any) -> None:
         self.wire = wire
         self.net = wire.net
         self.ends = source.process.slot, target.process.slot
@@ -164,7 +166,7 @@ class Lane:
 class Wire:
     """One connection between a link and a broker."""
 
-    def __init__(self, net: Network, link: "SimLink", broker: "SimBroker") -> None:
+    def __init__(self, net: Network, link: Any, broker: Any) -> None:
         self.net = net
         self.link = link
         self.broker = broker

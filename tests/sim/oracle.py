@@ -151,10 +151,12 @@ class Oracle:
 
     def _unreachable_now(self, edge: str, provider: str) -> bool:
         process, net = self._cluster.process, self._cluster.net
-        return not all(process(slot).running for slot in (edge, provider)) or not any(
-            process(broker).running and all(net.reachable(slot, broker) for slot in (edge, provider))
-            for broker in self._cluster.broker_slots
+        near, far = (
+            {each for each in self._cluster.broker_slots if process(each).running and net.reachable(slot, each)}
+            for slot in (edge, provider)
         )
+        joined = near & far or (self._cluster.nats and any(net.reachable(one, two) for one in near for two in far))
+        return not all(process(slot).running for slot in (edge, provider)) or not joined
 
     def _calm(self, edge: str, provider: str) -> bool:
         net = self._cluster.net
@@ -163,7 +165,7 @@ class Oracle:
             self._cluster.process(slot).running and net.faithful(slot) for slot in (edge, provider, *brokers)
         ) and not any(
             net.blocked.get(way) or net.slow.get(way)
-            for slot in (edge, provider)
+            for slot in (edge, provider, *(brokers if self._cluster.nats else ()))
             for broker in brokers
             for way in ((slot, broker), (broker, slot))
         )
@@ -209,6 +211,8 @@ class Oracle:
 
     def _healthy(self, edge: str, provider: str) -> bool:
         net = self._cluster.net
+        if self._cluster.nats:  # a process is at any of the servers, and stays there while it responds
+            return self._calm(edge, provider)
         return all(self._cluster.process(slot).running and net.faithful(slot) for slot in (edge, provider)) and any(
             self._cluster.process(broker).running
             and net.faithful(broker)
@@ -297,7 +301,7 @@ class Oracle:
         now = self._cluster.world.now
         processes = {node.name.id: node.process for node in (*self._cluster.nodes.values(), *self._cluster.dead)}
         for broker in self._cluster.net.brokers.values():
-            if not broker.process.running:
+            if not broker.process.running or self._cluster.nats:
                 continue
             for info in broker.switch.peers:
                 silent_since = processes[info.name.id].silent_since
@@ -345,8 +349,10 @@ class Oracle:
                 if other.role is node.role or not node.closing_at is other.closing_at is None:
                     continue
                 peer = node.driver.peers.get(other.name.id)
-                if peer is None or len(peer.epochs) != len(brokers):
+                if peer is None or len(peer.epochs) != (1 if self._cluster.nats else len(brokers)):
                     raise Violation(f"{node.process.slot} does not know {other.process.slot} over all brokers")
+        if self._cluster.nats:
+            return
         peer_lists = {broker.process.slot: {p.name.id: p.epoch for p in broker.switch.peers} for broker in brokers}
         for node in self._alive():
             for peer in node.driver.peers.values():

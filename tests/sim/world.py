@@ -213,8 +213,8 @@ class Process:
 
     def execve(self, kept: set[int]) -> None:
         """Forget all code and what it waits for; the kernel closes all descriptors but those that are `kept`."""
-        self.world.forget(self)
         self._end_tasks()
+        self.world.forget(self)
         self.tasks, self._held = [], []
         self.epoll, self._polling = None, False
         for fd, file in list(self.files.items()):
@@ -238,6 +238,9 @@ class Process:
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: object = None) -> Event:
         return self.world.push(self.world.now + delay, Event(callback, args, self, self.time() + delay))
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: object = None) -> Event:
+        return self.call_later(when - self.time(), callback, *args)
 
     def create_future(self) -> "asyncio.Future[Any]":
         return asyncio.Future(loop=self)  # type: ignore[arg-type]

@@ -16,6 +16,8 @@ from goreprox.errors import ConfigError, ControlError
 from goreprox.process.log import printable, say
 from goreprox.status.requests import curl as as_curl
 
+LIST_S: Final = 30.0
+"""Deadline for a list: 500 requests with long heads take 1 s of the process, which rests for twice as long."""
 REPLAY_S: Final = 35.0
 """Deadline: that of the process for the response, and some."""
 HEADER: Final = ("id", "at", "method", "host and path", "service", "status", "took", "sent", "received", "")
@@ -111,7 +113,7 @@ def _ask_about(of: AskOptions, command: str, id_: str, *, deadline_s: float | No
 
 
 def _list(of: AskOptions, selected: Callable[[Row], bool], *, as_json: bool) -> None:
-    replies = client.ask_all(of.directories, LIST, roles=_roles(of), name=of.name)
+    replies = client.ask_all(of.directories, LIST, roles=_roles(of), name=of.name, deadline_s=LIST_S)
     rows: list[tuple[str, Row]] = []
     is_on = False
     for reply in replies:

@@ -14,8 +14,10 @@ from goreprox.status.requests import RequestDetail, RequestRow, RequestsPage
 
 PAGE: Final = 25
 """Requests in a page, each 60 us of the loop and at most 6 KiB: paths and hosts of 256 characters of 12 bytes each."""
+REST: Final = 2
+"""After each page a list rests for so many times as long as that took: it gets a third of the loop at most."""
 GATHER_S: Final = 0.25
-"""How long changes are gathered for the next page of one who follows: at most 500 requests, 30 ms of the loop."""
+"""How long ends are gathered for the next page of one who follows: at most 500 requests, 30 ms of the loop."""
 
 
 class Inspection:
@@ -33,32 +35,34 @@ class Inspection:
         return {"requests": self._list, "request": self._detail, "replay": self._replay}
 
     async def _list(self, request: Request) -> Pages:
-        """Yield the requests that have changed since `after`, or all; to one who follows for ever.
+        """Yield the requests that go on, and those that have ended since `after`, or all; to one who follows for ever.
 
         `after` may be a list, of what several processes have told.
         """
         records = self.records
-        change = self._change_of(request.options.get("after"))
+        ended = self._ended_of(request.options.get("after"))
         follow = request.options.get("follow") is True
         while True:
-            until = records.changes
-            changed = sorted((each for each in records if each.changed > change), key=_changed)
-            for first in range(0, len(changed) or 1, PAGE):
-                part = changed[first : first + PAGE]
-                change = until if first + PAGE >= len(changed) else part[-1].changed
-                yield self._page(part, change)
-                await asyncio.sleep(0)
+            until = records.ended
+            found = sorted((each for each in records if not 0 < each.ended_as <= ended), key=_order)
+            for first in range(0, len(found) or 1, PAGE):
+                began, part = records.clock(), found[first : first + PAGE]
+                ended = until if first + PAGE >= len(found) else max(ended, part[-1].ended_as)
+                page = self._page(part, ended)
+                took_s = records.clock() - began
+                yield page
+                await asyncio.sleep(REST * took_s)
             if not follow:
                 return
-            await records.more(change)
+            await records.more(ended)
             await asyncio.sleep(GATHER_S)
 
-    def _page(self, part: list[Record], change: int) -> RequestsPage:
+    def _page(self, part: list[Record], ended: int) -> RequestsPage:
         records, now = self.records, self.records.clock()
         oldest = next(iter(records), None)
         return {
             "inspecting": self.selects(),
-            "after": records.ids.id_of(change),
+            "after": records.ids.id_of(ended),
             "oldest": None if oldest is None else records.ids.id_of(oldest.number),
             "requests": [row(record, records.ids, now) for record in part],
         }
@@ -78,7 +82,7 @@ class Inspection:
             raise ControlError("it was sent once more, and what has become of it is not kept: the log has it")
         return row(replayed, self.records.ids, self.records.clock())
 
-    def _change_of(self, after: object) -> int:
+    def _ended_of(self, after: object) -> int:
         known = map(self.records.ids.number_of, after if isinstance(after, list) else [after])
         return next((number for number in known if number is not None), 0)
 
@@ -89,5 +93,6 @@ class Inspection:
         return self.records.find(self.records.ids.number_of(wanted))
 
 
-def _changed(record: Record) -> int:
-    return record.changed
+def _order(record: Record) -> int:
+    """Those that go on come first, so that the last one of a page tells how many have ended."""
+    return record.ended_as

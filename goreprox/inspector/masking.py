@@ -149,7 +149,7 @@ def _credentials(value: str) -> Iterator[str]:
 
 def _parameters(text: str) -> Iterator[str]:
     """Yield the secrets in the parameters of URLs, as they are written and decoded."""
-    for _, name, value in _PARAMETER.findall(text):
+    for _, name, value in _PARAMETER.findall(text) if "=" in text else ():
         if is_secret(unquote_plus(name)):
             yield from (value, unquote_plus(value))
 

@@ -27,55 +27,19 @@ TOTAL_BYTES: Final = 64 * MIB
 """In a process. 500 requests and responses whose bodies are longer than 64 KiB, with heads of 2 KiB each, hold
 500 x (2 x (64 + 2) + 2) KiB = 65.4 MiB, so 489 of them are kept."""
 RECORD_BYTES: Final = 2 * KIB
-"""What one holds besides heads and bodies: 1 KiB, and 50 for each of at most 16 parts of bodies."""
-PARTS: Final = 8
-"""Of a body, at most; small ones are joined."""
+"""What one holds at most besides heads and bodies, as Python keeps it."""
 FIELD_BYTES: Final = 256
 """What a field takes besides its bytes, as Python keeps it."""
-
-
-class KeptBody:
-    """The first bytes of a body, in the parts in which they came: one that grows would be moved again and again."""
-
-    __slots__ = ("_parts", "kept_bytes", "size")
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self.kept_bytes = 0
-        self.size = 0
-        """Bytes of the body so far, those that are not kept, too."""
-
-    @property
-    def data(self) -> bytes:
-        """What is kept."""
-        return b"".join(self._parts)
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether not all that has come is kept."""
-        return self.size > self.kept_bytes
-
-    def add(self, data: bytes) -> int:
-        """Take a part of the body; return how many bytes of it are kept."""
-        self.size += len(data)
-        room = BODY_BYTES - self.kept_bytes
-        if not room:
-            return 0
-        kept = data[:room]
-        self.kept_bytes += len(kept)
-        self._parts.append(kept)
-        if len(self._parts) > PARTS:
-            self._parts = [self.data]
-        return len(kept)
 
 
 class Record:
     """What is kept of one exchange (http.observer.Observer)."""
 
     __slots__ = (
-        *("_kept", "_request_ended", "assigned_at", "at", "began", "changed", "client", "ended_at", "error", "held"),
-        *("number", "origin", "provider", "replay_of", "request_body", "request_head", "request_trailers"),
-        *("responded_at", "response_body", "response_start", "response_trailers", "service"),
+        *("_kept", "_request_ended", "assigned_at", "at", "began", "ended_as", "client", "ended_at", "error", "held"),
+        *("number", "origin", "provider", "replay_of", "request_body", "request_bytes", "request_head"),
+        *("request_trailers", "responded_at", "response_body", "response_bytes", "response_start"),
+        *("response_trailers", "service"),
         *("status", "token"),
     )
 
@@ -84,8 +48,8 @@ class Record:
         self._kept: Records | None = kept
         """None once it was forgotten: then it keeps nothing else."""
         self.number = number
-        self.changed = 0
-        """The number of its last change, among those of all."""
+        self.ended_as = 0
+        """The number of its end among those of all; 0: it goes on."""
         self.at = time.time()
         """When it came, in seconds since 1970."""
         self.began = kept.clock()
@@ -102,13 +66,17 @@ class Record:
         """Why the response is ours, or not whole."""
         self.request_head = writer.plain_head(exchange.request, exchange.request.fields)
         """Not the request itself: this takes a quarter of the memory, and of the time for it."""
-        self.request_body: KeptBody | None = None
+        self.request_body = b""
+        """The first bytes of it."""
+        self.request_bytes = 0
+        """All that have come."""
         self._request_ended = False
         self.status = 0
         """0: there is no response yet."""
         self.response_start = b""
         """The head of the response."""
-        self.response_body: KeptBody | None = None
+        self.response_body = b""
+        self.response_bytes = 0
         self.request_trailers = self.response_trailers = _NONE
         self.held = 0
         self._hold(RECORD_BYTES + len(self.request_head))
@@ -139,9 +107,10 @@ class Record:
         """Keep a part of the request's body."""
         if self._kept is None:
             return
-        if self.request_body is None:
-            self.request_body = KeptBody()
-        self._hold(self.request_body.add(data))
+        self.request_bytes += len(data)
+        if room := BODY_BYTES - len(self.request_body):
+            self.request_body += data[:room]
+            self._hold(len(data[:room]))
         if end is not None:
             self._request_ended = True
             if end.trailers:
@@ -153,15 +122,16 @@ class Record:
         if self._kept is not None:
             self.status, self.response_start = status, head
             self.responded_at = self._kept.clock()
-            self._kept.change(self)
             self._hold(len(head))
 
     def response_part(self, data: bytes) -> None:
         """Keep a part of the response's body."""
-        if self._kept is not None:
-            if self.response_body is None:
-                self.response_body = KeptBody()
-            self._hold(self.response_body.add(data))
+        if self._kept is None:
+            return
+        self.response_bytes += len(data)
+        if room := BODY_BYTES - len(self.response_body):
+            self.response_body += data[:room]
+            self._hold(len(data[:room]))
 
     def response_end(self, trailers: Fields) -> None:
         """Keep the trailers of the response."""
@@ -173,7 +143,7 @@ class Record:
         """Note when and why it has ended."""
         if self._kept is not None:
             self.ended_at, self.error = self._kept.clock(), error
-            self._kept.change(self)
+            self._kept.note_end(self)
 
     def carried(self, provider: str | None, since: float) -> None:
         """Note which provider had it, and from when on."""
@@ -212,10 +182,10 @@ class Records:
         """Not those of the process, which an upgrade keeps: the requests before one are gone."""
         self.held = 0
         """Bytes."""
-        self.changes = 0
+        self.ended = 0
         self._last: deque[Record] = deque()
         self._next = 1
-        self._changed = asyncio.Event()
+        self._any_ended = asyncio.Event()
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._last)
@@ -232,7 +202,6 @@ class Records:
         record = Record(self, self._next, exchange, origin)
         self._next += 1
         self._last.append(record)
-        self.change(record)
         return record
 
     def find(self, number: int | None) -> Record | None:
@@ -254,11 +223,11 @@ class Records:
             else:
                 self._forget(record)
 
-    async def more(self, change: int) -> None:
-        """Wait until there is a change behind this one."""
-        while self.changes <= change:
-            self._changed.clear()
-            await self._changed.wait()
+    async def more(self, ended: int) -> None:
+        """Wait until more than so many have ended."""
+        while self.ended <= ended:
+            self._any_ended.clear()
+            await self._any_ended.wait()
 
     # What records tell.
 
@@ -267,11 +236,11 @@ class Records:
         while self.held > TOTAL_BYTES:
             self._forget(self._last.popleft())
 
-    def change(self, record: Record) -> None:
-        """Number a change of a record."""
-        self.changes = record.changed = self.changes + 1
-        if not self._changed.is_set():
-            self._changed.set()
+    def note_end(self, record: Record) -> None:
+        """Number the end of a record."""
+        self.ended = record.ended_as = self.ended + 1
+        if not self._any_ended.is_set():
+            self._any_ended.set()
 
     def _forget(self, record: Record) -> None:
         record.forget()

@@ -74,8 +74,7 @@ class Replays:
 
 def request_bytes(record: Record) -> bytes:
     """Return a request as its client sent it, but on a connection of its own."""
-    request = record.request
-    body = b"" if record.request_body is None else record.request_body.data
+    request, body = record.request, record.request_body
     fields = [(name, value) for name, value in requests.end_to_end(request) if name.lower() not in _LEFT_OUT]
     if request.chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))

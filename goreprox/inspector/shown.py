@@ -2,22 +2,29 @@
 
 import re
 import zlib
-from typing import Final
+from typing import Final, NamedTuple
 
 from goreprox.http.messages import Fields, Request, Response
 from goreprox.http.requests import upgrade_of
 from goreprox.inspector.masking import Masker
-from goreprox.inspector.records import BODY_BYTES, KeptBody, Record
+from goreprox.inspector.records import BODY_BYTES, Record
 from goreprox.process.clock import iso
 from goreprox.status.ids import Ids
 from goreprox.status.requests import BodyDetail, MessageDetail, RequestDetail, RequestRow, Timing
 
-_EMPTY: Final = KeptBody()
 SHOWN: Final = 256
 """Characters of a path in a list."""
 _GZIP_OR_ZLIB: Final = 47
 _BOUNDARY: Final = re.compile(r'boundary="?([^";]{1,70})', re.IGNORECASE)
 _LATIN: Final = re.compile(r"charset=\"?(?:iso-8859-1|latin-?1|windows-1252|us-ascii)", re.IGNORECASE)
+
+
+class _Body(NamedTuple):
+    """A body, as far as it is kept."""
+
+    data: bytes
+    size: int
+    """All of it so far."""
 
 
 def row(record: Record, ids: Ids, now: float) -> RequestRow:
@@ -42,8 +49,8 @@ def _row(record: Record, request: Request, masker: Masker, ids: Ids, now: float)
         "status": record.status or None,
         "error": masker.text(record.error) or None,
         "over": record.is_over,
-        "request_bytes": (record.request_body or _EMPTY).size,
-        "response_bytes": (record.response_body or _EMPTY).size,
+        "request_bytes": record.request_bytes,
+        "response_bytes": record.response_bytes,
         "duration_s": round(ended_at - record.began, 6),
         "replay_of": record.replay_of.decode() or None,
     }
@@ -61,10 +68,14 @@ def detail(record: Record, ids: Ids, now: float) -> RequestDetail:
         "version": request.version.decode(),
         "reason": "" if response is None else response.reason.decode("latin-1"),
         "timing": timing(record),
-        "request": _message(masker, request.fields, record.request_trailers, record.request_body),
+        "request": _message(
+            masker, request.fields, record.request_trailers, _Body(record.request_body, record.request_bytes)
+        ),
         "response": None
         if response is None
-        else _message(masker, response.fields, record.response_trailers, record.response_body),
+        else _message(
+            masker, response.fields, record.response_trailers, _Body(record.response_body, record.response_bytes)
+        ),
         "not_replayable": not_replayable(record),
     }
 
@@ -86,8 +97,8 @@ def not_replayable(record: Record) -> str | None:
     """Return why a request cannot be sent once more, with the same bytes; None: it can."""
     if not record.request_whole:
         return "its body has not come to its end" if not record.is_over else "its body never came to its end"
-    if (body := record.request_body) is not None and body.is_cut:
-        return f"its body has {body.size} bytes, and only {BODY_BYTES} are kept"
+    if record.request_bytes > len(record.request_body):
+        return f"its body has {record.request_bytes} bytes, and only {BODY_BYTES} are kept"
     if upgrade_of(record.request) is not None:
         return "it asked for a change of protocols"
     return None
@@ -106,8 +117,7 @@ def _masker(record: Record, request: Request, response: Response | None) -> Mask
     return Masker(request.target, [*request.fields, *answered], record.origin.site.secret)
 
 
-def _message(masker: Masker, fields: Fields, trailers: Fields, kept: KeptBody | None) -> MessageDetail:
-    body = _EMPTY if kept is None else kept
+def _message(masker: Masker, fields: Fields, trailers: Fields, body: _Body) -> MessageDetail:
     return {
         "fields": masker.fields(fields),
         "trailers": masker.fields(trailers),
@@ -115,11 +125,11 @@ def _message(masker: Masker, fields: Fields, trailers: Fields, kept: KeptBody | 
     }
 
 
-def _body(masker: Masker, fields: dict[bytes, str], body: KeptBody) -> BodyDetail:
+def _body(masker: Masker, fields: dict[bytes, str], body: _Body) -> BodyDetail:
     kind, encoding = fields.get(b"content-type", ""), fields.get(b"content-encoding", "").strip().lower()
     found: BodyDetail = {
         "bytes": body.size,
-        "kept_bytes": body.kept_bytes,
+        "kept_bytes": len(body.data),
         "type": masker.known(kind),
         "encoding": masker.known(encoding),
         "text": "" if not body.size else None,
@@ -127,7 +137,7 @@ def _body(masker: Masker, fields: dict[bytes, str], body: KeptBody) -> BodyDetai
     if not body.size:
         return found
     try:
-        data, is_cut = _decoded(body.data, encoding, is_cut=body.is_cut)
+        data, is_cut = _decoded(body.data, encoding, is_cut=body.size > len(body.data))
         text = _text(data, kind, is_cut=is_cut)
     except ValueError as exc:
         found["note"] = str(exc)

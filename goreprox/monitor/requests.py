@@ -10,7 +10,7 @@ from goreprox.errors import ControlError
 from goreprox.status.requests import curl
 
 ROLES: Final = ("server", "edge")
-LIST_S: Final = 10.0
+LIST_S: Final = 30.0
 """Deadline for a list."""
 REPLAY_S: Final = 35.0
 """Deadline for a replay: 30 s of the process for the response, and some."""

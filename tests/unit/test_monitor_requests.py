@@ -67,7 +67,7 @@ async def test_pages_of_all_servers_and_edges_are_joined(tmp_path: Path, roles: 
 async def test_one_process_has_a_request_and_sends_it_once_more(tmp_path: Path, roles: list[Role]) -> None:
     asking = Requests(tmp_path)
     found: Any = await asking.detail("bbbbbb-1")
-    assert found["curl"] == curl(found) == "curl http://a/"
+    assert found["curl"] == curl(found) == "curl --globoff --path-as-is http://a/"
     assert await asking.detail("dddddd-1") is None
     assert await asking.replay("bbbbbb-1") == {"id": "bbbbbb-3"}
     with pytest.raises(ControlError, match=r"edge-t\.0: it cannot be sent once more"):

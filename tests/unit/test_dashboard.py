@@ -16,6 +16,7 @@ from goreprox.errors import ConfigError, StartError
 from goreprox.monitor import processes as module
 from goreprox.monitor.dashboard import Dashboard
 from goreprox.monitor.guard import Guard
+from goreprox.monitor.processes import Processes
 from tests.support.metrics import Scrape
 from tests.support.sockets import HOST
 from tests.support.web import fetch
@@ -66,7 +67,6 @@ def config(directory: Path, *, listen: Address = LOOPBACK, token: str | None = N
 
 
 async def test_health_is_that_of_all_processes(directory: Path, role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goreprox.control.client.ASK_S", 0.2)
     async with Dashboard(config(directory)).at(LOOPBACK) as port:
         assert await fetch(port, "/live") == (200, "live\n")
         assert await fetch(port, "/ready") == (200, "ready\n")
@@ -77,6 +77,7 @@ async def test_health_is_that_of_all_processes(directory: Path, role: Role, monk
         wanted = "not ready\nreason: server-t.0: it is shutting down\nno provider: web\n"
         assert await fetch(port, "/ready?verbose") == (503, wanted)
         role.silent = True
+        monkeypatch.setattr("goreprox.control.client.ASK_S", 0.2)
         assert await fetch(port, "/live") == (503, "not live\n")
         status, text = await fetch(port, "/ready?verbose")
         assert status == 503
@@ -105,10 +106,10 @@ async def test_processes_are_asked_once_for_many_clients(
     directory: Path, role: Role, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FRESH_S", 3600.0)
-    async with Dashboard(config(directory)).at(LOOPBACK) as port:
-        await asyncio.gather(*(Scrape.of(port) for _ in range(20)))
-        await Scrape.of(port)
-        assert role.asked == 1
+    processes = Processes(directory)
+    await asyncio.gather(*(processes.known() for _ in range(20)))
+    await processes.known()
+    assert role.asked == 1
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:9886", "127.0.0.1:1", "[::1]:9886", "192.0.2.1", "LOCALHOST"])

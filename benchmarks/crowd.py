@@ -1,11 +1,12 @@
-"""Many providers in one process: `python -m benchmarks.crowd COUNT SERVER_PORT TARGET_PORT FOLDER [JOIN_FILE]`.
+"""Many providers in one process: `python -m benchmarks.crowd COUNT PORT[,…] TARGET_PORT FOLDER [JOIN_FILE]`.
 
-Each is a whole one, with a link of its own. Prints `up` once all of them are connected, `down` when one is not, and so
-on; they end with the process. With a join file all have its name and its key.
+Each is a whole one, with links of its own to the servers at all ports. Prints `up` once all of them are connected,
+`down` when one is not, and so on; they end with the process. With a join file all have its name and its key.
 """
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.local import HOST, raise_descriptor_limit
@@ -21,10 +22,10 @@ from goreprox.roles.member import Member
 from goreprox.roles.provider import Provider
 
 
-def _start(number: int, server_port: int, target_port: int, folder: Path, join: Join | None) -> Links:
+def _start(number: int, server_ports: Sequence[int], target_port: int, folder: Path, join: Join | None) -> Links:
     config = ProviderConfig(
         targets=(Target("default", Address(HOST, target_port)),),
-        servers=(Address(HOST, server_port),),
+        servers=tuple(Address(HOST, port) for port in server_ports),
         process=ProcessConfig(name=f"crowd{number}" if join is None else join.name, runtime_dir=folder),
         security=None if join is None else join.security,
     )
@@ -34,8 +35,8 @@ def _start(number: int, server_port: int, target_port: int, folder: Path, join: 
     return member.link(config.servers, config.proxy, Trust(None, ()), provider.driver, config.security)
 
 
-async def _run(count: int, server_port: int, target_port: int, folder: Path, join: Join | None) -> None:
-    started = [_start(number, server_port, target_port, folder, join) for number in range(count)]
+async def _run(count: int, server_ports: Sequence[int], target_port: int, folder: Path, join: Join | None) -> None:
+    started = [_start(number, server_ports, target_port, folder, join) for number in range(count)]
     changed, was_up = asyncio.Event(), False
     for links in started:
         links.changed = changed.set
@@ -51,6 +52,6 @@ async def _run(count: int, server_port: int, target_port: int, folder: Path, joi
 if __name__ == "__main__":
     configure("error", as_json=False)  # each link warns of an outage
     raise_descriptor_limit()
-    count, server_port, target_port = map(int, sys.argv[1:4])
+    count, ports, target_port = int(sys.argv[1]), list(map(int, sys.argv[2].split(","))), int(sys.argv[3])
     joining = Join.parse(Path(sys.argv[5]).read_text().strip()) if len(sys.argv) > 5 else None
-    asyncio.run(_run(count, server_port, target_port, Path(sys.argv[4]), joining))
+    asyncio.run(_run(count, ports, target_port, Path(sys.argv[4]), joining))

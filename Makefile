@@ -5,7 +5,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 AS_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR)
 
-.PHONY: demo test test-long compiled test-compiled test-containers check docs picture bench fresh fuzz soak dist tagged release example mutants
+.PHONY: demo test test-long compiled test-compiled test-containers check docs picture screenshots bench fresh fuzz soak dist tagged release example mutants
 demo: .venv/runtime
 	$(BIN)/goreprox demo
 
@@ -58,6 +58,7 @@ dist: .venv/dist
 		.venv/clean/bin/pip install --quiet "$$file"; \
 		(cd / && $(CURDIR)/.venv/clean/bin/goreprox demo --size 16 --cuts 1 </dev/null); \
 		test -f .venv/clean/share/doc/goreprox/docs/configuration.md; \
+		test -f .venv/clean/lib/python3*/site-packages/goreprox/monitor/static/views/overview.js; \
 	done
 
 # What `make dist` makes of a commit with a tag, to the package index: deploy/publish.md.
@@ -81,6 +82,10 @@ docs: .venv/docs
 picture: .venv/docs
 	$(BIN)/python -m benchmarks.picture >docs/demo.svg.new
 	mv docs/demo.svg.new docs/demo.svg
+
+# The pictures of docs/dashboard.md, by Debian's Chromium, from processes that run for two minutes.
+screenshots: .venv/dev
+	$(BIN)/python -m benchmarks.screenshots
 
 check: .venv/dev docs
 	$(BIN)/ruff check .

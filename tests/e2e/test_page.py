@@ -138,7 +138,7 @@ async def test_a_connection_is_found_and_ended_by_keyboard_where_that_is_allowed
             await look.page.get_by_text("4 shown", exact=True).wait_for()
             await look.page.get_by_role("button", name="client", exact=True).press("Enter")
             assert await look.page.get_by_role("columnheader", name="client").get_attribute("aria-sort") == "ascending"
-            shown = await rows.locator("td:nth-child(3)").all_text_contents()
+            shown = await rows.locator("td:nth-child(4)").all_text_contents()
             assert shown == sorted(shown)
 
 

@@ -49,8 +49,8 @@ export function keyed(parent, items, keyOf, make, update) {
 }
 
 // A table whose rows are sorted by a column that the user chooses. A column has a `title` and `text(item)`; `value(item)`
-// to sort by, if that is another; `number` if it holds numbers; `mark(item)`, the class of the cell; or `node(item)`,
-// an element made once in place of the text.
+// to sort by, if that is another; `number` if it holds numbers; `long` if its text may take several lines; `mark(item)`,
+// the class of the cell; or `node(item)`, an element made once in place of the text.
 export function table({ caption, columns, keyOf, sort = null, descending = false, empty = "none" }) {
   let by = sort;
   let down = descending;
@@ -90,11 +90,12 @@ export function table({ caption, columns, keyOf, sort = null, descending = false
     scroll.hidden = rows.length === 0;
     keyed(body, sorted(), keyOf,
       (item) => h("tr", {}, ...columns.map((column) =>
-        h("td", { class: column.number ? "number" : null }, column.node ? column.node(item) : ""))),
+        h("td", { class: column.number ? "number" : column.long ? "long" : null },
+          column.node ? column.node(item) : ""))),
       (row, item) => columns.forEach((column, index) => {
         const cell = row.children[index];
         if (!column.node) setText(cell, column.text(item));
-        if (column.mark) cell.className = column.mark(item);
+        if (column.mark) cell.className = `${column.mark(item)}${column.long ? " long" : ""}`;
       }));
   }
 

@@ -27,12 +27,12 @@ export default {
       columns: [
         { title: "process", text: (each) => each.who },
         { title: "option", text: (each) => each.option },
-        { title: "file or host", text: (each) => each.what },
+        { title: "file or host", text: (each) => each.what, long: true },
         { title: "expires", text: (each) => until(each.at, model.at), value: (each) => each.at ?? 0,
           mark: (each) => mark(each.at, model.at) },
         { title: "at", text: (each) => (each.at === null ? "" : dateOf(new Date(each.at * 1000))) },
         { title: "next one", text: (each) => (each.next ? dateOf(new Date(each.next * 1000)) : "") },
-        { title: "problem", text: (each) => each.problem ?? "" },
+        { title: "problem", text: (each) => each.problem ?? "", long: true },
       ],
     });
     root.append(h("p", {}, "What clients are shown."), list.element);

@@ -18,7 +18,7 @@ export default {
       columns: [
         { title: "process", text: (option) => option.who },
         { title: "option", text: (option) => option.option },
-        { title: "value", text: (option) => option.values.join(", ") || "-" },
+        { title: "value", text: (option) => option.values.join(", ") || "-", long: true },
         { title: "from", text: (option) => option.source },
       ],
     });

@@ -21,7 +21,7 @@ export default {
         { title: "sent", text: (end) => size(end.sent_bytes), value: (end) => end.sent_bytes, number: true },
         { title: "received", text: (end) => size(end.received_bytes), value: (end) => end.received_bytes, number: true },
         { title: "code", text: (end) => end.code ?? "", mark: (end) => (end.code === "done" ? "good" : "warn") },
-        { title: "reason", text: (end) => end.reason },
+        { title: "reason", text: (end) => end.reason, long: true },
       ],
     });
     root.append(h("p", {}, "The last 20 of each process."), list.element);

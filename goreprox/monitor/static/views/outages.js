@@ -35,7 +35,7 @@ export default {
         { title: "streams", text: (outage) => String(outage.streams), value: (outage) => outage.streams, number: true },
         { title: "replayed", text: (outage) => (outage.replayed === null ? "" : size(outage.replayed)),
           value: (outage) => outage.replayed ?? 0, number: true },
-        { title: "reason", text: (outage) => outage.reason },
+        { title: "reason", text: (outage) => outage.reason, long: true },
       ],
     });
     const events = table({
@@ -47,7 +47,7 @@ export default {
         { title: "when", text: (event) => dateOf(new Date(event.at)), value: (event) => event.at },
         { title: "process", text: (event) => event.process },
         { title: "event", text: (event) => event.event },
-        { title: "what", text: (event) => event.message },
+        { title: "what", text: (event) => event.message, long: true },
       ],
     });
     root.append(h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "Outages of the last hour" }, line),

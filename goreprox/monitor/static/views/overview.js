@@ -21,7 +21,7 @@ function processes() {
     sort: 0,
     columns: [
       { title: "process", text: (each) => each.who },
-      { title: "state", text: (each) => each.state, mark: (each) => each.mark },
+      { title: "state", text: (each) => each.state, mark: (each) => each.mark, long: true },
       { title: "up", text: (each) => (each.status ? duration(each.status.up_s) : ""),
         value: (each) => each.status?.up_s ?? 0, number: true },
       { title: "connections", text: (each) => (each.status?.streams ? count(each.status.streams.open) : ""),
@@ -51,7 +51,7 @@ function paths() {
       { title: "process", text: (path) => path.who },
       { title: "peer", text: (path) => path.peer },
       { title: "broker", text: (path) => path.broker },
-      { title: "path", text: (path) => path.state, mark: (path) => path.mark },
+      { title: "path", text: (path) => path.state, mark: (path) => path.mark, long: true },
       { title: "round trip", text: (path) => milliseconds(path.round), value: (path) => path.round ?? 0, number: true },
       { title: "outages", text: (path) => count(path.outages), value: (path) => path.outages, number: true },
     ],
@@ -79,10 +79,10 @@ function services() {
     columns: [
       { title: "service", text: (service) => service.name },
       { title: "process", text: (service) => service.who },
-      { title: "where", text: (service) => service.where.join(", ") },
+      { title: "where", text: (service) => service.where.join(", "), long: true },
       { title: "served by", text: (service) => service.by.join(", ") || "nobody",
         mark: (service) => (service.by.length ? "good" : "warn") },
-      { title: "problem", text: (service) => service.problem ?? "" },
+      { title: "problem", text: (service) => service.problem ?? "", long: true },
     ],
   });
 }
@@ -110,7 +110,7 @@ function targets() {
       { title: "target", text: (target) => target.where.join(", ") },
       { title: "health", text: (target) => target.state, mark: (target) => target.mark },
       { title: "check", text: (target) => target.check },
-      { title: "problem", text: (target) => target.problem },
+      { title: "problem", text: (target) => target.problem, long: true },
       { title: "failed dials", text: (target) => count(target.failures), value: (target) => target.failures,
         number: true },
     ],

@@ -100,7 +100,7 @@ export default {
         { title: "at", text: (row) => timeOf(new Date(row.at)), value: (row) => row.at },
         { title: "method", text: (row) => row.method },
         { title: "host", text: (row) => row.host },
-        { title: "path", text: (row) => row.path },
+        { title: "path", text: (row) => row.path, long: true },
         { title: "service", text: (row) => row.service },
         { title: "client", text: (row) => row.client },
         { title: "status", text: (row) => String(row.status ?? (row.over ? "none" : "…")),

@@ -48,8 +48,9 @@ export default {
     const list = table({
       caption: "Open connections",
       keyOf: (stream) => stream.id,
-      sort: 5,
+      sort: actions.length + 5,
       columns: [
+        ...actions,
         { title: "id", text: (stream) => stream.id },
         { title: "process", text: (stream) => stream.who },
         { title: "client", text: (stream) => stream.client },
@@ -64,8 +65,7 @@ export default {
         { title: "received/s", text: (stream) => rate(stream.received), value: (stream) => stream.received,
           number: true },
         { title: "outages", text: (stream) => String(stream.outages), value: (stream) => stream.outages, number: true },
-        { title: "more", text: more },
-        ...actions,
+        { title: "more", text: more, long: true },
       ],
     });
     const told = h("p", { role: "status" });

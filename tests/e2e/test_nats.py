@@ -14,6 +14,7 @@ import nats
 import pytest
 
 from tests.e2e.nats_fleet import fleet, start_keyed
+from tests.e2e.reloading import apply, configure
 from tests.e2e.roles import ANY, echoed, start_broker
 from tests.e2e.upgrading import start as start_upgradable
 from tests.e2e.upgrading import upgrade
@@ -138,6 +139,34 @@ async def test_clusters_that_a_gateway_joins_and_a_leaf_at_a_site_are_one_fabric
                 relay.resume()
             await it.flows()
         await it.end()
+
+
+async def test_a_reload_changes_the_servers_and_connections_continue(tmp_path: Path) -> None:
+    async with fleet(tmp_path) as it, NatsCluster.run(tmp_path, 2) as cluster:
+        configure(tmp_path, "edge", broker=cluster.urls[:1])
+        edge = await it.made.start("edge", "--listen", ANY, "--config", str(tmp_path / "edge.toml"))
+        it.edges.append(edge)
+        await it.provider("a", *cluster.urls)
+        await it.connect("a")
+        await apply(tmp_path, "edge", broker=cluster.urls[1:])
+        await edge.logged("link_removed")
+        await it.flows()
+        await cluster.servers[0].kill()
+        await it.flows()
+        await it.end()
+
+
+@pytest.mark.long
+async def test_workers_take_part(tmp_path: Path) -> None:
+    async with fleet(tmp_path) as it, NatsCluster.run(tmp_path, 1) as cluster:
+        with reserved_port() as port:
+            where = ("--listen", f"{HOST}:{port}", *cluster.options("--broker"))
+            edge = await it.made.start("edge", "--workers", "2", "--drain", "0.2", *where)
+            await it.provider("a", *cluster.urls)
+            await eventually(lambda: edge.events("peer_up", peer="a") >= 2, "both workers know the provider")
+            client = await it.made.connect(port)
+            await echoed(client, b"hello")
+            client[1].close()
 
 
 async def test_roles_at_nats_are_upgraded_in_place_with_their_connections(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from loguru import logger
+
 from goreprox.errors import ControlError
 from goreprox.http import requests, writer
 from goreprox.http.exchange import Origin
@@ -51,6 +53,7 @@ class Replays:
         origin = record.origin
         forwarding = replace(origin.site.forwarding, replay=request_id.encode())
         site = replace(origin.site, forwarding=forwarding)
+        logger.bind(event="replay", request=request_id).info("sending request {} once more, on request", request_id)
         ours, theirs = socket.socketpair()
         with ours:
             sockets.prepare(theirs)

@@ -71,6 +71,7 @@ async def test_requests_are_listed_shown_copied_and_sent_once_more_until_an_upgr
         assert "hidden" not in shown + json.dumps(detail) + copied
 
         again = await command(tmp, "replay", first["id"])
+        await made.entrance.logged("replay", request=first["id"])
         assert f"replay of {first['id']}" in again and "200" in again
         replayed = (await listed(tmp))[-1]
         response = json.loads(await command(tmp, "requests", replayed["id"], "--json"))["response"]["body"]["text"]

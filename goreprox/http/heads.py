@@ -70,6 +70,7 @@ def parse_request(head: bytes) -> Request:
             raise Rejected(501, "the method is unknown")
         raise Rejected(400, "the header section is malformed")
     request = Request(method, parsed.start, version.encode(), parsed.fields)
+    request.raw = head
     if _too_long(request):
         raise Rejected(400, "the Content-Length is too large")
     if request.chunked:

@@ -60,6 +60,8 @@ class Request(Message):
         super().__init__(version, fields)
         self.method = method
         self.target = target
+        self.raw = b""
+        """As it came; empty if it was changed since."""
 
 
 class Response(Message):

@@ -64,7 +64,8 @@ class Record:
         self.provider: str | None = None
         self.error = ""
         """Why the response is ours, or not whole."""
-        self.request_head = writer.plain_head(exchange.request, exchange.request.fields)
+        request = exchange.request
+        self.request_head = request.raw or writer.plain_head(request, request.fields)
         """Not the request itself: this takes a quarter of the memory, and of the time for it."""
         self.request_body = b""
         """The first bytes of it."""
@@ -78,8 +79,7 @@ class Record:
         self.response_body = b""
         self.response_bytes = 0
         self.request_trailers = self.response_trailers = _NONE
-        self.held = 0
-        self._hold(RECORD_BYTES + len(self.request_head))
+        self.held = RECORD_BYTES + len(self.request_head)
 
     @property
     def request(self) -> Request:
@@ -202,6 +202,9 @@ class Records:
         record = Record(self, self._next, exchange, origin)
         self._next += 1
         self._last.append(record)
+        self.held += record.held
+        if self.held > TOTAL_BYTES:
+            self.make_room()
         return record
 
     def find(self, number: int | None) -> Record | None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import os
+import pty
 import secrets
 import signal
 import subprocess
@@ -13,12 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from brokers import Link, PeerName, Role
 from tests.e2e.roles import ANY, echoed
 from tests.e2e.upgrading import run, upgraded
 from tests.support.events import matching
+from tests.support.forks import run_command
 from tests.support.metrics import Scrape
 from tests.support.processes import WAIT_S, Process, Tunnel, nothing_yet
 from tests.support.sockets import HOST, closed_port, reset_now
@@ -349,6 +352,36 @@ async def test_the_command_serves_what_runs_until_a_signal(tmp: Path) -> None:
         assert await watched.value("up", role="broker") == 1
         process.signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_the_command_prints_a_url_that_opens_the_page_on_a_terminal_and_when_it_is_asked_for_one(
+    tmp: Path,
+) -> None:
+    where = ("--runtime-dir", str(tmp / "run"))
+    terminal, child = pty.openpty()
+    started = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "goreprox", "dashboard", "--listen", ANY, *where, "--log-json"),
+        stdout=child,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(child)
+    process = Process(started)
+    port = await port_of(process)
+    printed = await asyncio.to_thread(os.read, terminal, 4096)
+    os.close(terminal)
+    code, out, err = await run_command(tmp, "dashboard", "invite", *where)
+    assert (code, err) == (0, "")
+    for url in (printed.decode().split()[-1], out.strip()):
+        origin, _, secret = url.partition("/#")
+        assert origin == f"http://{HOST}:{port}"
+        async with httpx.AsyncClient(trust_env=False, timeout=WAIT_S) as http:
+            sent = await http.post(f"{origin}/api/session", json={"secret": secret}, headers={"Origin": origin})
+            assert sent.status_code == 200
+    process.signal(signal.SIGTERM)
+    assert await process.wait() == 0
+    code, _, err = await run_command(tmp, "dashboard", "invite", *where)
+    assert code == 1
+    assert "no dashboard runs in" in err
 
 
 # Who is not to get in.

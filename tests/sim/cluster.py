@@ -305,7 +305,9 @@ class Cluster:
         kept = set(state.leave())
         self.moved += len(kept)
         written = [cbor2.dumps(item) for item in moved(state.export(payload=True))]
-        node.process.execve(kept)
+        listening = [file for file in node.process.files.values() if isinstance(file, SimSocket) and file.listening]
+        backlog = {sock.fd for file in listening for sock, _ in file.backlog}  # the kernel's, not the process's
+        node.process.execve(kept | backlog)
         items = map(cbor2.loads, written)
         node.app = self.edge(restored_listeners(items)) if node.role is Role.EDGE else self.provider()
         node.driver.own_id = node.name.id

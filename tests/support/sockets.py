@@ -60,11 +60,11 @@ def without_descriptors() -> Iterator[list[int]]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def read_to_end(sock: socket.socket) -> bytes:
-    """Return what a socket receives until its other end is closed."""
+async def read_to_end(sock: socket.socket, *, until: bytes | None = None) -> bytes:
+    """Return what a socket receives until its other end is closed, or until it has received `until`."""
     sock.setblocking(False)
     loop, received = asyncio.get_running_loop(), b""
     async with asyncio.timeout(DEADLINE_S):
-        while data := await loop.sock_recv(sock, 1 << 16):
+        while (until is None or until not in received) and (data := await loop.sock_recv(sock, 1 << 16)):
             received += data
     return received

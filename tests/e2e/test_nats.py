@@ -77,6 +77,7 @@ async def test_sessions_resume_from_brokers_to_nats_and_back(tmp_path: Path) -> 
         await it.end()
 
 
+@pytest.mark.long
 async def test_a_consumer_that_the_server_drops_for_being_slow_resumes(tmp_path: Path) -> None:
     async with fleet(tmp_path) as it, NatsCluster.run(tmp_path, 1) as cluster:
         (server,) = cluster.servers
@@ -109,6 +110,7 @@ def gateway(name: str, port: int, other: str, relay: int) -> str:
     )
 
 
+@pytest.mark.long
 async def test_clusters_that_a_gateway_joins_and_a_leaf_at_a_site_are_one_fabric(tmp_path: Path) -> None:
     async with fleet(tmp_path) as it, contextlib.AsyncExitStack() as stack:
         ports = [stack.enter_context(reserved_port()) for _ in range(6)]

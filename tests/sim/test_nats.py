@@ -7,7 +7,7 @@ import pytest
 
 from tests.sim.plan import Fault, Plan, draw, report, run, shrink
 
-SEEDS = 24
+SEEDS = 8
 FEW = (1, 2)
 """Others are for `make test-long`."""
 

@@ -18,6 +18,7 @@ from goreprox.config.dashboard import DashboardConfig
 from goreprox.errors import ControlError
 from goreprox.monitor.collector import Collector
 from goreprox.monitor.guard import Guard, Hosts, Origins
+from goreprox.monitor.keys import accepted_by
 from goreprox.monitor.live import live
 from goreprox.monitor.options import options_of
 from goreprox.monitor.requests import Requests
@@ -71,6 +72,7 @@ class Page:
             web.get("/api/live", self._checked(self._entitled(self._live))),
             web.get("/api/streams", self._checked(self._entitled(self._list_streams))),
             web.post("/api/streams/end", self._checked(self._entitled(self._changing(self._end_streams)))),
+            web.get("/api/keys", self._checked(self._entitled(self._list_keys))),
             web.get("/api/options", self._checked(self._entitled(self._list_options))),
             web.get("/api/requests", self._checked(self._entitled(self._list_requests))),
             web.get("/api/requests/detail", self._checked(self._entitled(self._show_request))),
@@ -187,6 +189,9 @@ class Page:
             case {"ids": [*ids]} if ids and all(isinstance(each, str) for each in ids):
                 return _json(await self._streams.end(ids))
         return _problem(HTTPStatus.BAD_REQUEST, "expected a list of ids")
+
+    async def _list_keys(self, _: web.Request) -> web.StreamResponse:
+        return _json(await accepted_by([self._config.directory]))
 
     async def _list_options(self, _: web.Request) -> web.StreamResponse:
         found = await options_of([self._config.directory])

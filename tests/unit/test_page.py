@@ -10,11 +10,13 @@ from typing import NamedTuple
 import httpx
 import pytest
 
+from brokers import Role
 from goreprox.config.addresses import Address
 from goreprox.config.dashboard import DashboardConfig, PageUrl
 from goreprox.control.message import Request
 from goreprox.control.socket import ControlSocket
 from goreprox.errors import ConfigError
+from goreprox.keys.state import StateDir
 from goreprox.monitor import page as module
 from goreprox.monitor.dashboard import Dashboard
 from goreprox.monitor.page import FIELD, STATIC
@@ -29,6 +31,7 @@ DATA = (
     ("GET", "/api/live"),
     ("GET", "/api/streams"),
     ("POST", "/api/streams/end"),
+    ("GET", "/api/keys"),
     ("GET", "/api/options"),
     ("GET", "/api/requests"),
     ("GET", "/api/requests/detail"),
@@ -339,3 +342,45 @@ def test_there_are_only_so_many_invitations_and_sessions_the_oldest_of_which_end
     assert not sessions.are_valid(first.cookie, first.token)
     assert all(sessions.are_valid(*each) for each in more)
     assert not sessions.are_valid("", "")
+
+
+async def test_keys_and_tokens_are_those_of_the_files_that_options_name(running: Running, tmp_path: Path) -> None:
+    made, client = running
+    StateDir(tmp_path / "state").add(Role.PROVIDER, "laptop", ["web"], [Address("tunnel.example.org", 1)])
+    tokens = tmp_path / "tokens.toml"
+    digest = "0" * 63 + "1"
+    tokens.write_text(
+        f'[tokens.partner]\nsha256 = "{digest}"\nexpires = 2030-01-02T03:04:05Z\nservices = ["api"]\n'
+        f'[tokens.ours]\nsha256 = "{digest[::-1]}"\n'
+    )
+    values = {"state-dir": str(tmp_path / "state"), "providers": "9887", "auth-tokens": str(tokens)}
+
+    async def options(_: Request) -> object:
+        return [{"role": "server", "option": name, "values": [value], "source": ""} for name, value in values.items()]
+
+    control = await ControlSocket.open(tmp_path / "server-t.0", {"options": options})
+    session = await client.session(made)
+    found = (await client.send("GET", "/api/keys", **session)).json()
+    assert found["problems"] == []
+    key, token, other = found["accepted"]
+    assert key == {
+        "who": "server-t.0",
+        "kind": "key of a provider",
+        "name": "laptop",
+        "services": ["web"],
+        "expires_at": None,
+    }
+    assert token == {
+        "who": "server-t.0",
+        "kind": "token",
+        "name": "partner",
+        "services": ["api"],
+        "expires_at": 1893553445.0,
+    }
+    assert (other["name"], other["services"], other["expires_at"]) == ("ours", None, None)
+    assert digest not in json.dumps(found)
+    tokens.unlink()
+    again = (await client.send("GET", "/api/keys", **session)).json()
+    assert again["accepted"] == [key]
+    assert "tokens.toml: No such file" in again["problems"][0]
+    control.close()

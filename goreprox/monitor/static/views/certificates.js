@@ -1,7 +1,8 @@
-// Certificates with their expiry, those by ACME included.
+// Certificates with their expiry, those by ACME included; keys of peers, and tokens with their expiry.
 
-import { h, table } from "../dom.js";
+import { h, setText, table } from "../dom.js";
 import { dateOf, duration } from "../format.js";
+import { get } from "../session.js";
 
 const WARN_S = 14 * 86400;
 
@@ -35,7 +36,29 @@ export default {
         { title: "problem", text: (each) => each.problem ?? "", long: true },
       ],
     });
-    root.append(h("p", {}, "What clients are shown."), list.element);
+    const keys = table({
+      caption: "Keys and tokens",
+      empty: "No process accepts keys or tokens.",
+      keyOf: (each) => `${each.who} ${each.kind} ${each.name}`,
+      sort: 0,
+      columns: [
+        { title: "process", text: (each) => each.who },
+        { title: "kind", text: (each) => each.kind },
+        { title: "name", text: (each) => each.name },
+        { title: "services", text: (each) => (each.services === null ? "any" : each.services.join(", ") || "none"),
+          long: true },
+        { title: "expires", text: (each) => (each.expires_at === null ? "never" : until(each.expires_at, model.at)),
+          value: (each) => each.expires_at ?? Infinity,
+          mark: (each) => (each.expires_at === null ? "" : mark(each.expires_at, model.at)) },
+      ],
+    });
+    const problem = h("p", { role: "alert" });
+    root.append(h("p", {}, "What clients are shown, and which keys and tokens are accepted as this view is opened."),
+      list.element, problem, keys.element);
+    get("/api/keys").then(({ accepted, problems }) => {
+      keys.update(accepted);
+      setText(problem, problems.join("; "));
+    }, (error) => setText(problem, error.message));
     return {
       update() {
         list.update(model.statuses.flatMap(([who, status]) => [

@@ -7,7 +7,7 @@ import pytest
 from goreprox.protocol.events import Data, Goodbye, Open, Probe, Resume
 from goreprox.protocol.limits import RESTART_MIN_S, SETTLE_MAX_S, SETTLE_MIN_S, STEADY_S
 from goreprox.protocol.notices import Kind
-from goreprox.protocol.paths import SPREAD, Paths
+from goreprox.protocol.paths import SPREAD, Paths, rank
 from tests.support.peer import Peer, hello, live, opened
 
 GOOD, BAD = 2 * SPREAD, SPREAD
@@ -16,9 +16,21 @@ GOOD, BAD = 2 * SPREAD, SPREAD
 
 def paths(**ranks: int) -> Paths:
     made = Paths()
-    for name, rank in ranks.items():
-        made.add(name, rank, 0.0)
+    for name, each in ranks.items():
+        made.add(name, each, 0.0)
     return made
+
+
+def test_pairs_are_spread_over_brokers_and_only_those_of_a_lost_one_prefer_another() -> None:
+    brokers = ["a:9888", "b:9888", "c:9888", "d:9888"]
+
+    def best(brokers: list[str]) -> list[str]:
+        pairs = [(b"e%d" % edge, b"p%d" % provider) for edge in range(20) for provider in range(50)]
+        return [max(brokers, key=lambda each: rank(*pair, each)) for pair in pairs]
+
+    before, after = best(brokers), best(brokers[1:])
+    assert all(200 < before.count(each) < 300 for each in brokers)
+    assert all(old == new for old, new in zip(before, after, strict=True) if old != brokers[0])
 
 
 def test_the_best_of_the_settled_paths_is_next() -> None:
@@ -47,8 +59,8 @@ def test_only_the_best_path_is_better() -> None:
 def test_sessions_do_not_all_move_at_the_same_moment() -> None:
     ranks = [int.from_bytes(hashlib.blake2b(bytes([i]), digest_size=8).digest()) for i in range(256)]
     times = []
-    for rank in ranks:
-        better = paths(old=-1, new=rank).better("old")
+    for each in ranks:
+        better = paths(old=-1, new=each).better("old")
         assert better is not None
         times.append(better[1])
     assert SETTLE_MIN_S <= min(times) < SETTLE_MIN_S * 1.05 and SETTLE_MIN_S * 1.45 < max(times) < SETTLE_MIN_S * 1.5
@@ -98,6 +110,7 @@ def test_a_session_moves_to_the_better_path_once_it_has_settled_and_that_is_no_o
     outages = peer.session.counters.outages
     (page,) = peer.heard()
     assert isinstance(page, Resume) and (peer.path, peer.path_in_use) == ("b", "b")
+    assert peer.session.uses("b") and not peer.session.uses("a")
     assert not peer.session.established
     peer.say(hello(live(1, received=4), next_id=2), path="b")
     assert peer.session.established and peer.session.epochs.moved

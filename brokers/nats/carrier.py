@@ -1,7 +1,7 @@
 """A carrier over NATS: the messages, and the peers that are there, over one connection after the other.
 
 All servers of a process are one carrier, as each of them reaches every peer: when one is lost, the next takes its
-place, and sessions resume. Peers say that they are there; whoever comes asks the others to say so at once. That nobody
+place, and sessions resume. Peers say that they are there; one that comes asks the others to say so at once. That nobody
 receives a message any more the server itself tells.
 """
 

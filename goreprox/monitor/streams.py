@@ -1,4 +1,4 @@
-"""Lists and ends streams for the page, some hundred at a time, whoever asks."""
+"""Lists and ends streams for the page, some hundred at a time, for all who look."""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence

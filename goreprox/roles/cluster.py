@@ -53,7 +53,7 @@ def warn(servers: Sequence[Address]) -> None:
     """Say who can read what goes over NATS servers."""
     label = ", ".join(map(str, servers))
     logger.bind(event="nats_plaintext", servers=label).warning(
-        "whoever operates the NATS servers at {} can read what clients send and receive, unless they encrypt it", label
+        "those who operate the NATS servers at {} can read what clients send and receive, unless they encrypt it", label
     )
 
 

@@ -42,6 +42,7 @@ OUTBOX_BYTES: Final = 64 * 1024 * 1024
 """Two sessions with all that one may have in flight."""
 PENDING_BYTES: Final = 64 * 1024 * 1024
 """Received and not yet passed on, of one subscription: nats-py reads 32 KiB at a time, so there never is so much."""
+_SAYS_NOTHING: Final = "it does not say what our key may; with an operator (JWT) it needs a system account"
 
 
 class NatsEngine:
@@ -223,8 +224,8 @@ class NatsConnection:
                 case {"data": _}:
                     return []
         except (nats.errors.Error, ValueError, RecursionError) as exc:
-            raise OpenError(Cause.REFUSED, f"{self.at}: it does not say what our key may") from exc
-        raise OpenError(Cause.REFUSED, f"{self.at}: it does not say what our key may")
+            raise OpenError(Cause.REFUSED, f"{self.at}: {_SAYS_NOTHING}") from exc
+        raise OpenError(Cause.REFUSED, f"{self.at}: {_SAYS_NOTHING}")
 
     async def check(self, timeout_s: float) -> None:
         """Wait for a response of the server.

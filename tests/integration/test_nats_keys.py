@@ -11,18 +11,19 @@ import pytest
 from nats.aio.msg import Msg
 
 from brokers import REVOKED, LinkSecurity, PeerName, Role
-from brokers.nats import NatsCarrier, nkey, subjects
+from brokers.nats import NatsCarrier, nkey, permissions, subjects
 from brokers.nats.client import NatsEngine, _Client
 from brokers.nats.engine import Login, Server
 from brokers.nats.subjects import HERE, NO_KEY, Station
 from goreprox.config.addresses import Address
 from goreprox.config.published import GRANTED, PUBLISHES, parse_grants
-from goreprox.keys.claims import KeyClaims, key_token
+from goreprox.keys.claims import KeyClaims, claims_of, key_token
 from goreprox.keys.join import Join
 from goreprox.keys.state import StateDir
 from goreprox.roles.nats_users import NatsUsers
 from tests.support.fabric import SLOW, Recorder, name
 from tests.support.nats import NatsServer
+from tests.support.nats_operator import Operator
 from tests.support.programs import reserved_port
 from tests.support.sockets import HOST
 from tests.support.tls import Authority
@@ -54,12 +55,19 @@ class Keyed:
         return Join.parse(self.state.join_file(of).read_text())
 
     def peer(
-        self, join: Join, *, plaintext: bool = True, context: ssl.SSLContext | None = None, **attributes: object
+        self,
+        join: Join,
+        *,
+        plaintext: bool = True,
+        context: ssl.SSLContext | None = None,
+        credentials: Path | None = None,
+        **attributes: object,
     ) -> tuple[NatsCarrier, Recorder]:
         recorder = Recorder()
         who = name(join.role, join.name)
         made = context or ssl.create_default_context()
-        engine = NatsEngine([Server(HOST, self.server.port, plaintext)], Login(join.keys), lambda: made)
+        login = Login(join.keys, credentials)
+        engine = NatsEngine([Server(HOST, self.server.port, plaintext)], login, lambda: made)
         carrier = NatsCarrier(
             who,
             attributes,
@@ -245,3 +253,30 @@ async def test_tls_is_demanded_before_anything_is_sent(keyed: Keyed, tmp_path: P
     strange, _ = keyed.peer(keyed.join("pi"))
     await eventually(lambda: strange.problem is not None and "no TLS with the NATS server" in strange.problem)
     assert not strange.up, "its certificate is signed by nobody whom this one trusts"
+
+
+async def test_peers_log_in_by_the_credentials_that_an_operator_gives_them_and_may_do_what_their_keys_allow(
+    tmp_path: Path,
+) -> None:
+    operator = Operator()
+    async with contextlib.AsyncExitStack() as stack:
+        port = stack.enter_context(reserved_port())
+        it = Keyed(tmp_path, NatsServer(tmp_path / "nats", port, operator.settings), stack)
+        keys = {"edge": it.state.add(Role.EDGE, "edge", None), "pi": it.state.add(Role.PROVIDER, "pi", ["web"])}
+        stack.push_async_callback(it.server.kill)
+        await it.server.start()
+        peers = {}
+        for key in it.state.all():
+            allowed = permissions(key.role, key.name, key_token(key.public), claims_of(key))
+            credentials = operator.credentials(tmp_path / f"{key.name}.creds", allowed)
+            peers[key.name] = it.peer(it.join(key.name), credentials=credentials, services=["web"])
+        assert peers.keys() == keys.keys()
+        for _, recorder in peers.values():
+            await eventually(lambda recorder=recorder: bool(recorder.peers))  # type: ignore[misc] # of this turn
+        narrow = operator.credentials(tmp_path / "narrow.creds", permissions(Role.PROVIDER, "pi", NO_KEY, ()))
+        refused, _ = it.peer(it.join("pi"), credentials=narrow, services=["web"])
+        await eventually(lambda: refused.problem is not None and "web" in refused.problem, lambda: str(refused.problem))
+        unknown = Operator().credentials(tmp_path / "unknown.creds", permissions(Role.PROVIDER, "pi", NO_KEY, ()))
+        stranger, _ = it.peer(it.join("pi"), credentials=unknown, services=["web"])
+        await eventually(lambda: stranger.problem is not None)
+        assert not stranger.up

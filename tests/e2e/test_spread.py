@@ -99,5 +99,6 @@ async def test_sessions_return_to_their_brokers_after_each_of_a_rolling_restart(
             for talk in talks:
                 await talk.end()
             moved = sum(edge.events("peer_moved") for edge in edges)
-            assert moved <= 2 * len(expected), "to the preferred path at the start, and after its restart"
+            most = 2 * (BROKERS - 1) * len(expected)
+            assert moved <= most, "at the start and after its restart, each to every better path once that has settled"
             assert not any(edge.events("stream_ended", code="peer_lost") for edge in edges)

@@ -13,8 +13,8 @@ import os
 import random
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
@@ -42,7 +42,22 @@ OUTBOX_BYTES: Final = 64 * 1024 * 1024
 """Two sessions with all that one may have in flight."""
 PENDING_BYTES: Final = 64 * 1024 * 1024
 """Received and not yet passed on, of one subscription: nats-py reads 32 KiB at a time, so there never is so much."""
+_T = TypeVar("_T")
 _SAYS_NOTHING: Final = "it does not say what our key may; with an operator (JWT) it needs a system account"
+
+
+async def _cancellable(call: Awaitable[_T]) -> _T:
+    """Return what a call of nats-py returns; but a cancellation that it swallows is one after it, at the latest.
+
+    So does `asyncio.wait_for`, on which nats-py relies, until Python 3.12.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    try:
+        return await call
+    finally:
+        if task.cancelling():
+            raise asyncio.CancelledError
 
 
 class NatsEngine:
@@ -130,19 +145,21 @@ class NatsConnection:
         host, port = address[1][:2]
         try:
             async with asyncio.timeout(CONNECT_S):
-                await self._client.connect(
-                    f"nats://[{host}]:{port}" if ":" in host else f"nats://{host}:{port}",
-                    name="goreprox",
-                    tls=context(),
-                    tls_hostname=self._server.host,
-                    allow_reconnect=False,
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=NEXT_ADDRESS_S,  # type: ignore[arg-type] # seconds, as it is used
-                    ping_interval=3600,  # `check` does that
-                    inbox_prefix=inbox,
-                    error_cb=self._failed,
-                    lame_duck_mode_cb=self._retires,
-                    **self._client.login(login),
+                await _cancellable(
+                    self._client.connect(
+                        f"nats://[{host}]:{port}" if ":" in host else f"nats://{host}:{port}",
+                        name="goreprox",
+                        tls=context(),
+                        tls_hostname=self._server.host,
+                        allow_reconnect=False,
+                        max_reconnect_attempts=1,
+                        reconnect_time_wait=NEXT_ADDRESS_S,  # type: ignore[arg-type] # seconds, as it is used
+                        ping_interval=3600,  # `check` does that
+                        inbox_prefix=inbox,
+                        error_cb=self._failed,
+                        lame_duck_mode_cb=self._retires,
+                        **self._client.login(login),
+                    )
                 )
                 if self._client.max_payload < MAX_PAYLOAD:
                     raise OpenError(
@@ -151,10 +168,12 @@ class NatsConnection:
                         "set `max_payload: 4MB`, as deploy/nats does",
                     )
                 for subject in subscriptions:
-                    await self._client.subscribe(
-                        subject, cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=PENDING_BYTES
+                    await _cancellable(
+                        self._client.subscribe(
+                            subject, cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=PENDING_BYTES
+                        )
                     )
-                await self._client.flush()
+                await _cancellable(self._client.flush())
         except (OSError, nats.errors.Error, ssl.SSLError, ValueError) as exc:
             raise self._explained(exc) from exc
         if self._closed:
@@ -215,7 +234,7 @@ class NatsConnection:
             OpenError: the server does not say.
         """
         try:
-            response = await self._client.request(USER_INFO, timeout=INFO_S)
+            response = await _cancellable(self._client.request(USER_INFO, timeout=INFO_S))
             match json.loads(response.data):
                 case {"data": {"permissions": {"publish": {"allow": [*subjects]}}}}:
                     return [each for each in subjects if isinstance(each, str)]
@@ -234,7 +253,7 @@ class NatsConnection:
             TimeoutError: there is none.
         """
         try:
-            await self._client.flush(timeout=timeout_s)  # type: ignore[arg-type] # seconds, as it is used
+            await _cancellable(self._client.flush(timeout=timeout_s))  # type: ignore[arg-type] # seconds, as it is used
         except nats.errors.Error as exc:
             raise TimeoutError(str(exc)) from exc
 
@@ -306,8 +325,13 @@ class _Client(Client):
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         """Tell at once that the connection is lost: closing may wait for a server that reads no more."""
         self._lost("the connection was lost")
-        with contextlib.suppress(OSError):
-            await super()._close(status, do_cbs)
+        subscriptions = list(self._subs.values())
+        try:
+            with contextlib.suppress(OSError):
+                await super()._close(status, do_cbs)
+        finally:
+            for subscription in subscriptions:  # which an error in between has left there
+                subscription._stop_processing()  # noqa: SLF001
 
     async def abandon(self) -> None:
         """Disconnect without waiting for the server."""

@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from brokers import REVOKED, LinkSecurity, PeerName, Role
 from brokers.nats import NatsCarrier, nkey, permissions, subjects
-from brokers.nats.client import NatsEngine, _Client
+from brokers.nats.client import NatsEngine, _cancellable, _Client
 from brokers.nats.engine import Login, Server
 from brokers.nats.subjects import HERE, NO_KEY, Station
 from goreprox.config.addresses import Address
@@ -27,7 +27,7 @@ from tests.support.nats_operator import Operator
 from tests.support.programs import reserved_port
 from tests.support.sockets import HOST
 from tests.support.tls import Authority
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 
 class Keyed:
@@ -160,6 +160,41 @@ async def test_who_announces_more_than_its_key_allows_is_not_there_and_is_told_w
     await eventually(lambda: publisher.problem is not None)
     assert publisher.problem is not None and "does not allow to publish http://other.example" in publisher.problem
     assert not greedy.up and not publisher.up and not at_edge.seen
+
+
+@pytest.mark.long
+async def test_a_carrier_ends_whenever_it_is_closed_and_leaves_no_task(keyed: Keyed) -> None:
+    """While it connects, logs in, subscribes, asks what it may, is there, and is refused."""
+    before = asyncio.all_tasks()
+    for moment in range(400):
+        carrier, _ = keyed.peer(keyed.join("pi"), services=["other" if moment % 2 else "web"])
+        for _ in range(moment):
+            await asyncio.sleep(0)  # no time, but a turn of the loop
+        async with asyncio.timeout(DEADLINE_S):
+            await carrier.close(linger_s=0)
+    await eventually(lambda: asyncio.all_tasks() == before, lambda: str(asyncio.all_tasks() - before))
+
+
+async def test_a_cancellation_that_a_call_swallows_or_turns_into_an_error_is_one_after_it() -> None:
+    async def swallows() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(DEADLINE_S)
+
+    async def fails() -> None:
+        try:
+            await asyncio.sleep(DEADLINE_S)
+        finally:
+            raise OSError
+
+    for call in (swallows, fails):
+        task = asyncio.create_task(_cancellable(call()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await _cancellable(call())
 
 
 async def test_a_hostile_peer_speaks_as_itself_alone(keyed: Keyed) -> None:

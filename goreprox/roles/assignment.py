@@ -183,9 +183,13 @@ class Assignment:
         """Open `stream` at the best provider that has not refused it; return whether there is one."""
         if self.places.full(stream.service):
             return False
-        refusals = self.refusals.get(stream)
-        candidates = self._offers.candidates(stream.service, without=refusals.peers if refusals is not None else ())
-        best = self._balancer.choose(stream.service, candidates, clock())
+        now, refusals = clock(), self.refusals.get(stream)
+        candidates = self._offers.candidates(
+            stream.service,
+            without=refusals.peers if refusals is not None else (),
+            well=lambda candidate: self._balancer.well(stream.service, candidate, now),
+        )
+        best = self._balancer.choose(stream.service, candidates, now)
         if best is None:
             return False
         self.driver.peers[best].session.open(stream)

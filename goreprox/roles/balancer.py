@@ -102,6 +102,15 @@ class Balancer:
             room.streams -= 1
         return best.id
 
+    def well(self, service: str, candidate: Candidate, now: float) -> bool:
+        """Return whether there is no reason to avoid a candidate."""
+        return not (
+            candidate.stalled
+            or candidate.owes
+            or (self._backoffs and self._avoided((candidate.id, service), now))
+            or (self._rooms and not self._has_room(candidate.id, now))
+        )
+
     @property
     def any_full(self) -> bool:
         """Whether a provider is full, as far as is known."""

@@ -2,15 +2,19 @@
 
 import itertools
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from goreprox.roles.balancer import Candidate
 from goreprox.tunnel.attributes import targets_of, weight_of
 from goreprox.tunnel.peer import Peer
 
-SAMPLE: Final = 32
-"""Of more providers than this, a sample is compared, drawn by weight: its best is nearly the best of all."""
+MANY: Final = 16
+"""Of more providers than this, a sample is compared, drawn by weight."""
+SAMPLE: Final = 8
+"""Its best is nearly the best of all."""
+LARGE_SAMPLE: Final = 32
+"""Drawn if none of `SAMPLE` is well."""
 
 
 class _Service:
@@ -30,14 +34,17 @@ class _Service:
         """Drop the prepared sample: providers or weights have changed."""
         self._peers = []
 
-    def sample(self, rng: random.Random) -> Sequence[Peer]:
-        """Return all, or of very many a sample by weight, in which one may occur several times."""
-        if len(self.peers) <= SAMPLE:
-            return list(self.peers.values())
+    @property
+    def many(self) -> bool:
+        """Whether a sample is compared in place of all."""
+        return len(self.peers) > MANY
+
+    def sample(self, rng: random.Random, count: int) -> Sequence[Peer]:
+        """Return `count` drawn by weight, of which one may occur several times."""
         if not self._peers:
             self._peers = list(self.peers.values())
             self._weights = list(itertools.accumulate(weight_of(peer.info.attributes) for peer in self._peers))
-        return rng.choices(self._peers, cum_weights=self._weights, k=SAMPLE)
+        return rng.choices(self._peers, cum_weights=self._weights, k=count)
 
 
 class Change(NamedTuple):
@@ -114,22 +121,27 @@ class Offers:
         found = self._services.get(service)
         return found.peers.values() if found is not None else ()
 
-    def candidates(self, service: str, *, without: Collection[bytes]) -> list[Candidate]:
-        """Return the candidates for a stream of a service, of very many a sample."""
+    def candidates(
+        self, service: str, *, without: Collection[bytes], well: Callable[[Candidate], bool]
+    ) -> list[Candidate]:
+        """Return the candidates for a stream of a service; of very many a sample, where possible with a `well` one."""
         found = self._services.get(service)
         if found is None:
             return []
-        drawn = len(found.peers) > SAMPLE
-        chosen = _candidates(found.sample(self._rng), without, drawn=drawn)
-        if not chosen and drawn:
-            chosen = _candidates(found.peers.values(), without, drawn=False)
-        return chosen
+        if not found.many:
+            return _candidates(found.peers.values(), without, drawn=False)
+        chosen = _candidates(found.sample(self._rng, SAMPLE), without, drawn=True)
+        if not any(map(well, chosen)):
+            chosen = _candidates(found.sample(self._rng, LARGE_SAMPLE), without, drawn=True)
+        return chosen or _candidates(found.peers.values(), without, drawn=False)
 
     def differing(self, service: str) -> list[Peer]:
         """Return two providers of a service whose targets differ, or none; of very many only a sample is compared."""
         first: tuple[Peer, bytes] | None = None
         found = self._services.get(service)
-        for peer in found.sample(self._rng) if found is not None else ():
+        if found is None:
+            return []
+        for peer in found.sample(self._rng, LARGE_SAMPLE) if found.many else found.peers.values():
             target = targets_of(peer.info.attributes).get(service)
             if target is None:
                 continue

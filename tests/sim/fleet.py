@@ -30,6 +30,7 @@ from goreprox.protocol.limits import MIB, SETTLE_MIN_S, STEADY_S, VERSION, VERSI
 from goreprox.protocol.paths import Paths, rank
 from goreprox.protocol.session import Session
 from goreprox.protocol.stream import Stream
+from goreprox.roles.balancer import Balancer
 from goreprox.roles.offers import Offers
 from goreprox.tunnel.peer import Peer
 from tests.support.peer import establish
@@ -300,7 +301,8 @@ def _exchange(ends: dict[bool, Session]) -> None:
 def stream_s(providers: int, count: int = 2000) -> float:
     """Return the CPU time of an edge to choose one of so many providers and to open a stream there."""
     budget = Budget(total_bytes=256 * MIB, max_streams=10_000)
-    offers, peers = Offers(random.Random(1)), {}
+    rng = random.Random(1)
+    offers, balancer, peers = Offers(rng), Balancer(rng), {}
     for number in range(providers):
         session = _session(True, budget)
         establish(session)
@@ -311,8 +313,10 @@ def stream_s(providers: int, count: int = 2000) -> float:
     gc.collect()
     began = time.process_time()
     for _ in range(count):
-        chosen = min(offers.candidates("web", without=()), key=lambda candidate: candidate.streams)
-        session = peers[chosen.id].session
+        candidates = offers.candidates("web", without=(), well=lambda each: balancer.well("web", each, 0.0))
+        best = balancer.choose("web", candidates, 0.0)
+        assert best is not None
+        session = peers[best].session
         session.open(Stream(opener=True, service="web", client="test", budget=budget))
         session.flush(0.0)
     return (time.process_time() - began) / count

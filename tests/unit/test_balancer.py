@@ -53,6 +53,21 @@ def test_a_failed_provider_is_avoided_during_its_backoff_though_it_is_idle(balan
     assert chosen(balancer, both, now=10 + BACKOFF_MIN_S) == {A}
 
 
+def test_a_provider_is_well_while_there_is_no_reason_to_avoid_it(balancer: Balancer) -> None:
+    idle_one = Candidate(A, 0, 1.0)
+    assert balancer.well("s", idle_one, 0.0)
+    assert not balancer.well("s", idle_one._replace(stalled=True), 0.0)
+    assert not balancer.well("s", idle_one._replace(streams=UNANSWERED + 1, unanswered=UNANSWERED + 1), 0.0)
+    balancer.failed(A, "s", 10.0)
+    assert not balancer.well("s", idle_one, 10.5) and balancer.well("other", idle_one, 10.5)
+    balancer.accepted(A, "s")
+    assert balancer.well("s", idle_one, 10.5)
+    balancer.full(A, 10.0)
+    assert not balancer.well("s", idle_one, 10.5)
+    balancer.ended(A)
+    assert balancer.well("s", idle_one, 10.5)
+
+
 def test_all_providers_are_candidates_if_all_have_failed(balancer: Balancer) -> None:
     balancer.failed(A, "s", 10.0)
     balancer.failed(B, "s", 10.0)

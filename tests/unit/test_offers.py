@@ -12,7 +12,7 @@ from goreprox.protocol.events import Drain
 from goreprox.protocol.session import Session
 from goreprox.roles import offers as module
 from goreprox.roles.balancer import Balancer, Candidate
-from goreprox.roles.offers import SAMPLE, Offers
+from goreprox.roles.offers import LARGE_SAMPLE, SAMPLE, Offers
 from goreprox.tunnel.peer import Peer
 from tests.support.peer import establish
 
@@ -36,7 +36,11 @@ def offers() -> Offers:
 
 
 def ids(offers: Offers, service: str, *without: Peer) -> set[bytes]:
-    return {each.id for each in offers.candidates(service, without={peer.id for peer in without})}
+    return {each.id for each in offers.candidates(service, without={peer.id for peer in without}, well=any_one)}
+
+
+def any_one(_candidate: Candidate) -> bool:
+    return True
 
 
 def test_an_update_returns_the_services_gained_and_lost(offers: Offers) -> None:
@@ -95,8 +99,23 @@ def test_a_choice_looks_at_a_bounded_number_of_providers(offers: Offers, monkeyp
     for number in range(1000):
         offers.update(provider(["a"] if number % 2 else ["b"]))
     for _ in range(100):
-        assert offers.candidates("a", without=())
-    assert looked_at <= 100 * SAMPLE
+        assert offers.candidates("a", without=(), well=any_one)
+    assert looked_at == 100 * SAMPLE
+    for _ in range(100):
+        assert offers.candidates("a", without=(), well=lambda _candidate: False)
+    assert looked_at == 100 * (SAMPLE + SAMPLE + LARGE_SAMPLE)
+
+
+def test_more_are_drawn_if_none_of_a_few_is_well(offers: Offers) -> None:
+    peers = [provider(["a"]) for _ in range(640)]
+    for peer in peers:
+        offers.update(peer)
+    rare = {peer.id for peer in peers[::32]}
+    found = sum(
+        any(each.id in rare for each in offers.candidates("a", without=(), well=lambda each: each.id in rare))
+        for _ in range(1000)
+    )
+    assert 640 < found < 790, "1 - (31 / 32) ** 40 of 1,000 are 719; the standard deviation is 14"
 
 
 def test_sampling_reaches_all_of_many_providers_by_weight(offers: Offers) -> None:
@@ -107,7 +126,7 @@ def test_sampling_reaches_all_of_many_providers_by_weight(offers: Offers) -> Non
     balancer = Balancer(random.Random(2))
     counts = dict.fromkeys((peer.id for peer in (*light, heavy)), 0)
     for _ in range(2000):
-        best = balancer.choose("a", offers.candidates("a", without=()), 0.0)
+        best = balancer.choose("a", offers.candidates("a", without=(), well=any_one), 0.0)
         assert best is not None
         counts[best] += 1
     assert 700 < counts[heavy.id] < 1300, "half of all"
@@ -115,7 +134,7 @@ def test_sampling_reaches_all_of_many_providers_by_weight(offers: Offers) -> Non
 
 
 def test_all_providers_are_candidates_if_the_whole_sample_has_refused(offers: Offers) -> None:
-    peers = [provider(["a"], weight=1000.0) for _ in range(2 * SAMPLE)]
+    peers = [provider(["a"], weight=1000.0) for _ in range(2 * LARGE_SAMPLE)]
     last = provider(["a"], weight=0.01)
     for peer in (*peers, last):
         offers.update(peer)

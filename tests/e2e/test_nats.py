@@ -30,6 +30,7 @@ from tests.support.waiting import DEADLINE_S, eventually
 NAMES = ("a", "b")
 
 
+@pytest.mark.long
 async def test_three_servers_killed_one_by_one_and_together_and_upgraded_lose_nothing(tmp_path: Path) -> None:
     async with fleet(tmp_path) as it, NatsCluster.run(tmp_path, 3) as cluster:
         await asyncio.gather(
@@ -171,6 +172,7 @@ async def test_workers_take_part(tmp_path: Path) -> None:
             client[1].close()
 
 
+@pytest.mark.long
 async def test_roles_at_nats_are_upgraded_in_place_with_their_connections(tmp_path: Path) -> None:
     async with fleet(tmp_path) as it, NatsCluster.run(tmp_path, 1) as cluster:
         (url,) = cluster.urls

@@ -83,6 +83,7 @@ def test_the_composition_gives_the_servers_the_files_that_their_configuration_na
             assert (DEPLOY.parents[1] / "docker" / source).exists()
 
 
+@pytest.mark.long
 async def test_the_composition_loses_nothing_when_any_of_its_servers_is_killed(tmp_path: Path) -> None:
     async with fleet(tmp_path) as it, AsyncExitStack() as stack:
         ports = [stack.enter_context(reserved_port()) for _ in SERVERS]

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.programs
 VIEWS = ("Overview", "Streams", "Requests", "Outages", "Recent ends", "Certificates", "Configuration")
 
 
+@pytest.mark.long
 async def test_every_view_shows_a_cluster_to_everybody(tmp: Path) -> None:
     """In light and dark, in a wide window and on a phone, without a fault that axe-core calls serious."""
     async with nothing_yet(tmp) as made, chromium() as browser:
@@ -70,6 +71,7 @@ async def _accessible(look: Look) -> None:
         assert await look.overflow_px() == 0, title
 
 
+@pytest.mark.long
 async def test_an_outage_its_resume_and_an_upgrade_are_seen_as_they_happen(tmp: Path) -> None:
     async with nothing_yet(tmp) as made, chromium() as browser, dashboard(tmp / "run") as served:
         await run(made, echo)
@@ -97,6 +99,7 @@ async def test_an_outage_its_resume_and_an_upgrade_are_seen_as_they_happen(tmp: 
             await look.row("What has happened", "provider-", "the process has ended").wait_for()
 
 
+@pytest.mark.long
 async def test_a_connection_is_found_and_ended_by_keyboard_where_that_is_allowed(tmp: Path) -> None:
     async with tunnel(tmp, echo) as made, chromium() as browser:
         clients = [await made.connect() for _ in range(3)]
@@ -233,6 +236,7 @@ async def test_an_invitation_is_used_once_and_a_session_ends_by_signing_out(tmp:
         await look.page.get_by_role("status").get_by_text("live").wait_for()
 
 
+@pytest.mark.long
 async def test_a_page_says_when_its_dashboard_has_ended_and_asks_for_a_new_session_after_a_restart(tmp: Path) -> None:
     async with chromium() as browser:
         context = await browser.new_context()

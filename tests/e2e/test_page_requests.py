@@ -17,6 +17,7 @@ pytestmark = pytest.mark.programs
 SECRET = "hidden-4711"
 
 
+@pytest.mark.long
 async def test_requests_are_found_shown_copied_downloaded_and_sent_once_more(tmp: Path) -> None:
     heads: list[str] = []
 

@@ -250,6 +250,7 @@ async def test_code_that_goes_missing_leaves_the_old_code_of_a_server_at_work(tm
             writer.close()
 
 
+@pytest.mark.long
 async def test_memory_that_is_refused_leaves_the_old_code_of_a_server_at_work(tmp: Path) -> None:
     refusal = Refusal(tmp, "os memfd_create 2", "goreprox.tunnel.bridge Bridge.export 2", "os pwrite 2")
     async with upgradable(tmp, "server", echo, web=polite, program=refusal.program) as made:

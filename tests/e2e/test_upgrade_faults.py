@@ -29,10 +29,7 @@ RESTORING = {
     "server": "real goreprox.roles.edge_state EdgeState.restore",
 }
 EXECVE = "real os execve"
-FEW_STEPS = {
-    "provider": (TRIAL["provider"], "real goreprox.roles.upgrade Upgrade.took_over"),
-    "server": (EXECVE,),
-}
+QUICK_STEP = {"provider": TRIAL["provider"], "server": EXECVE}
 """Tried wherever tests are not to take long."""
 
 
@@ -52,7 +49,7 @@ def steps(role: str) -> tuple[str, ...]:
 
 def at(role: str, step: str, *values: object) -> object:
     """Return the parameters of a test at a step."""
-    return pytest.param(role, step, *values, marks=() if step in FEW_STEPS[role] else pytest.mark.long)
+    return pytest.param(role, step, *values, marks=() if step == QUICK_STEP[role] else pytest.mark.long)
 
 
 EVERY_STEP = [(role, step) for role in ("provider", "server") for step in steps(role)]

@@ -119,6 +119,7 @@ async def goes_on(client: Client) -> bool:
     return True
 
 
+@pytest.mark.long
 async def test_a_worker_whose_new_code_does_not_start_stays_with_the_old_code(edge: Edge) -> None:
     broken = edge.tmp / "modules/sitecustomize.py"
     broken.write_text(NOT_FOR_WORKERS)
@@ -140,6 +141,7 @@ async def test_a_worker_whose_new_code_does_not_start_stays_with_the_old_code(ed
     await edge.parent.wait()  # until nobody holds its standard error any more
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", [("-c", NO_EXECVE)])
 async def test_new_code_of_a_parent_that_does_not_start_leaves_the_old_code_with_its_workers(edge: Edge) -> None:
     right, pids = (edge.tmp / "edge.toml").read_text(), edge.workers()

@@ -298,11 +298,11 @@ async def test_a_link_that_is_rerouted_leaves_its_proxy() -> None:
         link, recorder = link_through(fabric, client("socks5", first.port))
         await eventually(lambda: link.up)
         for proxy, used in ((client("http", second.port), second), (None, None), (client("http", first.port), first)):
-            ups = recorder.ups
+            ups, before = recorder.ups, {own: len(own.asked) for own in (first, second)}
             link.reroute(proxy)
             await eventually(lambda: recorder.ups > ups)  # noqa: B023 -- awaited in this round
-            assert used is None or used.asked
-        assert len(first.asked) == 2 and len(second.asked) == 1
+            # A handshake that takes long on a busy machine is examined, by a further connection through the proxy.
+            assert {own for own in before if len(own.asked) > before[own]} == ({used} if used else set())
 
 
 def open_sockets() -> int:

@@ -37,7 +37,6 @@ FAILED_ONCE = (
     *(9077, 80024, 80728, 700129, 700138, 823689264),
 )
 """Seeds that found a defect of the code or of the simulator."""
-LARGE = (55, 207, 432)
 ENOUGH = 40
 """How many seeds may be needed to catch a seeded defect."""
 
@@ -65,9 +64,8 @@ def test_clusters_keep_the_promise(first: int) -> None:
     assert sum(cluster.moved for cluster in clusters) > 0
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=pytest.mark.long) if seed in LARGE else seed for seed in FAILED_ONCE]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("seed", FAILED_ONCE)
 def test_seeds_that_failed_once_pass(seed: int) -> None:
     check(draw(seed))
 

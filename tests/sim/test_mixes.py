@@ -24,7 +24,9 @@ MIXES = [
 ]
 
 
-@pytest.mark.parametrize("mix", MIXES, ids=str)
+@pytest.mark.parametrize(
+    "mix", [pytest.param(mix, marks=pytest.mark.long) if mix.rate > SLOW else mix for mix in MIXES], ids=str
+)
 def test_every_client_gets_its_fair_share_of_a_full_path_in_bounded_time(mix: Mix) -> None:
     check(mix)
 

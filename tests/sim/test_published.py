@@ -10,6 +10,7 @@ from tests.sim.plan import draw, run
 from tests.sim.world import Violation
 
 SEEDS = 24
+FEW = 8
 
 
 def published(seed: int) -> Cluster:
@@ -19,7 +20,9 @@ def published(seed: int) -> Cluster:
     return run(replace(plan, topology=topology, arrivals=plan.arrivals[:10]))
 
 
-@pytest.mark.parametrize("seed", range(1, SEEDS))
+@pytest.mark.parametrize(
+    "seed", [*range(1, FEW), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(FEW, SEEDS))]
+)
 def test_providers_know_what_edges_serve_whatever_has_failed(seed: int) -> None:
     cluster = published(seed)
     edges = [node for node in cluster.nodes.values() if node.process.alive and node.process.slot[0] == "e"]

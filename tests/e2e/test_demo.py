@@ -19,7 +19,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "goreprox", "demo", *arguments]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", pytest.param("latin-1", marks=pytest.mark.long)])
 def test_a_download_survives_cuts_and_the_demo_reports_it(encoding: str) -> None:
     shown = subprocess.run(
         command("--size", "32", "--cuts", "2"),

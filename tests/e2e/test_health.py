@@ -201,7 +201,9 @@ async def test_upgrades_keep_the_port_open_and_the_process_ready(tmp: Path) -> N
         await drains(made.provider, port, client)
 
 
-@pytest.mark.parametrize("role", ["server", "edge", "broker"])
+@pytest.mark.parametrize(
+    "role", ["server", *(pytest.param(each, marks=pytest.mark.long) for each in ("edge", "broker"))]
+)
 async def test_an_upgrade_of_any_role_keeps_the_port_open_and_the_process_ready(tmp: Path, role: str) -> None:
     async with nothing_yet(tmp) as made:
         command: list[str] = {

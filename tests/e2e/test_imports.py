@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from goreprox.cli import main as cli
 from goreprox.process.log import ACCESS
 from tests.e2e.roles import whole
@@ -151,6 +153,7 @@ async def test_a_broker_and_an_edge_import_nothing_once_they_are_ready(tmp_path:
             assert not await imported(made, process)
 
 
+@pytest.mark.long
 async def test_workers_and_their_parent_import_nothing_once_they_are_ready(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         raw, web = await made.target(echo), await made.target(page)

@@ -210,6 +210,7 @@ async def command(tmp: Path, *arguments: str, env: dict[str, str], code: int = 0
     return output.decode()
 
 
+@pytest.mark.long
 async def test_user_and_password_are_shown_nowhere(tmp: Path) -> None:
     async with OwnProxy().serving() as own, nothing_yet(tmp) as made:
         await made.target(echo)

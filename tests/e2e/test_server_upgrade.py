@@ -25,7 +25,9 @@ UPGRADES = 2
 IDLE = 20
 
 
-@pytest.mark.parametrize("role", ["server", "edge", "provider"])
+@pytest.mark.parametrize(
+    "role", ["server", *(pytest.param(each, marks=pytest.mark.long) for each in ("edge", "provider"))]
+)
 async def test_connections_go_on_through_upgrades(tmp: Path, role: str) -> None:
     target = Target()
     course = Course(target)
@@ -170,7 +172,7 @@ async def test_clients_without_a_provider_wait_on(tmp: Path) -> None:
             writer.close()
 
 
-@pytest.mark.parametrize("drain_s", [0.2, 3600.0])
+@pytest.mark.parametrize("drain_s", [0.2, pytest.param(3600.0, marks=pytest.mark.long)])
 async def test_tls_clients_have_time_to_end_and_new_ones_wait(tmp: Path, drain_s: float) -> None:
     authority = Authority(tmp)
     listen = ("--listen", f"tcp://{HOST}:0", "--listen", f"tls://{HOST}:0")

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.roles import connected, greeted, greeting, meets, start_broker, start_edge, start_provider
 from tests.support.processes import Process, Tunnel, Versions, nothing_yet
 from tests.support.waiting import DEADLINE_S, eventually
@@ -68,6 +70,7 @@ class Crowd:
         self._over = True
 
 
+@pytest.mark.long
 async def test_a_rolling_restart_of_providers_and_brokers_breaks_no_client(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(serve)

@@ -70,6 +70,7 @@ def test_seeds_that_failed_once_pass(seed: int) -> None:
     check(draw(seed))
 
 
+@pytest.mark.long
 def test_a_seed_always_makes_the_same_history() -> None:
     assert len({run(draw(7)).world.digest for _ in range(2)}) == 1
     assert run(draw(8)).world.digest != run(draw(7)).world.digest
@@ -445,6 +446,7 @@ def test_a_failing_plan_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "seed 14: " in report(smaller, caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.pure
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__.strip("_"))
 def test_a_defect_is_caught(defect: Patch, monkeypatch: pytest.MonkeyPatch) -> None:

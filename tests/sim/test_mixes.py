@@ -61,6 +61,7 @@ def _let_one_stream_hog_the_path(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FairQueue, "done", lambda self, flow, _, *, more: original(self, flow, 0, more=more))
 
 
+@pytest.mark.long
 @pytest.mark.pure
 @pytest.mark.parametrize(
     "defect",

@@ -45,6 +45,8 @@ class _Peer:
     """Once it is up."""
     claims: dict[str, float] = field(default_factory=dict)
     """When each was heard last."""
+    was_up: bool = False
+    """Whether an earlier connection of it was up when this one took its place, so that it is still taken for up."""
 
 
 class Up(NamedTuple):
@@ -110,10 +112,11 @@ class Roster:
     def _peer(self, station: Station, now: float) -> _Peer | None:
         """Return the peer at a station; None if the station is not its present one, or there is no room for it."""
         peer_id = station.name.id
-        peer = self._peers.get(peer_id)
+        peer, was_up = self._peers.get(peer_id), False
         if peer is not None:
             if peer.station == station:
                 return peer
+            was_up = peer.info is not None or peer.was_up
             known = peer.station
             if (known.name, known.key) != (station.name, station.key) or station.number < known.number:
                 return None  # another key has taken this incarnation's number, or it is an earlier connection
@@ -121,7 +124,7 @@ class Roster:
         name = station.name.name
         if len(self._peers) >= MAX_PEERS or self._of_name.get(name, 0) >= MAX_OF_NAME:
             return None
-        peer = self._peers[peer_id] = _Peer(station)
+        peer = self._peers[peer_id] = _Peer(station, was_up=was_up)
         self._by_place[station.place] = peer_id
         self._of_name[name] = self._of_name.get(name, 0) + 1
         self._presence.renew(peer_id, now)
@@ -163,9 +166,9 @@ class Roster:
             self._forget(peer_id)
 
     def _leave(self, peer_id: bytes, reason: str) -> Down | None:
-        was_up = self._peers[peer_id].info is not None
+        peer = self._peers[peer_id]
         self._forget(peer_id)
-        return Down(peer_id, reason) if was_up else None
+        return Down(peer_id, reason) if peer.info is not None or peer.was_up else None
 
     def _forget(self, peer_id: bytes) -> None:
         station = self._peers.pop(peer_id).station

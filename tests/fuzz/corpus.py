@@ -2,7 +2,20 @@
 
 from pathlib import Path
 
-TARGETS = ("wire", "session", "envelope", "switch", "names", "address", "join", "config", "http", "proxyproto", "hello")
+TARGETS = (
+    "wire",
+    "session",
+    "envelope",
+    "switch",
+    "names",
+    "address",
+    "join",
+    "config",
+    "http",
+    "proxyproto",
+    "hello",
+    "nats",
+)
 FOLDER = Path(__file__).parent / "corpus"
 
 

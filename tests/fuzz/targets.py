@@ -22,6 +22,8 @@ import goreprox.roles.workers
 from brokers import BadMessage, BadName, PeerName, Role
 from brokers.carrier import Buffer
 from brokers.envelope import CONTROL, control, parse_control
+from brokers.nats.frames import pack, unpack
+from brokers.nats.roster import Down, Roster, Up
 from brokers.switch import Switch
 from goreprox.cli import launch
 from goreprox.cli import main as cli
@@ -30,6 +32,7 @@ from goreprox.config.networks import Rule
 from goreprox.errors import ConfigError
 from goreprox.http import commands
 from goreprox.keys import join
+from goreprox.keys.claims import NoClaims
 from goreprox.net import client_hello, proxy_protocol
 from goreprox.protocol import wire
 from goreprox.protocol.budget import Budget
@@ -388,6 +391,28 @@ def fuzz_hello(data: bytes) -> None:
         assert hello.server_name == (name and name.lower().removesuffix("."))
 
 
+def fuzz_nats(data: bytes) -> None:
+    """What comes from NATS: in each line a subject and, behind a space, a payload, both as a message and as a sign."""
+    roster, up, turn = Roster(10.0, NoClaims()), set[bytes](), 0
+    for turn, line in enumerate(data.split(b"\n")):
+        subject, _, payload = line.partition(b" ")
+        with contextlib.suppress(BadMessage):
+            assert b"".join(pack(unpack(payload))) == payload
+        event: Up | Down | None = None
+        with contextlib.suppress(BadMessage):
+            event = roster.heard(subject.decode("latin-1"), payload, float(turn))
+        for change in (event, *roster.expire(float(turn))):
+            match change:
+                case Up(info):
+                    up.add(info.name.id)
+                    assert roster.at(roster.place_of(info.name.id) or "") == info.name.id
+                case Down(peer_id):
+                    up.remove(peer_id)
+                    assert roster.place_of(peer_id) is None
+    over = range(turn, turn + 15)  # a later look alone would be one after a suspend
+    assert {down.peer_id for second in over for down in roster.expire(float(second))} == up
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": fuzz_wire,
     "session": fuzz_session,
@@ -400,4 +425,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "http": fuzz_http,
     "proxyproto": fuzz_proxyproto,
     "hello": fuzz_hello,
+    "nats": fuzz_nats,
 }

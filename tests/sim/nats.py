@@ -14,6 +14,7 @@ from brokers.nats.engine import Listener
 from goreprox.keys.claims import NoClaims
 from tests.sim.fabric import TIMINGS, Network, Wire
 from tests.sim.world import Process
+from tests.support.nats import matches
 
 PUBLISH = b"publish"
 """The first frame of a message to a server, and of one from it."""
@@ -71,7 +72,7 @@ class SimServer:
 
     def _wants(self, wire: Wire, subject: bytes) -> bool:
         return "broker" not in wire.closed and any(
-            _matches(pattern, subject.decode()) for pattern in self._wires.get(wire, ())
+            matches(pattern, subject.decode()) for pattern in self._wires.get(wire, ())
         )
 
     def _send(self, wire: Wire, subject: bytes, parts: list[bytes]) -> None:
@@ -177,13 +178,3 @@ class SimNatsLink:
 
     async def close(self, *, linger_s: float) -> None:
         await self.carrier.close(linger_s=linger_s)
-
-
-def _matches(pattern: str, subject: str) -> bool:
-    wanted, got = pattern.split("."), subject.split(".")
-    for index, part in enumerate(wanted):
-        if part == ">":
-            return len(got) > index
-        if index >= len(got) or part not in ("*", got[index]):
-            return False
-    return len(wanted) == len(got)

@@ -17,6 +17,17 @@ DEPLOY = Path(__file__).parents[2] / "deploy/nats"
 SETTINGS = (DEPLOY / "settings.conf").read_text()
 
 
+def matches(pattern: str, subject: str) -> bool:
+    """Compare them as a server does (docs.nats.io, subjects)."""
+    wanted, got = pattern.split("."), subject.split(".")
+    for index, part in enumerate(wanted):
+        if part == ">":
+            return len(got) > index
+        if index >= len(got) or part not in ("*", got[index]):
+            return False
+    return len(wanted) == len(got)
+
+
 class NatsServer:
     """A server with its configuration."""
 

@@ -18,6 +18,7 @@ from brokers.nats.nkey import _crc16, public_nkey, sign
 from brokers.nats.roster import MAX_OF_NAME, Down, Roster, Up
 from brokers.nats.subjects import HERE, SignOfLife, Station
 from goreprox.keys.claims import NoClaims
+from tests.support.nats import matches
 
 LEASE_S = 4.0
 KEY = "ab" * 32
@@ -38,17 +39,6 @@ def up(roster: Roster, at: Station, now: float = 0.0, **attributes: object) -> U
 
 
 # -- subjects
-
-
-def matches(pattern: str, subject: str) -> bool:
-    """Compare them as a server does (docs.nats.io, subjects)."""
-    wanted, got = pattern.split("."), subject.split(".")
-    for index, part in enumerate(wanted):
-        if part == ">":
-            return len(got) > index
-        if index >= len(got) or part not in ("*", got[index]):
-            return False
-    return len(wanted) == len(got)
 
 
 @given(
@@ -186,6 +176,24 @@ def test_a_later_connection_takes_the_place_of_an_earlier_one_which_counts_no_mo
     assert roster.heard(station(1).hi(HERE), here(), 0.0) is None
     assert roster.heard(station(1).hi("bye"), b"", 0.0) is None and roster.nobody_at(station(1).place) is None
     assert roster.heard(station(2).hi("bye"), b"", 0.0) == Down(first.info.name.id, "left")
+
+
+@pytest.mark.parametrize("end", ["bye", "silence", "revocation"])
+def test_a_peer_whose_later_connection_is_never_there_is_down(end: str) -> None:
+    roster = Roster(LEASE_S, NoClaims())
+    peer_id = up(roster, station(1)).info.name.id
+    for number in (2, 3):
+        assert roster.heard(station(number).hi("claim"), b"", 1.0) is None
+        assert roster.place_of(peer_id) is None, "what is sent now would be lost"
+    if end == "bye":
+        assert roster.heard(station(3).hi("bye"), b"", 1.0) == Down(peer_id, "left")
+    elif end == "silence":
+        roster.expire(1.0)
+        assert roster.expire(1.0 + LEASE_S) == []
+        assert roster.expire(1.1 + LEASE_S) == [Down(peer_id, "no sign of life")]
+    else:
+        assert roster.leave(peer_id, "revoked") == Down(peer_id, "revoked")
+    assert roster.expire(1.2 + LEASE_S) == []
 
 
 def test_an_incarnation_belongs_to_the_key_that_had_it_first() -> None:

@@ -19,7 +19,7 @@ import docker
 from docker.errors import APIError, NotFound
 
 from tests.containers import engine
-from tests.containers.cluster import IMAGE, PREFIX, TOOLS
+from tests.containers.cluster import IMAGE, NATS, PREFIX, TOOLS
 
 ROOT: Final = Path(__file__).parents[2]
 SIGNALS: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -44,7 +44,7 @@ def clean() -> None:
             remove(network.remove)
         for volume in client.volumes.list(filters=ours):
             remove(partial(volume.remove, force=True))
-        for image in (IMAGE, TOOLS):
+        for image in (IMAGE, NATS, TOOLS):
             remove(partial(client.images.remove, image, force=True))
 
 

@@ -24,7 +24,7 @@ from docker.errors import DockerException
 
 BASE: Final = "goreprox-tests-base"
 PACKAGES: Final = ("docker.io", "docker-compose", "iptables", "iproute2", "mmdebstrap", "python3", "util-linux")
-IN_BASE: Final = "python3,python3-venv,python3-dev,gcc,iproute2,nftables"
+IN_BASE: Final = "python3,python3-venv,python3-dev,gcc,iproute2,nftables,openssl"
 SOURCES: Final = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources")
 APT: Final = ("apt-get", "-qq", "-o", "Acquire::Retries=3", "-o", "Acquire::http::Timeout=30")
 STARTS_S: Final = 120.0

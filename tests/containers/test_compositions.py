@@ -1,10 +1,12 @@
 """The compositions that we ship, with the Compose that is there (v2, or v1.29 as Debian has it)."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +14,17 @@ import docker
 import pytest
 from docker.models.containers import Container
 
-from tests.containers.cluster import IMAGE, PREFIX, TOOLS, eventually
+from tests.containers.cluster import IMAGE, PREFIX, TOOLS, Traffic, eventually
 
 FOLDER = Path(__file__).parents[2] / "docker"
 COMPOSE = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
-ANY_PORT = {"GOREPROX_PORT": "0", "GOREPROX_PROVIDER_PORT": "0"}
+ANY_PORT = {"GOREPROX_PORT": "0", "GOREPROX_PORT_2": "0", "GOREPROX_PROVIDER_PORT": "0"}
+ECHO = """
+import socket
+with socket.create_connection(("localhost", 8080), timeout=30) as client:
+    client.sendall(b"echo\\nping")
+    assert client.recv(4, socket.MSG_WAITALL) == b"ping"
+"""
 FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=30).read().decode())"
 DRAIN_S = 30
 
@@ -45,11 +53,13 @@ class Composition:
         try:
             self.run("up", "-d", "--no-build")
         except BaseException:
-            self.__exit__()
+            self.__exit__(*sys.exc_info())
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
+        if any(error):
+            sys.stderr.write(self.run("logs", "--no-color", "--tail", "40"))
         self.run("down", "--volumes", "--timeout", "5")
 
 
@@ -64,6 +74,19 @@ def fetch(container: Container, url: str) -> str:
     code, output = container.exec_run(["python3", "-c", FETCH, url])
     assert isinstance(output, bytes)
     return "" if code else output.decode()
+
+
+def echoes(edge: Container) -> bool:
+    """Whether a target of `traffic.py` responds to a new client."""
+    return bool(edge.exec_run(["python3", "-c", ECHO]).exit_code == 0)
+
+
+def providers_of(edge: Container) -> set[str]:
+    """Return the names of the providers that an edge has sessions with that are up."""
+    code, output = edge.exec_run(["goreprox", "status", "--json"])
+    assert isinstance(output, bytes)
+    peers = json.loads(output)[0]["peers"] if code == 0 else []
+    return {peer["name"] for peer in peers if peer["state"] == "up"}
 
 
 def test_the_image_is_compiled(engine: docker.DockerClient) -> None:
@@ -130,3 +153,47 @@ def test_the_composition_of_a_provider_beside_another_service_serves_its_page(en
                 eventually(lambda: "Directory listing" in fetch(server, "http://localhost:8080/"), "it goes through")
         finally:
             target.remove(force=True, v=True)
+
+
+def test_the_composition_of_a_nats_cluster_loses_nothing_whichever_server_is_killed(
+    engine: docker.DockerClient,
+) -> None:
+    with contextlib.ExitStack() as stack:
+        project = stack.enter_context(Composition("compose.nats.yaml", OPENSSL_IMAGE=TOOLS, **ANY_PORT))
+        edges = {name: project.container(engine, name) for name in ("edge-1", "edge-2")}
+        for edge in edges.values():
+            eventually(lambda edge=edge: "It works" in fetch(edge, "http://localhost:8080/"), "the page is there")  # type: ignore[misc] # of this turn
+        project.run("rm", "--stop", "--force", "target")
+
+        def host(name: str, network: str, *command: str) -> Container:
+            made = engine.containers.create(
+                TOOLS,
+                [*command],
+                name=f"{project.name}-{name}",
+                network=f"{project.name}_{network}",
+                networking_config={f"{project.name}_{network}": engine.api.create_endpoint_config(aliases=[name])},
+            )
+            stack.callback(made.remove, force=True, v=True)
+            made.start()
+            return made
+
+        host("target", "private", "target")
+        clients = [Traffic(host(f"client-of-{name}", "public", "lasting", f"--host={name}")) for name in edges]
+        for client in clients:
+            client.flowing()
+
+        def serves(*providers: str) -> bool:
+            return all(echoes(edge) and providers_of(edge) == set(providers) for edge in edges.values())
+
+        for killed in (["n1"], ["n2"], ["n3"], ["n1", "n2", "n3"]):
+            project.run("kill", *killed)
+            if len(killed) == 1:
+                eventually(lambda: serves("provider-1", "provider-2"), "the other servers take over")
+            project.run("start", *killed)
+            eventually(lambda: serves("provider-1", "provider-2"), "all is as before")
+        for client in clients:
+            assert client.finish()["idle"] > 0
+        project.run("run", "--rm", "--entrypoint", "goreprox", "keys", "keys", "revoke", "provider-2")
+        project.run("run", "--rm", "keys")
+        project.run("kill", "-s", "HUP", "n1", "n2", "n3")
+        eventually(lambda: serves("provider-1"), "a revoked key is of no use")

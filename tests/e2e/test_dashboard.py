@@ -310,6 +310,7 @@ async def test_a_dashboard_that_fails_is_started_again_and_its_role_goes_on(tmp:
         assert await broker.wait() == 0
 
 
+@pytest.mark.long
 async def test_an_upgrade_starts_the_dashboard_anew_and_leaves_no_child(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         await run(made, echo, *DASHBOARD)

@@ -40,7 +40,7 @@ def test_a_download_survives_cuts_and_the_demo_reports_it(encoding: str) -> None
     assert "\x1b" not in shown.stdout and shown.stdout.isascii()
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", pytest.param("latin-1", marks=pytest.mark.long)])
 def test_a_progress_bar_is_shown_on_terminals_of_any_encoding(encoding: str) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "TERM": "xterm"}

@@ -176,6 +176,7 @@ async def test_a_reload_keeps_the_port_moves_it_or_changes_nothing(tmp: Path) ->
                 await fetch(second, "/ready")
 
 
+@pytest.mark.long
 async def test_upgrades_keep_the_port_open_and_the_process_ready(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         await run(made, echo, *HEALTH)

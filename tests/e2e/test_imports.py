@@ -85,6 +85,7 @@ def _reloaded(process: Process, *, failed: int, done: int) -> bool:
     return (process.events("reload_failed"), process.events("reloaded")) == (failed, done)
 
 
+@pytest.mark.long
 async def test_a_server_and_a_provider_import_nothing_once_they_are_ready(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with nothing_yet(tmp_path) as made:

@@ -202,6 +202,7 @@ async def hostile(tmp: Path) -> AsyncIterator[Path]:
     control.close()
 
 
+@pytest.mark.long
 async def test_what_comes_from_the_network_stays_text(hostile: Path) -> None:
     async with (
         chromium() as browser,

@@ -77,6 +77,7 @@ async def test_requests_are_found_shown_copied_downloaded_and_sent_once_more(tmp
             await page.get_by_role("heading", level=2).wait_for(state="detached")
 
 
+@pytest.mark.long
 async def test_the_view_says_what_to_do_where_nothing_is_kept(tmp: Path) -> None:
     async with nothing_yet(tmp) as made, chromium() as browser:
         await made.serve()

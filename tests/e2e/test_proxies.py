@@ -143,6 +143,7 @@ async def test_a_proxy_that_ends_idle_connections_costs_no_connection(tmp: Path)
         await whole(made, made.port)
 
 
+@pytest.mark.long
 async def test_a_provider_behind_a_proxy_is_upgraded_with_its_connections(tmp: Path) -> None:
     async with OwnProxy().serving() as own, nothing_yet(tmp) as made:
         own.login = ("user", SECRET)

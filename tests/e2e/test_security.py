@@ -283,6 +283,7 @@ def many_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.long
 async def test_half_open_connections_and_random_bytes_on_every_port_disturb_no_stream(
     tmp_path: Path, many_descriptors: None
 ) -> None:

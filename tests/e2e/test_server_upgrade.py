@@ -132,6 +132,7 @@ async def test_a_request_that_outlasts_the_drain_is_reset(tmp: Path) -> None:
         other[1].close()
 
 
+@pytest.mark.long
 async def test_a_websocket_goes_on_and_its_end_is_in_the_access_log(tmp: Path) -> None:
     async def talk(connection: ServerConnection) -> None:
         async for message in connection:
@@ -208,6 +209,7 @@ async def test_tls_clients_have_time_to_end_and_new_ones_wait(tmp: Path, drain_s
         plain[1].close()
 
 
+@pytest.mark.long
 async def test_a_broker_takes_part(tmp: Path) -> None:
     made = Upgradable(tmp)
     async with made._stack:
@@ -229,6 +231,7 @@ async def test_a_broker_takes_part(tmp: Path) -> None:
         client[1].close()
 
 
+@pytest.mark.long
 async def test_code_that_goes_missing_leaves_the_old_code_of_a_server_at_work(tmp: Path) -> None:
     configure(tmp, "server", max_connections=500)
     options = (*BASIC, "--config", str(tmp / "server.toml"))

@@ -148,6 +148,7 @@ async def test_adjacent_versions_interoperate_in_every_pair_of_roles(tmp_path: P
             assert await greeted(made, await edge.port("clients")) in (b"ours", b"next")
 
 
+@pytest.mark.long
 async def test_peers_without_a_common_version_are_refused_and_both_sides_log_it(tmp_path: Path) -> None:
     async with nothing_yet(tmp_path) as made:
         target = await made.target(greeting(b"ours"))

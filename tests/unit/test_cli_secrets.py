@@ -77,6 +77,7 @@ def test_no_option_shows_a_join_string(tmp_path: Path, monkeypatch: pytest.Monke
     assert not holds_secret(said), said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("key", ONE_OF_EACH_KIND)
 def test_no_option_shows_a_join_string_in_any_form(tmp_path: Path, key: str) -> None:
     command = places()[key]
@@ -97,6 +98,7 @@ def test_no_argument_shows_a_join_string(command: tuple[str, ...], value: str) -
     assert not holds_secret(said), said
 
 
+@pytest.mark.long
 def test_neither_a_file_of_another_kind_nor_an_unknown_key_shows_a_join_string(tmp_path: Path) -> None:
     said = ""
     for value, form in itertools.product(MANGLED, ("{}", '"{}" = 1', '[server]\n"{}" = 1', "x = {}", '["{}"]\na = 1')):

@@ -15,7 +15,7 @@ PYTEST := $(BIN)/pytest --dist load --maxschedchunk 1 -n
 TRACED := tests/unit/brokers tests/unit/protocol
 
 test: .venv/dev
-	$(PYTEST) 8 -m 'not long' $(addprefix --ignore=,$(TRACED))
+	$(PYTEST) 12 -m 'not long' $(addprefix --ignore=,$(TRACED))
 	$(PYTEST) 2 $(TRACED) --cov=goreprox/protocol --cov=brokers --cov-branch
 
 # Chaos, sieges, load, limits, a minute's outage, every byte of a handshake, every step of an upgrade.

@@ -107,6 +107,7 @@ async def ended(made: Tunnel, port: int) -> None:
     writer.close()
 
 
+@pytest.mark.long
 async def test_streams_bytes_ends_and_refusals_move_by_what_they_count(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         watched = await deploy(made)
@@ -144,6 +145,7 @@ async def test_streams_bytes_ends_and_refusals_move_by_what_they_count(tmp: Path
         await watched.is_(0, "waiting_clients", role="server")
 
 
+@pytest.mark.long
 async def test_outages_are_counted_with_their_duration_and_what_was_replayed(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         watched = await deploy(made)
@@ -166,6 +168,7 @@ async def test_outages_are_counted_with_their_duration_and_what_was_replayed(tmp
         client[1].close()
 
 
+@pytest.mark.long
 async def test_requests_are_counted_with_their_durations(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         watched = await deploy(made)
@@ -209,6 +212,7 @@ async def test_peers_paths_links_and_messages_are_those_of_the_moment(tmp: Path)
         client[1].close()
 
 
+@pytest.mark.long
 async def test_messages_to_nobody_are_counted_as_dropped(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         watched = await deploy(made)
@@ -238,6 +242,7 @@ async def test_memory_that_a_stopped_reader_holds_shows(tmp: Path) -> None:
         await watched.until(lambda found: found > 0, "memory_pool_used_bytes", role="server")
 
 
+@pytest.mark.long
 async def test_the_expiry_of_a_certificate_follows_its_file(tmp: Path) -> None:
     authority = Authority(tmp)
     async with nothing_yet(tmp) as made:
@@ -298,6 +303,7 @@ async def test_a_dashboard_ends_with_its_role_however_that_ends(tmp: Path, numbe
         await gone(port)
 
 
+@pytest.mark.long
 async def test_a_dashboard_that_fails_is_started_again_and_its_role_goes_on(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         broker = await made.start("broker", "--providers", ANY, "--edges", ANY, *DASHBOARD)
@@ -328,6 +334,7 @@ async def test_an_upgrade_starts_the_dashboard_anew_and_leaves_no_child(tmp: Pat
         assert await made.provider.wait() == 0
 
 
+@pytest.mark.long
 async def test_workers_have_one_dashboard_for_all(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         broker = await made.start("broker", "--providers", ANY, "--edges", ANY)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from tests.e2e.secured import Secured, secured
 from tests.support.processes import Process
 from tests.support.sockets import HOST
@@ -86,6 +88,7 @@ def warned(*processes: Process) -> list[dict[str, object]]:
     return [entry for each in processes for entry in each.log if entry.get("level") in ("warning", "error")]
 
 
+@pytest.mark.long
 async def test_a_doctor_beside_a_provider_of_the_same_name_disturbs_nobody(tmp_path: Path) -> None:
     async with secured(tmp_path, echo) as made:
         provider = await made.provide()
@@ -139,6 +142,7 @@ async def test_a_server_that_runs_is_asked_for_its_providers(tmp_path: Path) -> 
         assert set(done.states.values()) == {"ok"}
 
 
+@pytest.mark.long
 async def test_limits_of_the_process_count(tmp_path: Path) -> None:
     async with secured(tmp_path, echo) as made:
         few = "ulimit -n 1000;"

@@ -53,6 +53,7 @@ async def test_a_drained_server_takes_no_clients_and_serves_those_it_has(tmp: Pa
         assert await made.server.wait() == 0
 
 
+@pytest.mark.long
 async def test_new_clients_of_a_drained_provider_wait_for_the_next_one_also_after_an_upgrade(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         await run(made, echo)
@@ -88,6 +89,7 @@ async def test_another_local_user_is_refused(tmp: Path) -> None:
         await made.connect()
 
 
+@pytest.mark.long
 async def test_a_drained_server_stays_so_through_an_upgrade(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         await made.target(echo)

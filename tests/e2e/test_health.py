@@ -234,6 +234,7 @@ async def test_an_upgrade_of_any_role_keeps_the_port_open_and_the_process_ready(
         assert await port_of(process) == port
 
 
+@pytest.mark.long
 async def test_an_upgrade_may_move_the_port_but_not_to_one_that_is_taken(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         await made.target(echo)

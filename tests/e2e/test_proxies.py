@@ -106,6 +106,7 @@ async def test_a_missing_and_a_wrong_password_are_reported(tmp: Path, kind: str)
             assert SECRET not in json.dumps(provider.log)
 
 
+@pytest.mark.long
 async def test_an_edge_and_its_workers_go_through_proxies_each_broker_its_own(tmp: Path) -> None:
     async with OwnProxy().serving() as first, OwnProxy().serving() as second, nothing_yet(tmp) as made:
         await made.target(echo)
@@ -243,6 +244,7 @@ async def test_user_and_password_are_shown_nowhere(tmp: Path) -> None:
         assert SECRET not in shown and "somebody" not in shown
 
 
+@pytest.mark.long
 async def test_the_doctor_says_which_hop_is_at_fault(tmp: Path) -> None:
     async with OwnProxy().serving() as own, nothing_yet(tmp) as made:
         await made.target(echo)

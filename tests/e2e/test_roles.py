@@ -399,6 +399,7 @@ async def test_a_killed_worker_is_replaced_and_a_signal_drains_all(tmp_path: Pat
             assert await edge.wait() == 0
 
 
+@pytest.mark.long
 async def test_a_second_signal_ends_all_workers_at_once(tmp_path: Path) -> None:
     with closed_port() as port:
         async with nothing_yet(tmp_path) as made:
@@ -413,6 +414,7 @@ async def test_a_second_signal_ends_all_workers_at_once(tmp_path: Path) -> None:
                 await asyncio.wait_for(reader.read(), DEADLINE_S)
 
 
+@pytest.mark.long
 async def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> None:
     with closed_port() as port:
         async with nothing_yet(tmp_path) as made:
@@ -423,6 +425,7 @@ async def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> 
                 await made.connect(port)
 
 
+@pytest.mark.long
 def test_workers_that_cannot_start_exit_with_one_line(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]

@@ -88,6 +88,7 @@ async def test_requests_never_fail_while_a_server_is_upgraded(tmp: Path) -> None
         assert min(await asyncio.gather(*clients)) >= UPGRADES
 
 
+@pytest.mark.long
 async def test_requests_in_progress_have_the_time_of_a_drain(tmp: Path) -> None:
     reached, released = asyncio.Event(), asyncio.Event()
 
@@ -111,6 +112,7 @@ async def test_requests_in_progress_have_the_time_of_a_drain(tmp: Path) -> None:
             writer.close()
 
 
+@pytest.mark.long
 async def test_a_request_that_outlasts_the_drain_is_reset(tmp: Path) -> None:
     reached = asyncio.Event()
 
@@ -155,6 +157,7 @@ async def test_a_websocket_goes_on_and_its_end_is_in_the_access_log(tmp: Path) -
             await made.entrance.logged("upgrade_ended", status=101)
 
 
+@pytest.mark.long
 async def test_clients_without_a_provider_wait_on(tmp: Path) -> None:
     made = Upgradable(tmp)
     async with made._stack:

@@ -85,6 +85,7 @@ async def test_a_reload_lets_those_in_who_wait(tmp: Path) -> None:
         await echoed(first, b"on")
 
 
+@pytest.mark.long
 async def test_connections_that_an_upgrade_hands_over_keep_their_places(tmp: Path) -> None:
     async with nothing_yet(tmp) as made:
         target = await made.target(echo)

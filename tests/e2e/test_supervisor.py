@@ -5,6 +5,8 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.roles import echoed
 from tests.e2e.upgrading import run, upgradable
 from tests.support.processes import nothing_yet
@@ -85,6 +87,7 @@ async def test_a_supervisor_hears_of_start_reload_upgrade_and_end_and_its_watchd
             assert await made.provider.wait() == 0
 
 
+@pytest.mark.long
 async def test_a_supervisor_of_a_server_hears_of_its_upgrade(tmp: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp / "notify"))

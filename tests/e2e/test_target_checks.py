@@ -228,6 +228,7 @@ async def test_a_reload_changes_checks_and_open_streams_go_on(tmp: Path) -> None
         await echoed(client, b"after")
 
 
+@pytest.mark.long
 async def test_a_withdrawn_service_stays_so_through_an_upgrade(tmp: Path) -> None:
     application = Application()
     async with nothing_yet(tmp) as made:
@@ -256,6 +257,7 @@ async def test_a_withdrawn_service_stays_so_through_an_upgrade(tmp: Path) -> Non
         await echoed(before, b"after")
 
 
+@pytest.mark.long
 async def test_an_offered_service_stays_so_through_an_upgrade(tmp: Path) -> None:
     application = Application()
     async with nothing_yet(tmp) as made:

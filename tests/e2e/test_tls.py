@@ -494,6 +494,7 @@ addEventListener("load", () => document.body.textContent = `${arrived} have arri
 </script><body>"""
 
 
+@pytest.mark.long
 @pytest.mark.programs
 async def test_chromium_loads_a_page_with_fifty_images_and_scripts(tmp_path: Path) -> None:
     authority = Authority(tmp_path)

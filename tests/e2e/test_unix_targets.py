@@ -52,6 +52,7 @@ async def provide(made: Tunnel, path: Path) -> Process:
     return made.provider
 
 
+@pytest.mark.long
 async def test_connections_to_a_unix_socket_survive_outages_and_upgrades(tmp: Path) -> None:
     async with listening(tmp / "s"), nothing_yet(tmp) as made:
         await made.serve()

@@ -19,6 +19,7 @@ from tests.support.programs import program
 from tests.support.traffic import echo, echo_until, read_digest, send_until
 from tests.support.waiting import DEADLINE_S, eventually
 
+pytestmark = pytest.mark.long
 TRIAL = {
     "provider": "trial goreprox.roles.provider Provider.restore",
     "server": "trial goreprox.roles.edge_state EdgeState.restore",
@@ -29,8 +30,6 @@ RESTORING = {
     "server": "real goreprox.roles.edge_state EdgeState.restore",
 }
 EXECVE = "real os execve"
-QUICK_STEP = {"provider": TRIAL["provider"], "server": EXECVE}
-"""Tried wherever tests are not to take long."""
 
 
 def steps(role: str) -> tuple[str, ...]:
@@ -45,11 +44,6 @@ def steps(role: str) -> tuple[str, ...]:
         RESTORING[role],
         "real goreprox.roles.upgrade Upgrade.took_over",
     )
-
-
-def at(role: str, step: str, *values: object) -> object:
-    """Return the parameters of a test at a step."""
-    return pytest.param(role, step, *values, marks=() if step == QUICK_STEP[role] else pytest.mark.long)
 
 
 EVERY_STEP = [(role, step) for role in ("provider", "server") for step in steps(role)]
@@ -84,7 +78,7 @@ async def held(tmp: Path, role: str, step: str) -> AsyncIterator[Held]:
         yield Held(made, gate, client, ended)
 
 
-@pytest.mark.parametrize(("role", "step"), [at(*each) for each in EVERY_STEP])
+@pytest.mark.parametrize(("role", "step"), EVERY_STEP)
 async def test_a_kill_at_any_step_resets_connections_and_one_death_is_proved(held: Held) -> None:
     made, gate, *_ = held
     near, far = ("target", "client") if made.role == "provider" else ("client", "target")
@@ -101,7 +95,7 @@ async def test_a_kill_at_any_step_resets_connections_and_one_death_is_proved(hel
 
 
 @pytest.mark.parametrize(
-    ("role", "step", "number"), [at(*each, number) for each in EVERY_STEP for number in (signal.SIGHUP, signal.SIGTERM)]
+    ("role", "step", "number"), [(*each, number) for each in EVERY_STEP for number in (signal.SIGHUP, signal.SIGTERM)]
 )
 async def test_a_signal_at_any_step_is_obeyed_and_connections_go_on(held: Held, number: signal.Signals) -> None:
     made, gate, client, _ = held
@@ -120,7 +114,6 @@ async def test_a_signal_at_any_step_is_obeyed_and_connections_go_on(held: Held, 
     assert not made.other.events("peer_restarted")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("role", "step"), [(role, step) for role in RESTORING for step in steps(role)[2:]])
 async def test_another_process_of_that_name_that_starts_meanwhile_declares_nobody_dead(held: Held) -> None:
     made, gate, client, _ = held
@@ -166,7 +159,6 @@ CHECK = 1
 REAL = 2
 
 
-@pytest.mark.long
 async def test_memory_that_is_refused_at_any_step_leaves_the_code_before_at_work(tmp: Path) -> None:
     refusal = Refusal(
         tmp,

@@ -16,6 +16,8 @@ from tests.support.processes import nothing_yet
 from tests.support.traffic import echo
 from tests.support.waiting import DEADLINE_S, eventually
 
+pytestmark = pytest.mark.long
+
 
 async def test_code_that_does_not_start_changes_nothing(tmp: Path) -> None:
     broken = tmp / "modules"

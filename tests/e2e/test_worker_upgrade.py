@@ -17,6 +17,7 @@ from tests.support.sockets import HOST, closed_port
 from tests.support.traffic import echo
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.long
 WORKERS = 2
 CLIENTS = 16
 NOT_FOR_WORKERS = """
@@ -119,7 +120,6 @@ async def goes_on(client: Client) -> bool:
     return True
 
 
-@pytest.mark.long
 async def test_a_worker_whose_new_code_does_not_start_stays_with_the_old_code(edge: Edge) -> None:
     broken = edge.tmp / "modules/sitecustomize.py"
     broken.write_text(NOT_FOR_WORKERS)
@@ -141,7 +141,6 @@ async def test_a_worker_whose_new_code_does_not_start_stays_with_the_old_code(ed
     await edge.parent.wait()  # until nobody holds its standard error any more
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("program", [("-c", NO_EXECVE)])
 async def test_new_code_of_a_parent_that_does_not_start_leaves_the_old_code_with_its_workers(edge: Edge) -> None:
     right, pids = (edge.tmp / "edge.toml").read_text(), edge.workers()
@@ -158,7 +157,6 @@ async def test_new_code_of_a_parent_that_does_not_start_leaves_the_old_code_with
     await edge.end()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("at", [{}, {"worker": 0}], ids=["parent", "worker"])
 async def test_a_signal_to_end_that_comes_in_the_midst_of_an_upgrade_drains_all_workers(
     edge: Edge, at: dict[str, object]

@@ -141,13 +141,12 @@ class Driver:
         peer.info = info
         peer.granted[carrier] = info.attributes.get(GRANTED)
         self._absent.pop(peer.id, None)
-        if peer.epochs.get(carrier) == info.epoch:
-            self._application.peer_changed(peer)
-            return
-        peer.epochs[carrier] = info.epoch
-        now = clock()
-        peer.session.path_up(carrier, now, rank=self._rank(carrier, peer))
-        self._schedule(peer, now)
+        if peer.epochs.get(carrier) != info.epoch:
+            peer.epochs[carrier] = info.epoch
+            now = clock()
+            peer.session.path_up(carrier, now, rank=self._rank(carrier, peer))
+            self._schedule(peer, now)
+        self._application.peer_changed(peer)
 
     def _rank(self, carrier: Carrier, peer: Peer) -> int:
         """Return how much we prefer a path: only edges do, since the two ends know a broker by different addresses."""

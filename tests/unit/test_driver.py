@@ -621,9 +621,13 @@ async def test_a_peer_that_cannot_be_is_not_restored(change: dict[str, object]) 
         end.driver.peer_down(end, other.name.id, REVOKED)
 
 
-async def test_the_application_is_told_once_streams_may_flow() -> None:
+async def test_the_application_is_told_of_a_peer_at_once_and_when_streams_may_flow() -> None:
+    """What a provider offers is known before its session is established, so its service is not taken for misspelt."""
+    edge = Wire(Role.EDGE)
+    peer = edge.meets(Wire(Role.PROVIDER), 1)
+    assert edge.changed == [peer] and not peer.available
     edge, _, peer = await joined()
-    assert edge.changed == [peer]
+    assert edge.changed == [peer, peer] and peer.available
 
 
 async def test_a_message_of_an_unknown_peer_is_ignored() -> None:

@@ -136,7 +136,7 @@ def _wait_for_edge(fleet: Fleet) -> None:
     while not list(fleet.folder.glob("edge-*.sock")):
         if time.monotonic() > give_up:
             raise BenchmarkError("the edge does not start")
-        time.sleep(LOOK_S)
+        time.sleep(LOOK_S)  # nothing to be told by: another program is starting
 
 
 def join(fleet: Fleet, links: int) -> None:
